@@ -1,0 +1,179 @@
+"""The anchor chain, and the one parser that reads it from a model's text.
+
+The form is `<think> ... <timestamp>a to b</timestamp> ... </think> <answer>a to b</answer>` with seconds as plain
+decimals. Reading is strict where a second reading would be possible and never guesses:
+
+- the thought runs from the first `<think>` to the first `</think>` behind it, or to the end of the text;
+- an anchor is a `<timestamp>` in the thought, directly closed, around one span;
+- the answer is the first closed `<answer>` behind the thought; a model that wrote no `<think>` at all is still read,
+  but what stands in a thought that never ends is thought, not answer;
+- a span is `a to b`, ASCII digits, a < b. Anything else (a sign, a unit, a colon, an exponent) is not a span.
+
+What breaks the form gives the chain a status. What could be read is kept all the same, so that a view can show it.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from itertools import pairwise
+from typing import NamedTuple
+
+from labkit.chain.spans import Span
+
+STATUSES = ("ok", "cut_off", "no_think", "bad_anchor", "no_answer", "bad_answer", "extra_text", "no_anchor")
+"""How a text kept to the form. `ok`, then the failures in the order in which they are looked for; the first one wins.
+
+cut_off      the generation hit its token limit; first, because it explains every failure behind it
+no_think     not exactly one `<think>` followed by exactly one `</think>`
+bad_anchor   a `<timestamp>` that is unclosed, nested, outside the thought, or holds no span
+no_answer    no closed `<answer>` behind the thought
+bad_answer   the answer holds no span, or there are more answer tags than its two
+extra_text   something besides the thought and the answer
+no_anchor    none of these, but the thought has no anchor: the form of a model that thinks without anchors
+"""
+
+_TAG = re.compile(r"</?(?:think|timestamp|answer)>")
+# Neighbouring parts share no character, so a failing match gives up in linear time.
+_SPAN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*to\s*(\d+(?:\.\d+)?)\s*", re.ASCII)
+
+
+class Anchor(NamedTuple):
+    """One anchor: its span, and the characters [begin, end) of the whole tag in the chain's text."""
+
+    span: Span
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class AnchorChain:
+    """What a model's text says: its anchors in order, then its answer.
+
+    `answer_chars` are the characters [begin, end) of the whole `<answer>` tag; None exactly when `answer` is.
+    """
+
+    text: str
+    anchors: tuple[Anchor, ...]
+    answer: Span | None
+    status: str
+    answer_chars: tuple[int, int] | None
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The anchors' spans, in order."""
+        return tuple(anchor.span for anchor in self.anchors)
+
+    @property
+    def steps(self) -> tuple[Span, ...]:
+        """The anchors' spans, then the answer if there is one."""
+        return self.spans if self.answer is None else (*self.spans, self.answer)
+
+
+class _Tag(NamedTuple):
+    name: str
+    begin: int
+    end: int
+
+
+def parse(text: str, *, finished: bool = True) -> AnchorChain:
+    """Read a text as an anchor chain. Any string gives a chain, in time linear in its length.
+
+    `finished=False` says that the generation hit its token limit: the status is `cut_off`, whatever the text holds.
+    Source: TAR-TVG paper for the form; how to read what breaks it is our choice.
+
+    >>> chain = parse("<think>near <timestamp>2.0 to 9.5</timestamp></think><answer>3 to 8</answer>")
+    >>> chain.status, chain.spans, chain.answer
+    ('ok', (Span(start=2.0, end=9.5),), Span(start=3.0, end=8.0))
+    >>> parse("<answer>8 to 3</answer>", finished=False).status
+    'cut_off'
+    """
+    tags = [_Tag(match[0], match.start(), match.end()) for match in _TAG.finditer(text)]
+    opening = next((tag for tag in tags if tag.name == "<think>"), None)
+    closing = next((tag for tag in tags if opening and tag.name == "</think>" and tag.begin >= opening.end), None)
+
+    if opening is None:
+        thought, behind = (0, 0), 0
+    elif closing is None:
+        thought, behind = (opening.end, len(text)), len(text)
+    else:
+        thought, behind = (opening.end, closing.begin), closing.end
+
+    anchors = []
+    answer_block: tuple[int, int, Span | None] | None = None
+    for tag, following in pairwise(tags):
+        if following.name != f"</{tag.name[1:]}":
+            continue
+        if tag.name == "<timestamp>" and thought[0] <= tag.begin and following.end <= thought[1]:
+            span = _read_span(text[tag.end : following.begin])
+            if span is not None:
+                anchors.append(Anchor(span, tag.begin, following.end))
+        elif tag.name == "<answer>" and tag.begin >= behind and answer_block is None:
+            answer_block = (tag.begin, following.end, _read_span(text[tag.end : following.begin]))
+
+    answer = answer_block[2] if answer_block else None
+    count = dict.fromkeys(("<think>", "</think>", "<timestamp>", "</timestamp>", "<answer>", "</answer>"), 0)
+    for tag in tags:
+        count[tag.name] += 1
+    if not finished:
+        status = "cut_off"
+    elif opening is None or closing is None or count["<think>"] > 1 or count["</think>"] > 1:
+        status = "no_think"
+    elif count["<timestamp>"] != len(anchors) or count["</timestamp>"] != len(anchors):
+        status = "bad_anchor"
+    elif answer_block is None:
+        status = "no_answer"
+    elif answer is None or count["<answer>"] > 1 or count["</answer>"] > 1:
+        status = "bad_answer"
+    elif any(
+        part.strip(string.whitespace)
+        for part in (text[: opening.begin], text[behind : answer_block[0]], text[answer_block[1] :])
+    ):
+        status = "extra_text"
+    else:
+        status = "ok" if anchors else "no_anchor"
+    chars = answer_block[:2] if answer_block and answer else None
+    return AnchorChain(text, tuple(anchors), answer, status, chars)
+
+
+def render(anchors: Sequence[Span], answer: Span | None, thoughts: Sequence[str] | None = None) -> str:
+    r"""The text of a chain, the inverse of `parse`: reading it back gives the same spans, to the last bit.
+
+    `thoughts` are the len(anchors) + 1 texts before, between and behind the anchors; blanks are put around them.
+    Raises: ValueError for a span before 0 (the form has no sign), a wrong number of thoughts, or a thought with a tag.
+
+    >>> render([Span(2.0, 9.5)], Span(3.0, 8.0), ["near", "or so"])
+    '<think>near <timestamp>2.0 to 9.5</timestamp> or so</think>\n<answer>3.0 to 8.0</answer>'
+    """
+    if thoughts is None:
+        thoughts = [""] * (len(anchors) + 1)
+    if len(thoughts) != len(anchors) + 1:
+        raise ValueError(f"{len(thoughts)} thoughts for {len(anchors)} anchors: give {len(anchors) + 1}")
+    for thought in thoughts:
+        if tag := _TAG.search(thought):
+            raise ValueError(f"thought {thought!r} holds the tag {tag[0]}, which would be read as part of the chain")
+    pieces = [thoughts[0]]
+    for span, thought in zip(anchors, thoughts[1:], strict=True):
+        pieces += [f"<timestamp>{_write_span(span)}</timestamp>", thought]
+    text = f"<think>{' '.join(piece for piece in pieces if piece)}</think>"
+    return text if answer is None else f"{text}\n<answer>{_write_span(answer)}</answer>"
+
+
+def _read_span(text: str) -> Span | None:
+    match = _SPAN.fullmatch(text)
+    if match is None:
+        return None
+    start, end = float(match[1]), float(match[2])
+    # Digits beyond the largest float read as infinity, which is no time either.
+    return Span(start, end) if start < end < float("inf") else None
+
+
+def _write_span(span: Span) -> str:
+    if span.start < 0:
+        raise ValueError(f"span {span.start} to {span.end} starts before the clip; clip it to the video first")
+    # repr is the shortest text that reads back as the same float; Decimal spells out its exponent, and adding 0.0
+    # takes the sign from -0.0.
+    return " to ".join(format(Decimal(repr(float(value) + 0.0)), "f") for value in (span.start, span.end))

@@ -1,0 +1,233 @@
+"""What many chains are worth: the field's figures, the chain's own, an interval, and the answers of a blind model.
+
+IoU is a fraction in [0, 1]. Predictions are cut to [0, duration], a missing answer counts 0, of several windows the
+best one counts, and a threshold is reached with `>=`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from labkit.chain.anchors import STATUSES, AnchorChain
+from labkit.chain.spans import Span, best_window, clip_span, iou_array
+
+THRESHOLDS = (0.3, 0.5, 0.7)
+
+Floats = NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    """Where a figure would fall for another draw of videos."""
+
+    low: float
+    high: float
+
+
+class Constant(NamedTuple):
+    """One answer for every query: a span in parts of the video, both ends in [0, 1]."""
+
+    start: float
+    end: float
+
+
+WHOLE_VIDEO = Constant(0.0, 1.0)
+"""The answer that never misses and never says anything."""
+
+
+def chain_ious(chain: AnchorChain, windows: Sequence[Span], duration: float) -> list[float]:
+    """IoU of each step of a chain: its anchors, then its answer if it has one.
+
+    >>> from labkit.chain.anchors import parse, render
+    >>> chain_ious(parse(render([Span(0, 20)], Span(0, 10))), [Span(0, 10)], 30.0)
+    [0.5, 1.0]
+    """
+    return [_iou(clip_span(span, duration), windows) for span in chain.steps]
+
+
+def answer_iou(chain: AnchorChain, windows: Sequence[Span], duration: float) -> float:
+    """IoU of a chain's answer, 0 when it has none.
+
+    >>> from labkit.chain.anchors import parse
+    >>> answer_iou(parse("it is at the end"), [Span(0, 10)], 30.0)
+    0.0
+    """
+    return 0.0 if chain.answer is None else _iou(clip_span(chain.answer, duration), windows)
+
+
+def recall_figures(ious: ArrayLike) -> dict[str, float]:
+    """MIoU and R1@m of one IoU per query.
+
+    Raises: ValueError when there is none.
+
+    >>> recall_figures([1.0, 0.5, 0.25, 0.0])
+    {'miou': 0.4375, 'r1@0.3': 0.5, 'r1@0.5': 0.5, 'r1@0.7': 0.25}
+    """
+    values = np.asarray(ious, dtype=np.float64)
+    if not values.size:
+        raise ValueError("no query to take figures of; give at least one")
+    return {"miou": float(values.mean())} | {f"r1@{m}": float((values >= m).mean()) for m in THRESHOLDS}
+
+
+def chain_figures(
+    chains: Sequence[AnchorChain], windows: Sequence[Sequence[Span]], durations: Sequence[float]
+) -> dict[str, float]:
+    """All figures of a set of chains under flat names, one row per chain in the three arguments.
+
+    What a good chain does is a share of **all** chains (anchor_rate, two_anchor_rate, strict_share, improved_share,
+    non_decreasing_share, answer_improves_share), so that a model without anchors can't look good. What a lazy one
+    does is a share of the chains that could: copy_rate of those with an anchor and an answer, anchor_copy_rate of
+    those with two anchors. iou_first, iou_last, iou_answer and gain are means over the chains with an anchor,
+    iou_step_k over those with a k-th one. A mean over nothing is NaN.
+    oracle_miou takes each chain's best step; parse_failure_rate is the share without an answer.
+
+    Raises: ValueError when the arguments differ in length or are empty.
+    Source: mIoU and R1@m as published; the chain's figures are our choice.
+
+    >>> from labkit.chain.anchors import parse, render
+    >>> truth = Span(0.0, 10.0)
+    >>> good = parse(render([Span(0.0, 40.0), Span(0.0, 20.0)], truth))
+    >>> figures = chain_figures([good, parse("no idea")], [[truth], [truth]], [40.0, 40.0])
+    >>> figures["miou"], figures["strict_share"], figures["gain"], figures["status_no_think"]
+    (0.5, 0.5, 0.75, 0.5)
+    """
+    if not len(chains) == len(windows) == len(durations):
+        raise ValueError(f"{len(chains)} chains, {len(windows)} windows, {len(durations)} durations: one row each")
+    statuses = Counter(chain.status for chain in chains)
+    answers, anchors, best = [], [], []
+    copies, anchor_copies = [], []
+    for chain, gold, duration in zip(chains, windows, durations, strict=True):
+        spans = [clip_span(span, duration) for span in chain.steps]
+        ious = [_iou(span, gold) for span in spans]
+        found = len(chain.anchors)
+        answers.append(0.0 if chain.answer is None else ious[-1])
+        anchors.append(ious[:found])
+        best.append(max(ious, default=0.0))
+        if found and chain.answer is not None:
+            copies.append(spans[-1] == spans[found - 1])
+        if found > 1:
+            anchor_copies.append(any(a == b for a, b in pairwise(spans[:found])))
+
+    total = len(chains)
+    anchored = [(row, answer) for row, answer in zip(anchors, answers, strict=True) if row]
+    several = [row for row in anchors if len(row) > 1]
+    improves = sum(
+        answer >= row[-1]
+        for chain, row, answer in zip(chains, anchors, answers, strict=True)
+        if row and chain.answer is not None
+    )
+    figures = {"n": float(total)} | recall_figures(answers)
+    figures |= {
+        "anchor_rate": len(anchored) / total,
+        "two_anchor_rate": len(several) / total,
+        "anchors_mean": sum(map(len, anchors)) / total,
+        "iou_first": _mean([row[0] for row, _ in anchored]),
+        "iou_last": _mean([row[-1] for row, _ in anchored]),
+        "iou_answer": _mean([answer for _, answer in anchored]),
+        "gain": _mean([answer - row[0] for row, answer in anchored]),
+        "strict_share": sum(all(b > a for a, b in pairwise(row)) for row in several) / total,
+        "improved_share": sum(row[-1] > row[0] for row in several) / total,
+        "non_decreasing_share": sum(all(b >= a for a, b in pairwise(row)) for row in several) / total,
+        "answer_improves_share": improves / total,
+        "copy_rate": _mean(copies),
+        "anchor_copy_rate": _mean(anchor_copies),
+        "oracle_miou": _mean(best),
+        "parse_failure_rate": sum(chain.answer is None for chain in chains) / total,
+    }
+    for step in range(max(map(len, anchors))):
+        figures[f"iou_step_{step + 1}"] = _mean([row[step] for row in anchors if len(row) > step])
+    return figures | {f"status_{name}": statuses[name] / total for name in STATUSES}
+
+
+def bootstrap_interval(
+    values: ArrayLike,
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    level: float = 0.95,
+    draws: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """Percentile interval of the mean of `values`, drawing whole clusters (the videos) with replacement.
+
+    Queries on one video rise and fall together, so drawing single queries would claim too narrow an interval.
+    `clusters` names each value's video; None makes each value its own. With one cluster nothing can be said: NaN.
+    Raises: ValueError when values and clusters differ in length, there is no value, or level or draws make no sense.
+
+    >>> bootstrap_interval([0.0, 0.0, 1.0, 1.0], ["a", "a", "b", "b"])
+    Interval(low=0.0, high=1.0)
+    >>> bootstrap_interval([0.5, 0.5, 0.5])
+    Interval(low=0.5, high=0.5)
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or not array.size:
+        raise ValueError(f"values of shape {array.shape}: need a list of at least one number")
+    if clusters is not None and len(clusters) != len(array):
+        raise ValueError(f"{len(array)} values and {len(clusters)} clusters: name one cluster for each value")
+    if not 0 < level < 1 or draws < 1:
+        raise ValueError(f"level={level}, draws={draws}: level must lie between 0 and 1, draws above 0")
+    names: Sequence[Hashable] = range(len(array)) if clusters is None else clusters
+    numbers: dict[Hashable, int] = {}
+    index = np.array([numbers.setdefault(name, len(numbers)) for name in names])
+    groups = len(numbers)
+    if groups < 2:
+        return Interval(math.nan, math.nan)
+    sums, sizes = np.bincount(index, array), np.bincount(index).astype(np.float64)
+    generator = np.random.default_rng(seed)
+    means = np.empty(draws)
+    rows = max(1, 2_000_000 // groups)  # keeps a block of draws near 16 MB
+    for begin in range(0, draws, rows):
+        picked = generator.integers(0, groups, (min(rows, draws - begin), groups))
+        means[begin : begin + rows] = sums[picked].sum(1) / sizes[picked].sum(1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high))
+
+
+def constant_ious(constant: Constant, windows: Sequence[Sequence[Span]], durations: Sequence[float]) -> Floats:
+    """IoU of one constant answer on each query; `WHOLE_VIDEO` is the plainest.
+
+    >>> constant_ious(WHOLE_VIDEO, [[Span(0, 10)], [Span(0, 10)]], [20.0, 40.0]).tolist()
+    [0.5, 0.25]
+    """
+    return _constant_ious(constant, _padded(windows, len(durations)), np.asarray(durations, dtype=np.float64))
+
+
+def best_constant(windows: Sequence[Sequence[Span]], durations: Sequence[float], *, steps: int = 20) -> Constant:
+    """The constant answer with the highest mIoU on these queries (the training set), on a grid of 1 / steps.
+
+    A model that doesn't beat it on the test set shows no sign of having looked at the video.
+
+    >>> best_constant([[Span(5, 10)], [Span(10, 20)]], [20.0, 40.0])
+    Constant(start=0.25, end=0.5)
+    """
+    gold, ends = _padded(windows, len(durations)), np.asarray(durations, dtype=np.float64)
+    grid = [Constant(a / steps, b / steps) for a in range(steps) for b in range(a + 1, steps + 1)]
+    return max(grid, key=lambda constant: float(_constant_ious(constant, gold, ends).mean()))
+
+
+def _constant_ious(constant: Constant, gold: Floats, durations: Floats) -> Floats:
+    pred = durations[:, None, None] * np.array(constant)
+    # fmax passes over the NaN rows that pad queries with fewer windows.
+    return np.asarray(np.fmax.reduce(iou_array(pred, gold), axis=1))
+
+
+def _padded(windows: Sequence[Sequence[Span]], rows: int) -> Floats:
+    if len(windows) != rows or not rows or not all(windows):
+        raise ValueError(f"{len(windows)} lists of windows for {rows} durations: need one list with a window for each")
+    padded = np.full((rows, max(map(len, windows)), 2), np.nan)
+    for row, gold in zip(padded, windows, strict=True):
+        row[: len(gold)] = [(span.start, span.end) for span in gold]
+    return padded
+
+
+def _iou(span: Span | None, windows: Sequence[Span]) -> float:
+    return 0.0 if span is None else best_window(span, windows).value
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan

@@ -1,0 +1,137 @@
+"""Spans of seconds, and how well two of them agree.
+
+Two measures, each for one pair and for whole arrays: IoU, which every published number uses, and soft IoU, which
+goes below 0 for spans that don't meet, so that a near miss can be told from a far one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Span:
+    """A stretch of a clip, in seconds from the clip's beginning; it always has a length.
+
+    Raises: ValueError unless both ends are finite and start < end.
+
+    >>> Span(12, 24.5).length
+    12.5
+    """
+
+    start: float
+    end: float
+
+    def __post_init__(self) -> None:
+        """Refuse what is no span, so that nothing behind this line has to ask again."""
+        if not (math.isfinite(self.start) and math.isfinite(self.end)):
+            raise ValueError(f"span {self.start} to {self.end}: both ends must be finite seconds")
+        if not self.start < self.end:
+            raise ValueError(f"span {self.start} to {self.end}: the start must lie before the end")
+
+    @property
+    def length(self) -> float:
+        """Seconds from start to end."""
+        return self.end - self.start
+
+    @property
+    def middle(self) -> float:
+        """The second halfway between start and end."""
+        return (self.start + self.end) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class BestWindow:
+    """The value that the best of several windows gave, and which one it was."""
+
+    value: float
+    index: int
+
+
+def soft_iou(pred: Span, gold: Span) -> float:
+    """IoU without the clamp at 0: equal to IoU on overlap, -gap / hull for spans that don't meet.
+
+    In (-1, 1], symmetric, unchanged by shift and scale. Of two misses of equal length the nearer one is better.
+    A miss grows better by stretching away from the truth, but never beyond 0: clip predictions to the video first,
+    or the stretch has no limit.
+    Source: TAR-TVG paper (soft IoU); the hull as the denominator is our choice.
+
+    >>> soft_iou(Span(0, 10), Span(5, 20))
+    0.25
+    >>> soft_iou(Span(0, 5), Span(7, 10))
+    -0.2
+    """
+    inside = min(pred.end, gold.end) - max(pred.start, gold.start)
+    return inside / (max(pred.end, gold.end) - min(pred.start, gold.start))
+
+
+def iou(pred: Span, gold: Span) -> float:
+    """Seconds in both spans over seconds in either; in [0, 1] and symmetric.
+
+    >>> iou(Span(0, 10), Span(5, 20))
+    0.25
+    >>> iou(Span(0, 5), Span(7, 10))
+    0.0
+    """
+    # Spans that overlap fill their hull, so the union is the hull wherever the value isn't 0.
+    return max(0.0, soft_iou(pred, gold))
+
+
+def soft_iou_array(pred: ArrayLike, gold: ArrayLike) -> NDArray[np.float64]:
+    """`soft_iou` row by row on (N, 2) arrays of [start, end]; leading axes broadcast.
+
+    Rows aren't checked: each must have start < end.
+
+    >>> soft_iou_array([[0, 10], [0, 5]], [[5, 20], [7, 10]]).tolist()
+    [0.25, -0.2]
+    """
+    a, b = np.asarray(pred, dtype=np.float64), np.asarray(gold, dtype=np.float64)
+    inside = np.minimum(a[..., 1], b[..., 1]) - np.maximum(a[..., 0], b[..., 0])
+    hull = np.maximum(a[..., 1], b[..., 1]) - np.minimum(a[..., 0], b[..., 0])
+    return np.asarray(inside / hull)
+
+
+def iou_array(pred: ArrayLike, gold: ArrayLike) -> NDArray[np.float64]:
+    """`iou` row by row on (N, 2) arrays of [start, end]; leading axes broadcast.
+
+    >>> iou_array([[0, 10], [0, 5]], [[5, 20], [7, 10]]).tolist()
+    [0.25, 0.0]
+    """
+    return np.maximum(0.0, soft_iou_array(pred, gold))
+
+
+def clip_span(span: Span, duration: float) -> Span | None:
+    """The part of a span that lies in the video [0, duration], or None when nothing does.
+
+    Raises: ValueError unless the duration is finite and above 0.
+
+    >>> clip_span(Span(20, 45), 30.0)
+    Span(start=20, end=30.0)
+    >>> clip_span(Span(31, 45), 30.0) is None
+    True
+    """
+    if not (math.isfinite(duration) and duration > 0):
+        raise ValueError(f"duration {duration}: must be finite seconds above 0")
+    start, end = max(0.0, span.start), min(duration, span.end)
+    return Span(start, end) if start < end else None
+
+
+def best_window(span: Span, windows: Sequence[Span], measure: Callable[[Span, Span], float] = iou) -> BestWindow:
+    """The truth window that a span agrees with best; the first one wins a tie.
+
+    Raises: ValueError when there is no window: a query without a truth can't be scored.
+    Source: our choice for queries with several windows (QVHighlights).
+
+    >>> best_window(Span(0, 4), [Span(20, 30), Span(2, 4)])
+    BestWindow(value=0.5, index=1)
+    """
+    if not windows:
+        raise ValueError("no ground-truth window to compare with; a moment needs at least one")
+    values = [measure(span, window) for window in windows]
+    index = max(range(len(values)), key=values.__getitem__)
+    return BestWindow(values[index], index)

@@ -1,0 +1,100 @@
+"""The command line: `labkit run`, `results`, `world` and `base`.
+
+Bad input ends in one message on standard error and exit code 2; a run that breaks off ends in exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from labkit.errors import LabError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    from labkit.notebooks import NotebookError
+
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except LabError as error:
+        sys.stderr.write(f"labkit: {error}\n")
+        return 2
+    except NotebookError as error:
+        sys.stderr.write(f"labkit: {error}\n")
+        return 2 if error.user_error else 1
+    except KeyboardInterrupt:
+        sys.stderr.write("labkit: interrupted; the same command goes on from the newest checkpoint\n")
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="labkit", description="A lab for video grounding with verifiable anchors.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run the five notebooks of a params file, or go on with a run")
+    run.add_argument("params", help="YAML file, such as params/embedded.yaml")
+    run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides",
+                     help="a parameter that goes before the file's; may be given several times")  # fmt: skip
+    run.set_defaults(command=_run)
+
+    results = commands.add_parser("results", help="every stage's figures at a glance")
+    results.add_argument("folder", help="a run's directory, such as outputs/embedded")
+    results.add_argument("--json", action="store_true", help="all figures, for a program")
+    results.set_defaults(command=_results)
+
+    world = commands.add_parser("world", help="write clips and queries of the embedded world")
+    world.add_argument("folder", help="folder to write to")
+    for split, clips in (("train", 300), ("validation", 40), ("test", 150)):
+        note = f"clips, about 4 queries each (default {clips})"
+        world.add_argument(f"--{split}", type=int, default=clips, help=note)
+    world.add_argument("--seed", type=int, default=0, help="world of that number (default 0)")
+    world.set_defaults(command=_world)
+
+    base = commands.add_parser("base", help="train the embedded base anew, about ten minutes on one CPU core")
+    base.add_argument("folder", help="folder to write to; must not exist")
+    base.add_argument("--seed", type=int, default=0, help="seed of weights and lessons (default 0)")
+    base.set_defaults(command=_base)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> None:
+    from labkit.runs import run_notebooks
+
+    run_notebooks(options.params, dict(options.overrides))
+
+
+def _results(options: argparse.Namespace) -> None:
+    from labkit.results import read_results, results_text
+
+    results = read_results(options.folder)
+    _say(json.dumps(results, indent=1) if options.json else results_text(results))
+
+
+def _world(options: argparse.Namespace) -> None:
+    from labkit.data.world import write_world
+
+    splits = write_world(options.folder, options.train, options.validation, options.test, seed=options.seed)
+    _say(f"{options.folder}: " + ", ".join(f"{len(moments)} {split} queries" for split, moments in splits.items()))
+
+
+def _base(options: argparse.Namespace) -> None:
+    from labkit.policy.pretraining import train_base
+
+    if Path(options.folder).exists():
+        raise LabError(f"'{options.folder}' exists already; name a folder that does not")
+    train_base(options.folder, seed=options.seed, report=_say)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""What is asked (moments) and what is seen (frames of videos by true seconds)."""

@@ -1,0 +1,278 @@
+"""Moments: what is asked about which video, and when it happens.
+
+A moments file is JSON Lines: UTF-8, one object a line, lines without any text are passed over. Its fields:
+
+    qid       the question's name, unique in the file
+    video     the video file, relative to the moments file's folder or absolute
+    query     the sentence to be found
+    windows   [[start, end], ...] one or more, in seconds from the clip's beginning
+    duration  the clip's length in seconds
+    clip      [start, end] of the clip in the source video, or null when the clip is the whole video (may be left out)
+    source    where the question comes from, free text (may be left out)
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+import reprlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labkit.chain.spans import Span
+from labkit.errors import LabError
+from labkit.files import replacing
+
+_REQUIRED = ("qid", "video", "query", "windows", "duration")
+_FIELDS = (*_REQUIRED, "clip", "source")
+# Labels and durations are written with two or three decimals: a millisecond is rounding, more is a mistake.
+_ROUNDING = 1e-3
+# A trim window cuts at frames, so its clip may be half a frame shorter or longer (10 fps is the slowest in use).
+_FRAME = 0.05
+
+
+class BadField(ValueError):
+    """A moment's field that cannot be used: which one, its value, what is wrong and what to write instead."""
+
+    def __init__(self, field: str, value: object, wrong: str, step: str) -> None:
+        """Keep the parts, so that a reader can put file and line in front."""
+        self.field, self.value, self.wrong, self.step = field, value, wrong, step
+        super().__init__(f"{field} = {_short(value)} {wrong}; {step}")
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A question about a video, with the windows that answer it.
+
+    `windows` are in seconds from the clip's beginning; `duration` is the clip's length; `clip` is the trim window in
+    the source video, None when the clip is all of it; `video` is an absolute path.
+
+    Raises BadField (a ValueError) that names the field, its value and what to write instead.
+
+    >>> moment = Moment("q1", "/videos/a.mp4", "she opens the door", (Span(1.0, 4.0),), 12.0, clip=Span(30.0, 42.0))
+    >>> moment.start
+    30.0
+    >>> Moment("q1", "/videos/a.mp4", "she opens the door", (Span(1.0, 14.0),), 12.0)
+    Traceback (most recent call last):
+    labkit.data.moments.BadField: windows = [1.0, 14.0] ends past the clip (12.0 s); cut the window or correct duration
+    """
+
+    qid: str
+    video: str
+    query: str
+    windows: tuple[Span, ...]
+    duration: float
+    clip: Span | None = None
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        """Check every field: a moment that exists can be used."""
+        for field in ("qid", "video", "query"):
+            value = getattr(self, field)
+            if not isinstance(value, str):
+                raise BadField(field, value, "is not text", f'write it as "{field}": "..."')
+            if not value.strip():
+                raise BadField(field, value, "is empty", "fill it in or take the line out")
+        if "\0" in self.video or not os.path.isabs(self.video):
+            raise BadField("video", self.video, "is no absolute path", "resolve it against the moments file's folder")
+        if not (math.isfinite(self.duration) and self.duration > 0):
+            raise BadField("duration", self.duration, "is not a length", "write the clip's seconds, above 0")
+        if not self.windows:
+            raise BadField("windows", [], "holds no window", "write at least one [start, end] or take the line out")
+        for window in self.windows:
+            if window.start < 0:
+                step = "count seconds from the clip's beginning"
+                raise BadField("windows", _pair(window), "starts before the clip", step)
+            if window.end > self.duration + _ROUNDING:
+                wrong = f"ends past the clip ({self.duration} s)"
+                raise BadField("windows", _pair(window), wrong, "cut the window or correct duration")
+        if self.clip is not None:
+            if self.clip.start < 0:
+                step = "count seconds from the video's beginning"
+                raise BadField("clip", _pair(self.clip), "starts before the video", step)
+            if abs(self.clip.length - self.duration) > _FRAME:
+                wrong = f"is {self.clip.length:g} s long but duration is {self.duration:g} s"
+                raise BadField("clip", _pair(self.clip), wrong, "write the clip's own length as duration")
+
+    @property
+    def start(self) -> float:
+        """Where the clip begins in the video, in seconds: what `read_frames` takes as `start`."""
+        return self.clip.start if self.clip is not None else 0.0
+
+
+def read_moments(path: str | Path) -> list[Moment]:
+    """Moments of a JSON Lines file, in the file's order; relative videos are resolved against its folder.
+
+    Raises LabError naming file, line, field, value and next step at the first line that cannot be used: not an object,
+    a field missing, unknown, repeated or ill-typed, an empty query, start >= end, a window past the clip, a qid that
+    came before. Likewise for a file that is missing, unreadable or holds no moment.
+    """
+    path = Path(path)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        reason = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise LabError(f"moments file {path} {reason}; correct its path or its access rights") from None
+    moments: list[Moment] = []
+    lines: dict[str, int] = {}
+    for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            moment = _moment(_decode(line), path.parent)
+            if moment.qid in lines:
+                wrong = f"was used before, on line {lines[moment.qid]}"
+                raise BadField("qid", moment.qid, wrong, "give every question a name of its own")
+        except BadField as error:
+            raise LabError(f"{path}, line {number}: {error}") from None
+        lines[moment.qid] = number
+        moments.append(moment)
+    if not moments:
+        fields = ", ".join(_REQUIRED)
+        raise LabError(f"moments file {path} holds no moment; write one JSON object a line with {fields}")
+    return moments
+
+
+def write_moments(moments: Iterable[Moment], path: str | Path) -> None:
+    """Write a file that `read_moments` reads back equal; it appears whole or not at all.
+
+    Videos below the file's folder are written relative to it, so that the folder can be moved; others stay absolute.
+
+    Raises ValueError when two moments share a qid or there is none: such a file could not be read back.
+    """
+    path = Path(path)
+    folder = os.path.abspath(path.parent)
+    rows: dict[str, str] = {}
+    for moment in moments:
+        if moment.qid in rows:
+            raise ValueError(f"qid {moment.qid!r} stands twice; give every question a name of its own")
+        row = {
+            "qid": moment.qid,
+            "video": _below(moment.video, folder),
+            "query": moment.query,
+            "windows": [_pair(window) for window in moment.windows],
+            "duration": moment.duration,
+            "clip": None if moment.clip is None else _pair(moment.clip),
+            "source": moment.source,
+        }
+        rows[moment.qid] = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+    if not rows:
+        raise ValueError(f"no moment to write to {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text("".join(rows.values()), encoding="utf-8", newline="\n")
+
+
+def require_videos(moments: Sequence[Moment]) -> None:
+    """Check before any work that every video is a file with something in it; a stat each, nothing is decoded.
+
+    Raises LabError naming the first bad video, its question, and how many are bad.
+    """
+    bad: list[tuple[Moment, str]] = []
+    for moment in {moment.video: moment for moment in reversed(moments)}.values():
+        try:
+            if not os.path.isfile(moment.video):
+                bad.append((moment, "is not a file" if os.path.exists(moment.video) else "is not there"))
+            elif os.path.getsize(moment.video) == 0:
+                bad.append((moment, "is empty"))
+        except OSError as error:
+            bad.append((moment, f"cannot be looked at ({error.strerror})"))
+    if bad:
+        moment, reason = bad[-1]
+        others = f" (and {len(bad) - 1} other videos are missing or empty)" if len(bad) > 1 else ""
+        step = "put the file there or correct 'video' in the moments file"
+        raise LabError(f"video {moment.video} of question {moment.qid!r} {reason}{others}; {step}")
+
+
+def _decode(line: bytes) -> dict[str, Any]:
+    """The JSON object on one line."""
+    shape = 'write one object a line, such as {"qid": "q1", ...}'
+    try:
+        row = json.loads(line.decode("utf-8"), object_pairs_hook=_unrepeated)
+    except UnicodeDecodeError:
+        raise BadField("line", line, "is not UTF-8", "save the file as UTF-8") from None
+    except BadField:
+        raise
+    except (ValueError, RecursionError) as error:
+        text = line.decode("utf-8").strip()
+        raise BadField("line", text, f"is not JSON ({getattr(error, 'msg', 'out of range')})", shape) from None
+    if not isinstance(row, dict):
+        raise BadField("line", row, "is not a JSON object", shape)
+    return row
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in row:
+            raise BadField(name, value, "is given twice", "keep one of the two")
+        row[name] = value
+    return row
+
+
+def _moment(row: dict[str, Any], folder: Path) -> Moment:
+    for name, value in row.items():
+        if name not in _FIELDS:
+            near = difflib.get_close_matches(name, _FIELDS, n=1)
+            step = f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(_FIELDS)}"
+            raise BadField(name, value, "is not a field of a moment", step)
+    for name in _REQUIRED:
+        if name not in row:
+            raise BadField(name, None, "is missing", "add it to the line")
+    windows = row["windows"]
+    if not isinstance(windows, list) or windows and not isinstance(windows[0], list):
+        raise BadField("windows", windows, "is not a list of windows", "write [[start, end], ...] in seconds")
+    video, source = row["video"], row.get("source", "")
+    if not isinstance(source, str):
+        raise BadField("source", source, "is not text", "write it as text or leave it out")
+    # An empty or ill-typed video stays as it is, for Moment to name it by what stands in the file.
+    if isinstance(video, str) and video.strip():
+        video = os.path.abspath(os.path.join(folder, video))
+    return Moment(
+        qid=row["qid"],
+        video=video,
+        query=row["query"],
+        windows=tuple(_span("windows", window) for window in windows),
+        duration=_number("duration", row["duration"]),
+        clip=None if row.get("clip") is None else _span("clip", row["clip"]),
+        source=source,
+    )
+
+
+def _span(field: str, value: object) -> Span:
+    if not isinstance(value, list) or len(value) != 2:
+        raise BadField(field, value, "is not a pair", "write [start, end] in seconds")
+    start, end = (_number(field, number, value) for number in value)
+    if start >= end:
+        raise BadField(field, value, "does not end after its start", "write [start, end] with start below end")
+    return Span(start, end)
+
+
+def _number(field: str, value: object, shown: object = None) -> float:
+    """`value` as seconds; `shown` is what the error quotes when the number stands inside a pair."""
+    # True is an int for Python, not for a person who writes a moments file.
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9:
+        return float(value)
+    shown = value if shown is None else shown
+    raise BadField(field, shown, "is not a number of seconds", "write plain finite numbers")
+
+
+def _pair(span: Span) -> list[float]:
+    return [span.start, span.end]
+
+
+def _below(video: str, folder: str) -> str:
+    """`video` relative to `folder` when it lies in there, with forward slashes; otherwise as it is."""
+    relative = os.path.relpath(video, folder) if video.startswith(folder + os.sep) else video
+    return relative.replace(os.sep, "/") if relative is not video else video
+
+
+def _short(value: object) -> str:
+    """`repr` cut to a length that a terminal line can hold."""
+    shortener = reprlib.Repr()
+    shortener.maxstring = shortener.maxother = 80
+    return shortener.repr(value)

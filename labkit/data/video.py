@@ -1,0 +1,228 @@
+"""Videos: the frames shown at true seconds, small enough for a model, decoded once.
+
+Second 0 is the moment the first frame is shown, whatever clock the file carries. The frame shown at second t is the
+last one whose timestamp is not after t; beyond the end that is the last frame. decord reads by default; PyAV, slower
+on long files but more patient, takes over where decord fails or cannot be trusted, and `Frames` says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from labkit.data import decoders
+from labkit.data.decoders import Pixels, Shrink, Times
+from labkit.errors import LabError
+from labkit.files import replacing
+
+log = logging.getLogger(__name__)
+
+# Part of every cache key: raise it when the same request would give other pixels.
+_CACHE_FORMAT = 1
+
+
+class Frames(NamedTuple):
+    """The frames shown at the times asked for, one per time.
+
+    `rgb` is uint8 (T, H, W, 3); `times` (T,) are the true timestamps of these frames in seconds, relative to the
+    clip's beginning (the first may be just below 0: that frame is still shown when the clip begins); `backend` is
+    "decord" or "pyav"; `note` says why decord was not used and what is wrong with the file, "" if nothing is.
+    """
+
+    rgb: Pixels
+    times: Times
+    backend: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class VideoInfo:
+    """A video as its packets tell it, not its header: seconds, mean frames per second, displayed pixels, frames."""
+
+    duration: float
+    fps: float
+    width: int
+    height: int
+    frames: int
+
+
+def sample_times(duration: float, fps: float, max_frames: int, multiple: int = 2) -> Times:
+    """Seconds (T,) at which a clip is looked at: t_k = k * step from 0, all inside [0, duration).
+
+    step is 1 / fps; longer when `max_frames` binds; shorter only for a clip too short to hold `multiple` frames.
+    T is a multiple of `multiple` (a temporal patch), rounded down, but never 0.
+
+    >>> sample_times(3.0, fps=2.0, max_frames=32)
+    array([0. , 0.5, 1. , 1.5, 2. , 2.5])
+    >>> sample_times(60.0, fps=2.0, max_frames=5)
+    array([ 0., 15., 30., 45.])
+    >>> sample_times(0.4, fps=2.0, max_frames=32)
+    array([0. , 0.2])
+    """
+    if not (math.isfinite(duration) and duration > 0 and math.isfinite(fps) and fps > 0):
+        raise ValueError(f"duration and fps must be finite and above 0, not {duration!r} and {fps!r}")
+    if not 1 <= multiple <= max_frames:
+        raise ValueError(f"max_frames must hold one multiple of {multiple} frames, not {max_frames!r}")
+    # The small number keeps 8.0 s at 2 fps at 16 frames when 8.0 was computed as 8.000000001.
+    fitting = math.ceil(duration * fps - 1e-6)
+    count = max(multiple, min(fitting, max_frames) // multiple * multiple)
+    step = duration / count if fitting > max_frames or fitting < multiple else 1 / fps
+    return np.arange(count, dtype=np.float64) * step
+
+
+def read_frames(path: str | Path, times: ArrayLike, start: float = 0.0) -> Frames:
+    """Frames of `path` shown at `start + times`, in the video's own size, rotated as a player shows them.
+
+    `start` is the trim window's beginning in the video; times in the result are relative to it.
+
+    Raises LabError when the file is missing, empty, not a video, or ends before the first time asked for.
+    """
+    return _read(path, times, start, None)
+
+
+def thumbnails(path: str | Path, times: ArrayLike, width: int) -> Pixels:
+    """Small frames (T, H, W, 3) for figures, `width` pixels wide, heights in proportion. Raises as `read_frames`."""
+
+    def shrink(rgb: Pixels) -> Pixels:
+        return resize(rgb, (max(1, round(rgb.shape[1] * width / rgb.shape[2])), width))
+
+    return _read(path, times, 0.0, shrink).rgb
+
+
+def resize(rgb: Pixels, size: tuple[int, int]) -> Pixels:
+    """Frames (T, H, W, 3) at `size` (height, width): bicubic with antialias on uint8, as Qwen-VL's processors do it.
+
+    >>> resize(np.full((2, 8, 8, 3), 7, np.uint8), (4, 2)).shape
+    (2, 4, 2, 3)
+    """
+    import torch
+
+    if rgb.shape[1:3] == tuple(size):
+        return rgb
+    frames = torch.from_numpy(np.ascontiguousarray(rgb)).permute(0, 3, 1, 2)
+    frames = torch.nn.functional.interpolate(frames, size, mode="bicubic", antialias=True, align_corners=False)
+    return np.ascontiguousarray(frames.permute(0, 2, 3, 1).numpy())
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """Measure a video by its packets and its first frame; a truncated file is measured by what is left of it.
+
+    Raises LabError when the file is missing, empty or shows no frame.
+    """
+    duration, frames, height, width = decoders.measure(path)
+    return VideoInfo(duration, frames / duration if duration > 0 else 0.0, width, height, frames)
+
+
+def fingerprint(path: str | Path) -> str:
+    """32 hex digits from size, modification time, first and last 64 KiB: a changed file has another one.
+
+    Raises LabError when the file is missing or empty.
+    """
+    size = decoders.require(path)
+    with open(path, "rb") as file:
+        digest = hashlib.blake2b(f"{size} {os.fstat(file.fileno()).st_mtime_ns} ".encode(), digest_size=16)
+        digest.update(file.read(65536))
+        file.seek(max(0, size - 65536))
+        digest.update(file.read(65536))
+    return digest.hexdigest()
+
+
+class FrameCache:
+    """Frames at the model's size on disk, so that no clip is decoded twice, by this run or the next.
+
+    One file per video content, times and size; files appear whole, so several processes may share the folder.
+    `hits` and `decoded` count what `get` did.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """Use `folder`, making it when it is not there."""
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.hits = 0
+        self.decoded = 0
+
+    def __repr__(self) -> str:
+        """Folder and counters."""
+        return f"FrameCache({str(self.folder)!r}, hits={self.hits}, decoded={self.decoded})"
+
+    def get(self, path: str | Path, times: ArrayLike, size: tuple[int, int], start: float = 0.0) -> Frames:
+        """`read_frames` resized to `size` (height, width), from disk if these frames were ever made.
+
+        A video that changed is decoded again. Raises LabError as `read_frames`.
+        """
+        wanted = np.asarray(times, np.float64)
+        request = f"{_CACHE_FORMAT} {fingerprint(path)} {size[0]}x{size[1]} {float(start)!r} {wanted.tolist()}"
+        file = self.folder / f"{hashlib.blake2b(request.encode(), digest_size=20).hexdigest()}.npz"
+        frames = _load(file)
+        if frames is not None:
+            self.hits += 1
+            return frames
+        frames = _read(path, wanted, start, lambda rgb: resize(rgb, size))
+        self.decoded += 1
+        # Uncompressed: frames of real videos hardly shrink, and reading them back is what is done often.
+        with replacing(file) as temporary, open(temporary, "wb") as out:
+            np.savez(out, rgb=frames.rgb, times=frames.times, backend=frames.backend, note=frames.note)
+        return frames
+
+    def info(self, path: str | Path) -> VideoInfo:
+        """`probe`, kept beside the frames: the size for the model is asked for every clip in every epoch."""
+        file = self.folder / f"{fingerprint(path)}.json"
+        try:
+            return VideoInfo(**json.loads(file.read_text()))
+        except FileNotFoundError:
+            pass
+        except (ValueError, TypeError) as error:
+            log.warning("%s is damaged (%s); measuring %s again", file, error, path)
+        info = probe(path)
+        with replacing(file) as temporary:
+            temporary.write_text(json.dumps(asdict(info)))
+        return info
+
+
+def _load(file: Path) -> Frames | None:
+    """Frames of a cache file; None when there is none, or when a crash of the machine has left it damaged."""
+    try:
+        # Opened here, not by numpy, which leaves a file open that turns out to be no archive.
+        with open(file, "rb") as raw, np.load(raw, allow_pickle=False) as arrays:
+            return Frames(arrays["rgb"], arrays["times"], str(arrays["backend"]), str(arrays["note"]))
+    except FileNotFoundError:
+        return None
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        log.warning("%s is damaged (%s); decoding its clip again", file, error)
+        return None
+
+
+def _read(path: str | Path, times: ArrayLike, start: float, shrink: Shrink | None) -> Frames:
+    """Choose the decoder, check what it found, and put times on the clip's clock."""
+    wanted = np.asarray(times, np.float64) + start
+    if wanted.ndim != 1 or wanted.size == 0 or not np.isfinite(wanted).all() or wanted.min() < 0:
+        raise ValueError(f"times must be one row of seconds from 0 on, not {times!r} from {start!r} s")
+    decoders.require(path)
+    backend, notes = "decord", []
+    try:
+        shown = decoders.by_decord(path, wanted, shrink)
+    except Exception as error:
+        # All of them: decord raises errors of its own, assertions and RuntimeErrors, or its library is not there.
+        backend, notes = "pyav", [decoders.reason(error)]
+        log.info("%s: %s; reading with PyAV", path, notes[0])
+        shown = decoders.by_pyav(path, wanted, shrink)
+    late = int((wanted > shown.end + decoders.TICK).sum())
+    if late == wanted.size:
+        step = "correct the clip's window or replace the video"
+        raise LabError(f"video {path} ends at {shown.end:.2f} s but is asked for second {wanted.min():.2f} on; {step}")
+    past = f"{late} of {wanted.size} times lie past the end ({shown.end:.2f} s) and show the last frame"
+    for trouble in (shown.note, past if late else ""):
+        if trouble:
+            log.warning("%s: %s", path, trouble)
+            notes.append(trouble)
+    return Frames(shown.rgb, shown.times - start, backend, "; ".join(notes))

@@ -1,0 +1,163 @@
+"""Notebooks: one executed by Papermill, in this very interpreter, with an honest file left behind when it fails.
+
+Papermill alone takes whatever kernel is registered as `python3`, which may belong to another environment. And after a
+killed kernel the saved notebook calls cells completed that never ran, and shows no error.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+BANNER_TAG = "labkit-error"
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class NotebookError(RuntimeError):
+    """A notebook stopped before its end; `user_error` tells bad input from a fault of the code."""
+
+    def __init__(self, message: str, user_error: bool = False) -> None:
+        """`message` names the notebook, the cell and what was raised there."""
+        super().__init__(message)
+        self.user_error = user_error
+
+
+def execute(
+    source: Path, target: Path, parameters: Mapping[str, Any], *, cwd: Path, say: Callable[[str], None]
+) -> None:
+    """Execute the notebook `source` with `parameters` into `target`, and hand each line that it prints to `say`.
+
+    The notebook grows under a temporary name beside `target` and gets its name at the end, also when a cell fails:
+    then with a banner on top that says what happened. Raises NotebookError in that case.
+    """
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    temporary = target.with_name(f".{target.stem}.running.ipynb")
+    lines = _Lines(say)
+    # One params file serves all five notebooks; their second cells check the names, so Papermill need not.
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    logging.getLogger("papermill.translators").setLevel(logging.ERROR)
+    try:
+        papermill.execute_notebook(
+            source,
+            temporary,
+            parameters=dict(parameters),
+            engine_name=_register_engine(),
+            progress_bar=False,
+            cwd=cwd,
+            stdout_file=lines,
+            stderr_file=lines,
+            coalesce_streams=True,
+            kernel_manager_class=_kernel_manager_class(),
+        )
+    except papermill.PapermillExecutionError as error:
+        lines.close()
+        _mark(temporary, f"{error.ename}: {error.evalue}")
+        message = f"{target.name}, cell [{error.exec_count}]: {error.ename}: {error.evalue}"
+        user_error = error.ename == "LabError"
+        if not user_error:
+            message += "\n" + COLOURS.sub("", "\n".join(error.traceback))
+        raise NotebookError(f"{message}\nwhat it had reached is in {target}", user_error) from None
+    except DeadKernelError:
+        _mark(temporary, "the kernel died (killed, or out of memory)")
+        raise NotebookError(
+            f"{target.name}: the kernel died, as it does when it is killed or runs out of memory; what it had reached "
+            f"is in {target}. The same command goes on from the newest checkpoint"
+        ) from None
+    except BaseException as error:
+        _mark(temporary, type(error).__name__)
+        raise
+    finally:
+        lines.close()
+        if temporary.exists():
+            os.replace(temporary, target)
+
+
+def _kernel_manager_class() -> type:
+    """A kernel manager that starts this interpreter, whatever kernels are installed and whatever they are called."""
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    class ThisInterpreter(AsyncKernelManager):
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=40"]
+            return KernelSpec(argv=argv, display_name="Python 3", language="python")
+
+    return ThisInterpreter
+
+
+def _register_engine() -> str:
+    """Teach Papermill an engine that, when the kernel is lost, leaves cells marked as what they are."""
+    from papermill.engines import NBClientEngine, papermill_engines
+
+    class HonestEngine(NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **options: Any) -> None:
+            try:
+                super().execute_managed_notebook(nb_man, kernel_name, **options)
+            except BaseException:
+                broken = False
+                for cell in nb_man.nb.cells:
+                    status = cell.metadata.get("papermill", {})
+                    if broken:
+                        status.update(status="pending", exception=None)
+                    elif cell.cell_type == "code" and not _answered(cell):
+                        status.update(status="failed", exception=True)
+                        broken = True
+                nb_man.save()
+                # Papermill marks every cell completed on its way out; it must not, now that this is said.
+                nb_man.notebook_complete = lambda: None
+                raise
+
+    papermill_engines.register("labkit", HonestEngine)
+    return "labkit"
+
+
+def _answered(cell: Any) -> bool:
+    """Whether the kernel reported the end of this cell; its number, which comes first, says only that it began."""
+    return "shell.execute_reply" in cell.metadata.get("execution", {}) or not cell.source.strip()
+
+
+def _mark(path: Path, what: str) -> None:
+    """Put a banner on top of a notebook that stopped."""
+    import nbformat
+
+    if not path.exists():
+        return
+    notebook = nbformat.read(path, 4)
+    text = what.strip().replace("`", "'").splitlines()
+    cell = nbformat.v4.new_markdown_cell(
+        f"> **This run stopped:** `{text[0] if text else 'unknown'}`\n>\n> Cells below the last output did not run.",
+        metadata={"tags": [BANNER_TAG]},
+    )
+    notebook.cells.insert(0, cell)
+    nbformat.write(notebook, path)
+
+
+class _Lines:
+    """A text stream that hands on whole lines, for a batch log."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say, self.rest = say, ""
+
+    def write(self, text: str) -> int:
+        *lines, self.rest = (self.rest + text.replace("\r", "\n")).split("\n")
+        for line in lines:
+            if line.strip():
+                self.say(line)
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing: a line is handed on when it is whole."""
+
+    def close(self) -> None:
+        if self.rest.strip():
+            self.say(self.rest)
+        self.rest = ""

@@ -1,0 +1,125 @@
+"""The embedded base: a tiny, real Qwen2.5-VL that answers on the embedded world.
+
+1.4 million parameters, a vocabulary of whole words, weights shipped with the package. It plays the base model's part: it finds
+events, but roughly, and it rarely writes anchors. `labkit.policy.pretraining` is the recipe that made it.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from labkit.data.world import ACTIONS, COLORS, SHAPES, STATES, STATES_PER_SECOND
+
+WEIGHTS = Path(__file__).parent / "embedded_weights"
+"""The checkpoint that ships with labkit, as `save_pretrained` wrote it."""
+
+SPECIAL = (
+    "<pad>",
+    "<unk>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+TAGS = ("<think>", "</think>", "<timestamp>", "</timestamp>", "<answer>", "</answer>")
+TIMES = tuple(f"{state / STATES_PER_SECOND:.1f}" for state in range(STATES + 1))
+WORDS = (
+    "user assistant when does find is the it to then from about around more closely refine check here look at i see on "
+    "in early late middle top bottom left right and , . ?"
+).split()
+SIDE = 56
+"""Pixels of a frame's side as the model reads it: 2 x 2 tokens, one per quadrant, for each second."""
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }} "
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
+)
+
+
+def build_tokenizer() -> Any:
+    """A word-level tokenizer with Qwen's special tokens; times are single tokens on half seconds."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    forms = [form for verb, forms in ACTIONS.items() for form in (verb, *forms)]
+    vocabulary = list(dict.fromkeys([*SPECIAL, *TAGS, *TIMES, *COLORS, *SHAPES, *forms, *WORDS]))
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    core.normalizer = normalizers.Lowercase()
+    pieces = Regex(r"</?\w+>|\d+\.\d+|\w+|[^\w\s]")
+    core.pre_tokenizer = pre_tokenizers.Split(pieces, behavior="removed", invert=True)
+    core.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=list(SPECIAL[2:]),
+        padding_side="left",
+        model_max_length=1024,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def build_model(tokenizer: Any, seed: int = 0) -> Any:
+    """The untrained model: vision 2 layers of 96, text 4 layers of 128, four heads, tied embeddings."""
+    import torch
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    def token(name: str) -> int:
+        return int(tokenizer.convert_tokens_to_ids(name))
+
+    width, heads = 128, 4
+    half = width // heads // 2
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": math.ceil(len(tokenizer) / 16) * 16,
+            "hidden_size": width,
+            "intermediate_size": 3 * width,
+            "num_hidden_layers": 4,
+            "num_attention_heads": heads,
+            "num_key_value_heads": heads,
+            "max_position_embeddings": 1024,
+            "initializer_range": 0.04,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [half - 2 * (half // 4), half // 4, half // 4],
+            },
+            "bos_token_id": None,
+            "eos_token_id": token("<|im_end|>"),
+            "pad_token_id": token("<pad>"),
+            "tie_word_embeddings": True,
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 96,
+            "intermediate_size": 192,
+            "num_heads": 4,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "tokens_per_second": 2,
+            "window_size": 112,
+            "fullatt_block_indexes": [0, 1],
+            "out_hidden_size": width,
+            "initializer_range": 0.04,
+        },
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+        tie_word_embeddings=True,
+    )
+    config._attn_implementation = "sdpa"
+    torch.manual_seed(seed)
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    model.generation_config.eos_token_id = token("<|im_end|>")
+    model.generation_config.pad_token_id = token("<pad>")
+    return model

@@ -1,0 +1,169 @@
+"""The model that answers: loading, LoRA, freezing and saving.
+
+A policy is a Hugging Face vision-language model with its tokenizer. The vision tower is always frozen, so that a clip's features can
+be computed once and shared by rollouts, log-probs, SFT and evaluation.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from labkit.errors import LabError
+
+if TYPE_CHECKING:
+    import torch
+
+EMBEDDED = "embedded"
+"""The name under which the tiny model that ships with labkit is loaded."""
+
+FAMILIES = ("qwen2_5_vl",)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A model with its tokenizer and the name that it was loaded under."""
+
+    model: Any
+    """A `Qwen2_5_VLForConditionalGeneration`, or a `PeftModel` around one."""
+    tokenizer: Any
+    name: str
+    """Path or hub id, kept as provenance in every rollout."""
+
+    @property
+    def base(self) -> Any:
+        """The Hugging Face model itself, below LoRA if there is any."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights live."""
+        return self.base.device
+
+    @property
+    def eos_ids(self) -> list[int]:
+        """Token ids that end an answer: the end of the assistant's turn, and what the model's generation config adds."""
+        ids = self.base.generation_config.eos_token_id
+        own = ids if isinstance(ids, list) else [] if ids is None else [ids]
+        return sorted({self.tokenizer.eos_token_id, *own})
+
+    @property
+    def pad_id(self) -> int:
+        """Fills batches of unequal lengths; never predicted."""
+        pad = self.tokenizer.pad_token_id
+        return self.tokenizer.eos_token_id if pad is None else pad
+
+    @property
+    def never_written(self) -> list[int]:
+        """Token ids that stand for pixels or padding, which an answer must not contain."""
+        config = self.base.config
+        ids = {config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id}
+        return sorted(ids | ({self.pad_id} - set(self.eos_ids)))
+
+
+def load_policy(
+    name: str, *, dtype: str = "float32", device: str = "auto", lora_rank: int = 0, lora_alpha: int = 32
+) -> Policy:
+    """Load a policy, ready to train, with its vision tower frozen.
+
+    Args:
+        name: `embedded` (the tiny model that ships with labkit), a directory, or a hub id.
+        dtype: `float32` or `bfloat16`.
+        device: `auto` takes the first GPU if there is one.
+        lora_rank: 0 trains every weight of the language model; above, LoRA of that rank on its linear layers.
+        lora_alpha: LoRA's scale is `lora_alpha / lora_rank`.
+
+    Raises:
+        LabError: the directory is not a checkpoint, or its model family is not one of ours.
+    """
+    import torch
+    from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # one bar per load and save drowns a notebook's own lines
+    source = name
+    if name == EMBEDDED:
+        from labkit.policy.embedded import WEIGHTS
+
+        source = str(WEIGHTS)
+    local = Path(source)
+    if local.exists() or source.startswith((".", "/", "~")):
+        _check_checkpoint(local)
+    adapter = (local / "adapter_config.json").is_file()
+    try:
+        origin = _adapter_base(local) if adapter else source
+        config = AutoConfig.from_pretrained(origin)
+        if config.model_type not in FAMILIES:
+            raise LabError(
+                f"model {name!r} is of the family {config.model_type!r}, and labkit reads {', '.join(FAMILIES)}; "
+                "choose a Qwen2.5-VL checkpoint"
+            )
+        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
+        model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            origin, config=config, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+        )
+    except OSError as error:
+        raise LabError(
+            f"model {name!r} could not be loaded: {str(error).splitlines()[0]}; give a directory that holds config.json and "
+            f"weights, or fetch it first with 'hf download {name}'"
+        ) from error
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model.to(device)
+    if adapter:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, source, is_trainable=True)
+    elif lora_rank:
+        model = _with_lora(model, lora_rank, lora_alpha)
+    policy = Policy(model.eval(), tokenizer, name)
+    policy.base.model.visual.requires_grad_(False)
+    return policy
+
+
+def save_policy(policy: Policy, folder: Path) -> None:
+    """Write the weights (only the adapter's under LoRA) and the tokenizer; `load_policy(folder)` reads them back.
+
+    The folder appears whole or not at all: a killed save leaves a folder with another name behind.
+    """
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    policy.model.save_pretrained(draft)
+    policy.tokenizer.save_pretrained(draft)
+    if folder.exists():
+        raise LabError(
+            f"{folder} exists already; a checkpoint is never overwritten, choose another folder or delete it"
+        )
+    draft.rename(folder)
+
+
+def _check_checkpoint(folder: Path) -> None:
+    if not folder.is_dir():
+        raise LabError(f"model {str(folder)!r} is not a directory; give a folder that holds a checkpoint, or a hub id")
+    names = {path.name for path in folder.iterdir()}
+    if not names & {"config.json", "adapter_config.json"}:
+        raise LabError(
+            f"model {str(folder)!r} is not a checkpoint: it holds no config.json and no adapter_config.json; "
+            "give the folder that save_pretrained wrote, such as outputs/RUN/01_grpo/final"
+        )
+    if not any(name.endswith((".safetensors", ".bin")) for name in names):
+        raise LabError(
+            f"model {str(folder)!r} has no weights (*.safetensors); an interrupted save leaves such a folder, take another"
+        )
+
+
+def _adapter_base(folder: Path) -> str:
+    from peft import PeftConfig
+
+    return str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
+
+
+def _with_lora(model: Any, rank: int, alpha: int) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    # Only the language model's linear layers: the vision tower shares some of their names and stays as it is.
+    targets = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+    return get_peft_model(
+        model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM", lora_dropout=0.0)
+    )

@@ -1,0 +1,391 @@
+"""Pretraining: the recipe that made the embedded base.
+
+The base is weak on purpose. Its labels come from the simulator, which knows what every frame shows; they are widened and
+shaken so that reinforcement has something to gain, and about one thought in twelve carries noisy anchors, after any opening,
+so that reinforcement has something to find.
+
+Two halves: the vision tower learns to name colour, shape and action in each frame and then stays frozen. The language model
+learns to answer, at first with no thought at all; auxiliary heads that say which frame tokens match the query are what makes
+it look at the video (their weights are thrown away, the checkpoint is a plain Hugging Face model).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from labkit.data.world import (
+    ACTIONS,
+    COLORS,
+    SECONDS,
+    SHAPES,
+    STATES,
+    STATES_PER_SECOND,
+    Event,
+    Scene,
+    Thing,
+    action_at,
+    ask,
+    is_shown,
+    make_scene,
+    render,
+    scene_seed,
+)
+from labkit.policy.embedded import SIDE, TIMES, build_model, build_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Recipe(NamedTuple):
+    """How the base is trained; the defaults made the weights that ship."""
+
+    clips: int = 4000
+    vision_steps: int = 300
+    vision_batch: int = 320
+    """Pairs of frames."""
+    vision_rate: float = 3e-3
+    text_steps: int = 480
+    text_batch: int = 24
+    text_rate: float = 2e-3
+    answers_only: float = 0.5
+    """Share of the text steps that train on answers without a thought."""
+    heads: float = 0.8
+    """Share of the text steps that have the auxiliary heads' help."""
+    widen: float = 1.5
+    """Seconds by which labels are widened at either end."""
+    shake: float = 1.75
+    """Standard deviation in seconds of what is then added to either end."""
+    anchor_share: float = 0.08
+    """Share of thoughts that carry anchors."""
+
+
+def teach(thing: Thing, event: Event, rng: np.random.Generator, recipe: Recipe, thought: bool = True) -> str:
+    """A completion in the base's own style: a free thought, now and then with noisy anchors, and a rough answer."""
+    start, end = _shaken(event.start - recipe.widen, event.end + recipe.widen, recipe.shake, rng)
+    words = ""
+    if thought:
+        words = _opening(thing, event, rng)
+        if rng.random() < recipe.anchor_share:
+            words += _anchors(event, rng)
+    return f"<think> {words} </think> <answer> {start:.1f} to {end:.1f} </answer>"
+
+
+def _opening(thing: Thing, event: Event, rng: np.random.Generator) -> str:
+    name = f"the {thing.color} {thing.shape}"
+    middle = (event.start + event.end) / 2
+    when = "early" if middle < 5.5 else "late" if middle > 10.5 else "in the middle"
+    place = f"{('top', 'bottom')[thing.quadrant // 2]} {('left', 'right')[thing.quadrant % 2]}"
+    return (
+        f"look at {name}. it {event.action} {when}.",
+        f"i see {name} on the {place}.",
+        f"{name} {event.action} {when}.",
+    )[int(rng.integers(0, 3))]
+
+
+def _anchors(event: Event, rng: np.random.Generator) -> str:
+    """One to three anchors, the first one wide; they need not get better."""
+    text = ""
+    for number in range(int(rng.choice([1, 2, 3], p=[0.4, 0.4, 0.2]))):
+        lead = ("around", "then more closely", "refine")[number]
+        if number == 0:
+            before, after = rng.uniform(0.5, 4.0, 2)
+            start, end = _snapped(event.start - before, event.end + after)
+        else:
+            start, end = _shaken(event.start, event.end, 1.5, rng)
+        text += f" {lead} <timestamp> {start:.1f} to {end:.1f} </timestamp>."
+    return text
+
+
+def _snapped(start: float, end: float) -> tuple[float, float]:
+    """To half seconds within the clip."""
+    return max(0.0, round(start * 2) / 2), min(float(SECONDS), round(end * 2) / 2)
+
+
+def _shaken(start: float, end: float, sigma: float, rng: np.random.Generator) -> tuple[float, float]:
+    """Both ends moved at random; at least a second is left."""
+    while True:
+        moved = _snapped(start + rng.normal(0, sigma), end + rng.normal(0, sigma))
+        if moved[1] - moved[0] >= 1:
+            return moved
+
+
+class Clips(NamedTuple):
+    """What the recipe trains on."""
+
+    scenes: list[Scene]
+    frames: np.ndarray
+    """(N, 32, 56, 56, 3) uint8."""
+    labels: np.ndarray
+    """(N, 16, 4, 4): per second and quadrant 1 + index of colour, shape, and the action in either half of the second; 0 is none."""
+
+
+def make_clips(count: int, seed: int) -> Clips:
+    """Render the recipe's own scenes, from seeds that no split uses."""
+    from labkit.data.video import resize
+
+    scenes: list[Scene] = []
+    index = 0
+    while len(scenes) < count:
+        scene = make_scene(scene_seed("base", index, seed))
+        index += 1
+        if any(thing.events for thing in scene.things):
+            scenes.append(scene)
+    frames = np.stack([resize(render(scene), (SIDE, SIDE)) for scene in scenes])
+    return Clips(scenes, frames, np.stack([frame_labels(scene) for scene in scenes]))
+
+
+def frame_labels(scene: Scene) -> np.ndarray:
+    """(16, 4, 4) as in `Clips.labels`, for one scene."""
+    labels = np.zeros((SECONDS, 4, 4), np.int64)
+    for thing in scene.things:
+        for state in range(STATES):
+            second, half = divmod(state, STATES_PER_SECOND)
+            if is_shown(thing, state):
+                labels[second, thing.quadrant, 0] = 1 + list(COLORS).index(thing.color)
+                labels[second, thing.quadrant, 1] = 1 + SHAPES.index(thing.shape)
+            action = action_at(thing, state)
+            if action:
+                labels[second, thing.quadrant, 2 + half] = 1 + list(ACTIONS).index(action)
+    return labels
+
+
+def train_base(
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    recipe: Recipe | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """Train the base from nothing and write it to `folder`, in about ten minutes on one CPU core.
+
+    Raises:
+        LabError: `folder` exists already.
+    """
+    import torch
+
+    from labkit.policy.model import Policy, save_policy
+
+    recipe = recipe or Recipe()
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, seed)
+    clips = make_clips(recipe.clips, seed)
+    report(f"{len(clips.scenes)} clips rendered")
+    features = train_vision(model, clips, recipe, seed, report)
+    train_text(model, tokenizer, clips, features, recipe, seed, report)
+    model = model.to(
+        torch.float16
+    )  # halves the package; float16 keeps more digits than bfloat16 at these small values
+    save_policy(Policy(model, tokenizer, "embedded"), Path(folder))
+    (Path(folder) / "recipe.json").write_text(json.dumps({"seed": seed, **recipe._asdict()}, indent=1) + "\n")
+    return Path(folder)
+
+
+def train_vision(model: Any, clips: Clips, recipe: Recipe, seed: int, report: Callable[[str], None]) -> torch.Tensor:
+    """Teach the vision tower to name what each token shows, freeze it, and return the features of all clips (N, 64, width).
+
+    Features leave with standard deviation 0.3 and the embeddings are set to 0.1: at the usual scales the text never
+    attends to the video.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from labkit.policy.inputs import patchify
+
+    rng = np.random.default_rng(seed)
+    visual = model.model.visual
+    sizes = [1 + len(COLORS), 1 + len(SHAPES), 1 + len(ACTIONS), 1 + len(ACTIONS)]
+    head = torch.nn.Linear(visual.config.out_hidden_size, sum(sizes))
+    matrices = [p for p in visual.parameters() if p.ndim == 2]
+    others = [p for p in visual.parameters() if p.ndim != 2] + list(head.parameters())
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(matrices, lr=recipe.vision_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=recipe.vision_rate, weight_decay=0.0),
+    ]
+    pairs = clips.frames.reshape(-1, STATES_PER_SECOND, SIDE, SIDE, 3)
+    targets = torch.from_numpy(clips.labels.reshape(-1, 4, 4))
+
+    def see(rgb: np.ndarray) -> torch.Tensor:
+        """(N, 2, 56, 56, 3) -> (N, 4, width), each pair of frames a clip of its own."""
+        patches, _ = patchify(rgb.reshape(-1, SIDE, SIDE, 3), 14, 2, 2)
+        grid = torch.tensor([[1, 4, 4]]).repeat(len(rgb), 1)
+        return visual(patches, grid_thw=grid).pooler_output.view(len(rgb), 4, -1)
+
+    for step in range(recipe.vision_steps):
+        rate = min(1, (step + 1) / 20) * max(0.02, 0.5 * (1 + math.cos(math.pi * step / recipe.vision_steps)))
+        chosen = rng.integers(0, len(pairs), recipe.vision_batch)
+        scores = head(see(pairs[chosen])).split(sizes, -1)
+        losses = [cross_entropy(s.flatten(0, 1), targets[chosen][..., k].flatten()) for k, s in enumerate(scores)]
+        _update(optimizers, recipe.vision_rate * rate, torch.stack(losses).sum())
+        if step % 50 == 49 or step == recipe.vision_steps - 1:
+            hits = [(s.argmax(-1) == targets[chosen][..., k]).float().mean().item() for k, s in enumerate(scores)]
+            names = ("colour", "shape", "action", "action")
+            report(f"vision {step + 1}: " + " ".join(f"{n} {h:.3f}" for n, h in zip(names, hits, strict=True)))
+    visual.requires_grad_(False)
+    with torch.no_grad():
+        by_clip = pairs.reshape(len(clips.frames), SECONDS, STATES_PER_SECOND, SIDE, SIDE, 3)
+        features = torch.cat([see(clip)[None].flatten(1, 2) for clip in by_clip])
+        scale = 0.3 / features.std()
+        visual.merger.mlp[2].weight.mul_(scale)
+        visual.merger.mlp[2].bias.mul_(scale)
+        table = model.model.language_model.embed_tokens.weight
+        table.mul_(0.1 / table.std())
+    return features * scale
+
+
+def train_text(
+    model: Any,
+    tokenizer: Any,
+    clips: Clips,
+    features: torch.Tensor,
+    recipe: Recipe,
+    seed: int,
+    report: Callable[[str], None],
+) -> None:
+    """Teach the language model to answer queries about the clips."""
+    import torch
+    from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+    rng = np.random.default_rng(seed + 1)
+    _order_times(model, tokenizer)
+    width = model.config.text_config.hidden_size
+    heads = torch.nn.Linear(width, 6 + SECONDS)
+    weights = [p for p in model.parameters() if p.requires_grad] + list(heads.parameters())
+    optimizer = torch.optim.AdamW(weights, lr=recipe.text_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    middle: dict[str, torch.Tensor] = {}
+    hook = model.model.language_model.layers[1].register_forward_hook(
+        lambda module, inputs, output: middle.update(hidden=output[0] if isinstance(output, tuple) else output)
+    )
+    frame_second = torch.arange(SECONDS).repeat_interleave(4)
+    askable = [i for i, scene in enumerate(clips.scenes) for thing in scene.things if thing.events]
+    losses: list[float] = []
+    for step in range(recipe.text_steps):
+        done = step / recipe.text_steps
+        rate = min(1, (step + 1) / 40) * (
+            1 if done < 0.3 else max(0.03, 0.5 * (1 + math.cos(math.pi * (done - 0.3) / 0.7)))
+        )
+        chosen = rng.choice(askable, recipe.text_batch)
+        batch = [_lesson(clips.scenes[i], rng, recipe, thought=done >= recipe.answers_only) for i in chosen]
+        rows = _rows(model, tokenizer, batch, features[chosen])
+        output = model.model(**rows.inputs).last_hidden_state
+        taught = rows.labels != -100
+        loss = cross_entropy(model.lm_head(output[:, :-1][taught[:, 1:]]), rows.labels[:, 1:][taught[:, 1:]])
+        losses.append(loss.item())
+        if done < recipe.heads:
+            seen = heads(middle["hidden"][rows.is_video].view(len(batch), SECONDS * 4, -1))
+            match = torch.stack(
+                [_matches(clips.labels[i], *lesson[:2]) for i, lesson in zip(chosen, batch, strict=True)]
+            )
+            loss = loss + binary_cross_entropy_with_logits(seen[..., :6], match, pos_weight=torch.tensor(3.0))
+            loss = loss + 0.3 * cross_entropy(seen[..., 6:].flatten(0, 1), frame_second.repeat(len(batch)))
+        _update([optimizer], recipe.text_rate * rate, loss, weights)
+        if step % 40 == 39 or step == recipe.text_steps - 1:
+            report(f"text {step + 1}: loss {np.mean(losses[-40:]):.3f}")
+    hook.remove()
+
+
+class Rows(NamedTuple):
+    """A padded batch of prompts with their completions."""
+
+    inputs: dict[str, Any]
+    labels: torch.Tensor
+    is_video: torch.Tensor
+
+
+Lesson = tuple[Thing, Event, str, str]
+"""What is asked for, the query, the completion."""
+
+
+def _lesson(scene: Scene, rng: np.random.Generator, recipe: Recipe, thought: bool) -> Lesson:
+    events = [(thing, event) for thing in scene.things for event in thing.events]
+    thing, event = events[int(rng.integers(0, len(events)))]
+    return thing, event, ask(thing, event, int(rng.integers(0, 3))), teach(thing, event, rng, recipe, thought)
+
+
+def _rows(model: Any, tokenizer: Any, batch: list[Lesson], features: torch.Tensor) -> Rows:
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    from labkit.policy.inputs import VIDEO_PAD, rotary_positions
+
+    config = model.config
+    ids, labels, positions = [], [], []
+    for _, _, query, completion in batch:
+        content = [{"type": "text", "text": query}, {"type": "video"}]
+        chat = tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        prompt = tokenizer(chat.replace(VIDEO_PAD, VIDEO_PAD * (SECONDS * 4)), add_special_tokens=False)["input_ids"]
+        answer = tokenizer(completion, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        row = torch.tensor(prompt + answer)
+        ids.append(row)
+        labels.append(torch.tensor([-100] * len(prompt) + answer))
+        positions.append(
+            rotary_positions(
+                row == config.video_token_id,
+                (SECONDS, 4, 4),
+                merge=2,
+                tokens_per_second=config.vision_config.tokens_per_second,
+                seconds_per_grid=1.0,
+            ).T
+        )
+    padded = pad_sequence(ids, batch_first=True, padding_value=tokenizer.pad_token_id)
+    encoded: Any = list(features)  # one tensor per video, which the annotation of the field does not foresee
+    video = BaseModelOutputWithPooling(pooler_output=encoded)
+    inputs = {
+        "input_ids": padded,
+        "attention_mask": (padded != tokenizer.pad_token_id).long(),
+        "position_ids": pad_sequence(positions, batch_first=True).permute(2, 0, 1),
+        "mm_encoder_outputs": {"video": video},
+        "use_cache": False,
+    }
+    return Rows(inputs, pad_sequence(labels, batch_first=True, padding_value=-100), padded == config.video_token_id)
+
+
+def _matches(labels: np.ndarray, thing: Thing, event: Event) -> torch.Tensor:
+    """(64, 6) for each frame token: has it the query's colour, its shape, its action in either half, and is it the event."""
+    import torch
+
+    found = np.zeros((SECONDS, 4, 6), np.float32)
+    found[..., 0] = labels[..., 0] == 1 + list(COLORS).index(thing.color)
+    found[..., 1] = labels[..., 1] == 1 + SHAPES.index(thing.shape)
+    found[..., 2:4] = labels[..., 2:4] == 1 + list(ACTIONS).index(event.action)
+    times = np.arange(STATES) / STATES_PER_SECOND
+    found[:, thing.quadrant, 4:] = ((times >= event.start) & (times < event.end)).reshape(SECONDS, 2)
+    return torch.from_numpy(found).view(SECONDS * 4, 6)
+
+
+def _order_times(model: Any, tokenizer: Any) -> None:
+    """Give the time tokens embeddings that say which is near which."""
+    import torch
+
+    table = model.model.language_model.embed_tokens.weight
+    times = torch.tensor(tokenizer.convert_tokens_to_ids(list(TIMES)))
+    place = torch.linspace(0, 1, len(TIMES))[:, None] * torch.exp(
+        torch.linspace(0, math.log(24.0), table.shape[1] // 2)
+    )
+    waves = torch.cat([torch.sin(2 * place), torch.cos(2 * place)], 1)
+    with torch.no_grad():
+        table[times] = waves / waves.std() * 0.1
+
+
+def _update(
+    optimizers: list[torch.optim.Optimizer], rate: float, loss: torch.Tensor, clipped: list[torch.Tensor] | None = None
+) -> None:
+    import torch
+
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad()
+    loss.backward()
+    if clipped:
+        torch.nn.utils.clip_grad_norm_(clipped, 1.0)
+    for optimizer in optimizers:
+        optimizer.step()

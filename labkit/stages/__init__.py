@@ -1,0 +1,1 @@
+"""How it learns: rollouts, GRPO, distillation, SFT, evaluation."""

@@ -1,0 +1,142 @@
+"""Distillation: of all harvested chains, the few that a fresh base should learn from, and why the rest was dropped."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from labkit.chain.anchors import AnchorChain, parse
+from labkit.chain.metrics import chain_ious
+from labkit.data.moments import Moment
+from labkit.errors import LabError
+from labkit.stages.rollouts import Rollout
+
+REASONS = (
+    "unparsed",
+    "format",
+    "too few anchors",
+    "too many anchors",
+    "not progressive",
+    "answer off",
+    "duplicate",
+    "over the limit per query",
+)
+"""Why a trace is dropped, in the order in which it is looked for; the first reason found is the trace's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HarvestRules:
+    """What a trace must show to be kept.
+
+    Source: that kept traces have several anchors, narrow and are accurate is the TAR-TVG paper's; the numbers and the
+    order are our choice.
+    """
+
+    min_anchors: int = 2
+    """0 keeps chains without anchors too, as the control does."""
+    max_anchors: int = 4
+    min_answer_iou: float = 0.5
+    """IoU that the answer reaches, at least."""
+    max_per_query: int = 1
+    """Traces of one query, the best first."""
+
+    def __post_init__(self) -> None:
+        """Check the values once."""
+        if not 0 <= self.min_anchors <= self.max_anchors or self.max_per_query < 1:
+            raise LabError(f"{self}: need 0 <= min_anchors <= max_anchors and max_per_query >= 1")
+
+
+class Step(NamedTuple):
+    """One line of the funnel: a reason and how many traces it took, or `kept` and how many are left."""
+
+    reason: str
+    traces: int
+
+
+@dataclass(frozen=True, slots=True)
+class Harvest:
+    """The kept traces, a reason for each dropped one by its key (qid, sample, step), and the funnel."""
+
+    kept: list[Rollout]
+    reasons: dict[tuple[str, int, int], str] = field(repr=False)
+    funnel: list[Step]
+
+    @property
+    def size(self) -> int:
+        """Traces that went in: kept and dropped together."""
+        return len(self.kept) + len(self.reasons)
+
+    def figures(self) -> dict[str, float]:
+        """The funnel as flat figures, with what came in and what share was kept."""
+        counts = {f"dropped: {step.reason}": float(step.traces) for step in self.funnel if step.reason != "kept"}
+        return {"harvested": self.size, **counts, "kept": len(self.kept), "yield": len(self.kept) / max(1, self.size)}
+
+
+def filter_traces(
+    rollouts: Iterable[Rollout], moments_by_qid: Mapping[str, Moment], rules: HarvestRules | None = None
+) -> Harvest:
+    """Keep the traces that are worth learning from; the result does not depend on the order of `rollouts`.
+
+    A trace is progressive when each anchor has a strictly higher IoU than the one before, and the answer at least the
+    last anchor's. Where a query has several windows, the best one counts for each step, as in the rewards. Of one
+    query, traces are ranked by the IoU of their answer, then of their last anchor, then the earliest sampled wins.
+    Raises LabError for a rollout of an unknown qid and for two rollouts with the same (qid, sample, step).
+    """
+    rules = rules or HarvestRules()
+    reasons: dict[tuple[str, int, int], str] = {}
+    candidates: dict[str, list[tuple[tuple[float, ...], Rollout]]] = {}
+    seen = set()
+    for rollout in rollouts:
+        key = _key(rollout)
+        if key in seen:
+            raise LabError(f"rollout {key} (qid, sample, step) came twice; harvest each folder of rollouts once")
+        seen.add(key)
+        if rollout.qid not in moments_by_qid:
+            raise LabError(f"rollout {key} (qid, sample, step) asks for a moment that is not in the moments file")
+        chain = parse(rollout.text, finished=rollout.finished)
+        moment = moments_by_qid[rollout.qid]
+        ious = chain_ious(chain, moment.windows, moment.duration)
+        if reason := _reason(chain, ious, rules):
+            reasons[key] = reason
+        else:
+            rank = (*(-iou for iou in reversed(ious[-2:])), rollout.step, rollout.sample)
+            candidates.setdefault(rollout.qid, []).append((rank, rollout))
+    kept = []
+    for ranked in candidates.values():
+        texts: set[str] = set()
+        for _, rollout in sorted(ranked, key=lambda pair: pair[0]):
+            text = " ".join(rollout.text.split())
+            if text in texts:
+                reasons[_key(rollout)] = "duplicate"
+            elif len(texts) == rules.max_per_query:
+                reasons[_key(rollout)] = "over the limit per query"
+            else:
+                texts.add(text)
+                kept.append(rollout)
+    counts = Counter(reasons.values())
+    funnel = [Step(reason, counts[reason]) for reason in REASONS] + [Step("kept", len(kept))]
+    return Harvest(sorted(kept, key=lambda rollout: rollout.key), reasons, funnel)
+
+
+def _key(rollout: Rollout) -> tuple[str, int, int]:
+    return (rollout.qid, rollout.sample, rollout.step)
+
+
+def _reason(chain: AnchorChain, ious: Sequence[float], rules: HarvestRules) -> str | None:
+    """Why this trace alone, whatever the others are, is dropped."""
+    if chain.answer is None:
+        return "unparsed"
+    if chain.status not in ("ok", "no_anchor"):
+        return "format"
+    if len(chain.anchors) < rules.min_anchors:
+        return "too few anchors"
+    if len(chain.anchors) > rules.max_anchors:
+        return "too many anchors"
+    *anchors, answer = ious
+    if any(after <= before for before, after in zip(anchors, anchors[1:], strict=False)) or answer < max(ious):
+        return "not progressive"
+    if answer < rules.min_answer_iou:
+        return "answer off"
+    return None

@@ -1,0 +1,195 @@
+"""Rollouts: the one record that training writes and distillation, evaluation and views read.
+
+A store is a folder of parquet files. Each training step is a part of its own, written whole or not at all, so that a
+killed run neither loses nor doubles a rollout: the resumed run writes the same step over it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from labkit.errors import LabError
+from labkit.files import replacing
+
+if TYPE_CHECKING:
+    import pandas
+    import pyarrow
+
+PART = re.compile(r"part-(\d{6,})\.parquet")
+JOINED = "rollouts.parquet"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One sampled chain, where it comes from and what it earned."""
+
+    run: str
+    """Name of the run that sampled it."""
+    stage: str
+    """base, grpo, distill, sft or grpo_final."""
+    step: int
+    """Training step, from 1; the policy that sampled it had seen `step - 1` updates."""
+    qid: str
+    """The moment that was asked for."""
+    sample: int
+    """Place in the group, from 0."""
+    seed: int
+    """Seed of the run."""
+    checkpoint: str
+    """The weights that sampled it, or the weights it started from while training changes them."""
+    text: str
+    """The completion as written, special tokens removed."""
+    status: str
+    """How the parser read it, one of `labkit.chain.anchors.STATUSES`."""
+    reward_format: float
+    reward_answer: float
+    reward_anchors: float
+    reward_progress: float
+    total: float
+    """Weighted sum of the four terms."""
+    advantage: float
+    """What the update used: the total relative to its group."""
+    prompt_tokens: int
+    """Length of the prompt, video tokens included."""
+    completion_tokens: int
+    finished: bool
+    """False when the token limit cut the text off."""
+
+    @property
+    def key(self) -> tuple[int, str, int]:
+        """What tells this rollout from the others of its store: (step, qid, sample)."""
+        return (self.step, self.qid, self.sample)
+
+
+NAMES = tuple(field.name for field in fields(Rollout))
+
+
+class RolloutStore:
+    """The rollouts of one stage in a folder, one part a step.
+
+    `step` 0 is allowed for rollouts that no training step stands behind.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """Nothing is read or made until it is asked for."""
+        self.folder = Path(folder)
+
+    def __repr__(self) -> str:
+        return f"RolloutStore('{self.folder}', {len(self.steps())} steps)"
+
+    def write(self, step: int, rollouts: Iterable[Rollout]) -> Path:
+        """Write a step's rollouts; a step that was there before is replaced.
+
+        Raises ValueError when a rollout belongs to another step or two of them have the same key.
+        """
+        import pyarrow.parquet as parquet
+
+        rollouts = list(rollouts)
+        seen = set()
+        for rollout in rollouts:
+            if rollout.step != step:
+                raise ValueError(f"rollout {rollout.key} (step, qid, sample) cannot be written as step {step}")
+            if rollout.key in seen:
+                raise ValueError(f"step {step} holds rollout {rollout.key} (step, qid, sample) twice")
+            seen.add(rollout.key)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"part-{step:06d}.parquet"
+        with replacing(path) as temporary:
+            parquet.write_table(_table(rollouts), temporary)
+        return path
+
+    def steps(self) -> list[int]:
+        """The steps that have rollouts, in order."""
+        return sorted({*self._parts(), *self._joined_steps()})
+
+    def truncate(self, after_step: int) -> None:
+        """Forget every step behind `after_step`: a run resumed from that checkpoint samples them again."""
+        import pyarrow.compute as compute
+        import pyarrow.parquet as parquet
+
+        for step, path in self._parts().items():
+            if step > after_step:
+                path.unlink()
+        if any(step > after_step for step in self._joined_steps()):
+            table = self._read(self.folder / JOINED)
+            with replacing(self.folder / JOINED) as temporary:
+                parquet.write_table(table.filter(compute.less_equal(table["step"], after_step)), temporary)
+
+    def read(self) -> list[Rollout]:
+        """Every rollout, ordered by step and, inside a step, as written."""
+        columns = self.table().to_pydict()
+        rows = zip(*(columns[name] for name in NAMES), strict=True)
+        return [Rollout(**dict(zip(NAMES, row, strict=True))) for row in rows]
+
+    def frame(self) -> pandas.DataFrame:
+        """The same as a pandas table, one row a rollout."""
+        return self.table().to_pandas()
+
+    def table(self) -> pyarrow.Table:
+        """The same as a pyarrow table."""
+        import pyarrow as pa
+        import pyarrow.compute as compute
+
+        parts = self._parts()
+        tables = {step: self._read(path) for step, path in parts.items()}
+        joined = self.folder / JOINED
+        if joined.exists():
+            # A part is newer than the joined file, or the same where a kill came between joining and removing.
+            table = self._read(joined)
+            for step in set(compute.unique(table["step"]).to_pylist()) - set(parts):
+                tables[step] = table.filter(compute.equal(table["step"], step))
+        return pa.concat_tables([tables[step] for step in sorted(tables)]) if tables else _table([])
+
+    def compact(self) -> None:
+        """Join all parts into one file, when a stage has ended. A kill in between loses and doubles nothing."""
+        import pyarrow.parquet as parquet
+
+        parts = self._parts()
+        if not parts:
+            return
+        table = self.table()
+        with replacing(self.folder / JOINED) as temporary:
+            parquet.write_table(table.combine_chunks(), temporary)
+        for path in parts.values():
+            path.unlink()
+
+    def _parts(self) -> dict[int, Path]:
+        found = ((PART.fullmatch(path.name), path) for path in self.folder.glob("part-*.parquet"))
+        return {int(match[1]): path for match, path in found if match}
+
+    def _joined_steps(self) -> list[int]:
+        import pyarrow.compute as compute
+        import pyarrow.parquet as parquet
+
+        joined = self.folder / JOINED
+        if not joined.exists():
+            return []
+        return compute.unique(parquet.read_table(joined, columns=["step"])["step"]).to_pylist()
+
+    def _read(self, path: Path) -> pyarrow.Table:
+        import pyarrow as pa
+        import pyarrow.parquet as parquet
+
+        try:
+            table = parquet.read_table(path)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise LabError(f"'{path}' cannot be read as parquet ({error}); remove it, run the stage again") from error
+        missing = [name for name in NAMES if name not in table.column_names]
+        if missing:
+            raise LabError(
+                f"'{path}' has no column {', '.join(missing)}: it does not hold rollouts; remove it from the folder"
+            )
+        return table.select(NAMES)
+
+
+def _table(rollouts: Sequence[Rollout]) -> Any:
+    import pyarrow as pa
+
+    types = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
+    schema = pa.schema([(field.name, types[str(field.type)]) for field in fields(Rollout)])
+    columns = [[getattr(rollout, name) for rollout in rollouts] for name in NAMES]
+    return pa.table([pa.array(column, type=kind) for column, kind in zip(columns, schema.types, strict=True)], schema)

@@ -1,0 +1,27 @@
+"""How records are looked at: figures of training, of stages and of single chains. Views read records, never train."""
+
+from labkit.views.answers import answer_places, before_after, lengths
+from labkit.views.curves import harvest_funnel, sft_loss, stage_comparison, training_curves
+from labkit.views.display import setup, show
+from labkit.views.figures import funnel, iou_by_step, r1_curves
+from labkit.views.strips import Film, chain_picture, film, gallery, through_stages
+
+__all__ = [
+    "Film",
+    "answer_places",
+    "before_after",
+    "chain_picture",
+    "film",
+    "funnel",
+    "gallery",
+    "harvest_funnel",
+    "iou_by_step",
+    "lengths",
+    "r1_curves",
+    "setup",
+    "sft_loss",
+    "show",
+    "stage_comparison",
+    "through_stages",
+    "training_curves",
+]

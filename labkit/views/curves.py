@@ -1,0 +1,250 @@
+"""Figures of training and of whole stages: rewards, loss, the harvest and the stages side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from labkit.data.moments import Moment
+from labkit.errors import LabError
+from labkit.views import style
+from labkit.views.readings import read
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from labkit.stages.rollouts import Rollout
+
+MOST_POINTS = 200
+"""Steps drawn singly; a longer run is averaged into this many pieces."""
+
+_REWARDS = {
+    "total": ("total", style.Look(style.TEXT, "circle", "solid")),
+    "reward_format": ("format", style.Look("#a08a00", "circle", "dashdot")),
+    "reward_answer": ("answer", style.Look(style.ANSWER, "circle", "longdash")),
+    "reward_anchors": ("anchors", style.Look(style.ANCHOR, "circle", "dash")),
+    "reward_progress": ("progress", style.Look("#c4689f", "circle", "dot")),
+}
+_SHARES = {
+    "anchor_rate": ("have anchors", style.Look(style.ANCHOR, "circle", "solid")),
+    "strict_share": ("narrow strictly", style.Look("#d55e00", "circle", "dash")),
+}
+_COMPARED = {
+    "miou": "mIoU",
+    "r1@0.5": "R1@0.5",
+    "r1@0.7": "R1@0.7",
+    "anchor_rate": "chains with anchors",
+    "strict_share": "strictly narrowing",
+}
+
+
+def training_curves(
+    records: Sequence[Rollout] | Sequence[Mapping[str, Any]], moments: Mapping[str, Moment] | None = None
+) -> go.Figure:
+    """Rewards over the steps of one stage, and under them the shares of chains with anchors and of narrowing ones.
+
+    `records` are the stage's Rollouts (then `moments` are needed), or a history: one dict a step with `step` and any
+    of total, reward_format, reward_answer, reward_anchors, reward_progress, anchor_rate, strict_share.
+    Raises LabError when Rollouts come without moments, or a history has none of these.
+    """
+    title = "What the policy is paid, and how its chains change"
+    if not records:
+        return style.nothing(title, "no step was recorded")
+    rows = _history(records, moments)
+    drawn = [name for name in (*_REWARDS, *_SHARES) if any(_number(row.get(name)) is not None for row in rows)]
+    if not drawn:
+        raise LabError(
+            f"a training history with the keys {', '.join(map(repr, rows[0]))} has nothing to draw; "
+            f"each row needs 'step' and one of {', '.join(map(repr, (*_REWARDS, *_SHARES)))}"
+        )
+    steps = len({row["step"] for row in rows})
+    caption = f"Dots: each step's mean; lines: smoothed over about {_span(steps)} steps. {_steps_text(rows)}"
+    fig, _ = style.panels(["", ""], title, caption, 200, columns=1, between=22, shared_xaxes=True, row_heights=[0.62, 0.38])
+    for name in drawn:
+        upper = name in _REWARDS
+        label, look = (_REWARDS if upper else _SHARES)[name]
+        values = [(row["step"], _number(row.get(name))) for row in rows]
+        _curve(fig, values, label, look, scale=1 if upper else 100, unit="" if upper else " %", row=1 if upper else 2)
+    fig.update_layout(legend2={"y": 0.34, "x": 1.01, "yanchor": "top", "bgcolor": "rgba(0, 0, 0, 0)"})
+    fig.update_layout(legend_title_text="reward", legend2_title_text="share of chains")
+    fig.update_yaxes(title_text="mean reward", row=1)
+    fig.update_yaxes(title_text="share", range=[-3, 105], dtick=50, ticksuffix=" %", row=2)
+    return fig.update_xaxes(title_text="training step", row=2)
+
+
+def sft_loss(history: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """Loss over the steps of SFT; rows without a `loss` (a trainer's summary) are passed over."""
+    title = "Loss while the fresh base reads the kept traces"
+    losses = [(row["step"], loss) for row in history if "step" in row and (loss := _number(row.get("loss"))) is not None]
+    if not losses:
+        return style.nothing(title, "no step was recorded")
+    caption = (
+        f"Mean loss per token in nats, from {losses[0][1]:.2f} to {losses[-1][1]:.2f}; "
+        f"line: smoothed over about {_span(len(losses))} steps."
+    )
+    fig = style.figure(title, caption, 220, showlegend=False)
+    _curve(fig, losses, "loss", style.looks(["sft"])["sft"]._replace(dash="solid"))
+    fig.update_xaxes(title_text="training step")
+    return fig.update_yaxes(title_text="loss (nats per token)", rangemode="tozero")
+
+
+def harvest_funnel(funnel: Sequence[tuple[str, int]]) -> go.Figure:
+    """How many traces each rule of the harvest dropped, in the order of the rules, and how many are left.
+
+    `funnel` holds (reason, dropped) pairs and ends with ('kept', number kept).
+    Raises LabError when the last pair is another one, since then nothing would add up.
+    """
+    title = "The harvest: from sampled chains to traces"
+    total = sum(count for _, count in funnel)
+    if not total:
+        return style.nothing(title, "no chain was sampled")
+    if funnel[-1][0] != "kept":
+        raise LabError(f"a harvest funnel ends with ('kept', count), not with {funnel[-1]!r}; give Harvest.funnel")
+    kept = funnel[-1][1]
+    names, left, dropped, notes = ["sampled"], [total], [0], [f"{total:,} chains"]
+    for reason, count in funnel[:-1]:
+        names.append(style.plain(reason, 40))
+        left.append(left[-1] - count)
+        dropped.append(count)
+        notes.append(f"−{count:,}" if count else "none")
+    names.append("kept")
+    left.append(kept)
+    dropped.append(0)
+    notes.append(f"{kept:,} traces ({style.percent(kept / total, 1)})")
+    caption = "Each row: what is left after the rule (blue) and what the rule dropped (orange)."
+    fig = style.figure(title, caption, 28 * len(names), right=40, barmode="stack", bargap=0.3, showlegend=False)
+    rows = list(range(len(names)))
+    colors = [style.NEUTRAL, *[style.ANCHOR] * (len(names) - 2), style.TRUTH]
+    fig.add_bar(
+        x=left, y=rows, orientation="h", marker={"color": colors, "line": {"width": 0}}, customdata=names,
+        hovertemplate="%{customdata}: %{x:,} left<extra></extra>",
+    )  # fmt: skip
+    fig.add_bar(
+        x=dropped, y=rows, orientation="h", marker={"color": style.WORSE, "line": {"width": 0}}, customdata=names,
+        hovertemplate="%{customdata}: %{x:,} dropped<extra></extra>",
+    )  # fmt: skip
+    for row, (a, b, note) in enumerate(zip(left, dropped, notes, strict=True)):
+        fig.add_annotation(x=a + b, y=row, text=note, xanchor="left", xshift=6)
+    fig.update_yaxes(tickvals=rows, ticktext=names, range=[len(names) - 0.4, -0.6], showgrid=False, zeroline=False)
+    return fig.update_xaxes(title_text="chains", range=[0, total * 1.16], tickformat=",")
+
+
+def stage_comparison(figures: Mapping[str, Mapping[str, float]]) -> go.Figure:
+    """Stages and runs side by side in the figures that matter: mIoU, R1@0.5, R1@0.7, anchors, strict narrowing.
+
+    `figures` holds `labkit.chain.metrics.chain_figures` by label; a figure that is absent or NaN shows as a dash.
+    """
+    title = "The stages side by side"
+    if not figures:
+        return style.nothing(title, "no stage was evaluated")
+    labels = style.in_stage_order(figures)
+    names = [style.plain(label, 40) for label in labels]
+    look = style.looks(labels)
+    sizes = sorted({int(n) for label in labels if (n := _number(figures[label].get("n"))) is not None})
+    asked = f", {sizes[0]:,} queries" if len(sizes) == 1 else f", {sizes[0]:,} to {sizes[-1]:,} queries" if sizes else ""
+    caption = f"Percent, higher is better{asked}. The last two are shares of all chains."
+    fig, _ = style.panels(list(_COMPARED.values()), title, caption, 34 * len(labels), columns=5, shared_yaxes=True)
+    rows = list(range(len(labels)))
+    for column, key in enumerate(_COMPARED, 1):
+        values = [_number(figures[label].get(key)) for label in labels]
+        percents = [None if value is None else 100 * value for value in values]
+        for row, (label, percent) in enumerate(zip(labels, percents, strict=True)):
+            line = {"color": style.rgba(look[label].color, 0.55), "width": 3}
+            fig.add_scatter(x=[0, percent or 0], y=[row, row], mode="lines", line=line, hoverinfo="skip", row=1, col=column)
+        fig.add_scatter(
+            x=[percent or 0 for percent in percents],
+            y=rows,
+            mode="markers+text",
+            text=["–" if percent is None else f"  {percent:.1f}" for percent in percents],
+            textposition="middle right",
+            textfont={"color": style.TEXT},
+            cliponaxis=False,
+            marker={
+                "size": 10,
+                "color": [look[label].color for label in labels],
+                "opacity": [0 if percent is None else 1 for percent in percents],
+            },
+            customdata=names,
+            hovertemplate=f"%{{customdata}}: {_COMPARED[key]} %{{x:.1f}} %<extra></extra>",
+            row=1,
+            col=column,
+        )
+    fig.update_yaxes(tickvals=rows, ticktext=names, range=[len(labels) - 0.5, -0.5], showgrid=False, zeroline=False)
+    fig.update_xaxes(range=[0, 128], tickvals=[0, 50, 100])
+    return fig.update_layout(showlegend=False)
+
+
+def _history(
+    records: Sequence[Rollout] | Sequence[Mapping[str, Any]], moments: Mapping[str, Moment] | None
+) -> Sequence[Mapping[str, Any]]:
+    rollouts = [record for record in records if not isinstance(record, Mapping)]
+    if not rollouts:
+        return [record for record in records if isinstance(record, Mapping) and "step" in record]
+    if moments is None:
+        raise LabError("training curves from Rollouts need the moments by qid, to see which chains narrow; pass moments=")
+    steps: dict[int, list[dict[str, float]]] = {}
+    for reading, rollout in zip(read(rollouts, moments), rollouts, strict=True):
+        row = {name: getattr(rollout, name) for name in _REWARDS}
+        row |= {"anchor_rate": float(bool(reading.chain.anchors)), "strict_share": float(reading.strict)}
+        steps.setdefault(rollout.step, []).append(row)
+    return [
+        {"step": step} | {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        for step, rows in sorted(steps.items())
+    ]
+
+
+def _curve(
+    fig: go.Figure,
+    values: Sequence[tuple[float, float | None]],
+    label: str,
+    look: style.Look,
+    *,
+    scale: float = 1,
+    unit: str = "",
+    row: int | None = None,
+) -> None:
+    """Add one quantity over steps: faint single steps and a smoothed line."""
+    steps, levels = np.array([(step, value) for step, value in values if value is not None], dtype=float).T
+    smooth = _smoothed(levels, _span(len(levels)))
+    pieces = np.array_split(np.arange(len(levels)), min(MOST_POINTS, len(levels)))
+    x, raw, line = (np.array([part[p].mean() for p in pieces]) for part in (steps, levels * scale, smooth * scale))
+    where: dict[str, Any] = {} if row is None else {"row": row, "col": 1, "legend": "legend" if row == 1 else "legend2"}
+    fig.add_scatter(
+        x=x.round(1), y=raw.round(4), mode="markers", marker={"size": 3.5, "color": style.rgba(look.color, 0.4)},
+        hoverinfo="skip", showlegend=False, legendgroup=label, **where,
+    )  # fmt: skip
+    fig.add_scatter(
+        x=x.round(1),
+        y=line.round(4),
+        name=label,
+        legendgroup=label,
+        mode="lines" if len(x) > 1 else "markers",
+        line={"color": look.color, "dash": look.dash, "width": 3 if label == "total" else 2.2},
+        customdata=raw.round(4),
+        hovertemplate=f"step %{{x}}: {label} %{{y:.3g}}{unit}, this step alone %{{customdata:.3g}}{unit}<extra></extra>",
+        **where,
+    )
+
+
+def _smoothed(values: np.ndarray, span: int) -> np.ndarray:
+    """Mean of the steps up to `span` away on both sides, nearer ones weighing more: unlike a running mean, no lag."""
+    weights = np.bartlett(2 * span + 1)[1:-1]
+    pad = span - 1
+    inside = np.convolve(np.pad(np.ones(len(values)), pad), weights, mode="valid")
+    return np.asarray(np.convolve(np.pad(values, pad), weights, mode="valid") / inside)
+
+
+def _span(steps: int) -> int:
+    return max(1, min(20, round(steps / 6)))
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float | np.number) and math.isfinite(value) else None
+
+
+def _steps_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    total = [number for row in rows if (number := _number(row.get("total"))) is not None]
+    return f"Total: {total[0]:+.2f} at first, {total[-1]:+.2f} at last." if total else ""

@@ -1,0 +1,170 @@
+"""The harvest's filter: which traces are kept, and the reason for each of the others."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from labkit.chain.anchors import render
+from labkit.chain.spans import Span
+from labkit.data.moments import Moment
+from labkit.errors import LabError
+from labkit.stages.distill import REASONS, HarvestRules, Step, filter_traces
+from labkit.stages.rollouts import Rollout
+
+# Truth 10 to 20 s of 40 s: IoU 0.25 for 0-40, 0.5 for 5-25, 2/3 for 10-25, 1 for 10-20.
+WIDE, ROUGH, NEAR, TRUE, OFF = Span(0, 40), Span(5, 25), Span(10, 25), Span(10, 20), Span(30, 35)
+MOMENTS = {qid: Moment(qid, "/v.mp4", "a door opens", (TRUE,), 40.0) for qid in ("q1", "q2")}
+GOOD = render([ROUGH, NEAR], TRUE)
+
+
+def trace(text: str, qid: str = "q1", sample: int = 0, step: int = 0, finished: bool = True) -> Rollout:
+    return Rollout(
+        run="x", stage="distill", step=step, qid=qid, sample=sample, seed=0, checkpoint="grpo", text=text, status="ok",
+        reward_format=1.0, reward_answer=1.0, reward_anchors=1.0, reward_progress=1.0, total=1.0, advantage=0.0,
+        prompt_tokens=1, completion_tokens=1, finished=finished,
+    )  # fmt: skip
+
+
+def reason(text: str, rules: HarvestRules | None = None, finished: bool = True) -> str:
+    harvest = filter_traces([trace(text, finished=finished)], MOMENTS, rules)
+    return next(iter(harvest.reasons.values()), "kept")
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (GOOD, "kept"),
+        (render([WIDE, ROUGH, NEAR], TRUE), "kept"),
+        (render([ROUGH, NEAR], NEAR), "kept"),  # an answer that stays with the last anchor is no step back
+        ("nothing of the form", "unparsed"),
+        (render([ROUGH, NEAR], None), "unparsed"),
+        (GOOD.replace("10.0 to 20.0", "soon"), "unparsed"),  # an answer without a span
+        (GOOD + " and so on", "format"),  # text behind the answer
+        (GOOD.replace("</timestamp>", "", 1), "format"),  # an anchor that is not closed
+        (render([], TRUE), "too few anchors"),
+        (render([NEAR], TRUE), "too few anchors"),
+        (render([WIDE, ROUGH, Span(6, 25), NEAR, Span(10, 22)], TRUE), "too many anchors"),
+        (render([NEAR, ROUGH], TRUE), "not progressive"),  # the anchors move away
+        (render([ROUGH, ROUGH], TRUE), "not progressive"),  # a copy is no step
+        (render([ROUGH, NEAR], ROUGH), "not progressive"),  # the answer steps back
+        (render([OFF, Span(36, 40)], TRUE), "not progressive"),  # two misses are equal: both have no overlap
+        (render([OFF, Span(0, 39)], WIDE), "not progressive"),
+        (render([OFF, WIDE], WIDE), "answer off"),  # IoU 0.25 of at least 0.5
+    ],
+)
+def test_reason_of_one_trace(text, wanted):
+    assert reason(text) == wanted
+
+
+def test_a_trace_cut_off_behind_its_answer_is_not_kept():
+    assert reason(GOOD, finished=False) == "format"
+
+
+def test_the_answer_may_just_reach_the_limit():
+    assert reason(render([Span(0, 39), Span(0, 30)], ROUGH)) == "kept"  # IoU 0.5, the limit
+    assert reason(render([Span(0, 39), Span(0, 30)], ROUGH), HarvestRules(min_answer_iou=0.51)) == "answer off"
+
+
+def test_spans_are_cut_to_the_video_as_in_the_metrics():
+    # 10 to 400 s is 10 to 40 s of this video: IoU 1/3, better than 0.25.
+    assert reason(render([WIDE, Span(10, 400)], TRUE)) == "kept"
+
+
+def test_the_best_of_several_windows_counts():
+    moments = {"q1": replace(MOMENTS["q1"], windows=(Span(30, 40), TRUE))}
+    assert filter_traces([trace(GOOD)], moments).size == 1
+    assert len(filter_traces([trace(GOOD)], moments).kept) == 1
+
+
+def test_the_control_without_anchors_keeps_plain_answers():
+    rules = HarvestRules(min_anchors=0)
+    assert reason(render([], TRUE), rules) == "kept"
+    assert reason(render([], WIDE), rules) == "answer off"
+
+
+def test_the_best_trace_of_a_query_is_kept_not_the_first():
+    near, best = render([WIDE, ROUGH], NEAR), GOOD
+    harvest = filter_traces([trace(near, sample=0), trace(best, sample=1)], MOMENTS)
+    assert [each.sample for each in harvest.kept] == [1]
+    assert harvest.reasons == {("q1", 0, 0): "over the limit per query"}
+
+
+def test_equal_traces_leave_the_earliest_and_count_as_duplicates():
+    harvest = filter_traces(
+        [trace(GOOD, sample=1), trace(GOOD.replace(" ", "  "), sample=2), trace(GOOD, sample=0), trace(GOOD, qid="q2")],
+        MOMENTS,
+        HarvestRules(max_per_query=3),
+    )
+    assert [each.key for each in harvest.kept] == [(0, "q1", 0), (0, "q2", 0)]
+    assert set(harvest.reasons.values()) == {"duplicate"}
+
+
+def test_the_funnel_names_every_reason_and_ends_with_what_is_kept():
+    texts = [GOOD, "nothing", render([], TRUE), render([NEAR, ROUGH], TRUE)]
+    harvest = filter_traces([trace(text, sample=i) for i, text in enumerate(texts)], MOMENTS)
+    assert [step.reason for step in harvest.funnel] == [*REASONS, "kept"]
+    assert [step for step in harvest.funnel if step.traces] == [
+        Step("unparsed", 1),
+        Step("too few anchors", 1),
+        Step("not progressive", 1),
+        Step("kept", 1),
+    ]
+    assert harvest.figures()["harvested"] == 4
+    assert harvest.figures()["yield"] == 0.25
+
+
+def test_no_traces_give_an_empty_harvest():
+    harvest = filter_traces([], MOMENTS)
+    assert (harvest.kept, harvest.size, harvest.figures()["yield"]) == ([], 0, 0.0)
+
+
+def test_an_unknown_query_and_a_doubled_rollout_are_refused():
+    with pytest.raises(LabError, match=r"\('q9', 0, 0\).* not in the moments file"):
+        filter_traces([trace(GOOD, qid="q9")], MOMENTS)
+    with pytest.raises(LabError, match=r"\('q1', 0, 0\).* came twice"):
+        filter_traces([trace(GOOD), trace(GOOD)], MOMENTS)
+
+
+def test_rules_that_contradict_themselves_are_refused():
+    with pytest.raises(LabError, match="min_anchors <= max_anchors"):
+        HarvestRules(min_anchors=3, max_anchors=2)
+
+
+spans = st.tuples(st.integers(0, 38), st.integers(1, 40)).map(lambda pair: Span(min(pair), max(*pair, min(pair) + 1)))
+texts = st.one_of(
+    st.sampled_from([GOOD, "nothing", GOOD + "x"]),
+    st.builds(render, st.lists(spans, max_size=6), st.one_of(st.none(), spans)),
+)
+
+
+@given(
+    harvested=st.lists(st.tuples(texts, st.sampled_from(["q1", "q2"])), max_size=20),
+    most=st.integers(1, 3),
+    shuffle=st.randoms(use_true_random=False),
+)
+def test_nothing_is_lost_and_the_order_does_not_matter(harvested, most, shuffle: random.Random):
+    rollouts = [trace(text, qid, sample) for sample, (text, qid) in enumerate(harvested)]
+    rules = HarvestRules(max_per_query=most)
+    harvest = filter_traces(rollouts, MOMENTS, rules)
+    assert len(harvest.kept) + len(harvest.reasons) == len(rollouts) == sum(step.traces for step in harvest.funnel)
+    assert {(each.qid, each.sample, each.step) for each in harvest.kept}.isdisjoint(harvest.reasons)
+    assert all(sum(each.qid == qid for each in harvest.kept) <= most for qid in MOMENTS)
+    shuffle.shuffle(rollouts)
+    assert filter_traces(rollouts, MOMENTS, rules) == harvest
+
+
+def test_thirty_thousand_traces_are_filtered_quickly():
+    moments = {f"q{i}": replace(MOMENTS["q1"], qid=f"q{i}") for i in range(3750)}
+    texts = [GOOD, render([NEAR, ROUGH], TRUE), render([], TRUE), "nothing", GOOD + "x", render([WIDE, ROUGH], NEAR)]
+    rollouts = [trace(texts[(i + s) % len(texts)], f"q{i}", s) for i in range(3750) for s in range(8)]
+    begin = time.process_time()
+    harvest = filter_traces(rollouts, moments)
+    # 1 s where nothing else runs; the limit is for a machine that is busy with other tests.
+    assert time.process_time() - begin < 6
+    assert harvest.size == 30_000

@@ -1,0 +1,184 @@
+"""The rollout store: nothing lost, nothing doubled, whenever the kill comes."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from labkit.errors import LabError
+from labkit.stages.rollouts import JOINED, NAMES, Rollout, RolloutStore
+
+
+def rollout(step: int = 1, qid: str = "q", sample: int = 0, text: str = "<answer>1 to 2</answer>") -> Rollout:
+    return Rollout(
+        run="x", stage="grpo", step=step, qid=qid, sample=sample, seed=0, checkpoint="base", text=text,
+        status="no_think", reward_format=0.0, reward_answer=0.5, reward_anchors=-1.0, reward_progress=0.0, total=-0.5,
+        advantage=0.25, prompt_tokens=400, completion_tokens=9, finished=True,
+    )  # fmt: skip
+
+
+def step(number: int, text: str = "t") -> list[Rollout]:
+    return [rollout(number, qid, sample, text) for qid in "ab" for sample in range(2)]
+
+
+def test_what_is_written_is_read(tmp_path):
+    store = RolloutStore(tmp_path / "rollouts")
+    written = [rollout(text="kein \u00c4nker \U0001f4fc\n\t\x00 <b>"), replace(rollout(sample=1), finished=False, total=1e-300)]
+    store.write(1, written)
+    assert store.read() == written
+
+
+def test_nan_survives(tmp_path):
+    store = RolloutStore(tmp_path)
+    store.write(1, [replace(rollout(), advantage=float("nan"))])
+    assert math.isnan(store.read()[0].advantage)
+
+
+def test_an_empty_store_is_empty(tmp_path):
+    store = RolloutStore(tmp_path / "none")
+    store.compact()
+    store.truncate(3)
+    assert (store.read(), store.steps(), len(store.frame())) == ([], [], 0)
+    assert list(store.frame().columns) == list(NAMES)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_step_without_rollouts_is_kept_as_none(tmp_path):
+    store = RolloutStore(tmp_path)
+    store.write(1, [])
+    assert store.steps() == [1]
+    assert store.read() == []
+
+
+def test_steps_come_in_order_however_they_were_written(tmp_path):
+    store = RolloutStore(tmp_path)
+    for number in (10, 2, 1_000_000, 1):
+        store.write(number, step(number))
+    assert store.steps() == [1, 2, 10, 1_000_000]
+    assert [each.step for each in store.read()] == sorted(each.step for each in store.read())
+
+
+def test_writing_a_step_again_replaces_it(tmp_path):
+    store = RolloutStore(tmp_path)
+    store.write(1, step(1, "killed before the checkpoint"))
+    store.write(1, step(1, "resumed"))
+    assert [each.text for each in store.read()] == ["resumed"] * 4
+
+
+def test_joining_changes_nothing(tmp_path):
+    store = RolloutStore(tmp_path)
+    for number in (1, 2, 3):
+        store.write(number, step(number))
+    before = store.read()
+    store.compact()
+    assert [path.name for path in tmp_path.iterdir()] == [JOINED]
+    assert (store.read(), store.steps()) == (before, [1, 2, 3])
+    store.compact()
+    assert store.read() == before
+
+
+def test_a_kill_between_joining_and_removing_doubles_nothing(tmp_path):
+    store = RolloutStore(tmp_path)
+    for number in (1, 2):
+        store.write(number, step(number))
+    before = store.read()
+    parts = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    store.compact()
+    for path, content in parts.items():
+        path.write_bytes(content)
+    assert store.read() == before
+    store.compact()
+    assert store.read() == before
+
+
+def test_a_half_written_part_is_not_seen(tmp_path):
+    store = RolloutStore(tmp_path)
+    store.write(1, step(1))
+    (tmp_path / ".part-000002.parquet.123.tmp").write_bytes(b"PAR1 half")
+    assert store.steps() == [1]
+    assert len(store.read()) == 4
+
+
+def test_a_failed_write_leaves_the_old_step(tmp_path):
+    store = RolloutStore(tmp_path)
+    store.write(1, step(1, "old"))
+    with pytest.raises(pa.ArrowInvalid):
+        store.write(1, [replace(rollout(), total="not a number")])  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.iterdir()] == ["part-000001.parquet"]
+    assert store.read()[0].text == "old"
+
+
+@pytest.mark.parametrize("joined", [False, True], ids=["parts", "joined"])
+def test_truncating_forgets_what_came_after_the_checkpoint(tmp_path, joined):
+    store = RolloutStore(tmp_path)
+    for number in (1, 2, 3):
+        store.write(number, step(number))
+    if joined:
+        store.compact()
+    store.truncate(after_step=1)
+    assert (store.steps(), len(store.read())) == ([1], 4)
+    store.write(2, step(2, "again"))
+    assert (store.steps(), len(store.read())) == ([1, 2], 8)
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    actions=st.lists(
+        st.one_of(
+            st.tuples(st.just("write"), st.integers(0, 5)),
+            st.tuples(st.just("truncate"), st.integers(0, 5)),
+            st.just(("compact", 0)),
+        ),
+        max_size=8,
+    )
+)
+def test_any_sequence_of_actions_is_what_a_dictionary_would_hold(tmp_path_factory, actions):
+    store, model = RolloutStore(tmp_path_factory.mktemp("store")), {}
+    for count, (action, number) in enumerate(actions):
+        if action == "write":
+            model[number] = step(number, str(count))
+            store.write(number, model[number])
+        elif action == "truncate":
+            model = {key: rows for key, rows in model.items() if key <= number}
+            store.truncate(number)
+        else:
+            store.compact()
+    assert store.steps() == sorted(model)
+    assert store.read() == [row for key in sorted(model) for row in model[key]]
+
+
+def test_a_rollout_of_another_step_or_twice_the_same_is_a_fault(tmp_path):
+    store = RolloutStore(tmp_path)
+    with pytest.raises(ValueError, match=r"\(2, 'q', 0\).* cannot be written as step 1"):
+        store.write(1, [rollout(2)])
+    with pytest.raises(ValueError, match=r"\(1, 'q', 0\).* twice"):
+        store.write(1, [rollout(), rollout()])
+    assert store.steps() == []
+
+
+def test_a_damaged_or_foreign_file_is_named(tmp_path):
+    store = RolloutStore(tmp_path)
+    (tmp_path / "part-000001.parquet").write_bytes(b"not parquet")
+    with pytest.raises(LabError, match="part-000001.parquet' cannot be read"):
+        store.read()
+    parquet.write_table(pa.table({"qid": ["q"]}), tmp_path / "part-000001.parquet")
+    with pytest.raises(LabError, match="has no column run, stage"):
+        store.read()
+
+
+def test_thirty_thousand_rollouts_are_read_quickly(tmp_path):
+    store = RolloutStore(tmp_path)
+    text = "<think> it begins here <timestamp>1.0 to 9.0</timestamp> and there </think>" * 3
+    for number in range(1, 31):
+        store.write(number, [rollout(number, f"q{i}", sample, text) for i in range(125) for sample in range(8)])
+    begin = time.process_time()
+    assert len(store.read()) == 30_000
+    # 0.3 s where nothing else runs; the limit is for a machine that is busy with other tests.
+    assert time.process_time() - begin < 3

@@ -1,0 +1,241 @@
+"""Parameters: what is put right, what is refused, and what the messages say."""
+
+from __future__ import annotations
+
+import types
+from dataclasses import FrozenInstanceError, fields, replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from labkit.errors import LabError
+from labkit.params import CONCERNS, DEFAULTS, GrpoParams, Params, documentation, names, read_params
+
+PARAMS = sorted((Path(__file__).parents[1] / "params").glob("*.yaml"))
+
+
+def refusal(**values: object) -> str:
+    with pytest.raises(LabError) as caught:
+        Params.build(values)
+    return str(caught.value)
+
+
+def test_nothing_given_is_the_embedded_lab():
+    params = Params.build({})
+    assert params == DEFAULTS
+    assert (params.run, params.model, params.data, params.group_size) == ("embedded", "embedded", "world", 8)
+    assert params.changed() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "loose", "meant"),
+    [
+        ("learning_rate", "1e-6", 1e-6),  # YAML 1.1 reads 1e-6 as text
+        ("learning_rate", "0.001", 0.001),  # argparse gives text
+        ("beta", 0, 0.0),  # YAML reads 0 as a whole number
+        ("sampled_evaluation", "false", False),  # papermill -p gives text, and text is true
+        ("sampled_evaluation", "True", True),  # papermill's own spelling
+        ("sampled_evaluation", "no", False),
+        ("grpo_steps", "75", 75),
+        ("grpo_steps", 75.0, 75),  # 7.5e1 in YAML
+        ("run", 7, "7"),  # a run called 7
+        ("compare", "outputs/a,outputs/b", ("outputs/a", "outputs/b")),  # -p compare outputs/a,outputs/b
+        ("compare", "[outputs/a, 'outputs/b']", ("outputs/a", "outputs/b")),
+        ("compare", "", ()),
+        ("compare", ["a"], ("a",)),  # YAML's own list
+    ],
+)
+def test_what_yaml_and_papermill_spoil_is_put_right(name, loose, meant):
+    value = getattr(Params.build({name: loose}), name)
+    assert value == meant
+    assert type(value) is type(meant)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("learning_rate", "fast", "learning_rate: 'fast' is not a number"),
+        ("learning_rate", 0, "learning_rate: 0.0 is out of range (0, 1]"),
+        ("learning_rate", float("nan"), "learning_rate: nan is not a finite number"),
+        ("learning_rate", "inf", "learning_rate: 'inf' is not a finite number"),
+        ("learning_rate", True, "learning_rate: True is not a number"),
+        ("beta", -0.1, "beta: -0.1 is out of range [0, 10]"),
+        ("group_size", 1, "group_size: 1 is out of range [2, 256]"),  # a group of one has no advantage
+        ("group_size", 2.5, "group_size: 2.5 is not a whole number"),
+        ("grpo_steps", 0, "grpo_steps: 0 is out of range, it must be at least 1"),
+        ("grpo_steps", "many", "grpo_steps: 'many' is not a whole number"),
+        ("grpo_steps", [75], "grpo_steps: [75] is not a whole number"),
+        ("world_seed", 1000, "world_seed: 1000 is out of range [0, 999]"),
+        ("sampled_evaluation", 2, "sampled_evaluation: 2 is not true or false"),
+        ("answer_reward", "giou", "answer_reward: 'giou' is not one of soft_iou, iou, timer1"),
+        ("dtype", "float16", "dtype: 'float16' is not one of float32, bfloat16"),
+        ("run", False, "run: False is not text; put it in quotes"),  # run: no
+        ("run", 1.1, "run: 1.1 is not text; put it in quotes"),  # run: 1.10 has lost its 0
+        ("run", "", "run: '' cannot name a directory"),
+        ("run", "../other", "run: '../other' cannot name a directory"),
+        ("run", ".hidden", "run: '.hidden' cannot name a directory"),
+        ("model", " ", "model: is empty"),
+        ("model", None, "model: has no value"),  # model:
+        ("model", ["a"], "model: ['a'] is not text"),
+        ("compare", [1], "compare: [1] is not a list of texts"),
+        ("min_anchors", 5, "min_anchors: 5 is more than max_anchors (4)"),
+        ("min_pixels", 6272, "min_pixels: 6272 is more than max_pixels (3136)"),
+    ],
+)
+def test_a_bad_value_is_named_with_what_is_allowed(name, value, says):
+    assert refusal(**{name: value}).startswith(says)
+
+
+def test_an_unknown_name_gets_the_nearest():
+    assert refusal(learning_rat=1e-6) == "unknown parameter 'learning_rat'; did you mean 'learning_rate'?"
+    assert refusal(xyzzy=1) == "unknown parameter 'xyzzy'; labkit/params.py lists all of them"
+
+
+def test_all_errors_are_told_together():
+    message = refusal(learning_rat=1e-6, fps="fast", seed=-1)
+    assert message.splitlines() == [
+        "3 problems",
+        "  unknown parameter 'learning_rat'; did you mean 'learning_rate'?",
+        "  fps: 'fast' is not a number",
+        "  seed: -1 is out of range [0, 2147483647]",
+    ]
+
+
+def test_a_reward_of_nothing_is_refused():
+    assert "nothing would be rewarded" in refusal(
+        format_weight=0, answer_weight=0, anchors_weight=0, progress_weight=0
+    )
+
+
+def test_direct_construction_is_checked_too():
+    with pytest.raises(LabError, match="group_size: 1 is out of range"):
+        replace(DEFAULTS, group_size=1)
+    with pytest.raises(FrozenInstanceError):
+        DEFAULTS.seed = 1  # type: ignore[misc]
+
+
+def test_params_serve_wherever_a_concern_is_asked():
+    assert isinstance(DEFAULTS, GrpoParams)
+
+
+def test_every_field_is_documented_with_its_source():
+    notes = documentation()
+    assert set(notes) == set(names())
+    for name, note in notes.items():
+        assert any(source in note for source in ("ours", "Ours", "Paper", "paper", "Time-R1")), name
+
+
+def test_no_name_stands_in_two_concerns():
+    assert len(names()) == len(set(names())) == len(fields(Params))
+    assert sum(len(fields(concern)) for concern in CONCERNS) == len(names())
+
+
+def test_values_survive_yaml():
+    params = Params.build({"run": "x", "learning_rate": 1e-6, "compare": ["outputs/a"]})
+    assert Params.build(yaml.safe_load(yaml.safe_dump(params.as_dict()))) == params
+
+
+# --- files
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "p.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", PARAMS, ids=[path.stem for path in PARAMS])
+def test_shipped_params_are_good_and_named_like_their_run(path):
+    assert read_params(path).run == path.stem
+
+
+def test_a_file_holds_overrides_and_the_command_line_goes_before_it(tmp_path):
+    path = written(tmp_path, "learning_rate: 1e-6\nseed: 3\n")
+    params = read_params(path, {"seed": "4"})
+    assert (params.learning_rate, params.seed, params.group_size) == (1e-6, 4, 8)
+
+
+def test_an_empty_file_is_the_embedded_lab(tmp_path):
+    assert read_params(written(tmp_path, "# nothing\n")) == DEFAULTS
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("seed: 1\nseed: 2\n", "'seed' stands there twice"),
+        ("- seed\n", "must hold lines of the form 'name: value'"),
+        ("just text", "must hold lines of the form 'name: value'"),
+        ("seed: [1\n", "is not YAML"),
+        ("seed: !!python/object:os.system 1\n", "is not YAML"),
+        ("seeds: 1\n", "unknown parameter 'seeds'; did you mean 'seed'?"),
+        ("seed: one\n", "seed: 'one' is not a whole number"),
+        ("run: 2024-01-01\n", "run: datetime.date(2024, 1, 1) is not text; put it in quotes"),
+        ("7: seven\n", "unknown parameter '7'"),
+    ],
+)
+def test_a_bad_file_is_refused_by_name(tmp_path, text, says):
+    path = written(tmp_path, text)
+    with pytest.raises(LabError) as caught:
+        read_params(path)
+    assert says in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_is_refused_with_what_there_is(tmp_path):
+    written(tmp_path, "")
+    with pytest.raises(LabError, match=r"there is no params file '.*embeded.yaml'; there are .*p.yaml"):
+        read_params(tmp_path / "embeded.yaml")
+
+
+def test_a_binary_file_is_refused(tmp_path):
+    (tmp_path / "p.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(LabError, match="cannot be read"):
+        read_params(tmp_path / "p.yaml")
+
+
+# --- notebooks
+
+OWN = {"In": [""], "Out": {}, "exit": object(), "quit": object(), "get_ipython": object(), "open": open, "_i1": ""}
+
+
+def test_a_notebook_gives_its_parameters_and_nothing_else():
+    namespace = {**OWN, "Params": Params, "np": types, "helper": len, "run": "x", "learning_rate": "2e-4"}
+    params = Params.from_notebook(namespace)
+    assert params.changed() == ["run", "learning_rate"]
+
+
+def test_a_mistyped_papermill_parameter_is_refused():
+    with pytest.raises(LabError, match="unknown parameter 'learning_rat'"):
+        Params.from_notebook({**OWN, "learning_rat": 1e-4})
+    with pytest.raises(LabError, match="unknown parameter 'xyzzy'"):
+        Params.from_notebook({**OWN, "xyzzy": 1})
+
+
+def test_the_cell_may_be_run_again_when_later_cells_have_made_names():
+    namespace = {**OWN, "run": "x"}
+    first = Params.from_notebook(namespace)
+    namespace.update(params=first, history=[1, 2], chart={"a": 1})
+    assert Params.from_notebook(namespace) == first
+    namespace["learning_rat"] = 1e-4  # typed into the parameters cell, then both cells run again
+    with pytest.raises(LabError, match="did you mean 'learning_rate'"):
+        Params.from_notebook(namespace)
+
+
+# --- what is shown
+
+
+def test_text_marks_what_differs():
+    lines = str(Params.build({"seed": 3})).splitlines()
+    assert [line for line in lines if line.startswith(" *")] == [" * seed                   3"]
+
+
+def test_html_marks_what_differs_and_escapes():
+    html = Params.build({"model": "<script>alert(1)</script>"})._repr_html_()
+    assert "<script>" not in html
+    assert html.count("*</b></td>") == 1
+    assert all(f">{name}</td>" in html for name in names())
+
+
+def test_repr_says_what_differs():
+    assert repr(Params.build({"seed": 3})) == "Params.build({'seed': 3})"
