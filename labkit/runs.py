@@ -247,8 +247,8 @@ def check_inputs(params: Params, root: Path) -> None:
     folder = root / Path(params.data).expanduser()
     if not folder.is_dir():
         raise LabError(f"data: there is no folder '{folder}'; give `world` or a folder with train.jsonl and so on")
-    for split in ("train", "validation", "test"):
-        require_videos(read_moments(folder / f"{split}.jsonl"))
+    splits = [read_moments(folder / f"{split}.jsonl") for split in ("train", "validation", "test")]
+    require_videos([moment for split in splits for moment in split])
 
 
 def run_notebooks(

@@ -62,7 +62,9 @@ def training_curves(
         )
     steps = len({row["step"] for row in rows})
     caption = f"Dots: each step's mean; lines: smoothed over about {_span(steps)} steps. {_steps_text(rows)}"
-    fig, _ = style.panels(["", ""], title, caption, 200, columns=1, between=22, shared_xaxes=True, row_heights=[0.62, 0.38])
+    fig, _ = style.panels(
+        ["", ""], title, caption, 200, columns=1, between=22, shared_xaxes=True, row_heights=[0.62, 0.38]
+    )
     for name in drawn:
         upper = name in _REWARDS
         label, look = (_REWARDS if upper else _SHARES)[name]
@@ -78,7 +80,9 @@ def training_curves(
 def sft_loss(history: Sequence[Mapping[str, Any]]) -> go.Figure:
     """Loss over the steps of SFT; rows without a `loss` (a trainer's summary) are passed over."""
     title = "Loss while the fresh base reads the kept traces"
-    losses = [(row["step"], loss) for row in history if "step" in row and (loss := _number(row.get("loss"))) is not None]
+    losses = [
+        (row["step"], loss) for row in history if "step" in row and (loss := _number(row.get("loss"))) is not None
+    ]
     if not losses:
         return style.nothing(title, "no step was recorded")
     caption = (
@@ -144,16 +148,20 @@ def stage_comparison(figures: Mapping[str, Mapping[str, float]]) -> go.Figure:
     names = [style.plain(label, 40) for label in labels]
     look = style.looks(labels)
     sizes = sorted({int(n) for label in labels if (n := _number(figures[label].get("n"))) is not None})
-    asked = f", {sizes[0]:,} queries" if len(sizes) == 1 else f", {sizes[0]:,} to {sizes[-1]:,} queries" if sizes else ""
+    asked = (
+        f", {sizes[0]:,} queries" if len(sizes) == 1 else f", {sizes[0]:,} to {sizes[-1]:,} queries" if sizes else ""
+    )
     caption = f"Percent, higher is better{asked}. The last two are shares of all chains."
-    fig, _ = style.panels(list(_COMPARED.values()), title, caption, 34 * len(labels), columns=5, shared_yaxes=True)
+    fig, _ = style.panels(list(_COMPARED.values()), title, caption, 34 * len(labels), columns=5, bottom=36, shared_yaxes=True)
     rows = list(range(len(labels)))
     for column, key in enumerate(_COMPARED, 1):
         values = [_number(figures[label].get(key)) for label in labels]
         percents = [None if value is None else 100 * value for value in values]
         for row, (label, percent) in enumerate(zip(labels, percents, strict=True)):
             line = {"color": style.rgba(look[label].color, 0.55), "width": 3}
-            fig.add_scatter(x=[0, percent or 0], y=[row, row], mode="lines", line=line, hoverinfo="skip", row=1, col=column)
+            fig.add_scatter(
+                x=[0, percent or 0], y=[row, row], mode="lines", line=line, hoverinfo="skip", row=1, col=column
+            )
         fig.add_scatter(
             x=[percent or 0 for percent in percents],
             y=rows,
@@ -184,7 +192,9 @@ def _history(
     if not rollouts:
         return [record for record in records if isinstance(record, Mapping) and "step" in record]
     if moments is None:
-        raise LabError("training curves from Rollouts need the moments by qid, to see which chains narrow; pass moments=")
+        raise LabError(
+            "training curves from Rollouts need the moments by qid, to see which chains narrow; pass moments="
+        )
     steps: dict[int, list[dict[str, float]]] = {}
     for reading, rollout in zip(read(rollouts, moments), rollouts, strict=True):
         row = {name: getattr(rollout, name) for name in _REWARDS}
@@ -211,7 +221,9 @@ def _curve(
     smooth = _smoothed(levels, _span(len(levels)))
     pieces = np.array_split(np.arange(len(levels)), min(MOST_POINTS, len(levels)))
     x, raw, line = (np.array([part[p].mean() for p in pieces]) for part in (steps, levels * scale, smooth * scale))
-    where: dict[str, Any] = {} if row is None else {"row": row, "col": 1, "legend": "legend" if row == 1 else "legend2"}
+    where: dict[str, Any] = (
+        {} if row is None else {"row": row, "col": 1, "legend": "legend" if row == 1 else "legend2"}
+    )
     fig.add_scatter(
         x=x.round(1), y=raw.round(4), mode="markers", marker={"size": 3.5, "color": style.rgba(look.color, 0.4)},
         hoverinfo="skip", showlegend=False, legendgroup=label, **where,

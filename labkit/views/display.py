@@ -40,7 +40,7 @@ def setup() -> str:
 
     draws = _browser_draws()
 
-    class LabRenderer(MimetypeRenderer):  # type: ignore[misc]
+    class LabRenderer(MimetypeRenderer):
         """Plotly's own mime type, a PNG where one can be drawn, and the caption as plain text."""
 
         def __init__(self) -> None:

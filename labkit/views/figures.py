@@ -65,7 +65,8 @@ def iou_by_step(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
             marker={"symbol": look[label].symbol, "size": 9},
             error_y=style.error_bars(means, bounds),
             customdata=[
-                f"{_bounds_text(*bound)}<br>{len(rows[name])} chains" for name, bound in zip(present, bounds, strict=True)
+                f"{_bounds_text(*bound)}<br>{len(rows[name])} chains"
+                for name, bound in zip(present, bounds, strict=True)
             ],
             hovertemplate="%{x}: IoU %{y:.3f}<br>%{customdata}",
         )
@@ -87,7 +88,7 @@ def funnel(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
     scaled = {label: _common(_scaled_steps(g), len(g)) for label, g in groups.items()}
     names = _named(scaled.values())
     titles = [
-        f"<b>{style.plain(label, 24)}</b><br>{len(g)} chains, "
+        f"<b>{style.plain(label, 20)}</b> ({len(g)})<br>"
         f"{style.percent(sum(bool(r.chain.anchors) for r in g) / len(g))} with anchors"
         for label, g in groups.items()
     ]
@@ -99,8 +100,13 @@ def funnel(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
     reach = 2.0
     for (row, column), steps in zip(places, scaled.values(), strict=True):
         present = [name for name in names if name in steps]
-        for side, name, color, symbol in ((0, "start", "#c4689f", "triangle-right"), (1, "end", style.ANCHOR, "diamond")):
-            low, middle, high = np.array([np.quantile([row[side] for row in steps[n]], (0.25, 0.5, 0.75)) for n in present]).T
+        for side, name, color, symbol in (
+            (0, "start", "#c4689f", "triangle-right"),
+            (1, "end", style.ANCHOR, "diamond"),
+        ):
+            low, middle, high = np.array(
+                [np.quantile([row[side] for row in steps[n]], (0.25, 0.5, 0.75)) for n in present]
+            ).T
             reach = max(reach, *np.abs(low), *np.abs(high))
             shared: dict[str, Any] = {"row": row, "col": column, "legendgroup": name}
             fig.add_scatter(

@@ -60,8 +60,8 @@ def chain_picture(record: ChainRecord, moment: Moment, frames: Film | Frames | N
     """
     reading = read([record], {moment.qid: moment})[0]
     caption = (
-        f"{_status(reading)}The answer's IoU is <b>{reading.answer_iou:.2f}</b>. Each bar is an anchor of the thought, in "
-        "order: it should close in on the green band, the truth."
+        f"{_status(reading)}IoU of the answer: <b>{reading.answer_iou:.2f}</b>. "
+        "Anchor by anchor, the bars should close in on the truth (green)."
     )
     title = f"“{style.plain(moment.query, _TITLE_LENGTH)}”"
     return _blocks(title, caption, [("", reading, film(moment) if frames is None else frames)])
@@ -96,8 +96,8 @@ def gallery(
         header = f"{_header(name, reading)} · “{style.plain(reading.moment.query, _TITLE_LENGTH)}”"
         blocks.append((header, reading, film(reading.moment)))
     caption = (
-        f"Of {len(readings):,} chains, ranked by the answer's IoU. Bars are anchors in the order of the thought, "
-        "then the answer; the green band is the truth."
+        f"Of {len(readings):,} chains, ranked by the answer's IoU. Bars: the anchors in order, then the answer; "
+        "green: the truth."
     )
     return _blocks(style.plain(title), caption, blocks)
 
@@ -119,7 +119,9 @@ def through_stages(
         blocks.append((_header(label, reading), reading, None))
     header, first, _ = blocks[0]
     blocks[0] = (header, first, film(moment) if frames is None else frames)
-    caption = "The same query at each stage: later stages should narrow more and end nearer to the green band, the truth."
+    caption = (
+        "The same query at each stage: later chains should narrow more and end nearer to the truth (green)."
+    )
     return _blocks(f"“{style.plain(moment.query, _TITLE_LENGTH)}”", caption, blocks)
 
 
@@ -137,7 +139,9 @@ def _blocks(title: str, caption: str, blocks: Sequence[tuple[str, Reading, Film 
     fig = style.figure(title, caption, inner, left=_LEFT, right=_RIGHT, bottom=12, extra=8, showlegend=False)
     fig.update_layout(barmode="overlay")
     top = 0.0
-    for number, ((header, reading, frames), thought, height) in enumerate(zip(blocks, thoughts, heights, strict=True), 1):
+    for number, ((header, reading, frames), thought, height) in enumerate(
+        zip(blocks, thoughts, heights, strict=True), 1
+    ):
         _Block(fig, number, top, inner).draw(header, reading, frames, thought)
         top += height + _BETWEEN
     return fig
@@ -234,9 +238,7 @@ class _Block:
         """The truth, each anchor and the answer as bars, with the space between two steps shaded like a funnel."""
         moment = reading.moment
         query = "<br>".join(style.plain(line) for line in textwrap.wrap(moment.query[:500], 70))
-        bars = [
-            (0, window, style.TRUTH, f"<b>truth</b>: {_times(window)} s<br>{query}") for window in moment.windows
-        ]
+        bars = [(0, window, style.TRUTH, f"<b>truth</b>: {_times(window)} s<br>{query}") for window in moment.windows]
         previous: tuple[int, Span] | None = None
         for row, step in enumerate(steps, 1):
             clipped = step.span and clip_span(step.span, moment.duration)

@@ -31,8 +31,10 @@ STAGES = ("base", "grpo", "distill", "sft", "grpo_final")
 """The order in which stages are drawn; other labels follow in the order in which they come."""
 WIDTH = 960
 """Pixels for which figures are composed; in a notebook they take the cell's width."""
-_CAPTION_WIDTH = 105
-_HOSTILE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+_CAPTION_WIDTH = 110
+_HOSTILE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
 
 
 class Look(NamedTuple):
@@ -161,7 +163,7 @@ def figure(
     import plotly.graph_objects as go
 
     lines = textwrap.wrap(caption, _CAPTION_WIDTH, break_long_words=False, break_on_hyphens=False)
-    top = 58 + 17 * len(lines) + extra
+    top = 52 + 17 * len(lines) + extra
     height = top + inner + bottom
     return go.Figure(
         layout={
@@ -189,6 +191,7 @@ def panels(
     columns: int = 4,
     gap: float = 0.025,
     between: int = 84,
+    bottom: int = 56,
     **subplots: Any,
 ) -> tuple[go.Figure, list[tuple[int, int]]]:
     """A figure with one named panel for each of `names` (markup), and each panel's (row, column).
@@ -200,7 +203,7 @@ def panels(
     columns = min(columns, len(names))
     rows = -(-len(names) // columns)
     height = rows * inner + (rows - 1) * between
-    fig = figure(title, caption, height, bottom=56, extra=8 + 17 * (1 + max(name.count("<br>") for name in names)))
+    fig = figure(title, caption, height, bottom=bottom, extra=4 + 17 * (1 + max(name.count("<br>") for name in names)))
     make_subplots(
         rows,
         columns,

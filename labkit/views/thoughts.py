@@ -25,7 +25,9 @@ def thought_lines(reading: Reading, colors: Sequence[str]) -> list[str]:
     Anchors beyond `colors` have the text's colour. A text that broke the form keeps its tags: they are what went wrong.
     """
     chain = reading.chain
-    pieces = [(a.begin, a.end, a.span, colors[k] if k < len(colors) else style.TEXT) for k, a in enumerate(chain.anchors)]
+    pieces = [
+        (a.begin, a.end, a.span, colors[k] if k < len(colors) else style.TEXT) for k, a in enumerate(chain.anchors)
+    ]
     if chain.answer is not None and chain.answer_chars is not None:
         pieces.append((*chain.answer_chars, chain.answer, style.ANSWER))
     tags = chain.status not in ("ok", "no_anchor")

@@ -11,13 +11,13 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labkit.data import decoders
 from labkit.data.video import fingerprint, probe, read_frames, resize, sample_times, thumbnails
 from labkit.errors import LabError
-from tests.data.films import CONSTANT, VARIABLE, expected, film, numbers, remux, sound
+from tests.data.films import CONSTANT, VARIABLE, expected, film, numbers, painted, remux, sound
 
 TIMES = [0.0, 0.01, 0.04, 0.3, 0.5, 0.999, 1.0, 1.02, 1.777, 2.5]
 KINDS = [
@@ -45,6 +45,7 @@ def test_sampling_follows_the_clock(duration: float, fps: float, most: int, time
     assert sample_times(duration, fps, most) == pytest.approx(times), reason
 
 
+@settings(deadline=None)
 @given(
     duration=st.floats(0.05, 5000),
     fps=st.floats(0.1, 30),
@@ -299,6 +300,16 @@ def test_resize_is_torchs_bicubic_with_antialias(size: tuple[int, int]) -> None:
     small = resize(rgb, size)
     assert small.dtype == np.uint8 and small.flags.c_contiguous
     assert np.array_equal(small, plain.permute(0, 2, 3, 1).numpy())
+
+
+def test_resize_is_pillows_bicubic() -> None:
+    # The processors' other engine: Pillow rounds in fixed point, so the last bit may differ.
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed (it is in the extra `test`)")
+    rgb = np.stack([painted(k) for k in (3, 700)])
+    small = resize(rgb, (28, 56))
+    for ours, frame in zip(small, rgb, strict=True):
+        theirs = np.asarray(image.fromarray(frame).resize((56, 28), image.Resampling.BICUBIC))
+        assert np.abs(ours.astype(int) - theirs).max() <= 1
 
 
 def test_resize_leaves_frames_of_that_size_alone() -> None:

@@ -1,0 +1,144 @@
+"""The command line: what it prints, and one message and exit code 2 for bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from labkit.cli import main
+from labkit.params import DEFAULTS
+from labkit.results import read_results
+from labkit.runs import Run
+
+ROOT = Path(__file__).parents[1]
+FIGURES = {
+    "n": 500.0, "miou": 0.578, "r1@0.3": 0.9, "r1@0.5": 0.7, "r1@0.7": 0.256, "anchor_rate": 0.034,
+    "strict_share": 0.01, "iou_first": 0.3, "iou_last": 0.4, "iou_answer": None,
+}  # fmt: skip
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    for folder in ("notebooks", "params"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def params_file(project: Path, text: str) -> str:
+    (project / "params" / "p.yaml").write_text(text)
+    return "params/p.yaml"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("learning_rat: 1e-6\n", "unknown parameter 'learning_rat'; did you mean 'learning_rate'?"),
+        ("learning_rate: fast\n", "learning_rate: 'fast' is not a number"),
+        ("group_size: 1\n", "group_size: 1 is out of range [2, 256]"),
+        ("seed: 1\nseed: 2\n", "'seed' stands there twice"),
+        ("model: ./nowhere\n", "model: there is no folder"),
+        ("model: params\n", "is not a checkpoint"),
+        ("data: nowhere\n", "data: there is no folder"),
+        ("data: notebooks\n", "train.jsonl is not there"),
+        ("prompt: haiku\n", "there is no template 'haiku'"),
+        ("{}\n", "there is no notebook"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_code_2(project, capsys, text, says):
+    assert main(["run", params_file(project, text)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("labkit: ")
+    assert says in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_a_missing_params_file_is_one_message(project, capsys):
+    assert main(["run", "params/none.yaml"]) == 2
+    assert capsys.readouterr().err == "labkit: there is no params file 'params/none.yaml'\n"
+
+
+def test_a_run_of_other_parameters_is_one_message(project, capsys):
+    Run.open(replace(DEFAULTS, run="x"))
+    assert main(["run", params_file(project, "run: x\n"), "-p", "seed", "3", "-p", "learning_rate", "1e-6"]) == 2
+    assert "seed: there 0, here 3" in capsys.readouterr().err
+
+
+def test_a_world_without_clips_and_a_base_over_something_are_refused(project, capsys):
+    assert main(["world", "w", "--train", "0"]) == 2
+    assert "at least 1" in capsys.readouterr().err
+    assert main(["base", "params"]) == 2
+    assert capsys.readouterr().err == "labkit: 'params' exists already; name a folder that does not\n"
+
+
+def test_a_world_is_written(project, capsys):
+    assert main(["world", "w", "--train", "1", "--validation", "1", "--test", "1", "--seed", "3"]) == 0
+    assert len(list(Path("w/clips").glob("*.mp4"))) == 3
+    assert "train queries" in capsys.readouterr().out
+
+
+def test_wrong_usage_is_exit_code_2(capsys):
+    for arguments in ([], ["party"], ["run"], ["run", "p.yaml", "-p", "seed"], ["world", "w", "--train", "many"]):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2
+    assert "usage: labkit" in capsys.readouterr().err
+
+
+def test_the_command_is_quick_and_imports_no_torch():
+    code = "import sys, labkit.cli; labkit.cli.main(['results', 'nowhere']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0
+    assert done.stderr.startswith("labkit: 'nowhere' is not a run: it has no manifest.json")
+
+
+def finished_run() -> Run:
+    run = Run.open(replace(DEFAULTS, run="x"))
+    run.begin("01_grpo")
+    run.finish("01_grpo", {
+        "base": {"greedy": FIGURES},
+        "grpo": {"greedy": {**FIGURES, "miou": 0.6851}, "sampled": {**FIGURES, "anchor_rate": 1.0}},
+    })  # fmt: skip
+    run.begin("02_distill")
+    run.finish("02_distill", {"harvest": {"harvested": 4800, "dropped: format": 3996, "kept": 804, "yield": 0.1675}})
+    return run
+
+
+def test_results_at_a_glance(project, capsys):
+    finished_run()
+    assert main(["results", "outputs/x"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("run x\n\ngreedy, 500 queries\n")
+    lines = [line.split() for line in text.splitlines()]
+    assert "mIoU R1@0.3 R1@0.5 R1@0.7 anchors strict first last answer".split() in lines
+    assert "base 57.8 90.0 70.0 25.6 3.4 1.0 30.0 40.0 -".split() in lines
+    assert "stage 1 68.5 90.0 70.0 25.6 3.4 1.0 30.0 40.0 -".split() in lines
+    assert "harvest, 16.8 % kept" in text
+    assert "03_sft not run".split() in lines
+
+
+def test_results_for_a_program(project, capsys):
+    finished_run()
+    assert main(["results", "outputs/x", "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results == read_results("outputs/x")
+    assert results["models"]["grpo"]["sampled"]["anchor_rate"] == 1.0
+    assert results["stages"]["01_grpo"]["state"] == "finished"
+    assert results["harvest"]["kept"] == 804
+
+
+def test_results_of_a_new_run_say_that_nothing_has_run(project, capsys):
+    Run.open(replace(DEFAULTS, run="x"))
+    assert main(["results", "outputs/x"]) == 0
+    assert capsys.readouterr().out.count("not run") == 5
+
+
+def test_results_of_what_is_no_run_are_refused(project, capsys):
+    assert main(["results", "params"]) == 2
+    assert "is not a run" in capsys.readouterr().err

@@ -1,0 +1,59 @@
+"""The project's own files agree with each other."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_conda_and_pip_install_the_same():
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *plain, pip = conda["dependencies"]
+    assert [f"python {PROJECT['requires-python']}", "pip"] == plain
+    assert pip["pip"][:-1] == [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]
+    assert pip["pip"][-1] == "-e ."
+
+
+def test_torchvision_is_not_asked_for():
+    assert not any("torchvision" in line for line in PROJECT["dependencies"])
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+    command = re.search(r"python -m pytest[^\n]*--dist \w+", (ROOT / ".ci" / "run").read_text())
+    assert command
+    assert command[0].removeprefix("python ") in (ROOT / "README.md").read_text()
+
+
+def test_source_notebooks_are_clean():
+    import nbformat
+
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        notebook = nbformat.read(path, 4)
+        nbformat.validate(notebook)
+        for cell in notebook.cells:
+            assert not cell.get("outputs") and cell.get("execution_count") is None, path
+            assert "papermill" not in cell.metadata, path
+            assert len(cell.source.splitlines()) <= 12 or cell.cell_type == "markdown", (path, cell.source)
+            assert not re.search(r"^\s*(def|class) ", cell.source, re.MULTILINE) or cell.cell_type == "markdown", path
+
+
+def test_parameter_cells_name_parameters_at_their_defaults():
+    import nbformat
+
+    from labkit.params import DEFAULTS, names
+
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cell = next(cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code")
+        assert cell.metadata.tags == ["parameters"], path
+        values: dict[str, object] = {}
+        exec(cell.source, {}, values)
+        assert values and set(values) <= set(names()), path
+        for name, value in values.items():
+            default = getattr(DEFAULTS, name)
+            assert value == (list(default) if isinstance(default, tuple) else default), (path, name)
