@@ -22,10 +22,27 @@ class Packed(NamedTuple):
 
     inputs: dict[str, Any]
     labels: torch.Tensor
+    mask: torch.Tensor
+    """(rows, C) bool, the completions' own layout."""
 
-    def unpack(self, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Bring one value per place, (B, L), back to the completions' own layout, (rows, C); 0 where `mask` is 0."""
-        return values.new_zeros(mask.shape).masked_scatter(mask.bool(), values[self.labels != -100])
+    def log_probs(self, model: Any, temperature: float = 1.0, entropy: bool = False) -> tuple[Any, Any]:
+        """Log-probs of the predicted tokens, and the entropies of the distributions they were drawn from.
+
+        Both (rows, C) in the completions' own layout; entropies are None unless asked for, and carry no gradient.
+        """
+        hidden_logits = model(**self.inputs, use_cache=False).logits
+        shown = self.labels != -100
+        logits = hidden_logits[shown].float() / temperature
+        log_probs = logits.log_softmax(-1)
+        picked = log_probs.gather(1, self.labels[shown][:, None])[:, 0]
+        spread = None
+        if entropy:
+            flat = log_probs.detach()
+            spread = self._scatter(-(flat.exp() * flat).sum(-1))
+        return self._scatter(picked), spread
+
+    def _scatter(self, values: torch.Tensor) -> torch.Tensor:
+        return values.new_zeros(self.mask.shape).masked_scatter(self.mask, values)
 
 
 def pack(prompts: Sequence[Prompt], completions: torch.Tensor, mask: torch.Tensor, sizes: Sequence[int]) -> Packed:
@@ -62,4 +79,4 @@ def pack(prompts: Sequence[Prompt], completions: torch.Tensor, mask: torch.Tenso
         "attention_mask": allowed[:, None],
         **vision_kwargs(prompts, device),
     }
-    return Packed(inputs, pad_sequence(labels, batch_first=True, padding_value=-100))
+    return Packed(inputs, pad_sequence(labels, batch_first=True, padding_value=-100), mask)

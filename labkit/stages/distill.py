@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from labkit.chain.anchors import AnchorChain, parse
 from labkit.chain.metrics import chain_ious
+from labkit.chain.rewards import RewardSpec, score_chain
 from labkit.data.moments import Moment
 from labkit.errors import LabError
-from labkit.stages.rollouts import Rollout
+from labkit.stages.rollouts import Rollout, RolloutStore
+
+if TYPE_CHECKING:
+    from labkit.policy.inputs import Prompt
+    from labkit.policy.model import Policy
+
+PROMPTS_A_PART = 24
+"""Queries that are sampled together and stored as one part: what a kill costs at most."""
 
 REASONS = (
     "unparsed",
@@ -72,6 +80,52 @@ class Harvest:
         """The funnel as flat figures, with what came in and what share was kept."""
         counts = {f"dropped: {step.reason}": float(step.traces) for step in self.funnel if step.reason != "kept"}
         return {"harvested": self.size, **counts, "kept": len(self.kept), "yield": len(self.kept) / max(1, self.size)}
+
+
+def sample_traces(
+    policy: Policy,
+    source: Mapping[str, Prompt],
+    moments: Sequence[Moment],
+    store: RolloutStore,
+    *,
+    spec: RewardSpec,
+    samples: int,
+    temperature: float,
+    max_new_tokens: int,
+    seed: int,
+    run: str,
+    on_part: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Sample chains of each moment into `store`, a part at a time; parts that are there already are not sampled again.
+
+    A part's number stands as `step` in its rollouts. What is sampled for a query depends on the policy, the seed and
+    the query alone, so that a harvest that was killed ends with the same traces. `on_part` hears (queries done, all).
+    """
+    from labkit.policy.generate import generate
+
+    there = set(store.steps())
+    for part, begin in enumerate(range(0, len(moments), PROMPTS_A_PART), 1):
+        asked = moments[begin : begin + PROMPTS_A_PART]
+        if part not in there:
+            prompts = [source[moment.qid] for moment in asked]
+            completions = generate(
+                policy, prompts, samples, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
+            )
+            rollouts = []
+            for index, completion in enumerate(completions):
+                moment, prompt = asked[index // samples], prompts[index // samples]
+                chain = parse(completion.text, finished=completion.finished)
+                ledger = score_chain(chain, moment.windows, moment.duration, spec)
+                rollouts.append(Rollout(
+                    run=run, stage="distill", step=part, qid=moment.qid, sample=index % samples, seed=seed,
+                    checkpoint=policy.name, text=completion.text, status=chain.status,
+                    **{f"reward_{term}": value for term, value in ledger.terms.items()},
+                    total=ledger.total, advantage=0.0, prompt_tokens=len(prompt.ids),
+                    completion_tokens=len(completion.ids), finished=completion.finished,
+                ))  # fmt: skip
+            store.write(part, rollouts)
+        on_part(begin + len(asked), len(moments))
+    store.compact()
 
 
 def filter_traces(

@@ -4,7 +4,8 @@ from labkit.views.answers import answer_places, before_after, lengths
 from labkit.views.curves import harvest_funnel, sft_loss, stage_comparison, training_curves
 from labkit.views.display import setup, show
 from labkit.views.figures import funnel, iou_by_step, r1_curves
-from labkit.views.strips import Film, chain_picture, film, gallery, through_stages
+from labkit.views.frames import Film, film
+from labkit.views.strips import chain_picture, gallery, through_stages
 
 __all__ = [
     "Film",

@@ -42,9 +42,10 @@ def before_after(
     better, worse = int(np.sum(change > SAME)), int(np.sum(change < -SAME))
     unpaired = len(set(old) ^ set(new))
     caption = (
-        f"Of {len(both)} queries {better} are better by more than {SAME} ({style.percent(better / len(both))}), "
+        f"Of {style.count(len(both), 'query', 'queries')} {better} are better by more than {SAME} "
+        f"({style.percent(better / len(both))}), "
         f"{worse} worse, {len(both) - better - worse} about the same; mean change {change.mean():+.3f}."
-        + (f" {unpaired} queries with a chain on one side only are left out." if unpaired else "")
+        + (f" Left out for having a chain on one side only: {unpaired}." if unpaired else "")
     )
     titles = ["answer's IoU: above the line is better, size counts queries", "change of IoU"]
     fig, _ = style.panels(titles, title, caption, 310, columns=2, gap=0.11)
@@ -95,7 +96,7 @@ def lengths(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
     groups = _answers(records, moments)
     if not groups:
         return style.nothing(title, "there are no chains with an answer")
-    titles = [f"<b>{style.plain(label, 24)}</b><br>{len(g)} answers" for label, g in groups.items()]
+    titles = [f"<b>{style.plain(label, 24)}</b><br>{style.count(len(g), 'answer')}" for label, g in groups.items()]
     caption = (
         "On the dotted line the answer has the right length. Large marks: median and middle half of a fifth of the "
         "chains; dots: single chains."
@@ -143,7 +144,7 @@ def answer_places(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
     groups = _answers(records, moments)
     if not groups:
         return style.nothing(title, "there are no chains with an answer")
-    titles = [f"<b>{style.plain(label, 24)}</b><br>{len(g)} answers" for label, g in groups.items()]
+    titles = [f"<b>{style.plain(label, 24)}</b><br>{style.count(len(g), 'answer')}" for label, g in groups.items()]
     caption = (
         "On the diagonal the model found the moment; a level stripe is one place answered whatever was asked. "
         "Stronger colour: more chains."

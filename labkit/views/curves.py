@@ -32,12 +32,13 @@ _SHARES = {
     "anchor_rate": ("have anchors", style.Look(style.ANCHOR, "circle", "solid")),
     "strict_share": ("narrow strictly", style.Look("#d55e00", "circle", "dash")),
 }
+_KEPT = "#2563b8"
 _COMPARED = {
     "miou": "mIoU",
     "r1@0.5": "R1@0.5",
     "r1@0.7": "R1@0.7",
-    "anchor_rate": "chains with anchors",
-    "strict_share": "strictly narrowing",
+    "anchor_rate": "anchor rate",
+    "strict_share": "strict share",
 }
 
 
@@ -121,7 +122,7 @@ def harvest_funnel(funnel: Sequence[tuple[str, int]]) -> go.Figure:
     caption = "Each row: what is left after the rule (blue) and what the rule dropped (orange)."
     fig = style.figure(title, caption, 28 * len(names), right=40, barmode="stack", bargap=0.3, showlegend=False)
     rows = list(range(len(names)))
-    colors = [style.NEUTRAL, *[style.ANCHOR] * (len(names) - 2), style.TRUTH]
+    colors = [style.NEUTRAL, *[style.ANCHOR] * (len(names) - 2), _KEPT]
     fig.add_bar(
         x=left, y=rows, orientation="h", marker={"color": colors, "line": {"width": 0}}, customdata=names,
         hovertemplate="%{customdata}: %{x:,} left<extra></extra>",
@@ -151,8 +152,13 @@ def stage_comparison(figures: Mapping[str, Mapping[str, float]]) -> go.Figure:
     asked = (
         f", {sizes[0]:,} queries" if len(sizes) == 1 else f", {sizes[0]:,} to {sizes[-1]:,} queries" if sizes else ""
     )
-    caption = f"Percent, higher is better{asked}. The last two are shares of all chains."
-    fig, _ = style.panels(list(_COMPARED.values()), title, caption, 34 * len(labels), columns=5, bottom=36, shared_yaxes=True)
+    caption = (
+        f"Percent, higher is better{asked}. Anchor rate: chains with an anchor. Strict share: chains of two anchors or "
+        "more, each better than the one before. Both are shares of all chains."
+    )
+    fig, _ = style.panels(
+        list(_COMPARED.values()), title, caption, 34 * len(labels), columns=5, bottom=36, shared_yaxes=True
+    )
     rows = list(range(len(labels)))
     for column, key in enumerate(_COMPARED, 1):
         values = [_number(figures[label].get(key)) for label in labels]
@@ -181,7 +187,7 @@ def stage_comparison(figures: Mapping[str, Mapping[str, float]]) -> go.Figure:
             col=column,
         )
     fig.update_yaxes(tickvals=rows, ticktext=names, range=[len(labels) - 0.5, -0.5], showgrid=False, zeroline=False)
-    fig.update_xaxes(range=[0, 128], tickvals=[0, 50, 100])
+    fig.update_xaxes(range=[0, 145], tickvals=[0, 50, 100])
     return fig.update_layout(showlegend=False)
 
 
@@ -250,7 +256,7 @@ def _smoothed(values: np.ndarray, span: int) -> np.ndarray:
 
 
 def _span(steps: int) -> int:
-    return max(1, min(20, round(steps / 6)))
+    return max(1, min(20, round(steps / 12)))
 
 
 def _number(value: Any) -> float | None:

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _MIMETYPE = "application/vnd.plotly.v1+json"
-_PICTURE_SCALE = 1.5
 _PICTURE_SECONDS = 60
 
 
@@ -70,7 +69,8 @@ def _picture(fig: dict[str, Any], height: float) -> str:
     import kaleido
 
     # Not plotly.io.to_image: it asks for MathJax from a CDN, and warns that a server won't hear of it.
-    size = {"format": "png", "width": WIDTH, "height": height, "scale": _PICTURE_SCALE}
+    # JupyterLab shows the picture in its own size until the mouse enters, so a finer one would be a larger one.
+    size = {"format": "png", "width": WIDTH, "height": height, "scale": 1}
     return base64.b64encode(_within(kaleido.calc_fig_sync, fig, opts=size)).decode("ascii")
 
 

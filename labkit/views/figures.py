@@ -65,7 +65,7 @@ def iou_by_step(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
             marker={"symbol": look[label].symbol, "size": 9},
             error_y=style.error_bars(means, bounds),
             customdata=[
-                f"{_bounds_text(*bound)}<br>{len(rows[name])} chains"
+                f"{_bounds_text(*bound)}<br>{style.count(len(rows[name]), 'chain')}"
                 for name, bound in zip(present, bounds, strict=True)
             ],
             hovertemplate="%{x}: IoU %{y:.3f}<br>%{customdata}",
@@ -81,8 +81,7 @@ def funnel(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
     x = (time - middle of the truth) / half its length; lines are medians, bands hold the middle half of the chains.
     """
     title = "Anchors narrow toward the truth"
-    groups = {label: [r for r in g if r.chain.steps] for label, g in read_groups(records, moments).items()}
-    groups = {label: g for label, g in groups.items() if g}
+    groups = {label: g for label, g in read_groups(records, moments).items() if any(r.chain.steps for r in g)}
     if not groups:
         return style.nothing(title, "there are no chains with an anchor or an answer")
     scaled = {label: _common(_scaled_steps(g), len(g)) for label, g in groups.items()}
@@ -128,9 +127,11 @@ def funnel(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
                 mode="lines+markers",
                 line={"color": color, "width": 2.5},
                 marker={"symbol": symbol, "size": 10},
-                customdata=[[a, b, len(steps[n])] for a, b, n in zip(low, high, present, strict=True)],
+                customdata=[
+                    [a, b, style.count(len(steps[n]), "chain")] for a, b, n in zip(low, high, present, strict=True)
+                ],
                 hovertemplate=f"%{{y}}, {name}: %{{x:.2f}} half-lengths<br>middle half %{{customdata[0]:.2f}} to "
-                "%{customdata[1]:.2f}<br>%{customdata[2]} chains<extra></extra>",
+                "%{customdata[1]:.2f}<br>%{customdata[2]}<extra></extra>",
                 **shared,
             )
         fig.add_vrect(-1, 1, fillcolor=style.TRUTH, opacity=0.16, line_width=0, layer="below", row=row, col=column)
@@ -240,4 +241,4 @@ def _bounds_text(low: _Bound, high: _Bound, digits: int = 3) -> str:
 
 def _left_out(groups: Mapping[str, Sequence[Reading]]) -> str:
     long = sum(len(r.chain.anchors) > MOST_ANCHORS for g in groups.values() for r in g)
-    return f" {long} chains have more than {MOST_ANCHORS} anchors: the first {MOST_ANCHORS} are drawn." if long else ""
+    return f" Of {style.count(long, 'long chain')} only the first {MOST_ANCHORS} anchors are drawn." if long else ""

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from labkit.chain.spans import Span, clip_span
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.views import style
+from labkit.views.frames import HEIGHT as _STRIP
+from labkit.views.frames import Film, data_uri, film, places
 from labkit.views.readings import ChainRecord, Reading, Records, read, read_groups
 from labkit.views.thoughts import thought_lines, words_before
 
@@ -24,33 +25,9 @@ if TYPE_CHECKING:
 MOST_BARS = 8
 """Anchors drawn of one chain; a line says how many more there are."""
 # Pixels, from the top of a chain's block downwards.
-_HEADER, _STRIP, _GAP, _ROW, _AXIS, _LINE, _BETWEEN = 28, 72, 5, 27, 30, 17, 22
+_HEADER, _GAP, _ROW, _AXIS, _LINE, _BETWEEN = 28, 5, 27, 30, 17, 22
 _LEFT, _RIGHT = 82, 196
-_PLOT_WIDTH = style.WIDTH - _LEFT - _RIGHT
 _TITLE_LENGTH = 72
-
-
-class Film(NamedTuple):
-    """Small frames (T, H, W, 3) uint8 and the times (T,) in seconds from the clip's beginning at which they show."""
-
-    rgb: NDArray[np.uint8]
-    times: NDArray[np.float64]
-
-
-def film(moment: Moment) -> Film:
-    """As many small frames of a moment's clip as fit side by side in a strip, each from the middle of its place.
-
-    Raises LabError when the video is missing or cannot be read.
-    """
-    from labkit.data.video import probe, thumbnails
-
-    info = probe(moment.video)
-    count = _places(info.width / info.height)
-    times = (np.arange(count) + 0.5) * moment.duration / count
-    # A frame past a file's last one is refused by the reader: annotations often run a little longer than the video.
-    shown = times[times + moment.start < info.duration]
-    width = max(1, min(info.width, round(1.6 * _STRIP * info.width / info.height)))
-    return Film(thumbnails(moment.video, shown + moment.start, width), shown)
 
 
 def chain_picture(record: ChainRecord, moment: Moment, frames: Film | Frames | None = None) -> go.Figure:
@@ -60,7 +37,7 @@ def chain_picture(record: ChainRecord, moment: Moment, frames: Film | Frames | N
     """
     reading = read([record], {moment.qid: moment})[0]
     caption = (
-        f"{_status(reading)}IoU of the answer: <b>{reading.answer_iou:.2f}</b>. "
+        f"{_remarks(reading)}IoU of the answer: <b>{reading.answer_iou:.2f}</b>. "
         "Anchor by anchor, the bars should close in on the truth (green)."
     )
     title = f"“{style.plain(moment.query, _TITLE_LENGTH)}”"
@@ -96,7 +73,7 @@ def gallery(
         header = f"{_header(name, reading)} · “{style.plain(reading.moment.query, _TITLE_LENGTH)}”"
         blocks.append((header, reading, film(reading.moment)))
     caption = (
-        f"Of {len(readings):,} chains, ranked by the answer's IoU. Bars: the anchors in order, then the answer; "
+        f"Of {style.count(len(readings), 'chain')}, ranked by the answer's IoU. Bars: the anchors in order, then the answer; "
         "green: the truth."
     )
     return _blocks(style.plain(title), caption, blocks)
@@ -119,9 +96,7 @@ def through_stages(
         blocks.append((_header(label, reading), reading, None))
     header, first, _ = blocks[0]
     blocks[0] = (header, first, film(moment) if frames is None else frames)
-    caption = (
-        "The same query at each stage: later chains should narrow more and end nearer to the truth (green)."
-    )
+    caption = "The same query at each stage: later chains should narrow more and end nearer to the truth (green)."
     return _blocks(f"“{style.plain(moment.query, _TITLE_LENGTH)}”", caption, blocks)
 
 
@@ -215,17 +190,17 @@ class _Block:
         if not len(times):
             return
         height, width = frames.rgb.shape[1:3]
-        slot = moment.duration / _places(width / height)
-        for place in range(_places(width / height)):
+        slot = moment.duration / places(width / height)
+        for place in range(places(width / height)):
             middle = (place + 0.5) * slot
             nearest = int(np.abs(times - middle).argmin())
             if abs(times[nearest] - middle) > slot:
                 continue  # the video is shorter than its annotation says: nothing is shown where nothing was seen
             inside = any(w.start < middle + slot / 2 and middle - slot / 2 < w.end for w in moment.windows)
             self.fig.add_layout_image(
-                source=_data_uri(frames.rgb[nearest]),
-                xref=self.x, yref="paper", x=middle, y=self.paper(top), sizex=slot,
-                sizey=_STRIP / self.inner, xanchor="center", yanchor="top", sizing="contain",
+                source=data_uri(frames.rgb[nearest]),
+                xref=self.x, yref="paper", x=middle, y=self.paper(top + _STRIP / 2), sizex=slot,
+                sizey=_STRIP / self.inner, xanchor="center", yanchor="middle", sizing="contain",
                 opacity=1.0 if inside else 0.6, layer="below",
             )  # fmt: skip
         for window in moment.windows:
@@ -285,7 +260,7 @@ class _Block:
         before: float | None = None
         for step in steps:
             if step.span is None:
-                rows.append(("not given", "<b>0.00</b>"))
+                rows.append(("none read", "<b>0.00</b>"))
                 continue
             outside = clip_span(step.span, reading.moment.duration) is None
             rows.append(("outside the clip" if outside else f"{_times(step.span)} s", _compared(step.iou, before)))
@@ -337,37 +312,16 @@ def _rows(reading: Reading) -> int:
     return 2 + min(len(reading.chain.anchors), MOST_BARS)
 
 
-def _places(aspect: float) -> int:
-    """How many frames of an aspect ratio (width / height) stand side by side in a strip."""
-    return int(np.clip(round(_PLOT_WIDTH / (_STRIP * aspect)), 3, 14))
-
-
 def _gain(reading: Reading) -> float:
     return reading.answer_iou - reading.ious[0] if reading.chain.anchors else 0.0
 
 
 def _header(name: str, reading: Reading) -> str:
+    return f"<b>{style.plain(name, 40)}</b>: {_remarks(reading)}IoU {reading.answer_iou:.2f}"
+
+
+def _remarks(reading: Reading) -> str:
+    """What the picture does not show: a broken form, of which only what could be read is drawn, and further anchors."""
+    status = "" if reading.chain.status == "ok" else f"Status <b>{reading.chain.status}</b>. "
     more = len(reading.chain.anchors) - MOST_BARS
-    tail = f" · {more} more anchors" if more > 0 else ""
-    return f"<b>{style.plain(name, 40)}</b>: {_status(reading)}IoU {reading.answer_iou:.2f}{tail}"
-
-
-def _status(reading: Reading) -> str:
-    """The status if it is not ok, since the picture then shows only what could be read."""
-    return "" if reading.chain.status == "ok" else f"Status <b>{reading.chain.status}</b>. "
-
-
-def _data_uri(rgb: NDArray[np.uint8]) -> str:
-    """A frame as a JPEG inside the figure (a few kB)."""
-    import base64
-    from fractions import Fraction
-
-    import av
-
-    codec: Any = av.CodecContext.create("mjpeg", "w")
-    codec.height, codec.width = rgb.shape[:2]
-    codec.pix_fmt, codec.time_base = "yuvj420p", Fraction(1, 25)
-    codec.options = {"qmin": "3", "qmax": "6"}
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24").reformat(format="yuvj420p")
-    jpeg = b"".join(bytes(packet) for packet in [*codec.encode(frame), *codec.encode(None)])
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
+    return status + (f"Not drawn: {style.count(more, 'more anchor')}. " if more > 0 else "")

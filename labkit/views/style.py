@@ -29,8 +29,8 @@ NEUTRAL = "#8a919b"
 
 STAGES = ("base", "grpo", "distill", "sft", "grpo_final")
 """The order in which stages are drawn; other labels follow in the order in which they come."""
-WIDTH = 960
-"""Pixels for which figures are composed; in a notebook they take the cell's width."""
+WIDTH = 820
+"""Pixels for which figures are composed: a JupyterLab cell on a laptop, file browser open. Alive, they take the cell's."""
 _CAPTION_WIDTH = 110
 _HOSTILE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
@@ -131,6 +131,15 @@ def error_bars(middle: Iterable[Any], bounds: Iterable[Any]) -> dict[str, Any]:
         "thickness": 1.4,
         "width": 3,
     }
+
+
+def count(number: int, one: str, many: str = "") -> str:
+    """A number with its noun.
+
+    >>> count(1, "chain"), count(1200, "query", "queries")
+    ('1 chain', '1,200 queries')
+    """
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def percent(share: float, digits: int = 0) -> str:

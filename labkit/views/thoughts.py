@@ -22,26 +22,30 @@ class _Word(NamedTuple):
 def thought_lines(reading: Reading, colors: Sequence[str]) -> list[str]:
     """The text as at most `LINES` lines of markup, each anchor as `[a to b s]` in the colour of its bar.
 
-    Anchors beyond `colors` have the text's colour. A text that broke the form keeps its tags: they are what went wrong.
+    Where it is longer, the words before each anchor lose their beginning, so that every anchor stays. Anchors beyond
+    `colors` have the text's colour. A text that broke the form keeps its tags: they are what went wrong.
     """
     chain = reading.chain
-    pieces = [
+    marks = [
         (a.begin, a.end, a.span, colors[k] if k < len(colors) else style.TEXT) for k, a in enumerate(chain.anchors)
     ]
     if chain.answer is not None and chain.answer_chars is not None:
-        pieces.append((*chain.answer_chars, chain.answer, style.ANSWER))
+        marks.append((*chain.answer_chars, chain.answer, style.ANSWER))
+    # a hostile text has thousands: those that four lines can hold
+    marks = marks[: LINES * WIDTH // 20]
+    labels = [
+        _Word(f"[{style.seconds(span.start)} to {style.seconds(span.end)} s]", color) for *_, span, color in marks
+    ]
     tags = chain.status not in ("ok", "no_anchor")
-    # more cannot be shown, and a hostile text may be a megabyte
-    limit = 2 * LINES * WIDTH
+    begins, ends = [0, *(end for _, end, _, _ in marks)], [*(begin for begin, _, _, _ in marks), len(chain.text)]
+    room = int(0.93 * LINES * WIDTH) - sum(len(label.text) + 1 for label in labels)
+    share = _share([end - begin for begin, end in zip(begins, ends, strict=True)], room)
     words: list[_Word] = []
-    at = 0
-    for begin, end, span, color in pieces:
-        if at > limit:
-            break
-        words += _words(chain.text[at : min(begin, at + limit)], tags)
-        words.append(_Word(f"[{style.seconds(span.start)} to {style.seconds(span.end)} s]", color))
-        at = end
-    words += _words(chain.text[at : at + limit], tags)
+    for begin, end, label in zip(begins, ends, [*labels, None], strict=True):
+        if label is None:
+            words += _words(_head(chain.text[begin:], share), tags)
+        else:
+            words += [*_words(_tail(chain.text, begin, end, share), tags), label]
     return _lines(words, WIDTH, LINES) or ["<i>the model wrote nothing</i>"]
 
 
@@ -54,8 +58,34 @@ def words_before(reading: Reading, anchor: int | None) -> list[str]:
         end = chain.anchors[anchor].begin
     else:
         end = chain.answer_chars[0] if chain.answer_chars else len(chain.text)
-    limit = 2 * _HOVER_LINES * _HOVER_WIDTH
-    return _lines(_words(chain.text[begin : min(end, begin + limit)], tags=False), _HOVER_WIDTH, _HOVER_LINES)
+    share = int(0.93 * _HOVER_LINES * _HOVER_WIDTH)
+    return _lines(_words(_tail(chain.text, begin, end, share), tags=False), _HOVER_WIDTH, _HOVER_LINES)
+
+
+def _share(lengths: Sequence[int], room: int) -> int:
+    """How many characters each piece may have, so that all together fit and short ones leave theirs to the long."""
+    left = max(0, room)
+    for place, length in enumerate(sorted(lengths)):
+        share = left // (len(lengths) - place)
+        if length > share:
+            return share
+        left -= length
+    return max(lengths)
+
+
+def _tail(text: str, begin: int, end: int, share: int) -> str:
+    """The last `share` characters of a piece, from a whole word on."""
+    if end - begin <= share:
+        return text[begin:end]
+    cut = text[max(begin, end - share) : end] if share > 0 else ""
+    return f"… {cut.partition(' ')[2] or cut}"
+
+
+def _head(text: str, share: int) -> str:
+    """The first `share` characters, up to a whole word."""
+    if len(text) <= share:
+        return text
+    return f"{text[:share].rpartition(' ')[0] or text[:share]} …"
 
 
 def _words(text: str, tags: bool) -> list[_Word]:

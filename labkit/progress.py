@@ -1,0 +1,82 @@
+"""Progress of long work: a bar in a live notebook, plain lines with the time left in a batch log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+EVERY = 10.0
+"""Seconds between two lines, at least."""
+
+
+class Progress:
+    """Says how far `what` has come; call it after each step as `progress(done, note)`.
+
+    The first step called may be any, as in a resumed run: the time left is taken from the steps of this process.
+    """
+
+    def __init__(self, what: str, total: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """`total` steps make the whole."""
+        self.what, self.total, self.clock = what, total, clock
+        self.begin = self.said = clock()
+        self.first: int | None = None
+        self.bar: Any = _bar()
+
+    def __call__(self, done: int, note: str = "") -> None:
+        """Tell that `done` of the steps are done; `note` says something about the last."""
+        now = self.clock()
+        if self.first is None:
+            self.first = done - 1
+        left = (now - self.begin) / max(1, done - self.first) * (self.total - done)
+        text = f"{self.what}: {done} of {self.total}, {_time(now - self.begin)}"
+        text += f", {_time(left)} left" if done < self.total else ""
+        text += f"; {note}" if note else ""
+        if self.bar is not None:
+            self.bar.update(_Bar(done, self.total, text))
+        if now - self.said >= EVERY or done >= self.total:
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+            self.said = now
+
+
+class _Bar:
+    """What a notebook shows: HTML where it can, text elsewhere."""
+
+    def __init__(self, done: int, total: int, text: str) -> None:
+        self.done, self.total, self.text = done, total, text
+
+    def _repr_html_(self) -> str:
+        import html
+
+        return f'<progress max="{self.total}" value="{self.done}" style="width:24em"></progress> {html.escape(self.text)}'
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def _bar() -> Any:
+    """A display to be updated, or None outside of a notebook."""
+    if "IPython" not in sys.modules:
+        return None
+    from IPython import get_ipython
+    from IPython.display import display
+
+    if get_ipython() is None:
+        return None
+    return display(_Bar(0, 1, "..."), display_id=True)
+
+
+def _time(seconds: float) -> str:
+    """Seconds as people read them.
+
+    >>> _time(7.4), _time(95), _time(7260)
+    ('7 s', '1 min 35 s', '2 h 1 min')
+    """
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60} min"

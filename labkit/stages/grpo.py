@@ -1,0 +1,348 @@
+"""GRPO on video prompts: TRL's trainer, with one prefill and one packed policy pass per prompt.
+
+Stock `GRPOTrainer` hands videos to `generate` but builds its log-prob inputs for images only: it would train, without a word, a policy
+that never saw the video. Here TRL sees no prompt at all. A prompt's place in the step stands for it, as a single token id; the rollout
+hook and the log-prob pass look the real prompt up. All that TRL does with ids (padding, splitting, losses, clipping, KL) stays TRL's.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from labkit.chain.anchors import AnchorChain, parse
+from labkit.chain.metrics import chain_figures
+from labkit.chain.rewards import TERMS, Ledger, RewardSpec, score_chain
+from labkit.data.moments import Moment
+from labkit.errors import LabError
+from labkit.files import replacing
+from labkit.policy.inputs import Prompt
+from labkit.policy.generate import generate
+from labkit.policy.model import Policy, save_policy
+from labkit.policy.packed import pack
+from labkit.stages.checkpoints import mark_saves, newest_checkpoint, shuffled_order, step_of
+from labkit.stages.rollouts import Rollout, RolloutStore
+
+WINDOW = 5
+"""Steps over which the stop conditions are averaged: one lucky step does not end a stage."""
+LOGGED = ("loss", "entropy", "kl", "grad_norm", "learning_rate", "step_time")
+"""What a step's history takes over from TRL's log."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrpoSettings:
+    """How one stage of GRPO trains; `labkit.params` documents each value."""
+
+    steps: int
+    prompts_per_step: int
+    group_size: int
+    learning_rate: float
+    temperature: float
+    beta: float
+    max_new_tokens: int
+    save_steps: int
+    seed: int
+    stop_anchor_rate: float = 1.0
+    stop_progress: float = 1.0
+    prompts_per_pass: int = 0
+    """Prompts of one forward and backward pass, a divisor of `prompts_per_step`; 0 is all of them."""
+    gradient_checkpointing: bool = False
+    warmup_steps: int = 10
+
+
+@dataclass(frozen=True)
+class GrpoResult:
+    """How a stage went; the model stands in `final/`, the rollouts in `rollouts/`."""
+
+    steps: int
+    stopped_by: str
+    """`steps` when all were taken, `condition` when the stop conditions held."""
+    history: list[dict[str, Any]]
+    """One row a step: figures of its rollouts and of its update."""
+    seconds: float
+    """Time of training, without what earlier attempts took before they were killed."""
+
+
+class Sampled(NamedTuple):
+    """One rollout of the step under way."""
+
+    qid: str
+    sample: int
+    text: str
+    tokens: int
+    finished: bool
+    chain: AnchorChain
+    ledger: Ledger
+
+
+def train_grpo(
+    policy: Policy,
+    source: Mapping[str, Prompt],
+    moments: Sequence[Moment],
+    *,
+    spec: RewardSpec,
+    settings: GrpoSettings,
+    folder: Path,
+    run: str,
+    stage: str,
+    on_step: Callable[[dict[str, Any]], None] | None = None,
+) -> GrpoResult:
+    """Train `policy` on `moments` and write `checkpoint-*/`, `rollouts/` and, last, `final/` to `folder`.
+
+    Called again on the same folder it goes on from the newest complete checkpoint, samples the same rollouts again from there, and
+    ends with the weights of a run that was never interrupted. Once `final/` is there, it only reads.
+
+    Raises:
+        LabError: fewer moments than a step asks for, or `prompts_per_pass` does not divide a step.
+    """
+    from datasets import Dataset
+    from trl import GRPOConfig
+
+    if (folder / "final").is_dir():
+        return GrpoResult(**json.loads((folder / "result.json").read_text(encoding="utf-8")))
+    per_pass = settings.prompts_per_pass or settings.prompts_per_step
+    if settings.prompts_per_step % per_pass:
+        raise LabError(f"prompts_per_pass is {per_pass} and must divide prompts_per_step, {settings.prompts_per_step}")
+    begin = time.monotonic()
+    passes = settings.prompts_per_step // per_pass
+    if len(moments) < settings.prompts_per_step:
+        raise LabError(
+            f"a step asks {settings.prompts_per_step} queries and the training split has {len(moments)}; "
+            "lower prompts_per_step or give more data"
+        )
+    order = shuffled_order([m.qid for m in moments], settings.steps * settings.prompts_per_step, settings.seed)
+    arguments = GRPOConfig(
+        output_dir=str(folder),
+        seed=settings.seed,
+        max_steps=settings.steps,
+        per_device_train_batch_size=per_pass * settings.group_size,
+        gradient_accumulation_steps=passes,
+        steps_per_generation=passes,
+        num_generations=settings.group_size,
+        shuffle_dataset=False,  # `shuffled_order` has shuffled, epoch by epoch, in a way that a resumed run repeats
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": 0.1},
+        warmup_steps=min(settings.warmup_steps, settings.steps // 2),
+        adam_beta2=0.95,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        temperature=settings.temperature,
+        beta=settings.beta,
+        loss_type="dapo",  # the mean over all tokens of the step, however it is split into passes
+        reward_weights=[spec.weights[term] for term in TERMS],
+        max_completion_length=settings.max_new_tokens,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        save_strategy="steps",
+        save_steps=settings.save_steps,
+        save_total_limit=2,
+        logging_steps=1,
+        report_to=[],
+        disable_tqdm=True,
+        bf16=str(policy.base.dtype) == "torch.bfloat16",
+        use_cpu=policy.device.type == "cpu",
+        remove_unused_columns=False,
+    )
+    checkpoint = newest_checkpoint(folder)
+    store = RolloutStore(folder / "rollouts")
+    store.truncate(step_of(checkpoint))
+    trainer = trainer_class()(
+        policy, source, {m.qid: m for m in moments}, spec, settings, store,
+        names={"run": run, "stage": stage, "seed": settings.seed, "checkpoint": policy.name}, on_step=on_step,
+        args=arguments, train_dataset=Dataset.from_dict({"prompt": order}),
+    )  # fmt: skip
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    store.compact()
+    stopped_by = "steps" if trainer.state.global_step >= settings.steps else "condition"
+    seconds = round(time.monotonic() - begin, 1)
+    result = GrpoResult(trainer.state.global_step, stopped_by, trainer.history(), seconds)
+    with replacing(folder / "result.json") as draft:
+        draft.write_text(json.dumps(asdict(result)), encoding="utf-8")
+    save_policy(policy, folder / "final")
+    for leftover in folder.glob("checkpoint-*"):
+        shutil.rmtree(leftover)
+    return result
+
+
+def step_figures(sampled: Sequence[Sampled], moments: Mapping[str, Moment], group_size: int) -> dict[str, float]:
+    """Figures of one step's rollouts: rewards, anchors, IoU by step of the chain, groups in which all earned the same."""
+    totals = [each.ledger.total for each in sampled]
+    groups = [totals[i : i + group_size] for i in range(0, len(totals), group_size)]
+    asked = [moments[each.qid] for each in sampled]
+    chains = chain_figures([s.chain for s in sampled], [m.windows for m in asked], [m.duration for m in asked])
+    return {
+        "total": sum(totals) / len(totals),
+        **{f"reward_{t}": sum(each.ledger.terms[t] for each in sampled) / len(sampled) for t in TERMS},
+        **{key: value for key, value in chains.items() if key != "n"},
+        "completion_tokens": sum(each.tokens for each in sampled) / len(sampled),
+        "cut_off_share": sum(not each.finished for each in sampled) / len(sampled),
+        "zero_variance_groups": sum(max(group) - min(group) < 1e-6 for group in groups),
+        "groups": len(groups),
+    }
+
+
+@functools.cache
+def trainer_class() -> Any:
+    """`GRPOTrainer` for videos, made when it is first needed: importing TRL takes seconds."""
+    import torch
+    from transformers import PrinterCallback, TrainerCallback
+
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # `rollout_func` is the hook that TRL offers for this
+    from trl import GRPOTrainer
+    from trl.trainer.utils import split_tensor_dict
+
+    class AfterStep(TrainerCallback):
+        """Tells the listener of each step, and ends training when the stop conditions hold."""
+
+        def __init__(self, trainer: VideoGRPOTrainer) -> None:
+            self.trainer = trainer
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if self.trainer.may_stop(state.global_step):
+                control.should_training_stop = True
+
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            row = next((row for row in self.trainer.history()[-1:] if row["step"] == state.global_step), None)
+            if row is not None and self.trainer.on_step is not None:
+                self.trainer.on_step(row)
+
+    class VideoGRPOTrainer(GRPOTrainer):
+        """One prefill and one packed policy pass per prompt; every rollout is recorded."""
+
+        def __init__(
+            self,
+            policy: Policy,
+            source: Mapping[str, Prompt],
+            moments: Mapping[str, Moment],
+            spec: RewardSpec,
+            settings: GrpoSettings,
+            store: RolloutStore,
+            *,
+            names: dict[str, Any],
+            on_step: Callable[[dict[str, Any]], None] | None,
+            **kwargs: Any,
+        ) -> None:
+            self.policy, self.source, self.moments, self.spec, self.settings = policy, source, moments, spec, settings
+            self.store, self.names, self.on_step = store, names, on_step
+            self.figures: dict[int, dict[str, float]] = {}
+            self.asked: list[Prompt] = []
+            self.sampled: list[Sampled] = []
+            super().__init__(
+                model=policy.model,
+                processing_class=policy.tokenizer,
+                reward_funcs=[self._reward(term) for term in TERMS],
+                rollout_func=type(self).rollout,
+                **kwargs,
+            )
+            for step, rows in _by_step(store.read()).items():  # what a run that is resumed has done before
+                self.figures[step] = step_figures([_sampled(row, moments, spec) for row in rows], moments, self.num_generations)
+            self.remove_callback(PrinterCallback)
+            self.add_callback(mark_saves())
+            self.add_callback(AfterStep(self))
+
+        def rollout(prompts: list[str], self: VideoGRPOTrainer) -> dict[str, list[Any]]:  # noqa: N805  TRL's signature
+            """TRL's hook: qids, each repeated for its group, to prompt ids and completion ids."""
+            group = self.num_generations
+            self.asked = [self.source[qid] for qid in prompts[::group]]
+            seed = self.settings.seed * 1_000_003 + self.state.global_step + 1
+            completions = generate(
+                self.policy, self.asked, group, max_new_tokens=self.settings.max_new_tokens,
+                temperature=self.settings.temperature, seed=seed,
+            )  # fmt: skip
+            self.sampled = []
+            for index, (qid, completion) in enumerate(zip(prompts, completions, strict=True)):
+                chain = parse(completion.text, finished=completion.finished)
+                moment = self.moments[qid]
+                ledger = score_chain(chain, moment.windows, moment.duration, self.spec)
+                self.sampled.append(
+                    Sampled(qid, index % group, completion.text, len(completion.ids), completion.finished, chain, ledger)
+                )
+            return {
+                # All that TRL gets of a prompt is its place in `asked`.
+                "prompt_ids": [[index // group] for index in range(len(prompts))],
+                "completion_ids": [completion.ids for completion in completions],
+                "logprobs": None,
+            }
+
+        def _reward(self, term: str) -> Callable[..., list[float]]:
+            def reward(**columns: Any) -> list[float]:
+                return [each.ledger.terms[term] for each in self.sampled]
+
+            reward.__name__ = term
+            return reward
+
+        def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+            output = super()._generate_and_score_completions(inputs)
+            step = self.state.global_step + 1
+            rows = zip(self.sampled, output["advantages"].tolist(), strict=True)
+            self.store.write(step, [self._record(step, each, advantage) for each, advantage in rows])
+            self.figures[step] = step_figures(self.sampled, self.moments, self.num_generations)
+            return output
+
+        def _record(self, step: int, each: Sampled, advantage: float) -> Rollout:
+            terms = {f"reward_{term}": value for term, value in each.ledger.terms.items()}
+            return Rollout(
+                **self.names, step=step, qid=each.qid, sample=each.sample, text=each.text, status=each.chain.status,
+                **terms, total=each.ledger.total, advantage=advantage, prompt_tokens=len(self.source[each.qid].ids),
+                completion_tokens=each.tokens, finished=each.finished,
+            )  # fmt: skip
+
+        def _prepare_inputs(self, generation_batch: Any) -> Any:
+            """As TRL's, without shuffling the step's rollouts: a group stays together, so its prompt is read once."""
+            passes = self.args.steps_per_generation
+            if self._step % (passes * self.num_iterations) == 0 or self._buffered_inputs is None:
+                scored = self._generate_and_score_completions(generation_batch)
+                self._buffered_inputs = split_tensor_dict(scored, passes)
+            return self._buffered_inputs[self._step % passes]
+
+        def _get_per_token_logps_and_entropies(
+            self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *rest: Any, **options: Any
+        ) -> tuple[Any, Any, None]:
+            """Log-probs and entropies (rows, C) of completions, each group packed behind its prompt."""
+            completions, mask = input_ids[:, -logits_to_keep:], attention_mask[:, -logits_to_keep:]
+            places, sizes = torch.unique_consecutive(input_ids[:, 0], return_counts=True)
+            packed = pack([self.asked[place] for place in places.tolist()], completions, mask, sizes.tolist())
+            return (*packed.log_probs(model, self.temperature, options.get("compute_entropy", False)), None)
+
+        def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+            """The run's manifest and params.yaml say more than a card would."""
+
+        def may_stop(self, step: int) -> bool:
+            """Whether anchors have become the rule and chains narrow, on average over the last steps."""
+            rows = [self.figures[s] for s in range(step - WINDOW + 1, step + 1) if s in self.figures]
+            if len(rows) < WINDOW:
+                return False
+            rate, strict = (sum(row[key] for row in rows) / WINDOW for key in ("anchor_rate", "strict_share"))
+            return rate > self.settings.stop_anchor_rate and strict > self.settings.stop_progress
+
+        def history(self) -> list[dict[str, Any]]:
+            """One row for each step that has been logged."""
+            rows = []
+            for entry in self.state.log_history:
+                if entry.get("step") in self.figures and "loss" in entry:
+                    logged = {name: float(entry[name]) for name in LOGGED if name in entry}
+                    rows.append({"step": entry["step"], **self.figures[entry["step"]], **logged})
+            return rows
+
+    return VideoGRPOTrainer
+
+
+def _by_step(rollouts: Sequence[Rollout]) -> dict[int, list[Rollout]]:
+    steps: dict[int, list[Rollout]] = {}
+    for rollout in rollouts:
+        steps.setdefault(rollout.step, []).append(rollout)
+    return steps
+
+
+def _sampled(rollout: Rollout, moments: Mapping[str, Moment], spec: RewardSpec) -> Sampled:
+    chain = parse(rollout.text, finished=rollout.finished)
+    moment = moments[rollout.qid]
+    ledger = score_chain(chain, moment.windows, moment.duration, spec)
+    return Sampled(rollout.qid, rollout.sample, rollout.text, rollout.completion_tokens, rollout.finished, chain, ledger)

@@ -1,0 +1,174 @@
+"""SFT of a fresh base on kept traces: TRL's trainer with a collator for videos.
+
+The loss is on the completion alone, the mean over its tokens. Inputs come from the same function as everywhere else, and the frozen
+tower's features stand in for the pixels.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from labkit.errors import LabError
+from labkit.files import replacing
+from labkit.policy.inputs import Prompt, vision_kwargs, with_completion
+from labkit.policy.model import Policy, save_policy
+from labkit.stages.checkpoints import mark_saves, newest_checkpoint, shuffled_order
+
+
+class Trace(NamedTuple):
+    """What is learnt: the completion `text` as the answer to the moment `qid`."""
+
+    qid: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftSettings:
+    """How SFT trains; `labkit.params` documents each value."""
+
+    epochs: float
+    batch: int
+    learning_rate: float
+    save_steps: int
+    seed: int
+    gradient_checkpointing: bool = False
+    warmup_steps: int = 10
+
+
+@dataclass(frozen=True)
+class SftResult:
+    """How the stage went; the model stands in `final/`."""
+
+    steps: int
+    history: list[dict[str, Any]]
+    """One row a step: loss, grad_norm, learning_rate."""
+    seconds: float
+    """Time of training, without what earlier attempts took before they were killed."""
+
+
+def train_sft(
+    policy: Policy,
+    source: Mapping[str, Prompt],
+    traces: Sequence[Trace],
+    *,
+    settings: SftSettings,
+    folder: Path,
+    on_step: Callable[[dict[str, Any]], None] | None = None,
+) -> SftResult:
+    """Train `policy` on `traces` and write `checkpoint-*/` and, last, `final/` to `folder`.
+
+    Resumes as `labkit.stages.grpo.train_grpo` does.
+
+    Raises:
+        LabError: there is no trace.
+    """
+    from datasets import Dataset
+    from transformers import PrinterCallback, TrainerCallback
+    from trl import SFTConfig
+
+    if (folder / "final").is_dir():
+        return SftResult(**json.loads((folder / "result.json").read_text(encoding="utf-8")))
+    if not traces:
+        raise LabError("SFT was given no trace to learn from; harvest more, or loosen the filter")
+    begin = time.monotonic()
+    batch = min(settings.batch, len(traces))
+    steps = max(1, round(settings.epochs * len(traces) / batch))
+    order = shuffled_order(range(len(traces)), steps * batch, settings.seed)
+    arguments = SFTConfig(
+        output_dir=str(folder),
+        seed=settings.seed,
+        max_steps=steps,
+        per_device_train_batch_size=batch,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": 0.05},
+        warmup_steps=min(settings.warmup_steps, steps // 2),
+        adam_beta2=0.98,
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        save_strategy="steps",
+        save_steps=settings.save_steps,
+        save_total_limit=2,
+        logging_steps=1,
+        report_to=[],
+        disable_tqdm=True,
+        bf16=str(policy.base.dtype) == "torch.bfloat16",
+        use_cpu=policy.device.type == "cpu",
+        remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+    )
+
+    class Tell(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+            if on_step is not None and "loss" in logs:
+                on_step({"step": state.global_step, **logs})
+
+    trainer = trainer_class()(
+        model=policy.model,
+        args=arguments,
+        train_dataset=Dataset.from_list([traces[index]._asdict() for index in order]),
+        processing_class=policy.tokenizer,
+        data_collator=functools.partial(collate, policy, source),
+        callbacks=[mark_saves(), Tell()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    checkpoint = newest_checkpoint(folder)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    names = ("step", "loss", "grad_norm", "learning_rate")
+    rows = [{name: float(row[name]) for name in names} for row in trainer.state.log_history if "loss" in row]
+    result = SftResult(trainer.state.global_step, rows, round(time.monotonic() - begin, 1))
+    with replacing(folder / "result.json") as draft:
+        draft.write_text(json.dumps(asdict(result)), encoding="utf-8")
+    save_policy(policy, folder / "final")
+    for leftover in folder.glob("checkpoint-*"):
+        shutil.rmtree(leftover)
+    return result
+
+
+def collate(policy: Policy, source: Mapping[str, Prompt], rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """Model inputs of a batch of traces, padded behind; labels are -100 everywhere but on the completions."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    ids, labels, positions = [], [], []
+    prompts = [source[row["qid"]] for row in rows]
+    for prompt, row in zip(prompts, rows, strict=True):
+        text = policy.tokenizer(row["text"], add_special_tokens=False)["input_ids"]
+        completion = torch.tensor([*text, policy.tokenizer.eos_token_id])
+        whole, places = with_completion(prompt, completion)
+        ids.append(whole)
+        labels.append(torch.cat([torch.full_like(prompt.ids, -100), completion]))
+        positions.append(places.T)
+    lengths = torch.tensor([len(row) for row in ids])
+    return {
+        "input_ids": pad_sequence(ids, batch_first=True, padding_value=policy.pad_id),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
+        "attention_mask": (torch.arange(int(lengths.max())) < lengths[:, None]).long(),
+        "position_ids": pad_sequence(positions, batch_first=True).permute(2, 0, 1).contiguous(),
+        **vision_kwargs(prompts, policy.device),
+    }
+
+
+@functools.cache
+def trainer_class() -> Any:
+    """`SFTTrainer` that takes its rows in the order given: they were shuffled in a way that a resumed run repeats."""
+    from torch.utils.data import SequentialSampler
+    from trl import SFTTrainer
+
+    class VideoSFTTrainer(SFTTrainer):
+        def _get_train_sampler(self, dataset: Any = None) -> Any:
+            return SequentialSampler(self.train_dataset if dataset is None else dataset)
+
+        def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+            """The run's manifest and params.yaml say more than a card would."""
+
+    return VideoSFTTrainer

@@ -1,0 +1,61 @@
+"""The few small frames that a picture shows of a video."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labkit.data.moments import Moment
+
+HEIGHT = 72
+"""Pixels of a strip of frames."""
+WIDTH = 600
+"""Pixels that the frames of a strip fill side by side; in a wider figure they stand apart, in a narrower one they shrink."""
+
+
+class Film(NamedTuple):
+    """Small frames (T, H, W, 3) uint8 and the times (T,) in seconds from the clip's beginning at which they show."""
+
+    rgb: NDArray[np.uint8]
+    times: NDArray[np.float64]
+
+
+def film(moment: Moment) -> Film:
+    """As many small frames of a moment's clip as fit side by side in a strip, each from the middle of its place.
+
+    Raises LabError when the video is missing or cannot be read.
+    """
+    from labkit.data.video import probe, thumbnails
+
+    info = probe(moment.video)
+    count = places(info.width / info.height)
+    times = (np.arange(count) + 0.5) * moment.duration / count
+    # A frame past a file's last one is refused by the reader: annotations often run a little longer than the video.
+    shown = times[times + moment.start < info.duration]
+    if not len(shown):
+        shown = times[:1]  # none is left: the reader says so better than an empty strip would
+    width = max(1, min(info.width, round(1.6 * HEIGHT * info.width / info.height)))
+    return Film(thumbnails(moment.video, shown + moment.start, width), shown)
+
+
+def places(aspect: float) -> int:
+    """How many frames of an aspect ratio (width / height) stand side by side in a strip."""
+    return int(np.clip(round(WIDTH / (HEIGHT * aspect)), 3, 14))
+
+
+def data_uri(rgb: NDArray[np.uint8]) -> str:
+    """A frame as a JPEG inside the figure (a few kB)."""
+    import base64
+    from fractions import Fraction
+
+    import av
+
+    codec: Any = av.CodecContext.create("mjpeg", "w")
+    codec.height, codec.width = rgb.shape[:2]
+    codec.pix_fmt, codec.time_base = "yuvj420p", Fraction(1, 25)
+    codec.options = {"qmin": "3", "qmax": "6"}
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24").reformat(format="yuvj420p")
+    jpeg = b"".join(bytes(packet) for packet in [*codec.encode(frame), *codec.encode(None)])
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
