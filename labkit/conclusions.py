@@ -5,7 +5,10 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from labkit.stages.grpo import GrpoResult
 
 ENOUGH_ANCHORS = 0.95
 """Share of chains with anchors from which on they are the rule."""
@@ -30,8 +33,8 @@ class Conclusion:
     claims: Sequence[Claim]
 
     def _repr_markdown_(self) -> str:
-        marks = {True: "**Yes.**", False: "**No.**", None: ""}
-        lines = (f"- {marks[claim.holds]} {claim.text}: {html.escape(claim.evidence)}" for claim in self.claims)
+        marks = {True: "**Yes.** ", False: "**No.** ", None: ""}
+        lines = (f"- {marks[claim.holds]}{claim.text}: {html.escape(claim.evidence, quote=False)}" for claim in self.claims)
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -46,7 +49,7 @@ Figures = Mapping[str, Mapping[str, float | None]]
 """Flat figures by decoding, as `Lab.measure` gives them."""
 
 
-def after_grpo(base: Figures, grpo: Figures, training: Mapping[str, Any]) -> Conclusion:
+def after_grpo(base: Figures, grpo: Figures, training: GrpoResult) -> Conclusion:
     """Stage 1: have anchors become the rule, and have the answers got better?"""
     decoding = "sampled" if "sampled" in grpo else "greedy"
     rate = _value(grpo[decoding], "anchor_rate")
@@ -55,7 +58,7 @@ def after_grpo(base: Figures, grpo: Figures, training: Mapping[str, Any]) -> Con
             Claim("Anchors have become the rule", rate >= ENOUGH_ANCHORS, _change("anchor_rate", decoding, base, grpo)),
             _better("Answers have got better", "miou", base, grpo),
             _better("More answers are close", "r1@0.7", base, grpo),
-            Claim("Stage 1 stopped", None, f"after {training['steps']} steps, by {training['stopped_by']}"),
+            Claim("Stage 1 stopped", None, f"after {training.steps} steps, by {training.stopped_by}"),
         ]
     )
 

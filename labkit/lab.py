@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from labkit.policy.inputs import PromptSource
     from labkit.policy.model import Policy
     from labkit.stages.distill import Harvest
+    from labkit.stages.grpo import GrpoResult
     from labkit.stages.rollouts import Rollout
+    from labkit.stages.sft import SftResult
 
 
 class Prediction(NamedTuple):
@@ -48,13 +50,18 @@ class Lab(Run):
     """A run with its data, models and stages at hand; open it with `Lab.open(params)`."""
 
     def begin(self, name: str) -> bool:
-        """Claim the run for a notebook, as `Run.begin`, and set torch's threads and the seed."""
+        """Claim the run for a notebook, as `Run.begin`; set torch's threads and the seed, and quiet the libraries."""
+        import warnings
+
         import torch
-        from transformers import set_seed
+        from transformers import logging, set_seed
 
         finished = super().begin(name)
         torch.set_num_threads(self.params.threads)
         set_seed(self.params.seed)
+        # What the libraries plan to rename is nothing that the reader of a notebook can do anything about.
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft|accelerate")
+        logging.set_verbosity_error()
         return finished
 
     def moments(self, split: str) -> list[Moment]:
@@ -151,31 +158,24 @@ class Lab(Run):
         ]
         return max(moments, key=lambda qid: ious[1][qid] - ious[0][qid])
 
-    def train_grpo(self, stage: str, policy: Policy) -> dict[str, Any]:
-        """Train `grpo` or `grpo_final`, once: steps, stopped_by, history and seconds."""
+    def train_grpo(self, stage: str, policy: Policy) -> GrpoResult:
+        """Train `grpo` or `grpo_final`: goes on where it was broken off, and only reads when it has ended."""
         from labkit.stages.grpo import GrpoSettings, train_grpo
 
-        p, final, name = self.params, stage == "grpo_final", NOTEBOOK_OF[stage]
+        p, final = self.params, stage == "grpo_final"
         settings = GrpoSettings(
-            steps=p.final_steps if final else p.grpo_steps,
-            prompts_per_step=p.prompts_per_step,
-            group_size=p.group_size,
-            learning_rate=p.learning_rate,
-            temperature=p.temperature,
-            beta=p.beta,
-            max_new_tokens=p.max_new_tokens,
-            # Stage 3 starts where both conditions hold already; it runs all its steps.
-            stop_anchor_rate=1.0 if final else p.stop_anchor_rate,
-            stop_progress=1.0 if final else p.stop_progress,
-            save_steps=p.save_steps,
-            seed=p.seed,
-        )
+            steps=p.final_steps if final else p.grpo_steps, prompts_per_step=p.prompts_per_step,
+            group_size=p.group_size, learning_rate=p.learning_rate, temperature=p.temperature, beta=p.beta,
+            max_new_tokens=p.max_new_tokens, save_steps=p.save_steps, seed=p.seed,
+            # The final stage starts where both conditions hold already; it takes all its steps.
+            stop_anchor_rate=1.0 if final else p.stop_anchor_rate, stop_progress=1.0 if final else p.stop_progress,
+        )  # fmt: skip
         progress = Progress(stage, settings.steps)
-        return self.keep(name, "training", lambda: dataclasses.asdict(train_grpo(
+        return train_grpo(
             policy, self.source(policy, "train"), self.moments("train"), spec=self.rewards(final), settings=settings,
-            folder=self.folder(name), run=p.run, stage=stage,
+            folder=self.folder(NOTEBOOK_OF[stage]), run=p.run, stage=stage,
             on_step=lambda row: progress(int(row["step"]), _note(row)),
-        )))  # fmt: skip
+        )  # fmt: skip
 
     def harvest(self, policy: Policy) -> Harvest:
         """Sample chains of training queries with the harvester, and keep those worth learning from.
@@ -205,8 +205,8 @@ class Lab(Run):
         moments = {moment.qid: moment for moment in self._harvested_moments()}
         return filter_traces(self.rollouts("distill").read(), moments, rules)
 
-    def train_sft(self, policy: Policy, kept: Sequence[Rollout]) -> dict[str, Any]:
-        """Train a fresh base on the kept traces, once: steps, history and seconds."""
+    def train_sft(self, policy: Policy, kept: Sequence[Rollout]) -> SftResult:
+        """Train a fresh base on the kept traces: goes on where it was broken off, and only reads when it has ended."""
         from labkit.stages.sft import SftSettings, Trace, train_sft
 
         p = self.params
@@ -216,13 +216,15 @@ class Lab(Run):
                 "dropped them, then lower min_answer_iou or harvest more (harvest_prompts, harvest_samples)"
             )
         settings = SftSettings(
-            epochs=p.sft_epochs, batch=p.sft_batch, learning_rate=p.sft_learning_rate, seed=p.seed,
-            save_steps=p.save_steps,
+            epochs=p.sft_epochs, batch=p.sft_batch, learning_rate=p.sft_learning_rate, save_steps=p.save_steps,
+            seed=p.seed,
         )  # fmt: skip
         traces = [Trace(rollout.qid, rollout.text) for rollout in kept]
-        return self.keep("03_sft", "training", lambda: dataclasses.asdict(train_sft(
+        progress = Progress("sft", max(1, round(p.sft_epochs * len(kept) / min(p.sft_batch, len(kept)))))
+        return train_sft(
             policy, self.source(policy, "train"), traces, settings=settings, folder=self.folder("03_sft"),
-        )))  # fmt: skip
+            on_step=lambda row: progress(int(row["step"]), f"loss {float(row['loss']):.3f}"),
+        )  # fmt: skip
 
     def _harvested_moments(self) -> list[Moment]:
         # The same queries whenever this run asks, but not the first clips alone.
@@ -232,10 +234,10 @@ class Lab(Run):
     def _evaluate(self, policy: Policy, moments: Sequence[Moment], decoding: str) -> dict[str, Any]:
         from labkit.stages.evaluate import evaluate
 
-        p = self.params
+        p, progress = self.params, Progress(f"evaluation, {decoding}", len(moments))
         found = evaluate(
             policy, self._source(policy, moments), moments, greedy=decoding == "greedy", temperature=p.temperature,
-            max_new_tokens=p.max_new_tokens, batch_size=p.eval_batch, seed=p.seed,
+            max_new_tokens=p.max_new_tokens, batch_size=p.eval_batch, seed=p.seed, on_batch=progress,
         )  # fmt: skip
         return {
             "figures": found.figures,

@@ -143,9 +143,9 @@ class GrpoParams:
     max_new_tokens: int = _within(64, 4, 32_768)
     """Tokens of one chain at most. Ours; a real model needs 512 or more, 200 cuts anchors off."""
     stop_anchor_rate: float = _within(0.95, 0, 1)
-    """Stage 1 stops when more chains than this share have anchors, and progress too. 1 means never. Ours."""
+    """Stage 1 stops when more sampled chains than this have anchors and the next holds too. 1 means never. Ours."""
     stop_progress: float = _within(0.6, 0, 1)
-    """Stage 1 stops when the progress term is above this, and the anchor rate too. 1 means never. Ours."""
+    """Share of sampled chains whose anchors get strictly better, from which stage 1 stops. 1 means never. Ours."""
     save_steps: int = _within(25, 1)
     """Steps between two checkpoints: what a kill costs at most. Ours."""
 

@@ -15,6 +15,7 @@ class Progress:
     """Says how far `what` has come; call it after each step as `progress(done, note)`.
 
     The first step called may be any, as in a resumed run: the time left is taken from the steps of this process.
+    A step that is told twice is heard once.
     """
 
     def __init__(self, what: str, total: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -22,13 +23,17 @@ class Progress:
         self.what, self.total, self.clock = what, total, clock
         self.begin = self.said = clock()
         self.first: int | None = None
+        self.last: int | None = None
         self.bar: Any = _bar()
 
     def __call__(self, done: int, note: str = "") -> None:
         """Tell that `done` of the steps are done; `note` says something about the last."""
+        if done == self.last:
+            return
         now = self.clock()
         if self.first is None:
             self.first = done - 1
+        self.last = done
         left = (now - self.begin) / max(1, done - self.first) * (self.total - done)
         text = f"{self.what}: {done} of {self.total}, {_time(now - self.begin)}"
         text += f", {_time(left)} left" if done < self.total else ""
@@ -50,6 +55,8 @@ class _Bar:
     def _repr_html_(self) -> str:
         import html
 
+        if self.done >= self.total:
+            return ""  # the line that says so stands below
         return f'<progress max="{self.total}" value="{self.done}" style="width:24em"></progress> {html.escape(self.text)}'
 
     def __repr__(self) -> str:

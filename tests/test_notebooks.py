@@ -1,0 +1,99 @@
+"""The five notebooks, executed on params/smoke.yaml: the whole path, as a person would walk it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from labkit.params import read_params
+from labkit.results import DECODINGS, MODELS, read_results
+from labkit.runs import STAGES, Run, run_notebooks
+
+ROOT = Path(__file__).parents[1]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("notebooks")]
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture(scope="module")
+def smoke(outputs) -> Run:
+    """A finished run of smoke.yaml."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return run_notebooks("params/smoke.yaml", {"outputs": str(outputs)}, say=lambda line: None)
+
+
+def shown(path: Path) -> list[dict]:
+    return [output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_notebook_ends_well_and_shows_what_it_did(smoke, stage):
+    outputs = shown(smoke.path / f"{stage}.ipynb")
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert not [output.text for output in outputs if output.get("name") == "stderr"], "a reader would stumble over it"
+    kinds = [kind for output in outputs for kind in output.get("data", {})]
+    assert kinds.count("application/vnd.plotly.v1+json") >= 3
+    assert "text/markdown" in outputs[-1].data, "it closes with what to conclude"
+    assert "- **" in outputs[-1].data["text/markdown"]
+    assert (smoke.path / f"{stage}.ipynb").stat().st_size < 2_000_000
+
+
+def test_every_model_is_measured_both_ways(smoke):
+    results = read_results(smoke.path)
+    assert [results["stages"][stage]["state"] for stage in STAGES] == ["finished"] * 5
+    assert list(results["models"]) == list(MODELS)
+    for model in MODELS:
+        for decoding in DECODINGS:
+            assert results["models"][model][decoding]["n"] == smoke.params.test_limit, (model, decoding)
+    assert results["harvest"]["harvested"] == smoke.params.harvest_prompts * smoke.params.harvest_samples
+
+
+def test_every_rollout_is_recorded_once(smoke):
+    p = smoke.params
+    for stage, steps in (("grpo", p.grpo_steps), ("grpo_final", p.final_steps)):
+        rollouts = smoke.rollouts(stage).read()
+        assert len({rollout.key for rollout in rollouts}) == len(rollouts) == steps * p.prompts_per_step * p.group_size
+        assert {rollout.stage for rollout in rollouts} == {stage}
+
+
+def test_a_notebook_run_again_loads_and_does_not_train(smoke, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT / "notebooks")  # as JupyterLab starts it
+    before = {path: path.stat().st_mtime_ns for path in smoke.path.rglob("*") if path.suffix in (".parquet", ".json")}
+    command = [sys.executable, "-m", "papermill", "01_grpo.ipynb", str(tmp_path / "again.ipynb"), "--no-progress-bar"]
+    command += ["-f", str(ROOT / "params/smoke.yaml"), "-p", "outputs", str(smoke.path.parent), "-k", "python3"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    after = {path: path.stat().st_mtime_ns for path in before}
+    changed = {path.name for path in before if before[path] != after[path]}
+    assert changed <= {"manifest.json"}
+    first, again = shown(smoke.path / "01_grpo.ipynb"), shown(tmp_path / "again.ipynb")
+    assert again[-1].data["text/markdown"] == first[-1].data["text/markdown"]
+
+
+def test_one_notebook_runs_by_papermill_alone(outputs, tmp_path):
+    command = [sys.executable, "-m", "papermill", "notebooks/01_grpo.ipynb", str(tmp_path / "out.ipynb")]
+    command += ["-f", "params/smoke.yaml", "-p", "run", "x", "-p", "outputs", str(outputs), "-p", "learning_rate", "2e-4"]
+    command += ["--no-progress-bar", "-k", "python3"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert read_results(outputs / "x")["stages"]["01_grpo"]["state"] == "finished"
+    assert read_params(outputs / "x" / "params.yaml").learning_rate == 2e-4
+    assert json.loads((outputs / "x" / "manifest.json").read_text())["data"].keys() >= {"train", "test"}
+
+
+def test_a_mistyped_parameter_ends_before_any_work(outputs, tmp_path):
+    command = [sys.executable, "-m", "papermill", "notebooks/01_grpo.ipynb", str(tmp_path / "out.ipynb")]
+    command += ["-p", "run", "y", "-p", "outputs", str(outputs), "-p", "learning_rat", "2e-4", "-k", "python3"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert "did you mean 'learning_rate'" in done.stderr
+    assert not (outputs / "y").exists()
