@@ -1,1 +1,52 @@
-"""labkit: an interactive lab for temporal video grounding with timestamp anchors (TAR-TVG)."""
+"""labkit: a notebook lab for temporal video grounding with timestamp anchors (TAR-TVG).
+
+The names below are the lab's public face; each is loaded when it is first used, so that `import labkit` stays quick.
+
+>>> from labkit import Span, parse
+>>> parse("<think> <timestamp>2 to 9</timestamp> </think><answer>3 to 8</answer>").answer
+Span(start=3.0, end=8.0)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "AnchorChain": "labkit.chain.anchors",
+    "FrameCache": "labkit.data.video",
+    "Lab": "labkit.lab",
+    "LabError": "labkit.errors",
+    "Moment": "labkit.data.moments",
+    "Params": "labkit.params",
+    "RewardSpec": "labkit.chain.rewards",
+    "Rollout": "labkit.stages.rollouts",
+    "RolloutStore": "labkit.stages.rollouts",
+    "Run": "labkit.runs",
+    "Span": "labkit.chain.spans",
+    "chain_figures": "labkit.chain.metrics",
+    "conclusions": "labkit",
+    "iou": "labkit.chain.spans",
+    "load_policy": "labkit.policy.model",
+    "parse": "labkit.chain.anchors",
+    "read_moments": "labkit.data.moments",
+    "render": "labkit.chain.anchors",
+    "score_chain": "labkit.chain.rewards",
+    "views": "labkit",
+    "write_world": "labkit.data.world",
+}
+
+__all__ = list(_HOMES)  # noqa: PLE0604  the keys are strings
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'labkit' has no attribute {name!r}")
+    if home == "labkit":
+        return importlib.import_module(f"labkit.{name}")
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -21,6 +21,7 @@ from labkit.progress import Progress
 from labkit.runs import NOTEBOOK_OF, Run, read_manifest
 
 if TYPE_CHECKING:
+    from labkit.data.video import FrameCache
     from labkit.policy.inputs import PromptSource
     from labkit.policy.model import Policy
     from labkit.stages.distill import Harvest
@@ -97,7 +98,7 @@ class Lab(Run):
             "format": p.format_weight,
             "answer": p.final_answer_weight if final else p.answer_weight,
             "anchors": p.anchors_weight,
-            "progress": p.progress_weight,
+            "progress": p.final_progress_weight if final else p.progress_weight,
         }
         progress = p.final_progress_reward if final else p.progress_reward
         return RewardSpec(weights, p.answer_reward, progress, p.min_anchors, p.max_anchors)
@@ -117,16 +118,25 @@ class Lab(Run):
         """What `measure` found out about a stage's model."""
         return read_measured(self.path, stage)
 
-    def blind(self, policy: Policy) -> float:
-        """Greedy mIoU of a policy that is shown another clip for each query: what it can do without looking."""
+    def blind(self, policy: Policy) -> dict[str, float]:
+        """Greedy mIoU of a policy on frames that are not the query's, by kind: what it can do without looking.
+
+        Black frames always; another clip's, where the test split has more than one.
+        """
+        from labkit.data.video import BlackFrames
+
         moments = self.moments("test")
         videos = sorted({moment.video for moment in moments})
-        if len(videos) < 2:
-            raise LabError("the test split has one video alone, so no other can be shown; raise test_limit")
-        other = dict(zip(videos, videos[1:] + videos[:1], strict=True))
-        swapped = [dataclasses.replace(moment, video=other[moment.video], clip=None) for moment in moments]
-        work = functools.partial(self._evaluate, policy, swapped, "greedy")
-        return float(self.keep("05_analysis", "grpo_final-blind", work)["figures"]["miou"])
+        black = BlackFrames(self._cache().folder)
+        kinds = {"black": functools.partial(self._evaluate, policy, moments, "greedy", cache=black)}
+        if len(videos) > 1:
+            other = dict(zip(videos, videos[1:] + videos[:1], strict=True))
+            swapped = [dataclasses.replace(moment, video=other[moment.video], clip=None) for moment in moments]
+            kinds["another clip's"] = functools.partial(self._evaluate, policy, swapped, "greedy")
+        return {
+            kind: float(self.keep("05_analysis", f"blind-{kind.split()[0]}", work)["figures"]["miou"])
+            for kind, work in kinds.items()
+        }
 
     def constant(self) -> float:
         """MIoU on the test split of the constant answer that is best on the training split: an answer without eyes."""
@@ -143,7 +153,9 @@ class Lab(Run):
         for other in self.params.compare:
             folder = self.resolve(other)
             if read_manifest(folder)["data"].get("test") != mine:
-                raise LabError(f"compare: '{folder}' was tested on other data than this run; compare runs of one test split")
+                raise LabError(
+                    f"compare: '{folder}' was tested on other data than this run; compare runs of one test split"
+                )
             found[folder.name] = read_measured(folder, "grpo_final")
         return found
 
@@ -167,6 +179,7 @@ class Lab(Run):
             steps=p.final_steps if final else p.grpo_steps, prompts_per_step=p.prompts_per_step,
             group_size=p.group_size, learning_rate=p.learning_rate, temperature=p.temperature, beta=p.beta,
             max_new_tokens=p.max_new_tokens, save_steps=p.save_steps, seed=p.seed,
+            prompts_per_pass=p.prompts_per_pass, gradient_checkpointing=p.gradient_checkpointing,
             # The final stage starts where both conditions hold already; it takes all its steps.
             stop_anchor_rate=1.0 if final else p.stop_anchor_rate, stop_progress=1.0 if final else p.stop_progress,
         )  # fmt: skip
@@ -217,7 +230,7 @@ class Lab(Run):
             )
         settings = SftSettings(
             epochs=p.sft_epochs, batch=p.sft_batch, learning_rate=p.sft_learning_rate, save_steps=p.save_steps,
-            seed=p.seed,
+            seed=p.seed, gradient_checkpointing=p.gradient_checkpointing,
         )  # fmt: skip
         traces = [Trace(rollout.qid, rollout.text) for rollout in kept]
         progress = Progress("sft", max(1, round(p.sft_epochs * len(kept) / min(p.sft_batch, len(kept)))))
@@ -231,27 +244,33 @@ class Lab(Run):
         moments = self.moments("train")
         return random.Random(self.params.seed).sample(moments, k=len(moments))[: self.params.harvest_prompts]
 
-    def _evaluate(self, policy: Policy, moments: Sequence[Moment], decoding: str) -> dict[str, Any]:
+    def _evaluate(
+        self, policy: Policy, moments: Sequence[Moment], decoding: str, cache: FrameCache | None = None
+    ) -> dict[str, Any]:
         from labkit.stages.evaluate import evaluate
 
         p, progress = self.params, Progress(f"evaluation, {decoding}", len(moments))
         found = evaluate(
-            policy, self._source(policy, moments), moments, greedy=decoding == "greedy", temperature=p.temperature,
-            max_new_tokens=p.max_new_tokens, batch_size=p.eval_batch, seed=p.seed, on_batch=progress,
+            policy, self._source(policy, moments, cache), moments, greedy=decoding == "greedy",
+            temperature=p.temperature, max_new_tokens=p.max_new_tokens, batch_size=p.eval_batch, seed=p.seed,
+            on_batch=progress,
         )  # fmt: skip
         return {
             "figures": found.figures,
             "predictions": [(each.qid, each.text, each.status) for each in found.predictions],
         }
 
-    def _source(self, policy: Policy, moments: Sequence[Moment]) -> PromptSource:
-        from labkit.data.video import FrameCache
+    def _source(self, policy: Policy, moments: Sequence[Moment], cache: FrameCache | None = None) -> PromptSource:
         from labkit.policy.inputs import PromptSource, Sampling
 
         p = self.params
         sampling = Sampling(p.fps, p.max_frames, p.min_pixels, p.max_pixels)
-        cache = FrameCache(self.root / p.outputs / "frames")
-        return PromptSource(policy, moments, template=p.prompt, sampling=sampling, cache=cache)
+        return PromptSource(policy, moments, template=p.prompt, sampling=sampling, cache=cache or self._cache())
+
+    def _cache(self) -> FrameCache:
+        from labkit.data.video import FrameCache
+
+        return FrameCache(self.root / self.params.outputs / "frames")
 
     def _data(self) -> Path:
         p = self.params

@@ -87,7 +87,7 @@ def _kernel_manager_class() -> type:
     class ThisInterpreter(AsyncKernelManager):
         @property
         def kernel_spec(self) -> KernelSpec:
-            argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=40"]
+            argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=50"]
             return KernelSpec(argv=argv, display_name="Python 3", language="python")
 
     return ThisInterpreter

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ast
 import functools
-import html
 import math
 import re
 import types
@@ -102,7 +101,7 @@ class RewardParams:
 
     format_weight: float = _within(1.0, 0, 100)
     """Weight of the form: one think block with anchors inside, then one answer. Ours."""
-    answer_weight: float = _within(1.0, 0, 100)
+    answer_weight: float = _within(2.0, 0, 100)
     """Weight of the answer's overlap with the truth in stage 1. Ours."""
     anchors_weight: float = _within(0.5, 0, 100)
     """Weight of the anchors' overlap, later ones counting more. 0 turns the term off. Ours."""
@@ -117,7 +116,9 @@ class RewardParams:
     max_anchors: int = _within(4, 1, 16)
     """More anchors than this earn nothing more and are not distilled. Ours."""
     final_answer_weight: float = _within(2.0, 0, 100)
-    """`answer_weight` of stage 3. Ours: with 1, first anchors were made bad on purpose."""
+    """`answer_weight` of stage 3. Ours."""
+    final_progress_weight: float = _within(1.5, 0, 100)
+    """`progress_weight` of stage 3, where gating makes the term smaller. Ours: with 0.5, anchors came to be copied."""
     final_progress_reward: Literal["share", "gated"] = "gated"
     """`progress_reward` of stage 3. Ours: gated cannot be earned by a bad first anchor."""
 
@@ -126,7 +127,7 @@ class RewardParams:
 class GrpoParams:
     """Stages 1 and 3: GRPO."""
 
-    grpo_steps: int = _within(75, 1)
+    grpo_steps: int = _within(100, 1)
     """Steps of stage 1 at most; it stops sooner by the two conditions below. Ours."""
     final_steps: int = _within(75, 1)
     """Steps of stage 3. Ours."""
@@ -134,18 +135,22 @@ class GrpoParams:
     """Queries of one step. Ours."""
     group_size: int = _within(8, 2, 256)
     """Rollouts of one query. Time-R1: 8."""
-    learning_rate: float = _within(3e-4, 0, 1, open_low=True)
+    learning_rate: float = _within(5e-4, 0, 1, open_low=True)
     """Step size of AdamW in stages 1 and 3. Ours; Time-R1: 1e-6 at 7B."""
     temperature: float = _within(1.0, 0, 5, open_low=True)
     """Sampling temperature of rollouts, harvest and sampled evaluation. Time-R1: 1.0."""
-    beta: float = _within(0.0, 0, 10)
-    """Weight of the KL term to the stage's start. Ours: 0; 0.02 to 0.05 holds rare anchors."""
+    beta: float = _within(0.04, 0, 10)
+    """Weight of the KL term to the stage's start. Ours: without it, words that no reward reads decay."""
     max_new_tokens: int = _within(64, 4, 32_768)
     """Tokens of one chain at most. Ours; a real model needs 512 or more, 200 cuts anchors off."""
     stop_anchor_rate: float = _within(0.95, 0, 1)
     """Stage 1 stops when more sampled chains than this have anchors and the next holds too. 1 means never. Ours."""
-    stop_progress: float = _within(0.6, 0, 1)
+    stop_progress: float = _within(0.55, 0, 1)
     """Share of sampled chains whose anchors get strictly better, from which stage 1 stops. 1 means never. Ours."""
+    prompts_per_pass: int = _within(0, 0, 4096)
+    """Queries of one forward and backward pass, a divisor of `prompts_per_step`; 0 is all. Less takes less memory. Ours."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them, in stages 1 to 3: for models that fill a GPU. Ours."""
     save_steps: int = _within(25, 1)
     """Steps between two checkpoints: what a kill costs at most. Ours."""
 
@@ -160,7 +165,7 @@ class DistillParams:
     """Chains sampled for each of them. Ours."""
     min_answer_iou: float = _within(0.5, 0, 1)
     """IoU that the answer of a kept trace reaches. Ours."""
-    max_per_query: int = _within(1, 1, 1024)
+    max_per_query: int = _within(3, 1, 1024)
     """Traces kept of one query, the best first. Ours."""
 
 
@@ -168,7 +173,7 @@ class DistillParams:
 class SftParams:
     """Stage 2, second half: SFT of a fresh base on the kept traces."""
 
-    sft_epochs: float = _within(2.0, 0, 1000, open_low=True)
+    sft_epochs: float = _within(3.0, 0, 1000, open_low=True)
     """Passes over the traces. Ours."""
     sft_batch: int = _within(24, 1, 4096)
     """Traces of one step. Ours."""
@@ -273,36 +278,17 @@ class Params(EvaluateParams, SftParams, DistillParams, GrpoParams, RewardParams,
         return [name for name in names() if getattr(self, name) != getattr(DEFAULTS, name)]
 
     def __str__(self) -> str:
-        changed, width = set(self.changed()), max(map(len, names()))
-        lines = []
-        for concern in CONCERNS:
-            lines.append(_title(concern))
-            for item in fields(concern):
-                mark = "*" if item.name in changed else " "
-                lines.append(f" {mark} {item.name:<{width}}  {_show(getattr(self, item.name))}")
-        return "\n".join([*lines, "* differs from the default"])
+        from labkit.tables import params_text
+
+        return params_text(self)
 
     def __repr__(self) -> str:
         return f"Params.build({ {name: getattr(self, name) for name in self.changed()} })"
 
     def _repr_html_(self) -> str:
-        changed, notes = set(self.changed()), documentation()
-        blocks = []
-        for concern in CONCERNS:
-            rows = []
-            for item in fields(concern):
-                value = html.escape(_show(getattr(self, item.name)))
-                value = f"<b>{value} *</b>" if item.name in changed else value
-                rows.append(
-                    f'<tr title="{html.escape(notes[item.name])}"><td style="text-align:left">{item.name}</td>'
-                    f'<td style="text-align:left">{value}</td></tr>'
-                )
-            blocks.append(
-                f'<table style="margin:0 1.5em 1em 0"><tr><th colspan="2" style="text-align:left">{_title(concern)}'
-                f"</th></tr>{''.join(rows)}</table>"
-            )
-        note = f"<b>*</b> differs from the default ({len(changed)} of {len(names())}). Hover a row for what it means."
-        return f'<div style="display:flex;flex-wrap:wrap;align-items:flex-start">{"".join(blocks)}</div><p>{note}</p>'
+        from labkit.tables import params_html
+
+        return params_html(self)
 
 
 IPYTHON_NAMES = frozenset({"In", "Out", "exit", "quit", "get_ipython", "open"})
@@ -355,7 +341,7 @@ def _outside(name: str, value: Any) -> str | None:
     if name == "run" and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", value):
         return f"run: {value!r} cannot name a directory; use letters, digits, dot, dash and underscore"
     if isinstance(value, str) and not value.strip():
-        return f"{name}: is empty; give a value, or delete the line for the default {_show(_default(name))}"
+        return f"{name}: is empty; give a value, or delete the line for the default {show(_default(name))}"
     if name not in _ranges():
         return None
     low, high, open_low = _ranges()[name]
@@ -375,6 +361,10 @@ def _contradictions(params: Params) -> list[str]:
         if getattr(params, low) > getattr(params, high)
     ]
     weights = ("format_weight", "answer_weight", "anchors_weight", "progress_weight")
+    if params.prompts_per_pass and params.prompts_per_step % params.prompts_per_pass:
+        problems.append(
+            f"prompts_per_pass: {params.prompts_per_pass} does not divide prompts_per_step ({params.prompts_per_step})"
+        )
     if not any(getattr(params, name) for name in weights):
         problems.append(f"{', '.join(weights)}: all are 0, so nothing would be rewarded; give one of them a weight")
     return problems
@@ -397,14 +387,15 @@ def _report(problems: Iterable[str]) -> str:
     return "\n".join([f"{len(problems)} problems", *(f"  {problem}" for problem in problems)])
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
+    """A value as people read it.
+
+    >>> show(5e-4), show(("outputs/a", "outputs/b")), show(())
+    ('0.0005', 'outputs/a, outputs/b', 'none')
+    """
     if isinstance(value, tuple):
         return ", ".join(value) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _title(concern: type) -> str:
-    return concern.__name__.removesuffix("Params").lower()
 
 
 DEFAULTS = Params()

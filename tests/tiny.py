@@ -1,4 +1,7 @@
-"""A tiny random Qwen2.5-VL, a byte-level tokenizer trained on a few sentences, and small clips, for tests and benchmarks."""
+"""A tiny random Qwen2.5-VL, a byte-level tokenizer trained on a few sentences, and small clips, for tests and benchmarks.
+
+Unlike the embedded model it knows nothing: what holds for it holds for the code and not for what was learnt.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,9 @@ import torch
 
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
+from labkit.data.video import FrameCache
+from labkit.policy.inputs import PromptSource, Sampling
+from labkit.policy.model import Policy
 
 SPECIALS = (
     "<|endoftext|>",
@@ -50,13 +56,14 @@ def tokenizer() -> Any:
     )
     inner.train_from_iterator(list(SENTENCES) * 20, trainer)
     made = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<|endoftext|>", eos_token="<|im_end|>")
-    made.add_special_tokens({"additional_special_tokens": list(SPECIALS[1:])}) if False else None
     made.padding_side = "left"
     made.chat_template = TEMPLATE
     return made
 
 
-def model(tok: Any, *, hidden: int = 64, layers: int = 2, vision_depth: int = 2, spread: float = 0.4, seed: int = 0) -> Any:
+def model(
+    tok: Any, *, hidden: int = 64, layers: int = 2, vision_depth: int = 2, spread: float = 0.4, seed: int = 0
+) -> Any:
     """A random Qwen2.5-VL whose output layer is spread out, so that log-probs differ and greedy answers are decided."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -105,14 +112,29 @@ def model(tok: Any, *, hidden: int = 64, layers: int = 2, vision_depth: int = 2,
     )
     torch.manual_seed(seed)
     made = Qwen2_5_VLForConditionalGeneration(config)
-    with torch.no_grad():
+    with torch.no_grad():  # transformers' small initial weights let neither video nor position reach the output
+        made.model.language_model.embed_tokens.weight.normal_(0, 1)
         made.lm_head.weight.normal_(0, spread)
-        for weight in made.model.visual.merger.parameters():  # a random tower says too little to be seen in the output
-            weight.mul_(8 if weight.dim() > 1 else 1)
+        for name, weight in made.model.language_model.layers.named_parameters():
+            if weight.dim() > 1:
+                weight.normal_(0, (2 if "q_proj" in name or "k_proj" in name else 1) * weight.shape[1] ** -0.5)
+        for weight in made.model.visual.merger.mlp.parameters():
+            if weight.dim() > 1:
+                weight.normal_(0, 1.5 * weight.shape[1] ** -0.5)
     made.generation_config.eos_token_id = tok.eos_token_id
     made.generation_config.pad_token_id = tok.pad_token_id
     made.model.visual.requires_grad_(False)
     return made.eval()
+
+
+def policy(**shape: Any) -> Policy:
+    tok = tokenizer()
+    return Policy(model(tok, **shape), tok, "tiny")
+
+
+def source(asked: Policy, on: list[Moment], folder: Path, fps: float = 1.0) -> PromptSource:
+    sampling = Sampling(fps, 32, 56 * 56, 56 * 56)
+    return PromptSource(asked, on, template="query", sampling=sampling, cache=FrameCache(folder))
 
 
 def write_clip(path: Path, seconds: float = 8.0, fps: int = 4, size: int = 56, seed: int = 0) -> Path:

@@ -189,6 +189,15 @@ class FrameCache:
         return info
 
 
+class BlackFrames(FrameCache):
+    """Black frames in place of every video's own, at the same times and size: what a model knows that sees nothing."""
+
+    def get(self, path: str | Path, times: ArrayLike, size: tuple[int, int], start: float = 0.0) -> Frames:
+        """As `FrameCache.get`, but all black; the video is not opened."""
+        shown = np.asarray(times, np.float64)
+        return Frames(np.zeros((len(shown), *size, 3), np.uint8), shown, "black", "")
+
+
 def _load(file: Path) -> Frames | None:
     """Frames of a cache file; None when there is none, or when a crash of the machine has left it damaged."""
     try:

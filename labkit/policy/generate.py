@@ -41,7 +41,7 @@ def generate(
 ) -> list[Completion]:
     """Completions of each prompt, `num` in a row: `result[i * num + k]` is the k-th of `prompts[i]`.
 
-    Sampling is from the full softmax at `temperature`; padding, image and video tokens are never produced. The same seed,
+    Sampling is from the full softmax at `temperature`; tokens that stand for pixels or padding are never produced. The same seed,
     prompt and weights give the same completions, whatever else stands in the batch (up to floating-point rounding).
     """
     import torch
@@ -71,13 +71,6 @@ def _draws(seed: int, qid: str, num: int, length: int) -> torch.Tensor:
     return torch.rand(num, length, generator=stream)
 
 
-def _suppressed(policy: Policy) -> list[int]:
-    """Tokens that a completion must not hold: they stand for pictures, or for nothing."""
-    config = policy.model.config
-    ids = {config.image_token_id, config.video_token_id, policy.pad_id}
-    return sorted(ids - set(policy.eos_ids))
-
-
 def _decode(
     policy: Policy, prompts: Sequence[Prompt], num: int, length: int, temperature: float, draws: torch.Tensor | None
 ) -> list[list[int]]:
@@ -86,16 +79,15 @@ def _decode(
     from labkit.policy.inputs import left_pad, vision_kwargs
 
     model, device = policy.model, policy.device
-    suppressed = torch.tensor(_suppressed(policy), device=device)
+    suppressed = torch.tensor(policy.never_written, device=device)
     ends = torch.tensor(policy.eos_ids, device=device)
 
     def pick(logits: torch.Tensor, at: int) -> torch.Tensor:
         logits = logits.float().index_fill(-1, suppressed, -torch.inf)
         if draws is None:
             return logits.argmax(-1)
-        mass = (
-            (logits / temperature).softmax(-1).cumsum(-1)
-        )  # inverse of the distribution function at the row's number
+        # The token at which the distribution function passes the row's own number.
+        mass = (logits / temperature).softmax(-1).cumsum(-1)
         return torch.searchsorted(mass, draws[alive, at, None] * mass[:, -1:], right=True)[:, 0].clamp(max=last_token)
 
     ids = left_pad([p.ids for p in prompts], policy.pad_id).to(device)

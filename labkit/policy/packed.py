@@ -30,11 +30,13 @@ class Packed(NamedTuple):
 
         Both (rows, C) in the completions' own layout; entropies are None unless asked for, and carry no gradient.
         """
-        hidden_logits = model(**self.inputs, use_cache=False).logits
-        shown = self.labels != -100
-        logits = hidden_logits[shown].float() / temperature
-        log_probs = logits.log_softmax(-1)
-        picked = log_probs.gather(1, self.labels[shown][:, None])[:, 0]
+        # No logits for what all rows begin with, the video: a real vocabulary makes them larger than anything else.
+        begin = int((self.labels != -100).any(0).nonzero()[0])
+        labels = self.labels[:, begin:]
+        logits = model(**self.inputs, use_cache=False, logits_to_keep=labels.shape[1]).logits
+        shown = labels != -100
+        log_probs = (logits[shown].float() / temperature).log_softmax(-1)
+        picked = log_probs.gather(1, labels[shown][:, None])[:, 0]
         spread = None
         if entropy:
             flat = log_probs.detach()

@@ -46,17 +46,36 @@ def mark_saves() -> Any:
     return MarkSaves()
 
 
-def shuffled_order(items: Sequence[Any], count: int, seed: int) -> list[Any]:
+def load_weights(model: Any, checkpoint: Path) -> None:
+    """Put a checkpoint's weights into `model`, all of them.
+
+    `Trainer` cannot: transformers saves Qwen2.5-VL under the names of its published weights, and `Trainer` looks for the
+    names of the running model, finds none and, with a warning, goes on from the weights that are there.
+    """
+    saved = type(model).from_pretrained(checkpoint, dtype=model.dtype)
+    model.load_state_dict(saved.state_dict())
+
+
+def shuffled_order(items: Sequence[Any], count: int, seed: int, block: int = 1) -> list[Any]:
     """`count` items, epoch after epoch, each epoch in a random order of its own.
 
-    Written down before training starts, so that a resumed run sees what an uninterrupted one sees.
+    Written down before training starts, so that a resumed run sees what an uninterrupted one sees. An epoch gives whole
+    blocks of `block` items and leaves out the rest, so that no block holds an item twice.
 
     >>> order = shuffled_order(["a", "b", "c"], 7, seed=0)
     >>> len(order), sorted(order[:3]), sorted(order[3:6])
     (7, ['a', 'b', 'c'], ['a', 'b', 'c'])
+    >>> order = shuffled_order(["a", "b", "c"], 4, seed=0, block=2)
+    >>> len(set(order[:2])), len(set(order[2:]))
+    (2, 2)
+
+    Raises:
+        ValueError: there are fewer items than a block holds.
     """
+    if len(items) < block:
+        raise ValueError(f"{len(items)} items do not fill a block of {block}")
     rng = np.random.default_rng(seed)
     order: list[Any] = []
     while len(order) < count:
-        order += [items[i] for i in rng.permutation(len(items))]
+        order += [items[i] for i in rng.permutation(len(items))[: len(items) // block * block]]
     return order[:count]

@@ -7,6 +7,7 @@ hook and the log-prob pass look the real prompt up. All that TRL does with ids (
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import os
@@ -23,11 +24,11 @@ from labkit.chain.rewards import TERMS, Ledger, RewardSpec, score_chain
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.files import replacing
-from labkit.policy.inputs import Prompt
 from labkit.policy.generate import generate
+from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy, save_policy
 from labkit.policy.packed import pack
-from labkit.stages.checkpoints import mark_saves, newest_checkpoint, shuffled_order, step_of
+from labkit.stages.checkpoints import load_weights, mark_saves, newest_checkpoint, shuffled_order, step_of
 from labkit.stages.rollouts import Rollout, RolloutStore
 
 WINDOW = 5
@@ -117,11 +118,22 @@ def train_grpo(
             f"a step asks {settings.prompts_per_step} queries and the training split has {len(moments)}; "
             "lower prompts_per_step or give more data"
         )
-    order = shuffled_order([m.qid for m in moments], settings.steps * settings.prompts_per_step, settings.seed)
+    size = settings.prompts_per_step
+    checkpoint = newest_checkpoint(folder)
+    store = RolloutStore(folder / "rollouts")
+    store.truncate(step_of(checkpoint))
+    asked = {moment.qid: moment for moment in moments}
+    figures = {  # of the steps that a run which is resumed has behind it
+        step: step_figures([_sampled(row, asked, spec) for row in rows], asked, settings.group_size)
+        for step, rows in _by_step(store.read()).items()
+    }
+    # A run that was killed between its last step and its end has no step left to take.
+    steps = step_of(checkpoint) if may_stop(figures, step_of(checkpoint), settings) else settings.steps
+    order = shuffled_order(list(asked), steps * size, settings.seed, block=size)
     arguments = GRPOConfig(
         output_dir=str(folder),
         seed=settings.seed,
-        max_steps=settings.steps,
+        max_steps=steps,
         per_device_train_batch_size=per_pass * settings.group_size,
         gradient_accumulation_steps=passes,
         steps_per_generation=passes,
@@ -135,11 +147,11 @@ def train_grpo(
         weight_decay=0.0,
         max_grad_norm=1.0,
         temperature=settings.temperature,
-        beta=settings.beta,
+        beta=settings.beta if hasattr(policy.model, "get_base_model") else 0.0,  # see VideoGRPOTrainer
         loss_type="dapo",  # the mean over all tokens of the step, however it is split into passes
         reward_weights=[spec.weights[term] for term in TERMS],
         max_completion_length=settings.max_new_tokens,
-        gradient_checkpointing=settings.gradient_checkpointing,
+        activation_checkpointing=settings.gradient_checkpointing,
         save_strategy="steps",
         save_steps=settings.save_steps,
         save_total_limit=2,
@@ -150,11 +162,8 @@ def train_grpo(
         use_cpu=policy.device.type == "cpu",
         remove_unused_columns=False,
     )
-    checkpoint = newest_checkpoint(folder)
-    store = RolloutStore(folder / "rollouts")
-    store.truncate(step_of(checkpoint))
     trainer = trainer_class()(
-        policy, source, {m.qid: m for m in moments}, spec, settings, store,
+        policy, source, asked, spec, settings, store, figures,
         names={"run": run, "stage": stage, "seed": settings.seed, "checkpoint": policy.name}, on_step=on_step,
         args=arguments, train_dataset=Dataset.from_dict({"prompt": order}),
     )  # fmt: skip
@@ -188,32 +197,43 @@ def step_figures(sampled: Sequence[Sampled], moments: Mapping[str, Moment], grou
     }
 
 
+def may_stop(figures: Mapping[int, Mapping[str, float]], step: int, settings: GrpoSettings) -> bool:
+    """Whether anchors have become the rule and chains narrow, on average over the last steps up to `step`."""
+    rows = [figures[s] for s in range(step - WINDOW + 1, step + 1) if s in figures]
+    if len(rows) < WINDOW:
+        return False
+    rate, strict = (sum(row[key] for row in rows) / WINDOW for key in ("anchor_rate", "strict_share"))
+    return rate > settings.stop_anchor_rate and strict > settings.stop_progress
+
+
 @functools.cache
 def trainer_class() -> Any:
     """`GRPOTrainer` for videos, made when it is first needed: importing TRL takes seconds."""
     import torch
-    from transformers import PrinterCallback, TrainerCallback
+    import transformers
 
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # `rollout_func` is the hook that TRL offers for this
-    from trl import GRPOTrainer
+    import trl
     from trl.trainer.utils import split_tensor_dict
 
-    class AfterStep(TrainerCallback):
+    callback: Any = transformers.TrainerCallback  # their annotations do not foresee overrides
+    grpo_trainer: Any = trl.GRPOTrainer
+
+    class AfterStep(callback):
         """Tells the listener of each step, and ends training when the stop conditions hold."""
 
         def __init__(self, trainer: VideoGRPOTrainer) -> None:
             self.trainer = trainer
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if self.trainer.may_stop(state.global_step):
+            if may_stop(self.trainer.figures, state.global_step, self.trainer.settings):
                 control.should_training_stop = True
 
-        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            row = next((row for row in self.trainer.history()[-1:] if row["step"] == state.global_step), None)
-            if row is not None and self.trainer.on_step is not None:
-                self.trainer.on_step(row)
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+            if "loss" in logs and self.trainer.on_step is not None:
+                self.trainer.on_step(self.trainer.history()[-1])
 
-    class VideoGRPOTrainer(GRPOTrainer):
+    class VideoGRPOTrainer(grpo_trainer):
         """One prefill and one packed policy pass per prompt; every rollout is recorded."""
 
         def __init__(
@@ -224,6 +244,7 @@ def trainer_class() -> Any:
             spec: RewardSpec,
             settings: GrpoSettings,
             store: RolloutStore,
+            figures: dict[int, dict[str, float]],
             *,
             names: dict[str, Any],
             on_step: Callable[[dict[str, Any]], None] | None,
@@ -231,23 +252,27 @@ def trainer_class() -> Any:
         ) -> None:
             self.policy, self.source, self.moments, self.spec, self.settings = policy, source, moments, spec, settings
             self.store, self.names, self.on_step = store, names, on_step
-            self.figures: dict[int, dict[str, float]] = {}
+            self.figures = figures
             self.asked: list[Prompt] = []
             self.sampled: list[Sampled] = []
+            # KL is against the model as it is given, which need not lie on a disk where TRL would look for it. Under
+            # LoRA, TRL takes the model below the adapter, or a copy of the adapter.
+            lora = hasattr(policy.model, "get_base_model")
+            reference = copy.deepcopy(policy.model) if settings.beta and not lora else None
             super().__init__(
                 model=policy.model,
                 processing_class=policy.tokenizer,
                 reward_funcs=[self._reward(term) for term in TERMS],
-                rollout_func=type(self).rollout,
+                rollout_func=lambda prompts, trainer: trainer.rollout(prompts),
                 **kwargs,
             )
-            for step, rows in _by_step(store.read()).items():  # what a run that is resumed has done before
-                self.figures[step] = step_figures([_sampled(row, moments, spec) for row in rows], moments, self.num_generations)
-            self.remove_callback(PrinterCallback)
+            if reference is not None:
+                self.beta, self.ref_model = settings.beta, reference.requires_grad_(False).eval()
+            self.remove_callback(transformers.PrinterCallback)
             self.add_callback(mark_saves())
             self.add_callback(AfterStep(self))
 
-        def rollout(prompts: list[str], self: VideoGRPOTrainer) -> dict[str, list[Any]]:  # noqa: N805  TRL's signature
+        def rollout(self, prompts: list[str]) -> dict[str, Any]:
             """TRL's hook: qids, each repeated for its group, to prompt ids and completion ids."""
             group = self.num_generations
             self.asked = [self.source[qid] for qid in prompts[::group]]
@@ -262,7 +287,9 @@ def trainer_class() -> Any:
                 moment = self.moments[qid]
                 ledger = score_chain(chain, moment.windows, moment.duration, self.spec)
                 self.sampled.append(
-                    Sampled(qid, index % group, completion.text, len(completion.ids), completion.finished, chain, ledger)
+                    Sampled(
+                        qid, index % group, completion.text, len(completion.ids), completion.finished, chain, ledger
+                    )
                 )
             return {
                 # All that TRL gets of a prompt is its place in `asked`.
@@ -287,7 +314,7 @@ def trainer_class() -> Any:
             return output
 
         def _record(self, step: int, each: Sampled, advantage: float) -> Rollout:
-            terms = {f"reward_{term}": value for term, value in each.ledger.terms.items()}
+            terms: dict[str, Any] = {f"reward_{term}": value for term, value in each.ledger.terms.items()}
             return Rollout(
                 **self.names, step=step, qid=each.qid, sample=each.sample, text=each.text, status=each.chain.status,
                 **terms, total=each.ledger.total, advantage=advantage, prompt_tokens=len(self.source[each.qid].ids),
@@ -299,7 +326,7 @@ def trainer_class() -> Any:
             passes = self.args.steps_per_generation
             if self._step % (passes * self.num_iterations) == 0 or self._buffered_inputs is None:
                 scored = self._generate_and_score_completions(generation_batch)
-                self._buffered_inputs = split_tensor_dict(scored, passes)
+                self._buffered_inputs: Any = split_tensor_dict(scored, passes)
             return self._buffered_inputs[self._step % passes]
 
         def _get_per_token_logps_and_entropies(
@@ -311,16 +338,14 @@ def trainer_class() -> Any:
             packed = pack([self.asked[place] for place in places.tolist()], completions, mask, sizes.tolist())
             return (*packed.log_probs(model, self.temperature, options.get("compute_entropy", False)), None)
 
+        def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
+            if hasattr(self.policy.model, "get_base_model"):
+                super()._load_from_checkpoint(checkpoint, model)  # an adapter is saved under its own names
+            else:
+                load_weights(self.policy.model, Path(checkpoint))
+
         def create_model_card(self, *args: Any, **kwargs: Any) -> None:
             """The run's manifest and params.yaml say more than a card would."""
-
-        def may_stop(self, step: int) -> bool:
-            """Whether anchors have become the rule and chains narrow, on average over the last steps."""
-            rows = [self.figures[s] for s in range(step - WINDOW + 1, step + 1) if s in self.figures]
-            if len(rows) < WINDOW:
-                return False
-            rate, strict = (sum(row[key] for row in rows) / WINDOW for key in ("anchor_rate", "strict_share"))
-            return rate > self.settings.stop_anchor_rate and strict > self.settings.stop_progress
 
         def history(self) -> list[dict[str, Any]]:
             """One row for each step that has been logged."""
@@ -345,4 +370,6 @@ def _sampled(rollout: Rollout, moments: Mapping[str, Moment], spec: RewardSpec) 
     chain = parse(rollout.text, finished=rollout.finished)
     moment = moments[rollout.qid]
     ledger = score_chain(chain, moment.windows, moment.duration, spec)
-    return Sampled(rollout.qid, rollout.sample, rollout.text, rollout.completion_tokens, rollout.finished, chain, ledger)
+    return Sampled(
+        rollout.qid, rollout.sample, rollout.text, rollout.completion_tokens, rollout.finished, chain, ledger
+    )

@@ -19,7 +19,7 @@ from labkit.errors import LabError
 from labkit.files import replacing
 from labkit.policy.inputs import Prompt, vision_kwargs, with_completion
 from labkit.policy.model import Policy, save_policy
-from labkit.stages.checkpoints import mark_saves, newest_checkpoint, shuffled_order
+from labkit.stages.checkpoints import load_weights, mark_saves, newest_checkpoint, shuffled_order
 
 
 class Trace(NamedTuple):
@@ -69,8 +69,8 @@ def train_sft(
     Raises:
         LabError: there is no trace.
     """
+    import transformers
     from datasets import Dataset
-    from transformers import PrinterCallback, TrainerCallback
     from trl import SFTConfig
 
     if (folder / "final").is_dir():
@@ -93,7 +93,7 @@ def train_sft(
         adam_beta2=0.98,
         weight_decay=0.01,
         max_grad_norm=1.0,
-        gradient_checkpointing=settings.gradient_checkpointing,
+        activation_checkpointing=settings.gradient_checkpointing,
         save_strategy="steps",
         save_steps=settings.save_steps,
         save_total_limit=2,
@@ -107,7 +107,9 @@ def train_sft(
         max_length=None,
     )
 
-    class Tell(TrainerCallback):
+    callback: Any = transformers.TrainerCallback  # its annotations do not foresee overrides
+
+    class Tell(callback):
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
             if on_step is not None and "loss" in logs:
                 on_step({"step": state.global_step, **logs})
@@ -120,7 +122,7 @@ def train_sft(
         data_collator=functools.partial(collate, policy, source),
         callbacks=[mark_saves(), Tell()],
     )
-    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(transformers.PrinterCallback)
     checkpoint = newest_checkpoint(folder)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     names = ("step", "loss", "grad_norm", "learning_rate")
@@ -161,12 +163,20 @@ def collate(policy: Policy, source: Mapping[str, Prompt], rows: Sequence[Mapping
 @functools.cache
 def trainer_class() -> Any:
     """`SFTTrainer` that takes its rows in the order given: they were shuffled in a way that a resumed run repeats."""
+    import trl
     from torch.utils.data import SequentialSampler
-    from trl import SFTTrainer
 
-    class VideoSFTTrainer(SFTTrainer):
+    sft_trainer: Any = trl.SFTTrainer
+
+    class VideoSFTTrainer(sft_trainer):
         def _get_train_sampler(self, dataset: Any = None) -> Any:
             return SequentialSampler(self.train_dataset if dataset is None else dataset)
+
+        def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
+            if hasattr(self.model, "get_base_model"):
+                super()._load_from_checkpoint(checkpoint, model)  # an adapter is saved under its own names
+            else:
+                load_weights(self.model, Path(checkpoint))
 
         def create_model_card(self, *args: Any, **kwargs: Any) -> None:
             """The run's manifest and params.yaml say more than a card would."""

@@ -1,7 +1,7 @@
 """How records are looked at: figures of training, of stages and of single chains. Views read records, never train."""
 
 from labkit.views.answers import answer_places, before_after, lengths
-from labkit.views.curves import harvest_funnel, sft_loss, stage_comparison, training_curves
+from labkit.views.curves import blindness, harvest_funnel, sft_loss, stage_comparison, training_curves
 from labkit.views.display import setup, show
 from labkit.views.figures import funnel, iou_by_step, r1_curves
 from labkit.views.frames import Film, film
@@ -11,6 +11,7 @@ __all__ = [
     "Film",
     "answer_places",
     "before_after",
+    "blindness",
     "chain_picture",
     "film",
     "funnel",

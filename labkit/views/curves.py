@@ -191,6 +191,34 @@ def stage_comparison(figures: Mapping[str, Mapping[str, float]]) -> go.Figure:
     return fig.update_layout(showlegend=False)
 
 
+def blindness(seeing: float, blind: Mapping[str, float], constant: float) -> go.Figure:
+    """Greedy mIoU of a model with the query's own frames against frames of other kinds, and the best constant answer.
+
+    All are fractions; `blind` holds them by kind of frames.
+    """
+    title = "What is left when the frames are not the query's"
+    rows = {"its own frames": seeing, **{f"{kind} frames": value for kind, value in blind.items()}}
+    caption = (
+        "mIoU in percent of the same model on the same queries. The line is the best constant answer, which never "
+        "looks: a model that looks falls to about that level."
+    )
+    fig = style.figure(title, caption, 34 * len(rows), left=190)
+    color = style.looks(["grpo_final"])["grpo_final"].color
+    for row, (name, value) in enumerate(rows.items()):
+        tone = color if row == 0 else style.rgba(color, 0.45)
+        fig.add_bar(
+            x=[100 * value], y=[row], orientation="h", marker={"color": tone, "line": {"width": 0}}, showlegend=False,
+            hovertemplate=f"{style.plain(name)}: mIoU %{{x:.1f}} %<extra></extra>",
+        )  # fmt: skip
+    fig.add_vline(x=100 * constant, line={"color": style.TEXT, "dash": "dash", "width": 1.5})
+    names = [f"{style.plain(name)}  <b>{100 * value:.1f}</b>" for name, value in rows.items()]
+    fig.update_yaxes(
+        tickvals=list(range(len(rows))), ticktext=names, range=[len(rows) - 0.4, -0.6], showgrid=False, zeroline=False
+    )
+    highest = 100 * max(constant, *rows.values())
+    return fig.update_xaxes(title_text="mIoU, percent", range=[0, highest * 1.15 or 1])
+
+
 def _history(
     records: Sequence[Rollout] | Sequence[Mapping[str, Any]], moments: Mapping[str, Moment] | None
 ) -> Sequence[Mapping[str, Any]]:

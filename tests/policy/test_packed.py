@@ -1,0 +1,123 @@
+import dataclasses
+
+import pytest
+import torch
+
+from labkit.policy.inputs import vision_kwargs, with_completion
+from labkit.policy.model import Policy
+from labkit.policy.packed import pack
+from tests import tiny
+
+TOLERANCE = 1e-4
+TEMPERATURE = 0.9
+LENGTHS = [[7, 1, 5, 3], [2, 2], [6, 4, 9]]
+"""Completions of three prompts of different lengths: uneven groups, one of a single token."""
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return tiny.policy()
+
+
+@pytest.fixture(scope="module")
+def prompts(policy, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    moments = tiny.moments(folder)
+    source = tiny.source(policy, moments, folder / "frames")
+    found = [source[moments[i].qid] for i in (0, 3, 1)]
+    assert len({len(prompt.ids) for prompt in found}) > 1
+    return found
+
+
+@pytest.fixture(scope="module")
+def completions():
+    lengths = torch.tensor([n for group in LENGTHS for n in group])
+    ids = torch.randint(20, 380, (len(lengths), int(lengths.max())), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(ids.shape[1]) < lengths[:, None]
+    return ids * mask, mask
+
+
+def one_at_a_time(policy, prompts, ids, mask):
+    """(rows, C) log-probs and entropies as the textbook has them: one sample, one pass, no padding."""
+    logps, entropies = torch.zeros(mask.shape), torch.zeros(mask.shape)
+    owners = [prompt for prompt, group in zip(prompts, LENGTHS, strict=True) for _ in group]
+    for row, prompt in enumerate(owners):
+        completion = ids[row][mask[row]]
+        whole, positions = with_completion(prompt, completion)
+        out = policy.model(
+            input_ids=whole[None],
+            position_ids=positions[:, None],
+            use_cache=False,
+            **vision_kwargs([prompt], whole.device),
+        )
+        table = (out.logits[0, len(prompt.ids) - 1 : -1] / TEMPERATURE).log_softmax(-1)
+        logps[row, : len(completion)] = table.gather(1, completion[:, None])[:, 0]
+        entropies[row, : len(completion)] = -(table.exp() * table).sum(-1).detach()
+    return logps, entropies
+
+
+def gradients(policy, logps, mask):
+    policy.model.zero_grad()
+    weights = torch.linspace(-1, 1, len(mask))[:, None] * mask  # advantages of both signs
+    (logps * weights).sum().backward()
+    return {name: p.grad.clone() for name, p in policy.model.named_parameters() if p.grad is not None}
+
+
+def packed(policy, prompts, ids, mask):
+    return pack(prompts, ids, mask, [len(group) for group in LENGTHS]).log_probs(
+        policy.model, TEMPERATURE, entropy=True
+    )
+
+
+@pytest.mark.parametrize("case", ["plain", "checkpointed", "lora"])
+def test_log_probs_and_gradients_equal_one_sample_at_a_time(policy, prompts, completions, case):
+    ids, mask = completions
+    if case == "lora":
+        from labkit.policy.model import _with_lora
+
+        inner = tiny.policy()
+        policy = Policy(_with_lora(inner.model, 4, 8), inner.tokenizer, "tiny")
+        with torch.no_grad():
+            for name, weight in policy.model.named_parameters():
+                if "lora_B" in name:
+                    weight.normal_(0, 0.1)
+    plain, entropies = one_at_a_time(policy, prompts, ids, mask)
+    expected = gradients(policy, plain, mask)
+    if case == "checkpointed":
+        policy.model.activation_checkpointing_enable()
+        policy.model.train()
+    try:
+        logps, spread = packed(policy, prompts, ids, mask)
+        found = gradients(policy, logps, mask)
+    finally:
+        policy.model.eval()
+        if case == "checkpointed":
+            policy.model.activation_checkpointing_disable()
+    assert (logps - plain).abs().max() < TOLERANCE
+    assert (spread - entropies).abs().max() < TOLERANCE
+    assert not spread.requires_grad
+    assert found.keys() == expected.keys() and not any("visual" in name for name in found)
+    assert max(expected[name].abs().max() for name in expected) > 0.1
+    assert max((found[name] - expected[name]).abs().max() for name in found) < TOLERANCE
+
+
+def test_padding_is_zero_and_carries_no_gradient(policy, prompts, completions):
+    logps, spread = packed(policy, prompts, *completions)
+    assert torch.all(logps[~completions[1]] == 0) and torch.all(spread[~completions[1]] == 0)
+
+
+def test_the_prompt_is_read_once_whatever_the_group_size(policy, prompts, completions):
+    ids, mask = completions
+    rows = pack(prompts, ids, mask, [len(group) for group in LENGTHS]).inputs["input_ids"]
+    longest = max(len(p.ids) - 1 + sum(group) for p, group in zip(prompts, LENGTHS, strict=True))
+    assert rows.shape == (3, longest)
+    video = policy.model.config.video_token_id
+    assert int((rows == video).sum()) == sum(int((p.ids == video).sum()) for p in prompts)
+
+
+def test_other_frames_change_the_log_probs(policy, prompts, completions):
+    """Fails if the policy pass ever reads the prompt without its video."""
+    seen, _ = packed(policy, prompts, *completions)
+    swapped = [dataclasses.replace(prompt, features=prompt.features.flip(0)) for prompt in prompts]
+    unseen, _ = packed(policy, swapped, *completions)
+    assert (seen - unseen).abs().amax(1).min() > 0.1  # every completion is answered otherwise
