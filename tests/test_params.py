@@ -89,7 +89,7 @@ def test_a_bad_value_is_named_with_what_is_allowed(name, value, says):
 
 def test_an_unknown_name_gets_the_nearest():
     assert refusal(learning_rat=1e-6) == "unknown parameter 'learning_rat'; did you mean 'learning_rate'?"
-    assert refusal(xyzzy=1) == "unknown parameter 'xyzzy'; labkit/params.py lists all of them"
+    assert refusal(xyzzy=1) == "unknown parameter 'xyzzy'; labkit/concerns.py lists all of them"
 
 
 def test_all_errors_are_told_together():
@@ -227,7 +227,7 @@ def test_the_cell_may_be_run_again_when_later_cells_have_made_names():
 
 def test_text_marks_what_differs():
     lines = str(Params.build({"seed": 3})).splitlines()
-    assert [line for line in lines if line.startswith(" *")] == [" * seed                   3"]
+    assert [line for line in lines if line.startswith(" *")] == [f" * {'seed':<{max(map(len, names()))}}  3"]
 
 
 def test_html_marks_what_differs_and_escapes():

@@ -6,8 +6,9 @@ import pytest
 from labkit.chain.anchors import parse
 from labkit.data.world import Event, Thing, ask, make_scene
 from labkit.policy.embedded import SPECIAL, TAGS, TIMES, WEIGHTS, build_model, build_tokenizer
+from labkit.policy.lessons import Recipe, teach
 from labkit.policy.model import load_policy
-from labkit.policy.pretraining import Recipe, frame_labels, make_clips, teach, train_base
+from labkit.policy.pretraining import frame_labels, make_clips, train_base
 
 THING = Thing("red", "circle", 1, 0.75, 0.25, 0.12, 1.0, 0, (Event("blinks", 4.0, 8.0),))
 TINY = Recipe(clips=12, vision_steps=2, vision_batch=8, text_steps=4, text_batch=4)

@@ -1,0 +1,190 @@
+"""Concerns: what can be set, one dataclass for each part of the lab, with a default and a range.
+
+The string under each field says what it is, its unit, and where its value comes from: the paper (TAR-TVG), Time-R1's
+recipe (the nearest open one), or ours. Most defaults are ours: they fit a model of 1.4 million parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+T = TypeVar("T")
+
+
+def _within(default: T, low: float, high: float = math.inf, *, open_low: bool = False) -> T:
+    """A field that holds numbers from `low` to `high`, ends included unless `open_low`."""
+    return field(default=default, metadata={"range": (low, high, open_low)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunParams:
+    """Which run this is and what it runs on."""
+
+    run: str = "embedded"
+    """Name of the run: its directory under `outputs`. Letters, digits, dot, dash, underscore. Ours."""
+    outputs: str = "outputs"
+    """Folder of all runs, relative to the project's root or absolute. Ours."""
+    seed: int = _within(0, 0, 2**31 - 1)
+    """Seed of everything that is drawn while training and sampling; the world has its own. Ours."""
+    threads: int = _within(1, 1, 256)
+    """CPU threads of torch. One is the fastest for the embedded model. Ours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelParams:
+    """Who answers."""
+
+    model: str = "embedded"
+    """The base: `embedded`, a local folder, or a hub id. Paper: Qwen2.5-VL-3B and 7B."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number type of weights and activations. Time-R1: bfloat16; float32 is faster for the embedded model."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs; `auto` takes the GPU when there is one. Ours."""
+    lora_rank: int = _within(0, 0, 1024)
+    """Rank of the LoRA adapters; 0 trains all weights (the vision tower stays frozen, as in Time-R1). Ours."""
+    lora_alpha: int = _within(32, 1, 4096)
+    """Scale of the LoRA adapters. Ours."""
+    prompt: str = "query"
+    """Name of the question template. The paper's prompt is not public; the templates are ours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataParams:
+    """What is asked and what is seen."""
+
+    data: str = "world"
+    """`world`, or a folder with train.jsonl, validation.jsonl and test.jsonl. Ours."""
+    world_train: int = _within(300, 1, 1_000_000)
+    """Training clips of the embedded world, about 4 queries each. Ours."""
+    world_validation: int = _within(40, 1, 1_000_000)
+    """Validation clips. Ours."""
+    world_test: int = _within(150, 1, 1_000_000)
+    """Test clips. Ours."""
+    world_seed: int = _within(0, 0, 999)
+    """Seed of the world, apart from `seed`, so that runs of several seeds see the same clips. Ours."""
+    fps: float = _within(2.0, 0, 60, open_low=True)
+    """Frames seen per second of video. Time-R1: 2."""
+    max_frames: int = _within(32, 2, 4096)
+    """Frames seen of one clip at most; longer clips are sampled more thinly. Ours."""
+    min_pixels: int = _within(3136, 784, 16_777_216)
+    """Pixels of one frame at least, after resizing. Ours: 56 x 56, the embedded world's size."""
+    max_pixels: int = _within(3136, 784, 16_777_216)
+    """Pixels of one frame at most. Ours; Time-R1 bounds the whole video, at 3584 x 28 x 28."""
+    train_limit: int = _within(0, 0)
+    """Use the first so many training queries; 0 means all. Ours."""
+    validation_limit: int = _within(0, 0)
+    """The same for validation. Ours."""
+    test_limit: int = _within(0, 0)
+    """The same for test. Ours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardParams:
+    """What is paid. The terms are the paper's, their weights ours."""
+
+    format_weight: float = _within(1.0, 0, 100)
+    """Weight of the form: one think block with anchors inside, then one answer. Ours."""
+    answer_weight: float = _within(2.0, 0, 100)
+    """Weight of the answer's overlap with the truth in stage 1. Ours."""
+    anchors_weight: float = _within(0.5, 0, 100)
+    """Weight of the anchors' overlap, later ones counting more. 0 turns the term off. Ours."""
+    progress_weight: float = _within(0.5, 0, 100)
+    """Weight of each step being better than the one before. 0 turns the term off. Ours."""
+    answer_reward: Literal["soft_iou", "iou", "timer1"] = "soft_iou"
+    """How the answer is measured. Paper: soft IoU; `iou` is clamped at 0; `timer1` is Time-R1's."""
+    progress_reward: Literal["share", "gated"] = "share"
+    """`share` of strict improvements, or `gated`: that share x the anchors' mean IoU. Ours; share explores better."""
+    min_anchors: int = _within(2, 0, 16)
+    """Anchors that a chain needs. Paper: two works best in its ablation. 0 is the control that asks for none."""
+    max_anchors: int = _within(4, 1, 16)
+    """More anchors than this earn nothing more and are not distilled. Ours."""
+    final_answer_weight: float = _within(2.0, 0, 100)
+    """`answer_weight` of stage 3. Ours."""
+    final_progress_weight: float = _within(1.5, 0, 100)
+    """`progress_weight` of stage 3, where gating makes the term smaller. Ours: with 0.5, anchors came to be copied."""
+    final_progress_reward: Literal["share", "gated"] = "gated"
+    """`progress_reward` of stage 3. Ours: gated cannot be earned by a bad first anchor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrpoParams:
+    """Stages 1 and 3: GRPO."""
+
+    grpo_steps: int = _within(100, 1)
+    """Steps of stage 1 at most; it stops sooner by the two conditions below. Ours."""
+    final_steps: int = _within(75, 1)
+    """Steps of stage 3. Ours."""
+    prompts_per_step: int = _within(12, 1, 4096)
+    """Queries of one step. Ours."""
+    group_size: int = _within(8, 2, 256)
+    """Rollouts of one query. Time-R1: 8."""
+    learning_rate: float = _within(5e-4, 0, 1, open_low=True)
+    """Step size of AdamW in stages 1 and 3. Ours; Time-R1: 1e-6 at 7B."""
+    temperature: float = _within(1.0, 0, 5, open_low=True)
+    """Sampling temperature of rollouts, harvest and sampled evaluation. Time-R1: 1.0."""
+    beta: float = _within(0.04, 0, 10)
+    """Weight of the KL term to the stage's start. Ours: without it, words that no reward reads decay."""
+    max_new_tokens: int = _within(64, 4, 32_768)
+    """Tokens of one chain at most. Ours; a real model needs 512 or more, 200 cuts anchors off."""
+    stop_anchor_rate: float = _within(0.95, 0, 1)
+    """Stage 1 stops when more sampled chains than this have anchors and the next holds too. 1 means never. Ours."""
+    stop_progress: float = _within(0.55, 0, 1)
+    """Share of sampled chains whose anchors get strictly better, from which stage 1 stops. 1 means never. Ours."""
+    prompts_per_pass: int = _within(0, 0, 4096)
+    """Queries of one forward and backward pass, a divisor of `prompts_per_step`; 0 is all. Less takes less memory. Ours."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them, in stages 1 to 3: for models that fill a GPU. Ours."""
+    save_steps: int = _within(25, 1)
+    """Steps between two checkpoints: what a kill costs at most. Ours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillParams:
+    """Stage 2, first half: harvest and filter. The paper keeps about 30,000 traces."""
+
+    harvest_prompts: int = _within(600, 1)
+    """Training queries that are harvested, at most as many as there are. Ours."""
+    harvest_samples: int = _within(8, 1, 1024)
+    """Chains sampled for each of them. Ours."""
+    min_answer_iou: float = _within(0.5, 0, 1)
+    """IoU that the answer of a kept trace reaches. Ours."""
+    max_per_query: int = _within(3, 1, 1024)
+    """Traces kept of one query, the best first. Ours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftParams:
+    """Stage 2, second half: SFT of a fresh base on the kept traces."""
+
+    sft_epochs: float = _within(3.0, 0, 1000, open_low=True)
+    """Passes over the traces. Ours."""
+    sft_batch: int = _within(24, 1, 4096)
+    """Traces of one step. Ours."""
+    sft_learning_rate: float = _within(5e-4, 0, 1, open_low=True)
+    """Step size of AdamW. Ours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateParams:
+    """How it is measured."""
+
+    eval_batch: int = _within(64, 1, 4096)
+    """Queries answered at once; does not change the answers. Ours."""
+    sampled_evaluation: bool = True
+    """Evaluate with sampling too: greedy decoding alone hides rare anchors. Ours."""
+    compare: tuple[str, ...] = ()
+    """Other run directories that 05_analysis shows beside this one, relative to the root or absolute. Ours."""
+
+
+CONCERNS: tuple[type, ...] = (
+    RunParams,
+    ModelParams,
+    DataParams,
+    RewardParams,
+    GrpoParams,
+    DistillParams,
+    SftParams,
+    EvaluateParams,
+)
