@@ -1,270 +1,311 @@
-"""One GRPO step, ours against stock TRL's way, on the same model and clips in one process.
+"""One step of GRPO, stock TRL's way and labkit's, on the same model, clips and lengths, in one process.
 
-Stock's way is what `GRPOTrainer` does for images and would have to do for videos, which it drops: pixels, prompt and policy pass
-repeated for each member of a group. It runs here inside our trainer, through the two functions that differ, so that rewards,
-loss and optimizer are the same. Every completion has the same length in both.
+Stock TRL reads the prompt once for each member of a group: its vision tower, prefill and policy pass all see G copies of
+the video. labkit reads it once. Seconds are CPU seconds of this process, means over the steps after a first one that warms
+up; decoding of frames is done before. Run from the project's root:
 
-    python benchmarks/grpo_step.py
+    OMP_NUM_THREADS=1 python benchmarks/grpo_step.py
 """
 
 from __future__ import annotations
 
 import argparse
-import collections
 import functools
 import platform
+import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 import transformers
 import trl
+from accelerate import Accelerator
+from datasets import Dataset
+from transformers import PrinterCallback, TrainerCallback
+from transformers.utils import logging as transformers_logging
+from trl import GRPOConfig, GRPOTrainer
 
-from labkit.chain.rewards import RewardSpec
+from labkit.chain.anchors import parse
+from labkit.chain.rewards import RewardSpec, score_chain
+from labkit.chain.spans import Span
+from labkit.data.moments import Moment
 from labkit.data.video import FrameCache
 from labkit.data.world import write_world
-from labkit.policy import generate as generation
-from labkit.policy.inputs import Prompt, PromptSource, Sampling, left_pad, read_clip
+from labkit.params import Params
+from labkit.policy.inputs import PromptSource, Sampling, build_prompt, read_clip
 from labkit.policy.model import Policy, load_policy
-from labkit.policy.packed import pack
 from labkit.stages import grpo
 
-SIZES = {
-    "default: 2 fps, 56 pixels": Sampling(2.0, 32, 56 * 56, 56 * 56),
-    "long: 4 fps, 112 pixels": Sampling(4.0, 64, 112 * 112, 112 * 112),
-}
-PARTS = ("vision", "generation", "policy forward", "policy backward", "rest")
+STEPS = 4
+"""The first one warms up and is not counted."""
+PARTS = ("vision", "prefill", "decoding", "vision again", "reference", "policy", "other")
+"""`vision again` is for the log-probs; `reference` the pass that KL is taken against; `policy` forward and backward."""
+TOKENS_PER_PAIR = 16
+"""Video tokens of two frames of 112 x 112 pixels."""
+
+
+class Task(NamedTuple):
+    """What both ways do."""
+
+    policy: Callable[[], Policy]
+    moments: list[Moment]
+    sampling: Sampling
+    frames: Path
+    prompts: int
+    group: int
+    tokens: int
+    beta: float
 
 
 class Endless(Policy):
-    """A policy whose answers all run to the token limit, so that both ways write as much."""
+    """A policy that never ends an answer, so that both ways write as many tokens."""
 
-    eos_ids = ()
+    @property
+    def never_written(self) -> list[int]:
+        """The end of an answer too."""
+        return sorted({*super().never_written, *self.eos_ids})
 
 
 class Clock:
-    """Seconds by part; a part inside another counts for itself alone."""
+    """CPU seconds by part of a step; a part that runs inside another counts as itself alone."""
 
-    def __init__(self, device: str) -> None:
-        """The clock runs from here."""
-        self.cuda = device == "cuda"
-        self.seconds: collections.Counter[str] = collections.Counter()
-        self.stack: list[str] = []
-        self.since = self.now()
-
-    def now(self) -> float:
-        """Seconds since some moment; on a GPU, after all its work."""
-        if not self.cuda:
-            return time.process_time()  # other processes on the machine do not count
-        torch.cuda.synchronize()
-        return time.perf_counter()
+    def __init__(self) -> None:
+        """It runs from now on."""
+        self.steps: list[Counter[str]] = [Counter()]
+        self.inside = ["other"]
+        self.since = time.process_time()
 
     def switch(self) -> None:
-        """Give the time since the last switch to the part under way."""
-        now = self.now()
-        self.seconds[self.stack[-1] if self.stack else "rest"] += now - self.since
+        """Book the time since the last switch."""
+        now = time.process_time()
+        self.steps[-1][self.inside[-1]] += now - self.since
         self.since = now
 
-    def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, its time counted for `part`."""
+    def end_step(self, *_: Any) -> None:
+        """A step has ended, the next one begins."""
+        self.switch()
+        self.steps.append(Counter())
 
-        @functools.wraps(function)  # transformers reads the signature of what it calls
-        def call(*args: Any, **options: Any) -> Any:
+    def timed(self, function: Callable[..., Any], part: Callable[[Any], str]) -> Callable[..., Any]:
+        """`function`, its time booked as `part(keyword arguments)`."""
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
             self.switch()
-            self.stack.append(part)
+            self.inside.append(part(kwargs))
             try:
-                return function(*args, **options)
+                return function(*args, **kwargs)
             finally:
                 self.switch()
-                self.stack.pop()
+                self.inside.pop()
 
         return call
 
+    @contextmanager
+    def watching(self, policy: Policy, *rollouts: tuple[Any, str], trainer: type) -> Iterator[None]:
+        """Time the parts of a step of `trainer` while the block runs; `rollouts` are where completions are sampled."""
+        backbone = policy.base.model
 
-class Repeated(NamedTuple):
-    """The policy pass of stock's way: prompt and pixels once for each member of a group."""
+        def pass_of(kwargs: Any) -> str:
+            ids = kwargs.get("input_ids")
+            reads = (kwargs["inputs_embeds"] if ids is None else ids).shape[1] > 1
+            return "prefill" if self.inside[-1] == "decoding" and reads else self.inside[-1]
 
-    inputs: dict[str, Any]
-    completions: torch.Tensor
-    mask: torch.Tensor
+        def vision_of(_: Any) -> str:
+            return "vision again" if self.inside[-1] in ("policy", "reference") else "vision"
 
-    def log_probs(self, model: Any, temperature: float = 1.0, entropy: bool = False) -> tuple[Any, Any]:
-        """As `Packed.log_probs`."""
-        length = self.completions.shape[1]
-        logits = model(**self.inputs, use_cache=False, logits_to_keep=length + 1).logits[:, :-1].float() / temperature
-        table = logits.log_softmax(-1)
-        picked = table.gather(2, self.completions[..., None])[..., 0] * self.mask
-        flat = table.detach()
-        return picked, -(flat.exp() * flat).sum(-1) * self.mask
+        def log_probs_of(_: Any) -> str:
+            return "policy" if self.inside[-1] == "policy" else "reference"
+
+        with ExitStack() as stack:
+            for owner, name, part in [
+                (type(backbone.visual), "forward", vision_of),
+                (type(backbone), "forward", pass_of),
+                (trainer, "_compute_loss", lambda _: "policy"),
+                (trainer, "_get_per_token_logps_and_entropies", log_probs_of),
+                (Accelerator, "backward", lambda _: "policy"),
+                *((owner, name, lambda _: "decoding") for owner, name in rollouts),
+            ]:
+                stack.enter_context(patch.object(owner, name, self.timed(getattr(owner, name), part)))
+            yield
+
+    def mean(self) -> dict[str, float]:
+        """Seconds of each part, the mean over the steps that count."""
+        counted = self.steps[1:STEPS]
+        return {part: sum(step[part] for step in counted) / len(counted) for part in PARTS}
 
 
-class StockWay:
-    """What replaces `generate` and `pack`; `clips` holds the pixels by qid."""
+class StockOnVideos(GRPOTrainer):
+    """Stock TRL with the video put where stock TRL leaves it out: into generation's inputs and the log-prob pass."""
 
-    def __init__(self, clips: dict[str, Any], device: torch.device) -> None:
-        """Nothing is computed yet."""
-        self.clips, self.device = clips, device
+    def __init__(self, policy: Policy, task: Task, **kwargs: Any) -> None:
+        """Every clip's pixels are held ready."""
+        cache = FrameCache(task.frames)
+        self.policy, self.asked = policy, []
+        self.clips = {m.qid: read_clip(policy, m, cache, task.sampling) for m in task.moments}
+        self.ids = {m.qid: build_prompt(policy, m, "query", self.clips[m.qid]).ids.tolist() for m in task.moments}
+        super().__init__(**kwargs)
+        for model in filter(None, (policy.base, self.ref_model)):
+            model.model.register_forward_pre_hook(self.add_video, with_kwargs=True)
+        self.rows: Sequence[int] = ()
 
-    def rows(self, prompts: Sequence[Prompt], sizes: Sequence[int], pad: int) -> dict[str, Any]:
-        """Model inputs of the prompts, each repeated for its group, pixels included."""
-        each = [prompt for prompt, size in zip(prompts, sizes, strict=True) for _ in range(size)]
+    def videos(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+        """The pixels of these rows' videos, once for each row."""
+        clips = [self.clips[self.asked[row]] for row in rows]
         return {
-            "input_ids": left_pad([p.ids for p in each], pad).to(self.device),
-            "attention_mask": left_pad([torch.ones_like(p.ids) for p in each], 0).to(self.device),
-            "position_ids": left_pad([p.positions for p in each], 0).to(self.device),
-            "pixel_values_videos": torch.cat([self.clips[p.qid].patches for p in each]).to(self.device),
-            "video_grid_thw": torch.tensor([p.grid for p in each], device=self.device),
+            "pixel_values_videos": torch.cat([clip.patches for clip in clips]),
+            "video_grid_thw": torch.tensor([clip.grid for clip in clips]),
+            "second_per_grid_ts": torch.tensor([clip.seconds_per_grid for clip in clips]),
         }
 
-    def generate(self, policy: Policy, prompts: Sequence[Prompt], num: int, **options: Any) -> list[Any]:
-        """As `labkit.policy.generate.generate`, by transformers' own."""
-        torch.manual_seed(options["seed"])
-        rows = self.rows(prompts, [num] * len(prompts), policy.pad_id)
-        length = options["max_new_tokens"]
-        policy.model.eval()
-        with torch.no_grad():
-            written = policy.model.generate(
-                **rows, max_new_tokens=length, min_new_tokens=length, do_sample=True, top_k=0,
-                temperature=options["temperature"], suppress_tokens=policy.never_written, pad_token_id=policy.pad_id,
-            )[:, rows["input_ids"].shape[1] :]  # fmt: skip
-        policy.model.train()
-        return [generation.Completion(ids, policy.tokenizer.decode(ids), False) for ids in written.tolist()]
+    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        self.asked = prompts
+        ids, video = [self.ids[qid] for qid in prompts], self.policy.base.config.video_token_id
+        kinds = [[2 * (token == video) for token in row] for row in ids]
+        return ids, None, {"mm_token_type_ids": kinds, **self.videos(range(len(prompts)))}
 
-    def pack(
-        self, prompts: Sequence[Prompt], completions: torch.Tensor, mask: torch.Tensor, sizes: Sequence[int]
-    ) -> Repeated:
-        """As `labkit.policy.packed.pack`."""
-        rows = self.rows(prompts, sizes, 0)
-        steps = 1 + torch.arange(completions.shape[1], device=self.device)
-        rows["position_ids"] = torch.cat([rows["position_ids"], rows["position_ids"][..., -1:] + steps], -1)
-        rows["input_ids"] = torch.cat([rows["input_ids"], completions], 1)
-        rows["attention_mask"] = torch.cat([rows["attention_mask"], mask], 1)
-        return Repeated(rows, completions, mask)
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        self.rows = range(len(inputs))  # as the reference sees them; TRL shuffles them afterwards
+        return {**super()._generate_and_score_completions(inputs), "rows": torch.arange(len(inputs))}
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        self.rows = inputs["rows"].tolist()
+        return super()._compute_loss(model, inputs)
+
+    def add_video(self, module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The log-prob pass comes with token ids alone; generation has the video, and later a cache."""
+        cached = kwargs.get("cache", kwargs.get("past_key_values")) is not None
+        if not cached and "pixel_values_videos" not in kwargs:
+            kinds = 2 * (kwargs["input_ids"] == self.policy.base.config.video_token_id).int()
+            kwargs |= {"mm_token_type_ids": kinds, **self.videos(self.rows)}
+        return args, kwargs
 
 
-def measure(way: str, world: Any, sampling: Sampling, args: argparse.Namespace, folder: Path) -> dict[str, float]:
-    """Mean seconds a step by part, the first step left out."""
-    loaded = load_policy("embedded", device=args.device)
-    policy = Endless(loaded.model, loaded.tokenizer, loaded.name)
-    clock = Clock(policy.device.type)
-    cache = FrameCache(folder / "frames")
-    # Decoding is the same for both ways and cached: pixels are at hand before the clock starts.
-    clips = {moment.qid: read_clip(policy, moment, cache, sampling) for moment in world}
+def run_stock(task: Task, checkpointing: bool) -> dict[str, float]:
+    """Seconds of each part."""
+    policy, clock = task.policy(), Clock()
+    asked = {moment.qid: moment for moment in task.moments}
+    rows = task.prompts * task.group
 
-    tower = policy.base.model
-    tower.get_video_features = clock.timed("vision", tower.get_video_features)
-    stock = StockWay(clips, policy.device)
+    def reward(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+        pairs = zip((asked[qid] for qid in prompts), completions, strict=True)
+        return [score_chain(parse(text), m.windows, m.duration, RewardSpec()).total for m, text in pairs]
 
-    class Source(PromptSource):
-        """Nothing is kept from one step to the next: a real split is seldom seen twice."""
+    class Tell(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+            if "loss" in logs:
+                clock.end_step()
 
-        def __getitem__(self, qid: str) -> Prompt:
-            if len(self._prompts) >= args.prompts:
-                self._prompts.clear()
-                self._clips.clear()
-            return super().__getitem__(qid)
-
-    source = Source(policy, world, template="query", sampling=sampling, cache=cache)
-    if way == "stock":
-        # The features that our prompts carry are not used, so they must not be paid for.
-        source = {qid: source[qid] for qid in source}
-    steps: list[collections.Counter[str]] = []
-
-    def on_step(row: dict[str, Any]) -> None:
-        clock.switch()
-        steps.append(clock.seconds)
-        clock.seconds = collections.Counter()
-
-    settings = grpo.GrpoSettings(
-        steps=args.steps + 1, prompts_per_step=args.prompts, group_size=args.group, learning_rate=1e-5,
-        temperature=1.0, beta=0.0, max_new_tokens=args.tokens, save_steps=10_000, seed=0,
-        prompts_per_pass=args.prompts_per_pass, gradient_checkpointing=args.checkpointing,
-    )  # fmt: skip
-    real = grpo.generate, grpo.pack
-    trainer = grpo.trainer_class()
-    methods = trainer._get_per_token_logps_and_entropies, trainer.create_accelerator_and_postprocess
-    create = trainer.create_accelerator_and_postprocess
-
-    def with_timed_backward(self: Any) -> None:
-        create(self)
-        self.accelerator.backward = clock.timed("policy backward", self.accelerator.backward)
-
-    try:
-        grpo.generate = clock.timed("generation", generation.generate if way == "ours" else stock.generate)
-        grpo.pack = pack if way == "ours" else stock.pack
-        trainer._get_per_token_logps_and_entropies = clock.timed("policy forward", methods[0])
-        trainer.create_accelerator_and_postprocess = with_timed_backward
-        clock.since = clock.now()
-        grpo.train_grpo(
-            policy, source, world, spec=RewardSpec(), settings=settings, folder=folder / way, run="benchmark",
-            stage="grpo", on_step=on_step,
+    limits = {"suppress_tokens": policy.never_written}
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = GRPOConfig(
+            output_dir=folder, max_steps=STEPS, per_device_train_batch_size=rows, num_generations=task.group,
+            max_completion_length=task.tokens, generation_kwargs=limits, beta=task.beta, learning_rate=1e-5,
+            activation_checkpointing=checkpointing, bf16=False, use_cpu=True, save_strategy="no", report_to=[],
+            logging_steps=1, disable_tqdm=True,
         )  # fmt: skip
-    finally:
-        grpo.generate, grpo.pack = real
-        trainer._get_per_token_logps_and_entropies, trainer.create_accelerator_and_postprocess = methods
-    return {part: sum(step[part] for step in steps[1:]) / (len(steps) - 1) for part in PARTS}
+        trainer = StockOnVideos(
+            policy, task, model=policy.model, processing_class=policy.tokenizer, reward_funcs=[reward],
+            args=arguments, train_dataset=Dataset.from_dict({"prompt": list(asked)}), callbacks=[Tell()],
+        )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
+        with clock.watching(policy, (trainer, "_generate"), trainer=StockOnVideos):
+            trainer.train()
+    return clock.mean()
 
 
-def largest_difference(world: Any, sampling: Sampling, args: argparse.Namespace, folder: Path) -> float:
-    """Of the log-probs that the two ways give to the same completions."""
-    policy = load_policy("embedded", device=args.device)
-    source = PromptSource(policy, world, template="query", sampling=sampling, cache=FrameCache(folder / "frames"))
-    clips = {moment.qid: read_clip(policy, moment, source.cache, sampling) for moment in world}
-    prompts = [source[moment.qid] for moment in world[:2]]
-    written = generation.generate(policy, prompts, 3, max_new_tokens=args.tokens)
-    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(c.ids) for c in written], batch_first=True)
-    mask = torch.arange(ids.shape[1]) < torch.tensor([len(c.ids) for c in written])[:, None]
-    both = ids.to(policy.device), mask.to(policy.device)
-    with torch.no_grad():
-        ours, _ = pack(prompts, *both, [3, 3]).log_probs(policy.model)
-        stock, _ = StockWay(clips, policy.device).pack(prompts, *both, [3, 3]).log_probs(policy.model)
-    return float((ours - stock).abs().max())
+def run_ours(task: Task, checkpointing: bool) -> dict[str, float]:
+    """Seconds of each part."""
+    policy, clock = task.policy(), Clock()
+    source = PromptSource(
+        policy, task.moments, template="query", sampling=task.sampling, cache=FrameCache(task.frames)
+    )
+    settings = grpo.GrpoSettings(
+        steps=STEPS, prompts_per_step=task.prompts, group_size=task.group, learning_rate=1e-5, temperature=1.0, beta=task.beta,
+        max_new_tokens=task.tokens, save_steps=STEPS + 1, seed=0, gradient_checkpointing=checkpointing,
+    )  # fmt: skip
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        clock.watching(policy, (grpo, "generate"), trainer=grpo.trainer_class()),
+    ):
+        grpo.train_grpo(
+            policy, source, task.moments, spec=RewardSpec(), settings=settings, folder=Path(folder), run="benchmark",
+            stage="grpo", on_step=clock.end_step,
+        )  # fmt: skip
+    return clock.mean()
+
+
+def compare(title: str, task: Task) -> None:
+    """Print both ways, without and with gradient checkpointing."""
+    for checkpointing in (False, True):
+        stock, ours = run_stock(task, checkpointing), run_ours(task, checkpointing)
+        whole = sum(stock.values()), sum(ours.values())
+        print(f"\n{title}, gradient checkpointing {'on' if checkpointing else 'off'}")
+        print(f"{'part':<22}{'stock TRL s':>12}{'share':>8}{'labkit s':>12}{'share':>8}{'ratio':>8}")
+        rows = [(part, stock[part], ours[part]) for part in PARTS]
+        rows.append(("to first token", *(way["vision"] + way["prefill"] for way in (stock, ours))))
+        rows.append(("whole step", *whole))
+        for part, theirs, mine in rows:
+            shares = theirs / whole[0], mine / whole[1]
+            ratio = f"{theirs / mine:>7.1f}x" if mine > 5e-4 else f"{'-':>8}"
+            print(f"{part:<22}{theirs:>12.3f}{shares[0]:>8.0%}{mine:>12.3f}{shares[1]:>8.0%}{ratio}")
+
+
+def tiny_task(folder: Path, video_tokens: int, group: int) -> Task:
+    """One query about one random clip a step, and a random model of six layers."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from tests import tiny
+
+    pairs = max(1, round(video_tokens / TOKENS_PER_PAIR))
+    seconds, frames = pairs / 2, 2 * pairs
+    moments = []
+    folder.mkdir()
+    for number in range(STEPS):  # a clip of its own for each step: no features are left over from the step before
+        video = tiny.write_clip(folder / f"{number}.mp4", seconds=seconds, size=112, seed=number)
+        query = "the square reaches the right border"
+        moments.append(Moment(f"q{number}", str(video), query, (Span(0.0, seconds / 2),), seconds))
+
+    def policy() -> Policy:
+        plain = tiny.policy(hidden=256, layers=6, vision_depth=6)
+        return Endless(plain.model, plain.tokenizer, plain.name)
+
+    return Task(policy, moments, Sampling(4.0, frames, 112**2, 112**2), folder / "frames", 1, group, 100, 0.0)
+
+
+def embedded_task(folder: Path) -> Task:
+    """The embedded lab's own step, by its own defaults."""
+    p = Params()
+    moments = write_world(folder, STEPS * p.prompts_per_step // 3, 1, 1)["train"]
+    sampling = Sampling(p.fps, p.max_frames, p.min_pixels, p.max_pixels)
+    policy = functools.partial(load_policy, "embedded", device="cpu")
+    frames = folder / "frames"
+    return Task(policy, moments, sampling, frames, p.prompts_per_step, p.group_size, p.max_new_tokens, p.beta)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--group", type=int, default=8, help="rollouts of one query")
-    parser.add_argument("--prompts", type=int, default=4, help="queries of one step")
-    parser.add_argument("--prompts-per-pass", type=int, default=1, help="queries of one forward and backward pass")
-    parser.add_argument("--tokens", type=int, default=48, help="length of every completion")
-    parser.add_argument("--steps", type=int, default=2, help="measured steps, after one that is not")
-    parser.add_argument("--checkpointing", action="store_true", help="recompute activations, TRL's default")
-    parser.add_argument("--device", default="cpu", help="cpu (one thread) or cuda")
-    args = parser.parse_args()
+    parser.add_argument("--tokens", type=int, default=480, help="video tokens of a prompt (default: %(default)s)")
+    parser.add_argument("--group", type=int, default=8, help="completions of a prompt (default: %(default)s)")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # TRL uses transformers' old names
+    transformers_logging.disable_progress_bar()
+    versions = ", ".join(f"{package.__name__} {package.__version__}" for package in (torch, transformers, trl))
+    print(f"{platform.machine()}, one thread, {versions}")
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    warnings.simplefilter("ignore", FutureWarning)  # TRL and transformers about each other
-
-    print(
-        f"GRPO step, {args.prompts} queries x {args.group} rollouts of {args.tokens} tokens, embedded model, {args.device}, "
-        f"{'with' if args.checkpointing else 'no'} activation checkpointing"
-    )
-    print(
-        f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}, trl {trl.__version__}"
-    )
-    unit = "seconds a step" if args.device == "cuda" else "CPU seconds a step, one thread"
-    with tempfile.TemporaryDirectory() as temporary:
-        world = write_world(Path(temporary) / "world", 6, 1, 1)["train"]
-        for number, (name, sampling) in enumerate(SIZES.items()):
-            folder = Path(temporary) / str(number)
-            apart = largest_difference(world, sampling, args, folder)
-            ways = {way: measure(way, world, sampling, args, folder) for way in ("stock", "ours")}
-            totals = {way: sum(parts.values()) for way, parts in ways.items()}
-            print(f"\n{name}; log-probs differ by {apart:.1e} at most; {unit}")
-            print(f"{'part':16} {'stock':>8} {'share':>7} {'ours':>8} {'share':>7} {'ratio':>7}")
-            for part in PARTS:
-                row = [(ways[way][part], ways[way][part] / totals[way]) for way in ways]
-                ratio = row[0][0] / row[1][0]
-                print(f"{part:16} {row[0][0]:8.3f} {row[0][1]:7.1%} {row[1][0]:8.3f} {row[1][1]:7.1%} {ratio:6.1f}x")
-            print(
-                f"{'whole step':16} {totals['stock']:8.3f} {1:7.1%} {totals['ours']:8.3f} {1:7.1%} "
-                f"{totals['stock'] / totals['ours']:6.1f}x"
-            )
+    with tempfile.TemporaryDirectory() as name:
+        task = tiny_task(Path(name) / "tiny", options.tokens, options.group)
+        compare(
+            f"tiny model, about {options.tokens} video tokens, G = {options.group}, {task.tokens} new tokens", task
+        )
+        task = embedded_task(Path(name) / "world")
+        compare(f"embedded model, {task.prompts} prompts, G = {task.group}, up to {task.tokens} new tokens", task)
 
 
 if __name__ == "__main__":

@@ -91,9 +91,9 @@ def model(
     }
     vision = {
         "depth": vision_depth,
-        "hidden_size": 32,
+        "hidden_size": hidden // 2,
         "num_heads": 2,
-        "intermediate_size": 64,
+        "intermediate_size": hidden,
         "patch_size": 14,
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,

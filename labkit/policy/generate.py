@@ -86,9 +86,12 @@ def _decode(
         logits = logits.float().index_fill(-1, suppressed, -torch.inf)
         if draws is None:
             return logits.argmax(-1)
-        # The token at which the distribution function passes the row's own number.
+        # The token at which the distribution function passes the row's own number; never one behind the last that has
+        # any mass, to where a product that is rounded up would lead.
         mass = (logits / temperature).softmax(-1).cumsum(-1)
-        return torch.searchsorted(mass, draws[alive, at, None] * mass[:, -1:], right=True)[:, 0].clamp(max=last_token)
+        whole = mass[:, -1:].contiguous()
+        found = torch.searchsorted(mass, draws[alive, at, None] * whole, right=True)
+        return torch.minimum(found, torch.searchsorted(mass, whole))[:, 0]
 
     ids = left_pad([p.ids for p in prompts], policy.pad_id).to(device)
     mask = left_pad([torch.ones_like(p.ids) for p in prompts], 0).to(device)
@@ -102,7 +105,6 @@ def _decode(
         **vision_kwargs(prompts, device),
     )
     cache, logits = out.cache, out.logits[:, -1].repeat_interleave(num, 0)
-    last_token = logits.shape[-1] - 1
     cache.batch_repeat_interleave(num)
     seen = torch.nn.functional.pad(mask.bool(), (0, length), value=True).repeat_interleave(num, 0)[:, None, None]
     behind = positions[..., -1:].repeat_interleave(num, 1)  # text goes on behind the video's last position

@@ -7,6 +7,9 @@ be computed once and shared by rollouts, log-probs, SFT and evaluation.
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,12 +115,13 @@ def load_policy(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device)
-    if adapter:
-        from peft import PeftModel
+    with old_names():
+        if adapter:
+            from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, source, is_trainable=True)
-    elif lora_rank:
-        model = _with_lora(model, lora_rank, lora_alpha)
+            model = PeftModel.from_pretrained(model, source, is_trainable=True)
+        elif lora_rank:
+            model = _with_lora(model, lora_rank, lora_alpha)
     policy = Policy(model.eval(), tokenizer, name)
     policy.base.model.visual.requires_grad_(False)
     return policy
@@ -136,6 +140,14 @@ def save_policy(policy: Policy, folder: Path) -> None:
             f"{folder} exists already; a checkpoint is never overwritten, choose another folder or delete it"
         )
     draft.rename(folder)
+
+
+@contextmanager
+def old_names() -> Iterator[None]:
+    """TRL and PEFT may use names that transformers has renamed, without a warning that nothing of ours can mend."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`\w*gradient_checkpointing\w*` is deprecated", FutureWarning)
+        yield
 
 
 def _check_checkpoint(folder: Path) -> None:

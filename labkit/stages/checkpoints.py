@@ -1,17 +1,24 @@
-"""Checkpoints: which one a killed stage goes on from, and the order of queries that it goes on with."""
+"""Checkpoints: which one a killed stage goes on from, the order of queries that it goes on with, and how a stage ends."""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from labkit.files import replacing
+from labkit.policy.model import Policy, save_policy
+
 COMPLETE = "labkit_complete"
 """Empty file, written last into a checkpoint: a kill while saving leaves a directory without it."""
+
+Result = TypeVar("Result")
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -34,16 +41,25 @@ def step_of(checkpoint: Path | None) -> int:
     return int(checkpoint.name.split("-")[1]) if checkpoint else 0
 
 
-def mark_saves() -> Any:
-    """A trainer callback that marks each checkpoint as complete once everything of it is written."""
-    from transformers import TrainerCallback
+def resumable(trainer: Any) -> Any:
+    """A TRL trainer whose checkpoints are marked once they are whole, and are loaded with all their weights."""
 
-    class MarkSaves(TrainerCallback):
-        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.is_world_process_zero:
-                (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+    class Resumable(trainer):
+        def _save_checkpoint(self, model: Any, trial: Any) -> None:
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
 
-    return MarkSaves()
+        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+            if hasattr(self.model, "get_base_model"):  # an adapter is saved under its own names
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+            else:
+                load_weights(self.model, Path(resume_from_checkpoint))
+
+        def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+            """The run's manifest and params.yaml say more than a card would."""
+
+    return Resumable
 
 
 def load_weights(model: Any, checkpoint: Path) -> None:
@@ -54,6 +70,22 @@ def load_weights(model: Any, checkpoint: Path) -> None:
     """
     saved = type(model).from_pretrained(checkpoint, dtype=model.dtype)
     model.load_state_dict(saved.state_dict())
+
+
+def read_result(folder: Path, kind: type[Result]) -> Result | None:
+    """The result of a stage that has ended, or None."""
+    if not (folder / "final").is_dir():
+        return None
+    return kind(**json.loads((folder / "result.json").read_text(encoding="utf-8")))
+
+
+def end_stage(policy: Policy, result: Any, folder: Path) -> None:
+    """Write `result.json` and, last, `final/`; checkpoints, and what a killed save has left, are of no more use."""
+    with replacing(folder / "result.json") as draft:
+        draft.write_text(json.dumps(asdict(result)), encoding="utf-8")
+    save_policy(policy, folder / "final")
+    for leftover in [*folder.glob("checkpoint-*"), *folder.glob(".final.*")]:
+        shutil.rmtree(leftover)
 
 
 def shuffled_order(items: Sequence[Any], count: int, seed: int, block: int = 1) -> list[Any]:

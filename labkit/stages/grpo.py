@@ -9,30 +9,24 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from labkit.chain.anchors import AnchorChain, parse
-from labkit.chain.metrics import chain_figures
-from labkit.chain.rewards import TERMS, Ledger, RewardSpec, score_chain
+from labkit.chain.rewards import TERMS, RewardSpec
 from labkit.data.moments import Moment
 from labkit.errors import LabError
-from labkit.files import replacing
 from labkit.policy.generate import generate
 from labkit.policy.inputs import Prompt
-from labkit.policy.model import Policy, save_policy
+from labkit.policy.model import Policy, old_names
 from labkit.policy.packed import pack
-from labkit.stages.checkpoints import load_weights, mark_saves, newest_checkpoint, shuffled_order, step_of
+from labkit.stages.checkpoints import end_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
 from labkit.stages.rollouts import Rollout, RolloutStore
+from labkit.stages.steps import Sampled, judge, may_stop, recorded_figures, step_figures
 
-WINDOW = 5
-"""Steps over which the stop conditions are averaged: one lucky step does not end a stage."""
 LOGGED = ("loss", "entropy", "kl", "grad_norm", "learning_rate", "step_time")
 """What a step's history takes over from TRL's log."""
 
@@ -71,18 +65,6 @@ class GrpoResult:
     """Time of training, without what earlier attempts took before they were killed."""
 
 
-class Sampled(NamedTuple):
-    """One rollout of the step under way."""
-
-    qid: str
-    sample: int
-    text: str
-    tokens: int
-    finished: bool
-    chain: AnchorChain
-    ledger: Ledger
-
-
 def train_grpo(
     policy: Policy,
     source: Mapping[str, Prompt],
@@ -106,27 +88,23 @@ def train_grpo(
     from datasets import Dataset
     from trl import GRPOConfig
 
-    if (folder / "final").is_dir():
-        return GrpoResult(**json.loads((folder / "result.json").read_text(encoding="utf-8")))
-    per_pass = settings.prompts_per_pass or settings.prompts_per_step
-    if settings.prompts_per_step % per_pass:
-        raise LabError(f"prompts_per_pass is {per_pass} and must divide prompts_per_step, {settings.prompts_per_step}")
+    if result := read_result(folder, GrpoResult):
+        return result
     begin = time.monotonic()
-    passes = settings.prompts_per_step // per_pass
-    if len(moments) < settings.prompts_per_step:
+    size = settings.prompts_per_step
+    per_pass = settings.prompts_per_pass or size
+    if size % per_pass:
+        raise LabError(f"prompts_per_pass is {per_pass} and must divide prompts_per_step, {size}")
+    if len(moments) < size:
         raise LabError(
-            f"a step asks {settings.prompts_per_step} queries and the training split has {len(moments)}; "
+            f"a step asks {size} queries and the training split has {len(moments)}; "
             "lower prompts_per_step or give more data"
         )
-    size = settings.prompts_per_step
     checkpoint = newest_checkpoint(folder)
     store = RolloutStore(folder / "rollouts")
     store.truncate(step_of(checkpoint))
     asked = {moment.qid: moment for moment in moments}
-    figures = {  # of the steps that a run which is resumed has behind it
-        step: step_figures([_sampled(row, asked, spec) for row in rows], asked, settings.group_size)
-        for step, rows in _by_step(store.read()).items()
-    }
+    figures = recorded_figures(store.read(), asked, spec, settings.group_size)
     # A run that was killed between its last step and its end has no step left to take.
     steps = step_of(checkpoint) if may_stop(figures, step_of(checkpoint), settings) else settings.steps
     order = shuffled_order(list(asked), steps * size, settings.seed, block=size)
@@ -135,8 +113,8 @@ def train_grpo(
         seed=settings.seed,
         max_steps=steps,
         per_device_train_batch_size=per_pass * settings.group_size,
-        gradient_accumulation_steps=passes,
-        steps_per_generation=passes,
+        gradient_accumulation_steps=size // per_pass,
+        steps_per_generation=size // per_pass,
         num_generations=settings.group_size,
         shuffle_dataset=False,  # `shuffled_order` has shuffled, epoch by epoch, in a way that a resumed run repeats
         learning_rate=settings.learning_rate,
@@ -162,48 +140,19 @@ def train_grpo(
         use_cpu=policy.device.type == "cpu",
         remove_unused_columns=False,
     )
-    trainer = trainer_class()(
-        policy, source, asked, spec, settings, store, figures,
-        names={"run": run, "stage": stage, "seed": settings.seed, "checkpoint": policy.name}, on_step=on_step,
-        args=arguments, train_dataset=Dataset.from_dict({"prompt": order}),
-    )  # fmt: skip
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with old_names():
+        trainer = trainer_class()(
+            policy, source, asked, spec, settings, store, figures,
+            names={"run": run, "stage": stage, "seed": settings.seed, "checkpoint": policy.name}, on_step=on_step,
+            args=arguments, train_dataset=Dataset.from_dict({"prompt": order}),
+        )  # fmt: skip
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     store.compact()
     stopped_by = "steps" if trainer.state.global_step >= settings.steps else "condition"
     seconds = round(time.monotonic() - begin, 1)
     result = GrpoResult(trainer.state.global_step, stopped_by, trainer.history(), seconds)
-    with replacing(folder / "result.json") as draft:
-        draft.write_text(json.dumps(asdict(result)), encoding="utf-8")
-    save_policy(policy, folder / "final")
-    for leftover in folder.glob("checkpoint-*"):
-        shutil.rmtree(leftover)
+    end_stage(policy, result, folder)
     return result
-
-
-def step_figures(sampled: Sequence[Sampled], moments: Mapping[str, Moment], group_size: int) -> dict[str, float]:
-    """Figures of one step's rollouts: rewards, anchors, IoU by step of the chain, groups in which all earned the same."""
-    totals = [each.ledger.total for each in sampled]
-    groups = [totals[i : i + group_size] for i in range(0, len(totals), group_size)]
-    asked = [moments[each.qid] for each in sampled]
-    chains = chain_figures([s.chain for s in sampled], [m.windows for m in asked], [m.duration for m in asked])
-    return {
-        "total": sum(totals) / len(totals),
-        **{f"reward_{t}": sum(each.ledger.terms[t] for each in sampled) / len(sampled) for t in TERMS},
-        **{key: value for key, value in chains.items() if key != "n"},
-        "completion_tokens": sum(each.tokens for each in sampled) / len(sampled),
-        "cut_off_share": sum(not each.finished for each in sampled) / len(sampled),
-        "zero_variance_groups": sum(max(group) - min(group) < 1e-6 for group in groups),
-        "groups": len(groups),
-    }
-
-
-def may_stop(figures: Mapping[int, Mapping[str, float]], step: int, settings: GrpoSettings) -> bool:
-    """Whether anchors have become the rule and chains narrow, on average over the last steps up to `step`."""
-    rows = [figures[s] for s in range(step - WINDOW + 1, step + 1) if s in figures]
-    if len(rows) < WINDOW:
-        return False
-    rate, strict = (sum(row[key] for row in rows) / WINDOW for key in ("anchor_rate", "strict_share"))
-    return rate > settings.stop_anchor_rate and strict > settings.stop_progress
 
 
 @functools.cache
@@ -217,7 +166,6 @@ def trainer_class() -> Any:
     from trl.trainer.utils import split_tensor_dict
 
     callback: Any = transformers.TrainerCallback  # their annotations do not foresee overrides
-    grpo_trainer: Any = trl.GRPOTrainer
 
     class AfterStep(callback):
         """Tells the listener of each step, and ends training when the stop conditions hold."""
@@ -232,6 +180,8 @@ def trainer_class() -> Any:
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
             if "loss" in logs and self.trainer.on_step is not None:
                 self.trainer.on_step(self.trainer.history()[-1])
+
+    grpo_trainer: Any = resumable(trl.GRPOTrainer)
 
     class VideoGRPOTrainer(grpo_trainer):
         """One prefill and one packed policy pass per prompt; every rollout is recorded."""
@@ -269,7 +219,6 @@ def trainer_class() -> Any:
             if reference is not None:
                 self.beta, self.ref_model = settings.beta, reference.requires_grad_(False).eval()
             self.remove_callback(transformers.PrinterCallback)
-            self.add_callback(mark_saves())
             self.add_callback(AfterStep(self))
 
         def rollout(self, prompts: list[str]) -> dict[str, Any]:
@@ -281,16 +230,10 @@ def trainer_class() -> Any:
                 self.policy, self.asked, group, max_new_tokens=self.settings.max_new_tokens,
                 temperature=self.settings.temperature, seed=seed,
             )  # fmt: skip
-            self.sampled = []
-            for index, (qid, completion) in enumerate(zip(prompts, completions, strict=True)):
-                chain = parse(completion.text, finished=completion.finished)
-                moment = self.moments[qid]
-                ledger = score_chain(chain, moment.windows, moment.duration, self.spec)
-                self.sampled.append(
-                    Sampled(
-                        qid, index % group, completion.text, len(completion.ids), completion.finished, chain, ledger
-                    )
-                )
+            self.sampled = [
+                judge(self.moments[qid], index % group, done.text, len(done.ids), done.finished, self.spec)
+                for index, (qid, done) in enumerate(zip(prompts, completions, strict=True))
+            ]
             return {
                 # All that TRL gets of a prompt is its place in `asked`.
                 "prompt_ids": [[index // group] for index in range(len(prompts))],
@@ -338,15 +281,6 @@ def trainer_class() -> Any:
             packed = pack([self.asked[place] for place in places.tolist()], completions, mask, sizes.tolist())
             return (*packed.log_probs(model, self.temperature, options.get("compute_entropy", False)), None)
 
-        def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
-            if hasattr(self.policy.model, "get_base_model"):
-                super()._load_from_checkpoint(checkpoint, model)  # an adapter is saved under its own names
-            else:
-                load_weights(self.policy.model, Path(checkpoint))
-
-        def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-            """The run's manifest and params.yaml say more than a card would."""
-
         def history(self) -> list[dict[str, Any]]:
             """One row for each step that has been logged."""
             rows = []
@@ -357,19 +291,3 @@ def trainer_class() -> Any:
             return rows
 
     return VideoGRPOTrainer
-
-
-def _by_step(rollouts: Sequence[Rollout]) -> dict[int, list[Rollout]]:
-    steps: dict[int, list[Rollout]] = {}
-    for rollout in rollouts:
-        steps.setdefault(rollout.step, []).append(rollout)
-    return steps
-
-
-def _sampled(rollout: Rollout, moments: Mapping[str, Moment], spec: RewardSpec) -> Sampled:
-    chain = parse(rollout.text, finished=rollout.finished)
-    moment = moments[rollout.qid]
-    ledger = score_chain(chain, moment.windows, moment.duration, spec)
-    return Sampled(
-        rollout.qid, rollout.sample, rollout.text, rollout.completion_tokens, rollout.finished, chain, ledger
-    )

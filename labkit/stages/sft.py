@@ -7,19 +7,16 @@ tower's features stand in for the pixels.
 from __future__ import annotations
 
 import functools
-import json
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from labkit.errors import LabError
-from labkit.files import replacing
 from labkit.policy.inputs import Prompt, vision_kwargs, with_completion
-from labkit.policy.model import Policy, save_policy
-from labkit.stages.checkpoints import load_weights, mark_saves, newest_checkpoint, shuffled_order
+from labkit.policy.model import Policy, old_names
+from labkit.stages.checkpoints import end_stage, newest_checkpoint, read_result, resumable, shuffled_order
 
 
 class Trace(NamedTuple):
@@ -73,8 +70,8 @@ def train_sft(
     from datasets import Dataset
     from trl import SFTConfig
 
-    if (folder / "final").is_dir():
-        return SftResult(**json.loads((folder / "result.json").read_text(encoding="utf-8")))
+    if result := read_result(folder, SftResult):
+        return result
     if not traces:
         raise LabError("SFT was given no trace to learn from; harvest more, or loosen the filter")
     begin = time.monotonic()
@@ -114,25 +111,22 @@ def train_sft(
             if on_step is not None and "loss" in logs:
                 on_step({"step": state.global_step, **logs})
 
-    trainer = trainer_class()(
-        model=policy.model,
-        args=arguments,
-        train_dataset=Dataset.from_list([traces[index]._asdict() for index in order]),
-        processing_class=policy.tokenizer,
-        data_collator=functools.partial(collate, policy, source),
-        callbacks=[mark_saves(), Tell()],
-    )
-    trainer.remove_callback(transformers.PrinterCallback)
     checkpoint = newest_checkpoint(folder)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with old_names():
+        trainer = trainer_class()(
+            model=policy.model,
+            args=arguments,
+            train_dataset=Dataset.from_list([traces[index]._asdict() for index in order]),
+            processing_class=policy.tokenizer,
+            data_collator=functools.partial(collate, policy, source),
+            callbacks=[Tell()],
+        )
+        trainer.remove_callback(transformers.PrinterCallback)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     names = ("step", "loss", "grad_norm", "learning_rate")
     rows = [{name: float(row[name]) for name in names} for row in trainer.state.log_history if "loss" in row]
     result = SftResult(trainer.state.global_step, rows, round(time.monotonic() - begin, 1))
-    with replacing(folder / "result.json") as draft:
-        draft.write_text(json.dumps(asdict(result)), encoding="utf-8")
-    save_policy(policy, folder / "final")
-    for leftover in folder.glob("checkpoint-*"):
-        shutil.rmtree(leftover)
+    end_stage(policy, result, folder)
     return result
 
 
@@ -166,19 +160,10 @@ def trainer_class() -> Any:
     import trl
     from torch.utils.data import SequentialSampler
 
-    sft_trainer: Any = trl.SFTTrainer
+    sft_trainer: Any = resumable(trl.SFTTrainer)
 
     class VideoSFTTrainer(sft_trainer):
         def _get_train_sampler(self, dataset: Any = None) -> Any:
             return SequentialSampler(self.train_dataset if dataset is None else dataset)
-
-        def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
-            if hasattr(self.model, "get_base_model"):
-                super()._load_from_checkpoint(checkpoint, model)  # an adapter is saved under its own names
-            else:
-                load_weights(self.model, Path(checkpoint))
-
-        def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-            """The run's manifest and params.yaml say more than a card would."""
 
     return VideoSFTTrainer

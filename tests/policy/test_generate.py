@@ -23,13 +23,9 @@ def prompts(policy, tmp_path_factory):
 def plain_logits(policy, prompt, completion):
     """Logits of each token of a completion, from one whole pass without cache, padding or neighbours."""
     ids, positions = with_completion(prompt, torch.tensor(completion, dtype=torch.long))
+    shown = vision_kwargs([prompt], ids.device)
     with torch.no_grad():
-        out = policy.model(
-            input_ids=ids[None],
-            position_ids=positions[:, None],
-            use_cache=False,
-            **vision_kwargs([prompt], ids.device),
-        )
+        out = policy.model(input_ids=ids[None], position_ids=positions[:, None], use_cache=False, **shown)
     return out.logits[0, len(prompt.ids) - 1 : -1]
 
 
@@ -60,10 +56,12 @@ def test_greedy_tokens_are_the_best_of_a_plain_pass(policy, prompts):
 
 def test_a_group_is_sampled_in_the_prompts_order(policy, prompts):
     together = generate(policy, prompts, 4, max_new_tokens=12, seed=3)
-    alone = [
-        completion for prompt in prompts for completion in generate(policy, [prompt], 4, max_new_tokens=12, seed=3)
-    ]
+    alone = [one for prompt in prompts for one in generate(policy, [prompt], 4, max_new_tokens=12, seed=3)]
     assert together == alone  # neither the neighbours nor the padding matter
+    backwards = generate(policy, prompts[::-1], 4, max_new_tokens=12, seed=3)
+    assert [backwards[i : i + 4] for i in range(0, len(backwards), 4)][::-1] == [
+        together[i : i + 4] for i in range(0, len(together), 4)
+    ]
     assert len({tuple(completion.ids) for completion in together[:4]}) == 4
 
 
@@ -89,24 +87,22 @@ def test_sampling_follows_the_softmax_at_its_temperature(policy, prompts):
 
 
 def ending(policy, monkeypatch, at):
-    """Make every row end at the token that `at` gives for it."""
+    """Make every row end at the token that `at` gives for it: 0 draws the first token that may be written."""
     real = module._draws
 
     def draws(seed, qid, num, length):
-        """The end token stands last in the distribution function of the changed model below."""
-        numbers = real(seed, qid, num, length) * 0.5
+        numbers = real(seed, qid, num, length) / 2 + 0.4
         for row in range(num):
             if at(qid, row) < length:
-                numbers[row, at(qid, row)] = 1 - 1e-7
+                numbers[row, at(qid, row)] = 0
         return numbers
 
     monkeypatch.setattr(module, "_draws", draws)
 
 
 def test_rows_that_have_ended_leave_and_change_nothing_for_the_others(policy, prompts, monkeypatch):
-    """Rows end at different times by a vocabulary in which the last token ends an answer."""
-    last = policy.model.config.text_config.vocab_size - 1
-    monkeypatch.setattr(type(policy), "eos_ids", property(lambda self: [last]))
+    first = min(set(range(8)) - set(policy.never_written))
+    monkeypatch.setattr(type(policy), "eos_ids", property(lambda self: [first]))
     ends = {prompt.qid: 3 * i + 2 for i, prompt in enumerate(prompts)}
     ending(policy, monkeypatch, lambda qid, row: ends[qid] + row)
     dropped = generate(policy, prompts, 3, max_new_tokens=12)
@@ -115,8 +111,8 @@ def test_rows_that_have_ended_leave_and_change_nothing_for_the_others(policy, pr
     lengths = [len(completion.ids) for completion in dropped]
     assert lengths == [min(12, ends[prompt.qid] + row + 1) for prompt in prompts for row in range(3)]
     for completion in dropped:
-        assert completion.finished == (completion.ids[-1] == last)
-        assert last not in completion.ids[:-1]
+        assert completion.finished == (completion.ids[-1] == first)
+        assert first not in completion.ids[:-1]
 
 
 def test_video_and_padding_tokens_are_never_written(policy, prompts):
@@ -132,6 +128,15 @@ def test_video_and_padding_tokens_are_never_written(policy, prompts):
     assert policy.model.config.video_token_id in policy.never_written
     assert policy.pad_id in policy.never_written
     assert not written & set(policy.never_written)
+
+
+def test_the_highest_number_draws_no_token_without_mass(policy, prompts, monkeypatch):
+    """Rounded up, it equals the whole mass, which the last tokens do not add to when they are suppressed."""
+    last = policy.model.config.text_config.vocab_size - 1
+    monkeypatch.setattr(type(policy), "never_written", property(lambda self: [last - 1, last]))
+    monkeypatch.setattr(module, "_draws", lambda seed, qid, num, length: torch.ones(num, length))
+    written = {token for c in generate(policy, prompts, 2, max_new_tokens=8) for token in c.ids}
+    assert written and not written & {last - 1, last}
 
 
 def test_a_training_model_is_left_in_training_mode(policy, prompts):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from labkit.policy.inputs import vision_kwargs, with_completion
-from labkit.policy.model import Policy
+from labkit.policy.model import Policy, _with_lora, old_names
 from labkit.policy.packed import pack
 from tests import tiny
 
@@ -64,19 +64,17 @@ def gradients(policy, logps, mask):
 
 
 def packed(policy, prompts, ids, mask):
-    return pack(prompts, ids, mask, [len(group) for group in LENGTHS]).log_probs(
-        policy.model, TEMPERATURE, entropy=True
-    )
+    row = pack(prompts, ids, mask, [len(group) for group in LENGTHS])
+    return row.log_probs(policy.model, TEMPERATURE, entropy=True)
 
 
 @pytest.mark.parametrize("case", ["plain", "checkpointed", "lora"])
 def test_log_probs_and_gradients_equal_one_sample_at_a_time(policy, prompts, completions, case):
     ids, mask = completions
     if case == "lora":
-        from labkit.policy.model import _with_lora
-
         inner = tiny.policy()
-        policy = Policy(_with_lora(inner.model, 4, 8), inner.tokenizer, "tiny")
+        with old_names():
+            policy = Policy(_with_lora(inner.model, 4, 8), inner.tokenizer, "tiny")
         with torch.no_grad():
             for name, weight in policy.model.named_parameters():
                 if "lora_B" in name:

@@ -1,8 +1,19 @@
 import pytest
+import torch
 
+from labkit.data.moments import read_moments
 from labkit.data.world import write_world
 from labkit.policy.model import load_policy
 from tests.stages import small
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """As the processes that are killed: with another number of threads, sums are rounded otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -14,8 +25,6 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def moments(world):
-    from labkit.data.moments import read_moments
-
     return read_moments(world / "train.jsonl")
 
 
@@ -24,6 +33,7 @@ def policy():
     return load_policy("embedded", device="cpu")
 
 
-@pytest.fixture
-def source(policy, moments, tmp_path_factory):
-    return small.source(policy, moments, tmp_path_factory.getbasetemp() / "frames")
+@pytest.fixture(scope="session")
+def source(moments, tmp_path_factory):
+    """Every policy's prompts are these: the vision tower is frozen."""
+    return small.source(load_policy("embedded", device="cpu"), moments, tmp_path_factory.getbasetemp() / "frames")

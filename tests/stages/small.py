@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from labkit.chain.anchors import render
 from labkit.chain.rewards import RewardSpec
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.data.video import FrameCache
-from labkit.policy.inputs import PromptSource, Sampling
+from labkit.policy.inputs import Prompt, PromptSource, Sampling, vision_kwargs, with_completion
 from labkit.policy.model import Policy
 from labkit.stages import grpo, sft
 
@@ -22,25 +25,17 @@ SPEC = RewardSpec()
 
 
 def source(policy: Policy, moments: Sequence[Moment], frames: Path) -> PromptSource:
-    return PromptSource(
-        policy, moments, template="query", sampling=Sampling(1.0, 16, 3136, 3136), cache=FrameCache(frames)
-    )
+    sampling = Sampling(1.0, 16, 3136, 3136)
+    return PromptSource(policy, moments, template="query", sampling=sampling, cache=FrameCache(frames))
 
 
 def grpo_settings(**changes: Any) -> grpo.GrpoSettings:
+    """Stops by its condition, which always holds, after as many steps as that looks at: five."""
     values: dict[str, Any] = {
-        "steps": 5,
-        "prompts_per_step": 4,
-        "group_size": 4,
-        "learning_rate": 1e-3,
-        "temperature": 1.0,
-        "beta": 0.0,
-        "max_new_tokens": 24,
-        "save_steps": 2,
-        "seed": 7,
-        "prompts_per_pass": 2,
-        "warmup_steps": 1,
-    }
+        "steps": 8, "prompts_per_step": 4, "group_size": 4, "learning_rate": 1e-3, "temperature": 1.0, "beta": 0.0,
+        "max_new_tokens": 24, "save_steps": 2, "seed": 7, "prompts_per_pass": 2, "warmup_steps": 1,
+        "stop_anchor_rate": -1.0, "stop_progress": -1.0,
+    }  # fmt: skip
     return grpo.GrpoSettings(**values | changes)
 
 
@@ -58,8 +53,7 @@ def traces(moments: Sequence[Moment]) -> list[sft.Trace]:
     made = []
     for moment in moments:
         gold = moment.windows[0]
-        anchors = [Span(0.0, moment.duration), gold]
-        text = render(anchors, gold).replace("<", " <").replace(">", "> ")
+        text = render([Span(0.0, moment.duration), gold], gold).replace("<", " <").replace(">", "> ")
         made.append(sft.Trace(moment.qid, " ".join(text.split())))
     return made
 
@@ -70,12 +64,33 @@ def train_sft(
     values: dict[str, Any] = {
         "epochs": 2.0, "batch": 4, "learning_rate": 1e-3, "save_steps": 2, "seed": 7, "warmup_steps": 1,
     }  # fmt: skip
-    return sft.train_sft(
-        policy, source, traces(moments), settings=sft.SftSettings(**values | changes), folder=folder, on_step=on_step
-    )
+    settings = sft.SftSettings(**values | changes)
+    return sft.train_sft(policy, source, traces(moments), settings=settings, folder=folder, on_step=on_step)
 
 
 def train_and_kill(stage: str, world: Path, folder: Path, place: str) -> int:
     """Exit status of `killed.py`: -9 when it was killed."""
-    command = [sys.executable, "-W", "ignore", "-m", "tests.stages.killed", stage, str(world), str(folder), place]
+    command = [sys.executable, "-m", "tests.stages.killed", stage, str(world), str(folder), place]
     return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
+def weights(policy: Policy) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in policy.model.named_parameters()}
+
+
+def distance(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> float:
+    """Length of the difference of two sets of weights."""
+    return math.sqrt(sum(float((ours[name] - theirs[name]).double().square().sum()) for name in ours))
+
+
+def farthest(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> float:
+    """Largest difference of one weight."""
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+
+
+def plain_log_probs(model: Any, prompt: Prompt, ids: torch.Tensor) -> torch.Tensor:
+    """Of one completion (C,), in a pass of its own: no padding, no packing, no trainer."""
+    whole, positions = with_completion(prompt, ids)
+    shown = vision_kwargs([prompt], whole.device)
+    out = model(input_ids=whole[None], position_ids=positions[:, None], use_cache=False, **shown)
+    return out.logits[0, len(prompt.ids) - 1 : -1].log_softmax(-1).gather(1, ids[:, None])[:, 0]

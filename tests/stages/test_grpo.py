@@ -1,5 +1,4 @@
 import dataclasses
-import json
 import math
 
 import pytest
@@ -9,34 +8,45 @@ from labkit.chain.anchors import parse
 from labkit.chain.rewards import TERMS, score_chain
 from labkit.errors import LabError
 from labkit.policy.generate import generate
-from labkit.policy.inputs import vision_kwargs, with_completion
 from labkit.policy.model import load_policy
-from labkit.stages import grpo
-from labkit.stages.grpo import WINDOW, Sampled, may_stop, step_figures
+from labkit.stages import grpo, steps
 from labkit.stages.rollouts import RolloutStore
+from labkit.stages.steps import judge, may_stop, step_figures
 from tests.stages import small
+from tests.stages.small import distance, farthest, plain_log_probs, weights
 
 
-def weights(policy):
-    return {name: p.detach().clone() for name, p in policy.model.named_parameters()}
+@pytest.fixture
+def loss_inputs(monkeypatch):
+    """What each pass of the loss is given, and the log-probs that it uses."""
+    seen = []
+    trainer = grpo.trainer_class()
+    inner, log_probs_of = trainer._compute_loss, trainer._get_per_token_logps_and_entropies
+
+    def compute_loss(self, model, inputs):
+        seen.append(dict(inputs))
+        return inner(self, model, inputs)
+
+    def log_probs(self, *args, **kwargs):
+        found = log_probs_of(self, *args, **kwargs)
+        seen[-1]["log_probs"] = found[0].detach()
+        return found
+
+    monkeypatch.setattr(trainer, "_compute_loss", compute_loss)
+    monkeypatch.setattr(trainer, "_get_per_token_logps_and_entropies", log_probs)
+    return seen
 
 
-def distance(ours, theirs):
-    """Length of the difference of two sets of weights."""
-    return math.sqrt(sum(float((ours[name] - theirs[name]).double().square().sum()) for name in ours))
+@pytest.fixture
+def same_completions(monkeypatch):
+    """Whoever trains is given the completions that were sampled first."""
+    made = {}
 
+    def recorded(policy, prompts, num, *, seed, **options):
+        return made.setdefault(seed, generate(policy, prompts, num, seed=seed, **options))
 
-def plain_log_probs(model, prompt, ids):
-    """Of one completion, in a pass of its own."""
-    whole, positions = with_completion(prompt, torch.tensor(ids))
-    out = model(
-        input_ids=whole[None],
-        position_ids=positions[:, None],
-        use_cache=False,
-        **vision_kwargs([prompt], whole.device),
-    )
-    table = out.logits[0, len(prompt.ids) - 1 : -1].log_softmax(-1)
-    return table.gather(1, torch.tensor(ids)[:, None])[:, 0]
+    monkeypatch.setattr(grpo, "generate", recorded)
+    return made
 
 
 def by_hand(policy, source, moments, rollouts, settings):
@@ -48,35 +58,37 @@ def by_hand(policy, source, moments, rollouts, settings):
     optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     advantages = []
     for step in range(settings.steps):
-        qids = [r.qid for r in rollouts if r.step == step + 1][::group]
-        prompts = [source[qid] for qid in qids]
+        qids = [r.qid for r in rollouts if r.step == step + 1]
         completions = generate(
-            policy, prompts, group, max_new_tokens=settings.max_new_tokens, seed=settings.seed * 1_000_003 + step + 1
-        )
-        totals = [
-            score_chain(parse(c.text, finished=c.finished), asked[qid].windows, asked[qid].duration, small.SPEC).total
-            for qid, c in zip([qid for qid in qids for _ in range(group)], completions, strict=True)
-        ]
+            policy, [source[qid] for qid in qids[::group]], group, max_new_tokens=settings.max_new_tokens,
+            seed=settings.seed * 1_000_003 + step + 1,
+        )  # fmt: skip
+        totals = []
+        for qid, completion in zip(qids, completions, strict=True):
+            chain = parse(completion.text, finished=completion.finished)
+            totals.append(score_chain(chain, asked[qid].windows, asked[qid].duration, small.SPEC).total)
         rewards = torch.tensor(totals).view(-1, group)
         scaled = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)
         advantages += scaled.flatten().tolist()
-        tokens = sum(len(c.ids) for c in completions)
+        tokens = sum(len(completion.ids) for completion in completions)
         optimizer.zero_grad()
-        for row, completion in enumerate(completions):
-            log_probs = plain_log_probs(model, prompts[row // group], completion.ids)
+        for qid, advantage, completion in zip(qids, scaled.flatten(), completions, strict=True):
+            ids = torch.tensor(completion.ids)
+            log_probs = plain_log_probs(model, source[qid], ids)
             ratio = (log_probs - log_probs.detach()).exp()
-            loss = -scaled.flatten()[row] * ratio
+            loss = -advantage * ratio
             if settings.beta:
                 with torch.no_grad():
-                    apart = plain_log_probs(reference, prompts[row // group], completion.ids)
-                kl = (apart - log_probs).exp() - (apart - log_probs) - 1
-                loss = loss + settings.beta * kl * ratio  # weighted by the ratio: the gradient of the reverse KL
+                    apart = plain_log_probs(reference, source[qid], ids) - log_probs
+                apart = apart + log_probs.detach() - log_probs
+                loss = (
+                    loss + settings.beta * (apart.exp() - apart - 1) * ratio
+                )  # so weighted, its gradient is the KL's
             (loss.sum() / tokens).backward()  # the mean over all tokens of the step
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         cosine = 0.5 * (1 + math.cos(math.pi * max(0, step - 1) / (settings.steps - 1)))
-        warm = step / settings.warmup_steps if step < settings.warmup_steps else 0.9 * cosine + 0.1
         for parameters in optimizer.param_groups:
-            parameters["lr"] = settings.learning_rate * warm
+            parameters["lr"] = settings.learning_rate * (0.9 * cosine + 0.1 if step else 0.0)  # one step of warm-up
         optimizer.step()
     return weights(policy), advantages
 
@@ -96,7 +108,29 @@ def test_weights_after_some_steps_equal_the_textbook_one_sample_at_a_time(policy
     assert max(abs(value) for value in advantages) > 0.5
 
 
-def test_every_rollout_is_recorded_and_the_history_agrees(policy, source, moments, tmp_path):
+def test_neither_passes_nor_checkpointing_change_the_update(source, moments, tmp_path, same_completions, capfd):
+    """The loss is the mean over the step's tokens, however many prompts a pass holds; the seed samples the same."""
+    found = []
+    for number, changes in enumerate(
+        [
+            {"prompts_per_pass": 0},  # all four
+            {"prompts_per_pass": 1},
+            {"prompts_per_pass": 2},
+            {"prompts_per_pass": 2, "gradient_checkpointing": True},
+        ]
+    ):
+        policy = load_policy("embedded", device="cpu")
+        start = weights(policy)
+        options = {"steps": 2, "warmup_steps": 0, "learning_rate": 1e-4, **changes}
+        small.train_grpo(policy, source, moments, tmp_path / str(number), **options)
+        found.append(weights(policy))
+    assert farthest(found[0], start) > 1e-4
+    for other in found[1:]:
+        assert farthest(found[0], other) < 1e-5
+    assert capfd.readouterr() == ("", "")
+
+
+def test_every_rollout_is_recorded_and_the_history_agrees(policy, source, moments, tmp_path, loss_inputs, capfd):
     heard = []
     result = small.train_grpo(policy, source, moments, tmp_path / "run", steps=2, on_step=heard.append)
     assert result.steps == 2 and result.stopped_by == "steps"
@@ -113,89 +147,33 @@ def test_every_rollout_is_recorded_and_the_history_agrees(policy, source, moment
         assert rollout.status == chain.status and rollout.total == ledger.total
         assert [getattr(rollout, f"reward_{term}") for term in TERMS] == list(ledger.terms.values())
         assert rollout.prompt_tokens == len(source[rollout.qid].ids)
+    given = torch.cat([inputs["advantages"] for inputs in loss_inputs])
+    assert [r.advantage for r in rollouts] == given.tolist()
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"final", "result.json", "rollouts"}
     again = small.train_grpo(policy, source, moments, tmp_path / "run", steps=2, on_step=pytest.fail)
     assert repr(again) == repr(result)  # means over nothing are NaN, which equals nothing
+    assert capfd.readouterr() == ("", ""), "a notebook shows what it wants to show"
 
 
-def test_the_policy_pass_sees_the_video(policy, source, moments, tmp_path, monkeypatch):
-    """The same completions, advantages and start, other frames: the update must be another one.
+def test_the_policy_pass_sees_the_video(source, moments, tmp_path, loss_inputs, same_completions):
+    """The same completions, advantages and start, other frames: log-probs and update must be others.
 
     Stock GRPOTrainer fails this: it drops the video from the log-prob pass without a word.
     """
-    made = {}
-
-    def recorded(policy, prompts, num, *, seed, **options):
-        return made.setdefault(seed, generate(policy, prompts, num, seed=seed, **options))
-
-    monkeypatch.setattr(grpo, "generate", recorded)
-    start = weights(policy)
-    small.train_grpo(policy, source, moments, tmp_path / "seen", steps=2)
-    blind = {qid: dataclasses.replace(prompt, features=prompt.features.flip(0)) for qid, prompt in source.items()}
-    other = load_policy("embedded", device="cpu")
-    small.train_grpo(other, blind, moments, tmp_path / "blind", steps=2)
-    assert len(made) == 2  # nothing was sampled anew
-    assert distance(weights(policy), weights(other)) > 0.1 * distance(weights(policy), start)
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(world, moments, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
-    policy = load_policy("embedded", device="cpu")
-    result = small.train_grpo(policy, small.source(policy, moments, folder / "frames"), moments, folder / "run")
-    return weights(policy), RolloutStore(folder / "run" / "rollouts").read(), result
-
-
-def test_a_stage_killed_twice_ends_as_if_it_never_was(world, moments, policy, source, tmp_path, uninterrupted):
-    folder = tmp_path / "run"
-    assert small.train_and_kill("grpo", world, folder, "save4") == -9
-    assert (folder / "checkpoint-4").is_dir() and (folder / "checkpoint-2").is_dir()
-    assert RolloutStore(folder / "rollouts").steps() == [1, 2, 3, 4]
-    assert small.train_and_kill("grpo", world, folder, "end") == -9  # resumed from 2, for 4 is not complete
-    assert not (folder / "final").exists()
-    heard = []
-    result = small.train_grpo(policy, source, moments, folder, on_step=heard.append)
-    expected, rollouts, whole = uninterrupted
-    assert [row["step"] for row in heard] == []  # checkpoint-5 holds the last step
-    assert distance(weights(policy), expected) < 1e-6
-    assert RolloutStore(folder / "rollouts").read() == rollouts  # none lost, none doubled, none other
-    assert result.steps == whole.steps
-    timeless = [[{**row, "step_time": 0} for row in each.history] for each in (result, whole)]
-    assert timeless[0] == timeless[1]
-    again = load_policy(str(folder / "final"), device="cpu")
-    assert distance(weights(again), expected) < 1e-6
-
-
-class Killed(Exception):
-    pass
-
-
-@pytest.mark.parametrize("save_steps", [WINDOW, 3])
-def test_a_stage_that_stopped_by_condition_and_was_killed_before_its_end_stops_there_again(
-    policy, source, moments, tmp_path, monkeypatch, save_steps
-):
-    """Whether the last step was a checkpoint of its own (5) or was taken after one (3)."""
-    easy = {"steps": 8, "stop_anchor_rate": -1.0, "stop_progress": -1.0, "save_steps": save_steps}
-
-    def die(*_):
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(grpo, "save_policy", die)
-        with pytest.raises(Killed):
-            small.train_grpo(policy, source, moments, tmp_path / "run", **easy)
-    expected = weights(policy)
-    state = json.loads((tmp_path / "run" / f"checkpoint-{save_steps}" / "trainer_state.json").read_text())
-    for term in TERMS:  # TRL has logged each term under its name
-        assert f"rewards/{term}/mean" in state["log_history"][0]
-    fresh = load_policy("embedded", device="cpu")
-    heard = []
-    result = small.train_grpo(fresh, source, moments, tmp_path / "run", on_step=heard.append, **easy)
-    assert [row["step"] for row in heard] == list(range(save_steps + 1, WINDOW + 1))
-    assert (result.steps, result.stopped_by) == (WINDOW, "condition")
-    assert len(result.history) == WINDOW
-    assert RolloutStore(tmp_path / "run" / "rollouts").steps() == list(range(1, WINDOW + 1))
-    assert distance(weights(fresh), expected) < 1e-6
+    reversed_film = {q: dataclasses.replace(prompt, features=prompt.features.flip(0)) for q, prompt in source.items()}
+    start, ends, passes = weights(load_policy("embedded", device="cpu")), [], []
+    for name, shown in [("seen", source), ("reversed", reversed_film)]:
+        loss_inputs.clear()
+        policy = load_policy("embedded", device="cpu")
+        small.train_grpo(policy, shown, moments, tmp_path / name, steps=1, warmup_steps=0)
+        ends.append(weights(policy))
+        passes.append([dict(inputs) for inputs in loss_inputs])
+    assert len(same_completions) == 1, "nothing was sampled anew"
+    for seen, other in zip(*passes, strict=True):
+        assert torch.equal(seen["completion_ids"], other["completion_ids"])
+        assert torch.equal(seen["advantages"], other["advantages"])
+        assert (seen["log_probs"] - other["log_probs"]).abs().amax(1).min() > 0.01, "of every completion"
+    assert distance(ends[0], ends[1]) > 0.1 * distance(ends[0], start)
 
 
 @pytest.mark.parametrize(
@@ -223,14 +201,12 @@ def test_the_threshold_of_one_never_stops():
 
 def test_groups_in_which_all_earned_the_same_are_counted(moments):
     texts = ["<answer>1.0 to 2.0</answer>", "nothing"]
-    asked = {moment.qid: moment for moment in moments}
-    sampled = []
-    for qid, pattern in zip(list(asked)[:3], [(1, 1, 1), (0, 1, 1), (0, 0, 0)], strict=True):
-        for sample, kind in enumerate(pattern):
-            chain = parse(texts[kind])
-            ledger = score_chain(chain, asked[qid].windows, asked[qid].duration, small.SPEC)
-            sampled.append(Sampled(qid, sample, texts[kind], 3, True, chain, ledger))
-    figures = step_figures(sampled, asked, group_size=3)
+    sampled = [
+        judge(moment, sample, texts[kind], 3, True, small.SPEC)
+        for moment, kinds in zip(moments[:3], [(1, 1, 1), (0, 1, 1), (0, 0, 0)], strict=True)
+        for sample, kind in enumerate(kinds)
+    ]
+    figures = step_figures(sampled, {moment.qid: moment for moment in moments}, group_size=3)
     assert (figures["zero_variance_groups"], figures["groups"]) == (2, 3)
 
 
@@ -238,20 +214,51 @@ def test_an_error_in_a_reward_ends_training(policy, source, moments, tmp_path, m
     def broken(*_):
         raise ZeroDivisionError("the reward divides by the length of the video")
 
-    monkeypatch.setattr(grpo, "score_chain", broken)
+    monkeypatch.setattr(steps, "score_chain", broken)
     with pytest.raises(ZeroDivisionError, match="length of the video"):
         small.train_grpo(policy, source, moments, tmp_path / "run", steps=1)
     assert not (tmp_path / "run" / "final").exists()
 
 
-def test_lora_with_a_kl_term_trains_the_adapter_alone(source, moments, tmp_path):
+@pytest.fixture(scope="module")
+def adapted(source, moments, tmp_path_factory):
+    """An adapter after some steps with a KL term: weights before and after, history, folder."""
+    folder = tmp_path_factory.mktemp("adapter") / "run"
+    torch.manual_seed(0)
     policy = load_policy("embedded", device="cpu", lora_rank=4)
-    start = weights(policy)
-    result = small.train_grpo(policy, source, moments, tmp_path / "run", steps=2, beta=0.1, save_steps=1)
-    assert result.history[1]["kl"] >= 0
-    now = weights(policy)
-    moved = {name for name in start if not torch.equal(start[name], now[name])}
+    before = weights(policy)
+    result = small.train_grpo(policy, source, moments, folder, steps=3, beta=0.1, warmup_steps=0)
+    return before, weights(policy), result.history, folder
+
+
+def test_lora_with_a_kl_term_trains_the_adapter_alone(adapted):
+    before, after, history, _ = adapted
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved and all("lora" in name and ".default." in name for name in moved)
+    assert abs(history[0]["kl"]) < 1e-6 < history[2]["kl"], "against the model below the adapter"
+
+
+def test_an_adapter_that_is_trained_on_is_held_to_itself(adapted, source, moments, tmp_path, capfd):
+    """Not to the model below: the first step of the final stage is no divergence."""
+    _, after, _, folder = adapted
+    policy = load_policy(str(folder / "final"), device="cpu")
+    start = weights(policy)
+    assert all(torch.equal(start[name], after[name]) for name in start)
+    result = small.train_grpo(policy, source, moments, tmp_path / "run", steps=2, beta=0.1, warmup_steps=0)
+    assert abs(result.history[0]["kl"]) < 1e-6 < result.history[1]["kl"]
+    again, trained = weights(load_policy(str(tmp_path / "run" / "final"), device="cpu")), weights(policy)
+    assert all(torch.equal(again[name], trained[name]) for name in again)
+    assert farthest(start, again) > 1e-4
+    assert capfd.readouterr() == ("", "")
+
+
+def test_checkpointing_changes_nothing_under_lora(adapted, source, moments, tmp_path):
+    _, after, _, _ = adapted
+    torch.manual_seed(0)
+    policy = load_policy("embedded", device="cpu", lora_rank=4)
+    options = {"steps": 3, "beta": 0.1, "warmup_steps": 0, "gradient_checkpointing": True}
+    small.train_grpo(policy, source, moments, tmp_path / "run", **options)
+    assert farthest(after, weights(policy)) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -262,6 +269,7 @@ def test_lora_with_a_kl_term_trains_the_adapter_alone(source, moments, tmp_path)
     ],
 )
 def test_settings_that_cannot_work_end_before_any_work(policy, moments, tmp_path, changes, message):
+    changes = {"prompts_per_pass": 0, **changes}
     with pytest.raises(LabError, match=message):
         small.train_grpo(policy, {}, moments, tmp_path / "run", **changes)
     assert not (tmp_path / "run").exists()

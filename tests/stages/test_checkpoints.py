@@ -1,0 +1,138 @@
+import pytest
+import torch
+
+from labkit.policy.model import load_policy
+from labkit.stages import checkpoints
+from labkit.stages.checkpoints import COMPLETE, load_weights, newest_checkpoint, shuffled_order
+from labkit.stages.rollouts import RolloutStore
+from labkit.stages.steps import WINDOW
+from tests.stages import small
+from tests.stages.small import distance, weights
+
+
+def equal(ours, theirs):
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def timeless(history):
+    """As text: means over nothing are NaN, which equals nothing."""
+    return repr([{name: value for name, value in row.items() if name != "step_time"} for row in history])
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(source, moments, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    policy = load_policy("embedded", device="cpu")
+    result = small.train_grpo(policy, source, moments, folder)
+    assert (result.steps, result.stopped_by) == (WINDOW, "condition")
+    return weights(policy), RolloutStore(folder / "rollouts").read(), result
+
+
+@pytest.mark.parametrize("place", ["step3", "save4"])
+def test_grpo_killed_ends_as_if_it_never_was(world, moments, policy, source, tmp_path, uninterrupted, place):
+    """Killed between two checkpoints, and while it writes one; the resumed run stops by the condition."""
+    folder = tmp_path / "run"
+    start = weights(policy)
+    assert small.train_and_kill("grpo", world, folder, place) == -9
+    assert (folder / "checkpoint-2" / COMPLETE).exists()
+    assert (folder / "checkpoint-4").exists() == (place == "save4")
+    assert not (folder / "checkpoint-4" / COMPLETE).exists()
+    assert RolloutStore(folder / "rollouts").steps() == list(range(1, int(place[-1]) + 1))
+    heard = []
+    result = small.train_grpo(policy, source, moments, folder, on_step=heard.append)
+    expected, rollouts, whole = uninterrupted
+    assert [row["step"] for row in heard] == [3, 4, 5]
+    assert equal(weights(policy), expected) and distance(start, expected) > 0.1
+    assert RolloutStore(folder / "rollouts").read() == rollouts  # none lost, none doubled, none other
+    assert (result.steps, result.stopped_by) == (whole.steps, whole.stopped_by)
+    assert timeless(result.history) == timeless(whole.history)
+    assert equal(weights(load_policy(str(folder / "final"), device="cpu")), expected)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_grpo_killed_after_its_last_step_takes_no_other(policy, source, moments, tmp_path, monkeypatch, uninterrupted):
+    """The last step is a checkpoint of its own, its model not yet written."""
+
+    def die(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save_policy", die)
+        with pytest.raises(Killed):
+            small.train_grpo(policy, source, moments, tmp_path / "run", save_steps=WINDOW)
+    assert (tmp_path / "run" / f"checkpoint-{WINDOW}").is_dir()
+    fresh = load_policy("embedded", device="cpu")
+    result = small.train_grpo(fresh, source, moments, tmp_path / "run", save_steps=WINDOW, on_step=pytest.fail)
+    expected, rollouts, whole = uninterrupted
+    assert equal(weights(fresh), expected)
+    assert RolloutStore(tmp_path / "run" / "rollouts").read() == rollouts
+    assert (result.steps, result.stopped_by) == (WINDOW, "condition")
+    assert timeless(result.history) == timeless(whole.history)
+
+
+def test_sft_killed_ends_as_if_it_never_was(world, moments, policy, source, tmp_path):
+    whole = load_policy("embedded", device="cpu")
+    expected = small.train_sft(whole, source, moments, tmp_path / "whole")
+    folder = tmp_path / "run"
+    assert small.train_and_kill("sft", world, folder, "step3") == -9
+    (folder / "checkpoint-4").mkdir()  # the next kill comes while it is written
+    (folder / "checkpoint-4" / "config.json").write_text("{}")
+    heard = []
+    result = small.train_sft(policy, source, moments, folder, on_step=heard.append)
+    assert [row["step"] for row in heard] == list(range(3, expected.steps + 1))
+    assert equal(weights(policy), weights(whole))
+    assert result.history == expected.history
+    assert equal(weights(load_policy(str(folder / "final"), device="cpu")), weights(whole))
+    assert repr(small.train_sft(policy, source, moments, folder, on_step=pytest.fail)) == repr(result)
+
+
+def test_an_adapter_resumes_too(source, moments, tmp_path):
+    def stop(row):
+        if row["step"] == 3:
+            raise Killed
+
+    def adapted():
+        torch.manual_seed(0)
+        return load_policy("embedded", device="cpu", lora_rank=4)
+
+    whole, broken, resumed = adapted(), adapted(), adapted()
+    small.train_sft(whole, source, moments, tmp_path / "whole", epochs=1.2)
+    with pytest.raises(Killed):
+        small.train_sft(broken, source, moments, tmp_path / "run", epochs=1.2, on_step=stop)
+    small.train_sft(resumed, source, moments, tmp_path / "run", epochs=1.2)
+    assert equal(weights(resumed), weights(whole))
+    assert distance(weights(resumed), weights(adapted())) > 1e-2
+
+
+def test_an_incomplete_checkpoint_is_left_out_and_removed(tmp_path):
+    for step, complete in [(9, True), (10, True), (11, False)]:
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if complete:
+            (folder / COMPLETE).touch()
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"  # by number, not by name
+    assert not (tmp_path / "checkpoint-11").exists()
+    assert newest_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_no_block_of_the_order_holds_an_item_twice():
+    order = shuffled_order(range(7), 30, seed=1, block=3)
+    assert len(order) == 30
+    assert all(len(set(order[i : i + 3])) == 3 for i in range(0, 30, 3))
+    assert order[:12] == shuffled_order(range(7), 12, seed=1, block=3)  # a longer stage begins as a shorter one
+    with pytest.raises(ValueError, match="2 items do not fill a block of 3"):
+        shuffled_order(range(2), 3, seed=1, block=3)
+
+
+def test_a_checkpoint_is_loaded_under_the_names_it_was_saved_with(policy, tmp_path):
+    """Saved weights carry the published names; a loader that looks for the running model's finds none of them."""
+    with torch.no_grad():
+        for weight in policy.model.parameters():
+            weight.add_(0.25)
+    policy.model.save_pretrained(tmp_path)
+    fresh = load_policy("embedded", device="cpu")
+    load_weights(fresh.model, tmp_path)
+    assert equal(weights(fresh), weights(policy))
