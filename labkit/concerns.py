@@ -102,7 +102,7 @@ class RewardParams:
     """More anchors than this earn nothing more and are not distilled. Ours."""
     final_answer_weight: float = _within(2.0, 0, 100)
     """`answer_weight` of stage 3. Ours."""
-    final_progress_weight: float = _within(1.5, 0, 100)
+    final_progress_weight: float = _within(2.0, 0, 100)
     """`progress_weight` of stage 3, where gating makes the term smaller. Ours: with 0.5, anchors came to be copied."""
     final_progress_reward: Literal["share", "gated"] = "gated"
     """`progress_reward` of stage 3. Ours: gated cannot be earned by a bad first anchor."""
@@ -112,9 +112,9 @@ class RewardParams:
 class GrpoParams:
     """Stages 1 and 3: GRPO."""
 
-    grpo_steps: int = _within(100, 1)
+    grpo_steps: int = _within(150, 1)
     """Steps of stage 1 at most; it stops sooner by the two conditions below. Ours."""
-    final_steps: int = _within(75, 1)
+    final_steps: int = _within(120, 1)
     """Steps of stage 3. Ours."""
     prompts_per_step: int = _within(12, 1, 4096)
     """Queries of one step. Ours."""
@@ -130,7 +130,7 @@ class GrpoParams:
     """Tokens of one chain at most. Ours; a real model needs 512 or more, 200 cuts anchors off."""
     stop_anchor_rate: float = _within(0.95, 0, 1)
     """Stage 1 stops when more sampled chains than this have anchors and the next holds too. 1 means never. Ours."""
-    stop_progress: float = _within(0.55, 0, 1)
+    stop_progress: float = _within(0.6, 0, 1)
     """Share of sampled chains whose anchors get strictly better, from which stage 1 stops. 1 means never. Ours."""
     prompts_per_pass: int = _within(0, 0, 4096)
     """Queries of one forward and backward pass, a divisor of `prompts_per_step`; 0 is all. Less takes less memory. Ours."""
@@ -144,7 +144,7 @@ class GrpoParams:
 class DistillParams:
     """Stage 2, first half: harvest and filter. The paper keeps about 30,000 traces."""
 
-    harvest_prompts: int = _within(600, 1)
+    harvest_prompts: int = _within(800, 1)
     """Training queries that are harvested, at most as many as there are. Ours."""
     harvest_samples: int = _within(8, 1, 1024)
     """Chains sampled for each of them. Ours."""

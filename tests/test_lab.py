@@ -48,7 +48,7 @@ def test_the_final_stage_gates_progress_and_pays_more_for_it(project):
     lab = Lab.open(DEFAULTS)
     first, final = lab.rewards(), lab.rewards(final=True)
     assert (first.weights["progress"], first.progress) == (0.5, "share")
-    assert (final.weights["progress"], final.progress) == (1.5, "gated")
+    assert (final.weights["progress"], final.progress) == (2.0, "gated")
 
 
 def test_the_constant_answer_is_fitted_on_train_and_measured_on_test(project):
