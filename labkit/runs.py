@@ -234,10 +234,10 @@ def check_inputs(params: Params, root: Path) -> None:
     if params.prompt not in TEMPLATES:
         raise LabError(f"prompt: there is no template '{params.prompt}'; the templates are {', '.join(TEMPLATES)}")
     model = root / Path(params.model).expanduser()
-    if model.is_dir() and not any((model / name).is_file() for name in ("config.json", "adapter_config.json")):
-        raise LabError(f"model: '{model}' is not a checkpoint, it has no config.json; name the folder that has one")
-    if params.model.startswith((".", "/", "~")) and not model.is_dir():
-        raise LabError(f"model: there is no folder '{model}'; give `embedded`, a checkpoint's folder or a hub id")
+    if model.is_dir() or params.model.startswith((".", "/", "~")):
+        from labkit.policy.model import check_checkpoint
+
+        check_checkpoint(model)
     for other in params.compare:
         read_manifest(root / Path(other).expanduser())
     if params.data == "world":

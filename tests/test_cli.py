@@ -42,7 +42,7 @@ def params_file(project: Path, text: str) -> str:
         ("learning_rate: fast\n", "learning_rate: 'fast' is not a number"),
         ("group_size: 1\n", "group_size: 1 is out of range [2, 256]"),
         ("seed: 1\nseed: 2\n", "'seed' stands there twice"),
-        ("model: ./nowhere\n", "model: there is no folder"),
+        ("model: ./nowhere\n", "is not a directory"),
         ("model: params\n", "is not a checkpoint"),
         ("data: nowhere\n", "data: there is no folder"),
         ("data: notebooks\n", "train.jsonl is not there"),

@@ -75,7 +75,7 @@ def test_other_parameters_are_refused_with_each_difference(project):
     before = (project / "outputs/embedded/params.yaml").read_bytes()
     message = refusal(replace(DEFAULTS, seed=1, learning_rate=1e-6))
     assert "seed: there 0, here 1" in message
-    assert "learning_rate: there 0.0003, here 1e-06" in message
+    assert "learning_rate: there 0.0005, here 1e-06" in message
     assert message.count(": there") == 2
     assert "choose another `run` name, or delete the directory" in message
     assert (project / "outputs/embedded/params.yaml").read_bytes() == before
@@ -137,7 +137,7 @@ def test_a_damaged_manifest_is_named(project, text):
 def test_a_model_folder_that_is_no_checkpoint_is_refused(project):
     (project / "weights").mkdir()
     assert "is not a checkpoint" in refusal(replace(DEFAULTS, model="weights"))
-    assert "there is no folder" in refusal(replace(DEFAULTS, model="./nowhere"))
+    assert "is not a directory" in refusal(replace(DEFAULTS, model="./nowhere"))
     assert not (project / "outputs").exists()
 
 

@@ -93,7 +93,7 @@ def load_policy(
         source = str(WEIGHTS)
     local = Path(source)
     if local.exists() or source.startswith((".", "/", "~")):
-        _check_checkpoint(local)
+        check_checkpoint(local)
     adapter = (local / "adapter_config.json").is_file()
     try:
         origin = _adapter_base(local) if adapter else source
@@ -150,7 +150,8 @@ def old_names() -> Iterator[None]:
         yield
 
 
-def _check_checkpoint(folder: Path) -> None:
+def check_checkpoint(folder: Path) -> None:
+    """Raise LabError unless `folder` looks like what `save_pretrained` writes: a config and weights."""
     if not folder.is_dir():
         raise LabError(f"model {str(folder)!r} is not a directory; give a folder that holds a checkpoint, or a hub id")
     names = {path.name for path in folder.iterdir()}
