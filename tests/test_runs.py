@@ -392,7 +392,9 @@ def test_bad_input_in_a_cell_is_told_without_a_traceback(project):
 
 @pytest.mark.usefixtures("kernels_find_labkit")
 def test_a_killed_kernel_leaves_no_cell_that_claims_to_have_run(project):
-    write_notebooks(project, grpo="print('dying', flush=True); import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    # The kernel sends what it prints from a thread of its own; killed at once, it may not have sent it yet.
+    dying = "print('dying', flush=True); import os, signal, time; time.sleep(2); os.kill(os.getpid(), signal.SIGKILL)"
+    write_notebooks(project, grpo=dying)
     with pytest.raises(NotebookError, match="the kernel died"):
         run_notebooks("params/p.yaml", say=lambda line: None)
     partial = project / "outputs/x/01_grpo.ipynb"
