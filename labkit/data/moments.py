@@ -9,6 +9,8 @@ A moments file is JSON Lines: UTF-8, one object a line, lines without any text a
     duration  the clip's length in seconds
     clip      [start, end] of the clip in the source video, or null when the clip is the whole video (may be left out)
     source    where the question comes from, free text (may be left out)
+    options   ["...", ...] two or more answers to choose from, in grounded question answering (may be left out)
+    choice    number of the right option, counted from 0; goes with options
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from labkit.errors import LabError
 from labkit.files import replacing
 
 _REQUIRED = ("qid", "video", "query", "windows", "duration")
-_FIELDS = (*_REQUIRED, "clip", "source")
+_FIELDS = (*_REQUIRED, "clip", "source", "options", "choice")
+OPTION_LETTERS = "ABCDEFGH"
+"""What options are called in a prompt and in an answer, in order."""
 # Labels and durations are written with two or three decimals: a millisecond is rounding, more is a mistake.
 _ROUNDING = 1e-3
 # A trim window cuts at frames, so its clip may be half a frame shorter or longer (10 fps is the slowest in use).
@@ -49,7 +53,8 @@ class Moment:
     """A question about a video, with the windows that answer it.
 
     `windows` are in seconds from the clip's beginning; `duration` is the clip's length; `clip` is the trim window in
-    the source video, None when the clip is all of it; `video` is an absolute path.
+    the source video, None when the clip is all of it; `video` is an absolute path. In grounded question answering
+    `query` is a question, `windows` are its evidence, and `options[choice]` is its answer.
 
     Raises BadField (a ValueError) that names the field, its value and what to write instead.
 
@@ -68,6 +73,8 @@ class Moment:
     duration: float
     clip: Span | None = None
     source: str = ""
+    options: tuple[str, ...] = ()
+    choice: int | None = None
 
     def __post_init__(self) -> None:
         """Check every field: a moment that exists can be used."""
@@ -97,6 +104,22 @@ class Moment:
             if abs(self.clip.length - self.duration) > _FRAME:
                 wrong = f"is {self.clip.length:g} s long but duration is {self.duration:g} s"
                 raise BadField("clip", _pair(self.clip), wrong, "write the clip's own length as duration")
+        self._check_options()
+
+    def _check_options(self) -> None:
+        if not self.options:
+            if self.choice is not None:
+                raise BadField("choice", self.choice, "has no options to choose from", "give options or take it out")
+            return
+        if not 2 <= len(self.options) <= len(OPTION_LETTERS) or len(set(self.options)) != len(self.options):
+            step = f"give 2 to {len(OPTION_LETTERS)} options, each once"
+            raise BadField("options", list(self.options), "cannot be chosen from", step)
+        for option in self.options:
+            if not isinstance(option, str) or not option.strip():
+                raise BadField("options", list(self.options), "holds one that is empty or no text", "write it out")
+        if type(self.choice) is not int or not 0 <= self.choice < len(self.options):
+            step = f"write the right option's number, 0 to {len(self.options) - 1}"
+            raise BadField("choice", self.choice, "is not one of the options", step)
 
     @property
     def start(self) -> float:
@@ -159,6 +182,8 @@ def write_moments(moments: Iterable[Moment], path: str | Path) -> None:
             "clip": None if moment.clip is None else _pair(moment.clip),
             "source": moment.source,
         }
+        if moment.options:
+            row |= {"options": list(moment.options), "choice": moment.choice}
         rows[moment.qid] = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
     if not rows:
         raise ValueError(f"no moment to write to {path}")
@@ -229,6 +254,9 @@ def _moment(row: dict[str, Any], folder: Path) -> Moment:
     video, source = row["video"], row.get("source", "")
     if not isinstance(source, str):
         raise BadField("source", source, "is not text", "write it as text or leave it out")
+    options = row.get("options") or []
+    if not isinstance(options, list):
+        raise BadField("options", options, "is not a list", 'write ["...", ...] or leave it out')
     # An empty or ill-typed video stays as it is, for Moment to name it by what stands in the file.
     if isinstance(video, str) and video.strip():
         video = os.path.abspath(os.path.join(folder, video))
@@ -240,6 +268,8 @@ def _moment(row: dict[str, Any], folder: Path) -> Moment:
         duration=_number("duration", row["duration"]),
         clip=None if row.get("clip") is None else _span("clip", row["clip"]),
         source=source,
+        options=tuple(options),
+        choice=row.get("choice"),
     )
 
 
