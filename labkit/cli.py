@@ -1,4 +1,4 @@
-"""The command line: `labkit run`, `results`, `world` and `base`.
+"""The command line: `labkit run`, `results`, `moments`, `world` and `base`.
 
 Bad input ends in one message on standard error and exit code 2; a run that breaks off ends in exit code 1.
 """
@@ -48,6 +48,17 @@ def _parser() -> argparse.ArgumentParser:
     results.add_argument("--json", action="store_true", help="all figures, for a program")
     results.set_defaults(command=_results)
 
+    moments = commands.add_parser(
+        "moments", help="read a benchmark or an annotation file, and say what is wrong in it"
+    )
+    moments.add_argument("source", metavar="NAME_OR_PATH", help="such as charades-sta/test, or a file")
+    moments.add_argument("--videos", metavar="DIR", help="folder of the videos (default: videos beside the file)")
+    moments.add_argument("--write", metavar="FILE.jsonl", help="write the usable moments as labkit's own jsonl")
+    moments.add_argument("--list", nargs="?", const="", metavar="KIND", dest="listing",
+                         help="list what was found, or what was found of one kind")  # fmt: skip
+    moments.add_argument("--strict", action="store_true", help="stop at the first fault")
+    moments.set_defaults(command=_moments)
+
     world = commands.add_parser("world", help="write clips and queries of the embedded world")
     world.add_argument("folder", help="folder to write to")
     for split, clips in (("train", 300), ("validation", 40), ("test", 150)):
@@ -74,6 +85,13 @@ def _results(options: argparse.Namespace) -> None:
 
     results = read_results(options.folder)
     _say(json.dumps(results, indent=1) if options.json else results_text(results))
+
+
+def _moments(options: argparse.Namespace) -> None:
+    from labkit.data.benchmarks import moments_text
+
+    o = options
+    _say(moments_text(o.source, videos=o.videos, write=o.write, listing=o.listing, strict=o.strict))
 
 
 def _world(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and locks that do not outlive their owner."""
+"""Files that are there whole or not at all, locks that do not outlive their owner, and where the project lies."""
 
 from __future__ import annotations
 
@@ -10,6 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from labkit.errors import LabError
+
+
+def project_root(start: str | Path = ".") -> Path:
+    """The nearest folder upwards that holds notebooks/ and params/, or `start` itself where there is none."""
+    start = Path(start).resolve()
+    for folder in (start, *start.parents):
+        if (folder / "notebooks").is_dir() and (folder / "params").is_dir():
+            return folder
+    return start
 
 
 @contextmanager

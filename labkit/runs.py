@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit.errors import LabError
-from labkit.files import lock, replacing, unlock
+from labkit.files import lock, project_root, replacing, unlock
 from labkit.params import Params, read_params, read_yaml
 
 if TYPE_CHECKING:
@@ -32,15 +32,6 @@ NOTEBOOK_OF = {"grpo": "01_grpo", "distill": "02_distill", "sft": "03_sft", "grp
 FREE = ("outputs", "compare")
 """Parameters that may change in a run that exists: where it stands, and what 05_analysis shows beside it."""
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "decord", "av", "numpy")
-
-
-def project_root(start: str | Path = ".") -> Path:
-    """The nearest folder upwards that holds notebooks/ and params/, or `start` itself where there is none."""
-    start = Path(start).resolve()
-    for folder in (start, *start.parents):
-        if (folder / "notebooks").is_dir() and (folder / "params").is_dir():
-            return folder
-    return start
 
 
 class Run:

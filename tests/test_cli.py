@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from labkit.cli import main
+from labkit.data.moments import read_moments
 from labkit.params import DEFAULTS
 from labkit.results import read_results
 from labkit.runs import Run
@@ -142,3 +143,17 @@ def test_results_of_a_new_run_say_that_nothing_has_run(project, capsys):
 def test_results_of_what_is_no_run_are_refused(project, capsys):
     assert main(["results", "params"]) == 2
     assert "is not a run" in capsys.readouterr().err
+
+
+def test_moments_counts_lists_and_writes(tmp_path, capsys):
+    rows = [{"vid": "a", "qid": 1, "query": "he sits", "duration": 20.0, "relevant_windows": [[2.0, 6.0]]},
+            {"vid": "a", "qid": 2, "query": " ", "duration": 20.0, "relevant_windows": [[2.0, 6.0]]}]  # fmt: skip
+    file = tmp_path / "val.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["moments", str(file), "--list", "--write", str(tmp_path / "ours.jsonl")]) == 0
+    out = capsys.readouterr().out
+    assert "1 usable moments of 2 rows" in out
+    assert "line 2: 2: empty query" in out
+    assert [moment.qid for moment in read_moments(tmp_path / "ours.jsonl")] == ["1"]
+    assert main(["moments", str(file), "--strict"]) == 2
+    assert "val.jsonl, line 2" in capsys.readouterr().err

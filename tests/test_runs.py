@@ -17,10 +17,10 @@ import yaml
 
 from labkit import files
 from labkit.errors import LabError
-from labkit.files import lock, replacing, unlock
+from labkit.files import lock, project_root, replacing, unlock
 from labkit.notebooks import BANNER_TAG, NotebookError
 from labkit.params import DEFAULTS, Params, names, read_params
-from labkit.runs import STAGES, Run, project_root, run_notebooks
+from labkit.runs import STAGES, Run, run_notebooks
 
 ROOT = Path(__file__).parents[1]
 

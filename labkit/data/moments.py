@@ -29,14 +29,14 @@ from labkit.chain.spans import Span
 from labkit.errors import LabError
 from labkit.files import replacing
 
-_REQUIRED = ("qid", "video", "query", "windows", "duration")
-_FIELDS = (*_REQUIRED, "clip", "source", "options", "choice")
+REQUIRED = ("qid", "video", "query", "windows", "duration")
+FIELDS = (*REQUIRED, "clip", "source", "options", "choice")
 OPTION_LETTERS = "ABCDEFGH"
 """What options are called in a prompt and in an answer, in order."""
-# Labels and durations are written with two or three decimals: a millisecond is rounding, more is a mistake.
-_ROUNDING = 1e-3
-# A trim window cuts at frames, so its clip may be half a frame shorter or longer (10 fps is the slowest in use).
-_FRAME = 0.05
+ROUNDING = 1e-3
+"""Seconds that are rounding, more is a mistake: labels and durations are written with two or three decimals."""
+FRAME = 0.05
+"""Seconds by which a clip may differ from its trim window, which cuts at frames: half of one at 10 fps."""
 
 
 class BadField(ValueError):
@@ -94,14 +94,14 @@ class Moment:
             if window.start < 0:
                 step = "count seconds from the clip's beginning"
                 raise BadField("windows", _pair(window), "starts before the clip", step)
-            if window.end > self.duration + _ROUNDING:
+            if window.end > self.duration + ROUNDING:
                 wrong = f"ends past the clip ({self.duration} s)"
                 raise BadField("windows", _pair(window), wrong, "cut the window or correct duration")
         if self.clip is not None:
             if self.clip.start < 0:
                 step = "count seconds from the video's beginning"
                 raise BadField("clip", _pair(self.clip), "starts before the video", step)
-            if abs(self.clip.length - self.duration) > _FRAME:
+            if abs(self.clip.length - self.duration) > FRAME:
                 wrong = f"is {self.clip.length:g} s long but duration is {self.duration:g} s"
                 raise BadField("clip", _pair(self.clip), wrong, "write the clip's own length as duration")
         self._check_options()
@@ -155,7 +155,7 @@ def read_moments(path: str | Path) -> list[Moment]:
         lines[moment.qid] = number
         moments.append(moment)
     if not moments:
-        fields = ", ".join(_REQUIRED)
+        fields = ", ".join(REQUIRED)
         raise LabError(f"moments file {path} holds no moment; write one JSON object a line with {fields}")
     return moments
 
@@ -241,11 +241,11 @@ def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _moment(row: dict[str, Any], folder: Path) -> Moment:
     for name, value in row.items():
-        if name not in _FIELDS:
-            near = difflib.get_close_matches(name, _FIELDS, n=1)
-            step = f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(_FIELDS)}"
+        if name not in FIELDS:
+            near = difflib.get_close_matches(name, FIELDS, n=1)
+            step = f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(FIELDS)}"
             raise BadField(name, value, "is not a field of a moment", step)
-    for name in _REQUIRED:
+    for name in REQUIRED:
         if name not in row:
             raise BadField(name, None, "is missing", "add it to the line")
     windows = row["windows"]

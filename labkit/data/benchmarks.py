@@ -1,0 +1,182 @@
+"""Benchmarks: moments by name or from a file as its owners publish it, with everything counted that was wrong in it.
+
+    moments = load_moments("charades-sta/test", videos="/data/Charades_v1")
+    moments = load_moments("annotations/tvgbench.json")
+
+A name is looked for below $LABKIT_DATA, by default the project's folder data/, under the file name of its owners; which
+formats there are stands in `labkit.data.formats`. Rows that cannot be used as they stand are repaired or dropped by a
+rule for each kind (`labkit.data.findings.RULES`), counted, and listed on request; `strict=True` makes the first an error.
+
+Trim windows are honoured: a moment's `clip` is the window in the source video and its labels count from the clip's
+beginning. Where a file that holds the clip alone is at hand (QVHighlights' ID_start_end.mp4, TimeRFT's files with
+clock times in their names), it is read whole, so that nothing is cut twice.
+"""
+
+from __future__ import annotations
+
+import difflib
+import filecmp
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from labkit.data.companions import DURATIONS
+from labkit.data.findings import Moments
+from labkit.data.folders import VideoFolder, walk
+from labkit.data.formats import read_rows
+from labkit.data.judge import Judge
+from labkit.data.moments import write_moments
+from labkit.errors import LabError
+from labkit.files import project_root
+
+
+class Published(NamedTuple):
+    """File names of a benchmark, the likeliest first; `folder` is a word that its folder's path must hold.
+
+    A folder is asked for only where the file name alone says nothing.
+    """
+
+    files: tuple[str, ...]
+    folder: str = ""
+
+
+BENCHMARKS = {
+    "charades-sta/train": Published(("charades_sta_train.txt", "charades_train.json", "Charades_sta_train.json")),
+    "charades-sta/test": Published(("charades_sta_test.txt", "charades_test.json", "Charades_sta_test.json")),
+    "activitynet/train": Published(("train.json",), "activitynet"),
+    "activitynet/val_1": Published(("val_1.json",), "activitynet"),
+    "activitynet/val_2": Published(("val_2.json",), "activitynet"),
+    "qvhighlights/train": Published(("highlight_train_release.jsonl",)),
+    "qvhighlights/val": Published(("highlight_val_release.jsonl",)),
+    "tvgbench": Published(("tvgbench.json",)),
+    "timerft": Published(("train_2k5.json",)),
+    "nextgqa/val": Published(("val.csv",), "nextgqa"),
+    "nextgqa/test": Published(("test.csv",), "nextgqa"),
+}
+"""What can be loaded by name, and how its owners call the file. Case and punctuation of a name do not matter."""
+
+
+def load_moments(
+    name_or_path: str | Path,
+    *,
+    videos: str | Path | None = None,
+    durations: str | Path | None = None,
+    strict: bool = False,
+) -> Moments:
+    """Moments of a benchmark, or of a file in a benchmark's format or our own.
+
+    Args:
+        name_or_path: one of BENCHMARKS, or a file.
+        videos: folder of the videos, at any depth and with any suffix; by default `videos` beside the file. A video that
+            is not there gets the path where it would be expected: whether it is there is looked at before a run, not here.
+        durations: csv with columns id and length, where Charades-STA's txt has none beside it.
+        strict: raise at the first fault instead of repairing or dropping.
+
+    Raises LabError when the file cannot be found or read, when no row of it is usable, or, with `strict`, at the first
+    fault: file, line, id, value and what to do.
+    """
+    path, title = _resolve(name_or_path)
+    if videos is not None and not Path(videos).is_dir():
+        raise LabError(f"videos = {str(videos)!r} is not a folder; give the folder that the videos lie in")
+    table = read_rows(path, durations)
+    folder = VideoFolder(path.parent / "videos" if videos is None else videos, implied=videos is None)
+    judge = Judge(path, folder, strict)
+    usable = [moment for row in table.rows if (moment := judge.moment(row)) is not None]
+    moments = Moments(usable, len(table.rows), judge.findings, f"{title or table.title} ({path})")
+    if not usable:
+        missing = table.title.startswith("Charades") and set(moments.counts()) == {"no duration"}
+        step = f"put {' and '.join(DURATIONS)} beside it, or give durations=" if missing else "correct the rows"
+        found = ", ".join(f"{kind} {count:,}" for kind, count in moments.counts().items())
+        raise LabError(f"no row of {path} is usable ({found}; the first: {moments.findings[0]}); {step}")
+    return moments
+
+
+def moments_text(
+    name_or_path: str | Path,
+    *,
+    videos: str | Path | None = None,
+    write: str | Path | None = None,
+    listing: str | None = None,
+    strict: bool = False,
+) -> str:
+    """What `labkit moments` prints: counts, findings and how many videos are there; writes our own jsonl if asked.
+
+    `listing` is None for none, "" for every finding, or a kind of finding.
+    """
+    moments = load_moments(name_or_path, videos=videos, strict=strict)
+    lines = [str(moments), _videos_line(moments)]
+    if listing is not None:
+        lines.append(moments.listing(listing or None) or f"nothing to list{f' of {listing!r}' if listing else ''}")
+    if write is not None:
+        write_moments(moments, write)
+        lines.append(f"{len(moments):,} moments written to {write}")
+    return "\n".join(lines)
+
+
+def _videos_line(moments: Moments) -> str:
+    paths = {moment.video for moment in moments}
+    there = sum(map(os.path.isfile, paths))
+    folder = os.path.commonpath(paths if len(paths) > 1 else [os.path.dirname(path) for path in paths])
+    return f"{there:,} of {len(paths):,} videos are there, below {folder}"
+
+
+def _resolve(name_or_path: str | Path) -> tuple[Path, str]:
+    """The file, and the benchmark's name where it was asked for by name."""
+    path = Path(name_or_path)
+    if path.is_file():
+        return Path(os.path.abspath(path)), ""
+    if isinstance(name_or_path, str):
+        wanted = _plain(name_or_path)
+        for name, published in BENCHMARKS.items():
+            if _plain(name) == wanted:
+                return _find(name, published), name
+        parts = [name for name in BENCHMARKS if "/" in name and _plain(name.partition("/")[0]) == wanted]
+        if parts:
+            raise LabError(f"{name_or_path!r} has several sets of questions; say which: {', '.join(parts)}")
+    near = difflib.get_close_matches(str(name_or_path).lower(), BENCHMARKS, n=1)
+    guess = f"did you mean {near[0]!r}? " if near else ""
+    what = "is a folder, not an annotation file" if path.is_dir() else "is neither a file nor a benchmark's name"
+    raise LabError(f"'{name_or_path}' {what}; {guess}the names are {', '.join(BENCHMARKS)}")
+
+
+def _plain(name: str) -> str:
+    """Letters and digits of a name; ActivityNet-Captions is ActivityNet.
+
+    >>> _plain("Charades-STA test"), _plain("ActivityNet-Captions/val_2")
+    ('charadesstatest', 'activitynetval2')
+    """
+    return re.sub(r"[^a-z0-9]", "", name.lower()).replace("activitynetcaptions", "activitynet")
+
+
+def _find(name: str, published: Published) -> Path:
+    """The benchmark's file below the data folder; of several equal ones the first.
+
+    Raises LabError when there is none, or when there are several that differ.
+    """
+    root = _data_root()
+    wanted = {file.lower(): rank for rank, file in reversed(list(enumerate(published.files)))}
+    found: list[tuple[int, str]] = []
+    for folder, files in walk(str(root)):
+        if published.folder in _plain(os.path.relpath(folder, root.parent)):
+            found += [(wanted[file.lower()], os.path.join(folder, file)) for file in files if file.lower() in wanted]
+    if not found:
+        inside = f" in a folder called {published.folder}" if published.folder else ""
+        there = "" if root.is_dir() else " (which is not there)"
+        raise LabError(
+            f"{name} is not below {root}{there}; put its file there, published as {published.files[0]}{inside}, or set "
+            "LABKIT_DATA to the folder that holds it, or give the file's path"
+        )
+    best = min(rank for rank, _ in found)
+    first, *others = [path for rank, path in found if rank == best]
+    for other in others:
+        if not filecmp.cmp(first, other, shallow=False):
+            raise LabError(f"{name} is there twice and the files differ: {first} and {other}; give one's path")
+    return Path(first)
+
+
+def _data_root() -> Path:
+    """$LABKIT_DATA, or data/ of the project."""
+    if given := os.environ.get("LABKIT_DATA"):
+        return Path(os.path.abspath(given))
+    return project_root() / "data"

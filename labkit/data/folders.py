@@ -1,0 +1,91 @@
+"""Folders of videos: which file goes by a name, whatever its suffix and wherever below the folder it lies."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from labkit.errors import LabError
+
+SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
+"""What a video file ends in; of several by one name the earlier is taken, after the published one."""
+
+
+class Found(NamedTuple):
+    """A video's path, whether it is there, and the other files that go by its name."""
+
+    path: str
+    there: bool
+    others: tuple[str, ...] = ()
+
+
+class VideoFolder:
+    """An index of a folder's videos by base name; the folder is walked once, when the first name is looked up.
+
+    A folder that isn't there holds no video: paths are then where the videos would be expected.
+    """
+
+    def __init__(self, folder: str | Path, implied: bool = False) -> None:
+        """Look below `folder`, through links as well; `implied` says that nobody has named it."""
+        self.path, self.implied = os.path.abspath(folder), implied
+        self._index: dict[str, list[str]] | None = None
+
+    def find(self, name: str) -> Found:
+        """The file that goes by `name`, of which folders and suffix may differ; else `name`, or name.mp4, in here."""
+        stem, suffix = stem_of(name)
+        if self._index is None:
+            self._index = {}
+            for path in _videos(self.path):
+                self._index.setdefault(stem_of(path)[0], []).append(path)
+        candidates = self._index.get(stem)
+        if not candidates:
+            return Found(os.path.join(self.path, stem + (suffix or ".mp4")), False)
+
+        def rank(path: str) -> tuple[bool, int, str]:
+            own = os.path.splitext(path)[1].lower()
+            return own != (suffix or ".mp4").lower(), SUFFIXES.index(own), path
+
+        best, *others = sorted(candidates, key=rank) if len(candidates) > 1 else candidates
+        return Found(best, True, tuple(others))
+
+
+def stem_of(name: str) -> tuple[str, str]:
+    """A video's base name, and its suffix if it has one; folders are left out.
+
+    >>> stem_of("./videos/KWZSA.mp4"), stem_of("NUsG9BgSes0_210.0_360.0")
+    (('KWZSA', '.mp4'), ('NUsG9BgSes0_210.0_360.0', ''))
+    """
+    base = name.replace("\\", "/").rpartition("/")[2]
+    stem, suffix = os.path.splitext(base)
+    return (stem, suffix) if suffix.lower() in SUFFIXES else (base, "")
+
+
+def walk(folder: str) -> Iterator[tuple[str, list[str]]]:
+    """Every folder from `folder` down with the names of its files, sorted; links are followed, but never in a circle.
+
+    Raises LabError when a folder may not be looked into.
+    """
+    seen: set[tuple[int, int]] = set()
+    waiting = [folder]
+    while waiting:
+        here = waiting.pop()
+        try:
+            status = os.stat(here)
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(here) as entries:
+                listed = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise LabError(f"folder {here} cannot be looked into ({error.strerror}); correct its rights") from None
+        waiting.extend(os.path.join(here, name) for name, is_folder in reversed(listed) if is_folder)
+        yield here, [name for name, is_folder in listed if not is_folder]
+
+
+def _videos(folder: str) -> Iterator[str]:
+    for here, names in walk(folder):
+        yield from (os.path.join(here, name) for name in names if name.lower().endswith(SUFFIXES))
