@@ -1,6 +1,7 @@
-"""The command line: `labkit run`, `results`, `moments`, `world` and `base`.
+"""The command line: `labkit run`, `doctor`, `results`, `score`, `moments`, `world` and `base`.
 
-Bad input ends in one message on standard error and exit code 2; a run that breaks off ends in exit code 1.
+Bad input ends in one message on standard error and exit code 2; a run that breaks off ends in exit code 1, and so does
+`doctor` when a run would fail.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     options = _parser().parse_args(arguments)
     try:
-        options.command(options)
+        return options.command(options) or 0
     except LabError as error:
         sys.stderr.write(f"labkit: {error}\n")
         return 2
@@ -30,7 +31,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("labkit: interrupted; the same command goes on from the newest checkpoint\n")
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,6 +42,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides",
                      help="a parameter that goes before the file's; may be given several times")  # fmt: skip
     run.set_defaults(command=_run)
+
+    doctor = commands.add_parser("doctor", help="what would keep a run from going well, and what it will cost")
+    doctor.add_argument("params", help="YAML file, such as params/embedded.yaml")
+    doctor.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides",
+                        help="a parameter that goes before the file's; may be given several times")  # fmt: skip
+    doctor.add_argument("--quick", action="store_true", help="open no video and measure nothing")
+    doctor.add_argument("--json", action="store_true", help="everything, for a program")
+    doctor.set_defaults(command=_doctor)
 
     results = commands.add_parser("results", help="every stage's figures at a glance")
     results.add_argument("folder", help="a run's directory, such as outputs/embedded")
@@ -80,11 +88,25 @@ def _run(options: argparse.Namespace) -> None:
     run_notebooks(options.params, dict(options.overrides))
 
 
+def _doctor(options: argparse.Namespace) -> int:
+    from labkit.doctor.examination import run_doctor
+
+    return run_doctor(options.params, dict(options.overrides), _say, quick=options.quick, as_json=options.json)
+
+
 def _results(options: argparse.Namespace) -> None:
     from labkit.results import read_results, results_text
 
     results = read_results(options.folder)
     _say(json.dumps(results, indent=1) if options.json else results_text(results))
+
+
+def _score(options: argparse.Namespace) -> None:
+    from labkit.scoring.scores import score_text
+
+    o = options
+    _say(score_text(o.predictions, o.moments, videos=o.videos, rules=o.rules, train=o.train, against=o.against,
+                    as_json=o.json))  # fmt: skip
 
 
 def _moments(options: argparse.Namespace) -> None:

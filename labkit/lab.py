@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit.chain.rewards import RewardSpec
 from labkit.data.moments import Moment, read_moments, require_videos
+from labkit.data.world import moments_file, write_world
 from labkit.errors import LabError
 from labkit.progress import Progress
 from labkit.runs import NOTEBOOK_OF, Run, read_manifest
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from labkit.data.video import FrameCache
     from labkit.policy.inputs import PromptSource
     from labkit.policy.model import Policy
+    from labkit.scoring.predictions import Predictions
+    from labkit.scoring.scores import Score
     from labkit.stages.distill import Harvest
     from labkit.stages.grpo import GrpoResult
     from labkit.stages.rollouts import Rollout
@@ -67,7 +70,7 @@ class Lab(Run):
 
     def moments(self, split: str) -> list[Moment]:
         """The moments of `train`, `validation` or `test`; the embedded world is written when it is not there yet."""
-        path = self._data() / f"{split}.jsonl"
+        path = moments_file(self._data(), split, self.params.task if self.params.data == "world" else "grounding")
         self.fingerprint(split, path)
         moments = read_moments(path)[: getattr(self.params, f"{split}_limit") or None]
         require_videos(moments)
@@ -99,6 +102,7 @@ class Lab(Run):
             "answer": p.final_answer_weight if final else p.answer_weight,
             "anchors": p.anchors_weight,
             "progress": p.final_progress_weight if final else p.progress_weight,
+            "option": p.option_weight,
         }
         progress = p.final_progress_reward if final else p.progress_reward
         return RewardSpec(weights, p.answer_reward, progress, p.min_anchors, p.max_anchors)
@@ -138,14 +142,25 @@ class Lab(Run):
             for kind, work in kinds.items()
         }
 
-    def constant(self) -> float:
-        """MIoU on the test split of the constant answer that is best on the training split: an answer without eyes."""
-        from labkit.chain.metrics import best_constant, constant_ious
+    def predictions(self, stage: str) -> Predictions:
+        """A stage's greedy answers with how they were decoded; written to the analysis, as `labkit score` reads them."""
+        from labkit.scoring.predictions import as_predictions, write_predictions
 
-        train, test = self.moments("train"), self.moments("test")
-        best = best_constant([moment.windows for moment in train], [moment.duration for moment in train])
-        ious = constant_ious(best, [moment.windows for moment in test], [moment.duration for moment in test])
-        return float(ious.mean())
+        p = self.params
+        settings = {
+            "model": f"{p.run}, {stage}", "prompt": p.prompt, "thinking": "on", "decoding": "greedy", "temperature": 0,
+            "max_new_tokens": p.max_new_tokens, "fps": p.fps, "max_frames": p.max_frames,
+            "min_pixels": p.min_pixels, "max_pixels": p.max_pixels,
+        }  # fmt: skip
+        file = self.folder("05_analysis") / f"predictions-{stage}.jsonl"
+        write_predictions(file, self.measured(stage).greedy, settings)
+        return dataclasses.replace(as_predictions(self.measured(stage).greedy, settings), file=file.name)
+
+    def score(self, stage: str) -> Score:
+        """A stage's greedy answers to the test split: interval, baselines fitted on the training split, protocol card."""
+        from labkit.scoring.scores import score
+
+        return score(self.predictions(stage), self.moments("test"), train=self.moments("train"))
 
     def others(self) -> dict[str, Measured]:
         """The final models of the runs that `compare` names, by the run's name; they must share this test split."""
@@ -276,14 +291,12 @@ class Lab(Run):
         p = self.params
         if p.data != "world":
             return self.resolve(p.data)
-        from labkit.data.world import write_world
-
         counts = (p.world_train, p.world_validation, p.world_test)
         # All runs share a world of one size and seed; its clips are written once.
         folder = self.root / p.outputs / "-".join(["world", *map(str, counts), f"seed{p.world_seed}"])
-        if not (folder / "test.jsonl").exists():
+        if not moments_file(folder, "test", p.task).exists():
             progress = Progress("clips of the embedded world", sum(counts))
-            write_world(folder, *counts, seed=p.world_seed, progress=lambda done, total: progress(done))
+            write_world(folder, *counts, seed=p.world_seed, progress=lambda done, _: progress(done), task=p.task)
         return folder
 
 

@@ -13,6 +13,7 @@ from labkit.data.moments import Moment, write_moments
 from labkit.errors import LabError
 from labkit.lab import Lab, Prediction
 from labkit.params import DEFAULTS
+from labkit.scoring.predictions import read_predictions
 
 SMALL = replace(DEFAULTS, world_train=2, world_validation=1, world_test=2)
 
@@ -37,6 +38,34 @@ def test_runs_share_a_world_and_limits_cut_it(project):
     assert lab.manifest["data"]["train"] == other.manifest["data"]["train"]
 
 
+def test_another_task_asks_about_the_same_clips_and_its_data_are_told_apart(project):
+    lab = Lab.open(SMALL)
+    plain = lab.moments("test")
+    clips = {clip: clip.stat().st_mtime_ns for clip in (project / "outputs").glob("world-*/clips/*.mp4")}
+    gqa = Lab.open(replace(SMALL, run="gqa", task="gqa", model="embedded-gqa"))
+    asked = gqa.moments("test")
+    assert {clip: clip.stat().st_mtime_ns for clip in (project / "outputs").glob("world-*/clips/*.mp4")} == clips
+    assert [moment.windows for moment in asked] == [moment.windows for moment in plain]
+    assert all(len(moment.options) == 4 for moment in asked) and not any(moment.options for moment in plain)
+    assert gqa.manifest["data"]["test"] != lab.manifest["data"]["test"]
+
+
+def test_in_a_folder_of_data_the_moments_say_whether_there_are_options(project):
+    folder = project / "data"
+    folder.mkdir()
+    (folder / "v.mp4").write_bytes(b"film")
+    moment = Moment("q", str(folder / "v.mp4"), "what opens?", (Span(5, 10),), 20.0, options=("a", "b"), choice=0)
+    for split in ("train", "validation", "test"):
+        write_moments([moment], folder / f"{split}.jsonl")
+    for task in ("grounding", "gqa"):
+        assert Lab.open(replace(DEFAULTS, run=task, data="data", task=task)).moments("test") == [moment]
+
+
+def test_the_right_option_is_paid_alike_in_both_stages(project):
+    lab = Lab.open(replace(DEFAULTS, option_weight=0.25))
+    assert lab.rewards().weights["option"] == lab.rewards(final=True).weights["option"] == 0.25
+
+
 def test_a_clip_that_has_gone_is_named(project):
     lab = Lab.open(SMALL)
     Path(lab.moments("test")[0].video).unlink()
@@ -51,7 +80,7 @@ def test_the_final_stage_gates_progress_and_pays_more_for_it(project):
     assert (final.weights["progress"], final.progress) == (2.0, "gated")
 
 
-def test_the_constant_answer_is_fitted_on_train_and_measured_on_test(project):
+def test_a_score_has_baselines_fitted_on_train_and_a_file_for_labkit_score(project):
     folder = project / "data"
     folder.mkdir()
     (folder / "v.mp4").write_bytes(b"film")
@@ -60,7 +89,15 @@ def test_the_constant_answer_is_fitted_on_train_and_measured_on_test(project):
         moment = Moment(f"{split}1", str(folder / "v.mp4"), "a door opens", (window,), 20.0)
         write_moments([moment], folder / f"{split}.jsonl")
     lab = Lab.open(replace(DEFAULTS, data="data"))
-    assert lab.constant() == pytest.approx(1 / 3)  # 5 to 10 s against 5 to 20 s
+    row = {"figures": {}, "predictions": [["test1", "<think></think><answer>5 to 8</answer>", "no_anchor"]]}
+    (lab.folder("01_grpo") / "base-greedy.json").write_text(json.dumps(row))
+    score = lab.score("base")
+    assert score.figures["miou"] == pytest.approx(0.2)
+    assert score.baselines["best constant"]["miou"] == pytest.approx(1 / 3)  # 5 to 10 s against 5 to 20 s
+    assert score.protocol.settings["fps"] == DEFAULTS.fps
+    written = read_predictions(lab.folder("05_analysis") / score.protocol.predictions)
+    assert written.rows["test1"].text == row["predictions"][0][1]
+    assert written.settings["decoding"] == "greedy"
 
 
 def test_a_model_that_has_not_come_to_be_names_its_notebook(project):

@@ -1,13 +1,17 @@
 """The anchor chain, and the one parser that reads it from a model's text.
 
 The form is `<think> ... <timestamp>a to b</timestamp> ... </think> <answer>a to b</answer>` with seconds as plain
-decimals. Reading is strict where a second reading would be possible and never guesses:
+decimals. A question with options to choose from adds `<option>B</option>` behind the answer, which then is the span of
+the evidence. Reading is strict where a second reading would be possible and never guesses:
 
 - the thought runs from the first `<think>` to the first `</think>` behind it, or to the end of the text;
 - an anchor is a `<timestamp>` in the thought, directly closed, around one span;
 - the answer is the first closed `<answer>` behind the thought; a model that wrote no `<think>` at all is still read,
   but what stands in a thought that never ends is thought, not answer;
-- a span is `a to b`, ASCII digits, a < b. Anything else (a sign, a unit, a colon, an exponent) is not a span.
+- a span is `a to b`, ASCII digits, a < b. Anything else (a sign, a unit, a colon, an exponent) is not a span;
+- the option is the first closed `<option>` behind the answer, or behind the thought where there is no answer, around one
+  letter. Case and blanks don't matter, since a tokenizer may change both and neither makes another letter of it; a dot,
+  a bracket or the option's words beside the letter are not read. Where no options were given, `<option>` is plain text.
 
 What breaks the form gives the chain a status. What could be read is kept all the same, so that a view can show it.
 """
@@ -24,7 +28,17 @@ from typing import NamedTuple
 
 from labkit.chain.spans import Span
 
-STATUSES = ("ok", "cut_off", "no_think", "bad_anchor", "no_answer", "bad_answer", "extra_text", "no_anchor")
+STATUSES = (
+    "ok",
+    "cut_off",
+    "no_think",
+    "bad_anchor",
+    "no_answer",
+    "bad_answer",
+    "bad_option",
+    "extra_text",
+    "no_anchor",
+)
 """How a text kept to the form. `ok`, then the failures in the order in which they are looked for; the first one wins.
 
 cut_off      the generation hit its token limit; first, because it explains every failure behind it
@@ -32,13 +46,16 @@ no_think     not exactly one `<think>` followed by exactly one `</think>`
 bad_anchor   a `<timestamp>` that is unclosed, nested, outside the thought, or holds no span
 no_answer    no closed `<answer>` behind the thought
 bad_answer   the answer holds no span, or there are more answer tags than its two
-extra_text   something besides the thought and the answer
+bad_option   options were given, and there is not exactly one `<option>`, closed, behind the answer, around the letter of one
+extra_text   something besides the thought, the answer and the option
 no_anchor    none of these, but the thought has no anchor: the form of a model that thinks without anchors
 """
 
 _TAG = re.compile(r"</?(?:think|timestamp|answer)>")
+_OPTION_TAG = re.compile(r"</?option>")
 # Neighbouring parts share no character, so a failing match gives up in linear time.
 _SPAN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*to\s*(\d+(?:\.\d+)?)\s*", re.ASCII)
+_LETTER = re.compile(r"\s*([A-Za-z])\s*", re.ASCII)
 
 
 class Anchor(NamedTuple):
@@ -51,9 +68,10 @@ class Anchor(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class AnchorChain:
-    """What a model's text says: its anchors in order, then its answer.
+    """What a model's text says: its anchors in order, then its answer, then the option that it chose.
 
-    `answer_chars` are the characters [begin, end) of the whole `<answer>` tag; None exactly when `answer` is.
+    `answer_chars` and `option_chars` are the characters [begin, end) of the whole `<answer>` and `<option>` tag; None
+    exactly when `answer` or `option` is. `option` counts from 0.
     """
 
     text: str
@@ -61,6 +79,8 @@ class AnchorChain:
     answer: Span | None
     status: str
     answer_chars: tuple[int, int] | None
+    option: int | None = None
+    option_chars: tuple[int, int] | None = None
 
     @property
     def spans(self) -> tuple[Span, ...]:
@@ -79,17 +99,29 @@ class _Tag(NamedTuple):
     end: int
 
 
-def parse(text: str, *, finished: bool = True) -> AnchorChain:
+class _Option(NamedTuple):
+    """The first closed `<option>`, and whether it is the only one."""
+
+    begin: int
+    end: int
+    number: int | None
+    alone: bool
+
+
+def parse(text: str, *, finished: bool = True, options: int = 0) -> AnchorChain:
     """Read a text as an anchor chain. Any string gives a chain, in time linear in its length.
 
     `finished=False` says that the generation hit its token limit: the status is `cut_off`, whatever the text holds.
-    Source: TAR-TVG paper for the form; how to read what breaks it is our choice.
+    `options` is how many the question had to choose from; with 0 none is looked for.
+    Source: TAR-TVG paper for the form without options; the option, and how to read what breaks the form, is our choice.
 
     >>> chain = parse("<think>near <timestamp>2.0 to 9.5</timestamp></think><answer>3 to 8</answer>")
     >>> chain.status, chain.spans, chain.answer
     ('ok', (Span(start=2.0, end=9.5),), Span(start=3.0, end=8.0))
     >>> parse("<answer>8 to 3</answer>", finished=False).status
     'cut_off'
+    >>> parse("<think></think><answer>3 to 8</answer><option>b</option>", options=4).option
+    1
     """
     tags = [_Tag(match[0], match.start(), match.end()) for match in _TAG.finditer(text)]
     opening = next((tag for tag in tags if tag.name == "<think>"), None)
@@ -115,6 +147,7 @@ def parse(text: str, *, finished: bool = True) -> AnchorChain:
             answer_block = (tag.begin, following.end, _read_span(text[tag.end : following.begin]))
 
     answer = answer_block[2] if answer_block else None
+    option = _read_option(text, answer_block[1] if answer_block else behind, options) if options else None
     count = dict.fromkeys(("<think>", "</think>", "<timestamp>", "</timestamp>", "<answer>", "</answer>"), 0)
     for tag in tags:
         count[tag.name] += 1
@@ -128,22 +161,37 @@ def parse(text: str, *, finished: bool = True) -> AnchorChain:
         status = "no_answer"
     elif answer is None or count["<answer>"] > 1 or count["</answer>"] > 1:
         status = "bad_answer"
-    elif any(
-        part.strip(string.whitespace)
-        for part in (text[: opening.begin], text[behind : answer_block[0]], text[answer_block[1] :])
-    ):
-        status = "extra_text"
+    elif options and (option is None or option.number is None or not option.alone):
+        status = "bad_option"
     else:
-        status = "ok" if anchors else "no_anchor"
-    chars = answer_block[:2] if answer_block and answer else None
-    return AnchorChain(text, tuple(anchors), answer, status, chars)
+        last = option[:2] if option else (len(text), len(text))
+        between = (text[behind : answer_block[0]], text[answer_block[1] : last[0]])
+        outside = (text[: opening.begin], *between, text[last[1] :])
+        if any(part.strip(string.whitespace) for part in outside):
+            status = "extra_text"
+        else:
+            status = "ok" if anchors else "no_anchor"
+    chosen = option if option and option.number is not None else None
+    return AnchorChain(
+        text,
+        tuple(anchors),
+        answer,
+        status,
+        answer_block[:2] if answer_block and answer else None,
+        chosen.number if chosen else None,
+        chosen[:2] if chosen else None,
+    )
 
 
-def render(anchors: Sequence[Span], answer: Span | None, thoughts: Sequence[str] | None = None) -> str:
+def render(
+    anchors: Sequence[Span], answer: Span | None, thoughts: Sequence[str] | None = None, option: int | None = None
+) -> str:
     r"""The text of a chain, the inverse of `parse`: reading it back gives the same spans, to the last bit.
 
     `thoughts` are the len(anchors) + 1 texts before, between and behind the anchors; blanks are put around them.
-    Raises: ValueError for a span before 0 (the form has no sign), a wrong number of thoughts, or a thought with a tag.
+    `option` is the chosen one's number, counted from 0.
+    Raises: ValueError for a span before 0 (the form has no sign), a wrong number of thoughts, a thought with a tag, or
+    an option that has no letter.
 
     >>> render([Span(2.0, 9.5)], Span(3.0, 8.0), ["near", "or so"])
     '<think>near <timestamp>2.0 to 9.5</timestamp> or so</think>\n<answer>3.0 to 8.0</answer>'
@@ -153,13 +201,28 @@ def render(anchors: Sequence[Span], answer: Span | None, thoughts: Sequence[str]
     if len(thoughts) != len(anchors) + 1:
         raise ValueError(f"{len(thoughts)} thoughts for {len(anchors)} anchors: give {len(anchors) + 1}")
     for thought in thoughts:
-        if tag := _TAG.search(thought):
+        if tag := _TAG.search(thought) or _OPTION_TAG.search(thought):
             raise ValueError(f"thought {thought!r} holds the tag {tag[0]}, which would be read as part of the chain")
     pieces = [thoughts[0]]
     for span, thought in zip(anchors, thoughts[1:], strict=True):
         pieces += [f"<timestamp>{_write_span(span)}</timestamp>", thought]
     text = f"<think>{' '.join(piece for piece in pieces if piece)}</think>"
-    return text if answer is None else f"{text}\n<answer>{_write_span(answer)}</answer>"
+    if answer is not None:
+        text += f"\n<answer>{_write_span(answer)}</answer>"
+    return text if option is None else f"{text}\n<option>{option_letter(option)}</option>"
+
+
+def option_letter(number: int) -> str:
+    """What option `number`, counted from 0, is called in a prompt and in an answer.
+
+    Raises: ValueError when it has no letter.
+
+    >>> option_letter(1)
+    'B'
+    """
+    if not 0 <= number < len(string.ascii_uppercase):
+        raise ValueError(f"option {number} has no letter; options are numbered from 0 to 25")
+    return string.ascii_uppercase[number]
 
 
 def _read_span(text: str) -> Span | None:
@@ -169,6 +232,17 @@ def _read_span(text: str) -> Span | None:
     start, end = float(match[1]), float(match[2])
     # Digits beyond the largest float read as infinity, which is no time either.
     return Span(start, end) if start < end < float("inf") else None
+
+
+def _read_option(text: str, begin: int, options: int) -> _Option | None:
+    """The first closed `<option>` from character `begin` on."""
+    tags = [_Tag(match[0], match.start(), match.end()) for match in _OPTION_TAG.finditer(text)]
+    for tag, following in pairwise(tags):
+        if tag.name == "<option>" and following.name == "</option>" and tag.begin >= begin:
+            letter = _LETTER.fullmatch(text, tag.end, following.begin)
+            number = string.ascii_uppercase.index(letter[1].upper()) if letter else options
+            return _Option(tag.begin, following.end, number if number < options else None, len(tags) == 2)
+    return None
 
 
 def _write_span(span: Span) -> str:

@@ -1,4 +1,4 @@
-"""What many chains are worth: the field's figures, the chain's own, an interval, and the answers of a blind model.
+"""What many chains are worth: the field's figures and the chain's own.
 
 IoU is a fraction in [0, 1]. Predictions are cut to [0, duration], a missing answer counts 0, of several windows the
 best one counts, and a threshold is reached with `>=`.
@@ -8,37 +8,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from labkit.chain.anchors import STATUSES, AnchorChain
-from labkit.chain.spans import Span, best_window, clip_span, iou_array
+from labkit.chain.spans import Span, best_window, clip_span
 
 THRESHOLDS = (0.3, 0.5, 0.7)
 
-Floats = NDArray[np.float64]
-
-
-class Interval(NamedTuple):
-    """Where a figure would fall for another draw of videos."""
-
-    low: float
-    high: float
-
-
-class Constant(NamedTuple):
-    """One answer for every query: a span in parts of the video, both ends in [0, 1]."""
-
-    start: float
-    end: float
-
-
-WHOLE_VIDEO = Constant(0.0, 1.0)
-"""The answer that never misses and never says anything."""
+Reaches = Literal[">=", ">"]
+"""How a threshold is reached: `>=` here, `>` by some of the field's programs."""
 
 
 def chain_ious(chain: AnchorChain, windows: Sequence[Span], duration: float) -> list[float]:
@@ -61,8 +44,8 @@ def answer_iou(chain: AnchorChain, windows: Sequence[Span], duration: float) -> 
     return 0.0 if chain.answer is None else _iou(clip_span(chain.answer, duration), windows)
 
 
-def recall_figures(ious: ArrayLike) -> dict[str, float]:
-    """MIoU and R1@m of one IoU per query.
+def recall_figures(ious: ArrayLike, reaches: Reaches = ">=") -> dict[str, float]:
+    """MIoU and R1@m of one IoU per query, or of several guesses per query, each query counting the same.
 
     Raises: ValueError when there is none.
 
@@ -72,7 +55,8 @@ def recall_figures(ious: ArrayLike) -> dict[str, float]:
     values = np.asarray(ious, dtype=np.float64)
     if not values.size:
         raise ValueError("no query to take figures of; give at least one")
-    return {"miou": float(values.mean())} | {f"r1@{m}": float((values >= m).mean()) for m in THRESHOLDS}
+    hits = {f"r1@{m}": values >= m if reaches == ">=" else values > m for m in THRESHOLDS}
+    return {"miou": float(values.mean())} | {name: float(hit.mean()) for name, hit in hits.items()}
 
 
 def chain_figures(
@@ -143,86 +127,6 @@ def chain_figures(
     for step in range(max(map(len, anchors))):
         figures[f"iou_step_{step + 1}"] = _mean([row[step] for row in anchors if len(row) > step])
     return figures | {f"status_{name}": statuses[name] / total for name in STATUSES}
-
-
-def bootstrap_interval(
-    values: ArrayLike,
-    clusters: Sequence[Hashable] | None = None,
-    *,
-    level: float = 0.95,
-    draws: int = 1000,
-    seed: int = 0,
-) -> Interval:
-    """Percentile interval of the mean of `values`, drawing whole clusters (the videos) with replacement.
-
-    Queries on one video rise and fall together, so drawing single queries would claim too narrow an interval.
-    `clusters` names each value's video; None makes each value its own. With one cluster nothing can be said: NaN.
-    Raises: ValueError when values and clusters differ in length, there is no value, or level or draws make no sense.
-
-    >>> bootstrap_interval([0.0, 0.0, 1.0, 1.0], ["a", "a", "b", "b"])
-    Interval(low=0.0, high=1.0)
-    >>> bootstrap_interval([0.5, 0.5, 0.5])
-    Interval(low=0.5, high=0.5)
-    """
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or not array.size:
-        raise ValueError(f"values of shape {array.shape}: need a list of at least one number")
-    if clusters is not None and len(clusters) != len(array):
-        raise ValueError(f"{len(array)} values and {len(clusters)} clusters: name one cluster for each value")
-    if not 0 < level < 1 or draws < 1:
-        raise ValueError(f"level={level}, draws={draws}: level must lie between 0 and 1, draws above 0")
-    names: Sequence[Hashable] = range(len(array)) if clusters is None else clusters
-    numbers: dict[Hashable, int] = {}
-    index = np.array([numbers.setdefault(name, len(numbers)) for name in names])
-    groups = len(numbers)
-    if groups < 2:
-        return Interval(math.nan, math.nan)
-    sums, sizes = np.bincount(index, array), np.bincount(index).astype(np.float64)
-    generator = np.random.default_rng(seed)
-    means = np.empty(draws)
-    rows = max(1, 2_000_000 // groups)  # keeps a block of draws near 16 MB
-    for begin in range(0, draws, rows):
-        picked = generator.integers(0, groups, (min(rows, draws - begin), groups))
-        means[begin : begin + rows] = sums[picked].sum(1) / sizes[picked].sum(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high))
-
-
-def constant_ious(constant: Constant, windows: Sequence[Sequence[Span]], durations: Sequence[float]) -> Floats:
-    """IoU of one constant answer on each query; `WHOLE_VIDEO` is the plainest.
-
-    >>> constant_ious(WHOLE_VIDEO, [[Span(0, 10)], [Span(0, 10)]], [20.0, 40.0]).tolist()
-    [0.5, 0.25]
-    """
-    return _constant_ious(constant, _padded(windows, len(durations)), np.asarray(durations, dtype=np.float64))
-
-
-def best_constant(windows: Sequence[Sequence[Span]], durations: Sequence[float], *, steps: int = 20) -> Constant:
-    """The constant answer with the highest mIoU on these queries (the training set), on a grid of 1 / steps.
-
-    A model that doesn't beat it on the test set shows no sign of having looked at the video.
-
-    >>> best_constant([[Span(5, 10)], [Span(10, 20)]], [20.0, 40.0])
-    Constant(start=0.25, end=0.5)
-    """
-    gold, ends = _padded(windows, len(durations)), np.asarray(durations, dtype=np.float64)
-    grid = [Constant(a / steps, b / steps) for a in range(steps) for b in range(a + 1, steps + 1)]
-    return max(grid, key=lambda constant: float(_constant_ious(constant, gold, ends).mean()))
-
-
-def _constant_ious(constant: Constant, gold: Floats, durations: Floats) -> Floats:
-    pred = durations[:, None, None] * np.array(constant)
-    # fmax passes over the NaN rows that pad queries with fewer windows.
-    return np.asarray(np.fmax.reduce(iou_array(pred, gold), axis=1))
-
-
-def _padded(windows: Sequence[Sequence[Span]], rows: int) -> Floats:
-    if len(windows) != rows or not rows or not all(windows):
-        raise ValueError(f"{len(windows)} lists of windows for {rows} durations: need one list with a window for each")
-    padded = np.full((rows, max(map(len, windows)), 2), np.nan)
-    for row, gold in zip(padded, windows, strict=True):
-        row[: len(gold)] = [(span.start, span.end) for span in gold]
-    return padded
 
 
 def _iou(span: Span | None, windows: Sequence[Span]) -> float:

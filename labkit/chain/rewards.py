@@ -1,18 +1,20 @@
-"""What a chain earns: four terms, each with a reason, and their weighted sum.
+"""What a chain earns: five terms, each with a reason, and their weighted sum.
 
 format    1 or 0: the form was kept and there are at least `min_anchors` anchors
 answer    agreement of the answer with the truth, -1 without one
 anchors   soft IoU of the anchors, later ones weighted more, -1 without one
 progress  the share of steps (anchor to anchor, last anchor to answer) that come strictly closer to the truth
+option    1 for the right option, 0 for a wrong one, none, or a question without options
 
-No text can earn more than the sum of the weights, which an honest chain that narrows to the truth comes as close to
-as it likes. What closes the shortcuts:
+No text can earn more than the sum of the weights (without that of `option` where there are none), which an honest
+chain that narrows to the truth comes as close to as it likes. What closes the shortcuts:
 
 - Predictions are cut to the video first. A span wholly outside it is worth what silence is worth, -1.
 - Only the first `max_anchors` anchors count; what is appended behind them changes nothing.
 - An anchor equal to the one before is a copy: `anchors` leaves it out and `progress` counts it as a step that failed,
   so inserting one never raises either.
 - A missing answer is a failed step too.
+- A wrong option costs nothing against none, so choosing never pays less than keeping silent.
 - A step earns only when it starts from an anchor that overlaps the truth. Making the first anchor miss on purpose
   therefore earns nothing in `progress` and costs in `anchors`, under all weights above 0 and any number of anchors
   (copies aside, which aren't counted in the first place).
@@ -33,11 +35,11 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal, get_args
 
-from labkit.chain.anchors import AnchorChain
+from labkit.chain.anchors import AnchorChain, option_letter
 from labkit.chain.spans import Span, best_window, clip_span, iou, soft_iou
 from labkit.errors import LabError
 
-TERMS = ("format", "answer", "anchors", "progress")
+TERMS = ("format", "answer", "anchors", "progress", "option")
 WORST = -1.0
 """What a missing answer and a missing anchor are worth: below every wrong one, so that silence never pays."""
 
@@ -45,7 +47,7 @@ AnswerReward = Literal["soft_iou", "iou", "timer1"]
 ProgressReward = Literal["share", "gated"]
 
 DEFAULT_WEIGHTS: Mapping[str, float] = MappingProxyType(
-    {"format": 1.0, "answer": 1.0, "anchors": 0.5, "progress": 0.5}
+    {"format": 1.0, "answer": 1.0, "anchors": 0.5, "progress": 0.5, "option": 1.0}
 )
 
 
@@ -56,7 +58,8 @@ class RewardSpec:
     `min_anchors=0` makes `format` accept a thought without anchors: the plain control, with the weights of `anchors`
     and `progress` at 0. Terms with weight 0 are computed and recorded all the same.
     Raises: LabError for a missing or unknown term, a weight below 0, an unknown name, or anchors out of order.
-    Source: the terms and the two anchors are the TAR-TVG paper's, weights and upper bound are our choice.
+    Source: the terms, but for `option`, and the two anchors are the TAR-TVG paper's; weights, upper bound and `option`
+    are our choice.
 
     >>> RewardSpec().weights["anchors"]
     0.5
@@ -107,20 +110,26 @@ def timer1_iou(pred: Span, gold: Span, duration: float) -> float:
 
 
 def score_chain(
-    chain: AnchorChain, windows: Sequence[Span], duration: float, spec: RewardSpec | None = None
+    chain: AnchorChain,
+    windows: Sequence[Span],
+    duration: float,
+    spec: RewardSpec | None = None,
+    choice: int | None = None,
 ) -> Ledger:
     """Score one chain against the truth; of several windows the best one counts, for every step by itself.
 
+    `choice` is the right option, None for a moment without options; the chain must have been read with as many options
+    as the moment has.
     Raises: ValueError when there is no window or the duration isn't above 0 (a fault of the data, never of the text).
     Source: soft IoU, later anchors weighted more and pay for progress are the TAR-TVG paper's; the anchor weights
-    i / sum(i), the share over the steps, the gate and the -1 are our choice.
+    i / sum(i), the share over the steps, the gate, the -1 and the option are our choice.
 
     >>> from labkit.chain.anchors import parse, render
     >>> truth = Span(10.0, 20.0)
     >>> chain = parse(render([Span(5.0, 25.0), Span(10.0, 25.0)], truth))
     >>> ledger = score_chain(chain, [truth], duration=60.0)
     >>> {term: round(value, 3) for term, value in ledger.terms.items()}
-    {'format': 1.0, 'answer': 1.0, 'anchors': 0.611, 'progress': 1.0}
+    {'format': 1.0, 'answer': 1.0, 'anchors': 0.611, 'progress': 1.0, 'option': 0.0}
     >>> round(ledger.total, 3)
     2.806
     """
@@ -138,6 +147,7 @@ def score_chain(
     terms["answer"], reasons["answer"] = _answer(chain, answer_span, windows, duration, spec)
     terms["anchors"], reasons["anchors"] = _anchors(distinct, len(chain.anchors), len(scored))
     terms["progress"], reasons["progress"] = _progress([*values, answer_value], distinct, spec)
+    terms["option"], reasons["option"] = _option(chain, choice)
     return Ledger(terms, math.fsum(spec.weights[term] * terms[term] for term in TERMS), reasons)
 
 
@@ -192,3 +202,13 @@ def _progress(steps: Sequence[float], distinct: Sequence[float], spec: RewardSpe
         return share, reason
     gate = sum(max(0.0, worth) for worth in distinct) / len(distinct)
     return share * gate, f"{reason}, times mean anchor IoU {gate:.3f}"
+
+
+def _option(chain: AnchorChain, choice: int | None) -> tuple[float, str]:
+    if choice is None:
+        return 0.0, "no options to choose from"
+    if chain.option is None:
+        return 0.0, f"no option, {option_letter(choice)} is right"
+    if chain.option != choice:
+        return 0.0, f"option {option_letter(chain.option)}, {option_letter(choice)} is right"
+    return 1.0, f"option {option_letter(choice)}, right"

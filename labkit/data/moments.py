@@ -146,7 +146,7 @@ def read_moments(path: str | Path) -> list[Moment]:
         if not line.strip():
             continue
         try:
-            moment = _moment(_decode(line), path.parent)
+            moment = moment_of(decode(line), path.parent)
             if moment.qid in lines:
                 wrong = f"was used before, on line {lines[moment.qid]}"
                 raise BadField("qid", moment.qid, wrong, "give every question a name of its own")
@@ -213,7 +213,7 @@ def require_videos(moments: Sequence[Moment]) -> None:
         raise LabError(f"video {moment.video} of question {moment.qid!r} {reason}{others}; {step}")
 
 
-def _decode(line: bytes) -> dict[str, Any]:
+def decode(line: bytes) -> dict[str, Any]:
     """The JSON object on one line."""
     shape = 'write one object a line, such as {"qid": "q1", ...}'
     try:
@@ -239,7 +239,8 @@ def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _moment(row: dict[str, Any], folder: Path) -> Moment:
+def moment_of(row: dict[str, Any], folder: Path) -> Moment:
+    """The moment of a line's object; a relative video is resolved against `folder`. Raises BadField."""
     for name, value in row.items():
         if name not in FIELDS:
             near = difflib.get_close_matches(name, FIELDS, n=1)

@@ -5,6 +5,7 @@ from labkit.views.curves import blindness, harvest_funnel, sft_loss, stage_compa
 from labkit.views.display import setup, show
 from labkit.views.figures import funnel, iou_by_step, r1_curves
 from labkit.views.frames import Film, film
+from labkit.views.scoreboard import scoreboard, under_rules
 from labkit.views.strips import chain_picture, gallery, through_stages
 
 __all__ = [
@@ -20,10 +21,12 @@ __all__ = [
     "iou_by_step",
     "lengths",
     "r1_curves",
+    "scoreboard",
     "setup",
     "sft_loss",
     "show",
     "stage_comparison",
     "through_stages",
     "training_curves",
+    "under_rules",
 ]

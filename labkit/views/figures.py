@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from labkit.chain.metrics import bootstrap_interval
+from labkit.chain.intervals import bootstrap_interval
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.views import style

@@ -87,7 +87,7 @@ def read(records: Iterable[ChainRecord], moments: Mapping[str, Moment]) -> list[
                 f"a record has qid '{record.qid}', which is not among the {len(moments)} moments given; "
                 "pass the moments file that the records were made from"
             )
-        chain = parse(record.text, finished=record.status != "cut_off")
+        chain = parse(record.text, finished=record.status != "cut_off", options=len(moment.options))
         readings.append(Reading(record, moment, chain, chain_ious(chain, moment.windows, moment.duration)))
     return readings
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labkit.chain.anchors import STATUSES, parse, render
+from labkit.chain.anchors import STATUSES, option_letter, parse, render
 from labkit.chain.spans import Span
+from labkit.data.moments import OPTION_LETTERS
 
 A, B = "<timestamp>2.0 to 28.0</timestamp>", "<timestamp>8.0 to 20.0</timestamp>"
 ANSWER = "<answer>10.5 to 14.2</answer>"
@@ -95,6 +96,8 @@ READINGS = [
     (f"<think>{A}{B}</think> so {ANSWER}", "extra_text", TWO, TRUE, "words between the blocks"),
     (GOOD + "<|im_end|>", "extra_text", TWO, TRUE, "special tokens are the decoder's to remove"),
     (GOOD + "\u200b", "extra_text", TWO, TRUE, "an invisible character is a character"),
+    (GOOD + "<option>B</option>", "extra_text", TWO, TRUE, "an option where none were given"),
+    (GOOD + "</option>", "extra_text", TWO, TRUE, "its tag is plain text then"),
 ]  # fmt: skip
 
 
@@ -102,6 +105,76 @@ READINGS = [
 def test_reading(text, status, anchors, answer, why):
     chain = parse(text)
     assert (chain.status, chain.spans, chain.answer) == (status, anchors, answer), why
+
+
+CHOSEN = f"{GOOD}\n<option>B</option>"
+
+CHOICES = [
+    # text, status, option, why: each with four options to choose from
+    (CHOSEN, "ok", 1, "the form"),
+    (f"{GOOD}<option>\n b </option> \n", "ok", 1, "case and blanks change with the tokenizer"),
+    (f"{GOOD}<option>A</option>", "ok", 0, "the first"),
+    (f"{GOOD}<option>D</option>", "ok", 3, "the last"),
+    (f"<think></think>{ANSWER}<option>B</option>", "no_anchor", 1, "no anchor shows in the status as ever"),
+    # bad_option
+    (GOOD, "bad_option", None, "none was chosen"),
+    (f"{GOOD}<option>E</option>", "bad_option", None, "a letter that no option has"),
+    (f"{GOOD}<option></option>", "bad_option", None, "empty"),
+    (f"{GOOD}<option>BC</option>", "bad_option", None, "two letters"),
+    (f"{GOOD}<option>B.</option>", "bad_option", None, "a dot"),
+    (f"{GOOD}<option>(B)</option>", "bad_option", None, "brackets"),
+    (f"{GOOD}<option>B blink</option>", "bad_option", None, "the option's words, which could contradict the letter"),
+    (f"{GOOD}<option>1</option>", "bad_option", None, "a number, from 0 or from 1?"),
+    (f"{GOOD}<option>\uff22</option>", "bad_option", None, "a full-width letter"),
+    (f"{GOOD}<option>B", "bad_option", None, "not closed"),
+    (f"{GOOD}B</option>", "bad_option", None, "not opened"),
+    (f"{GOOD} so B", "bad_option", None, "without its tag"),
+    (f"{GOOD}<option>A</option><option>B</option>", "bad_option", 0, "a second option doesn't replace the first"),
+    (f"{GOOD}<option>E</option><option>B</option>", "bad_option", None, "nor mend it"),
+    (f"{GOOD}<option><option>B</option></option>", "bad_option", 1, "nested: the inner one is one"),
+    (f"<think>{A}<option>A</option>{B}</think>{ANSWER}<option>B</option>", "bad_option", 1, "one in the thought"),
+    (f"<think>{A}{B}</think><option>B</option>{ANSWER}", "bad_option", None, "before the answer"),
+    (f"<think>{A}{B}<option>B</option></think>{ANSWER}", "bad_option", None, "in the thought alone"),
+    # what else breaks the form shows first, and the option is read all the same
+    (f"{ANSWER}<option>B</option>", "no_think", 1, "a model that doesn't think"),
+    ("<option>B</option>", "no_think", 1, "nor shows its evidence"),
+    (f"<think>{A}{B}<option>B</option>", "no_think", None, "the thought never ends, so this is thought"),
+    (f"<think>{A}{B}</think><option>B</option>", "no_answer", 1, "no evidence"),
+    (f"<think>{A}</think><answer>soon</answer><option>B</option>", "bad_answer", 1, "no span"),
+    (f"<think>{A}</think><answer><option>B</option></answer>", "bad_answer", None, "an option as the answer"),
+    (f"<think><timestamp>2 to 1</timestamp></think>{ANSWER}<option>B</option>", "bad_anchor", 1, "a bad anchor"),
+    # extra_text
+    (f"{GOOD} so <option>B</option>", "extra_text", 1, "words between answer and option"),
+    (f"{CHOSEN}, blink", "extra_text", 1, "words behind it"),
+    (f"Sure! {CHOSEN}", "extra_text", 1, "a preamble"),
+    (f"<think>{A}{B}</think> so {ANSWER}<option>B</option>", "extra_text", 1, "words between thought and answer"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "status", "option", "why"), CHOICES, ids=[row[3] for row in CHOICES])
+def test_reading_an_option(text, status, option, why):
+    chain = parse(text, options=4)
+    assert (chain.status, chain.option) == (status, option), why
+    # Looking for an option changes nothing else that is read.
+    plain = parse(text)
+    assert (chain.anchors, chain.answer, chain.answer_chars) == (plain.anchors, plain.answer, plain.answer_chars)
+    assert (plain.option, plain.option_chars) == (None, None)
+    if option is not None:
+        begin, end = chain.option_chars
+        assert text[begin:end].startswith("<option>") and text[begin:end].endswith("</option>")
+    else:
+        assert chain.option_chars is None
+
+
+def test_how_many_options_there_are_decides_which_letters_count():
+    assert [parse(CHOSEN, options=n).option for n in (1, 2, 8, 26)] == [None, 1, 1, 1]
+    assert OPTION_LETTERS == "".join(option_letter(number) for number in range(len(OPTION_LETTERS)))
+
+
+def test_an_option_at_the_token_limit_is_cut_off_but_read():
+    chain = parse(CHOSEN, finished=False, options=4)
+    assert (chain.status, chain.option) == ("cut_off", 1)
+    assert parse(CHOSEN[:-3], finished=False, options=4).option is None
 
 
 @pytest.mark.parametrize(
@@ -122,13 +195,14 @@ def test_the_first_failure_wins_in_the_documented_order():
     # Each line mends one failure of the line above, so the next one shows.
     bad = "x" + "<timestamp>" + "<answer>1 to 1</answer>"
     shown = [
-        parse(bad, finished=False),
-        parse(bad),
-        parse("<think></think>x<timestamp>"),
-        parse("<think></think>x"),
-        parse("<think></think>x<answer>1 to 1</answer>"),
-        parse("<think></think>x<answer>1 to 2</answer>"),
-        parse("<think></think><answer>1 to 2</answer>"),
+        parse(bad, finished=False, options=2),
+        parse(bad, options=2),
+        parse("<think></think>x<timestamp>", options=2),
+        parse("<think></think>x", options=2),
+        parse("<think></think>x<answer>1 to 1</answer>", options=2),
+        parse("<think></think>x<answer>1 to 2</answer><option>C</option>", options=2),
+        parse("<think></think>x<answer>1 to 2</answer><option>B</option>", options=2),
+        parse("<think></think><answer>1 to 2</answer><option>B</option>", options=2),
     ]
     assert tuple(chain.status for chain in shown) == STATUSES[1:]
 
@@ -173,6 +247,11 @@ def test_rendering_what_could_not_be_read_back_is_an_error():
         render([Span(1, 2), Span(1, 2)], None, ["a", "b"])
     with pytest.raises(ValueError, match="<answer>"):
         render([], Span(1, 2), ["<answer>3 to 4</answer>"])
+    with pytest.raises(ValueError, match="<option>"):
+        render([], Span(1, 2), ["<option>A</option>"], option=0)
+    for number in (-1, 26):
+        with pytest.raises(ValueError, match="no letter"):
+            render([], Span(1, 2), option=number)
 
 
 SPANS = st.tuples(
@@ -189,3 +268,12 @@ def test_reading_a_rendered_chain_gives_the_chain(anchors, answer, data):
     assert (chain.spans, chain.answer) == (tuple(anchors), answer)
     assert chain.status == ("no_answer" if answer is None else "ok" if anchors else "no_anchor")
     assert parse(render(chain.spans, chain.answer, thoughts)) == chain
+
+
+@given(st.lists(SPANS, max_size=3), st.one_of(st.none(), SPANS), st.one_of(st.none(), st.integers(0, 7)))
+@settings(max_examples=200, deadline=None)
+def test_reading_a_rendered_choice_gives_the_choice(anchors, answer, option):
+    chain = parse(render(anchors, answer, option=option), options=8)
+    assert (chain.spans, chain.answer, chain.option) == (tuple(anchors), answer, option)
+    missing = "no_answer" if answer is None else "bad_option" if option is None else None
+    assert chain.status == (missing or ("ok" if anchors else "no_anchor"))

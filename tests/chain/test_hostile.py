@@ -5,19 +5,23 @@ from __future__ import annotations
 import math
 import random
 import time
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labkit.chain.anchors import STATUSES, AnchorChain, parse, render
-from labkit.chain.rewards import RewardSpec, score_chain
+from labkit.chain.rewards import DEFAULT_WEIGHTS, RewardSpec, score_chain
 from labkit.chain.spans import Span
 
 FRAGMENTS = (
     "<think>", "</think>", "<answer>", "</answer>", "<timestamp>", "</timestamp>",
     "<timestamp>10.0 to 20.0</timestamp>", "<timestamp>9 to 21</timestamp>", "<timestamp>5 to 25</timestamp>",
     "<timestamp>40 to 10</timestamp>", "<timestamp>0 to 9999999</timestamp>", "<timestamp>35 to 55</timestamp>",
+    "<timestamp><timestamp>10 to 20</timestamp></timestamp>", "<timestamp>10 to 20", "<timestamp>-10 to 20</timestamp>",
+    "<answer><answer>10 to 20</answer></answer>", "<answer>10 to 20", "<think><think>", "</think></think>",
+    "<option>B</option>", "<option>", "</option>",
     "<answer>10.0 to 20.0</answer>", "<answer>11 to 19</answer>", "<answer>30 to 1e9</answer>",
     "<answer>-10 to 20</answer>", "<answer>10 - 20</answer>", "<answer>00:10 to 00:20</answer>",
     "<answer>" + "9" * 400 + " to " + "9" * 401 + "</answer>", "<answer>1 to " + "9" * 400 + "</answer>",
@@ -26,7 +30,12 @@ FRAGMENTS = (
     "<|im_end|>", "{{", "\n", " ", "word",
 )  # fmt: skip
 
-FORMS = ("{}", "<think>{}</think><answer>10 to 20</answer>", "{}<think></think><answer>10 to 20</answer>")
+FORMS = (
+    "{}",
+    "<think>{}</think><answer>10 to 20</answer>",
+    "{}<think></think><answer>10 to 20</answer>",
+    "<think><timestamp>9 to 21</timestamp>{}</think><answer>10 to 20</answer>",
+)
 
 
 def texts() -> st.SearchStrategy[str]:
@@ -37,14 +46,12 @@ def texts() -> st.SearchStrategy[str]:
     return st.one_of(loose, loose.map(lambda body: f"<think>{body}</think><answer>10 to 20</answer>"))
 
 
-def many(count: int, seed: int = 0) -> list[str]:
-    """The same by a plain generator: thousands of them cost a second, not a minute."""
+def many(count: int, seed: int = 0) -> Iterator[str]:
+    """The same by a plain generator: a hundred thousand of them cost seconds, not half an hour."""
     rng = random.Random(seed)
-    made = []
     for _ in range(count):
         body = "".join(rng.choices(FRAGMENTS, k=rng.randrange(12)))
-        made.append(rng.choice(FORMS).replace("{}", body))
-    return made
+        yield rng.choice(FORMS).replace("{}", body)
 
 
 def long_ones(size: int) -> dict[str, str]:
@@ -72,10 +79,12 @@ def long_ones(size: int) -> dict[str, str]:
 
 
 TRUTH, DURATION = Span(10.0, 20.0), 60.0
-SPECS = [RewardSpec(answer=answer, progress=progress) for answer in ("soft_iou", "iou", "timer1")
+PLAIN = {**DEFAULT_WEIGHTS, "option": 0.0}  # these texts answer questions without options
+SPECS = [RewardSpec(PLAIN, answer, progress) for answer in ("soft_iou", "iou", "timer1")
          for progress in ("share", "gated")]  # fmt: skip
 # Narrows to the truth by a hundredth of a second, which no fragment above can do better.
 HONEST = parse(render([Span(9.98, 20.0), Span(9.99, 20.0)], TRUTH))
+BEST = {id(spec): score_chain(HONEST, [TRUTH], DURATION, spec).total for spec in SPECS}
 
 
 def check_chain(text: str, chain: AnchorChain) -> None:
@@ -101,7 +110,7 @@ def check_rewards(chain: AnchorChain) -> None:
         assert all(ledger.reasons[term] for term in ledger.terms)
         assert math.isfinite(ledger.total)
         assert ledger.total <= sum(spec.weights.values())
-        assert ledger.total <= score_chain(HONEST, [TRUTH], DURATION, spec).total, chain.text
+        assert ledger.total <= BEST[id(spec)], chain.text
 
 
 @given(texts(), st.booleans())
@@ -112,14 +121,26 @@ def test_any_text_is_read_and_scored(text, finished):
     check_rewards(chain)
 
 
-def test_thousands_of_hostile_texts_earn_no_more_than_an_honest_chain():
-    seen = set()
-    for text in many(6000):
+def test_a_hundred_thousand_hostile_texts_earn_no_more_than_an_honest_chain():
+    seen, earning = set(), 0
+    for text in many(100_000):
         chain = parse(text)
         check_chain(text, chain)
         check_rewards(chain)
         seen.add(chain.status)
-    assert seen == set(STATUSES) - {"cut_off"}
+        earning += bool(chain.anchors and chain.answer)
+    assert seen == set(STATUSES) - {"cut_off", "bad_option"}
+    assert earning > 20_000  # texts that break at once would prove little
+
+
+def test_hostile_texts_are_read_with_options_too():
+    seen = set()
+    for text in many(10_000, seed=1):
+        chain = parse(f"{text}<option>b</option>", options=4)
+        assert chain.status in STATUSES and chain.option in (None, 0, 1, 2, 3)
+        assert (chain.option is None) == (chain.option_chars is None)
+        seen.add(chain.status)
+    assert seen >= {"ok", "bad_option"}
 
 
 def test_an_honest_chain_comes_as_close_to_the_sum_of_the_weights_as_it_likes():

@@ -1,25 +1,13 @@
-"""Figures by hand on a handful of chains, the clustered interval, and the baselines that never look."""
+"""Figures by hand on a handful of chains."""
 
 from __future__ import annotations
 
 import math
-import time
 
-import numpy as np
 import pytest
 
 from labkit.chain.anchors import parse, render
-from labkit.chain.metrics import (
-    WHOLE_VIDEO,
-    Constant,
-    answer_iou,
-    best_constant,
-    bootstrap_interval,
-    chain_figures,
-    chain_ious,
-    constant_ious,
-    recall_figures,
-)
+from labkit.chain.metrics import answer_iou, chain_figures, chain_ious, recall_figures
 from labkit.chain.spans import Span
 
 TRUTH, DURATION = Span(10, 20), 60.0
@@ -73,6 +61,7 @@ def test_every_figure_of_five_chains_by_hand():
         "status_no_think": 0.0,
         "status_bad_anchor": 0.0,
         "status_bad_answer": 0.0,
+        "status_bad_option": 0.0,
         "status_extra_text": 0.0,
     }
     assert got.keys() == expected.keys()
@@ -122,85 +111,6 @@ def test_thresholds_are_reached_from_below():
     )
 
 
-def test_the_interval_covers_the_mean_and_is_the_same_each_time():
-    values = np.random.default_rng(1).uniform(size=400)
-    low, high = bootstrap_interval(values)
-    assert low < values.mean() < high
-    # The plain standard error, 1.96 * 0.289 / 20 = 0.028 to each side.
-    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
-    assert bootstrap_interval(values) == (low, high)
-    assert bootstrap_interval(values, seed=1) != (low, high)
-
-
-def test_queries_on_one_video_are_drawn_together():
-    # 10 videos of 40 equal queries are 10 facts, not 400: the interval is sqrt(40) times as wide.
-    per_video = np.random.default_rng(2).uniform(size=10)
-    values, videos = np.repeat(per_video, 40), np.repeat(np.arange(10), 40).tolist()
-    clustered, single = bootstrap_interval(values, videos), bootstrap_interval(values)
-    ratio = (clustered.high - clustered.low) / (single.high - single.low)
-    assert ratio == pytest.approx(math.sqrt(40), rel=0.15)
-
-
-def test_a_draw_is_the_mean_over_queries_not_over_videos():
-    # Video a has 3 queries of 1, b one of 0: drawn together 3/4, a twice 1, b twice 0.
-    low, high = bootstrap_interval([1, 1, 1, 0], ["a", "a", "a", "b"], level=0.2)
-    assert (low, high) == (0.75, 0.75)
-
-
-def test_one_video_says_nothing_about_other_videos():
-    assert all(map(math.isnan, bootstrap_interval([0.2, 0.8], ["a", "a"])))
-
-
-@pytest.mark.parametrize(
-    ("values", "clusters", "options", "message"),
-    [
-        ([], None, {}, "at least one"),
-        ([1.0], ["a", "b"], {}, "1 values and 2 clusters"),
-        ([1.0, 2.0], [], {}, "2 values and 0 clusters"),
-        ([1.0, 2.0], None, {"level": 1.0}, "level=1.0"),
-        ([1.0, 2.0], None, {"draws": 0}, "draws=0"),
-    ],
-)
-def test_an_interval_of_nonsense_is_refused(values, clusters, options, message):
-    with pytest.raises(ValueError, match=message):
-        bootstrap_interval(values, clusters, **options)
-
-
-def test_a_thousand_draws_over_a_benchmark_are_quick():
-    generator = np.random.default_rng(0)
-    values, videos = generator.uniform(size=17_031), [f"v_{i}" for i in generator.integers(0, 4885, 17_031)]
-    begin = time.process_time()
-    bootstrap_interval(values, videos)
-    assert time.process_time() - begin < 3
-
-
-def test_the_whole_video_is_as_good_as_the_truth_is_long():
-    windows = [[Span(0, 15)], [Span(10, 20)], [Span(0, 6), Span(10, 40)]]
-    assert constant_ious(WHOLE_VIDEO, windows, [60, 40, 60]).tolist() == [0.25, 0.25, 0.5]
-
-
-def test_a_constant_is_in_parts_of_each_video():
-    got = constant_ious(Constant(0.5, 1.0), [[Span(0, 10)], [Span(75, 100)], [Span(15, 30)]], [60, 100, 30])
-    assert got.tolist() == [0.0, 0.5, 1.0]
-
-
-def test_the_best_constant_is_found_on_its_grid():
-    # Two of three truths are the middle half of their video; the third pulls no constant that far.
-    windows = [[Span(5, 15)], [Span(10, 30)], [Span(0, 2)]]
-    assert best_constant(windows, [20, 40, 20]) == (0.25, 0.75)
-
-
-def test_the_best_constant_beats_the_whole_video_on_its_own_queries():
-    generator = np.random.default_rng(3)
-    starts = generator.uniform(0, 20, 200)
-    windows = [[Span(start, start + 8)] for start in starts]
-    durations = [30.0] * 200
-    best = best_constant(windows, durations)
-    assert constant_ious(best, windows, durations).mean() > constant_ious(WHOLE_VIDEO, windows, durations).mean()
-
-
-def test_baselines_need_a_window_for_each_query():
-    with pytest.raises(ValueError, match="2 lists of windows for 1 durations"):
-        constant_ious(WHOLE_VIDEO, [[TRUTH], [TRUTH]], [60])
-    with pytest.raises(ValueError, match="window"):
-        best_constant([[]], [60])
+def test_a_threshold_may_have_to_be_passed():
+    got = recall_figures([0.3, 0.5, 0.7, 0.7 + 1e-12], reaches=">")
+    assert (got["r1@0.3"], got["r1@0.5"], got["r1@0.7"]) == (0.75, 0.5, 0.25)

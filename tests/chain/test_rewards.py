@@ -21,6 +21,7 @@ TRUTH, DURATION = Span(10, 20), 60.0
 FULL, EIGHT, HALF, QUARTER = Span(10, 20), Span(10, 22.5), Span(10, 30), Span(10, 50)
 TOUCH, MISS = Span(20, 30), Span(30, 40)
 GATED = RewardSpec(progress="gated")
+EVEN = dict.fromkeys(TERMS, 1.0)
 
 
 def score(anchors, answer, spec=None, windows=(TRUTH,)) -> Ledger:
@@ -67,7 +68,7 @@ def test_format_is_lost_at_the_token_limit():
 
 
 def test_the_plain_control_is_not_asked_for_anchors_but_its_terms_are_recorded():
-    plain = RewardSpec(weights={"format": 1, "answer": 1, "anchors": 0, "progress": 0}, min_anchors=0)
+    plain = RewardSpec(weights={**EVEN, "anchors": 0, "progress": 0}, min_anchors=0)
     ledger = score([], EIGHT, plain)
     assert ledger.total == pytest.approx(1.8)
     assert (ledger.terms["anchors"], ledger.terms["progress"]) == (WORST, 0.0)
@@ -311,8 +312,65 @@ def test_gated_makes_a_drop_of_more_than_three_fifths_a_loss_and_share_does_not(
         assert gain(d, GATED) == pytest.approx((0.8 - d) / 4 - d / 6)
     assert gain(0.47, GATED) > 0 > gain(0.49, GATED)
     # With share the weights must be 1.5 / d apart: for d = 0.5 three to one is the border.
-    below, above = ({"format": 1, "answer": 1, "anchors": w, "progress": 0.5} for w in (1.45, 1.55))
+    below, above = ({**EVEN, "anchors": w, "progress": 0.5} for w in (1.45, 1.55))
     assert gain(0.5, RewardSpec(weights=below)) > 0 > gain(0.5, RewardSpec(weights=above))
+
+
+# --- options
+
+
+def chosen(text: str, choice: int | None, spec: RewardSpec | None = None) -> Ledger:
+    return score_chain(parse(text, options=0 if choice is None else 4), [TRUTH], DURATION, spec, choice)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "reason", "why"),
+    [
+        (1, 1.0, "option B, right", "right"),
+        (0, 0.0, "option A, B is right", "wrong"),
+        (None, 0.0, "no option, B is right", "silence pays no more than a wrong option"),
+    ],
+)
+def test_the_option_is_right_or_worth_nothing(option, value, reason, why):
+    ledger = chosen(render([HALF, EIGHT], FULL, option=option), 1)
+    assert (ledger.terms["option"], ledger.reasons["option"]) == (value, reason), why
+    assert ledger.terms["format"] == (option is not None), "the form asks for an option"
+
+
+def test_the_right_option_adds_its_weight_and_touches_no_other_term():
+    text = render([QUARTER, HALF], EIGHT)
+    plain, right = chosen(text, None), chosen(f"{text}<option>c</option>", 2, RewardSpec({**EVEN, "option": 3.0}))
+    assert {**right.terms, "option": 0.0} == plain.terms
+    assert right.total == pytest.approx(1 + 0.8 + 1.25 / 3 + 1 + 3)
+
+
+def test_without_options_the_term_is_nothing_whatever_its_weight():
+    text = render([QUARTER, HALF], EIGHT)
+    for weight in (0.0, 1.0, 100.0):
+        ledger = chosen(text, None, RewardSpec({**EVEN, "option": weight}))
+        assert ledger.terms["option"] == 0.0 and ledger.reasons["option"] == "no options to choose from"
+        assert ledger.total == pytest.approx(1 + 0.8 + 1.25 / 3 + 1)
+
+
+@pytest.mark.parametrize(
+    ("cheat", "value", "why"),
+    [
+        ("<option>A</option><option>B</option>", 0.0, "naming all of them: the first one counts"),
+        ("<option>B</option><option>A</option>", 1.0, "which can be right by luck, but the form is lost"),
+        ("<option>A B C D</option>", 0.0, "all in one"),
+    ],
+)
+def test_several_options_lose_the_form(cheat, value, why):
+    ledger = chosen(render([HALF, EIGHT], FULL) + cheat, 1)
+    assert (ledger.terms["format"], ledger.terms["option"]) == (0.0, value), why
+
+
+@given(st.lists(SECONDS, max_size=4), st.one_of(st.none(), SECONDS), st.integers(0, 3), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_any_option_pays_at_least_what_none_pays_and_the_right_one_more(anchors, answer, option, gated):
+    spec = GATED if gated else RewardSpec()
+    some, none = (chosen(render(anchors, answer, option=each), 1, spec).total for each in (option, None))
+    assert some > none if option == 1 else some >= none
 
 
 # --- truth, errors, parameters
@@ -338,9 +396,10 @@ def test_a_reward_that_meets_bad_data_raises(windows, duration, message):
     ("values", "message"),
     [
         ({"weights": {"format": 1.0}}, "exactly one for each"),
-        ({"weights": {"format": 1, "answer": 1, "anchors": 1, "progres": 1}}, "progres"),
-        ({"weights": {"format": 1, "answer": -1, "anchors": 1, "progress": 1}}, "answer=-1"),
-        ({"weights": {"format": 1, "answer": float("nan"), "anchors": 1, "progress": 1}}, "answer=nan"),
+        ({"weights": {**EVEN, "progres": 1}}, "progres"),
+        ({"weights": {**EVEN, "answer": -1}}, "answer=-1"),
+        ({"weights": {**EVEN, "option": -1}}, "option=-1"),
+        ({"weights": {**EVEN, "answer": float("nan")}}, "answer=nan"),
         ({"answer": "giou"}, "'giou'"),
         ({"progress": "all"}, "'all'"),
         ({"min_anchors": 5}, "min_anchors=5"),

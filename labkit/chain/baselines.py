@@ -1,0 +1,108 @@
+"""Answers that never look at the video: what a benchmark gives away for nothing.
+
+A score says something about seeing only by how far it lies above these. A constant is one span for every query, in
+parts of the video; the training prior guesses a span that some training query had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labkit.chain.spans import Span, iou_array
+
+Floats = NDArray[np.float64]
+
+
+class Constant(NamedTuple):
+    """One answer for every query: a span in parts of the video, both ends in [0, 1]."""
+
+    start: float
+    end: float
+
+
+WHOLE_VIDEO = Constant(0.0, 1.0)
+"""The answer that never misses and never says anything."""
+CENTRE_HALF = Constant(0.25, 0.75)
+"""The middle of the video, half as long as it is."""
+
+
+def constant_ious(constant: Constant, windows: Sequence[Sequence[Span]], durations: Sequence[float]) -> Floats:
+    """IoU of one constant answer on each query; `WHOLE_VIDEO` is the plainest.
+
+    >>> constant_ious(WHOLE_VIDEO, [[Span(0, 10)], [Span(0, 10)]], [20.0, 40.0]).tolist()
+    [0.5, 0.25]
+    """
+    return _constant_ious(constant, padded_windows(windows, len(durations)), np.asarray(durations, dtype=np.float64))
+
+
+def best_constant(windows: Sequence[Sequence[Span]], durations: Sequence[float], *, steps: int = 20) -> Constant:
+    """The constant answer with the highest mIoU on these queries (the training set), on a grid of 1 / steps.
+
+    A model that doesn't beat it on the test set shows no sign of having looked at the video.
+
+    >>> best_constant([[Span(5, 10)], [Span(10, 20)]], [20.0, 40.0])
+    Constant(start=0.25, end=0.5)
+    """
+    gold, ends = padded_windows(windows, len(durations)), np.asarray(durations, dtype=np.float64)
+    grid = [Constant(a / steps, b / steps) for a in range(steps) for b in range(a + 1, steps + 1)]
+    return max(grid, key=lambda constant: float(_constant_ious(constant, gold, ends).mean()))
+
+
+def relative_spans(windows: Sequence[Sequence[Span]], durations: Sequence[float]) -> Floats:
+    """Every window of a training set in parts of its video, (M, 2): where and how long things happen there.
+
+    Start and end together are centre and length together, so drawing a row draws from the joint distribution.
+
+    >>> relative_spans([[Span(5, 10)], [Span(0, 10), Span(30, 40)]], [20.0, 40.0]).tolist()
+    [[0.25, 0.5], [0.0, 0.25], [0.75, 1.0]]
+    """
+    gold = padded_windows(windows, len(durations)) / np.asarray(durations, dtype=np.float64)[:, None, None]
+    return gold[~np.isnan(gold[..., 0])]
+
+
+def prior_ious(
+    prior: Floats, windows: Sequence[Sequence[Span]], durations: Sequence[float], *, draws: int = 200, seed: int = 0
+) -> Floats:
+    """IoUs of `draws` guesses on each query, (N, draws), each a row of `relative_spans` drawn with equal chance.
+
+    Means over the draws are what guessing from the training set is expected to score.
+
+    >>> prior_ious(np.array([[0.0, 0.5]]), [[Span(0, 10)]], [20.0], draws=3).tolist()
+    [[1.0, 1.0, 1.0]]
+    """
+    if not len(prior):
+        raise ValueError("no training window to draw from; give a training set with at least one")
+    gold, ends = padded_windows(windows, len(durations)), np.asarray(durations, dtype=np.float64)
+    picked = np.random.default_rng(seed).integers(0, len(prior), (len(ends), draws))
+    guesses = prior[picked] * ends[:, None, None]
+    ious = np.zeros(picked.shape)
+    # Window by window keeps memory at one array of guesses, however many windows a query has.
+    for window in np.moveaxis(gold, 1, 0):
+        np.fmax(ious, iou_array(guesses, window[:, None, :]), out=ious)
+    return ious
+
+
+def padded_windows(windows: Sequence[Sequence[Span]], rows: int) -> Floats:
+    """The truth windows of all queries as one array, (N, most windows, 2), NaN where a query has fewer.
+
+    Raises: ValueError unless there is one list for each of `rows` queries, each with a window.
+
+    >>> padded_windows([[Span(0, 4)], [Span(1, 2), Span(5, 6)]], 2).tolist()
+    [[[0.0, 4.0], [nan, nan]], [[1.0, 2.0], [5.0, 6.0]]]
+    """
+    if len(windows) != rows or not rows or not all(windows):
+        raise ValueError(f"{len(windows)} lists of windows for {rows} durations: need one list with a window for each")
+    most = max(map(len, windows))
+    nothing = [(np.nan, np.nan)] * most
+    table = [[(w.start, w.end) for w in gold] + nothing[len(gold) :] for gold in windows]
+    return np.array(table, dtype=np.float64)
+
+
+def _constant_ious(constant: Constant, gold: Floats, durations: Floats) -> Floats:
+    pred = durations[:, None, None] * np.array(constant)
+    # fmax passes over the NaN rows that pad queries with fewer windows.
+    return np.asarray(np.fmax.reduce(iou_array(pred, gold), axis=1))

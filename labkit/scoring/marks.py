@@ -1,0 +1,123 @@
+"""Marks: what each question's prediction is worth, figure by figure.
+
+A column of marks holds one value for each moment, in the moments' order; a figure is the mean of its column. What has no
+prediction, or none that can be read, is marked 0; NaN says that a figure doesn't apply to the moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labkit.chain.anchors import AnchorChain, parse
+from labkit.chain.answering import GROUNDED, answer_iop
+from labkit.chain.baselines import padded_windows
+from labkit.chain.metrics import THRESHOLDS, Reaches
+from labkit.chain.ranked import AP_THRESHOLDS, average_precisions
+from labkit.chain.rules import Pair, ReadingRule
+from labkit.chain.spans import iou_array
+from labkit.data.moments import Moment
+from labkit.errors import LabError
+from labkit.scoring.predictions import PredictedRow, Predictions
+
+Floats = NDArray[np.float64]
+
+
+class Reading(NamedTuple):
+    """What a rule made of one prediction; `status` is "" where there is none.
+
+    `chain` is what labkit's parser read; other rules have none.
+    """
+
+    pair: Pair | None
+    status: str
+    chain: AnchorChain | None = None
+
+
+def read_all(answers: Predictions, moments: Sequence[Moment], rule: ReadingRule) -> list[Reading]:
+    """What a rule reads for each moment.
+
+    Raises: LabError where the predictions hold windows, which no rule but labkit's own takes, or windows and texts.
+    """
+    if answers.ranked and rule.name != "labkit":
+        raise LabError(f"rules {rule.name!r} read texts, but these predictions hold windows; leave the rules out")
+    if answers.ranked and any(row.text is not None for row in answers.rows.values()):
+        raise LabError("these predictions hold texts and windows; score the two apart")
+    return [_read(answers.rows.get(moment.qid), moment, rule) for moment in moments]
+
+
+def marks(
+    readings: Sequence[Reading], answers: Predictions, moments: Sequence[Moment], rule: ReadingRule
+) -> dict[str, Floats]:
+    """The columns that these predictions and moments have, by the figure's name."""
+    columns = _recalls(_ious(readings, moments, rule.clips), rule.reaches)
+    if answers.ranked:
+        return columns | _precisions(answers, moments)
+    if rule.name == "labkit":
+        return columns | _answering([reading.chain for reading in readings], moments)
+    return columns
+
+
+def _read(row: PredictedRow | None, moment: Moment, rule: ReadingRule) -> Reading:
+    if row is None:
+        return Reading(None, "")
+    if row.text is None:
+        if not row.windows:
+            return Reading(None, "no window")
+        start, end = row.windows[0]
+        return Reading((start, end), "window") if start < end else Reading(None, "start not before end")
+    if rule.name == "labkit":
+        chain = parse(row.text, finished=row.finished, options=len(moment.options))
+        answer = chain.answer
+        return Reading(None if answer is None else (answer.start, answer.end), chain.status, chain)
+    pair = rule.read(row.text)
+    if pair is None:
+        return Reading(None, "nothing")
+    return Reading(pair, "a span" if pair[0] < pair[1] else "start not before end")
+
+
+def _ious(readings: Sequence[Reading], moments: Sequence[Moment], clips: bool) -> Floats:
+    """IoU with the best window, 0 for nothing; as `labkit.chain.rules.rule_iou`, for all at once."""
+    gold = padded_windows([moment.windows for moment in moments], len(moments))
+    pairs = np.array([reading.pair or (np.nan, np.nan) for reading in readings], dtype=np.float64)
+    if clips:
+        pairs = np.clip(pairs, 0.0, np.array([moment.duration for moment in moments])[:, None])
+    # NaN of a window or an answer that isn't there is passed over.
+    return np.asarray(np.fmax(0.0, np.fmax.reduce(iou_array(pairs[:, None, :], gold), axis=1)))
+
+
+def _recalls(ious: Floats, reaches: Reaches) -> dict[str, Floats]:
+    hits = {f"r1@{m}": (ious >= m if reaches == ">=" else ious > m).astype(np.float64) for m in THRESHOLDS}
+    return {"miou": ious} | hits
+
+
+def _precisions(answers: Predictions, moments: Sequence[Moment]) -> dict[str, Floats]:
+    rows = [answers.rows.get(moment.qid, PredictedRow(windows=())) for moment in moments]
+    precisions = average_precisions(
+        [row.windows or () for row in rows], [moment.windows for moment in moments], [row.scores for row in rows]
+    )
+    at = {f"map@{m}": precisions[:, AP_THRESHOLDS.index(m)] for m in (0.5, 0.75)}
+    return {"map": precisions.mean(1)} | at
+
+
+def _answering(chains: Sequence[AnchorChain | None], moments: Sequence[Moment]) -> dict[str, Floats]:
+    """The figures of `labkit.chain.answering`, question by question; NaN where a moment has no options."""
+    if all(moment.choice is None for moment in moments):
+        return {}
+    right, shown = np.full((2, len(moments)), np.nan)
+    for row, (chain, moment) in enumerate(zip(chains, moments, strict=True)):
+        if moment.choice is not None:
+            right[row] = chain is not None and chain.option == moment.choice
+            shown[row] = 0.0 if chain is None else answer_iop(chain, moment.windows)
+    asked = np.where(np.isnan(right), np.nan, 1.0)
+    grounded = asked * (shown >= GROUNDED)
+    return {
+        "acc_qa": right,
+        "acc_gqa": right * grounded,
+        "miop": shown,
+        "iop@0.3": asked * (shown >= 0.3),
+        "iop@0.5": grounded,
+    }

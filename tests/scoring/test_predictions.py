@@ -1,0 +1,159 @@
+"""Predictions files: what is read, what is refused, and what comes back as it was written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from labkit.chain.spans import Span
+from labkit.errors import LabError
+from labkit.scoring.predictions import PredictedRow, Predictions, as_predictions, read_predictions, write_predictions
+from labkit.stages.evaluate import Prediction
+
+
+def written(folder: Path, *rows: object) -> Path:
+    path = folder / "predictions.jsonl"
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+    )
+    return path
+
+
+def test_texts_with_settings_in_the_first_line(tmp_path):
+    path = written(
+        tmp_path,
+        {"settings": {"fps": 2, "model": "m"}},
+        {"qid": "q1", "text": "<answer>1 to 2</answer>", "reward": 0.5},
+        "",
+        {"qid": 7, "text": "", "finished": False},
+    )
+    got = read_predictions(path)
+    assert got.settings == {"fps": 2, "model": "m"}
+    assert got.rows == {"q1": PredictedRow("<answer>1 to 2</answer>"), "7": PredictedRow("", finished=False)}
+    assert (got.ranked, got.duplicates, got.file) == (False, (), str(path))
+
+
+def test_windows_under_both_names_with_and_without_scores(tmp_path):
+    got = read_predictions(
+        written(
+            tmp_path,
+            {"qid": "a", "windows": [[1, 2.5], [0, 9]]},
+            {"qid": "b", "pred_relevant_windows": [[1, 2, 0.9], [3, 4, 0.1]], "pred_saliency_scores": [0.1]},
+            {"qid": "c", "windows": []},
+        )
+    )
+    assert got.ranked
+    assert got.rows["a"] == PredictedRow(windows=((1.0, 2.5), (0.0, 9.0)))
+    assert got.rows["b"] == PredictedRow(windows=((1.0, 2.0), (3.0, 4.0)), scores=(0.9, 0.1))
+    assert got.rows["c"] == PredictedRow(windows=())
+
+
+def test_of_several_rows_on_a_question_the_first_counts(tmp_path):
+    got = read_predictions(written(tmp_path, *({"qid": 1, "text": text} for text in "abc"), {"qid": "2", "text": "d"}))
+    assert (got.rows["1"].text, got.duplicates) == ("a", ("1", "1"))
+
+
+def test_an_empty_file_holds_no_answer(tmp_path):
+    got = read_predictions(written(tmp_path))
+    assert (dict(got.rows), got.ranked) == ({}, False)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"qid": "q", "text": "t"}\r\n')
+    assert read_predictions(path).rows == {"q": PredictedRow("t")}
+
+
+def test_a_line_separator_inside_a_text_is_no_end_of_a_line(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps({"qid": "q", "text": "one\u2028two\x85"}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_predictions(path).rows["q"].text == "one\u2028two\x85"
+
+
+OK = {"qid": "q0", "text": "t"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[" * 100_000, "nested too deeply"),
+        ([1], r"is \[1\], not an object"),
+        ({"text": "t"}, "qid = null names no question"),
+        ({"qid": "", "text": "t"}, 'qid = "" names no question'),
+        ({"qid": True, "text": "t"}, "qid = true names no question"),
+        ({"qid": 1.5, "text": "t"}, "qid = 1.5 names no question"),
+        ({"qid": "q"}, "holds neither text nor windows; give the answer once"),
+        ({"qid": "q", "text": None}, "holds neither text nor windows"),
+        ({"qid": "q", "text": "t", "windows": []}, "holds text and windows; give the answer once"),
+        ({"qid": "q", "text": 3}, "qid q: text = 3 is not text"),
+        ({"qid": "q", "text": "t", "finished": "no"}, 'finished = "no" is neither true nor false'),
+        ({"qid": "q", "windows": {}}, "is not a list"),
+        ({"qid": "q", "windows": [[1]]}, "mixes forms; write all as"),
+        ({"qid": "q", "windows": [1, 2]}, "mixes forms; write all as"),
+        ({"qid": "q", "windows": [[1, 2], [1, 2, 0.5]]}, "mixes forms; write all as"),
+        ({"qid": "q", "windows": [[1, "2"]]}, r'holds \[1, "2"\]; write plain finite numbers'),
+        ({"qid": "q", "windows": [[1, 10**400]]}, "write plain finite numbers"),
+        ({"qid": "q", "windows": [[1, True]]}, "write plain finite numbers"),
+        ('{"qid": "q", "windows": [[1, NaN]]}', "write plain finite numbers"),
+        ('{"qid": "q", "windows": [[1, Infinity]]}', "write plain finite numbers"),
+        ({"qid": "q", "windows": [[1, 2]]}, "holds windows while rows before hold text"),
+        ({"settings": {}}, "settings are not in the first line; move them to the top"),
+    ],
+)
+def test_a_bad_row_is_named_with_its_line_and_the_next_step(tmp_path, row, message):
+    path = written(tmp_path, OK, row)
+    with pytest.raises(LabError, match=rf"predictions\.jsonl, line 2: .*{message}"):
+        read_predictions(path)
+
+
+def test_settings_must_be_an_object(tmp_path):
+    with pytest.raises(LabError, match="line 1: settings = 3 is not an object"):
+        read_predictions(written(tmp_path, {"settings": 3}))
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(LabError, match=r"gone\.jsonl' can't be read \(No such file.*check the path"):
+        read_predictions(tmp_path / "gone.jsonl")
+    (tmp_path / "latin").write_bytes(b"\xff\xfe")
+    with pytest.raises(LabError, match="is not UTF-8 text"):
+        read_predictions(tmp_path / "latin")
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        {"q1": PredictedRow("a\n\u2028\u00e4\x00"), "q2": PredictedRow("", finished=False)},
+        {"q1": PredictedRow(windows=((0.1, 2.0),)), "q2": PredictedRow(windows=())},
+        {"q1": PredictedRow(windows=((0.1, 2.0), (5.0, 4.0)), scores=(0.25, 1e-9))},
+        {},
+    ],
+)
+def test_what_is_written_is_read_back(tmp_path, rows):
+    path = tmp_path / "p.jsonl"
+    write_predictions(path, Predictions(rows, {"fps": 2.0}))
+    got = read_predictions(path)
+    assert (got.rows, got.settings) == (rows, {"fps": 2.0})
+
+
+def test_settings_given_on_writing_go_before_those_at_hand(tmp_path):
+    write_predictions(tmp_path / "p.jsonl", Predictions({}, {"fps": 2}), {"fps": 4})
+    assert read_predictions(tmp_path / "p.jsonl").settings == {"fps": 4}
+
+
+def test_a_notebooks_records_are_predictions(tmp_path):
+    answered = Prediction("q1", "<answer>1 to 2</answer>", "ok", Span(1, 2), 0.5)
+    cut = Prediction("q2", "<think>", "cut_off", None, 0.0)
+    got = as_predictions([answered, cut, answered], {"temperature": 0})
+    assert got.rows == {"q1": PredictedRow(answered.text), "q2": PredictedRow("<think>", finished=False)}
+    assert (got.duplicates, got.settings) == (("q1",), {"temperature": 0})
+
+
+def test_a_path_texts_by_qid_and_predictions_are_predictions(tmp_path):
+    write_predictions(tmp_path / "p.jsonl", {"q": "t"})
+    got = as_predictions(tmp_path / "p.jsonl")
+    assert got.rows == as_predictions({"q": "t"}).rows == as_predictions({"q": PredictedRow("t")}).rows
+    assert as_predictions(got) is got
+    assert as_predictions(got, {"fps": 1}).settings == {"fps": 1}
