@@ -80,6 +80,18 @@ def sound(path: Path) -> Path:
     return path
 
 
+def cut_off(source: Path, target: Path, share: float) -> Path:
+    """Copy the first `share` of a file's bytes, as a download that broke off leaves it."""
+    content = source.read_bytes()
+    target.write_bytes(content[: int(len(content) * share)])
+    return target
+
+
+def av1_encoder() -> str | None:
+    """An encoder of AV1 that this PyAV was built with."""
+    return next((name for name in ("libsvtav1", "libaom-av1") if name in av.codecs_available), None)
+
+
 CONSTANT = [40 * k for k in range(200)]
 """25 frames a second, 8 s."""
 # Long and short waits in turn: at no second is frame number = time x mean rate.

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import pytest
 from labkit.data.moments import read_moments
 from labkit.data.video import read_frames
 from labkit.data.world import (
+    ACTIONS,
     COLORS,
     FRAMES_PER_STATE,
     SECONDS,
@@ -15,8 +17,11 @@ from labkit.data.world import (
     Scene,
     Thing,
     ask,
+    ask_what,
     make_scene,
+    moments_file,
     render,
+    scene_moments,
     scene_seed,
     write_world,
 )
@@ -110,6 +115,50 @@ def test_a_killed_writer_is_finished_by_the_same_call(tmp_path):
     (tmp_path / "test.jsonl").unlink()
     write_world(tmp_path, 2, 1, 1)
     assert {p.name: p.read_bytes() for p in tmp_path.rglob("*.*")} == whole
+
+
+# --- questions with options
+
+
+def test_exactly_one_option_is_something_that_the_thing_ever_does():
+    for seed in range(300):
+        for thing in make_scene(seed).things:
+            for event in thing.events:
+                asked = ask_what(thing, event, np.random.default_rng(seed))
+                done = {ACTIONS[each.action][0] for each in thing.events}
+                assert asked.text == f"what does the {thing.color} {thing.shape} do?"
+                assert len(set(asked.options)) == 4
+                assert [option in done for option in asked.options] == [n == asked.choice for n in range(4)]
+                assert asked.options[asked.choice] == ACTIONS[event.action][0]
+
+
+def test_the_right_option_stands_in_all_places_alike():
+    moments = [m for seed in range(400) for m in scene_moments(make_scene(seed), Path(f"/{seed}.mp4"), "gqa")]
+    shares = np.bincount([moment.choice for moment in moments], minlength=4) / len(moments)
+    # 1,500 questions: one standard deviation is 0.011.
+    assert np.abs(shares - 0.25).max() < 0.045
+
+
+def test_no_two_questions_of_a_clip_are_alike_and_each_shows_its_event():
+    for seed in range(200):
+        scene = make_scene(seed)
+        moments = scene_moments(scene, Path("/clip.mp4"), "gqa")
+        assert len({(m.query, m.options) for m in moments}) == len(moments)
+        spans = [(event.start, event.end) for thing in scene.things for event in thing.events]
+        assert [(m.windows[0].start, m.windows[0].end) for m in moments] == spans
+
+
+def test_both_tasks_share_the_clips_and_stand_in_files_of_their_own(tmp_path):
+    grounding = write_world(tmp_path, 2, 1, 1)
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.rglob("*.*")}
+    gqa = write_world(tmp_path, 2, 1, 1, task="gqa")
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before} == before
+    assert {path.name for path in tmp_path.glob("*.jsonl")} == {
+        "train.jsonl", "validation.jsonl", "test.jsonl", "train-gqa.jsonl", "validation-gqa.jsonl", "test-gqa.jsonl",
+    }  # fmt: skip
+    assert read_moments(moments_file(tmp_path, "train", "gqa")) == gqa["train"]
+    assert [m.windows for m in gqa["train"]] == [m.windows for m in grounding["train"]]
+    assert all(m.options and not g.options for m, g in zip(gqa["train"], grounding["train"], strict=True))
 
 
 @pytest.mark.parametrize(

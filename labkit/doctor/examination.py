@@ -1,0 +1,339 @@
+"""The doctor: what would keep a run from going well, and what it will cost, told before it begins.
+
+Nothing is trained or downloaded. All that is written is `checkups.json` in the outputs folder: what became known of each video.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from labkit.data.checkups import Checkup
+from labkit.data.moments import Moment
+from labkit.doctor import estimates
+from labkit.doctor.estimates import Load, Shape
+from labkit.doctor.inspection import SPLITS, Inspection, Vision, clip_cost, inspect_folder
+from labkit.doctor.reports import Finding, Report, Table, size_text, time_text
+from labkit.doctor.surroundings import (
+    Machine,
+    Model,
+    busy_findings,
+    find_machine,
+    find_model,
+    machine_findings,
+    machine_table,
+    package_findings,
+    requirements,
+)
+from labkit.errors import LabError
+from labkit.files import project_root
+from labkit.params import Params, read_params, read_yaml
+from labkit.progress import Progress
+from labkit.runs import FREE, read_manifest
+
+if TYPE_CHECKING:
+    from labkit.doctor.rehearsal import Pace
+
+# Clips of the embedded world and questions whose lengths are looked at; the others are like them.
+_SAMPLE = 400
+# From this share of what there is, an estimate may well be wrong about fitting.
+_TIGHT = 0.75
+_MEMORY_STEPS = {
+    "cache": "lower group_size, harvest_samples, eval_batch or max_new_tokens",
+    "features": "lower max_pixels, max_frames or train_limit: features of all clips stay in memory",
+    "process": "give the machine more memory: libraries alone take most of this",
+}
+
+
+def examine(params: Params, *, quick: bool = False, on_video: Callable[[int, int], None] | None = None) -> Report:
+    """Look at everything that a run of `params` will need.
+
+    Args:
+        params: of the run.
+        quick: look for videos without opening them, and measure nothing, so that no hours are told.
+        on_video: hears (done, all) after each video that had to be opened.
+    """
+    root = project_root()
+    report = Report(f"doctor: run '{params.run}'" + (", quick" if quick else ""))
+    python, packages = requirements()
+    report.findings += package_findings(python, packages)
+    machine = find_machine(params.device)
+    report.tables.append(machine_table(machine, packages, report.findings))
+    report.findings += machine_findings(machine, params) + _run_findings(params, root)
+    model, findings = find_model(params, root)
+    report.findings += findings
+    vision = Vision(model.shape.patch, model.shape.merge, model.shape.temporal) if model else Vision()
+    found = _inspect(params, root, vision, quick, on_video)
+    report.findings += found.findings
+    report.tables.append(found.table())
+    report.data["videos"] = {path: _as_dict(checkup) for path, checkup in found.videos.items()}
+    if model and all(found.clips.get(split) for split in ("train", "test")):
+        # A base that comes with adapters trains those, whatever `lora_rank` says.
+        params = replace(params, lora_rank=model.lora_rank or params.lora_rank)
+        load, findings = _load(params, model, found)
+        report.findings += findings
+        if load:
+            if not quick:
+                report.findings += busy_findings(machine)
+            pace = None if quick else _pace(params, model, load, found, machine, vision)
+            _estimate(report, params, model.shape, load, machine, pace, root)
+    return report
+
+
+def run_doctor(
+    path: str | Path, overrides: Mapping[str, Any], say: Callable[[str], None], *, quick: bool = False,
+    as_json: bool = False,
+) -> int:  # fmt: skip
+    """Examine a params file for the command line, and return the exit code: 1 when a run would fail.
+
+    Raises LabError when the parameters themselves are bad.
+    """
+    begin = time.monotonic()
+    report = examine(read_params(path, overrides), quick=quick, on_video=None if as_json else _tell())
+    report.data["seconds"] = round(time.monotonic() - begin, 1)
+    say(json.dumps(report.as_dict(), indent=1, ensure_ascii=False) if as_json else str(report))
+    return report.exit_code
+
+
+def _tell() -> Callable[[int, int], None]:
+    """A listener that says how many videos have been opened; nothing when all are known already."""
+    told: list[Progress] = []
+
+    def tell(done: int, total: int) -> None:
+        if not told:
+            told.append(Progress("videos opened", total))
+        told[0](done)
+
+    return tell
+
+
+def _run_findings(params: Params, root: Path) -> list[Finding]:
+    """What opening the run would say: its template, its directory, and the runs that it is compared with."""
+    from labkit.policy.prompts import TEMPLATES
+
+    found = []
+    if params.prompt not in TEMPLATES:
+        step = f"choose one of {', '.join(TEMPLATES)}"
+        found.append(Finding("error", "prompt", f"prompt = {params.prompt}", "is not a template", step))
+    for other in params.compare:
+        try:
+            read_manifest(root / Path(other).expanduser())
+        except LabError as error:
+            found.append(Finding("error", "compare", "compare:", str(error)))
+    folder = (root / params.outputs / params.run).resolve()
+    if (folder / "manifest.json").exists():
+        there, here = read_yaml(folder / "params.yaml"), params.as_dict()
+        differing = [name for name in {**there, **here} if name not in FREE and there.get(name) != here.get(name)]
+        if differing:
+            message = f"is a run of other parameters ({', '.join(differing)})"
+            found.append(
+                Finding("error", "run", f"folder {folder}", message, "choose another `run` name, or delete it")
+            )
+    elif folder.is_dir() and any(not name.startswith(".") and name != "params.yaml" for name in os.listdir(folder)):
+        found.append(
+            Finding("error", "run", f"folder {folder}", "is not empty and no run", "choose another `run` name")
+        )
+    if not os.access(_existing(folder), os.W_OK):
+        found.append(Finding("error", "run", f"folder {_existing(folder)}", "may not be written to", "set `outputs`"))
+    return found
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    return next(each for each in (folder, *folder.parents) if each.exists())
+
+
+def _inspect(
+    params: Params, root: Path, vision: Vision, quick: bool, on_video: Callable[[int, int], None] | None
+) -> Inspection:
+    if params.data == "world":
+        found = _inspect_world(params, vision)
+    else:
+        folder = (root / Path(params.data).expanduser()).resolve()
+        if not folder.is_dir():
+            step = "give `world` or a folder with train.jsonl, validation.jsonl and test.jsonl"
+            return Inspection(findings=[Finding("error", "data", f"data = {params.data}", "is not a folder", step)])
+        cache = root / params.outputs / "checkups.json"
+        found = inspect_folder(folder, params, vision, quick=quick, cache=cache, on_video=on_video)
+    if 0 < found.queries.get("train", 0) < params.prompts_per_step:
+        message = f"but the training split has {found.queries['train']} usable queries"
+        step = "lower it or give more data"
+        subject = f"prompts_per_step = {params.prompts_per_step}"
+        found.findings.append(Finding("error", "training split", subject, message, step))
+    return found
+
+
+def _inspect_world(params: Params, vision: Vision) -> Inspection:
+    """The embedded world without writing it: its scenes follow from their numbers."""
+    from labkit.data.world import SECONDS, SIDE, make_scene, scene_moments, scene_seed
+
+    found, clip = Inspection(), Checkup("ok", width=SIDE, height=SIDE)
+    for split in SPLITS:
+        count = getattr(params, f"world_{split}")
+        scenes = [make_scene(scene_seed(split, k, params.world_seed)) for k in range(min(count, _SAMPLE))]
+        moments = [m for scene in scenes for m in scene_moments(scene, Path(f"/{split}.mp4"), params.task)]
+        limit = getattr(params, f"{split}_limit")
+        queries = round(len(moments) * count / len(scenes))
+        found.queries[split] = min(queries, limit or queries)
+        found.moments[split] = moments[: limit or None]
+        clips = -(-found.queries[split] * count // queries)
+        found.clips[split] = [clip_cost(float(SECONDS), clip, params, vision)] * clips
+    return found
+
+
+def _load(params: Params, model: Model, found: Inspection) -> tuple[Load | None, list[Finding]]:
+    """What the data ask of the model, and whether its questions fit it."""
+    clips = found.clips["train"] + found.clips["test"]
+    try:
+        texts = [
+            _text_tokens(model.tokenizer, moment, params.prompt)
+            for split in ("train", "test")
+            for moment in found.moments[split][:_SAMPLE]
+        ]
+    except LabError as error:
+        return None, [Finding("error", "prompt", "prompt:", str(error))]
+    load = Load(
+        train=found.queries["train"], test=found.queries["test"], train_clips=len(found.clips["train"]),
+        test_clips=len(found.clips["test"]), prompt_tokens=fmean(clip.tokens for clip in clips) + fmean(texts),
+        longest_prompt=max(clip.tokens for clip in clips) + max(texts), video_tokens=fmean(clip.tokens for clip in clips),
+        frame_bytes=fmean(clip.frames * clip.size[0] * clip.size[1] * 3 for clip in clips),
+    )  # fmt: skip
+    longest, context = load.longest_prompt + params.max_new_tokens, model.shape.context
+    if longest <= context:
+        return load, []
+    message = f"is the length of the longest prompt and its chain; the model was made for {context:,} tokens"
+    step = "lower max_frames, max_pixels or max_new_tokens"
+    return load, [Finding("warning", "context", f"{longest:,} tokens", message, step)]
+
+
+def _text_tokens(tokenizer: Any, moment: Moment, template: str) -> int:
+    """Tokens of a prompt without its video."""
+    from labkit.policy.prompts import messages
+
+    text = tokenizer.apply_chat_template(messages(moment, template), tokenize=False, add_generation_prompt=True)
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"]) - 1
+
+
+def _pace(params: Params, model: Model, load: Load, found: Inspection, machine: Machine, vision: Vision) -> Pace:
+    """How fast this machine is at it, measured."""
+    from labkit.doctor.rehearsal import SMALL, clock_for, count_out, rehearse
+    from labkit.policy.model import load_policy
+
+    if model.shape.text_parameters + model.shape.vision_parameters > SMALL:
+        pace = count_out(model.shape, params, machine.device)
+    else:
+        policy = load_policy(
+            str(model.folder), dtype=params.dtype, device=machine.device, lora_rank=params.lora_rank,
+            lora_alpha=params.lora_alpha,
+        )  # fmt: skip
+        clip = found.clips["train"][0]
+        grid = (-(-clip.frames // vision.temporal), clip.size[0] // vision.patch, clip.size[1] // vision.patch)
+        pace = rehearse(policy, params, load, grid)
+    clock = clock_for(machine.device, params.threads)
+    if params.data != "world":
+        readable = [moment for moment in found.moments["train"] if found.videos[moment.video].readable]
+        return pace._replace(reading=_reading(params, readable, vision, clock))
+    from labkit.data.world import write_world
+
+    with tempfile.TemporaryDirectory() as folder:
+        begin = clock()
+        splits = write_world(folder, 2, 1, 1, seed=params.world_seed)
+        writing = (clock() - begin) / 4
+        reading = _reading(params, [moment for split in splits.values() for moment in split], vision, clock)
+    return pace._replace(reading=reading, writing=writing)
+
+
+def _reading(params: Params, moments: Sequence[Moment], vision: Vision, clock: Callable[[], float]) -> float:
+    """Seconds for decoding one clip, on average over up to three."""
+    from labkit.data.video import read_frames, sample_times
+
+    seconds: list[float] = []
+    for moment in {m.video: m for m in moments}.values():
+        times = sample_times(moment.duration, params.fps, params.max_frames, vision.temporal)
+        begin = clock()
+        try:
+            read_frames(moment.video, times, moment.start)
+        except LabError:
+            continue  # the inspection has told it
+        seconds.append(clock() - begin)
+        if len(seconds) == 3:
+            break
+    return fmean(seconds) if seconds else 0.0
+
+
+def _estimate(
+    report: Report, params: Params, shape: Shape, load: Load, machine: Machine, pace: Pace | None, root: Path
+) -> None:
+    """Memory, time and disk, as tables, figures and findings."""
+    memory = estimates.stage_memory(shape, params, load, machine.device)
+    seconds = estimates.stage_seconds(shape, params, load, pace) if pace else {}
+    others = estimates.OTHER_PROCESSES if machine.device == "cpu" else 0.0
+    lines = []
+    for stage in estimates.STAGES:
+        cells = [stage, *_most(memory[stage], size_text)]
+        lines.append((*cells, *_most(seconds[stage], time_text)) if pace else tuple(cells))
+    peak = max(sum(parts.values()) for parts in memory.values())
+    head = ["stage", "memory", "most of it"] + (["time", "most of it"] if pace else [])
+    note = f"memory: arithmetic on the model's config ({shape.text_parameters + shape.vision_parameters:,} weights); "
+    note += (
+        f"at its peak {size_text(peak + others)} with the processes around it" if others else f"on the {machine.name}"
+    )
+    if pace:
+        whole = sum(sum(parts.values()) for parts in seconds.values())
+        note += f"\ntime: {time_text(whole)} in all, by {pace.basis}"
+        note += f"\nif stages 1 and 3 take all their steps ({params.grpo_steps} and {params.final_steps}), chains are half of "
+        note += f"max_new_tokens long, and {estimates.KEPT_SHARE:.0%} of what the filter may keep is kept"
+    report.tables.append(Table("estimate", tuple(head), lines, note))
+    disk = estimates.run_disk(shape, params, load)
+    place = _existing(root / params.outputs)
+    free = float(shutil.disk_usage(place).free)
+    sizes = [(name, size_text(size)) for name, size in (*disk.items(), ("free", free))]
+    report.tables.append(
+        Table(f"disk at {place}", ("", "size"), sizes, "at its fullest, with two checkpoints and one more")
+    )
+    report.findings += [
+        *(each for stage, parts in memory.items() for each in _tight_memory(stage, parts, others, machine.memory)),
+        *_tight("disk", "disk", sum(disk.values()), free, "make room, or set `outputs` to another disk"),
+    ]
+    report.data |= {
+        "memory_bytes": memory, "stage_seconds": seconds, "disk_bytes": disk, "load": _as_dict(load),
+        "pace": pace._asdict() if pace else None,
+    }  # fmt: skip
+
+
+def _most(parts: Mapping[str, float], text: Callable[[float], str]) -> list[str]:
+    """The sum, and the three largest parts that make a hundredth of it or more."""
+    whole = sum(parts.values())
+    largest = sorted(parts.items(), key=lambda part: -part[1])[:3]
+    return [text(whole), ", ".join(f"{name} {text(part)}" for name, part in largest if part >= 0.01 * whole)]
+
+
+def _tight_memory(stage: str, parts: Mapping[str, float], others: float, there: float) -> list[Finding]:
+    step = "take a smaller model, bfloat16 or adapters (lora_rank)"
+    largest = max(parts, key=lambda part: parts[part])
+    if largest in ("activations", "logits"):
+        step = "lower sft_batch" if stage == "sft" else "lower prompts_per_pass"
+        step += " or set gradient_checkpointing" if largest == "activations" else ""
+    elif largest in _MEMORY_STEPS:
+        step = _MEMORY_STEPS[largest]
+    found = _tight("memory", f"memory of {stage}", sum(parts.values()) + others, there, step)
+    return [each._replace(message=f"{each.message}, most of it {largest}") for each in found]
+
+
+def _tight(kind: str, subject: str, needed: float, there: float, step: str) -> list[Finding]:
+    if not there or needed < _TIGHT * there:
+        return []
+    message = f"may not suffice: about {size_text(needed)} of {size_text(there)}"
+    return [Finding("error" if needed > there else "warning", kind, subject, message, step)]
+
+
+def _as_dict(record: Any) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in record.__slots__}

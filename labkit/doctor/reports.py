@@ -1,0 +1,166 @@
+"""Reports: findings with a next step, and tables, as a terminal, a notebook and a program read them."""
+
+from __future__ import annotations
+
+import html
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+LEVELS = ("error", "warning", "note")
+"""error: a run would fail. warning: a run would go on, with something lost or wrong. note: worth knowing."""
+SHOWN = 5
+"""Findings of one kind that are shown in full."""
+
+
+class Finding(NamedTuple):
+    """One thing that was found out."""
+
+    level: str
+    """One of LEVELS."""
+    kind: str
+    """What sort of thing, such as "missing video": findings of one kind are shown together."""
+    subject: str
+    """What it is about: a package, a parameter, a file, a question."""
+    message: str
+    next_step: str = ""
+
+    def line(self) -> str:
+        """The finding as one line.
+
+        >>> Finding("error", "missing video", "a.mp4", "is not there", "put it there").line()
+        'a.mp4 is not there; put it there'
+        """
+        return f"{self.subject} {self.message}" + (f"; {self.next_step}" if self.next_step else "")
+
+
+class Table(NamedTuple):
+    """A heading, a head, rows of the same length, and what the numbers rest on."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    note: str = ""
+
+
+@dataclass
+class Report:
+    """What `labkit doctor` found."""
+
+    title: str
+    findings: list[Finding] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    data: dict[str, Any] = field(default_factory=dict)
+    """Figures for a program, which no table shows in full."""
+
+    @property
+    def exit_code(self) -> int:
+        """1 when a run would fail, otherwise 0."""
+        return int(any(finding.level == "error" for finding in self.findings))
+
+    def of(self, level: str) -> list[Finding]:
+        """Findings of a level."""
+        return [finding for finding in self.findings if finding.level == level]
+
+    def verdict(self) -> str:
+        """The report in one sentence."""
+        counts = Counter(finding.level for finding in self.findings)
+        told = ", ".join(_plural(counts[level], level) for level in LEVELS if counts[level]) or "nothing to report"
+        return f"{told}: {'a run would fail' if self.exit_code else 'a run can start'}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, as JSON can hold it."""
+        return {
+            "title": self.title,
+            "exit_code": self.exit_code,
+            "verdict": self.verdict(),
+            "findings": [finding._asdict() for finding in self.findings],
+            "tables": [table._asdict() for table in self.tables],
+            **self.data,
+        }
+
+    def __str__(self) -> str:
+        blocks = [self.title, *(_table_text(table) for table in self.tables)]
+        for level in LEVELS:
+            if found := self.of(level):
+                lines = [f"{level}s"]
+                for kind, group in _groups(found):
+                    lines += [f"  {kind} ({len(group)})" if len(group) > 1 else f"  {kind}"]
+                    lines += [f"    {finding.line()}" for finding in group[:SHOWN]]
+                    if len(group) > SHOWN:
+                        lines.append(f"    and {len(group) - SHOWN} more; --json lists them all")
+                blocks.append("\n".join(lines))
+        return "\n\n".join([*blocks, self.verdict()])
+
+    def _repr_html_(self) -> str:
+        blocks = [f"<h4>{html.escape(self.title)}</h4>", *(_table_html(table) for table in self.tables)]
+        for level in LEVELS:
+            for kind, group in _groups(self.of(level)):
+                rows = "".join(f"<li>{html.escape(finding.line())}</li>" for finding in group[:SHOWN])
+                more = f"<li>and {len(group) - SHOWN} more</li>" if len(group) > SHOWN else ""
+                blocks.append(f"<b>{level}: {html.escape(kind)}</b> ({len(group)})<ul>{rows}{more}</ul>")
+        return "".join([*blocks, f"<p><b>{html.escape(self.verdict())}</b></p>"])
+
+
+def _groups(findings: Sequence[Finding]) -> list[tuple[str, list[Finding]]]:
+    """Findings by kind, kinds in the order in which they first came."""
+    order = {kind: place for place, kind in enumerate(dict.fromkeys(finding.kind for finding in findings))}
+    ordered = sorted(findings, key=lambda finding: order[finding.kind])
+    return [(kind, list(group)) for kind, group in itertools.groupby(ordered, key=lambda finding: finding.kind)]
+
+
+def _table_text(table: Table) -> str:
+    columns = list(zip(table.head, *table.rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    # Numbers stand under each other at their ends, words at their beginnings.
+    numbers = [all(cell[:1].isdigit() for cell in column[1:]) for column in columns]
+
+    def line(cells: tuple[str, ...]) -> str:
+        placed = zip(cells, widths, numbers, strict=True)
+        return "  " + "  ".join(c.rjust(width) if number else c.ljust(width) for c, width, number in placed).rstrip()
+
+    head = [line(table.head)] if any(table.head) else []
+    notes = [f"  {part}" for part in table.note.splitlines()]
+    return "\n".join([table.title, *head, *map(line, table.rows), *notes])
+
+
+def _table_html(table: Table) -> str:
+    def line(cells: tuple[str, ...], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    rows = "".join(line(row, "td") for row in table.rows)
+    note = f"<small>{html.escape(table.note)}</small>" if table.note else ""
+    head = line(table.head, "th") if any(table.head) else ""
+    return f"<b>{html.escape(table.title)}</b><table>{head}{rows}</table>{note}"
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count} {word}" + ("s" if count != 1 else "")
+
+
+def size_text(count: float) -> str:
+    """Bytes as people read them.
+
+    >>> size_text(512), size_text(2.5e6), size_text(7.8e10)
+    ('512 B', '2.5 MB', '78 GB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.1f} {unit}" if count < 10 and unit != "B" else f"{count:,.0f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def time_text(seconds: float) -> str:
+    """Seconds as people read them.
+
+    >>> time_text(7.4), time_text(95), time_text(7260)
+    ('7 s', '1 min 35 s', '2.0 h')
+    """
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min {seconds % 60:.0f} s"
+    return f"{seconds / 3600:,.1f} h"

@@ -1,0 +1,237 @@
+"""Surroundings: the Python, the packages, the machine and the model that a run would have."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from labkit.doctor.estimates import Shape, read_shape
+from labkit.doctor.reports import Finding, Table, size_text
+from labkit.errors import LabError
+from labkit.params import Params
+
+_PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
+# Where Linux tells what a container may use, in its second version and its first.
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+# From this load a core on, a process waits for others.
+_BUSY = 0.75
+
+
+class Model(NamedTuple):
+    """The base that the parameters name, as far as it is here."""
+
+    folder: Path
+    shape: Shape
+    lora_rank: int
+    """Of the adapters that it comes with."""
+    tokenizer: Any
+
+
+class Machine(NamedTuple):
+    """What the model would run on."""
+
+    device: str
+    """`cpu` or `cuda`."""
+    name: str
+    memory: float
+    """Bytes of the device in all, 0 when nobody says."""
+    cores: int
+    """That this process may use."""
+    bfloat16: bool
+    """Whether the device computes in it at full speed."""
+
+
+def requirements(pyproject: Path = _PYPROJECT) -> tuple[str, list[str]]:
+    """The range of Python, and one requirement a package, of labkit: by its checkout, otherwise as installed."""
+    try:
+        project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
+        if project["name"] == "labkit":
+            return project["requires-python"], list(project["dependencies"])
+    except (OSError, KeyError, tomllib.TOMLDecodeError):
+        pass  # installed without its checkout
+    try:
+        return metadata.metadata("labkit")["Requires-Python"] or "", metadata.requires("labkit") or []
+    except metadata.PackageNotFoundError:
+        return "", []
+
+
+def package_findings(python: str, packages: list[str]) -> list[Finding]:
+    """Whether this Python and the packages of this environment are in the ranges that labkit needs.
+
+    >>> package_findings(">=3.11", ["numpy>=1000"])[0].message.split(" is")[0]
+    'needs >=1000; this'
+    """
+    from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
+
+    found = []
+    if not SpecifierSet(python).contains(platform.python_version(), prereleases=True):
+        found.append(Finding("error", "python", "python", f"must be {python}; this is {platform.python_version()}",
+                             "make an environment with another one"))  # fmt: skip
+    for text in packages:
+        needed = Requirement(text)
+        if needed.marker and not needed.marker.evaluate({"extra": ""}):
+            continue
+        step = f'pip install "{needed.name}{needed.specifier}"'
+        subject = f"package {needed.name}"
+        try:
+            there = metadata.version(needed.name)
+        except metadata.PackageNotFoundError:
+            found.append(Finding("error", "package", subject, f"needs {needed.specifier}; it is not installed", step))
+            continue
+        if not needed.specifier.contains(there, prereleases=True):
+            message = f"needs {needed.specifier}; this is {there}, with which labkit was not tested"
+            found.append(Finding("warning", "package", subject, message, step))
+    return found
+
+
+def find_machine(wanted: str) -> Machine:
+    """The device that `device` of the parameters means here; the CPU where a GPU is asked for in vain."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if wanted != "cpu" and torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory
+        return Machine("cuda", torch.cuda.get_device_name(0), float(memory), cores, torch.cuda.is_bf16_supported())
+    return Machine("cpu", f"{platform.machine()}, {cores} cores", _memory(), cores, False)
+
+
+def machine_findings(machine: Machine, params: Params) -> list[Finding]:
+    """Whether the parameters fit the machine."""
+    found = []
+    if params.device == "cuda" and machine.device != "cuda":
+        step = "set device: auto, or install torch with CUDA on a machine with a GPU"
+        found.append(Finding("error", "device", "device = cuda:", "torch sees no GPU", step))
+    if params.dtype == "bfloat16" and not machine.bfloat16:
+        message = f"is slow on this {machine.device}, or emulated"
+        found.append(Finding("warning", "dtype", "dtype = bfloat16", message, "set dtype: float32"))
+    if params.threads > machine.cores:
+        message = f"but this process may use {machine.cores} cores"
+        found.append(
+            Finding("warning", "threads", f"threads = {params.threads}", message, f"set {machine.cores} or less")
+        )
+    return found
+
+
+def busy_findings(machine: Machine) -> list[Finding]:
+    """Whether others keep this machine busy."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load <= _BUSY * machine.cores:
+        return []
+    message = f"has a load of {load:.1f} on {machine.cores} cores: beside that, a run takes longer than is told here"
+    return [Finding("note", "busy machine", "this machine", message, "ask again when it is quiet")]
+
+
+def machine_table(machine: Machine, packages: list[str], findings: list[Finding]) -> Table:
+    """The surroundings at a glance."""
+    bad = sum(finding.kind == "package" for finding in findings)
+    names = ("torch", "transformers", "trl", "peft")
+    lines = [
+        ("python", platform.python_version() + f" on {sys.platform}"),
+        (
+            "packages",
+            f"{len(packages)} required, {bad} missing or out of range" if bad else f"all {len(packages)} in range",
+        ),
+        ("", ", ".join(f"{name} {metadata.version(name)}" for name in names if _is_there(name))),
+        ("device", f"{machine.device}: {machine.name}"),
+        ("memory", size_text(machine.memory) if machine.memory else "unknown"),
+    ]
+    return Table("machine", ("", ""), lines)
+
+
+def find_model(params: Params, root: Path) -> tuple[Model | None, list[Finding]]:
+    """The base on this machine, None when a run could not load it from here, and why."""
+    from labkit.policy.embedded import SHIPPED
+    from labkit.policy.model import check_checkpoint
+
+    name, subject = params.model, f"model {params.model}"
+    folder = SHIPPED.get(name) or (root / Path(name).expanduser())
+    rank = 0
+    try:
+        if not folder.is_dir() and not name.startswith((".", "/", "~")):
+            cached = _cached(name)
+            if cached is None or not any(cached.glob("*.safetensors")):
+                step = f"fetch it with 'hf download {name}', or give a local folder"
+                return None, [
+                    Finding("warning", "model", subject, "is not on this machine; a run would download it", step)
+                ]
+            folder = cached
+        check_checkpoint(folder)
+        own = folder
+        if (folder / "adapter_config.json").is_file():
+            adapter = read_json(folder / "adapter_config.json")
+            rank, base = int(adapter.get("r", 0)), str(adapter.get("base_model_name_or_path", ""))
+            folder = Path(base) if Path(base).is_dir() else _cached(base) or folder / base
+        family = read_json(folder / "config.json").get("model_type")
+        if family != "qwen2_5_vl":
+            step = "choose a Qwen2.5-VL checkpoint"
+            return None, [
+                Finding("error", "model", subject, f"is of the family {family!r}, which labkit does not read", step)
+            ]
+        shape = read_shape(folder)
+        return Model(folder, shape, rank, _tokenizer(own)), []
+    except LabError as error:
+        return None, [Finding("error", "model", subject + ":", str(error))]
+    except Exception as error:
+        # Tokenizers raise bare Exceptions on damaged files, which is what this is here to tell.
+        message = f"cannot be read ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+        return None, [Finding("error", "model", subject, message, "copy or download it again")]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a model's folder; raises LabError when it is not there or none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+        raise ValueError("no object")
+    except (OSError, ValueError) as error:
+        raise LabError(f"'{path}' cannot be read ({error}); copy or download the model again") from None
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+
+
+def _cached(name: str) -> Path | None:
+    """The folder of a hub's model that was fetched before."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        path = try_to_load_from_cache(name, "config.json")
+    except HFValidationError as error:
+        raise LabError(f"'{name}' is neither a folder nor a hub id ({error})") from None
+    return Path(path).parent if isinstance(path, str) else None
+
+
+def _is_there(package: str) -> bool:
+    try:
+        return bool(metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def _memory() -> float:
+    """Bytes of main memory that this process may use, 0 when nobody says."""
+    found = []
+    try:
+        found.append(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
+    except (AttributeError, ValueError, OSError):
+        pass  # not on Windows
+    for path in _LIMITS:
+        try:
+            found.append(float(Path(path).read_text()))
+        except (OSError, ValueError):
+            continue  # not in a container, or without a limit ("max")
+    return min(found, default=0.0)

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labkit.doctor.estimates import Load, Shape, count_parameters, read_shape, run_disk, stage_memory, stage_seconds
+from labkit.doctor.rehearsal import Pace
+from labkit.errors import LabError
+from labkit.params import Params
+from labkit.policy.embedded import WEIGHTS
+
+SMALL = Shape(
+    vocab=100, hidden=8, layers=2, heads=2, kv_heads=1, intermediate=16, context=64, patch=14, merge=2, temporal=2,
+    text_parameters=2000, vision_parameters=500,
+)  # fmt: skip
+LOAD = Load(
+    train=10, test=5, train_clips=2, test_clips=1, prompt_tokens=50, longest_prompt=60, video_tokens=16, frame_bytes=100,
+)  # fmt: skip
+PARAMS = Params(
+    prompts_per_step=2, group_size=4, max_new_tokens=20, grpo_steps=3, final_steps=5, beta=0.0, eval_batch=4,
+    harvest_prompts=6, harvest_samples=2, max_per_query=1, sft_epochs=2.0, sft_batch=2,
+)  # fmt: skip
+PACE = Pace(
+    prefill=1e-3, step=0.01, row=1e-3, forward=1e-3, learning=2e-3, update=0.1, vision=1e-3, basis="", reading=0.5,
+    writing=0.25,
+)  # fmt: skip
+
+
+def changed(**values: Any) -> Params:
+    return Params.build(PARAMS.as_dict() | values)
+
+
+def test_the_embedded_model_is_read_without_its_weights() -> None:
+    shape = read_shape(WEIGHTS)
+    assert (shape.hidden, shape.layers, shape.heads, shape.kv_heads, shape.intermediate) == (128, 4, 4, 4, 384)
+    assert (shape.patch, shape.merge, shape.temporal, shape.context) == (14, 2, 2, 1024)
+    # 112 words and 4 layers of 128: (4 x 128 + 3 x 384) x 128 each, 3 biases and 2 norms; a last norm
+    assert shape.text_parameters == 112 * 128 + 4 * (128 * (4 * 128 + 3 * 384) + 5 * 128) + 128
+
+
+# The numbers of Qwen's own config.json; the weights are those that the hub counts in their headers.
+@pytest.mark.parametrize(
+    ("hidden", "layers", "heads", "kv_heads", "intermediate", "vocab", "tied", "weights"),
+    [
+        (2048, 36, 16, 2, 11008, 151936, True, 3_754_622_976),  # 3B
+        (3584, 28, 28, 4, 18944, 152064, False, 8_292_166_656),  # 7B
+    ],
+)
+def test_a_model_without_weights_is_counted_by_its_config(
+    tmp_path: Path, hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int, vocab: int, tied: bool,
+    weights: int,
+) -> None:  # fmt: skip
+    config = {
+        "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads, "vocab_size": vocab,
+        "num_key_value_heads": kv_heads, "intermediate_size": intermediate, "tie_word_embeddings": tied,
+        "vision_config": {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420},
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shape = read_shape(tmp_path)
+    assert shape.text_parameters + shape.vision_parameters == pytest.approx(weights, rel=1e-3)
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"vision_config": {}}'])
+def test_a_folder_that_describes_no_model_is_an_error(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(LabError, match="does not describe a Qwen2.5-VL"):
+        read_shape(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"1234", b"\xff" * 8 + b"{}", b"\x02" + b"\0" * 7 + b"{", b"\x02" + b"\0" * 7 + b"[]"],
+)
+def test_weights_without_a_header_are_an_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(LabError, match="copy or download it again"):
+        count_parameters(tmp_path)
+
+
+def test_matrices_are_counted() -> None:
+    # q and o 8 x 8, k and v 8 x 4, gate, up and down 8 x 16
+    assert SMALL.layer_parameters == 2 * 64 + 2 * 32 + 3 * 128
+    # of rank r: r x (in + out) for each of them, in 2 layers
+    assert SMALL.lora_parameters(4) == 2 * 4 * (2 * 16 + 2 * 12 + 3 * 24)
+
+
+def test_memory_by_hand() -> None:
+    memory = stage_memory(SMALL, PARAMS, LOAD, "cpu")
+    grpo = memory["grpo"]
+    assert grpo["weights"] == 4 * 2500
+    assert (grpo["gradients"], grpo["optimizer"], grpo["reference"]) == (4 * 2000, 8 * 2000, 0)
+    # (2 + 1) clips of 16 tokens of 8 numbers
+    assert grpo["features"] == 3 * 16 * 8 * 4
+    # 2 rows of 50 + 4 x 10 tokens; a token of a layer keeps 9 x 8 + 2 x 4 + 4 x 16 numbers, and 2 x 90 weights a head
+    assert grpo["activations"] == 2 * 90 * 2 * ((72 + 8 + 64) * 4 + 2 * 2 * 90 * 4)
+    # 80 chosen tokens: 100 logits as they are, and four copies in float32
+    assert grpo["logits"] == 80 * 100 * 20
+    # 6 queries x 2 chains x (50 + 20) tokens x (2 layers and one that is copied) x key and value of 4 numbers
+    assert memory["distill"]["cache"] == 6 * 2 * 70 * 3 * 2 * 4 * 4
+    assert "optimizer" not in memory["distill"] and "optimizer" in memory["sft"]
+
+
+def test_a_stage_takes_what_its_largest_phase_takes() -> None:
+    # Thousands of queries evaluated at once need more than training does; the optimizer is not there then.
+    grpo = stage_memory(SMALL, changed(eval_batch=4096), LOAD, "cpu")["grpo"]
+    assert grpo["cache"] == 4096 * 70 * 3 * 2 * 4 * 4 and "optimizer" not in grpo
+    # 200 chains a query: their cache is larger than what one query's pass keeps.
+    sampling = changed(group_size=200, prompts_per_step=100, prompts_per_pass=1, max_new_tokens=4)
+    assert {"cache", "optimizer"} <= set(stage_memory(SMALL, sampling, LOAD, "cuda")["grpo"])
+
+
+@pytest.mark.parametrize(
+    ("change", "part", "factor"),
+    [
+        ({"prompts_per_pass": 1}, "logits", 1 / 2),
+        ({"prompts_per_pass": 1}, "activations", 1 / 2),
+        ({"dtype": "bfloat16"}, "weights", 1 / 2),
+        ({"group_size": 8}, "logits", 2),
+        ({"lora_rank": 4}, "optimizer", 4 * 256 / 2000),
+    ],
+)
+def test_memory_follows_the_parameters(change: dict[str, Any], part: str, factor: float) -> None:
+    before, after = (stage_memory(SMALL, params, LOAD, "cuda")["grpo"] for params in (PARAMS, changed(**change)))
+    assert after[part] == pytest.approx(factor * before[part])
+
+
+def test_checkpointing_saves_activations_and_costs_a_pass() -> None:
+    saving = changed(gradient_checkpointing=True)
+    deep = Shape(**{name: getattr(SMALL, name) for name in SMALL.__slots__} | {"layers": 20})
+    before, after = (stage_memory(deep, params, LOAD, "cuda")["grpo"]["activations"] for params in (PARAMS, saving))
+    assert after < before / 5
+    before, after = (stage_seconds(SMALL, params, LOAD, PACE)["grpo"]["learning"] for params in (PARAMS, saving))
+    assert after - before == pytest.approx(3 * 180 * 1e-3)
+
+
+def test_kl_needs_a_second_model_unless_an_adapter_can_be_taken_off() -> None:
+    assert stage_memory(SMALL, changed(beta=0.1), LOAD, "cpu")["grpo"]["reference"] == 4 * 2500
+    assert stage_memory(SMALL, changed(beta=0.1, lora_rank=4), LOAD, "cpu")["grpo"]["reference"] == 0
+
+
+def test_seconds_by_hand() -> None:
+    seconds = stage_seconds(SMALL, PARAMS, LOAD, PACE)
+    grpo = seconds["grpo"]
+    # 2 prompts of 50 tokens read, then 10 tokens for 8 chains
+    assert grpo["sampling"] == pytest.approx(3 * (2 * 50 * 1e-3 + 10 * (0.01 + 8 * 1e-3)))
+    # 2 x (50 + 4 x 10) tokens and an update
+    assert grpo["learning"] == pytest.approx(3 * (180 * 2e-3 + 0.1))
+    # greedy and sampled, base and trained: a batch of 4 and one of 1
+    each = (4 * 50 * 1e-3 + 10 * (0.01 + 4e-3)) + (50 * 1e-3 + 10 * (0.01 + 1e-3))
+    assert grpo["evaluation"] == pytest.approx(4 * each)
+    # 3 clips are drawn, decoded and encoded; later stages find them in the cache
+    assert grpo["clips"] == pytest.approx(3 * (0.25 + 0.5 + 16e-3))
+    assert seconds["grpo_final"]["clips"] == pytest.approx(3 * 16e-3)
+    # 6 of the 24 queries that a harvest samples together, 2 chains each
+    assert seconds["distill"]["sampling"] == pytest.approx(6 / 24 * (24 * 50 * 1e-3 + 10 * (0.01 + 48e-3)))
+    # 2/3 of 6 traces, twice: 480 tokens in 4 steps
+    assert seconds["sft"]["learning"] == pytest.approx(480 * 2e-3 + 4 * 0.1)
+    assert seconds["analysis"]["evaluation"] == pytest.approx(2 * each)
+
+
+def test_kl_costs_a_pass_and_sampled_evaluation_is_half_of_evaluation() -> None:
+    before = stage_seconds(SMALL, PARAMS, LOAD, PACE)
+    kl = stage_seconds(SMALL, changed(beta=0.1), LOAD, PACE)
+    assert kl["grpo"]["learning"] - before["grpo"]["learning"] == pytest.approx(3 * 180 * 1e-3)
+    greedy = stage_seconds(SMALL, changed(sampled_evaluation=False), LOAD, PACE)
+    assert greedy["sft"]["evaluation"] == pytest.approx(before["sft"]["evaluation"] / 2)
+    assert greedy["analysis"] == before["analysis"], "blind passes are greedy"
+
+
+def test_disk_by_hand() -> None:
+    disk = run_disk(SMALL, PARAMS, LOAD)
+    assert disk["frame cache"] == 3 * 100
+    # of weights that are trained the optimizer has two moments: 3 x 2000, and the frozen tower
+    assert disk["checkpoints"] == 3 * 4 * (3 * 2000 + 500)
+    assert disk["final models"] == 3 * 4 * 2500
+    lora = run_disk(SMALL, changed(lora_rank=4), LOAD)
+    assert lora["final models"] == 3 * 4 * SMALL.lora_parameters(4), "an adapter is saved alone"
