@@ -56,6 +56,9 @@ class DataParams:
 
     data: str = "world"
     """`world`, or a folder with train.jsonl, validation.jsonl and test.jsonl. Ours."""
+    task: Literal["grounding", "gqa"] = "grounding"
+    """What the embedded world asks: when something happens, or what happens with options to choose from and the evidence
+    to be shown (grounded question answering). In a folder of data the moments say it themselves. Ours."""
     world_train: int = _within(300, 1, 1_000_000)
     """Training clips of the embedded world, about 4 queries each. Ours."""
     world_validation: int = _within(40, 1, 1_000_000)
@@ -106,6 +109,8 @@ class RewardParams:
     """`progress_weight` of stage 3, where gating makes the term smaller. Ours: with 0.5, anchors came to be copied."""
     final_progress_reward: Literal["share", "gated"] = "gated"
     """`progress_reward` of stage 3. Ours: gated cannot be earned by a bad first anchor."""
+    option_weight: float = _within(1.0, 0, 100)
+    """Weight of choosing the right option, in both stages; counts only where questions have options. Ours."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -191,7 +191,11 @@ def _contradictions(params: Params) -> list[str]:
         for low, high in pairs
         if getattr(params, low) > getattr(params, high)
     ]
-    weights = ("format_weight", "answer_weight", "anchors_weight", "progress_weight")
+    weights = ["format_weight", "answer_weight", "anchors_weight", "progress_weight"]
+    if params.task == "gqa" or params.data != "world":
+        weights.append("option_weight")
+    if params.task == "gqa" and params.data == "world" and params.model == "embedded":
+        problems.append("model: embedded lacks the words for questions with options; task gqa needs embedded-gqa")
     if params.prompts_per_pass and params.prompts_per_step % params.prompts_per_pass:
         problems.append(
             f"prompts_per_pass: {params.prompts_per_pass} does not divide prompts_per_step ({params.prompts_per_step})"

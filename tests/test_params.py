@@ -108,6 +108,19 @@ def test_a_reward_of_nothing_is_refused():
     )
 
 
+def test_the_option_pays_only_where_there_are_options():
+    none = {"format_weight": 0, "answer_weight": 0, "anchors_weight": 0, "progress_weight": 0}
+    assert "nothing would be rewarded" in refusal(**none, option_weight=1)
+    assert Params.build({**none, "task": "gqa", "model": "embedded-gqa"}).option_weight == 1.0
+    assert Params.build({**none, "data": "mine"}).option_weight == 1.0  # its moments may have options
+    assert "nothing would be rewarded" in refusal(**none, data="mine", option_weight=0)
+
+
+def test_the_embedded_base_cannot_read_options():
+    assert refusal(task="gqa").startswith("model: embedded lacks the words for questions with options")
+    assert refusal(task="qa").startswith("task: 'qa' is not one of grounding, gqa")
+
+
 def test_direct_construction_is_checked_too():
     with pytest.raises(LabError, match="group_size: 1 is out of range"):
         replace(DEFAULTS, group_size=1)

@@ -4,15 +4,18 @@ A clip shows two or three coloured shapes, one in each quadrant it uses, for 16 
 grows, or is there only for a while; each such event, 2 to 8 seconds long and on half-second borders, is a moment to be found by its
 sentence. Shapes of one clip often share colour, form or action, so that a query is only answered by reading all three.
 
+The same clips carry a second task, grounded question answering: what a shape does, with four options, and when.
+
 Everything follows from the seed. The splits draw from disjoint ranges of seeds, and so does the embedded base's own training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -46,6 +49,11 @@ ACTIONS = {
     "appears": ("appear", "visible"),
 }
 """Each with the two forms that queries use."""
+
+OPTIONS = 4
+"""Options of a question: one that the thing does, and three that it does not."""
+
+Task = Literal["grounding", "gqa"]
 
 SEEDS_PER_SPLIT = 10**9
 SPLITS = {"train": 0, "validation": 1, "test": 2, "base": 3}
@@ -228,6 +236,36 @@ def ask(thing: Thing, event: Event, form: int) -> str:
     return (f"when does {name} {verb}?", f"find when {name} is {participle}", f"{name} is {participle} when?")[form]
 
 
+class Question(NamedTuple):
+    """What is asked; where there are options, `options[choice]` is right."""
+
+    text: str
+    options: tuple[str, ...] = ()
+    choice: int | None = None
+
+
+def ask_what(thing: Thing, event: Event, rng: np.random.Generator) -> Question:
+    """What the thing does: the event's action among four options, the other three being nothing that it ever does.
+
+    A thing with two events is asked about twice in the same words; the options say which event is meant.
+
+    >>> thing = Thing("red", "circle", 0, 0.25, 0.25, 0.1, 1.0, 0, (Event("blinks", 2.0, 5.0),))
+    >>> ask_what(thing, thing.events[0], np.random.default_rng(0))
+    Question(text='what does the red circle do?', options=('appear', 'blink', 'bounce', 'grow'), choice=1)
+    """
+    done = {each.action for each in thing.events}
+    others = [action for action in ACTIONS if action not in done]
+    actions = [event.action, *(str(action) for action in rng.choice(others, OPTIONS - 1, replace=False))]
+    order = [actions[int(place)] for place in rng.permutation(OPTIONS)]
+    options = tuple(ACTIONS[action][0] for action in order)
+    return Question(f"what does the {thing.color} {thing.shape} do?", options, order.index(event.action))
+
+
+def moments_file(folder: Path, split: str, task: Task = "grounding") -> Path:
+    """Where a world's questions of a split stand: `train.jsonl`, or `train-gqa.jsonl`."""
+    return folder / (f"{split}.jsonl" if task == "grounding" else f"{split}-{task}.jsonl")
+
+
 def write_world(
     folder: str | Path,
     train: int,
@@ -235,8 +273,9 @@ def write_world(
     test: int,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    task: Task = "grounding",
 ) -> dict[str, list[Moment]]:
-    """Write clips (`clips/*.mp4`) and `train.jsonl`, `validation.jsonl`, `test.jsonl`; return the moments by split.
+    """Write clips (`clips/*.mp4`) and the moments file of each split, see `moments_file`; return the moments by split.
 
     A clip that is already there is kept, and each moments file is written after its clips: a call that was killed is
     finished by the same call.
@@ -248,6 +287,7 @@ def write_world(
         test: as `train`.
         seed: 0 to 999.
         progress: called with (clips done, clips in all).
+        task: what is asked; the clips are the same.
 
     Raises:
         LabError: a count or the seed is out of range.
@@ -267,30 +307,31 @@ def write_world(
             if not path.exists():
                 with replacing(path) as draft:
                     _write_mp4(draft, render(scene))
-            rows += scene_moments(scene, path)
+            rows += scene_moments(scene, path, task)
             done += 1
             if progress:
                 progress(done, sum(counts.values()))
-        write_moments(rows, folder / f"{split}.jsonl")
+        write_moments(rows, moments_file(folder, split, task))
         moments[split] = rows
     return moments
 
 
-def scene_moments(scene: Scene, path: Path) -> list[Moment]:
-    """One moment per event, its query's form drawn from the scene's seed."""
-    rng = np.random.default_rng(scene.seed + 2)
-    events: Iterator[tuple[Thing, Event]] = ((thing, event) for thing in scene.things for event in thing.events)
-    return [
-        Moment(
-            qid=f"{path.stem}-{number}",
-            video=str(path),
-            query=ask(thing, event, int(rng.integers(0, 3))),
-            windows=(Span(event.start, event.end),),
-            duration=float(SECONDS),
-            source="embedded world",
-        )
-        for number, (thing, event) in enumerate(events)
-    ]
+def scene_moments(scene: Scene, path: Path, task: Task = "grounding") -> list[Moment]:
+    """One moment per event; its query's form, or its options, are drawn from the scene's seed."""
+    rng = np.random.default_rng(scene.seed + 2 if task == "grounding" else [scene.seed, 3])
+    events = [(thing, event) for thing in scene.things for event in thing.events]
+    moments: list[Moment] = []
+    for number, (thing, event) in enumerate(events):
+        if task == "gqa":
+            asked = ask_what(thing, event, rng)
+        else:
+            asked = Question(ask(thing, event, int(rng.integers(0, 3))))
+        window = Span(event.start, event.end)
+        moments.append(
+            Moment(f"{path.stem}-{number}", str(path), asked.text, (window,), float(SECONDS),
+                   source="embedded world", options=asked.options, choice=asked.choice)
+        )  # fmt: skip
+    return moments
 
 
 def _write_mp4(path: Path, states: np.ndarray) -> None:

@@ -7,6 +7,7 @@ events, but roughly, and it rarely writes anchors. `labkit.policy.pretraining` i
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from labkit.data.world import ACTIONS, COLORS, SHAPES, STATES, STATES_PER_SECOND
 
 WEIGHTS = Path(__file__).parent / "embedded_weights"
 """The checkpoint that ships with labkit, as `save_pretrained` wrote it."""
+GQA_WEIGHTS = Path(__file__).parent / "embedded_gqa_weights"
+"""The same grown by the words of questions with options, and taught to answer them."""
+SHIPPED = {"embedded": WEIGHTS, "embedded-gqa": GQA_WEIGHTS}
+"""By the name under which they are loaded."""
 
 SPECIAL = (
     "<pad>",
@@ -31,6 +36,8 @@ WORDS = (
     "user assistant when does find is the it to then from about around more closely refine check here look at i see on "
     "in early late middle top bottom left right and , . ?"
 ).split()
+GQA_WORDS = ("<option>", "</option>", "what", "do", "a", "b", "c", "d")
+"""What questions with options add to the vocabulary, behind all other words."""
 SIDE = 56
 """Pixels of a frame's side as the model reads it: 2 x 2 tokens, one per quadrant, for each second."""
 CHAT_TEMPLATE = (
@@ -42,13 +49,16 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer() -> Any:
-    """A word-level tokenizer with Qwen's special tokens; times are single tokens on half seconds."""
+def build_tokenizer(added: Sequence[str] = ()) -> Any:
+    """A word-level tokenizer with Qwen's special tokens; times are single tokens on half seconds.
+
+    `added` words stand behind all others, so that the numbers of those stay as they are.
+    """
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     forms = [form for verb, forms in ACTIONS.items() for form in (verb, *forms)]
-    vocabulary = list(dict.fromkeys([*SPECIAL, *TAGS, *TIMES, *COLORS, *SHAPES, *forms, *WORDS]))
+    vocabulary = list(dict.fromkeys([*SPECIAL, *TAGS, *TIMES, *COLORS, *SHAPES, *forms, *WORDS, *added]))
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
     core.normalizer = normalizers.Lowercase()
     pieces = Regex(r"</?\w+>|\d+\.\d+|\w+|[^\w\s]")
@@ -79,7 +89,7 @@ def build_model(tokenizer: Any, seed: int = 0) -> Any:
     half = width // heads // 2
     config = Qwen2_5_VLConfig(
         text_config={
-            "vocab_size": math.ceil(len(tokenizer) / 16) * 16,
+            "vocab_size": _rows(tokenizer),
             "hidden_size": width,
             "intermediate_size": 3 * width,
             "num_hidden_layers": 4,
@@ -123,3 +133,27 @@ def build_model(tokenizer: Any, seed: int = 0) -> Any:
     model.generation_config.eos_token_id = token("<|im_end|>")
     model.generation_config.pad_token_id = token("<pad>")
     return model
+
+
+def grow(model: Any, added: Sequence[str] = GQA_WORDS, seed: int = 0) -> Any:
+    """Give a model rows for `added` words, in place, and return the tokenizer that knows them.
+
+    New rows are drawn wider than the old ones, so that the words are told apart from the first step on.
+    """
+    import torch
+
+    tokenizer = build_tokenizer(added)
+    known = len(tokenizer) - len(added)
+    if model.config.text_config.vocab_size < len(tokenizer):
+        model.resize_token_embeddings(_rows(tokenizer), mean_resizing=False)
+    table = model.model.language_model.embed_tokens.weight
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        noise = torch.randn(len(table) - known, table.shape[1], generator=generator)
+        table[known:] = 1.5 * table[:known].std() * noise
+    return tokenizer
+
+
+def _rows(tokenizer: Any) -> int:
+    """Rows of the embedding table: a multiple of 16."""
+    return math.ceil(len(tokenizer) / 16) * 16

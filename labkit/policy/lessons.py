@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from labkit.data.world import SECONDS, Event, Scene, Thing, ask
+from labkit.chain.anchors import option_letter
+from labkit.data.world import SECONDS, Event, Question, Scene, Task, Thing, ask, ask_what
+from labkit.policy.prompts import one_line
 
 
 class Recipe(NamedTuple):
@@ -30,17 +32,46 @@ class Recipe(NamedTuple):
     """Standard deviation in seconds of what is then added to either end."""
     anchor_share: float = 0.08
     """Share of thoughts that carry anchors."""
+    drill_steps: int = 0
+    """Steps of short drills before the first lesson, see `labkit.policy.drills`; where questions have options."""
+    drills: int = 0
+    """Drills in one of these steps; half as many, every other one long, beside each batch of lessons."""
+    choice_weight: float = 0.0
+    """How much the letter of the right option counts, besides being one word of many."""
 
+
+GQA = Recipe(
+    clips=1500,
+    vision_steps=0,
+    text_steps=400,
+    text_rate=1e-3,
+    answers_only=0.0,
+    drill_steps=500,
+    drills=24,
+    choice_weight=1.0,
+)
+"""How the base's grown copy is taught questions with options; it made the weights that ship."""
 
 Lesson = tuple[Thing, Event, str, str]
 """What is asked for, the query, the completion."""
 
 
-def draw_lesson(scene: Scene, rng: np.random.Generator, recipe: Recipe, thought: bool) -> Lesson:
+def draw_lesson(
+    scene: Scene, rng: np.random.Generator, recipe: Recipe, thought: bool, task: Task = "grounding"
+) -> Lesson:
     """A query about one of a scene's events, and the completion that is taught for it."""
     events = [(thing, event) for thing in scene.things for event in thing.events]
     thing, event = events[int(rng.integers(0, len(events)))]
+    if task == "gqa":
+        asked = ask_what(thing, event, rng)
+        completion = teach(thing, event, rng, recipe, thought) + choose(asked)
+        return thing, event, one_line(asked.text, asked.options), completion
     return thing, event, ask(thing, event, int(rng.integers(0, 3))), teach(thing, event, rng, recipe, thought)
+
+
+def choose(asked: Question) -> str:
+    """What follows the answer where there are options."""
+    return "" if asked.choice is None else f" <option> {option_letter(asked.choice).lower()} </option>"
 
 
 def teach(thing: Thing, event: Event, rng: np.random.Generator, recipe: Recipe, thought: bool = True) -> str:

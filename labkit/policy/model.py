@@ -72,7 +72,7 @@ def load_policy(
     """Load a policy, ready to train, with its vision tower frozen.
 
     Args:
-        name: `embedded` (the tiny model that ships with labkit), a directory, or a hub id.
+        name: `embedded` or `embedded-gqa` (the tiny models that ship with labkit), a directory, or a hub id.
         dtype: `float32` or `bfloat16`.
         device: `auto` takes the first GPU if there is one.
         lora_rank: 0 trains every weight of the language model; above, LoRA of that rank on its linear layers.
@@ -86,11 +86,9 @@ def load_policy(
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # one bar per load and save drowns a notebook's own lines
-    source = name
-    if name == EMBEDDED:
-        from labkit.policy.embedded import WEIGHTS
+    from labkit.policy.embedded import SHIPPED
 
-        source = str(WEIGHTS)
+    source = str(SHIPPED.get(name, name))
     local = Path(source)
     if local.exists() or source.startswith((".", "/", "~")):
         check_checkpoint(local)

@@ -7,6 +7,9 @@ so that reinforcement has something to find.
 Two halves: the vision tower learns to name colour, shape and action in each frame and then stays frozen. The language model
 learns to answer, at first with no thought at all; auxiliary heads that say which frame tokens match the query are what makes
 it look at the video (their weights are thrown away, the checkpoint is a plain Hugging Face model).
+
+The base of grounded question answering is the shipped base with rows for a few more words, taught by a shorter text half
+alone: its tower sees all that there is to be asked.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from labkit.data.world import (
     STATES_PER_SECOND,
     Event,
     Scene,
+    Task,
     Thing,
     action_at,
     is_shown,
@@ -35,8 +39,9 @@ from labkit.data.world import (
     render,
     scene_seed,
 )
-from labkit.policy.embedded import SIDE, TIMES, build_model, build_tokenizer
-from labkit.policy.lessons import Lesson, Recipe, draw_lesson
+from labkit.policy.drills import Drill, draw_drill, letters
+from labkit.policy.embedded import SIDE, TIMES, build_model, build_tokenizer, grow
+from labkit.policy.lessons import GQA, Lesson, Recipe, draw_lesson
 
 if TYPE_CHECKING:
     import torch
@@ -88,27 +93,38 @@ def train_base(
     seed: int = 0,
     recipe: Recipe | None = None,
     report: Callable[[str], None] = lambda line: None,
+    task: Task = "grounding",
 ) -> Path:
     """Train the base from nothing and write it to `folder`, in about ten minutes on one CPU core.
+
+    With `task="gqa"`, grow the shipped base and teach it questions with options, in about five.
 
     Raises:
         LabError: `folder` exists already.
     """
     import torch
 
-    from labkit.policy.model import Policy, save_policy
+    from labkit.policy.model import Policy, load_policy, save_policy
 
-    recipe = recipe or Recipe()
-    tokenizer = build_tokenizer()
-    model = build_model(tokenizer, seed)
+    recipe = recipe or (GQA if task == "gqa" else Recipe())
+    if task == "gqa":
+        torch.manual_seed(seed)
+        model = load_policy("embedded", device="cpu").model
+        tokenizer = grow(model, seed=seed)
+    else:
+        tokenizer = build_tokenizer()
+        model = build_model(tokenizer, seed)
     clips = make_clips(recipe.clips, seed)
     report(f"{len(clips.scenes)} clips rendered")
-    features = train_vision(model, clips, recipe, seed, report)
-    train_text(model, tokenizer, clips, features, recipe, seed, report)
-    model = model.to(
-        torch.float16
-    )  # halves the package; float16 keeps more digits than bfloat16 at these small values
-    save_policy(Policy(model, tokenizer, "embedded"), Path(folder))
+    if task == "gqa":
+        features = see_clips(model, clips)
+    else:
+        features = train_vision(model, clips, recipe, seed, report)
+        _order_times(model, tokenizer)
+    train_text(model, tokenizer, clips, features, recipe, seed, report, task)
+    # Halves the package; float16 keeps more digits than bfloat16 at these small values.
+    model = model.to(torch.float16)
+    save_policy(Policy(model, tokenizer, "embedded-gqa" if task == "gqa" else "embedded"), Path(folder))
     (Path(folder) / "recipe.json").write_text(json.dumps({"seed": seed, **recipe._asdict()}, indent=1) + "\n")
     return Path(folder)
 
@@ -122,8 +138,6 @@ def train_vision(model: Any, clips: Clips, recipe: Recipe, seed: int, report: Ca
     import torch
     from torch.nn.functional import cross_entropy
 
-    from labkit.policy.inputs import patchify
-
     rng = np.random.default_rng(seed)
     visual = model.model.visual
     sizes = [1 + len(COLORS), 1 + len(SHAPES), 1 + len(ACTIONS), 1 + len(ACTIONS)]
@@ -136,17 +150,10 @@ def train_vision(model: Any, clips: Clips, recipe: Recipe, seed: int, report: Ca
     ]
     pairs = clips.frames.reshape(-1, STATES_PER_SECOND, SIDE, SIDE, 3)
     targets = torch.from_numpy(clips.labels.reshape(-1, 4, 4))
-
-    def see(rgb: np.ndarray) -> torch.Tensor:
-        """(N, 2, 56, 56, 3) -> (N, 4, width), each pair of frames a clip of its own."""
-        patches, _ = patchify(rgb.reshape(-1, SIDE, SIDE, 3), 14, 2, 2)
-        grid = torch.tensor([[1, 4, 4]]).repeat(len(rgb), 1)
-        return visual(patches, grid_thw=grid).pooler_output.view(len(rgb), 4, -1)
-
     for step in range(recipe.vision_steps):
         rate = min(1, (step + 1) / 20) * max(0.02, 0.5 * (1 + math.cos(math.pi * step / recipe.vision_steps)))
         chosen = rng.integers(0, len(pairs), recipe.vision_batch)
-        scores = head(see(pairs[chosen])).split(sizes, -1)
+        scores = head(_see(visual, pairs[chosen])).split(sizes, -1)
         losses = [cross_entropy(s.flatten(0, 1), targets[chosen][..., k].flatten()) for k, s in enumerate(scores)]
         _update(optimizers, recipe.vision_rate * rate, torch.stack(losses).sum())
         if step % 50 == 49 or step == recipe.vision_steps - 1:
@@ -154,15 +161,34 @@ def train_vision(model: Any, clips: Clips, recipe: Recipe, seed: int, report: Ca
             names = ("colour", "shape", "action", "action")
             report(f"vision {step + 1}: " + " ".join(f"{n} {h:.3f}" for n, h in zip(names, hits, strict=True)))
     visual.requires_grad_(False)
+    features = see_clips(model, clips)
     with torch.no_grad():
-        by_clip = pairs.reshape(len(clips.frames), SECONDS, STATES_PER_SECOND, SIDE, SIDE, 3)
-        features = torch.cat([see(clip)[None].flatten(1, 2) for clip in by_clip])
         scale = 0.3 / features.std()
         visual.merger.mlp[2].weight.mul_(scale)
         visual.merger.mlp[2].bias.mul_(scale)
         table = model.model.language_model.embed_tokens.weight
         table.mul_(0.1 / table.std())
     return features * scale
+
+
+def see_clips(model: Any, clips: Clips) -> torch.Tensor:
+    """What the vision tower makes of all clips: (N, 64, width)."""
+    import torch
+
+    by_clip = clips.frames.reshape(-1, SECONDS, STATES_PER_SECOND, SIDE, SIDE, 3)
+    with torch.no_grad():
+        return torch.cat([_see(model.model.visual, clip)[None].flatten(1, 2) for clip in by_clip])
+
+
+def _see(visual: Any, rgb: np.ndarray) -> torch.Tensor:
+    """(N, 2, 56, 56, 3) -> (N, 4, width), each pair of frames a clip of its own."""
+    import torch
+
+    from labkit.policy.inputs import patchify
+
+    patches, _ = patchify(rgb.reshape(-1, SIDE, SIDE, 3), 14, 2, 2)
+    grid = torch.tensor([[1, 4, 4]]).repeat(len(rgb), 1)
+    return visual(patches, grid_thw=grid).pooler_output.view(len(rgb), 4, -1)
 
 
 def train_text(
@@ -173,16 +199,20 @@ def train_text(
     recipe: Recipe,
     seed: int,
     report: Callable[[str], None],
+    task: Task = "grounding",
 ) -> None:
     """Teach the language model to answer queries about the clips."""
     import torch
     from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
     rng = np.random.default_rng(seed + 1)
-    _order_times(model, tokenizer)
     width = model.config.text_config.hidden_size
     heads = torch.nn.Linear(width, 6 + SECONDS)
     weights = [p for p in model.parameters() if p.requires_grad] + list(heads.parameters())
+    drill = Drill(model, tokenizer) if recipe.drills else None
+    if drill:
+        weights += drill.weights
+        drill.train(weights, recipe.drill_steps, recipe.drills, recipe.text_rate, rng, report)
     optimizer = torch.optim.AdamW(weights, lr=recipe.text_rate, betas=(0.9, 0.98), weight_decay=0.01)
     middle: dict[str, torch.Tensor] = {}
     hook = model.model.language_model.layers[1].register_forward_hook(
@@ -191,18 +221,25 @@ def train_text(
     frame_second = torch.arange(SECONDS).repeat_interleave(4)
     askable = [i for i, scene in enumerate(clips.scenes) for thing in scene.things if thing.events]
     losses: list[float] = []
+    choices: list[float] = []
     for step in range(recipe.text_steps):
         done = step / recipe.text_steps
         rate = min(1, (step + 1) / 40) * (
             1 if done < 0.3 else max(0.03, 0.5 * (1 + math.cos(math.pi * (done - 0.3) / 0.7)))
         )
         chosen = rng.choice(askable, recipe.text_batch)
-        batch = [draw_lesson(clips.scenes[i], rng, recipe, thought=done >= recipe.answers_only) for i in chosen]
+        thought = done >= recipe.answers_only
+        batch = [draw_lesson(clips.scenes[i], rng, recipe, thought, task) for i in chosen]
         rows = _rows(model, tokenizer, batch, features[chosen])
         output = model.model(**rows.inputs).last_hidden_state
         taught = rows.labels != -100
-        loss = cross_entropy(model.lm_head(output[:, :-1][taught[:, 1:]]), rows.labels[:, 1:][taught[:, 1:]])
+        scores, words = model.lm_head(output[:, :-1][taught[:, 1:]]), rows.labels[:, 1:][taught[:, 1:]]
+        loss = cross_entropy(scores, words)
         losses.append(loss.item())
+        if task == "gqa":
+            choice = torch.isin(words, letters(tokenizer))
+            choices.append((scores[choice].argmax(-1) == words[choice]).float().mean().item())
+            loss = loss + recipe.choice_weight * cross_entropy(scores[choice], words[choice])
         if done < recipe.heads:
             seen = heads(middle["hidden"][rows.is_video].view(len(batch), SECONDS * 4, -1))
             match = torch.stack(
@@ -210,10 +247,15 @@ def train_text(
             )
             loss = loss + binary_cross_entropy_with_logits(seen[..., :6], match, pos_weight=torch.tensor(3.0))
             loss = loss + 0.3 * cross_entropy(seen[..., 6:].flatten(0, 1), frame_second.repeat(len(batch)))
+        if drill:  # last: its pass goes through the layer that the heads listen to
+            loss = loss + drill.loss([draw_drill(rng, long=n % 2 == 0) for n in range(recipe.drills // 2)])[0]
         _update([optimizer], recipe.text_rate * rate, loss, weights)
         if step % 40 == 39 or step == recipe.text_steps - 1:
-            report(f"text {step + 1}: loss {np.mean(losses[-40:]):.3f}")
+            right = f", right option {np.mean(choices[-40:]):.3f}" if choices else ""
+            report(f"text {step + 1}: loss {np.mean(losses[-40:]):.3f}{right}")
     hook.remove()
+    if drill:
+        drill.close()
 
 
 class Rows(NamedTuple):

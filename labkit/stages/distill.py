@@ -28,10 +28,14 @@ REASONS = (
     "too many anchors",
     "not progressive",
     "answer off",
+    "wrong option",
     "duplicate",
     "over the limit per query",
 )
-"""Why a trace is dropped, in the order in which it is looked for; the first reason found is the trace's."""
+"""Why a trace is dropped, in the order in which it is looked for; the first reason found is the trace's.
+
+`wrong option` only where moments have options.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +118,8 @@ def sample_traces(
             rollouts = []
             for index, completion in enumerate(completions):
                 moment, prompt = asked[index // samples], prompts[index // samples]
-                chain = parse(completion.text, finished=completion.finished)
-                ledger = score_chain(chain, moment.windows, moment.duration, spec)
+                chain = parse(completion.text, finished=completion.finished, options=len(moment.options))
+                ledger = score_chain(chain, moment.windows, moment.duration, spec, moment.choice)
                 rollouts.append(Rollout(
                     run=run, stage="distill", step=part, qid=moment.qid, sample=index % samples, seed=seed,
                     checkpoint=policy.name, text=completion.text, status=chain.status,
@@ -134,8 +138,9 @@ def filter_traces(
     """Keep the traces that are worth learning from; the result does not depend on the order of `rollouts`.
 
     A trace is progressive when each anchor has a strictly higher IoU than the one before, and the answer at least the
-    last anchor's. Where a query has several windows, the best one counts for each step, as in the rewards. Of one
-    query, traces are ranked by the IoU of their answer, then of their last anchor, then the earliest sampled wins.
+    last anchor's. Where its moment has options, it must choose the right one. Where a query has several windows, the
+    best one counts for each step, as in the rewards. Of one query, traces are ranked by the IoU of their answer, then
+    of their last anchor, then the earliest sampled wins.
     Raises LabError for a rollout of an unknown qid and for two rollouts with the same (qid, sample, step).
     """
     rules = rules or HarvestRules()
@@ -149,10 +154,10 @@ def filter_traces(
         seen.add(key)
         if rollout.qid not in moments_by_qid:
             raise LabError(f"rollout {key} (qid, sample, step) asks for a moment that is not in the moments file")
-        chain = parse(rollout.text, finished=rollout.finished)
         moment = moments_by_qid[rollout.qid]
+        chain = parse(rollout.text, finished=rollout.finished, options=len(moment.options))
         ious = chain_ious(chain, moment.windows, moment.duration)
-        if reason := _reason(chain, ious, rules):
+        if reason := _reason(chain, ious, rules, moment.choice):
             reasons[key] = reason
         else:
             rank = (*(-iou for iou in reversed(ious[-2:])), rollout.step, rollout.sample)
@@ -170,7 +175,9 @@ def filter_traces(
                 texts.add(text)
                 kept.append(rollout)
     counts = Counter(reasons.values())
-    funnel = [Step(reason, counts[reason]) for reason in REASONS] + [Step("kept", len(kept))]
+    asked = any(moment.options for moment in moments_by_qid.values())
+    looked_for = [reason for reason in REASONS if asked or reason != "wrong option"]
+    funnel = [Step(reason, counts[reason]) for reason in looked_for] + [Step("kept", len(kept))]
     return Harvest(sorted(kept, key=lambda rollout: rollout.key), reasons, funnel)
 
 
@@ -178,7 +185,7 @@ def _key(rollout: Rollout) -> tuple[str, int, int]:
     return (rollout.qid, rollout.sample, rollout.step)
 
 
-def _reason(chain: AnchorChain, ious: Sequence[float], rules: HarvestRules) -> str | None:
+def _reason(chain: AnchorChain, ious: Sequence[float], rules: HarvestRules, choice: int | None) -> str | None:
     """Why this trace alone, whatever the others are, is dropped."""
     if chain.answer is None:
         return "unparsed"
@@ -193,4 +200,5 @@ def _reason(chain: AnchorChain, ious: Sequence[float], rules: HarvestRules) -> s
         return "not progressive"
     if answer < rules.min_answer_iou:
         return "answer off"
-    return None
+    # A chain of kept form has an option exactly where its moment has options.
+    return "wrong option" if chain.option != choice else None

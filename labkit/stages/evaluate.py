@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from labkit.chain.anchors import parse
+from labkit.chain.answering import answering_figures
 from labkit.chain.metrics import answer_iou, chain_figures
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
@@ -23,10 +24,16 @@ class Prediction(NamedTuple):
     answer: Span | None
     iou: float
     """Of the answer with the best window; 0 without an answer."""
+    option: int | None = None
+    """The option that was chosen, counted from 0."""
 
 
 class Evaluation(NamedTuple):
-    """Flat figures, see `labkit.chain.metrics.chain_figures`, and the chains that they were taken of, in the moments' order."""
+    """Flat figures and the chains that they were taken of, in the moments' order.
+
+    The figures are those of `labkit.chain.metrics.chain_figures` and, where moments have options, of
+    `labkit.chain.answering.answering_figures`.
+    """
 
     figures: dict[str, float]
     predictions: list[Prediction]
@@ -57,10 +64,17 @@ def evaluate(
         )
         if on_batch is not None:
             on_batch(len(completions))
-    chains = [parse(completion.text, finished=completion.finished) for completion in completions]
-    figures = chain_figures(chains, [m.windows for m in moments], [m.duration for m in moments])
+    chains = [
+        parse(completion.text, finished=completion.finished, options=len(moment.options))
+        for moment, completion in zip(moments, completions, strict=True)
+    ]
+    windows = [moment.windows for moment in moments]
+    figures = chain_figures(chains, windows, [moment.duration for moment in moments])
+    figures |= answering_figures(chains, windows, [moment.choice for moment in moments])
     predictions = [
-        Prediction(m.qid, chain.text, chain.status, chain.answer, answer_iou(chain, m.windows, m.duration))
+        Prediction(
+            m.qid, chain.text, chain.status, chain.answer, answer_iou(chain, m.windows, m.duration), chain.option
+        )
         for m, chain in zip(moments, chains, strict=True)
     ]
     return Evaluation(figures, predictions)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labkit.chain.rewards import TERMS, RewardSpec
+from labkit.chain.rewards import RewardSpec
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.policy.generate import generate
@@ -25,7 +25,7 @@ from labkit.policy.model import Policy, old_names
 from labkit.policy.packed import pack
 from labkit.stages.checkpoints import end_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
 from labkit.stages.rollouts import Rollout, RolloutStore
-from labkit.stages.steps import Sampled, judge, may_stop, recorded_figures, step_figures
+from labkit.stages.steps import Sampled, judge, may_stop, paid_terms, recorded_figures, step_figures
 
 LOGGED = ("loss", "entropy", "kl", "grad_norm", "learning_rate", "step_time")
 """What a step's history takes over from TRL's log."""
@@ -127,7 +127,7 @@ def train_grpo(
         temperature=settings.temperature,
         beta=settings.beta if hasattr(policy.model, "get_base_model") else 0.0,  # see VideoGRPOTrainer
         loss_type="dapo",  # the mean over all tokens of the step, however it is split into passes
-        reward_weights=[spec.weights[term] for term in TERMS],
+        reward_weights=[spec.weights[term] for term in paid_terms(moments)],
         max_completion_length=settings.max_new_tokens,
         activation_checkpointing=settings.gradient_checkpointing,
         save_strategy="steps",
@@ -212,7 +212,7 @@ def trainer_class() -> Any:
             super().__init__(
                 model=policy.model,
                 processing_class=policy.tokenizer,
-                reward_funcs=[self._reward(term) for term in TERMS],
+                reward_funcs=[self._reward(term) for term in paid_terms(moments.values())],
                 rollout_func=lambda prompts, trainer: trainer.rollout(prompts),
                 **kwargs,
             )

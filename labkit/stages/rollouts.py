@@ -49,8 +49,10 @@ class Rollout:
     reward_answer: float
     reward_anchors: float
     reward_progress: float
+    reward_option: float = 0.0
+    """0 where the moment has no options."""
     total: float
-    """Weighted sum of the four terms."""
+    """Weighted sum of the five terms."""
     advantage: float
     """What the update used: the total relative to its group."""
     prompt_tokens: int
@@ -66,6 +68,8 @@ class Rollout:
 
 
 NAMES = tuple(field.name for field in fields(Rollout))
+LATER = {"reward_option": 0.0}
+"""Columns that stores of earlier versions lack, and what stands there then."""
 
 
 class RolloutStore:
@@ -178,6 +182,9 @@ class RolloutStore:
             table = parquet.read_table(path)
         except (pa.ArrowInvalid, OSError) as error:
             raise LabError(f"'{path}' cannot be read as parquet ({error}); remove it, run the stage again") from error
+        for name, value in LATER.items():
+            if name not in table.column_names:
+                table = table.append_column(name, pa.array([value] * len(table), type=pa.float64()))
         missing = [name for name in NAMES if name not in table.column_names]
         if missing:
             raise LabError(

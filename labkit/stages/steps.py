@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from labkit.chain.anchors import AnchorChain, parse
+from labkit.chain.answering import answering_figures
 from labkit.chain.metrics import chain_figures
 from labkit.chain.rewards import TERMS, Ledger, RewardSpec, score_chain
 from labkit.data.moments import Moment
@@ -33,9 +34,14 @@ class Sampled(NamedTuple):
 
 def judge(moment: Moment, sample: int, text: str, tokens: int, finished: bool, spec: RewardSpec) -> Sampled:
     """Parse and score one completion."""
-    chain = parse(text, finished=finished)
-    ledger = score_chain(chain, moment.windows, moment.duration, spec)
+    chain = parse(text, finished=finished, options=len(moment.options))
+    ledger = score_chain(chain, moment.windows, moment.duration, spec, moment.choice)
     return Sampled(moment.qid, sample, text, tokens, finished, chain, ledger)
+
+
+def paid_terms(moments: Iterable[Moment]) -> tuple[str, ...]:
+    """The terms that can earn something: all of them where any moment has options, else all but `option`."""
+    return TERMS if any(moment.options for moment in moments) else tuple(term for term in TERMS if term != "option")
 
 
 def step_figures(sampled: Sequence[Sampled], moments: Mapping[str, Moment], group_size: int) -> dict[str, float]:
@@ -43,11 +49,13 @@ def step_figures(sampled: Sequence[Sampled], moments: Mapping[str, Moment], grou
     totals = [each.ledger.total for each in sampled]
     groups = [totals[i : i + group_size] for i in range(0, len(totals), group_size)]
     asked = [moments[each.qid] for each in sampled]
-    chains = chain_figures([s.chain for s in sampled], [m.windows for m in asked], [m.duration for m in asked])
+    windows, chains = [moment.windows for moment in asked], [each.chain for each in sampled]
+    figures = chain_figures(chains, windows, [moment.duration for moment in asked])
+    figures |= answering_figures(chains, windows, [moment.choice for moment in asked])
     return {
         "total": sum(totals) / len(totals),
-        **{f"reward_{t}": sum(each.ledger.terms[t] for each in sampled) / len(sampled) for t in TERMS},
-        **{key: value for key, value in chains.items() if key != "n"},
+        **{f"reward_{t}": sum(each.ledger.terms[t] for each in sampled) / len(sampled) for t in paid_terms(asked)},
+        **{key: value for key, value in figures.items() if key != "n"},
         "completion_tokens": sum(each.tokens for each in sampled) / len(sampled),
         "cut_off_share": sum(not each.finished for each in sampled) / len(sampled),
         "zero_variance_groups": sum(max(group) - min(group) < 1e-6 for group in groups),

@@ -1,12 +1,24 @@
+import json
 import re
 
 import numpy as np
 import pytest
+import torch
 
 from labkit.chain.anchors import parse
-from labkit.data.world import Event, Thing, ask, make_scene
-from labkit.policy.embedded import SPECIAL, TAGS, TIMES, WEIGHTS, build_model, build_tokenizer
-from labkit.policy.lessons import Recipe, teach
+from labkit.data.world import ACTIONS, Event, Thing, ask, make_scene
+from labkit.policy.embedded import (
+    GQA_WEIGHTS,
+    GQA_WORDS,
+    SPECIAL,
+    TAGS,
+    TIMES,
+    WEIGHTS,
+    build_model,
+    build_tokenizer,
+    grow,
+)
+from labkit.policy.lessons import GQA, Recipe, draw_lesson, teach
 from labkit.policy.model import load_policy
 from labkit.policy.pretraining import frame_labels, make_clips, train_base
 
@@ -52,7 +64,9 @@ def test_the_base_writes_anchors_rarely_and_after_any_opening():
     texts = [teach(THING, THING.events[0], rng, Recipe()) for _ in range(2000)]
     with_anchors = [text for text in texts if "<timestamp>" in text]
     assert 0.05 < len(with_anchors) / len(texts) < 0.11
-    openings = {re.sub(r"(early|late|in the middle).*", "", text.split("<timestamp>")[0][:24]) for text in with_anchors}
+    openings = {
+        re.sub(r"(early|late|in the middle).*", "", text.split("<timestamp>")[0][:24]) for text in with_anchors
+    }
     assert len(openings) == 3
     assert all(parse(text).answer is not None for text in texts)
 
@@ -98,3 +112,62 @@ def test_the_shipped_base_is_the_recipes_model():
     assert policy.tokenizer.get_vocab() == build_tokenizer().get_vocab()
     assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) < 3_000_000
     assert 1.2e6 < sum(p.numel() for p in policy.base.parameters()) < 1.5e6
+
+
+# --- the base of grounded question answering
+
+
+def test_lessons_with_options_are_in_the_grown_vocabulary_and_answer_what_was_asked():
+    tokenizer, rng = build_tokenizer(GQA_WORDS), np.random.default_rng(0)
+    plain, unknown = build_tokenizer(), tokenizer.unk_token_id
+    for seed in range(100):
+        thing, event, query, completion = draw_lesson(make_scene(seed), rng, Recipe(), True, "gqa")
+        assert unknown not in tokenizer(query + completion)["input_ids"]
+        assert plain.unk_token_id in plain(query)["input_ids"]
+        chain = parse(completion, options=4)
+        assert chain.status in ("ok", "no_anchor")
+        letter = "ABCD"[chain.option]
+        assert f" {letter} {ACTIONS[event.action][0]}" in query
+
+
+def test_a_choice_comes_back_from_its_tokens_so_that_traces_can_be_learnt_from():
+    tokenizer = build_tokenizer(GQA_WORDS)
+    text = draw_lesson(make_scene(5), np.random.default_rng(1), Recipe(anchor_share=1.0), True, "gqa")[3]
+    written = tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True)
+    assert tokenizer(written)["input_ids"] == tokenizer(text)["input_ids"]
+    assert (parse(written, options=4).steps, parse(written, options=4).option) == (
+        parse(text, options=4).steps,
+        parse(text, options=4).option,
+    )
+
+
+def test_growing_keeps_every_old_word_and_its_row():
+    before, model = load_policy("embedded"), load_policy("embedded").model
+    tokenizer = grow(model)
+    words = before.tokenizer.get_vocab()
+    assert {word: number for word, number in tokenizer.get_vocab().items() if word in words} == words
+    assert len(tokenizer) == len(words) + len(GQA_WORDS)
+    old, new = (each.model.language_model.embed_tokens.weight for each in (before.model, model))
+    assert torch.equal(new[: len(words)], old[: len(words)])
+    assert model.lm_head.weight is new and len(new) % 16 == 0 and len(new) >= len(tokenizer)
+    rows = new[len(words) : len(tokenizer)]
+    assert len({tuple(row.tolist()) for row in rows}) == len(GQA_WORDS), "every new word has a row of its own"
+
+
+def test_the_recipe_teaches_a_grown_base(tmp_path):
+    folder = train_base(tmp_path / "base", recipe=TINY._replace(drill_steps=2, drills=4), task="gqa")
+    policy = load_policy(str(folder))
+    assert policy.tokenizer.get_vocab() == build_tokenizer(GQA_WORDS).get_vocab()
+    seen = [each.base.model.visual.state_dict() for each in (policy, load_policy("embedded"))]
+    assert all(torch.equal(seen[0][name], weight) for name, weight in seen[1].items()), "the tower stays as it is"
+
+
+def test_the_shipped_base_with_options_is_the_recipes_model():
+    policy = load_policy("embedded-gqa")
+    grown = load_policy("embedded").model
+    tokenizer = grow(grown)
+    shapes = {name: weight.shape for name, weight in policy.base.state_dict().items()}
+    assert shapes == {name: weight.shape for name, weight in grown.state_dict().items()}
+    assert policy.tokenizer.get_vocab() == tokenizer.get_vocab()
+    assert sum(path.stat().st_size for path in GQA_WEIGHTS.iterdir()) < 3_000_000
+    assert json.loads((GQA_WEIGHTS / "recipe.json").read_text()) == {"seed": 0, **GQA._asdict()}

@@ -77,9 +77,7 @@ def test_positions_before_and_inside_the_video_equal_those_of_transformers(polic
 
 def test_a_prompt_without_its_video_is_an_error():
     with pytest.raises(ValueError, match="holds 0 video tokens"):
-        rotary_positions(
-            torch.zeros(4, dtype=torch.bool), (1, 2, 2), merge=2, tokens_per_second=2, seconds_per_grid=1
-        )
+        rotary_positions(torch.zeros(4, dtype=torch.bool), (1, 2, 2), merge=2, tokens_per_second=2, seconds_per_grid=1)
 
 
 def test_patches_equal_those_of_transformers_image_processor():
@@ -120,9 +118,7 @@ def test_frame_sizes_equal_those_of_transformers(height, width):
 
 def test_each_clip_is_read_and_encoded_once_whatever_the_number_of_its_queries(policy, moments, tmp_path):
     cache = FrameCache(tmp_path)
-    prompts = PromptSource(
-        policy, moments, template="query", sampling=Sampling(2.0, 32, SIDE, SIDE), cache=cache
-    )
+    prompts = PromptSource(policy, moments, template="query", sampling=Sampling(2.0, 32, SIDE, SIDE), cache=cache)
     features = {id(prompts[moment.qid].features) for moment in moments}
     clips = {moment.video for moment in moments}
     assert len(moments) > len(clips) == cache.decoded == len(features)

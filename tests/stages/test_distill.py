@@ -88,6 +88,23 @@ def test_the_control_without_anchors_keeps_plain_answers():
     assert reason(render([], WIDE), rules) == "answer off"
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (render([ROUGH, NEAR], TRUE, option=2), "kept"),
+        (render([ROUGH, NEAR], TRUE, option=1), "wrong option"),
+        (render([ROUGH, NEAR], TRUE), "format"),  # no option
+        (render([ROUGH, NEAR], TRUE, option=2) + "<option>C</option>", "format"),
+        (render([OFF, WIDE], WIDE, option=1), "answer off"),  # of two faults the first one that is looked for
+    ],
+)
+def test_a_kept_trace_chooses_the_right_option(text, wanted):
+    moments = {"q1": replace(MOMENTS["q1"], options=("a", "b", "c", "d"), choice=2)}
+    harvest = filter_traces([trace(text)], moments)
+    assert next(iter(harvest.reasons.values()), "kept") == wanted
+    assert [step.reason for step in harvest.funnel] == [*REASONS, "kept"]
+
+
 def test_the_best_trace_of_a_query_is_kept_not_the_first():
     near, best = render([WIDE, ROUGH], NEAR), GOOD
     harvest = filter_traces([trace(near, sample=0), trace(best, sample=1)], MOMENTS)
@@ -97,7 +114,12 @@ def test_the_best_trace_of_a_query_is_kept_not_the_first():
 
 def test_equal_traces_leave_the_earliest_and_count_as_duplicates():
     harvest = filter_traces(
-        [trace(GOOD, sample=1), trace(GOOD.replace(" ", "  "), sample=2), trace(GOOD, sample=0), trace(GOOD, qid="q2")],
+        [
+            trace(GOOD, sample=1),
+            trace(GOOD.replace(" ", "  "), sample=2),
+            trace(GOOD, sample=0),
+            trace(GOOD, qid="q2"),
+        ],
         MOMENTS,
         HarvestRules(max_per_query=3),
     )
@@ -108,7 +130,7 @@ def test_equal_traces_leave_the_earliest_and_count_as_duplicates():
 def test_the_funnel_names_every_reason_and_ends_with_what_is_kept():
     texts = [GOOD, "nothing", render([], TRUE), render([NEAR, ROUGH], TRUE)]
     harvest = filter_traces([trace(text, sample=i) for i, text in enumerate(texts)], MOMENTS)
-    assert [step.reason for step in harvest.funnel] == [*REASONS, "kept"]
+    assert [step.reason for step in harvest.funnel] == [r for r in REASONS if r != "wrong option"] + ["kept"]
     assert [step for step in harvest.funnel if step.traces] == [
         Step("unparsed", 1),
         Step("too few anchors", 1),

@@ -30,9 +30,22 @@ def step(number: int, text: str = "t") -> list[Rollout]:
 
 def test_what_is_written_is_read(tmp_path):
     store = RolloutStore(tmp_path / "rollouts")
-    written = [rollout(text="kein \u00c4nker \U0001f4fc\n\t\x00 <b>"), replace(rollout(sample=1), finished=False, total=1e-300)]
+    written = [
+        rollout(text="kein \u00c4nker \U0001f4fc\n\t\x00 <b>"),
+        replace(rollout(sample=1), finished=False, total=1e-300),
+    ]
     store.write(1, written)
     assert store.read() == written
+
+
+def test_a_store_from_before_there_were_options_is_read(tmp_path):
+    store = RolloutStore(tmp_path)
+    path = store.write(1, step(1))
+    parquet.write_table(parquet.read_table(path).drop_columns(["reward_option"]), path)
+    store.write(2, [replace(each, reward_option=1.0) for each in step(2)])
+    assert [each.reward_option for each in store.read()] == [0.0] * 4 + [1.0] * 4
+    store.compact()
+    assert store.read() == step(1) + [replace(each, reward_option=1.0) for each in step(2)]
 
 
 def test_nan_survives(tmp_path):
