@@ -97,7 +97,7 @@ def train_base(
 ) -> Path:
     """Train the base from nothing and write it to `folder`, in about ten minutes on one CPU core.
 
-    With `task="gqa"`, grow the shipped base and teach it questions with options, in about five.
+    With `task="gqa"`, grow the shipped base and teach it questions with options, in about seven.
 
     Raises:
         LabError: `folder` exists already.

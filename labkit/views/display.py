@@ -37,6 +37,9 @@ def setup() -> str:
     import plotly.io as pio
     from plotly.io.base_renderers import MimetypeRenderer
 
+    # A browser on its way out sends half a message, and the log of it would stand in the notebook as an error. What matters,
+    # a picture that could not be drawn, is said by the renderer itself.
+    logging.getLogger("choreographer").setLevel(logging.CRITICAL)
     draws = _browser_draws()
 
     class LabRenderer(MimetypeRenderer):
