@@ -14,6 +14,7 @@ from typing import Any
 
 _HOMES = {
     "AnchorChain": "labkit.chain.anchors",
+    "ChainExplorer": "labkit.views.explorer",
     "FrameCache": "labkit.data.video",
     "Lab": "labkit.lab",
     "LabError": "labkit.errors",
@@ -30,6 +31,7 @@ _HOMES = {
     "conclusions": "labkit",
     "disagreements": "labkit.scoring.contrasts",
     "examine": "labkit.doctor.examination",
+    "explore": "labkit.views.explorer",
     "iou": "labkit.chain.spans",
     "load_moments": "labkit.data.benchmarks",
     "load_policy": "labkit.policy.model",
@@ -39,6 +41,7 @@ _HOMES = {
     "render": "labkit.chain.anchors",
     "score": "labkit.scoring.scores",
     "score_chain": "labkit.chain.rewards",
+    "scrub": "labkit.views.explorer",
     "under_every_rule": "labkit.scoring.scores",
     "views": "labkit",
     "write_predictions": "labkit.scoring.predictions",

@@ -3,6 +3,7 @@
 from labkit.views.answers import answer_places, before_after, lengths
 from labkit.views.curves import blindness, harvest_funnel, sft_loss, stage_comparison, training_curves
 from labkit.views.display import setup, show
+from labkit.views.failures import atlas
 from labkit.views.figures import funnel, iou_by_step, r1_curves
 from labkit.views.frames import Film, film
 from labkit.views.scoreboard import scoreboard, under_rules
@@ -11,6 +12,7 @@ from labkit.views.strips import chain_picture, gallery, through_stages
 __all__ = [
     "Film",
     "answer_places",
+    "atlas",
     "before_after",
     "blindness",
     "chain_picture",

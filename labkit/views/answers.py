@@ -47,7 +47,7 @@ def before_after(
         f"{worse} worse, {len(both) - better - worse} about the same; mean change {change.mean():+.3f}."
         + (f" Left out for having a chain on one side only: {unpaired}." if unpaired else "")
     )
-    titles = ["answer's IoU: above the line is better, size counts queries", "change of IoU"]
+    titles = ["above the line: better; size: queries", "change of IoU"]
     fig, _ = style.panels(titles, title, caption, 310, columns=2, gap=0.11)
     counts, _, _ = np.histogram2d(x, y, bins=np.linspace(0, 1 + 1e-9, 11))
     cells = [(i, j) for i in range(10) for j in range(10) if counts[i, j]]
@@ -149,7 +149,7 @@ def answer_places(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
         "On the diagonal the model found the moment; a level stripe is one place answered whatever was asked. "
         "Stronger colour: more chains."
     )
-    fig, places = style.panels(titles, title, caption, 230, gap=0.035, shared_yaxes=True)
+    fig, places = style.panels(titles, title, caption, 230, gap=0.035, between=104, shared_yaxes=True)
     edges = np.linspace(0, 100, 11)
     for (row, column), answers in zip(places, groups.values(), strict=True):
         x, y = np.array([(100 * t.middle / m.duration, 100 * a.middle / m.duration) for t, a, m in answers]).T

@@ -119,7 +119,9 @@ def harvest_funnel(funnel: Sequence[tuple[str, int]]) -> go.Figure:
     left.append(kept)
     dropped.append(0)
     notes.append(f"{kept:,} traces ({style.percent(kept / total, 1)})")
-    caption = "Each row: what is left after the rule (blue) and what the rule dropped (orange)."
+    most = max(range(len(dropped)), key=dropped.__getitem__)
+    fell = f" Most fall at '{names[most]}': {dropped[most]:,} of {total - kept:,}." if total > kept else ""
+    caption = f"Each row: what is left after the rule (blue) and what the rule dropped (orange).{fell}"
     fig = style.figure(title, caption, 28 * len(names), right=40, barmode="stack", bargap=0.3, showlegend=False)
     rows = list(range(len(names)))
     colors = [style.NEUTRAL, *[style.ANCHOR] * (len(names) - 2), _KEPT]

@@ -233,7 +233,7 @@ def nothing(title: str, why: str) -> go.Figure:
 
 
 def _alt(title: str, caption: str) -> str:
-    text = f"{title}. {caption}".replace("<br>", " ")
+    text = f"{title}{'' if title.endswith('?') else '.'} {caption}".replace("<br>", " ")
     return html.unescape(re.sub(r"</?(b|i|span)\b[^>]*>", "", text))
 
 

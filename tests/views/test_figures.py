@@ -114,6 +114,13 @@ def test_places_are_percent_of_the_clip() -> None:
     assert sum(map(sum, counts)) == 1 and counts[7][3] == 1  # row: the answer, column: the truth
 
 
+def test_the_line_of_text_that_stands_for_a_figure_reads_as_text() -> None:
+    assert (
+        "as the truth? On the dotted line"
+        in lengths([Record("a", chain((10, 20)))], {"a": moment("a")}).layout.meta["alt"]
+    )
+
+
 @pytest.mark.parametrize("draw", CHAIN_FIGURES)
 def test_no_records_give_an_honest_empty_figure(draw) -> None:  # type: ignore[no-untyped-def]
     assert "Nothing to show" in draw([], {}).layout.title.subtitle.text

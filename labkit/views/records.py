@@ -1,0 +1,309 @@
+"""What a page is told of many chains: their columns, packed once, with everything already read and measured.
+
+The page draws and compares numbers; it never parses a model's text nor computes a score, so that a view and a figure
+cannot read one chain in two ways.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from labkit.chain.anchors import AnchorChain
+from labkit.chain.rewards import TERMS, RewardSpec, score_chain
+from labkit.chain.spans import Span
+from labkit.data.moments import Moment
+from labkit.errors import LabError
+from labkit.stages.rollouts import NAMES, Rollout
+from labkit.views.failures import KINDS, MEANINGS, failure_kind
+from labkit.views.readings import ChainRecord, Reading, Records, read
+from labkit.views.style import in_stage_order
+
+if TYPE_CHECKING:
+    import pandas
+
+Kind: TypeAlias = Callable[[AnchorChain, Sequence[Span], float], str]
+"""Names what is wrong with a chain, given the windows and the duration; "" for nothing."""
+Chains: TypeAlias = "Records | pandas.DataFrame"
+"""Rollouts or predictions, by stage or not, or a table of them."""
+Specs: TypeAlias = RewardSpec | Mapping[str, RewardSpec]
+"""What was paid: in every stage the same, or by stage."""
+
+
+class Row(NamedTuple):
+    """A chain of a table that doesn't hold whole rollouts: a prediction."""
+
+    qid: str
+    text: str
+    status: str = ""
+
+
+class Listed(NamedTuple):
+    """One chain of the page: the stage it is shown under, the record as handed in, and how it was read."""
+
+    stage: str
+    reading: Reading
+
+
+class Clip(NamedTuple):
+    """The part of a video that a moment is about: `start` to `start + duration` seconds."""
+
+    video: str
+    start: float
+    duration: float
+
+
+class Packed(NamedTuple):
+    """Chains ready to travel: gzipped columns, the chains in their order, and the clips by the key a page asks with."""
+
+    data: bytes
+    rows: list[Listed]
+    clips: list[Clip]
+    clip_of: list[int]
+    """The clip of each chain."""
+    kinds: list[str]
+    """The classes of failure that occur, "" among them when some chain is right."""
+
+
+def listed(records: Chains, moments: Mapping[str, Moment]) -> list[Listed]:
+    """Records with their stage, read against their moments, in the order in which they came.
+
+    `records` are rollouts, predictions, either of them by stage, or a table of `RolloutStore.frame()`. A table of
+    predictions needs `qid` and `text`; `status` and `stage` are used when they are there. Raises LabError for a table
+    without them, and when a record's qid is not among the moments.
+    """
+    groups: list[tuple[str, ChainRecord]]
+    if isinstance(records, Mapping):
+        groups = [(stage, record) for stage, each in records.items() for record in each]
+    elif hasattr(records, "columns"):
+        groups = _of_table(records)
+    else:
+        groups = [(str(getattr(record, "stage", "")), record) for record in records]
+    readings = read([record for _, record in groups], moments)
+    return [Listed(stage, reading) for (stage, _), reading in zip(groups, readings, strict=True)]
+
+
+def pack(
+    rows: Sequence[Listed],
+    *,
+    base: Mapping[str, float] | None = None,
+    spec: Specs | None = None,
+    kind: Kind = failure_kind,
+) -> Packed:
+    """Columns of all chains as gzipped JSON, moments and names once.
+
+    `base` is the base model's IoU by qid. A chain's weights are given only where they explain its recorded total, and
+    the reason of a term only where it explains the recorded term: `spec` may be another than the run's.
+    """
+    moments: dict[str, int] = {}
+    used: list[Moment] = []
+    clips: dict[Clip, int] = {}
+    for row in rows:
+        moment = row.reading.moment
+        if moment.qid not in moments:
+            moments[moment.qid] = len(used)
+            used.append(moment)
+            clips.setdefault(clip_of(moment), len(clips))
+    columns: dict[str, Any] = {
+        "moment": [moments[row.reading.moment.qid] for row in rows],
+        "text": [row.reading.record.text for row in rows],
+        "anchors": [_anchors(row.reading.chain) for row in rows],
+        "answer": [_answer(row.reading.chain) for row in rows],
+        "ious": [[round(iou, 4) for iou in row.reading.ious] for row in rows],
+        "option": [getattr(row.reading.chain, "option", None) for row in rows],
+    }
+    names: dict[str, list[str]] = {
+        "stage": in_stage_order(row.stage for row in rows),
+        "status": list(dict.fromkeys(row.reading.chain.status for row in rows)),
+        "run": list(dict.fromkeys(str(getattr(row.reading.record, "run", "")) for row in rows)),
+    }
+    columns["stage"] = _places(names["stage"], [row.stage for row in rows])
+    columns["status"] = _places(names["status"], [row.reading.chain.status for row in rows])
+    columns["run"] = _places(names["run"], [str(getattr(row.reading.record, "run", "")) for row in rows])
+    kinds = [kind(each.chain, each.moment.windows, each.moment.duration) for _, each in rows]
+    names["kind"] = _in_order(kinds, KINDS)
+    columns["kind"] = _places(names["kind"], kinds)
+    for name, empty in (("step", 0), ("sample", 0), ("completion_tokens", None)):
+        columns[name] = [getattr(row.reading.record, name, empty) for row in rows]
+    columns["advantage"] = [_number(getattr(row.reading.record, "advantage", None)) for row in rows]
+    # A choice is paid only where there is one.
+    terms = [term for term in TERMS if term != "option" or any(moment.options for moment in used)]
+    columns |= _ledgers(rows, spec, names, terms)
+    page = {
+        "format": 1,
+        "terms": terms,
+        "names": names,
+        "meanings": {name: MEANINGS[name] for name in names["kind"] if name in MEANINGS},
+        "weights": {stage: {term: _spec(spec, stage).weights[term] for term in terms} for stage in names["stage"]},
+        "moments": [_moment(moment, clips[clip_of(moment)], (base or {}).get(moment.qid)) for moment in used],
+        "columns": columns,
+    }
+    packed = gzip.compress(json.dumps(page, separators=(",", ":"), allow_nan=False).encode(), 4, mtime=0)
+    return Packed(packed, list(rows), list(clips), [clips[clip_of(row.reading.moment)] for row in rows], names["kind"])
+
+
+def base_ious(rows: Sequence[Listed]) -> dict[str, float]:
+    """The base model's mean answer IoU by qid: what a later stage is compared with."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if row.stage == "base":
+            found.setdefault(row.reading.moment.qid, []).append(row.reading.answer_iou)
+    return {qid: math.fsum(ious) / len(ious) for qid, ious in found.items()}
+
+
+def telling(rows: Sequence[Listed]) -> int:
+    """The chain to open with: of those that narrow at every step, the one that gains most; -1 when there is none."""
+
+    def gain(index: int) -> float:
+        reading = rows[index].reading
+        steps = reading.ious
+        narrows = len(steps) >= 3 and steps[0] > 0 and reading.chain.answer and all(a < b for a, b in pairwise(steps))
+        return reading.answer_iou - steps[0] + 1 if narrows else reading.answer_iou
+
+    return max(range(len(rows)), key=gain, default=-1)
+
+
+def worth_showing(packed: Packed, first: int, base: Mapping[str, float], most: int) -> list[int]:
+    """Up to `most` clips to send along: the first chain's, then in turn of the worst, the best and the most regressed.
+
+    A chain regresses by what it lost since its best step, or against the base model where there is one.
+    """
+
+    def lost(index: int) -> float:
+        reading = packed.rows[index].reading
+        before = base.get(reading.moment.qid)
+        if before is None or packed.rows[index].stage == "base":
+            before = max(reading.ious, default=0.0)
+        return before - reading.answer_iou
+
+    order = sorted(range(len(packed.rows)), key=lambda index: packed.rows[index].reading.answer_iou)
+    regressed = sorted(order, key=lost, reverse=True)
+    chosen = dict.fromkeys([packed.clip_of[first]] if first >= 0 else [])
+    for turn in zip(order, reversed(order), regressed, strict=True):
+        for index in turn:
+            if len(chosen) >= most:
+                return list(chosen)[:most]
+            chosen.setdefault(packed.clip_of[index])
+    return list(chosen)[:most]
+
+
+def clip_of(moment: Moment) -> Clip:
+    """The clip that a moment is about."""
+    return Clip(moment.video, moment.start, moment.duration)
+
+
+def _of_table(table: pandas.DataFrame) -> list[tuple[str, ChainRecord]]:
+    names = list(table.columns)
+    if not {"qid", "text"} <= set(names):
+        raise LabError(f"a table of chains needs the columns qid and text; this one has {', '.join(map(str, names))}")
+    columns = {name: table[name].tolist() for name in names}
+    stages = columns.get("stage", [""] * len(table))
+    if set(NAMES) <= set(names):
+        values = zip(*(columns[name] for name in NAMES), strict=True)
+        rollouts = (Rollout(**dict(zip(NAMES, row, strict=True))) for row in values)
+        return [(rollout.stage, rollout) for rollout in rollouts]
+    statuses = columns.get("status", [""] * len(table))
+    rows = zip(columns["qid"], columns["text"], statuses, strict=True)
+    return [(str(stage), Row(*map(str, row))) for stage, row in zip(stages, rows, strict=True)]
+
+
+def _moment(moment: Moment, clip: int, base: float | None) -> dict[str, Any]:
+    told = {
+        "qid": moment.qid,
+        "query": moment.query,
+        # A path says where somebody's files lie; the name is enough to find the video again.
+        "video": PurePath(moment.video).name,
+        "clip": clip,
+        "windows": [[window.start, window.end] for window in moment.windows],
+        "duration": moment.duration,
+        "start": moment.start,
+        "base": None if base is None else round(base, 4),
+    }
+    if moment.options:
+        told |= {"options": list(moment.options), "choice": moment.choice}
+    return told
+
+
+def _anchors(chain: AnchorChain) -> list[list[float]]:
+    """Start, end, and the first and behind-last character of each anchor's tag as a page counts characters."""
+    place = _utf16(chain.text)
+    return [[span.start, span.end, place(begin), place(end)] for span, begin, end in chain.anchors]
+
+
+def _answer(chain: AnchorChain) -> list[float] | None:
+    if chain.answer is None or chain.answer_chars is None:
+        return None
+    place = _utf16(chain.text)
+    return [chain.answer.start, chain.answer.end, *map(place, chain.answer_chars)]
+
+
+def _utf16(text: str) -> Callable[[int], int]:
+    """Turns a place in a Python string into the place in a page's string, where an emoji counts two.
+
+    >>> _utf16("a😀b")(2)
+    3
+    """
+    if text.isascii():
+        return int
+    wide = [place for place, char in enumerate(text) if ord(char) > 0xFFFF]
+    return lambda place: place + bisect_left(wide, place)
+
+
+def _in_order(found: Sequence[str], order: Sequence[str]) -> list[str]:
+    """The different names that were found, those of `order` first and in that order."""
+    return sorted(dict.fromkeys(found), key=lambda name: order.index(name) if name in order else len(order))
+
+
+def _ledgers(
+    rows: Sequence[Listed], spec: Specs | None, names: dict[str, list[str]], terms: Sequence[str]
+) -> dict[str, list[Any]]:
+    """What each chain earned by term, in total, whether the weights explain that, and why, as numbers of texts."""
+    earned: list[list[float | None]] = []
+    totals: list[float | None] = []
+    weighed: list[int] = []
+    reasons: list[list[int]] = []
+    texts: dict[str, int] = {"": 0}
+    specs = {stage: _spec(spec, stage) for stage in names["stage"]}
+    for stage, reading in rows:
+        record, paid = reading.record, specs[stage]
+        moment = reading.moment
+        ledger = score_chain(reading.chain, moment.windows, moment.duration, paid, moment.choice)
+        # A prediction was never paid: what the reward would have said of it is shown in its place.
+        paid_by = [getattr(record, f"reward_{term}", ledger.terms[term]) for term in terms]
+        total = getattr(record, "total", ledger.total)
+        earned.append([_number(value) for value in paid_by])
+        totals.append(_number(total))
+        weighed.append(
+            int(
+                abs(sum(paid.weights[term] * value for term, value in zip(terms, paid_by, strict=True)) - total) < 1e-6
+            )
+        )
+        reasons.append(
+            [
+                texts.setdefault(ledger.reasons[term], len(texts)) if abs(value - ledger.terms[term]) < 1e-6 else 0
+                for term, value in zip(terms, paid_by, strict=True)
+            ]
+        )
+    names["reason"] = list(texts)
+    return {"earned": earned, "total": totals, "weighed": weighed, "reasons": reasons}
+
+
+def _spec(spec: Specs | None, stage: str) -> RewardSpec:
+    if isinstance(spec, RewardSpec):
+        return spec
+    return (spec or {}).get(stage) or RewardSpec()
+
+
+def _places(names: Sequence[str], values: Sequence[str]) -> list[int]:
+    place = {name: index for index, name in enumerate(names)}
+    return [place[value] for value in values]
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else round(value, 4)

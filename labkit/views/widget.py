@@ -1,0 +1,65 @@
+"""A widget that a page without kernel and network shows just as well, and that page."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import traitlets
+
+HERE = Path(__file__).parent
+
+
+class PageWidget(anywidget.AnyWidget):
+    """A widget whose whole state a page without a kernel can mount, too."""
+
+    told: tuple[str, ...] = ("shows", "data", "clips", "height")
+    """Names of what a page needs of the state."""
+    # Paths would make anywidget watch the files; what is shown must not change while it is looked at.
+    _esm = (HERE / "explorer.js").read_text(encoding="utf-8")
+    _css = (HERE / "explorer.css").read_text(encoding="utf-8")
+
+    shows = traitlets.Unicode().tag(sync=True)
+    data = traitlets.Bytes().tag(sync=True)
+    clips = traitlets.Dict().tag(sync=True)
+    height = traitlets.Int(700).tag(sync=True)
+
+    def page_state(self) -> dict[str, Any]:
+        """All that `mountFromState` of explorer.js needs to draw this widget, as JSON can hold it."""
+        ours = [name for name, trait in self.traits(sync=True).items() if name in self.told]
+        return {name: _as_json(getattr(self, name)) for name in ours}
+
+
+def page(widget: PageWidget, title: str = "labkit") -> str:
+    """A whole HTML page around a widget, for a file that is opened without kernel and network."""
+    named = html.escape(title)
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{named}</title>'
+    ground = ":root{color-scheme:light dark}body{margin:16px;font:14px system-ui,sans-serif}h1{font-size:18px}"
+    return (
+        f'<!DOCTYPE html><html lang="en"><head>{head}<style>{ground}\n{PageWidget._css}</style></head><body><main>'
+        f"<h1>{named}</h1>{fragment(widget)}</main>{module()}</body></html>"
+    )
+
+
+def fragment(widget: PageWidget) -> str:
+    """A widget's state as an element of a page; `module` anywhere behind it brings all fragments to life."""
+    # Inside a script element only "<" could end it or open a comment: JSON has another way to write it.
+    state = json.dumps(widget.page_state(), allow_nan=False).replace("<", "\\u003c")
+    return f'<div data-labkit><script type="application/json">{state}</script></div>'
+
+
+@functools.cache
+def module() -> str:
+    """The ES module as an inline script that mounts every fragment of the page; needed once a page."""
+    return f'<script type="module">{PageWidget._esm}\nmountAll(document);\n</script>'
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, (bytes, memoryview)):
+        return base64.b64encode(value).decode("ascii")
+    return {key: _as_json(each) for key, each in value.items()} if isinstance(value, dict) else value

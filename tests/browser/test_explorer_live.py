@@ -1,0 +1,212 @@
+"""The explorer in JupyterLab with a kernel behind it: what goes to Python and what comes from there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from labkit.chain.spans import Span
+from labkit.data.moments import Moment, write_moments
+from tests.data.films import CONSTANT, film
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome") or ""
+ROOT = Path(__file__).parents[2]
+pytestmark = [
+    pytest.mark.skipif(not CHROMIUM, reason="no chromium to look with: install it, or name it in $CHROMIUM"),
+    pytest.mark.xdist_group("browser"),
+    pytest.mark.slow,
+]
+CELL = """
+from labkit.chain.anchors import render
+from labkit.chain.spans import Span
+from labkit.data.moments import read_moments
+from labkit.views.explorer import explore
+from labkit.views.records import Row
+
+moments = read_moments("moments.jsonl")
+rows = [Row(m.qid, render([Span(0, 8), Span(1, 2 + k)], Span(2, 4), ["far", "near", "so"])) for k, m in enumerate(moments)]
+heard = []
+explorer = explore({"base": rows, "sft": rows[::-1]}, moments, clips=1)
+explorer.observe(lambda change: heard.append(change["new"]), "selected")
+explorer
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """A JupyterLab of its own, with a notebook; its address and its folder."""
+    home = tmp_path_factory.mktemp("lab")
+    work = home / "work"
+    work.mkdir()
+    for k in range(3):
+        film(work / f"film-{k}.mp4", CONSTANT)
+    asked = [Moment(f"q{k}", str(work / f"film-{k}.mp4"), f"thing {k}", (Span(2, 4),), 8.0) for k in range(3)]
+    write_moments(asked, work / "moments.jsonl")
+    cells = [nbformat.v4.new_code_cell(CELL.strip()), nbformat.v4.new_code_cell("1 + 1")]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), work / "look.ipynb")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    places = {f"JUPYTER_{name}_DIR": str(home / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
+    environment = os.environ | places | {"PYTHONPATH": str(ROOT), "IPYTHONDIR": str(home / "ipython")}
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--expose-app-in-browser", "--allow-root"]
+    command += [f"--ServerApp.port={port}", "--IdentityProvider.token=", "--ServerApp.port_retries=0"]
+    command += [f"--ServerApp.root_dir={work}", "--LabApp.news_url=None", "--LabApp.check_for_updates_class="
+                "jupyterlab.NeverCheckForUpdate"]  # fmt: skip
+    with (
+        open(home / "server.log", "w") as log,
+        subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=work) as process,
+    ):
+        address = f"http://127.0.0.1:{port}"
+        try:
+            deadline = time.monotonic() + 60
+            while True:
+                try:
+                    urllib.request.urlopen(f"{address}/api", timeout=2).close()
+                    break
+                except OSError:
+                    if time.monotonic() > deadline or process.poll() is not None:
+                        pytest.fail(f"JupyterLab does not answer: {(home / 'server.log').read_text()[-2000:]}")
+                    time.sleep(0.3)
+            yield address, work
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def sight(server: tuple[str, Path]) -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.goto(f"{server[0]}/lab/tree/look.ipynb")
+        page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+        page.wait_for_function(
+            "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
+        )
+        page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        page.wait_for_selector('.lk[data-media="ready"]', timeout=90_000)
+        yield page
+        browser.close()
+
+
+def root(page: Any, name: str) -> str:
+    return str(page.locator(".lk").get_attribute(f"data-{name}"))
+
+
+def python(page: Any, code: str) -> Any:
+    """What an expression, or the last line of some code, is worth in the notebook's kernel."""
+    found = page.evaluate(
+        """async (code) => {
+            const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+            let text = null;
+            const future = kernel.requestExecute({code, store_history: false});
+            future.onIOPub = (message) => {
+                if (message.header.msg_type === "execute_result") text = message.content.data["text/plain"];
+                if (message.header.msg_type === "error") text = JSON.stringify(message.content.traceback.join("\\n"));
+            };
+            await future.done;
+            return text;
+        }""",
+        f"import json\n{code}" if "\n" in code else f"import json\njson.dumps({code})",
+    )
+    import ast
+
+    return None if found is None else json.loads(ast.literal_eval(found))
+
+
+def until(page: Any, condition: str) -> None:
+    page.wait_for_function(
+        f"(() => {{ const lk = document.querySelector('.lk'); return {condition} }})()", timeout=15_000
+    )
+
+
+def test_a_chain_clicked_is_selected_in_python_and_one_set_there_is_shown(sight: Any) -> None:
+    row = sight.locator(".lk-rows .lk-row").nth(3)
+    chosen = int(row.get_attribute("data-index"))
+    row.click()
+    until(sight, f"lk.dataset.chain === '{chosen}'")
+    deadline = time.monotonic() + 10
+    while python(sight, "explorer.selected") != chosen:
+        assert time.monotonic() < deadline
+    assert python(sight, "heard")[-1] == chosen
+    assert python(sight, "explorer.selection.moment.qid") == f"q{[0, 1, 2, 2, 1, 0][chosen]}"
+    python(sight, "explorer.selected = 1\nNone")
+    until(sight, "lk.dataset.chain === '1'")
+    python(sight, "explorer.view = 'stages'\nexplorer.stage = 'sft'\nNone")
+    until(sight, "lk.dataset.view === 'stages' && lk.dataset.count === '3'")
+    python(sight, "explorer.view, explorer.stage, explorer.filter = 'chain', '', 'thing 2'\nNone")
+    until(sight, "lk.dataset.view === 'chain' && lk.dataset.count === '2'")
+    python(sight, "explorer.filter = ''\nNone")
+    until(sight, "lk.dataset.count === '6'")
+
+
+def test_a_clip_that_did_not_travel_along_comes_from_the_kernel(sight: Any) -> None:
+    held = int(python(sight, "list(explorer.clips)")[0])
+    for wanted in {0, 1, 2} - {held}:
+        python(sight, f"explorer.selected = {wanted}\nNone")
+        until(sight, f"lk.dataset.chain === '{wanted}' && lk.dataset.media === 'ready'")
+
+
+def test_keys_move_the_explorer_and_never_the_notebook(sight: Any) -> None:
+    before = sight.evaluate("window.jupyterapp.shell.currentWidget.content.widgets.length")
+    sight.locator(".lk-table").focus()
+    sight.keyboard.press("Home")
+    for key in ("d", "d", "a", "b", "x", "z", "0", "0", "Enter", "m", "y", "r", "c", "v", "Shift+M", "Escape"):
+        sight.keyboard.press(key)
+    sight.keyboard.press("/")
+    sight.keyboard.type("ddaabb00")
+    sight.keyboard.press("Escape")
+    sight.keyboard.press("0")
+    sight.keyboard.press("2")
+    until(sight, "lk.dataset.view === 'group'")
+    sight.keyboard.press("1")
+    cells = sight.evaluate("window.jupyterapp.shell.currentWidget.content.widgets.map((cell) => cell.model.type)")
+    assert len(cells) == before and cells == ["code", "code"]
+    assert sight.evaluate("window.jupyterapp.shell.currentWidget.content.mode") == "command"
+
+
+def test_chains_are_replaced_while_they_are_looked_at(sight: Any) -> None:
+    python(sight, "explorer.update({'sft': rows[:2]})\nNone")
+    until(sight, "lk.dataset.count === '2'")
+    sight.wait_for_selector('.lk[data-media="ready"]')
+    assert sight.locator(".lk").count() == 1
+
+
+def test_a_dark_theme_is_followed(sight: Any) -> None:
+    ground = "getComputedStyle(document.querySelector('.lk')).backgroundColor"
+    light = sight.evaluate(ground)
+    sight.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    sight.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
+    sight.wait_for_function(f"{ground} !== '{light}'")
+
+
+def test_without_its_kernel_a_clip_that_is_not_here_says_so_and_the_others_still_move(sight: Any) -> None:
+    python(sight, "explorer.update({'sft': rows})\nNone")
+    until(sight, "lk.dataset.count === '3' && lk.dataset.media === 'ready'")
+    held = python(sight, "[int(explorer.selected), *map(int, explorer.clips)]")
+    other = next(k for k in range(3) if k not in held)
+    sight.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+    sight.wait_for_function("!window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel")
+    sight.locator(f'.lk-row[data-index="{other}"]').click()
+    sight.wait_for_selector(".lk-note:visible")
+    assert "not stored here" in sight.locator(".lk-note").inner_text()
+    sight.locator(f'.lk-row[data-index="{held[0]}"]').click()
+    until(sight, "lk.dataset.media === 'ready'")
+    sight.keyboard.press("Home")
+    until(sight, "lk.dataset.frame === '0'")

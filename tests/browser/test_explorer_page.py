@@ -1,0 +1,471 @@
+"""The explorer and the scrubber in a browser, from a file, without kernel and network."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from labkit.chain.anchors import parse, render
+from labkit.chain.metrics import chain_ious
+from labkit.chain.rewards import RewardSpec, score_chain
+from labkit.chain.spans import Span
+from labkit.data.moments import Moment
+from labkit.stages.rollouts import Rollout
+from labkit.views.explorer import explore, scrub
+from labkit.views.widget import module, page
+from tests.data.films import BITS, CONSTANT, expected, film
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome") or ""
+pytestmark = [
+    pytest.mark.skipif(not CHROMIUM, reason="no chromium to look with: install it, or name it in $CHROMIUM"),
+    pytest.mark.xdist_group("browser"),
+]
+DURATION = 8.0
+TRUTH = Span(2.0, 4.0)
+PAYLOADS = [
+    before + core + behind
+    for core, (before, behind) in itertools.product(
+        [
+            "<script>hit()</script>",
+            "<img src=x onerror=hit()>",
+            "<svg onload=hit()>",
+            "<iframe srcdoc='<script>parent.hit()</script>'></iframe>",
+            "<a href=javascript:hit()>x</a>",
+            "<details open ontoggle=hit()>",
+            "{{constructor.constructor('hit()')()}}",
+            "${hit()}",
+            "<style>@import 'https://evil.example/x.css'</style>",
+            "<link rel=stylesheet href=https://evil.example/y.css>",
+        ],
+        [("", ""), ("</script>", ""), ('">', ""), ("'-->", "<!--"), ("</textarea></style>", "\u202e\x00")],
+    )
+]
+
+
+class Sight:
+    """A page in a browser, and all that it asked the network for or had to complain about."""
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self.trouble: list[str] = []
+        self.requests: list[str] = []
+        page.on("console", lambda message: self.trouble.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: self.trouble.append(str(error)))
+        page.on("dialog", lambda dialog: (self.trouble.append(dialog.message), dialog.dismiss()))
+        page.route("**/*", self._route)
+
+    def _route(self, route: Any) -> None:
+        if route.request.url.startswith(("file:", "data:", "blob:")):
+            route.continue_()
+        else:
+            self.requests.append(route.request.url)
+            route.abort()
+
+    def root(self, name: str) -> str:
+        """An attribute that the explorer keeps for tests."""
+        return str(self.page.locator(".lk").get_attribute(f"data-{name}"))
+
+    def text(self, selector: str) -> str:
+        return str(self.page.locator(selector).inner_text())
+
+    def frame(self) -> int:
+        """The number painted into the frame that is shown, read from the canvas."""
+        row = self.page.evaluate(
+            """(bits) => {
+                const shown = document.querySelector(".lk-canvas");
+                const canvas = new OffscreenCanvas(shown.width, shown.height);
+                const context = canvas.getContext("2d", {willReadFrequently: true});
+                context.drawImage(shown, 0, 0);
+                const pixels = context.getImageData(0, Math.floor(canvas.height / 6), canvas.width, 1).data;
+                return Array.from({length: bits}, (_, bit) => pixels[4 * Math.floor((bit + 0.5) * canvas.width / bits)]);
+            }""",
+            BITS,
+        )
+        return sum(1 << bit for bit, value in enumerate(row) if value > 120)
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.page.keyboard.press(key)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def look(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Sight]]:
+    """Opens HTML from a file, and in the end makes sure that nothing was asked for and nothing went wrong."""
+    opened: list[Sight] = []
+
+    def open_page(html: str, width: int = 1280, scheme: str = "light", ready: str = "ready") -> Sight:
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
+        sight = Sight(context.new_page())
+        sight.page.add_init_script("window.hits = 0; window.hit = () => { window.hits += 1; };")
+        file = tmp_path / f"page-{len(opened)}.html"
+        file.write_text(html, encoding="utf-8")
+        sight.page.goto(file.as_uri())
+        sight.page.wait_for_selector(f'.lk[data-media="{ready}"]' if ready else ".lk", timeout=20_000)
+        opened.append(sight)
+        return sight
+
+    yield open_page
+    for sight in opened:
+        assert sight.trouble == [] and sight.requests == []
+        sight.page.context.close()
+
+
+def rollout(qid: str, step: int, sample: int, text: str, stage: str = "grpo", **changes: Any) -> Rollout:
+    chain = parse(text)
+    ledger = score_chain(chain, [TRUTH], DURATION, RewardSpec())
+    told: dict[str, Any] = {f"reward_{term}": value for term, value in ledger.terms.items()}
+    told |= {"run": "r", "stage": stage, "step": step, "qid": qid, "sample": sample, "seed": 0, "checkpoint": "base"}
+    told |= {"text": text, "status": chain.status, "total": ledger.total, "advantage": 0.0}
+    return Rollout(**(told | {"prompt_tokens": 9, "completion_tokens": 20, "finished": True} | changes))
+
+
+@pytest.fixture(scope="module")
+def moments(tmp_path_factory: pytest.TempPathFactory) -> list[Moment]:
+    folder = tmp_path_factory.mktemp("clips")
+    videos = [film(folder / f"film-{k}.mp4", CONSTANT) for k in range(3)]
+    return [Moment(f"q{k}", str(video), f"thing {k} happens", (TRUTH,), DURATION) for k, video in enumerate(videos)]
+
+
+NARROW = render([Span(0, 8), Span(1, 5)], Span(2, 4), ["all of it", "closer", "so"])
+
+
+@pytest.fixture(scope="module")
+def rollouts() -> list[Rollout]:
+    """Three queries in two stages, four chains each, drawn at random but for the first."""
+    generator = np.random.default_rng(0)
+
+    def text() -> str:
+        spans = [Span(*sorted(generator.choice(16, 2, replace=False) / 2)) for _ in range(generator.integers(1, 5))]
+        return render(spans[:-1], spans[-1], [f"word{generator.integers(9)}" for _ in spans])
+
+    places = itertools.product(["grpo", "grpo_final"], range(3), range(4))
+    found = [rollout(f"q{k}", 5, sample, text(), stage) for stage, k, sample in places]
+    return [rollout("q0", 5, 0, NARROW), *found[1:-1], rollout("q2", 5, 3, "<think> lost", "grpo_final")]
+
+
+@pytest.fixture(scope="module")
+def html(rollouts: list[Rollout], moments: list[Moment]) -> str:
+    return page(
+        explore(rollouts, moments, clips=2, kind=lambda chain, windows, duration: "" if chain.answer else "lost")
+    )
+
+
+def test_it_opens_with_the_narrowing_chain_and_its_frame(look: Callable[..., Sight], html: str) -> None:
+    sight = look(html)
+    assert (sight.root("chain"), sight.root("view"), sight.root("count")) == ("0", "chain", "24")
+    assert sight.frame() == expected(CONSTANT, [2.0])[0] and sight.root("frame") == "4"
+    assert "all of it 0.0 to 8.0 s closer 1.0 to 5.0 s so" in sight.text(".lk-words")
+    bars = sight.page.locator(".lk-tracks .lk-bar")
+    assert [bar.get_attribute("aria-label") for bar in bars.all()] == [
+        "truth: 2.0 to 4.0 s",
+        "anchor 1: 0.0 to 8.0 s, IoU 0.25",
+        "anchor 2: 1.0 to 5.0 s, IoU 0.50",
+        "answer: 2.0 to 4.0 s, IoU 1.00",
+    ]
+    assert "2 of 2 steps closer" in sight.text(".lk-ledger") and "2.71" in sight.text(".lk-side")
+
+
+def test_dragging_to_twenty_places_shows_the_frame_of_each(look: Callable[..., Sight], html: str) -> None:
+    sight = look(html)
+    box = sight.page.locator(".lk-slider").bounding_box()
+    assert box
+    shares = (np.arange(20) * 7 % 20 + 0.37) / 20  # there and back
+    mouse = sight.page.mouse
+    mouse.move(box["x"] + 1, box["y"] + 20)
+    mouse.down()
+    for share in shares:
+        mouse.move(box["x"] + share * box["width"], box["y"] + 20)
+        time = float(sight.page.locator(".lk-slider").get_attribute("aria-valuenow"))
+        assert time == pytest.approx(share * DURATION, abs=0.02)
+        sheet_time = np.floor(share * DURATION / 0.5) * 0.5
+        assert sight.frame() == expected(CONSTANT, [sheet_time])[0]
+    mouse.up()
+
+
+def test_an_anchor_in_the_words_and_its_bar_light_up_each_other(look: Callable[..., Sight], html: str) -> None:
+    sight = look(html)
+    chip, bar = sight.page.locator('.lk-words [data-step="1"]'), sight.page.locator('.lk-tracks [data-step="1"]')
+    hot = lambda place: "lk-hot" in str(place.get_attribute("class"))  # noqa: E731
+    chip.hover()
+    assert hot(chip) and hot(bar) and sight.frame() == expected(CONSTANT, [3.0])[0]  # the middle of 1 to 5
+    sight.page.locator(".lk-query").hover()
+    assert not hot(chip) and not hot(bar) and sight.frame() == expected(CONSTANT, [2.0])[0]
+    bar.hover()
+    assert hot(chip) and hot(bar)
+    chip.click()
+    assert sight.page.locator(".lk-slider").get_attribute("aria-valuetext") == "1.0 s"
+
+
+def test_keys_do_everything_and_never_leave_the_explorer(look: Callable[..., Sight], html: str) -> None:
+    sight = look(html)
+    sight.page.evaluate(
+        "window.leaked = []; for (const kind of ['keydown', 'keyup', 'keypress'])"
+        " document.addEventListener(kind, (event) => leaked.push(event.key))"
+    )
+    time = lambda: sight.page.locator(".lk-slider").get_attribute("aria-valuetext")  # noqa: E731
+    sight.page.locator(".lk-table").focus()
+    sight.press("Home")
+    assert time() == "0.0 s"
+    sight.press("ArrowRight", "ArrowRight")
+    assert time() == "1.0 s" and sight.frame() == expected(CONSTANT, [1.0])[0]
+    sight.press("ArrowLeft")
+    assert time() == "0.5 s"
+    sight.press("End", "]")
+    assert time() == "0.0 s"  # anchor 1
+    sight.press("]")
+    assert time() == "1.0 s"
+    sight.press("[", "[")
+    assert time() == "2.0 s"  # round to the answer
+    sight.press("Home", "t")
+    assert time() == "2.0 s"
+    order = [row.get_attribute("data-index") for row in sight.page.locator(".lk-rows .lk-row").all()]
+    assert order[0] == "0"
+    sight.press("ArrowDown", "j")
+    assert sight.root("chain") == order[2]
+    sight.press("k", "ArrowUp")
+    assert sight.root("chain") == "0"
+    sight.press("2")
+    assert sight.root("view") == "group"
+    sight.press("3")
+    assert sight.root("view") == "stages"
+    sight.press("1", ">", ">")
+    assert sight.page.locator(".lk-speed").input_value() == "4"
+    sight.press("Home", " ")
+    assert sight.root("playing") == "true"
+    sight.page.wait_for_selector('.lk[data-playing="false"]', timeout=10_000)  # 8 s at 4x
+    assert time() == "8.0 s"
+    sight.press("/")
+    sight.page.keyboard.type("thing 1 jk")
+    assert sight.root("chain") == "0" and sight.root("count") == "0"
+    assert "No chain passes these filters" in sight.text(".lk-empty")
+    sight.press("Escape", "0")
+    assert sight.root("count") == "24"
+    sight.press("?")
+    assert sight.page.locator(".lk-dialog").is_visible()
+    sight.press("Escape")
+    assert not sight.page.locator(".lk-dialog").is_visible()
+    assert sight.page.evaluate("leaked") == []
+
+
+def test_filters_list_what_python_says_they_should(
+    look: Callable[..., Sight], html: str, rollouts: list[Rollout]
+) -> None:
+    sight = look(html)
+    chains = [parse(each.text) for each in rollouts]
+    ious = [chain_ious(chain, [TRUTH], DURATION) for chain in chains]
+    answers = [row[-1] if chain.answer else 0.0 for chain, row in zip(chains, ious, strict=True)]
+
+    def listed() -> set[int]:
+        return {int(row.get_attribute("data-index")) for row in sight.page.locator(".lk-rows .lk-row").all()}
+
+    def where(passes: Callable[[int], bool]) -> set[int]:
+        return {i for i in range(len(rollouts)) if passes(i)}
+
+    def choose(name: str, value: str) -> None:
+        sight.page.locator(f'select[data-filter="{name}"]').select_option(value)
+
+    cases: list[tuple[str, str, Callable[[int], bool]]] = [
+        ("stage", "grpo_final", lambda i: rollouts[i].stage == "grpo_final"),
+        ("status", "ok", lambda i: chains[i].status == "ok"),
+        ("kind", "lost", lambda i: chains[i].answer is None),
+        ("anchors", "2", lambda i: len(chains[i].anchors) == 2),
+        ("regress", "step", lambda i: any(b < a for a, b in itertools.pairwise(ious[i]))),
+        ("regress", "answer", lambda i: max(ious[i], default=0) > answers[i]),
+    ]
+    for name, value, passes in cases:
+        choose(name, value)
+        assert listed() == where(passes), (name, value)
+        sight.page.get_by_role("button", name="clear").click()
+    sight.page.locator('[data-filter="text"]').fill("THING 1")
+    assert listed() == where(lambda i: rollouts[i].qid == "q1")
+    sight.page.locator('[data-filter="low"]').fill("0.3")
+    sight.page.locator('[data-filter="high"]').fill("0.6")
+    assert listed() == where(lambda i: rollouts[i].qid == "q1" and 0.3 <= answers[i] <= 0.6)
+    sight.page.get_by_role("button", name="clear").click()
+    assert listed() == where(lambda i: True)
+
+
+def test_columns_sort_both_ways(look: Callable[..., Sight], html: str, rollouts: list[Rollout]) -> None:
+    sight = look(html)
+
+    def order() -> list[int]:
+        return [int(row.get_attribute("data-index")) for row in sight.page.locator(".lk-rows .lk-row").all()]
+
+    totals = [each.total for each in rollouts]
+    header = sight.page.locator('[data-column="total"]')
+    header.locator("button").click()
+    assert [totals[i] for i in order()] == sorted(totals, reverse=True)
+    assert header.get_attribute("aria-sort") == "descending"
+    header.locator("button").click()
+    assert [totals[i] for i in order()] == sorted(totals) and header.get_attribute("aria-sort") == "ascending"
+    sight.page.locator('[data-column="query"] button').click()
+    assert [rollouts[i].qid for i in order()] == sorted(each.qid for each in rollouts)
+
+
+def test_a_group_stands_from_best_to_worst_and_says_why(
+    look: Callable[..., Sight], html: str, rollouts: list[Rollout]
+) -> None:
+    sight = look(html)
+    sight.page.get_by_role("tab", name="Group").click()
+    group = [i for i, each in enumerate(rollouts) if each.stage == "grpo" and each.qid == "q0"]
+    ranked = sorted(group, key=lambda i: -rollouts[i].total)
+    rows = sight.page.locator("[data-row-chain]")
+    assert [int(row.get_attribute("data-row-chain")) for row in rows.all()] == ranked
+    fall = rollouts[ranked[0]].total - rollouts[ranked[-1]].total
+    assert f"From best to worst the reward falls by {fall:.2f}" in sight.text(".lk-why")
+    rows.nth(2).locator("button").first.click()
+    assert sight.root("chain") == str(ranked[2]) and sight.root("view") == "group"
+    assert "rank 3" in sight.text(".lk-words")
+
+
+def test_a_query_is_followed_through_the_stages(look: Callable[..., Sight], html: str) -> None:
+    sight = look(html)
+    sight.page.get_by_role("tab", name="Stages").click()
+    rows = sight.page.locator("[data-row-chain]")
+    assert [int(row.get_attribute("data-row-chain")) for row in rows.all()] == [0, 12]
+    assert [row.inner_text().split()[0] for row in rows.all()] == ["grpo", "grpo_final"]
+
+
+def test_a_clip_that_did_not_travel_along_says_so_in_its_place(
+    look: Callable[..., Sight], html: str, rollouts: list[Rollout], moments: list[Moment]
+) -> None:
+    sight = look(html)
+    held = explore(rollouts, moments, clips=2).clips
+    (missing,) = {0, 1, 2} - {int(key) for key in held}
+    sight.page.locator('[data-filter="text"]').fill(f"thing {missing}")
+    sight.page.locator(".lk-rows .lk-row").first.click()
+    sight.page.wait_for_selector('.lk[data-media="none"]')
+    assert "frames of 2 clips, not of this one" in sight.text(".lk-note")
+    assert sight.page.locator(".lk-tracks .lk-bar").count() >= 1
+
+
+def test_without_chains_it_says_so(look: Callable[..., Sight], moments: list[Moment]) -> None:
+    sight = look(page(explore([], moments)), ready="")
+    assert "There are no chains yet." in sight.text(".lk-table-frame") and sight.root("count") == "0"
+    sight.page.locator(".lk-table").focus()
+    sight.press("ArrowDown", " ", "2", "?", "Escape", "/")
+    sight.page.keyboard.type("x")
+
+
+def test_ten_thousand_chains_keep_forty_rows(
+    look: Callable[..., Sight], rollouts: list[Rollout], moments: list[Moment]
+) -> None:
+    many = [rollout(each.qid, step, each.sample, each.text) for step in range(417) for each in rollouts]
+    sight = look(page(explore(many, moments, clips=1, height=1000)))
+    rows = sight.page.locator(".lk-rows .lk-row")
+    assert sight.root("count") == "10008" and 20 <= rows.count() <= 40
+    sight.page.locator(".lk-table").evaluate("(table) => { table.scrollTop = table.scrollHeight }")
+    sight.page.wait_for_function("[...document.querySelectorAll('.lk-rows .lk-row')].at(-1).ariaRowIndex === '10009'")
+    assert rows.count() <= 40
+
+
+def test_no_text_of_a_model_a_query_or_a_file_can_run(
+    look: Callable[..., Sight], moments: list[Moment], tmp_path: Path
+) -> None:
+    assert len(PAYLOADS) == 50
+    told, asked = [], []
+    for k, payload in enumerate(PAYLOADS):
+        video = tmp_path / payload.replace("/", "∕").replace("\x00", "")  # a name can't hold these two
+        video.symlink_to(moments[0].video)
+        asked.append(Moment(payload, str(video), payload, (TRUTH,), DURATION, options=(payload, "b"), choice=0))
+        text = f"<think>{payload} <timestamp>1 to 5</timestamp> {payload}</think><answer>2 to 4</answer>{payload}"
+        told.append(rollout(payload, k + 1, 0, text, payload, run=payload))
+    widget = explore(told, asked, clips=3, kind=lambda *_: PAYLOADS[3])
+    sight = look(page(widget, title=PAYLOADS[1]))
+    sight.page.locator(".lk-table").focus()
+    for view in "123":
+        sight.press(view, "Home")
+        for _ in PAYLOADS:
+            sight.press("ArrowDown")
+        for _ in PAYLOADS:
+            sight.press("ArrowUp")
+    assert sight.page.evaluate("window.hits") == 0
+    for tag in ("script", "img", "iframe", "a", "details", "link", "style"):
+        inside = sight.page.locator(f".lk {tag}").count()
+        assert inside == 0, tag
+    assert "\u202e" not in sight.page.locator(".lk").inner_text()
+
+
+@pytest.mark.parametrize("width", [1280, 700])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_is_out_of_reach_for_anyone(
+    look: Callable[..., Sight], html: str, moments: list[Moment], scheme: str, width: int
+) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    def violations(sight: Sight) -> list[str]:
+        found = Axe().run(sight.page).response["violations"]
+        return [f"{each['id']}: {node['html'][:120]}" for each in found for node in each["nodes"]]
+
+    sight = look(html, width, scheme)
+    sight.page.locator(".lk-table").focus()
+    assert violations(sight) == []
+    sight.press("2")
+    sight.page.locator(".lk-rows .lk-row").nth(5).click()
+    assert violations(sight) == []
+    sight.press("3")
+    assert violations(sight) == []
+    sight.press("/")
+    sight.page.keyboard.type("lost")
+    sight.press("Escape", "1", "ArrowDown")
+    assert "lost" in sight.text(".lk-badge") and violations(sight) == []
+    sight.press("?")
+    assert violations(sight) == []
+    assert violations(look(page(scrub(moments[0].video, {"truth": TRUTH, "answer": (1, 2)})), width, scheme)) == []
+
+
+def test_a_scrubber_scrubs_and_jumps_to_its_spans(look: Callable[..., Sight], moments: list[Moment]) -> None:
+    sight = look(page(scrub(moments[0].video, {"truth": TRUTH, "seen": [(0.5, 1), (6, 7.5)]}, start=1.0)))
+    assert sight.frame() == expected(CONSTANT, [1.0])[0]
+    sight.page.get_by_role("button", name="seen: 6.0 to 7.5 s").hover()
+    sight.page.get_by_role("button", name="seen: 6.0 to 7.5 s").click(position={"x": 5, "y": 5})
+    sight.page.locator(".lk-clock").hover()
+    assert sight.frame() == expected(CONSTANT, [7.0])[0]
+    sight.page.locator(".lk-slider").focus()
+    sight.press("Home", "ArrowRight")
+    assert sight.frame() == expected(CONSTANT, [1.5])[0]
+    assert sight.page.locator(".lk-slider").get_attribute("aria-valuemax") == "7.0"
+
+
+def test_the_state_that_a_notebook_saves_comes_to_life_too(
+    look: Callable[..., Sight], rollouts: list[Rollout], moments: list[Moment]
+) -> None:
+    widget = explore(rollouts, moments, clips=3)
+    state, paths, buffers = split(widget.get_state())
+    entry = {
+        "state": state,
+        "buffers": [
+            {"path": path, "encoding": "base64", "data": base64.b64encode(data).decode()}
+            for path, data in zip(paths, buffers, strict=True)
+        ],
+    }
+    inlined = json.dumps(entry, default=str).replace("<", "\\u003c")
+    body = f'<main><div data-labkit><script type="application/json">{inlined}</script></div></main>{module()}'
+    sight = look(f"<!DOCTYPE html><html lang=en><meta charset=utf-8><title>saved</title><body>{body}</body></html>")
+    assert sight.root("chain") == "0" and sight.frame() == expected(CONSTANT, [2.0])[0]
+
+
+def split(state: dict[str, Any]) -> tuple[dict[str, Any], list[list[str]], list[bytes]]:
+    """A widget's state as ipywidgets saves it, its bytes apart."""
+    from ipywidgets.widgets.widget import _remove_buffers
+
+    return tuple(_remove_buffers(state))  # type: ignore[return-value]
