@@ -94,6 +94,11 @@ class Lab(Run):
         """Ready prompts of a split for a policy, by qid."""
         return self._source(policy, self.moments(split))
 
+    @property
+    def sheets(self) -> Path:
+        """Where explorers keep the pictures of clips; all runs share them."""
+        return self.root / self.params.outputs / "sheets"
+
     def rewards(self, final: bool = False) -> RewardSpec:
         """What is paid in stage 1, or in the final stage."""
         p = self.params

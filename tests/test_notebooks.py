@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from labkit.chain.rules import RULES
 from labkit.params import read_params
 from labkit.results import DECODINGS, MODELS, read_results
 from labkit.runs import STAGES, Run, run_notebooks
@@ -57,6 +58,35 @@ def test_every_model_is_measured_both_ways(smoke):
     assert results["harvest"]["harvested"] == smoke.params.harvest_prompts * smoke.params.harvest_samples
 
 
+def test_the_analysis_shows_card_intervals_baselines_and_rules(smoke):
+    tables = [
+        output.data["text/html"]
+        for output in shown(smoke.path / "05_analysis.ipynb")
+        if "text/html" in output.get("data", {})
+    ]
+    card = next(table for table in tables if "missing predictions" in table)
+    for words in ("95 % interval", "whole video", "centre half", "best constant", "training prior", "IoU &gt;= m reaches R1@m",
+                  "of several truth windows", "nothing read", "max_new_tokens"):  # fmt: skip
+        assert words in card, words
+    paired = next(table for table in tables if "difference" in table)
+    assert "predictions-grpo_final.jsonl" in paired and "predictions-sft.jsonl" in paired
+    rules = next(table for table in tables if "what it does" in table)
+    assert all(f">{name}<" in rules for name in RULES)
+
+
+@pytest.mark.parametrize("stage", ["01_grpo", "02_distill", "05_analysis"])
+def test_an_explorer_is_saved_with_its_state(smoke, stage):
+    notebook = nbformat.read(smoke.path / f"{stage}.ipynb", 4)
+    state = notebook.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"]
+    views = [
+        output.data["application/vnd.jupyter.widget-view+json"]["model_id"]
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+    ]
+    assert views and all(model in state for model in views)
+
+
 def test_every_rollout_is_recorded_once(smoke):
     p = smoke.params
     for stage, steps in (("grpo", p.grpo_steps), ("grpo_final", p.final_steps)):
@@ -81,7 +111,19 @@ def test_a_notebook_run_again_loads_and_does_not_train(smoke, tmp_path, monkeypa
 
 def test_one_notebook_runs_by_papermill_alone(outputs, tmp_path):
     command = [sys.executable, "-m", "papermill", "notebooks/01_grpo.ipynb", str(tmp_path / "out.ipynb")]
-    command += ["-f", "params/smoke.yaml", "-p", "run", "x", "-p", "outputs", str(outputs), "-p", "learning_rate", "2e-4"]
+    command += [
+        "-f",
+        "params/smoke.yaml",
+        "-p",
+        "run",
+        "x",
+        "-p",
+        "outputs",
+        str(outputs),
+        "-p",
+        "learning_rate",
+        "2e-4",
+    ]
     command += ["--no-progress-bar", "-k", "python3"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

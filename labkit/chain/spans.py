@@ -117,6 +117,8 @@ def clip_span(span: Span, duration: float) -> Span | None:
     """
     if not (math.isfinite(duration) and duration > 0):
         raise ValueError(f"duration {duration}: must be finite seconds above 0")
+    if span.start >= 0 and span.end <= duration:
+        return span
     start, end = max(0.0, span.start), min(duration, span.end)
     return Span(start, end) if start < end else None
 
