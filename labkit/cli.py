@@ -1,4 +1,4 @@
-"""The command line: `labkit run`, `doctor`, `results`, `score`, `moments`, `world` and `base`.
+"""The command line: `labkit run`, `doctor`, `results`, `report`, `publish`, `score`, `moments`, `world` and `base`.
 
 Bad input ends in one message on standard error and exit code 2; a run that breaks off ends in exit code 1, and so does
 `doctor` when a run would fail.
@@ -56,6 +56,26 @@ def _parser() -> argparse.ArgumentParser:
     results.add_argument("--json", action="store_true", help="all figures, for a program")
     results.set_defaults(command=_results)
 
+    report = commands.add_parser("report", help="a run as HTML files that need neither kernel nor network")
+    report.add_argument("folder", help="a run's directory, such as outputs/embedded")
+    report.set_defaults(command=_report)
+
+    publish = commands.add_parser("publish", help="a small copy of a run with pictures only, for GitHub")
+    publish.add_argument("run", help="a run's directory, such as outputs/embedded")
+    publish.add_argument("folder", help="folder to write to, such as outputs/example")
+    publish.set_defaults(command=_publish)
+
+    score = commands.add_parser("score", help="what any model's predictions are worth: intervals, baselines, protocol")
+    score.add_argument("predictions", help="JSON Lines of qid and text, or of qid and windows")
+    score.add_argument("--moments", required=True, metavar="FILE_OR_NAME",
+                       help="annotation file, or a name such as charades-sta/test")  # fmt: skip
+    score.add_argument("--videos", metavar="DIR", help="folder of the videos")
+    score.add_argument("--rules", default="labkit", help="whose reading rules (default labkit); `all` for every one")
+    score.add_argument("--train", metavar="FILE_OR_NAME", help="training set, for two more baselines")
+    score.add_argument("--against", metavar="PREDICTIONS", help="another model's predictions to compare with")
+    score.add_argument("--json", action="store_true", help="everything, for a program")
+    score.set_defaults(command=_score)
+
     moments = commands.add_parser(
         "moments", help="read a benchmark or an annotation file, and say what is wrong in it"
     )
@@ -99,6 +119,19 @@ def _results(options: argparse.Namespace) -> None:
 
     results = read_results(options.folder)
     _say(json.dumps(results, indent=1) if options.json else results_text(results))
+
+
+def _report(options: argparse.Namespace) -> None:
+    from labkit.views.report import report_text, write_report
+
+    _say(report_text(write_report(options.folder)))
+
+
+def _publish(options: argparse.Namespace) -> None:
+    from labkit.views.publish import publish
+
+    files = publish(options.run, options.folder)
+    _say(f"{options.folder}: {len(files)} files, {sum(file.stat().st_size for file in files) / 1e6:.2f} MB")
 
 
 def _score(options: argparse.Namespace) -> None:

@@ -157,3 +157,33 @@ def test_moments_counts_lists_and_writes(tmp_path, capsys):
     assert [moment.qid for moment in read_moments(tmp_path / "ours.jsonl")] == ["1"]
     assert main(["moments", str(file), "--strict"]) == 2
     assert "val.jsonl, line 2" in capsys.readouterr().err
+
+
+def test_score_prints_a_card_and_compares(tmp_path, capsys):
+    rows = [{"vid": "a", "qid": n, "query": "he sits", "duration": 20.0, "relevant_windows": [[2.0, 6.0]]} for n in (1, 2)]
+    (tmp_path / "val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "p.jsonl").write_text('{"qid": 1, "text": "<answer>2 to 6</answer>"}\n')
+    (tmp_path / "q.jsonl").write_text('{"qid": 2, "windows": [[2.0, 6.0], [8.0, 9.0]]}\n')
+    predictions, moments = str(tmp_path / "p.jsonl"), ["--moments", str(tmp_path / "val.jsonl")]
+    assert main(["score", predictions, *moments, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["figures"]["miou"] == 0.5 and told["protocol"]["missing"] == 1
+    assert main(["score", predictions, *moments, "--against", str(tmp_path / "q.jsonl")]) == 0
+    assert "1, the second on 1" in capsys.readouterr().out
+    assert main(["score", predictions, *moments, "--rules", "all"]) == 0
+    assert "timelens" in capsys.readouterr().out
+    assert main(["score", predictions, *moments, "--rules", "timer"]) == 2
+    assert "did you mean 'timer1'" in capsys.readouterr().err
+
+
+def test_doctor_ends_with_1_when_a_run_would_fail(project, capsys):
+    (project / "data").mkdir()
+    file = params_file(project, "data: data\n")
+    assert main(["doctor", file, "--quick"]) == 1
+    assert "train.jsonl" in capsys.readouterr().out
+
+
+def test_report_and_publish_name_a_folder_that_is_no_run(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    assert main(["publish", str(tmp_path), str(tmp_path / "copy")]) == 2
+    assert "Traceback" not in capsys.readouterr().err

@@ -1,0 +1,335 @@
+"""A report in a browser: from a file, offline, with figures and explorers alive, and nothing hostile that runs."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labkit.chain.anchors import parse, render
+from labkit.chain.spans import Span
+from labkit.data.moments import Moment
+from labkit.stages.rollouts import Rollout
+from labkit.views import markup
+from labkit.views.cells import read_chapter
+from labkit.views.pages import page
+from labkit.views.report import write_report
+from tests.data.films import CONSTANT, film
+from tests.executed import PNG, code, failure, figure, notebook, output, run, saved, stream, words
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome") or ""
+pytestmark = [
+    pytest.mark.skipif(not CHROMIUM, reason="no chromium to look with: install it, or name it in $CHROMIUM"),
+    pytest.mark.xdist_group("browser"),
+]
+PAYLOADS = [
+    before + core + behind
+    for core, (before, behind) in itertools.product(
+        [
+            "<script>hit()</script>",
+            "<img src=x onerror=hit()>",
+            "<svg><animate onbegin=hit() attributeName=x dur=1s></svg>",
+            "<iframe srcdoc='<script>parent.hit()</script>'></iframe>",
+            "<a href=javascript:hit()>x</a>[y](javascript:hit())",
+            "<details open ontoggle=hit()><summary>z</summary></details>",
+            "{{ 7 * 7 }}{% include 'x' %}${hit()}%{x}$\\href{javascript:hit()}{x}$",
+            "<style>@import 'https://evil.example/x.css';body{background:url(https://evil.example/y)}</style>",
+            "<link rel=stylesheet href=https://evil.example/z.css><meta http-equiv=refresh content='0;https://evil.example'>",
+            "<img src=https://evil.example/p.png><video src=https://evil.example/v.mp4 autoplay></video><base href=https://evil.example>",
+        ],
+        [("", ""), ("</script>", ""), ('">', ""), ("'-->]]></title>", "<!--"), ("</textarea></style>`", "\u202e\x00")],
+    )
+]
+assert len(PAYLOADS) == 50
+
+
+class Sight:
+    """A report in a browser, and all that it asked the network for or had to complain about."""
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self.trouble: list[str] = []
+        self.requests: list[str] = []
+        page.on("console", lambda message: self.trouble.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: self.trouble.append(str(error)))
+        page.on("dialog", lambda dialog: (self.trouble.append(dialog.message), dialog.dismiss()))
+        page.route("**/*", self._route)
+
+    def _route(self, route: Any) -> None:
+        if route.request.url.startswith(("file:", "data:", "blob:")):
+            route.continue_()
+        else:
+            self.requests.append(route.request.url)
+            route.abort()
+
+    def walk(self) -> list[str]:
+        """Go down the page, so that all of it has been in view; what became of its figures."""
+        for _ in range(200):
+            self.page.mouse.wheel(0, 600)
+            self.page.wait_for_timeout(20)
+            if self.page.evaluate("scrollY + innerHeight >= document.documentElement.scrollHeight - 2"):
+                break
+        self.page.wait_for_function(
+            "[...document.querySelectorAll('[data-plot], [data-explorer]')]"
+            ".every((each) => ['yes', 'failed'].includes(each.dataset.drawn))",
+            timeout=30_000,
+        )
+        drawn: list[str] = self.page.evaluate(
+            "[...document.querySelectorAll('[data-plot], [data-explorer]')].map((each) => each.dataset.drawn)"
+        )
+        return drawn
+
+    def violations(self) -> list[str]:
+        """What axe-core finds out of reach for somebody."""
+        from axe_playwright_python.sync_playwright import Axe
+
+        found = Axe().run(self.page).response["violations"]
+        return [f"{each['id']}: {node['html'][:160]}" for each in found for node in each["nodes"]]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def look(browser: Any) -> Iterator[Callable[..., Sight]]:
+    """Opens a file, and in the end makes sure that nothing was asked for, nothing went wrong and nothing ran."""
+    opened: list[tuple[Sight, bool]] = []
+
+    def open_file(file: Path, width: int = 1280, scheme: str = "light", quiet: bool = True) -> Sight:
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
+        sight = Sight(context.new_page())
+        sight.page.add_init_script("window.hits = 0; window.hit = () => { window.hits += 1; };")
+        sight.page.goto(file.as_uri())
+        if quiet:
+            sight.page.wait_for_selector('html[data-ready="yes"]', timeout=20_000)
+        opened.append((sight, quiet))
+        return sight
+
+    yield open_file
+    for sight, quiet in opened:
+        assert sight.page.evaluate("window.hits") == 0
+        assert sight.requests == []
+        assert not quiet or sight.trouble == []
+        sight.page.context.close()
+
+
+def rollout(qid: str, text: str, stage: str = "grpo") -> Rollout:
+    told: dict[str, Any] = {"run": "r", "stage": stage, "step": 1, "qid": qid, "sample": 0, "seed": 0}
+    told |= {"checkpoint": "base", "text": text, "status": parse(text).status, "total": 1.0, "advantage": 0.0}
+    told |= {f"reward_{term}": 0.0 for term in ("format", "answer", "anchors", "progress")}
+    return Rollout(**told, prompt_tokens=9, completion_tokens=20, finished=True)
+
+
+@pytest.fixture(scope="module")
+def moment(tmp_path_factory: pytest.TempPathFactory) -> Moment:
+    video = film(tmp_path_factory.mktemp("clips") / "film.mp4", CONSTANT)
+    return Moment("q0", str(video), "a thing happens", (Span(2, 4),), 8.0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, moment: Moment) -> Path:
+    """A run of two notebooks with all that a report can hold."""
+    from labkit.views.explorer import explore, scrub
+
+    text = render([Span(0, 8), Span(1, 5)], Span(2, 4), ["all of it", "closer", "so"])
+    explorer, scrubber = explore([rollout("q0", text)], [moment]), scrub(moment.video, {"truth": (2, 4)})
+    states = saved(explorer) | saved(scrubber)
+    first, second = list(saved(explorer))[0], list(saved(scrubber))[0]
+    view = {"version_major": 2, "version_minor": 0}
+    one = notebook(
+        words("# One $x^2$\n\nSome words with `code` and a [link](https://example.org)."),
+        code("x = 1  # a number", output(text_html="<table><tr><th>a</th><td>1</td></tr></table>")),
+        words("## Chains\n\n$$R = \\sum_i w_i r_i$$"),
+        code("explore()", output(widget={**view, "model_id": first}, image_png=PNG, text_plain="1 chain")),
+        code("scrub()", output(widget={**view, "model_id": second}, text_plain="a video")),
+        words("## Figures"),
+        *(code("plot()", stream(f"{k}\n" * 9), output(plotly=figure(f"Figure {k}"), image_png=PNG)) for k in range(6)),
+        widgets=states,
+    )
+    two = notebook(words("# Two"), code("f()", failure("ValueError", "it broke", "line 1\n" + "wide " * 80)))
+    return run(tmp_path_factory.mktemp("runs") / "first", {"01_grpo": one, "05_analysis": two}, learning_rate=1e-4)
+
+
+@pytest.fixture(scope="module")
+def files(folder: Path) -> dict[str, Path]:
+    return {file.stem: file for file in write_report(folder)}
+
+
+@pytest.mark.parametrize("name", ["01_grpo", "report"])
+def test_figures_explorers_and_maths_are_alive_without_a_network(
+    look: Callable[..., Sight], files: dict[str, Path], name: str
+) -> None:
+    sight = look(files[name])
+    first = sight.page.locator("[data-plot]")
+    assert first.last.get_attribute("data-drawn") is None, "what is far below waits"
+    assert set(sight.walk()) == {"yes"}
+    assert sight.page.locator(".plot .main-svg").count() >= 6
+    assert sight.page.locator(".plot .poster:visible").count() == 0
+    assert sight.page.locator("math").count() == 2
+    sight.page.locator(".lk").first.scroll_into_view_if_needed()
+    sight.page.wait_for_selector('.lk[data-media="ready"]', timeout=20_000)
+    assert sight.page.locator('.lk[data-view="scrubber"]').count() == 1
+    before = sight.page.locator(".lk").first.get_attribute("data-frame")
+    sight.page.locator(".lk").first.focus()
+    sight.page.keyboard.press("ArrowRight")
+    assert sight.page.locator(".lk").first.get_attribute("data-frame") != before
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (800, "dark"), (390, "light")])
+def test_a_report_fits_its_window_and_is_in_reach_for_everyone(
+    look: Callable[..., Sight], files: dict[str, Path], width: int, scheme: str
+) -> None:
+    sight = look(files["report"], width, scheme)
+    sight.walk()
+    assert sight.page.evaluate("document.documentElement.scrollWidth") <= width
+    assert (sight.page.locator(".contents").get_attribute("open") is not None) == (width >= 1120)
+    sight.page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    assert sight.violations() == []
+
+
+def test_the_contents_lead_to_their_places_and_say_where_one_is(
+    look: Callable[..., Sight], files: dict[str, Path]
+) -> None:
+    sight = look(files["report"])
+    sight.page.locator(".contents a", has_text="Figures").click()
+    sight.page.wait_for_function(
+        "document.querySelector('.contents a[aria-current]').textContent.trim() === 'Figures'", timeout=5_000
+    )
+    assert sight.page.evaluate("location.hash") == "#s-01-grpo-figures"
+    sight.page.locator(".links a", has_text="05_analysis").click()
+    sight.page.wait_for_selector("h1:has-text('Two')")
+
+
+def test_the_reader_may_choose_the_theme(look: Callable[..., Sight], files: dict[str, Path]) -> None:
+    sight = look(files["05_analysis"])
+    button, ground = sight.page.locator("[data-theme-button]"), "getComputedStyle(document.body).backgroundColor"
+    assert sight.page.evaluate(ground) == "rgb(255, 255, 255)"
+    button.click()
+    button.click()
+    assert sight.page.evaluate(ground) == "rgb(20, 24, 29)" and button.get_attribute("aria-label") == "Theme: dark"
+    button.click()
+    assert sight.page.evaluate(ground) == "rgb(255, 255, 255)"
+
+
+def test_paper_gets_the_pictures(look: Callable[..., Sight], files: dict[str, Path]) -> None:
+    sight = look(files["01_grpo"])
+    sight.walk()
+    sight.page.emulate_media(media="print")
+    assert sight.page.locator(".plot .poster:visible").count() == 6
+    assert sight.page.locator(".plot .live:visible, .side:visible").count() == 0
+    assert len(sight.page.pdf()) > 10_000
+
+
+def test_without_scripts_pictures_and_words_are_there(browser: Any, files: dict[str, Path]) -> None:
+    context = browser.new_context(java_script_enabled=False, offline=True)
+    shown = context.new_page()
+    shown.goto(files["01_grpo"].as_uri())
+    assert (
+        shown.locator(".plot .poster:visible").count() == 6
+        and shown.locator("[data-theme-button]:visible").count() == 0
+    )
+    context.close()
+
+
+def test_a_figure_that_fails_leaves_its_picture(look: Callable[..., Sight], tmp_path: Path) -> None:
+    broken = {"data": [{"type": "scatter", "x": [1], "y": [1]}], "layout": {"template": 3, "xaxis": {"range": 7}}}
+    state = {"model_module": "anywidget", "state": {"shows": "explorer", "data": "bm8="}}
+    view = {"model_id": "m", "version_major": 2, "version_minor": 0}
+    cells = [
+        code("x", output(plotly=broken, image_png=PNG)),
+        code("y", output(widget=view, image_png=PNG, text_plain="chains")),
+    ]
+    file = tmp_path / "x.html"
+    file.write_text(page("x", [read_chapter(notebook(*cells, widgets={"m": state}), "n")]), encoding="utf-8")
+    sight = look(file)
+    assert sight.walk()[1] == "failed"
+    assert sight.page.locator(".explorer .poster:visible").count() == 1
+    assert "Only the picture is shown" in sight.page.locator(".explorer figcaption").inner_text()
+
+
+def hostile(moment: Moment) -> Any:
+    """A notebook in which every text that somebody else may have written attacks the page."""
+    from labkit.views.explorer import explore
+
+    moments, rollouts = [], []
+    for k, payload in enumerate(PAYLOADS):
+        text = render([Span(0, 8)], Span(2, 4), [payload, payload])
+        moments.append(Moment(f"{k} {payload}", moment.video, payload, (Span(2, 4),), 8.0, source=payload))
+        rollouts.append(rollout(f"{k} {payload}", text, stage=payload))
+    states = saved(explore(rollouts, moments, clips=1))
+    model = list(states)[0]
+    states[model]["state"]["_esm"] = "hit()"
+    view = {"model_id": model, "version_major": 2, "version_minor": 0}
+    cells = [words("# " + PAYLOADS[0]), code("explore()", output(widget=view, text_plain=PAYLOADS[1]))]
+    for payload in PAYLOADS:
+        shown = figure(payload, annotations=[{"text": payload, "x": 1, "y": 1, "showarrow": False}])
+        shown["data"][0] |= {"text": [payload] * 3, "hovertemplate": payload, "mode": "markers+text"}
+        cells += [
+            words(payload),
+            words(f"## {payload}"),
+            words(f"```{payload}\n{payload}\n```\n\n![{payload}](x) $${payload}$$ `{payload}`"),
+            code(
+                payload,
+                stream(payload),
+                stream(payload, "stderr"),
+                output(text_html=payload),
+                output(text_markdown=payload, text_plain=payload),
+                output(text_latex=payload),
+                output(text_plain=payload),
+                output(application_json={payload: payload}),
+                output(application_javascript="hit()", text_plain=payload),
+                output(image_png=payload, text_plain=payload),
+                output(image_png=PNG, text_plain=payload),
+                output(**{"image_svg+xml": f"<svg xmlns='http://www.w3.org/2000/svg'>{payload}</svg>"}),
+                failure(payload, payload, payload),
+            ),
+        ]
+    cells += [code("plot", output(plotly=figure(each), text_plain=each)) for each in PAYLOADS[::5]]
+    return notebook(*cells, widgets=states)
+
+
+@pytest.mark.slow
+def test_fifty_attacks_in_every_place_run_nothing(
+    look: Callable[..., Sight], tmp_path: Path, moment: Moment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run(tmp_path / "r", {"01_grpo": hostile(moment)}, model=PAYLOADS[3], prompt=PAYLOADS[4])
+    for file in write_report(folder):
+        sight = look(file)
+        assert "failed" not in sight.walk()
+        alive = sight.page.evaluate(
+            """() => {
+                const own = [...document.querySelectorAll("main *, nav *")].filter((each) => !each.closest(".live"));
+                const handlers = own.filter((each) => [...each.attributes].some(({ name }) => name.startsWith("on")));
+                const bad = "iframe, form, input, object, embed, base, link, meta, style, script, video, svg animate";
+                const inside = own.filter((each) => each.matches(bad) && !each.matches("nav svg *"));
+                const links = [...document.querySelectorAll("a[href], [*|href]")].map((each) => each.getAttribute("href") ?? "");
+                return [handlers.length, inside.map((each) => each.outerHTML.slice(0, 80)),
+                        links.filter((each) => /^\\s*(javascript|data|vbscript):(?!image)/i.test(each))];
+            }"""
+        )
+        assert alive == [0, [], []]
+        assert "{{ 7 * 7 }}" in sight.page.locator("main").inner_text(), "shown, as it was written"
+
+
+def test_even_markup_that_slipped_through_could_do_nothing(
+    look: Callable[..., Sight], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(markup, "sanitised", lambda given: given)
+    cells = [code("x", output(text_html=payload)) for payload in PAYLOADS if "refresh" not in payload]
+    file = tmp_path / "open.html"
+    file.write_text(page("open", [read_chapter(notebook(*cells), "n")]), encoding="utf-8")
+    sight = look(file, quiet=False)
+    sight.page.wait_for_timeout(1_000)
+    assert any("Content Security Policy" in each for each in sight.trouble), "the attacks were real"
