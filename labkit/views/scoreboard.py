@@ -52,12 +52,19 @@ def under_rules(scores: Mapping[str, Score], title: str = "The same chains under
         for name, s in scores.items()
     ]
     miou = {name: 100 * score.figures["miou"] for name, score in scores.items()}
-    low, high = min(miou, key=miou.__getitem__), max(miou, key=miou.__getitem__)
     caption = (
         "Not a word of the chains differs between rows: only which span a rule takes for the answer, and whether a threshold "
-        f"is reached with > or >=. mIoU goes from {miou[low]:.1f} ({style.plain(low)}) to {miou[high]:.1f} ({style.plain(high)})."
+        f"is reached with > or >=. {_span_of(miou)}"
     )
     return _board(title, caption, rows)
+
+
+def _span_of(miou: Mapping[str, float]) -> str:
+    """How far apart the rules are, in words."""
+    low, high = min(miou, key=miou.__getitem__), max(miou, key=miou.__getitem__)
+    if f"{miou[low]:.1f}" == f"{miou[high]:.1f}":
+        return f"mIoU is {miou[low]:.1f} under each of them."
+    return f"mIoU goes from {miou[low]:.1f} ({style.plain(low)}) to {miou[high]:.1f} ({style.plain(high)})."
 
 
 def _board(title: str, caption: str, rows: Sequence[_Row]) -> go.Figure:

@@ -43,6 +43,18 @@ def test_the_same_chains_under_every_rule():
     assert by_rule["timelens"] == 50.0, "the first anchor, 0 to 20"
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (TEXT, "mIoU goes from 50.0 (timelens) to 80.0 (labkit)."),
+        ("<think>so</think><answer>0 to 8</answer>", "mIoU is 80.0 under each of them."),
+    ],
+)
+def test_the_caption_says_how_far_apart_the_rules_are(text, says):
+    fig = views.under_rules(under_every_rule({moment.qid: text for moment in MOMENTS}, MOMENTS))
+    assert says in fig.layout.meta["alt"].replace("<br>", " ")
+
+
 def test_names_are_text():
     fig = views.scoreboard({"<b>bold</b>": score({}, MOMENTS)})
     assert "<b>bold" not in fig.to_json()
