@@ -43,10 +43,10 @@ class Recipe(NamedTuple):
 GQA = Recipe(
     clips=1500,
     vision_steps=0,
-    text_steps=600,
+    text_steps=400,
     text_rate=1e-3,
     answers_only=0.0,
-    drill_steps=700,
+    drill_steps=500,
     drills=24,
     choice_weight=1.0,
 )

@@ -164,7 +164,8 @@ def test_a_query_cannot_smuggle_in_a_second_video(policy, moments, tmp_path):
 
 @pytest.mark.parametrize("template", sorted(TEMPLATES))
 def test_every_template_asks_the_query_once_about_one_video(template):
-    moment = Moment("q", "/clips/a.mp4", "a {brace} opens", (Span(0.0, 1.0),), 16.0)
+    options = {"options": ("a", "b"), "choice": 0} if template == "options" else {}
+    moment = Moment("q", "/clips/a.mp4", "a {brace} opens", (Span(0.0, 1.0),), 16.0, **options)
     parts = messages(moment, template)[0]["content"]
     assert sorted(part["type"] for part in parts) == ["text", "video"]
     assert next(part["text"] for part in parts if part["type"] == "text").count("a {brace} opens") == 1
