@@ -93,11 +93,17 @@ def _parser() -> argparse.ArgumentParser:
         note = f"clips, about 4 queries each (default {clips})"
         world.add_argument(f"--{split}", type=int, default=clips, help=note)
     world.add_argument("--seed", type=int, default=0, help="world of that number (default 0)")
+    world.add_argument(
+        "--task", choices=("grounding", "gqa"), default="grounding", help="what is asked (default grounding)"
+    )
     world.set_defaults(command=_world)
 
     base = commands.add_parser("base", help="train the embedded base anew, about ten minutes on one CPU core")
     base.add_argument("folder", help="folder to write to; must not exist")
     base.add_argument("--seed", type=int, default=0, help="seed of weights and lessons (default 0)")
+    base.add_argument(
+        "--task", choices=("grounding", "gqa"), default="grounding", help="what it is taught (default grounding)"
+    )
     base.set_defaults(command=_base)
     return parser
 
@@ -152,7 +158,9 @@ def _moments(options: argparse.Namespace) -> None:
 def _world(options: argparse.Namespace) -> None:
     from labkit.data.world import write_world
 
-    splits = write_world(options.folder, options.train, options.validation, options.test, seed=options.seed)
+    splits = write_world(
+        options.folder, options.train, options.validation, options.test, seed=options.seed, task=options.task
+    )
     _say(f"{options.folder}: " + ", ".join(f"{len(moments)} {split} queries" for split, moments in splits.items()))
 
 
@@ -161,7 +169,7 @@ def _base(options: argparse.Namespace) -> None:
 
     if Path(options.folder).exists():
         raise LabError(f"'{options.folder}' exists already; name a folder that does not")
-    train_base(options.folder, seed=options.seed, report=_say)
+    train_base(options.folder, seed=options.seed, report=_say, task=options.task)
 
 
 def _say(line: str) -> None:

@@ -22,6 +22,8 @@ COLUMNS = {
     "iou_last": "last",
     "iou_answer": "answer",
 }
+ANSWERED = {"acc_qa": "Acc@QA", "acc_gqa": "Acc@GQA"}
+"""Columns beside these where moments have options."""
 LEGEND = (
     "All in percent. anchors: chains with an anchor. strict: with two or more, each better than the one before.\n"
     "first, last, answer: mean IoU of the first anchor, the last anchor and the answer, of the chains with anchors."
@@ -54,16 +56,17 @@ def read_results(folder: str | Path) -> dict[str, Any]:
 def results_text(results: Mapping[str, Any]) -> str:
     """The same as plain text: one table for each decoding, the harvest's funnel, and how long each stage took."""
     blocks = [f"run {results['run']}"]
+    columns = columns_of(results["models"])
     for decoding in DECODINGS:
         rows = [
-            [label, *(_percent(results["models"][model][decoding].get(key)) for key in COLUMNS)]
+            [label, *(_percent(results["models"][model][decoding].get(key)) for key in columns)]
             for model, label in MODELS.items()
             if results["models"].get(model, {}).get(decoding)
         ]
         if rows:
             queries = {row[decoding]["n"] for row in results["models"].values() if row.get(decoding)}
             title = f"{decoding}, {' or '.join(f'{n:.0f}' for n in sorted(queries))} queries"
-            blocks.append(_table([["", *COLUMNS.values()], *rows], title))
+            blocks.append(_table([["", *columns.values()], *rows], title))
     if results["harvest"]:
         rows = [[name, f"{count:g}"] for name, count in results["harvest"].items() if name != "yield"]
         blocks.append(_table(rows, f"harvest, {100 * results['harvest']['yield']:.1f} % kept"))
@@ -75,6 +78,12 @@ def results_text(results: Mapping[str, Any]) -> str:
     if results["models"]:
         blocks.append(LEGEND)
     return "\n\n".join(blocks)
+
+
+def columns_of(models: Mapping[str, Any]) -> dict[str, str]:
+    """Figures that tables show of these models, with their titles."""
+    found = {key for decodings in models.values() for figures in decodings.values() for key in figures or ()}
+    return COLUMNS | {key: title for key, title in ANSWERED.items() if key in found}
 
 
 def _percent(value: float | None) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from labkit.errors import LabError
 from labkit.files import lock, project_root, replacing, unlock
-from labkit.params import Params, read_params, read_yaml
+from labkit.params import DEFAULTS, Params, read_params, read_yaml
 
 if TYPE_CHECKING:
     from labkit.stages.rollouts import RolloutStore
@@ -188,8 +188,7 @@ class Run:
         there, here = read_yaml(self.path / "params.yaml"), self.params.as_dict()
         differences = [
             f"  {name}: there {there.get(name, 'absent')}, here {here.get(name, 'absent')}"
-            for name in {**there, **here}
-            if name not in FREE and there.get(name, "absent") != here.get(name, "absent")
+            for name in differing(self.path / "params.yaml", self.params)
         ]
         if differences:
             raise LabError(
@@ -200,6 +199,20 @@ class Run:
             # The comparison is shown by the last notebook alone, which is therefore to be run again.
             self._update("05_analysis", None)
             self._write_params()
+
+
+def differing(written: Path, params: Params) -> list[str]:
+    """Names of the parameters that keep a run of `params` from going on where the params.yaml `written` was in force.
+
+    A run that is older than a parameter had its default: labkit changes no default without a new name.
+    """
+    there, here = read_yaml(written), params.as_dict()
+    defaults = DEFAULTS.as_dict()
+    return [
+        name
+        for name in {**there, **here}
+        if name not in FREE and there.get(name, defaults.get(name)) != here.get(name, "absent")
+    ]
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:

@@ -145,6 +145,15 @@ def test_results_of_what_is_no_run_are_refused(project, capsys):
     assert "is not a run" in capsys.readouterr().err
 
 
+def test_results_have_columns_for_options_where_there_are_some(project, capsys):
+    run = Run.open(DEFAULTS)
+    run.begin("01_grpo")
+    run.finish("01_grpo", {"base": {"greedy": FIGURES | {"acc_qa": 0.731, "acc_gqa": 0.432}}})
+    assert main(["results", str(run.path)]) == 0
+    out = capsys.readouterr().out
+    assert "Acc@GQA" in out and "43.2" in out
+
+
 def test_moments_counts_lists_and_writes(tmp_path, capsys):
     rows = [{"vid": "a", "qid": 1, "query": "he sits", "duration": 20.0, "relevant_windows": [[2.0, 6.0]]},
             {"vid": "a", "qid": 2, "query": " ", "duration": 20.0, "relevant_windows": [[2.0, 6.0]]}]  # fmt: skip

@@ -81,10 +81,18 @@ def test_other_parameters_are_refused_with_each_difference(project):
     assert (project / "outputs/embedded/params.yaml").read_bytes() == before
 
 
-def test_a_parameter_that_the_run_does_not_know_is_a_difference(project):
+def test_a_run_older_than_a_parameter_had_its_default(project):
     path = Run.open(DEFAULTS).path / "params.yaml"
-    path.write_text(path.read_text().replace("seed: 0\n", ""))
-    assert "seed: there absent, here 0" in refusal(DEFAULTS)
+    path.write_text(path.read_text().replace("\ntask: grounding\n", "\n"))
+    assert Run.open(DEFAULTS).path == path.parent
+    message = refusal(replace(DEFAULTS, task="gqa", model="embedded-gqa"))
+    assert "task: there absent, here gqa" in message
+
+
+def test_a_parameter_that_labkit_no_longer_knows_is_a_difference(project):
+    path = Run.open(DEFAULTS).path / "params.yaml"
+    path.write_text(path.read_text() + "warmth: 3\n")
+    assert "warmth: there 3, here absent" in refusal(DEFAULTS)
 
 
 def test_the_comparison_may_change_and_only_the_analysis_is_run_again(project):

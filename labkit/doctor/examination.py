@@ -35,9 +35,9 @@ from labkit.doctor.surroundings import (
 )
 from labkit.errors import LabError
 from labkit.files import project_root
-from labkit.params import Params, read_params, read_yaml
+from labkit.params import Params, read_params
 from labkit.progress import Progress
-from labkit.runs import FREE, read_manifest
+from labkit.runs import differing, read_manifest
 
 if TYPE_CHECKING:
     from labkit.doctor.rehearsal import Pace
@@ -130,10 +130,8 @@ def _run_findings(params: Params, root: Path) -> list[Finding]:
             found.append(Finding("error", "compare", "compare:", str(error)))
     folder = (root / params.outputs / params.run).resolve()
     if (folder / "manifest.json").exists():
-        there, here = read_yaml(folder / "params.yaml"), params.as_dict()
-        differing = [name for name in {**there, **here} if name not in FREE and there.get(name) != here.get(name)]
-        if differing:
-            message = f"is a run of other parameters ({', '.join(differing)})"
+        if names := differing(folder / "params.yaml", params):
+            message = f"is a run of other parameters ({', '.join(names)})"
             found.append(
                 Finding("error", "run", f"folder {folder}", message, "choose another `run` name, or delete it")
             )

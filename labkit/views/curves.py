@@ -27,6 +27,7 @@ _REWARDS = {
     "reward_answer": ("answer", style.Look(style.ANSWER, "circle", "longdash")),
     "reward_anchors": ("anchors", style.Look(style.ANCHOR, "circle", "dash")),
     "reward_progress": ("progress", style.Look("#c4689f", "circle", "dot")),
+    "reward_option": ("option", style.Look("#009e73", "circle", "longdashdot")),
 }
 _SHARES = {
     "anchor_rate": ("have anchors", style.Look(style.ANCHOR, "circle", "solid")),
@@ -40,6 +41,8 @@ _COMPARED = {
     "anchor_rate": "anchor rate",
     "strict_share": "strict share",
 }
+_ANSWERED = {"acc_qa": "Acc@QA", "acc_gqa": "Acc@GQA"}
+"""What is compared beside these where moments have options."""
 
 
 def training_curves(
@@ -55,7 +58,12 @@ def training_curves(
     if not records:
         return style.nothing(title, "no step was recorded")
     rows = _history(records, moments)
-    drawn = [name for name in (*_REWARDS, *_SHARES) if any(_number(row.get(name)) is not None for row in rows)]
+    # Rollouts of moments without options have an option's pay, too, of 0.
+    drawn = [
+        name
+        for name in (*_REWARDS, *_SHARES)
+        if any(_number(row.get(name)) is not None and (name != "reward_option" or row[name]) for row in rows)
+    ]
     if not drawn:
         raise LabError(
             f"a training history with the keys {', '.join(map(repr, rows[0]))} has nothing to draw; "
@@ -158,11 +166,14 @@ def stage_comparison(figures: Mapping[str, Mapping[str, float]]) -> go.Figure:
         f"Percent, higher is better{asked}. Anchor rate: chains with an anchor. Strict share: chains of two anchors or "
         "more, each better than the one before. Both are shares of all chains."
     )
+    compared = _COMPARED | {
+        key: name for key, name in _ANSWERED.items() if any(key in each for each in figures.values())
+    }
     fig, _ = style.panels(
-        list(_COMPARED.values()), title, caption, 34 * len(labels), columns=5, bottom=36, shared_yaxes=True
+        list(compared.values()), title, caption, 34 * len(labels), columns=len(compared), bottom=36, shared_yaxes=True
     )
     rows = list(range(len(labels)))
-    for column, key in enumerate(_COMPARED, 1):
+    for column, key in enumerate(compared, 1):
         values = [_number(figures[label].get(key)) for label in labels]
         percents = [None if value is None else 100 * value for value in values]
         for row, (label, percent) in enumerate(zip(labels, percents, strict=True)):

@@ -13,7 +13,7 @@ from labkit.errors import LabError
 from labkit.files import replacing
 from labkit.params import DEFAULTS, documentation
 from labkit.params import show as shown
-from labkit.results import COLUMNS, DECODINGS, LEGEND, MODELS, read_results
+from labkit.results import DECODINGS, LEGEND, MODELS, columns_of, read_results
 from labkit.runs import STAGES, read_manifest
 from labkit.values import read_yaml
 from labkit.views.cells import read_chapter
@@ -144,12 +144,13 @@ def _results(models: Mapping[str, Any], decoding: str) -> dict[str, Any] | None:
     rows = {label: models[name][decoding] for name, label in MODELS.items() if models.get(name, {}).get(decoding)}
     if not rows:
         return None
-    known = {key: [row[key] for row in rows.values() if row.get(key) is not None] for key in COLUMNS}
+    columns = columns_of(models)
+    known = {key: [row[key] for row in rows.values() if row.get(key) is not None] for key in columns}
     # Where all are equal none is marked.
     best = {key: max(values) for key, values in known.items() if len(set(values)) > 1}
     return {
         "title": f"{decoding} decoding",
-        "columns": list(COLUMNS.values()),
+        "columns": list(columns.values()),
         "rows": [
             {
                 "name": label,
@@ -158,7 +159,7 @@ def _results(models: Mapping[str, Any], decoding: str) -> dict[str, Any] | None:
                         "text": "–" if row.get(key) is None else f"{100 * row[key]:.1f}",
                         "best": key in best and row.get(key) == best[key],
                     }
-                    for key in COLUMNS
+                    for key in columns
                 ],
             }
             for label, row in rows.items()

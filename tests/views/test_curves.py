@@ -43,6 +43,19 @@ def test_training_curves_average_the_rollouts_of_a_step() -> None:
     assert list(lines["anchors"].y) == [-1, -1]
 
 
+def test_the_pay_for_an_option_is_drawn_where_there_is_one() -> None:
+    history = [{"step": 1, "total": 1.0, "reward_option": 0.25}, {"step": 2, "total": 2.0, "reward_option": 0.5}]
+    assert list(by_name(training_curves(history))["option"].y) == [0.25, 0.5]
+    assert "option" not in by_name(training_curves([rollout(1, "", 1.0)], {"q": MOMENT})), "0 in every chain"
+
+
+def test_right_options_are_compared_where_there_are_some() -> None:
+    fig = stage_comparison({"base": {"miou": 0.5, "acc_qa": 0.75, "acc_gqa": 0.25}, "sft": {"miou": 0.6}})
+    titles = [annotation.text for annotation in fig.layout.annotations]
+    assert "Acc@QA" in titles and "Acc@GQA" in titles
+    assert "Acc@QA" not in str(stage_comparison({"base": {"miou": 0.5}}).layout.annotations)
+
+
 def test_training_curves_read_a_history_and_pass_over_what_it_lacks() -> None:
     history = [{"step": 1, "total": 1.0, "anchor_rate": 0.25}, {"step": 2, "total": math.nan, "anchor_rate": 0.75}]
     lines = by_name(training_curves(history))
