@@ -195,7 +195,7 @@ def stage_comparison(figures: Mapping[str, Mapping[str, float]]) -> go.Figure:
                 "opacity": [0 if percent is None else 1 for percent in percents],
             },
             customdata=names,
-            hovertemplate=f"%{{customdata}}: {_COMPARED[key]} %{{x:.1f}} %<extra></extra>",
+            hovertemplate=f"%{{customdata}}: {compared[key]} %{{x:.1f}} %<extra></extra>",
             row=1,
             col=column,
         )
