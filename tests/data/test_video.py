@@ -131,6 +131,7 @@ def test_av1_is_read_by_pyav(tmp_path: Path) -> None:
     frames = read_frames(path, TIMES)
     assert numbers(frames.rgb) == expected(CONSTANT, TIMES)
     assert frames.backend == "pyav" and frames.note.startswith("decord: ")
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER, "making the film has changed this process's priority"
 
 
 @pytest.mark.parametrize("start", [0.0, 3.0, 3.39])
