@@ -227,6 +227,7 @@ class _Examiner:
             pass  # it has died: the empty answer says so
         finally:
             timer.cancel()
+            timer.join()
         if answer.endswith(b"\n"):
             return json.loads(answer)
         self.close()
