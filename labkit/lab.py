@@ -191,8 +191,12 @@ class Lab(Run):
         return max(moments, key=lambda qid: ious[1][qid] - ious[0][qid])
 
     def train_grpo(self, stage: str, policy: Policy) -> GrpoResult:
-        """Train `grpo` or `grpo_final`: goes on where it was broken off, and only reads when it has ended."""
+        """Train `grpo` or `grpo_final`: goes on where it was broken off, and only reads when it has ended.
+
+        A notebook shows how it goes, while it goes.
+        """
         from labkit.stages.grpo import GrpoSettings, train_grpo
+        from labkit.views.monitor import Monitor
 
         p, final = self.params, stage == "grpo_final"
         settings = GrpoSettings(
@@ -203,12 +207,20 @@ class Lab(Run):
             # The final stage starts where both conditions hold already; it takes all its steps.
             stop_anchor_rate=1.0 if final else p.stop_anchor_rate, stop_progress=1.0 if final else p.stop_progress,
         )  # fmt: skip
+        moments, spec = self.moments("train"), self.rewards(final)
         progress = Progress(stage, settings.steps)
-        return train_grpo(
-            policy, self.source(policy, "train"), self.moments("train"), spec=self.rewards(final), settings=settings,
-            folder=self.folder(NOTEBOOK_OF[stage]), run=p.run, stage=stage,
-            on_step=lambda row: progress(int(row["step"]), _note(row)),
+        monitor = Monitor(stage, settings.steps, self.rollouts(stage), moments, spec=spec, folder=self._cache().folder)
+
+        def on_step(row: dict[str, Any]) -> None:
+            progress(int(row["step"]), _note(row))
+            monitor(row)
+
+        result = train_grpo(
+            policy, self._source(policy, moments), moments, spec=spec, settings=settings,
+            folder=self.folder(NOTEBOOK_OF[stage]), run=p.run, stage=stage, on_step=on_step, on_resume=monitor.resume,
         )  # fmt: skip
+        monitor.end(result.history)
+        return result
 
     def harvest(self, policy: Policy) -> Harvest:
         """Sample chains of training queries with the harvester, and keep those worth learning from.

@@ -76,8 +76,11 @@ def train_grpo(
     run: str,
     stage: str,
     on_step: Callable[[dict[str, Any]], None] | None = None,
+    on_resume: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> GrpoResult:
     """Train `policy` on `moments` and write `checkpoint-*/`, `rollouts/` and, last, `final/` to `folder`.
+
+    `on_step` hears the row of each step once it is taken, `on_resume` those of the steps that an earlier attempt took.
 
     Called again on the same folder it goes on from the newest complete checkpoint, samples the same rollouts again from there, and
     ends with the weights of a run that was never interrupted. Once `final/` is there, it only reads.
@@ -143,8 +146,8 @@ def train_grpo(
     with old_names():
         trainer = trainer_class()(
             policy, source, asked, spec, settings, store, figures,
-            names={"run": run, "stage": stage, "seed": settings.seed, "checkpoint": policy.name}, on_step=on_step,
-            args=arguments, train_dataset=Dataset.from_dict({"prompt": order}),
+            names={"run": run, "stage": stage, "seed": settings.seed, "checkpoint": policy.name},
+            on_step=on_step, on_resume=on_resume, args=arguments, train_dataset=Dataset.from_dict({"prompt": order}),
         )  # fmt: skip
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     store.compact()
@@ -168,10 +171,14 @@ def trainer_class() -> Any:
     callback: Any = transformers.TrainerCallback  # their annotations do not foresee overrides
 
     class AfterStep(callback):
-        """Tells the listener of each step, and ends training when the stop conditions hold."""
+        """Tells the listeners of the steps, and ends training when the stop conditions hold."""
 
         def __init__(self, trainer: VideoGRPOTrainer) -> None:
             self.trainer = trainer
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step and self.trainer.on_resume is not None:
+                self.trainer.on_resume(self.trainer.history())
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if may_stop(self.trainer.figures, state.global_step, self.trainer.settings):
@@ -198,10 +205,11 @@ def trainer_class() -> Any:
             *,
             names: dict[str, Any],
             on_step: Callable[[dict[str, Any]], None] | None,
+            on_resume: Callable[[list[dict[str, Any]]], None] | None,
             **kwargs: Any,
         ) -> None:
             self.policy, self.source, self.moments, self.spec, self.settings = policy, source, moments, spec, settings
-            self.store, self.names, self.on_step = store, names, on_step
+            self.store, self.names, self.on_step, self.on_resume = store, names, on_step, on_resume
             self.figures = figures
             self.asked: list[Prompt] = []
             self.sampled: list[Sampled] = []

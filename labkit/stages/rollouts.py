@@ -125,9 +125,16 @@ class RolloutStore:
 
     def read(self) -> list[Rollout]:
         """Every rollout, ordered by step and, inside a step, as written."""
-        columns = self.table().to_pydict()
-        rows = zip(*(columns[name] for name in NAMES), strict=True)
-        return [Rollout(**dict(zip(NAMES, row, strict=True))) for row in rows]
+        return _rollouts(self.table())
+
+    def newest(self) -> list[Rollout]:
+        """The rollouts of the last step; while a stage goes on, no other step is read."""
+        import pyarrow.compute as compute
+
+        if parts := self._parts():  # what has been joined is never newer
+            return _rollouts(self._read(parts[max(parts)]))
+        table = self.table()
+        return _rollouts(table.filter(compute.equal(table["step"], compute.max(table["step"]))))
 
     def frame(self) -> pandas.DataFrame:
         """The same as a pandas table, one row a rollout."""
@@ -191,6 +198,12 @@ class RolloutStore:
                 f"'{path}' has no column {', '.join(missing)}: it does not hold rollouts; remove it from the folder"
             )
         return table.select(NAMES)
+
+
+def _rollouts(table: pyarrow.Table) -> list[Rollout]:
+    columns = table.to_pydict()
+    rows = zip(*(columns[name] for name in NAMES), strict=True)
+    return [Rollout(**dict(zip(NAMES, row, strict=True))) for row in rows]
 
 
 def _table(rollouts: Sequence[Rollout]) -> Any:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 MOST_POINTS = 200
 """Steps drawn singly; a longer run is averaged into this many pieces."""
 
-_REWARDS = {
+REWARDS = {
     "total": ("total", style.Look(style.TEXT, "circle", "solid")),
     "reward_format": ("format", style.Look("#a08a00", "circle", "dashdot")),
     "reward_answer": ("answer", style.Look(style.ANSWER, "circle", "longdash")),
     "reward_anchors": ("anchors", style.Look(style.ANCHOR, "circle", "dash")),
     "reward_progress": ("progress", style.Look("#c4689f", "circle", "dot")),
-    "reward_option": ("option", style.Look("#009e73", "circle", "longdashdot")),
+    "reward_option": ("option", style.Look("#7b62c9", "circle", "solid")),
 }
-_SHARES = {
+SHARES = {
     "anchor_rate": ("have anchors", style.Look(style.ANCHOR, "circle", "solid")),
     "strict_share": ("narrow strictly", style.Look("#d55e00", "circle", "dash")),
 }
@@ -43,6 +43,14 @@ _COMPARED = {
 }
 _ANSWERED = {"acc_qa": "Acc@QA", "acc_gqa": "Acc@GQA"}
 """What is compared beside these where moments have options."""
+
+
+class Curve(NamedTuple):
+    """A quantity over steps as it is drawn: where, what each step was, and the line through that."""
+
+    steps: np.ndarray
+    raw: np.ndarray
+    smooth: np.ndarray
 
 
 def training_curves(
@@ -61,13 +69,13 @@ def training_curves(
     # Rollouts of moments without options have an option's pay, too, of 0.
     drawn = [
         name
-        for name in (*_REWARDS, *_SHARES)
+        for name in (*REWARDS, *SHARES)
         if any(_number(row.get(name)) is not None and (name != "reward_option" or row[name]) for row in rows)
     ]
     if not drawn:
         raise LabError(
             f"a training history with the keys {', '.join(map(repr, rows[0]))} has nothing to draw; "
-            f"each row needs 'step' and one of {', '.join(map(repr, (*_REWARDS, *_SHARES)))}"
+            f"each row needs 'step' and one of {', '.join(map(repr, (*REWARDS, *SHARES)))}"
         )
     steps = len({row["step"] for row in rows})
     caption = f"Dots: each step's mean; lines: smoothed over about {_span(steps)} steps. {_steps_text(rows)}"
@@ -75,8 +83,8 @@ def training_curves(
         ["", ""], title, caption, 200, columns=1, between=22, shared_xaxes=True, row_heights=[0.62, 0.38]
     )
     for name in drawn:
-        upper = name in _REWARDS
-        label, look = (_REWARDS if upper else _SHARES)[name]
+        upper = name in REWARDS
+        label, look = (REWARDS if upper else SHARES)[name]
         values = [(row["step"], _number(row.get(name))) for row in rows]
         _curve(fig, values, label, look, scale=1 if upper else 100, unit="" if upper else " %", row=1 if upper else 2)
     fig.update_layout(legend2={"y": 0.34, "x": 1.01, "yanchor": "top", "bgcolor": "rgba(0, 0, 0, 0)"})
@@ -244,7 +252,7 @@ def _history(
         )
     steps: dict[int, list[dict[str, float]]] = {}
     for reading, rollout in zip(read(rollouts, moments), rollouts, strict=True):
-        row = {name: getattr(rollout, name) for name in _REWARDS}
+        row = {name: getattr(rollout, name) for name in REWARDS}
         row |= {"anchor_rate": float(bool(reading.chain.anchors)), "strict_share": float(reading.strict)}
         steps.setdefault(rollout.step, []).append(row)
     return [
@@ -264,10 +272,7 @@ def _curve(
     row: int | None = None,
 ) -> None:
     """Add one quantity over steps: faint single steps and a smoothed line."""
-    steps, levels = np.array([(step, value) for step, value in values if value is not None], dtype=float).T
-    smooth = _smoothed(levels, _span(len(levels)))
-    pieces = np.array_split(np.arange(len(levels)), min(MOST_POINTS, len(levels)))
-    x, raw, line = (np.array([part[p].mean() for p in pieces]) for part in (steps, levels * scale, smooth * scale))
+    x, raw, line = curve(values, scale)
     where: dict[str, Any] = (
         {} if row is None else {"row": row, "col": 1, "legend": "legend" if row == 1 else "legend2"}
     )
@@ -286,6 +291,22 @@ def _curve(
         hovertemplate=f"step %{{x}}: {label} %{{y:.3g}}{unit}, this step alone %{{customdata:.3g}}{unit}<extra></extra>",
         **where,
     )
+
+
+def curve(values: Iterable[tuple[float, Any]], scale: float = 1) -> Curve:
+    """(step, value) pairs as a curve, at most `MOST_POINTS` long; what is no finite number is passed over.
+
+    >>> curve([(1, 0.5), (2, None), (3, 1.0)], scale=100)
+    Curve(steps=array([1., 3.]), raw=array([ 50., 100.]), smooth=array([ 50., 100.]))
+    """
+    numbers = [(step, number) for step, value in values if (number := _number(value)) is not None]
+    steps, levels = np.array(numbers, dtype=float).reshape(-1, 2).T
+    levels = levels * scale
+    smooth = _smoothed(levels, _span(len(levels))) if numbers else levels
+    if len(numbers) <= MOST_POINTS:
+        return Curve(steps, levels, smooth)
+    pieces = np.array_split(np.arange(len(numbers)), MOST_POINTS)
+    return Curve(*(np.array([part[piece].mean() for piece in pieces]) for part in (steps, levels, smooth)))
 
 
 def _smoothed(values: np.ndarray, span: int) -> np.ndarray:

@@ -40,11 +40,17 @@ def grpo_settings(**changes: Any) -> grpo.GrpoSettings:
 
 
 def train_grpo(
-    policy: Policy, source: Any, moments: Sequence[Moment], folder: Path, on_step: Any = None, **changes: Any
+    policy: Policy,
+    source: Any,
+    moments: Sequence[Moment],
+    folder: Path,
+    on_step: Any = None,
+    on_resume: Any = None,
+    **changes: Any,
 ) -> grpo.GrpoResult:
     return grpo.train_grpo(
         policy, source, moments, spec=SPEC, settings=grpo_settings(**changes), folder=folder, run="small",
-        stage="grpo", on_step=on_step,
+        stage="grpo", on_step=on_step, on_resume=on_resume,
     )  # fmt: skip
 
 

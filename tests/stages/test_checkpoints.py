@@ -38,10 +38,11 @@ def test_grpo_killed_ends_as_if_it_never_was(world, moments, policy, source, tmp
     assert (folder / "checkpoint-4").exists() == (place == "save4")
     assert not (folder / "checkpoint-4" / COMPLETE).exists()
     assert RolloutStore(folder / "rollouts").steps() == list(range(1, int(place[-1]) + 1))
-    heard = []
-    result = small.train_grpo(policy, source, moments, folder, on_step=heard.append)
+    heard, before = [], []
+    result = small.train_grpo(policy, source, moments, folder, on_step=heard.append, on_resume=before.extend)
     expected, rollouts, whole = uninterrupted
     assert [row["step"] for row in heard] == [3, 4, 5]
+    assert timeless(before + heard) == timeless(whole.history)
     assert equal(weights(policy), expected) and distance(start, expected) > 0.1
     assert RolloutStore(folder / "rollouts").read() == rollouts  # none lost, none doubled, none other
     assert (result.steps, result.stopped_by) == (whole.steps, whole.stopped_by)

@@ -97,6 +97,19 @@ def test_joining_changes_nothing(tmp_path):
     assert store.read() == before
 
 
+def test_the_newest_step_is_read_alone(tmp_path):
+    store = RolloutStore(tmp_path)
+    assert store.newest() == []
+    store.write(2, step(2))
+    store.write(11, step(11))
+    store.write(9, step(9))
+    assert store.newest() == step(11)
+    store.compact()
+    assert store.newest() == step(11)
+    store.write(12, step(12))  # a stage that goes on
+    assert store.newest() == step(12)
+
+
 def test_a_kill_between_joining_and_removing_doubles_nothing(tmp_path):
     store = RolloutStore(tmp_path)
     for number in (1, 2):
