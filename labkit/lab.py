@@ -209,7 +209,7 @@ class Lab(Run):
         )  # fmt: skip
         moments, spec = self.moments("train"), self.rewards(final)
         progress = Progress(stage, settings.steps)
-        monitor = Monitor(stage, settings.steps, self.rollouts(stage), moments, spec=spec, folder=self._cache().folder)
+        monitor = Monitor(stage, settings.steps, self.rollouts(stage), moments, spec=spec, folder=self.sheets)
 
         def on_step(row: dict[str, Any]) -> None:
             progress(int(row["step"]), _note(row))
