@@ -19,6 +19,7 @@ import pytest
 
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment, write_moments
+from tests.browser.attacks import PAYLOADS
 from tests.data.films import CONSTANT, film
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome") or ""
@@ -188,6 +189,26 @@ def test_chains_are_replaced_while_they_are_looked_at(sight: Any) -> None:
     assert sight.locator(".lk").count() == 1
 
 
+def test_no_text_of_a_model_can_run_in_the_notebook(sight: Any) -> None:
+    # It ends in a number: Playwright would call what it takes for a function.
+    sight.evaluate("window.hit = () => { window.hits += 1 }; window.hits = 0")
+    told = f"attacks = json.loads({json.dumps(json.dumps(PAYLOADS))})"
+    text = 'f"<think>{a} <timestamp>1 to 5</timestamp> {a}</think><answer>2 to 4</answer>{a}"'
+    python(sight, f"{told}\nexplorer.update({{a: [Row(moments[0].qid, {text})] for a in attacks}})\nNone")
+    until(sight, f"lk.dataset.count === '{len(PAYLOADS)}'")
+    sight.locator(".lk-table").focus()
+    for view in "123":
+        sight.keyboard.press(view)
+        sight.keyboard.press("Home")
+        for _ in PAYLOADS:
+            sight.keyboard.press("ArrowDown")
+    assert sight.evaluate("window.hits") == 0
+    sight.evaluate("window.hit()")
+    assert sight.evaluate("window.hits") == 1, "a hit would have been heard"
+    for tag in ("script", "img", "iframe", "a", "details", "link"):
+        assert sight.locator(f".lk {tag}").count() == 0, tag
+
+
 def test_a_dark_theme_is_followed(sight: Any) -> None:
     ground = "getComputedStyle(document.querySelector('.lk')).backgroundColor"
     light = sight.evaluate(ground)
@@ -210,3 +231,47 @@ def test_without_its_kernel_a_clip_that_is_not_here_says_so_and_the_others_still
     until(sight, "lk.dataset.media === 'ready'")
     sight.keyboard.press("Home")
     until(sight, "lk.dataset.frame === '0'")
+
+
+@pytest.fixture(scope="module")
+def executed(server: tuple[str, Path]) -> Path:
+    """The notebook, run as a batch does, beside the one that is looked at: it is nobody's yet, so nobody trusts it."""
+    from nbclient import NotebookClient
+
+    work = server[1]
+    notebook = nbformat.read(work / "look.ipynb", 4)
+    notebook.cells.pop()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(work)}}).execute()
+    nbformat.write(notebook, work / "shared.ipynb")
+    return work / "shared.ipynb"
+
+
+def opened(browser: Any, address: str, name: str) -> Any:
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.goto(f"{address}/lab/workspaces/{Path(name).stem}/tree/{name}")
+    page.wait_for_selector(".jp-Notebook .jp-OutputArea-output", timeout=60_000)
+    return page
+
+
+def test_a_notebook_from_somebody_else_shows_its_picture_until_it_is_trusted_and_then_lives_without_its_kernel(
+    server: tuple[str, Path], executed: Path, sight: Any
+) -> None:
+    browser = sight.context.browser
+    stranger = opened(browser, server[0], executed.name)
+    stranger.wait_for_selector(".jp-OutputArea-output img", timeout=30_000)
+    assert stranger.locator(".lk").count() == 0, "a widget ran in a notebook that nobody trusts"
+    stranger.close()
+
+    places = {f"JUPYTER_{name}_DIR": str(server[1].parent / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
+    subprocess.run([sys.executable, "-m", "jupyter", "trust", str(executed)], env=os.environ | places, check=True)
+    page = opened(browser, server[0], executed.name)
+    page.wait_for_selector('.lk[data-media="ready"]', timeout=60_000)
+    page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+    page.wait_for_function("!window.jupyterapp.shell.currentWidget.sessionContext.session")
+    before = root(page, "frame")
+    page.locator(".lk").focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function(f"document.querySelector('.lk').dataset.frame !== '{before}'")
+    page.close()

@@ -22,6 +22,7 @@ from labkit.data.moments import Moment
 from labkit.stages.rollouts import Rollout
 from labkit.views.explorer import explore, scrub
 from labkit.views.widget import module, page
+from tests.browser.attacks import PAYLOADS
 from tests.data.films import BITS, CONSTANT, expected, film
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome") or ""
@@ -31,24 +32,6 @@ pytestmark = [
 ]
 DURATION = 8.0
 TRUTH = Span(2.0, 4.0)
-PAYLOADS = [
-    before + core + behind
-    for core, (before, behind) in itertools.product(
-        [
-            "<script>hit()</script>",
-            "<img src=x onerror=hit()>",
-            "<svg onload=hit()>",
-            "<iframe srcdoc='<script>parent.hit()</script>'></iframe>",
-            "<a href=javascript:hit()>x</a>",
-            "<details open ontoggle=hit()>",
-            "{{constructor.constructor('hit()')()}}",
-            "${hit()}",
-            "<style>@import 'https://evil.example/x.css'</style>",
-            "<link rel=stylesheet href=https://evil.example/y.css>",
-        ],
-        [("", ""), ("</script>", ""), ('">', ""), ("'-->", "<!--"), ("</textarea></style>", "\u202e\x00")],
-    )
-]
 
 
 class Sight:
