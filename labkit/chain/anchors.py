@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from labkit.chain.spans import Span
 
@@ -91,6 +91,17 @@ class AnchorChain:
     def steps(self) -> tuple[Span, ...]:
         """The anchors' spans, then the answer if there is one."""
         return self.spans if self.answer is None else (*self.spans, self.answer)
+
+
+class ChainRecord(Protocol):
+    """A chain on record, to be drawn or scored: a Rollout is one, and so is an evaluation's Prediction."""
+
+    @property
+    def qid(self) -> str: ...  # noqa: D102
+    @property
+    def text(self) -> str: ...  # noqa: D102
+    @property
+    def status(self) -> str: ...  # noqa: D102
 
 
 class _Tag(NamedTuple):

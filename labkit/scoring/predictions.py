@@ -19,23 +19,13 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from labkit.chain.anchors import ChainRecord
 from labkit.errors import LabError
 from labkit.files import replacing
 
 _WINDOWS = ("windows", "pred_relevant_windows")
-
-
-class AnsweredRecord(Protocol):
-    """A chain on record: `labkit.stages.evaluate.Prediction` is one, and so is a Rollout."""
-
-    @property
-    def qid(self) -> str: ...  # noqa: D102
-    @property
-    def text(self) -> str: ...  # noqa: D102
-    @property
-    def status(self) -> str: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +56,7 @@ class Predictions:
         return any(row.windows is not None for row in self.rows.values())
 
 
-Answers = Predictions | str | Path | Mapping[str, str | PredictedRow] | Iterable[AnsweredRecord]
+Answers = Predictions | str | Path | Mapping[str, str | PredictedRow] | Iterable[ChainRecord]
 """What can be scored: predictions, the path of their file, texts by qid, or chains on record."""
 
 

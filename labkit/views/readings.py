@@ -9,23 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from labkit.chain.anchors import AnchorChain, parse
+from labkit.chain.anchors import AnchorChain, ChainRecord, parse
 from labkit.chain.metrics import chain_ious
 from labkit.chain.spans import Span, iou
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.views.style import in_stage_order
-
-
-class ChainRecord(Protocol):
-    """What a record must carry to be drawn: a Rollout and a Prediction both do."""
-
-    @property
-    def qid(self) -> str: ...  # noqa: D102
-    @property
-    def text(self) -> str: ...  # noqa: D102
-    @property
-    def status(self) -> str: ...  # noqa: D102
 
 
 class StagedRecord(ChainRecord, Protocol):
