@@ -39,8 +39,9 @@ from labkit.data.moments import Moment
 from labkit.data.video import FrameCache
 from labkit.data.world import write_world
 from labkit.params import Params
-from labkit.policy.inputs import PromptSource, Sampling, build_prompt, read_clip
+from labkit.policy.inputs import Sampling, build_prompt, read_clip
 from labkit.policy.model import Policy, load_policy
+from labkit.policy.sources import PromptSource
 from labkit.stages import grpo
 
 STEPS = 4

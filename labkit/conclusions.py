@@ -34,7 +34,9 @@ class Conclusion:
 
     def _repr_markdown_(self) -> str:
         marks = {True: "**Yes.** ", False: "**No.** ", None: ""}
-        lines = (f"- {marks[claim.holds]}{claim.text}: {html.escape(claim.evidence, quote=False)}" for claim in self.claims)
+        lines = (
+            f"- {marks[claim.holds]}{claim.text}: {html.escape(claim.evidence, quote=False)}" for claim in self.claims
+        )
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -55,7 +57,9 @@ def after_grpo(base: Figures, grpo: Figures, training: GrpoResult) -> Conclusion
     rate = _value(grpo[decoding], "anchor_rate")
     return Conclusion(
         [
-            Claim("Anchors have become the rule", rate >= ENOUGH_ANCHORS, _change("anchor_rate", decoding, base, grpo)),
+            Claim(
+                "Anchors have become the rule", rate >= ENOUGH_ANCHORS, _change("anchor_rate", decoding, base, grpo)
+            ),
             _better("Answers have got better", "miou", base, grpo),
             _better("More answers are close", "r1@0.7", base, grpo),
             Claim("Stage 1 stopped", None, f"after {training.steps} steps, by {training.stopped_by}"),

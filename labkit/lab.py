@@ -23,8 +23,8 @@ from labkit.runs import NOTEBOOK_OF, Run, read_manifest
 
 if TYPE_CHECKING:
     from labkit.data.video import FrameCache
-    from labkit.policy.inputs import PromptSource
     from labkit.policy.model import Policy
+    from labkit.policy.sources import PromptSource
     from labkit.scoring.predictions import Predictions
     from labkit.scoring.scores import Score
     from labkit.stages.distill import Harvest
@@ -293,7 +293,8 @@ class Lab(Run):
         }
 
     def _source(self, policy: Policy, moments: Sequence[Moment], cache: FrameCache | None = None) -> PromptSource:
-        from labkit.policy.inputs import PromptSource, Sampling
+        from labkit.policy.inputs import Sampling
+        from labkit.policy.sources import PromptSource
 
         p = self.params
         sampling = Sampling(p.fps, p.max_frames, p.min_pixels, p.max_pixels)

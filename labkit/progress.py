@@ -57,7 +57,9 @@ class _Bar:
 
         if self.done >= self.total:
             return ""  # the line that says so stands below
-        return f'<progress max="{self.total}" value="{self.done}" style="width:24em"></progress> {html.escape(self.text)}'
+        return (
+            f'<progress max="{self.total}" value="{self.done}" style="width:24em"></progress> {html.escape(self.text)}'
+        )
 
     def __repr__(self) -> str:
         return self.text

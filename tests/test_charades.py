@@ -29,7 +29,9 @@ def real_moments() -> list[Moment]:
         video, start, end = place.split()
         if video == "OHOFG":
             window = Span(float(start), min(float(end), length))
-            moments.append(Moment(f"OHOFG-{len(moments)}", str(VIDEO), query, (window,), length, source="Charades-STA"))
+            moments.append(
+                Moment(f"OHOFG-{len(moments)}", str(VIDEO), query, (window,), length, source="Charades-STA")
+            )
     return moments
 
 

@@ -169,7 +169,9 @@ def test_moments_counts_lists_and_writes(tmp_path, capsys):
 
 
 def test_score_prints_a_card_and_compares(tmp_path, capsys):
-    rows = [{"vid": "a", "qid": n, "query": "he sits", "duration": 20.0, "relevant_windows": [[2.0, 6.0]]} for n in (1, 2)]
+    rows = [
+        {"vid": "a", "qid": n, "query": "he sits", "duration": 20.0, "relevant_windows": [[2.0, 6.0]]} for n in (1, 2)
+    ]
     (tmp_path / "val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "p.jsonl").write_text('{"qid": 1, "text": "<answer>2 to 6</answer>"}\n')
     (tmp_path / "q.jsonl").write_text('{"qid": 2, "windows": [[2.0, 6.0], [8.0, 9.0]]}\n')

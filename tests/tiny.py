@@ -14,8 +14,9 @@ import torch
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.data.video import FrameCache
-from labkit.policy.inputs import PromptSource, Sampling
+from labkit.policy.inputs import Sampling
 from labkit.policy.model import Policy
+from labkit.policy.sources import PromptSource
 
 SPECIALS = (
     "<|endoftext|>",

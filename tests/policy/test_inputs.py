@@ -8,7 +8,6 @@ from labkit.data.video import FrameCache
 from labkit.data.world import write_world
 from labkit.errors import LabError
 from labkit.policy.inputs import (
-    PromptSource,
     Sampling,
     left_pad,
     patchify,
@@ -19,6 +18,7 @@ from labkit.policy.inputs import (
 )
 from labkit.policy.model import load_policy
 from labkit.policy.prompts import TEMPLATES, messages
+from labkit.policy.sources import PromptSource
 
 SIDE = 56 * 56
 
