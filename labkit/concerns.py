@@ -30,6 +30,11 @@ class RunParams:
     """Seed of everything that is drawn while training and sampling; the world has its own. Ours."""
     threads: int = _within(1, 1, 256)
     """CPU threads of torch. One is the fastest for the embedded model. Ours."""
+    processes: int = _within(1, 0, 1024)
+    """Processes that train, evaluate and harvest, one GPU each; 0 is one for each GPU in sight, 1 works in the notebook
+    itself. Ours."""
+    sharding: Literal["ddp", "fsdp2"] = "ddp"
+    """What several processes share: `ddp` gives each the whole model, `fsdp2` a part of weights, gradients and optimizer. Ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +43,9 @@ class ModelParams:
 
     model: str = "embedded"
     """The base: `embedded`, a local folder, or a hub id. Paper: Qwen2.5-VL-3B and 7B."""
+    harvester: str = ""
+    """Another base for stage 1 and the harvest, whose chains `model` learns from; empty: `model` itself. Paper: a 7B harvests
+    for a 3B in its second version."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number type of weights and activations. Time-R1: bfloat16; float32 is faster for the embedded model."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -75,6 +83,12 @@ class DataParams:
     """Pixels of one frame at least, after resizing. Ours: 56 x 56, the embedded world's size."""
     max_pixels: int = _within(3136, 784, 16_777_216)
     """Pixels of one frame at most. Ours; Time-R1 bounds the whole video, at 3584 x 28 x 28."""
+    readers: int = _within(0, 0, 256)
+    """Processes that decode the clips to come ahead of their use; 0 decodes in the notebook's process, when needed. Ours."""
+    video_deadline: float = _within(60.0, 0, 86_400, open_low=True)
+    """Seconds after which a reader that is stuck in a clip is ended and the clip named. Ours."""
+    feature_memory: float = _within(4.0, 0, 1024, open_low=True)
+    """GB of clips' features that are kept beside the model; what has to leave is made again from cached frames. Ours."""
     train_limit: int = _within(0, 0)
     """Use the first so many training queries; 0 means all. Ours."""
     validation_limit: int = _within(0, 0)
@@ -141,6 +155,8 @@ class GrpoParams:
     """Queries of one forward and backward pass, a divisor of `prompts_per_step`; 0 is all. Less takes less memory. Ours."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them, in stages 1 to 3: for models that fill a GPU. Ours."""
+    generation: Literal["hf", "vllm"] = "hf"
+    """Who writes the rollouts of stages 1 and 3: labkit's own decoding, or vLLM (experimental). Ours."""
     save_steps: int = _within(25, 1)
     """Steps between two checkpoints: what a kill costs at most. Ours."""
 
@@ -169,6 +185,8 @@ class SftParams:
     """Traces of one step. Ours."""
     sft_learning_rate: float = _within(5e-4, 0, 1, open_low=True)
     """Step size of AdamW. Ours."""
+    pack_clips: bool = False
+    """Put traces of one clip into one batch, where they share the pass over its video; the order is less random. Ours."""
 
 
 @dataclass(frozen=True, kw_only=True)

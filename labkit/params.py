@@ -171,7 +171,7 @@ def _outside(name: str, value: Any) -> str | None:
     """What is wrong with a value of the right type, or None."""
     if name == "run" and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", value):
         return f"run: {value!r} cannot name a directory; use letters, digits, dot, dash and underscore"
-    if isinstance(value, str) and not value.strip():
+    if isinstance(value, str) and not value.strip() and _default(name) != "":
         return f"{name}: is empty; give a value, or delete the line for the default {show(_default(name))}"
     if name not in _ranges():
         return None
