@@ -14,6 +14,7 @@ import numpy as np
 
 from labkit.files import replacing
 from labkit.policy.model import Policy, save_policy
+from labkit.workers import place, wait
 
 COMPLETE = "labkit_complete"
 """Empty file, written last into a checkpoint: a kill while saving leaves a directory without it."""
@@ -27,8 +28,9 @@ def newest_checkpoint(folder: Path) -> Path | None:
     for path in folder.glob("checkpoint-*"):
         if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / COMPLETE).exists():
             found[int(match[1])] = path
-        else:
+        elif place().rank == 0:
             shutil.rmtree(path)
+    wait()
     return found[max(found)] if found else None
 
 
@@ -47,6 +49,7 @@ def resumable(trainer: Any) -> Any:
     class Resumable(trainer):
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
             super()._save_checkpoint(model, trial)
+            wait()  # each process has written its part
             if self.args.should_save:
                 (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
 
@@ -80,7 +83,16 @@ def read_result(folder: Path, kind: type[Result]) -> Result | None:
 
 
 def end_stage(policy: Policy, result: Any, folder: Path) -> None:
-    """Write `result.json` and, last, `final/`; checkpoints, and what a killed save has left, are of no more use."""
+    """Write `result.json` and, last, `final/`; checkpoints, and what a killed save has left, are of no more use.
+
+    All workers come here, rank 0 writes.
+    """
+    if place().rank == 0:
+        _write_end(policy, result, folder)
+    wait()
+
+
+def _write_end(policy: Policy, result: Any, folder: Path) -> None:
     with replacing(folder / "result.json") as draft:
         draft.write_text(json.dumps(asdict(result)), encoding="utf-8")
     save_policy(policy, folder / "final")
