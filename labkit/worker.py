@@ -15,9 +15,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from labkit.errors import LabError
 from labkit.files import replacing
@@ -42,32 +42,64 @@ class Report:
         self._file.flush()
 
 
-def main(job: Path) -> None:
-    """Do this worker's share of the task that `job` describes."""
-    from labkit import tasks
+class Job(NamedTuple):
+    """A task for several workers, as a file tells them of it."""
 
+    task: str
+    """One of `labkit.tasks.TASKS`."""
+    stage: str
+    """Which model it is done with."""
+    params: dict[str, Any]
+    asked: dict[str, Any]
+    """The task's own arguments."""
+
+    def command(self, folder: Path) -> list[str]:
+        """Write the file into `folder`, and return the command that does it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / "job.json") as draft:
+            draft.write_text(json.dumps(self._asdict(), ensure_ascii=False), encoding="utf-8")
+        return [sys.executable, "-m", "labkit.worker", str(folder / "job.json")]
+
+
+def main(file: Path) -> None:
+    """Do this worker's share of the job in `file`."""
     with joined(Path(os.environ["LABKIT_WORKERS"])) as report:
-        asked = json.loads(job.read_text(encoding="utf-8"))
-        report({"result": tasks.do(asked["task"], asked["params"], asked["arguments"], report)})
+        from labkit.lab import Lab
+        from labkit.params import Params
+        from labkit.tasks import TASKS
+
+        job = Job(**json.loads(file.read_text(encoding="utf-8")))
+        lab: Any = Lab.open(Params.build(job.params))
+        lab.settle()
+        TASKS[job.task](lab, lab.load(job.stage), report, **job.asked)
+        report({"result": None})
 
 
 @contextlib.contextmanager
 def joined(folder: Path) -> Iterator[Report]:
-    """Join the other workers, and part when the work is done: what it raises is reported, and ends this process."""
+    """Join the other workers, and part when the work is done."""
     here = place()
     report = Report(folder, here.rank)
-    threading.Thread(target=_end_with_the_notebook, daemon=True).start()
+    threading.Thread(target=end_with_the_notebook, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the notebook's process decides, and says SIGTERM
-    print(f"== {' '.join(sys.argv)} == {time.strftime('%F %T')}, worker {here.rank} of {here.world}", flush=True)  # noqa: T201
-    try:
+    sys.stdout.write(f"== {time.strftime('%F %T')}, worker {here.rank} of {here.world}: {' '.join(sys.argv)}\n")
+    with telling(report):
         _meet(folder, here)
         yield report
         _part()
+
+
+@contextlib.contextmanager
+def telling(report: Report) -> Iterator[None]:
+    """Report what is raised in the block, and end this process with it."""
+    try:
+        yield
     except BaseException as error:
-        text = traceback.format_exc()
-        report({"error": {"kind": type(error).__name__ if not isinstance(error, LabError) else "LabError",
-                          "message": str(error) if isinstance(error, LabError) else f"{type(error).__name__}: {error}",
-                          "traceback": text}, "time": time.time()})  # fmt: skip
+        text, ours = traceback.format_exc(), isinstance(error, LabError)
+        what = {"kind": type(error).__name__, "traceback": text,
+                "message": str(error) if ours else f"{type(error).__name__}: {error}"}  # fmt: skip
+        report({"error": what, "time": time.time()})
+        sys.stdout.flush()
         sys.stderr.write(text)
         sys.stderr.flush()
         os._exit(1)  # a process group that has lost a member may wait for it for ever
@@ -95,16 +127,16 @@ def _meet(folder: Path, here: Place) -> None:
         os.environ[name] = str(value)
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = host, str(port)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    torch.distributed.init_process_group(
-        backend, store=store, rank=here.rank, world_size=here.world, timeout=SILENCE
-    )
+    torch.distributed.init_process_group(backend, store=store, rank=here.rank, world_size=here.world, timeout=SILENCE)
 
 
 def _found(path: Path) -> tuple[str, int]:
     deadline = time.monotonic() + MEETING_TIME
     while not path.exists():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"rank 0 has not said in '{path}' where it is found, {MEETING_TIME:.0f} s after the start")
+            raise TimeoutError(
+                f"rank 0 has not said in '{path}' where it is found, {MEETING_TIME:.0f} s after the start"
+            )
         time.sleep(0.05)
     host, port = json.loads(path.read_text(encoding="utf-8"))
     return host, port
@@ -117,7 +149,7 @@ def _part() -> None:
     torch.distributed.destroy_process_group()
 
 
-def _end_with_the_notebook() -> None:
+def end_with_the_notebook() -> None:
     """Wait for the end of standard input, and end with it: whoever started this process has gone."""
     os.read(0, 1)
     if os.getpgrp() == os.getpid():

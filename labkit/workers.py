@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from labkit import errors
 from labkit.errors import LabError
 
 EVERY = 0.05
@@ -239,8 +240,8 @@ def _failure(failed: Sequence[Worker], world: int) -> Exception:
         return echo or (killed and worker.error is None), worker.ended or float("inf")
 
     worker = min(failed, key=order)
-    if worker.error and worker.error["kind"] == "LabError":
-        return LabError(worker.error["message"])
+    if worker.error and isinstance(kind := getattr(errors, worker.error["kind"], None), type):
+        return kind(worker.error["message"])
     who = f"worker {worker.rank} of {world} (from 0; its log: {worker.log})"
     if worker.error:
         return WorkerError(f"{who} failed: {worker.error['message']}\n\n{worker.error['traceback']}")

@@ -14,6 +14,7 @@ import numpy as np
 
 from labkit.files import replacing
 from labkit.policy.model import Policy, save_policy
+from labkit.stages.sharding import full_state, load_full_state
 from labkit.workers import place, wait
 
 COMPLETE = "labkit_complete"
@@ -71,8 +72,13 @@ def load_weights(model: Any, checkpoint: Path) -> None:
     `Trainer` cannot: transformers saves Qwen2.5-VL under the names of its published weights, and `Trainer` looks for the
     names of the running model, finds none and, with a warning, goes on from the weights that are there.
     """
-    saved = type(model).from_pretrained(checkpoint, dtype=model.dtype)
-    model.load_state_dict(saved.state_dict())
+    saved = _plain_type(model).from_pretrained(checkpoint, dtype=model.dtype)
+    load_full_state(model, saved.state_dict())
+
+
+def _plain_type(model: Any) -> Any:
+    """The model's own class; FSDP2 puts one of its making in front."""
+    return next(kind for kind in type(model).__mro__ if not kind.__name__.startswith("FSDP"))
 
 
 def read_result(folder: Path, kind: type[Result]) -> Result | None:
@@ -87,17 +93,14 @@ def end_stage(policy: Policy, result: Any, folder: Path) -> None:
 
     All workers come here, rank 0 writes.
     """
+    state = full_state(policy)
     if place().rank == 0:
-        _write_end(policy, result, folder)
+        with replacing(folder / "result.json") as draft:
+            draft.write_text(json.dumps(asdict(result)), encoding="utf-8")
+        save_policy(policy, folder / "final", state)
+        for leftover in [*folder.glob("checkpoint-*"), *folder.glob(".final.*")]:
+            shutil.rmtree(leftover)
     wait()
-
-
-def _write_end(policy: Policy, result: Any, folder: Path) -> None:
-    with replacing(folder / "result.json") as draft:
-        draft.write_text(json.dumps(asdict(result)), encoding="utf-8")
-    save_policy(policy, folder / "final")
-    for leftover in [*folder.glob("checkpoint-*"), *folder.glob(".final.*")]:
-        shutil.rmtree(leftover)
 
 
 def shuffled_order(items: Sequence[Any], count: int, seed: int, block: int = 1) -> list[Any]:

@@ -25,6 +25,7 @@ from labkit.policy.model import Policy, old_names
 from labkit.policy.packed import pack
 from labkit.stages.checkpoints import end_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
 from labkit.stages.rollouts import Rollout, RolloutStore
+from labkit.stages.sharding import keep_vision_whole, require_sharding, sharing, whole_weights
 from labkit.stages.steps import Sampled, judge, may_stop, paid_terms, recorded_figures, step_figures
 from labkit.workers import gathered, place, wait
 
@@ -51,6 +52,8 @@ class GrpoSettings:
     """Prompts of one process's forward and backward pass; 0 is all that it has of a step."""
     gradient_checkpointing: bool = False
     warmup_steps: int = 10
+    sharding: str = "ddp"
+    """What several processes share, `ddp` or `fsdp2`."""
 
 
 @dataclass(frozen=True)
@@ -146,15 +149,16 @@ def train_grpo(
         bf16=str(policy.base.dtype) == "torch.bfloat16",
         use_cpu=policy.device.type == "cpu",
         remove_unused_columns=False,
-        ddp_find_unused_parameters=False,
-        ddp_broadcast_buffers=False,
+        **sharing(policy, settings.sharding),
     )
+    keep_vision_whole(policy, arguments)
     with old_names():
         trainer = trainer_class()(
             policy, source, asked, spec, settings, store, figures,
             names={"run": run, "stage": stage, "seed": settings.seed, "checkpoint": policy.name},
             on_step=on_step, on_resume=on_resume, args=arguments, train_dataset=Dataset.from_dict({"prompt": order}),
         )  # fmt: skip
+        require_sharding(trainer)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if place().rank == 0:
         store.compact()
@@ -255,10 +259,11 @@ def trainer_class() -> Any:
             group = self.num_generations
             self.asked = [self.source[qid] for qid in prompts[::group]]
             seed = self.settings.seed * 1_000_003 + self.state.global_step + 1
-            completions = generate(
-                self.policy, self.asked, group, max_new_tokens=self.settings.max_new_tokens,
-                temperature=self.settings.temperature, seed=seed,
-            )  # fmt: skip
+            with whole_weights(self.policy.model):
+                completions = generate(
+                    self.policy, self.asked, group, max_new_tokens=self.settings.max_new_tokens,
+                    temperature=self.settings.temperature, seed=seed,
+                )  # fmt: skip
             self.sampled = [
                 judge(self.moments[qid], index % group, done.text, len(done.ids), done.finished, self.spec)
                 for index, (qid, done) in enumerate(zip(prompts, completions, strict=True))

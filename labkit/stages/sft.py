@@ -17,6 +17,7 @@ from labkit.errors import LabError
 from labkit.policy.inputs import Prompt, vision_kwargs, with_completion
 from labkit.policy.model import Policy, old_names
 from labkit.stages.checkpoints import end_stage, newest_checkpoint, read_result, resumable, shuffled_order
+from labkit.stages.sharding import keep_vision_whole, require_sharding, sharing
 from labkit.workers import place
 
 
@@ -38,6 +39,8 @@ class SftSettings:
     seed: int
     gradient_checkpointing: bool = False
     warmup_steps: int = 10
+    sharding: str = "ddp"
+    """What several processes share, `ddp` or `fsdp2`."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +111,9 @@ def train_sft(
         remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
-        ddp_find_unused_parameters=False,
-        ddp_broadcast_buffers=False,
+        **sharing(policy, settings.sharding),
     )
+    keep_vision_whole(policy, arguments)
 
     callback: Any = transformers.TrainerCallback  # its annotations do not foresee overrides
 
@@ -130,6 +133,7 @@ def train_sft(
             callbacks=[Tell()],
         )
         trainer.remove_callback(transformers.PrinterCallback)
+        require_sharding(trainer)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     names = ("step", "loss", "grad_norm", "learning_rate")
     rows = [{name: float(row[name]) for name in names} for row in trainer.state.log_history if "loss" in row]

@@ -1,11 +1,13 @@
 """Train as one of several workers, on the models of `tests.stages.small`, so that they can be compared with one process.
 
-python -m tests.stages.several grpo|sft WORLD FOLDER CHANGES
+python -m tests.stages.several WORLD FOLDER PLAN: the plan is a list of stages, JSON, each with a name for its folder.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,19 +17,50 @@ import torch
 from labkit.data.moments import read_moments
 from labkit.policy.model import load_policy
 from labkit.worker import joined
+from labkit.workers import place
 from tests.stages import small
 
 
-def main(stage: str, world: Path, folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
+def main(world: Path, folder: Path, plan: list[dict[str, Any]]) -> dict[str, Any]:
     torch.set_num_threads(1)
     moments = read_moments(world / "train.jsonl")
-    policy = load_policy("embedded", device="cpu", lora_rank=changes.pop("lora_rank", 0))
-    source = small.source(policy, moments, folder.parent / "frames")
-    train = small.train_grpo if stage == "grpo" else small.train_sft
-    result = train(policy, source, moments, folder, **changes)
-    return {"steps": result.steps, "history": result.history}
+    found = {}
+    for each in plan:
+        stage, name, changes = each.pop("stage"), each.pop("name"), each
+        if changes.get("sharding") == "fsdp2":
+            shard_on_cpus()
+        if (step := changes.pop("killed_at", None)) and place().rank == 1:
+            die_in(step)
+        torch.manual_seed(0)
+        policy = load_policy("embedded", device="cpu", lora_rank=changes.pop("lora_rank", 0))
+        source = small.source(policy, moments, folder / "frames")
+        train = small.train_grpo if stage == "grpo" else small.train_sft
+        found[name] = train(policy, source, moments, folder / name, **changes).history
+    return found
+
+
+def die_in(step: int) -> None:
+    """Be killed, for real, once this step's chains are sampled."""
+    figures, taken = small.grpo.step_figures, []
+
+    def figures_or_die(*arguments: Any) -> Any:
+        taken.append(1)
+        if len(taken) == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return figures(*arguments)
+
+    small.grpo.step_figures = figures_or_die
+
+
+def shard_on_cpus() -> None:
+    """Have accelerate take processes on CPUs for such on GPUs, which alone it shards."""
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
 
 
 if __name__ == "__main__":
-    with joined(Path(sys.argv[3]) / "logs") as report:
-        report({"result": main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4]))})
+    with joined(Path(os.environ["LABKIT_WORKERS"])) as report:
+        report({"result": main(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))})
