@@ -87,8 +87,11 @@ def evaluate(
     parts = [ordered[begin:end] for begin, end in parts_of(len(ordered), batch_size, share)]
     store, answers = None, dict[str, Answer]()
     if folder is not None:
-        drawn = {} if greedy else {"temperature": temperature, "seed": seed}
-        store = AnswerStore(folder, Origin.of(policy, source, max_new_tokens=max_new_tokens, **drawn))
+        origin = Origin.of(
+            policy, source, max_new_tokens=max_new_tokens, temperature=None if greedy else temperature,
+            seed=None if greedy else seed,
+        )  # fmt: skip
+        store = AnswerStore(folder, origin)
         answers = store.read(ordered)
     if answers and on_batch is not None:
         on_batch(len(answers))

@@ -214,11 +214,11 @@ class RolloutStore:
         joined = self.folder / JOINED
         # A part is newer than the joined file, or the same where a kill came between joining and removing.
         for table in _batches(joined, names) if joined.exists() else ():
-            last = table["step"][-1].as_py()
-            if not waiting or waiting[-1] > last:
+            steps = compute.unique(table["step"]).to_pylist()
+            if parts.keys().isdisjoint(steps) and not (waiting and waiting[-1] < steps[-1]):
                 yield table
                 continue
-            for step in compute.unique(table["step"]).to_pylist():
+            for step in steps:
                 while waiting and waiting[-1] <= step:
                     yield from _batches(parts[waiting.pop()], names)
                 if step not in parts:
