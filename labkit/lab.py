@@ -278,8 +278,8 @@ class Lab(Run):
     ) -> dict[str, dict[str, Any]]:
         """What `tasks.evaluate` keeps under the names in `asked`."""
         files = {what: self.folder(notebook) / f"{what}.json" for what, _, _ in asked}
-        if not all(file.exists() for file in files.values()):
-            self._work("evaluate", policy, Tally(len(self.moments("test"))), notebook, notebook=notebook, asked=asked)
+        if new := [each for each in asked if not files[each[0]].exists()]:
+            self._work("evaluate", policy, Tally(len(self.moments("test"))), notebook, notebook=notebook, asked=new)
         return {what: json.loads(file.read_text(encoding="utf-8")) for what, file in files.items()}
 
     def _work(

@@ -6,9 +6,7 @@ what was broken off goes on. Workers call the same task together; each does its 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit.workers import place, wait
@@ -16,7 +14,6 @@ from labkit.workers import place, wait
 if TYPE_CHECKING:
     from labkit.lab import Lab
     from labkit.policy.model import Policy
-    from labkit.stages.evaluate import Evaluation
     from labkit.stages.grpo import GrpoSettings
     from labkit.stages.sft import SftSettings
 
@@ -47,21 +44,17 @@ def train_sft(lab: Lab, policy: Policy, tell: Tell, *, traces: Sequence[Sequence
 
 def harvest(lab: Lab, policy: Policy, tell: Tell) -> None:
     """Sample chains of the harvested queries; tells how many queries are `done`."""
-    from labkit.stages.distill import sample_traces
+    from labkit.stages.distill import join_traces, sample_traces
 
-    p, here = lab.params, place()
-
-    def sample(share: tuple[int, int]) -> None:
-        sample_traces(
-            policy, lab.source(policy, "train"), lab.harvested_moments(), lab.rollouts("distill"), spec=lab.rewards(),
-            samples=p.harvest_samples, temperature=p.temperature, max_new_tokens=p.max_new_tokens, seed=p.seed,
-            run=p.run, on_part=lambda done, total: tell({"what": "harvest", "done": done}), share=share,
-        )  # fmt: skip
-
-    sample((here.rank, here.world))
+    p, here, moments, store = lab.params, place(), lab.harvested_moments(), lab.rollouts("distill")
+    sample_traces(
+        policy, lab.source(policy, "train"), moments, store, spec=lab.rewards(), samples=p.harvest_samples,
+        temperature=p.temperature, max_new_tokens=p.max_new_tokens, seed=p.seed, run=p.run,
+        on_part=lambda done, total: tell({"what": "harvest", "done": done}), share=(here.rank, here.world),
+    )  # fmt: skip
     wait()
     if here.world > 1 and here.rank == 0:
-        sample((0, 1))  # all parts are there: what is left to do is what the whole needs
+        join_traces(store, moments, p.harvest_samples)
 
 
 def evaluate(lab: Lab, policy: Policy, tell: Tell, *, notebook: str, asked: Sequence[Sequence[str]]) -> None:
@@ -69,38 +62,29 @@ def evaluate(lab: Lab, policy: Policy, tell: Tell, *, notebook: str, asked: Sequ
 
     Tells how many queries are `done`. See `Lab.source` for the frames.
     """
-    here = place()
     for what, decoding, frames in asked:
-        if (lab.folder(notebook) / f"{what}.json").exists():
-            continue
-        ask = _question(lab, policy, tell, lab.folder(notebook) / "answers" / what, decoding, frames)
-        found = ask(share=(here.rank, here.world))
-        wait()
-        if here.rank == 0:
-            # All answers are there: they are only put together.
-            whole = found if here.world == 1 else ask(share=(0, 1))
-            lab.keep(notebook, what, functools.partial(_plain, whole))
-        wait()
+        _ask(lab, policy, tell, notebook, what, decoding, frames)
 
 
-def _question(
-    lab: Lab, policy: Policy, tell: Tell, parts: Path, decoding: str, frames: str
-) -> Callable[..., Evaluation]:
-    """One evaluation, which lacks only `share`, (rank, processes)."""
-    from labkit.stages.evaluate import evaluate
+def _ask(lab: Lab, policy: Policy, tell: Tell, notebook: str, what: str, decoding: str, frames: str) -> None:
+    from labkit.stages.evaluate import evaluate, read_evaluation
 
-    p = lab.params
-    return functools.partial(
-        evaluate, policy, lab.source(policy, "test", frames), lab.moments("test"),
-        greedy=decoding == "greedy", temperature=p.temperature, max_new_tokens=p.max_new_tokens,
-        batch_size=p.eval_batch, seed=p.seed, folder=parts,
-        on_batch=lambda done: tell({"what": f"evaluation, {decoding}", "done": done}),
+    p, here, moments = lab.params, place(), lab.moments("test")
+    answers = lab.folder(notebook) / "answers" / what
+    evaluate(
+        policy, lab.source(policy, "test", frames), moments, greedy=decoding == "greedy", temperature=p.temperature,
+        max_new_tokens=p.max_new_tokens, batch_size=p.eval_batch, seed=p.seed, folder=answers,
+        share=(here.rank, here.world), on_batch=lambda done: tell({"what": f"evaluation, {decoding}", "done": done}),
     )  # fmt: skip
+    wait()
 
+    def plain() -> dict[str, Any]:
+        found = read_evaluation(answers, moments)
+        rows = [(each.qid, each.text, each.status) for each in found.predictions]
+        return {"figures": found.figures, "predictions": rows}
 
-def _plain(found: Evaluation) -> dict[str, Any]:
-    rows = [(each.qid, each.text, each.status) for each in found.predictions]
-    return {"figures": found.figures, "predictions": rows}
+    if here.rank == 0:
+        lab.keep(notebook, what, plain)
 
 
 TASKS: dict[str, Callable[..., None]] = {

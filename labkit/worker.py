@@ -63,12 +63,12 @@ class Job(NamedTuple):
 
 def main(file: Path) -> None:
     """Do this worker's share of the job in `file`."""
-    with joined(Path(os.environ["LABKIT_WORKERS"])) as report:
+    job = Job(**json.loads(file.read_text(encoding="utf-8")))
+    with joined(Path(os.environ["LABKIT_WORKERS"]), job.params["device"]) as report:
         from labkit.lab import Lab
         from labkit.params import Params
         from labkit.tasks import TASKS
 
-        job = Job(**json.loads(file.read_text(encoding="utf-8")))
         lab: Any = Lab.open(Params.build(job.params))
         lab.settle()
         TASKS[job.task](lab, lab.load(job.stage), report, **job.asked)
@@ -76,15 +76,15 @@ def main(file: Path) -> None:
 
 
 @contextlib.contextmanager
-def joined(folder: Path) -> Iterator[Report]:
-    """Join the other workers, and part when the work is done."""
+def joined(folder: Path, device: str = "auto") -> Iterator[Report]:
+    """Join the other workers, and part when the work is done; `device` is the parameter of that name."""
     here = place()
     report = Report(folder, here.rank)
     threading.Thread(target=end_with_the_notebook, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the notebook's process decides, and says SIGTERM
     sys.stdout.write(f"== {time.strftime('%F %T')}, worker {here.rank} of {here.world}: {' '.join(sys.argv)}\n")
     with telling(report):
-        _meet(folder, here)
+        _meet(folder, here, device)
         yield report
         _part()
 
@@ -105,11 +105,19 @@ def telling(report: Report) -> Iterator[None]:
         os._exit(1)  # a process group that has lost a member may wait for it for ever
 
 
-def _meet(folder: Path, here: Place) -> None:
+def _meet(folder: Path, here: Place, device: str) -> None:
     """Make the process group; rank 0 says where it is found, so that no port needs to be chosen before it is bound."""
     import torch
 
-    if torch.cuda.is_available():
+    gpus = torch.cuda.device_count() if device != "cpu" else 0
+    if gpus == 1 and "RANK" not in os.environ:
+        here = here._replace(local_rank=0)  # srun may show each of its tasks one GPU
+    if 0 < gpus <= here.local_rank:
+        raise LabError(
+            f"processes: worker {here.rank} finds no GPU of its own, this machine shows {gpus}; "
+            "lower `processes`, or let it be 0, one for each GPU"
+        )
+    if gpus:
         torch.cuda.set_device(here.local_rank)
     patience = datetime.timedelta(seconds=MEETING_TIME)
     path = folder / MEETING
@@ -126,7 +134,7 @@ def _meet(folder: Path, here: Place) -> None:
     for name, value in zip(("RANK", "WORLD_SIZE", "LOCAL_RANK"), here, strict=True):
         os.environ[name] = str(value)
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = host, str(port)
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
     torch.distributed.init_process_group(backend, store=store, rank=here.rank, world_size=here.world, timeout=SILENCE)
 
 

@@ -84,9 +84,12 @@ class Worker:
 
 
 def place() -> Place:
-    """Which of several workers this process is, by torchrun's variables or srun's; alone, it is `Place(0, 1, 0)`."""
+    """Which of several workers this process is, by torchrun's variables or srun's; alone, it is `Place(0, 1, 0)`.
+
+    Clusters set these variables for processes of their own too; a worker is only what `launch` has started.
+    """
     environment = os.environ
-    if "LABKIT_WORKERS" not in environment and "RANK" not in environment:
+    if "LABKIT_WORKERS" not in environment:
         return Place(0, 1, 0)
     names = (("RANK", "SLURM_PROCID"), ("WORLD_SIZE", "SLURM_NTASKS"), ("LOCAL_RANK", "SLURM_LOCALID"))
     return Place(*(int(environment.get(name) or environment[other]) for name, other in names))
@@ -106,7 +109,7 @@ def wait() -> None:
     if place().world > 1:
         import torch
 
-        torch.distributed.barrier()
+        torch.distributed.all_reduce(torch.zeros(1))  # on the CPU: a barrier would first bind a GPU
 
 
 def gathered(values: Sequence[Any]) -> list[Any]:
@@ -168,8 +171,12 @@ def _start(
             raise LabError(f"{world} processes cannot be spread evenly over {machines} machines; change `processes`")
         if shutil.which("srun") is None:
             raise LabError(f"this is a job of {machines} machines and there is no srun to start processes on them")
-        srun = ["srun", f"--nodes={machines}", f"--ntasks={world}", f"--ntasks-per-node={world // machines}",
-                "--kill-on-bad-exit=1", f"--output={workers[0].folder}/rank-%t.txt", "--open-mode=append"]  # fmt: skip
+        each = world // machines
+        # The notebook is a step of the job itself, and has all that the job has: the workers share it.
+        cpus = int(environment.get("SLURM_CPUS_PER_TASK", 0)) // each
+        srun = ["srun", "--overlap", f"--nodes={machines}", f"--ntasks={world}", f"--ntasks-per-node={each}",
+                *([f"--cpus-per-task={cpus}"] if cpus else []), "--kill-on-bad-exit=1",
+                f"--output={workers[0].folder}/rank-%t.txt", "--open-mode=append"]  # fmt: skip
         return [_popen([*srun, *command], environment, stack.enter_context(workers[0].log.open("ab")), cwd)]
     for worker in workers:
         numbers = {"RANK": worker.rank, "WORLD_SIZE": world, "LOCAL_RANK": worker.rank, "LOCAL_WORLD_SIZE": world}

@@ -191,7 +191,7 @@ def two_machines(tmp_path, monkeypatch):
 
 def test_on_several_machines_srun_starts_them(two_machines, tmp_path):
     heard = {}
-    text = "report({'place': list(here)}); print('hello'); report({'result': 'done'})"
+    text = "report({'place': list(here)}); print('hello', flush=True); report({'result': 'done'})"
     assert work(tmp_path, text, 4, hear=lambda rank, event: heard.update({rank: event["place"]})) == "done"
     assert heard == {0: [0, 4, 0], 1: [1, 4, 1], 2: [2, 4, 0], 3: [3, 4, 1]}
     assert (tmp_path / "logs" / "rank-3.txt").read_text() == "hello\n"

@@ -20,7 +20,7 @@ def sharing(policy: Policy, sharding: str) -> dict[str, Any]:
     if sharding == "fsdp2" and place().world > 1:
         layer = type(policy.base.model.language_model.layers[0]).__name__
         return {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": [layer]}}
-    return {"ddp_find_unused_parameters": False, "ddp_broadcast_buffers": False}
+    return {"ddp_find_unused_parameters": False}  # the vision tower has no gradient to wait for
 
 
 def keep_vision_whole(policy: Policy, arguments: Any) -> None:
@@ -64,7 +64,9 @@ def full_state(policy: Policy) -> dict[str, Any] | None:
 
     if not _parts(policy.model):
         return None
-    state = get_model_state_dict(policy.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    state: dict[str, Any] = get_model_state_dict(
+        policy.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
     kind = getattr(torch, str(policy.base.config.dtype).removeprefix("torch."))  # a word once it has been saved
     return {name: each.to(kind) if each.is_floating_point() else each for name, each in state.items()}
 

@@ -62,5 +62,5 @@ def shard_on_cpus() -> None:
 
 
 if __name__ == "__main__":
-    with joined(Path(os.environ["LABKIT_WORKERS"])) as report:
+    with joined(Path(os.environ["LABKIT_WORKERS"]), "cpu") as report:
         report({"result": main(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))})
