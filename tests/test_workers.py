@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import psutil
 import pytest
 
 from labkit.errors import LabError
+from labkit.params import Params
 from labkit.workers import Place, WorkerError, count, gathered, launch, place, wait
 
 ROOT = Path(__file__).parents[1]
@@ -161,6 +163,22 @@ def test_workers_end_when_the_process_that_started_them_is_killed(tmp_path):
     notebook.wait()
     pids = [int(pid) for file in files for pid in file.read_text().split()]
     assert eventually(lambda: all(map(gone, pids)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"processes": 5}, "prompts_per_step: 12 is no multiple of processes (5)"),
+        (
+            {"processes": 4, "prompts_per_pass": 2},
+            "prompts_per_step: 12 is no multiple of processes (4) x prompts_per_pass (2)",
+        ),
+        ({"processes": 4, "sft_batch": 6}, "sft_batch: 6 is no multiple of processes (4)"),
+    ],
+)
+def test_work_that_cannot_be_divided_is_refused_before_any_of_it(changes, expected):
+    with pytest.raises(LabError, match=re.escape(expected)):
+        Params.build(changes)
 
 
 SRUN = f"""#!{sys.executable}

@@ -5,6 +5,7 @@ python -m tests.stages.several WORLD FOLDER PLAN: the plan is a list of stages, 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from labkit.data.moments import read_moments
@@ -29,27 +31,36 @@ def main(world: Path, folder: Path, plan: list[dict[str, Any]]) -> dict[str, Any
         stage, name, changes = each.pop("stage"), each.pop("name"), each
         if changes.get("sharding") == "fsdp2":
             shard_on_cpus()
-        if (step := changes.pop("killed_at", None)) and place().rank == 1:
-            die_in(step)
+        step, killed = changes.pop("ends_at", 0), changes.pop("killed", False)
+        broken = pytest.raises(Broken) if step and not killed else contextlib.nullcontext()
         torch.manual_seed(0)
         policy = load_policy("embedded", device="cpu", lora_rank=changes.pop("lora_rank", 0))
         source = small.source(policy, moments, folder / "frames")
         train = small.train_grpo if stage == "grpo" else small.train_sft
-        found[name] = train(policy, source, moments, folder / name, **changes).history
+        with pytest.MonkeyPatch.context() as patch, broken:
+            if step:
+                end_in(step, killed, patch)
+            found[name] = train(policy, source, moments, folder / name, **changes).history
     return found
 
 
-def die_in(step: int) -> None:
-    """Be killed, for real, once this step's chains are sampled."""
+class Broken(Exception):
+    """A stage that was broken off, alike in all workers."""
+
+
+def end_in(step: int, killed: bool, patch: pytest.MonkeyPatch) -> None:
+    """Once this step's chains are sampled, break off; or be killed, for real, where this is not rank 0."""
     figures, taken = small.grpo.step_figures, []
 
-    def figures_or_die(*arguments: Any) -> Any:
+    def figures_or_end(*arguments: Any) -> Any:
         taken.append(1)
-        if len(taken) == step:
+        if len(taken) == step and not killed:
+            raise Broken
+        if len(taken) == step and place().rank:
             os.kill(os.getpid(), signal.SIGKILL)
         return figures(*arguments)
 
-    small.grpo.step_figures = figures_or_die
+    patch.setattr(small.grpo, "step_figures", figures_or_end)
 
 
 def shard_on_cpus() -> None:

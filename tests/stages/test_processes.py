@@ -12,6 +12,7 @@ import torch
 
 from labkit.errors import LabError
 from labkit.policy.model import load_policy
+from labkit.stages.checkpoints import COMPLETE
 from labkit.stages.grpo import prompts_of_a_pass
 from labkit.stages.rollouts import RolloutStore
 from labkit.workers import WorkerError, launch
@@ -20,10 +21,14 @@ from tests.stages import small
 GRPO: dict[str, Any] = {"stage": "grpo", "steps": 4, "stop_anchor_rate": 1.0, "prompts_per_pass": 0, "beta": 0.04}
 PLAN: dict[str, dict[str, Any]] = {
     "all weights": GRPO,
-    "lora, two passes": GRPO | {"lora_rank": 4, "steps": 3, "prompts_per_pass": 1},
+    "lora, two passes": GRPO | {"lora_rank": 4, "steps": 2, "prompts_per_pass": 1},
     "sft": {"stage": "sft", "epochs": 1.0},
-    "sharded": GRPO | {"steps": 3, "sharding": "fsdp2", "beta": 0.0},
+    "sharded": GRPO | {"sharding": "fsdp2", "beta": 0.0},
+    "sharded lora": GRPO | {"lora_rank": 4, "steps": 2, "sharding": "fsdp2"},
+    "sharded sft": {"stage": "sft", "epochs": 1.0, "sharding": "fsdp2"},
 }
+RESUMED = ("all weights", "sharded")
+"""Broken off in step 4, the last of these being killed, and called again from the checkpoint of step 2."""
 
 
 def together(world: Path, folder: Path, plan: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -37,9 +42,10 @@ def together(world: Path, folder: Path, plan: dict[str, dict[str, Any]]) -> dict
 def trained(world, tmp_path_factory) -> tuple[Path, dict[str, Any], str]:
     """Folder and reports of all stages of the plan, and what the launch said of which one worker was killed."""
     folder = tmp_path_factory.mktemp("several")
+    broken = {name: PLAN[name] | {"ends_at": 4, "killed": name == RESUMED[-1]} for name in RESUMED}
     with pytest.raises(WorkerError) as killed:
-        together(world, folder, {"all weights": GRPO | {"killed_at": 4}})
-    assert (folder / "all weights" / "checkpoint-2").is_dir()
+        together(world, folder, broken)
+    assert all((folder / name / "checkpoint-2" / COMPLETE).is_file() for name in RESUMED)
     return folder, together(world, folder, PLAN), str(killed.value)
 
 
@@ -52,12 +58,14 @@ def test_two_processes_learn_what_one_learns(name, trained, world, moments, sour
     alone = load_policy("embedded", device="cpu", lora_rank=changes.pop("lora_rank", 0))
     train = small.train_grpo if PLAN[name]["stage"] == "grpo" else small.train_sft
     expected = train(alone, source, moments, tmp_path / "one", **changes)
-    final = load_policy(str(folder / name / "final"), device="cpu")
-    assert small.farthest(small.weights(alone), small.weights(final)) < 1e-5
+    one, two = (load_policy(str(place / "final"), device="cpu") for place in (tmp_path / "one", folder / name))
+    assert small.farthest(small.weights(one), small.weights(two)) < 1e-5
     for ours, theirs in zip(found[name], expected.history, strict=True):
         # The time is another; TRL takes the mean of the passes' entropies, and the passes are others.
         same = [key for key in theirs if key not in ("step_time", "entropy")]
-        assert [ours[key] for key in same] == pytest.approx([theirs[key] for key in same], abs=1e-5, nan_ok=True)
+        assert [ours[key] for key in same] == pytest.approx(
+            [theirs[key] for key in same], rel=1e-4, abs=1e-5, nan_ok=True
+        )
     if PLAN[name]["stage"] == "grpo":
         stores = [RolloutStore(place / "rollouts").read() for place in (folder / name, tmp_path / "one")]
         assert [(each.key, each.text) for each in stores[0]] == [(each.key, each.text) for each in stores[1]]
