@@ -32,9 +32,10 @@ class RunParams:
     """CPU threads of torch. One is the fastest for the embedded model. Ours."""
     processes: int = _within(1, 0, 1024)
     """Processes that train, evaluate and harvest, one GPU each; 0 is one for each GPU in sight, 1 works in the notebook
-    itself. Ours."""
+    itself. `prompts_per_step` and `sft_batch` are those of all, and what is learnt does not depend on their number. Ours."""
     sharding: Literal["ddp", "fsdp2"] = "ddp"
-    """What several processes share: `ddp` gives each the whole model, `fsdp2` a part of weights, gradients and optimizer. Ours."""
+    """What several processes share: `ddp` gives each the whole model, `fsdp2` a part of weights, gradients and optimizer, whole
+    only while chains are sampled. Ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +153,8 @@ class GrpoParams:
     stop_progress: float = _within(0.6, 0, 1)
     """Share of sampled chains whose anchors get strictly better, from which stage 1 stops. 1 means never. Ours."""
     prompts_per_pass: int = _within(0, 0, 4096)
-    """Queries of one forward and backward pass, a divisor of `prompts_per_step`; 0 is all. Less takes less memory. Ours."""
+    """Queries of one process's forward and backward pass, a divisor of its part of `prompts_per_step`; 0 is all of that part.
+    Less takes less memory. Ours."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them, in stages 1 to 3: for models that fill a GPU. Ours."""
     generation: Literal["hf", "vllm"] = "hf"

@@ -151,13 +151,15 @@ class Run:
         """Note a data file in the manifest; raises LabError when it is not the file that the run began with."""
         digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
         manifest = self.manifest
+        known = name in manifest["data"]  # workers look too, and must not write at once
         before = manifest["data"].setdefault(name, digest)
         if before != digest:
             raise LabError(
                 f"'{path}' has changed since run '{self.params.run}' began ({before}, now {digest}); "
                 "put it back or choose another `run` name"
             )
-        self._write(manifest)
+        if not known:
+            self._write(manifest)
 
     @property
     def _manifest_path(self) -> Path:

@@ -11,7 +11,8 @@ import pytest
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment, write_moments
 from labkit.errors import LabError
-from labkit.lab import Lab, Prediction
+from labkit.lab import Lab
+from labkit.measured import Prediction
 from labkit.params import DEFAULTS
 from labkit.scoring.predictions import read_predictions
 

@@ -125,13 +125,15 @@ def load_policy(
     return policy
 
 
-def save_policy(policy: Policy, folder: Path) -> None:
+def save_policy(policy: Policy, folder: Path, state: dict[str, Any] | None = None) -> None:
     """Write the weights (only the adapter's under LoRA) and the tokenizer; `load_policy(folder)` reads them back.
+
+    `state` holds the weights where the model itself has only a part of them.
 
     The folder appears whole or not at all: a killed save leaves a folder with another name behind.
     """
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    policy.model.save_pretrained(draft)
+    policy.model.save_pretrained(draft, state_dict=state)
     policy.tokenizer.save_pretrained(draft)
     if folder.exists():
         raise LabError(
