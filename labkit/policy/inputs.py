@@ -148,6 +148,16 @@ class Clip(NamedTuple):
     seconds_per_grid: float
 
 
+def wanted_frames(
+    policy: Policy, moment: Moment, cache: FrameCache, sampling: Sampling
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Seconds (T,) from the clip's beginning at which it is looked at, and the frames' size (height, width)."""
+    vision = policy.base.config.vision_config
+    info, factor = cache.info(moment.video), vision.patch_size * vision.spatial_merge_size
+    size = smart_resize(info.height, info.width, factor, sampling.min_pixels, sampling.max_pixels)
+    return sample_times(moment.duration, sampling.fps, sampling.max_frames, vision.temporal_patch_size), size
+
+
 def read_clip(policy: Policy, moment: Moment, cache: FrameCache, sampling: Sampling) -> Clip:
     """Sample the moment's video, or its trim window, and cut it into patches.
 
@@ -156,9 +166,7 @@ def read_clip(policy: Policy, moment: Moment, cache: FrameCache, sampling: Sampl
     """
     vision = policy.base.config.vision_config
     temporal, merge = vision.temporal_patch_size, vision.spatial_merge_size
-    info = cache.info(moment.video)
-    size = smart_resize(info.height, info.width, vision.patch_size * merge, sampling.min_pixels, sampling.max_pixels)
-    times = sample_times(moment.duration, sampling.fps, sampling.max_frames, temporal)
+    times, size = wanted_frames(policy, moment, cache, sampling)
     frames = cache.get(moment.video, times, size, moment.start)
     patches, grid = patchify(frames.rgb, vision.patch_size, merge, temporal)
     step = float(times[1] - times[0]) if len(times) > 1 else 1.0 / sampling.fps

@@ -106,8 +106,11 @@ def sample_traces(
     the query alone, so that a harvest that was killed ends with the same traces. `on_part` hears (queries done, all).
     """
     from labkit.policy.generate import generate
+    from labkit.policy.sources import expect
 
     there = set(store.steps())
+    missing = [moment.qid for i, moment in enumerate(moments) if i // PROMPTS_A_PART + 1 not in there]
+    expect(source, missing)
     for part, begin in enumerate(range(0, len(moments), PROMPTS_A_PART), 1):
         asked = moments[begin : begin + PROMPTS_A_PART]
         if part not in there:

@@ -13,6 +13,7 @@ from labkit.data.moments import Moment
 from labkit.policy.generate import generate
 from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy
+from labkit.policy.sources import expect
 
 
 class Prediction(NamedTuple):
@@ -57,6 +58,7 @@ def evaluate(
     of its own. `on_batch` hears how many are done.
     """
     completions = []
+    expect(source, [moment.qid for moment in moments])
     for begin in range(0, len(moments), batch_size):
         prompts = [source[moment.qid] for moment in moments[begin : begin + batch_size]]
         completions += generate(

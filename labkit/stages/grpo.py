@@ -23,6 +23,7 @@ from labkit.policy.generate import generate
 from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy, old_names
 from labkit.policy.packed import pack
+from labkit.policy.sources import expect
 from labkit.stages.checkpoints import end_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
 from labkit.stages.rollouts import Rollout, RolloutStore
 from labkit.stages.steps import Sampled, judge, may_stop, paid_terms, recorded_figures, step_figures
@@ -111,6 +112,7 @@ def train_grpo(
     # A run that was killed between its last step and its end has no step left to take.
     steps = step_of(checkpoint) if may_stop(figures, step_of(checkpoint), settings) else settings.steps
     order = shuffled_order(list(asked), steps * size, settings.seed, block=size)
+    expect(source, order[step_of(checkpoint) * size :])
     arguments = GRPOConfig(
         output_dir=str(folder),
         seed=settings.seed,
