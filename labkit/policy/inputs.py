@@ -92,15 +92,15 @@ def patchify(rgb: np.ndarray, patch: int, merge: int, temporal: int) -> tuple[to
     """
     import torch
 
-    frames = torch.from_numpy(rgb).permute(0, 3, 1, 2).float()
-    mean, std = (torch.tensor(values).mul(255)[:, None, None] for values in (MEAN, STD))
-    frames = frames.sub_(mean).div_(std)
+    frames = torch.from_numpy(rgb)
     if missing := -len(frames) % temporal:
         frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
-    t, h, w = len(frames) // temporal, frames.shape[2] // patch, frames.shape[3] // patch
-    blocks = frames.view(t, temporal, 3, h // merge, merge, patch, w // merge, merge, patch)
-    blocks = blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
-    return blocks.reshape(t * h * w, 3 * temporal * patch * patch), (t, h, w)
+    t, h, w = len(frames) // temporal, frames.shape[1] // patch, frames.shape[2] // patch
+    blocks = frames.view(t, temporal, h // merge, merge, patch, w // merge, merge, patch, 3)
+    # Put in order while they are bytes: moving floats takes twice as long.
+    patches = blocks.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(t * h * w, 3, -1).float()
+    mean, std = (torch.tensor(values).mul(255)[:, None] for values in (MEAN, STD))
+    return patches.sub_(mean).div_(std).flatten(1), (t, h, w)
 
 
 def rotary_positions(

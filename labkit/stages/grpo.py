@@ -268,9 +268,10 @@ def trainer_class() -> Any:
 
         def _record(self, step: int, each: Sampled, advantage: float) -> Rollout:
             terms: dict[str, Any] = {f"reward_{term}": value for term, value in each.ledger.terms.items()}
+            (prompt,) = (asked for asked in self.asked if asked.qid == each.qid)  # the source may have dropped it
             return Rollout(
                 **self.names, step=step, qid=each.qid, sample=each.sample, text=each.text, status=each.chain.status,
-                **terms, total=each.ledger.total, advantage=advantage, prompt_tokens=len(self.source[each.qid].ids),
+                **terms, total=each.ledger.total, advantage=advantage, prompt_tokens=len(prompt.ids),
                 completion_tokens=each.tokens, finished=each.finished,
             )  # fmt: skip
 
