@@ -300,7 +300,10 @@ class Lab(Run):
 
         p = self.params
         sampling = Sampling(p.fps, p.max_frames, p.min_pixels, p.max_pixels)
-        return PromptSource(policy, moments, template=p.prompt, sampling=sampling, cache=cache or self._cache())
+        return PromptSource(
+            policy, moments, template=p.prompt, sampling=sampling, cache=cache or self._cache(), readers=p.readers,
+            video_deadline=p.video_deadline, feature_memory=p.feature_memory,
+        )  # fmt: skip
 
     def _cache(self) -> FrameCache:
         from labkit.data.video import FrameCache

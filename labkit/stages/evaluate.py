@@ -19,6 +19,7 @@ from labkit.errors import LabError
 from labkit.policy.generate import generate
 from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy
+from labkit.policy.sources import expect
 from labkit.stages.answers import ALONE, Answer, AnswerStore, Origin, parts_of, question_digest
 
 
@@ -95,6 +96,7 @@ def evaluate(
         answers = store.read(ordered)
     if answers and on_batch is not None:
         on_batch(len(answers))
+    expect(source, [moment.qid for part in parts for moment in part if moment.qid not in answers])
     for part in parts:
         asked = [moment for moment in part if moment.qid not in answers]
         if not asked:

@@ -23,6 +23,7 @@ from labkit.policy.generate import generate
 from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy, old_names
 from labkit.policy.packed import pack
+from labkit.policy.sources import expect
 from labkit.stages.checkpoints import end_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
 from labkit.stages.rollouts import Rollout, RolloutStore
 from labkit.stages.sharding import keep_vision_whole, require_sharding, sharing, whole_weights
@@ -118,6 +119,7 @@ def train_grpo(
     # A run that was killed between its last step and its end has no step left to take.
     steps = step_of(checkpoint) if may_stop(figures, step_of(checkpoint), settings) else settings.steps
     order = shuffled_order(list(asked), steps * size, settings.seed, block=size)
+    expect(source, order[step_of(checkpoint) * size :])
     arguments = GRPOConfig(
         output_dir=str(folder),
         seed=settings.seed,
@@ -294,9 +296,10 @@ def trainer_class() -> Any:
 
         def _record(self, step: int, each: Sampled, advantage: float) -> Rollout:
             terms: dict[str, Any] = {f"reward_{term}": value for term, value in each.ledger.terms.items()}
+            (prompt,) = (asked for asked in self.asked if asked.qid == each.qid)  # the source may have dropped it
             return Rollout(
                 **self.names, step=step, qid=each.qid, sample=each.sample, text=each.text, status=each.chain.status,
-                **terms, total=each.ledger.total, advantage=advantage, prompt_tokens=len(self.source[each.qid].ids),
+                **terms, total=each.ledger.total, advantage=advantage, prompt_tokens=len(prompt.ids),
                 completion_tokens=each.tokens, finished=each.finished,
             )  # fmt: skip
 

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from labkit.errors import LabError
 from labkit.policy.inputs import Prompt, vision_kwargs, with_completion
 from labkit.policy.model import Policy, old_names
-from labkit.stages.checkpoints import end_stage, newest_checkpoint, read_result, resumable, shuffled_order
+from labkit.policy.sources import expect
+from labkit.stages.checkpoints import end_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
 from labkit.stages.sharding import keep_vision_whole, require_sharding, sharing
 from labkit.workers import place
 
@@ -123,6 +124,7 @@ def train_sft(
                 on_step({"step": state.global_step, **logs})
 
     checkpoint = newest_checkpoint(folder)
+    expect(source, [traces[index].qid for index in order[step_of(checkpoint) * batch :]])
     with old_names():
         trainer = trainer_class()(
             model=policy.model,
