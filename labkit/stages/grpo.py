@@ -119,7 +119,15 @@ def train_grpo(
     # A run that was killed between its last step and its end has no step left to take.
     steps = step_of(checkpoint) if may_stop(figures, step_of(checkpoint), settings) else settings.steps
     order = shuffled_order(list(asked), steps * size, settings.seed, block=size)
-    expect(source, order[step_of(checkpoint) * size :])
+    mine = slice(place().rank * (size // world), (place().rank + 1) * (size // world))
+    expect(
+        source,
+        [
+            qid
+            for begin in range(step_of(checkpoint) * size, len(order), size)
+            for qid in order[begin : begin + size][mine]
+        ],
+    )
     arguments = GRPOConfig(
         output_dir=str(folder),
         seed=settings.seed,
