@@ -20,6 +20,7 @@ from labkit.data.world import moments_file, write_world
 from labkit.errors import LabError
 from labkit.progress import Progress
 from labkit.runs import NOTEBOOK_OF, Run, read_manifest
+from labkit.stopping import heeding
 
 if TYPE_CHECKING:
     from labkit.data.video import FrameCache
@@ -234,7 +235,7 @@ class Lab(Run):
         sample_traces(
             policy, self.source(policy, "train"), moments, self.rollouts("distill"), spec=self.rewards(),
             samples=p.harvest_samples, temperature=p.temperature, max_new_tokens=p.max_new_tokens, seed=p.seed,
-            run=p.run, on_part=lambda done, total: progress(done),
+            run=p.run, on_part=heeding(lambda done, total: progress(done)),
         )  # fmt: skip
         return self.harvested()
 
@@ -285,7 +286,7 @@ class Lab(Run):
         found = evaluate(
             policy, self._source(policy, moments, cache), moments, greedy=decoding == "greedy",
             temperature=p.temperature, max_new_tokens=p.max_new_tokens, batch_size=p.eval_batch, seed=p.seed,
-            on_batch=progress,
+            on_batch=heeding(progress),
         )  # fmt: skip
         return {
             "figures": found.figures,

@@ -26,6 +26,7 @@ from labkit.policy.packed import pack
 from labkit.stages.checkpoints import end_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
 from labkit.stages.rollouts import Rollout, RolloutStore
 from labkit.stages.steps import Sampled, judge, may_stop, paid_terms, recorded_figures, step_figures
+from labkit.stopping import stop_callback
 
 LOGGED = ("loss", "entropy", "kl", "grad_norm", "learning_rate", "step_time")
 """What a step's history takes over from TRL's log."""
@@ -228,6 +229,7 @@ def trainer_class() -> Any:
                 self.beta, self.ref_model = settings.beta, reference.requires_grad_(False).eval()
             self.remove_callback(transformers.PrinterCallback)
             self.add_callback(AfterStep(self))
+            self.add_callback(stop_callback())
 
         def rollout(self, prompts: list[str]) -> dict[str, Any]:
             """TRL's hook: qids, each repeated for its group, to prompt ids and completion ids."""

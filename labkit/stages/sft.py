@@ -17,6 +17,7 @@ from labkit.errors import LabError
 from labkit.policy.inputs import Prompt, vision_kwargs, with_completion
 from labkit.policy.model import Policy, old_names
 from labkit.stages.checkpoints import end_stage, newest_checkpoint, read_result, resumable, shuffled_order
+from labkit.stopping import stop_callback
 
 
 class Trace(NamedTuple):
@@ -119,7 +120,7 @@ def train_sft(
             train_dataset=Dataset.from_list([traces[index]._asdict() for index in order]),
             processing_class=policy.tokenizer,
             data_collator=functools.partial(collate, policy, source),
-            callbacks=[Tell()],
+            callbacks=[Tell(), stop_callback()],
         )
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
