@@ -89,10 +89,13 @@ class RunJob:
         if self.process is not None:
             self.process.send_signal(signal.SIGUSR2)
             deadline = time.monotonic() + self.patience
-            while not (stopped := _ended(self.process.pid)) and time.monotonic() < deadline:
+            while (ended := _ended(self.process.pid)) is None and time.monotonic() < deadline:
                 time.sleep(0.2)
-            how = "the newest step is saved" if stopped else f"it did not stop in {self.patience:g} s"
-            self._note("requeued", how=how)
+            how = {
+                None: f"the run did not stop in {self.patience:g} s",
+                os.EX_TEMPFAIL: "the run had saved and stopped",
+            }
+            self._note("requeued", how=how.get(ended, f"the run had ended with exit code {ended}"))
         return DelayedSubmission(dataclasses.replace(self, process=None, noticed=False))
 
     def _note(self, event: str, **details: Any) -> None:
@@ -117,8 +120,10 @@ def _cancel(*_: Any) -> None:
     raise SystemExit(128 + signal.SIGTERM)
 
 
-def _ended(process: int) -> bool:
-    return os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+def _ended(process: int) -> int | None:
+    """The exit code of a child, or the number of the signal that ended it; None while it runs."""
+    found = os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+    return found and found.si_status
 
 
 def note(folder: Path, event: str, **details: Any) -> None:

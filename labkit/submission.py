@@ -96,8 +96,8 @@ def sweep(name: str, sweeps: Iterable[str]) -> list[dict[str, str]]:
             )
         axes[parameter] = values
     found = []
-    for values in itertools.product(*axes.values()):
-        chosen = dict(zip(axes, values, strict=True))
+    for point in itertools.product(*axes.values()):
+        chosen = dict(zip(axes, point, strict=True))
         ending = "".join(f"-{parameter}{value}" for parameter, value in chosen.items())
         found.append({**chosen, "run": name + re.sub(r"[^A-Za-z0-9._-]+", "_", ending)})
     names = [each["run"] for each in found]
