@@ -74,7 +74,7 @@ class RunJob:
             raise
         except BaseException:
             if not self.noticed:
-                self._note("cancelled")
+                self._note("terminated")
             raise
         finally:
             self.process.kill()
@@ -144,11 +144,12 @@ class Job(NamedTuple):
     attempts: int
     """How often it has started."""
     event: str
-    """What happened last: submitted, started, requeued, finished, failed or cancelled."""
+    """What happened last: submitted, started, requeued, finished, failed or terminated (from outside, or preempted)."""
     details: dict[str, Any]
     """`time` of that, and what else was noted: `host`, `process`, `how`, `why`."""
     state: str | None
-    """What the scheduler says now: SLURM's word, or RUNNING or GONE; None where it cannot be asked."""
+    """What the scheduler says now: SLURM's word or, for a local job, RUNNING; GONE when it knows of no such job; None where
+    it cannot be asked."""
 
     @property
     def active(self) -> bool:
@@ -187,10 +188,19 @@ def _scheduler_state(job: str, cluster: str, host: str) -> str | None:
         except OSError:
             return "GONE"
         return "RUNNING" if b"submitit.local._local" in command else "GONE"  # else a stranger has the number now
-    for asking in (["squeue", "-h", "-o", "%T", "-j", job], ["sacct", "-n", "-X", "-P", "-o", "State", "-j", job]):
-        if shutil.which(asking[0]):
-            said = subprocess.run(asking, capture_output=True, text=True, timeout=60)
-            # `squeue` fails for jobs that it has forgotten; "CANCELLED by 1000" is CANCELLED.
-            if said.returncode == 0 and said.stdout.split():
-                return said.stdout.split()[0]
-    return None
+    queue = _ask("squeue", "-h", "-o", "%T", "-j", job)
+    if queue is None or queue.stdout.split():
+        return queue and queue.stdout.split()[0]
+    if queue.returncode and "Invalid job id" not in queue.stderr:
+        return None  # the controller does not answer
+    # The queue forgets a job some minutes after its end, and not every cluster keeps accounts.
+    accounts = _ask("sacct", "-n", "-X", "-P", "-o", "State", "-j", job)
+    words = accounts.stdout.split() if accounts and not accounts.returncode else []
+    return words[0] if words else "GONE"  # "CANCELLED by 1000" is CANCELLED
+
+
+def _ask(*command: str) -> subprocess.CompletedProcess[str] | None:
+    """What one of SLURM's commands answers, or None where it is not at hand."""
+    if shutil.which(command[0]) is None:
+        return None
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)

@@ -119,7 +119,7 @@ def _job_words(job: Mapping[str, Any] | None) -> str:
     words += f" on {details['host']}" if job["event"] == "started" else ""
     words += f" ({details.get('how') or details.get('why')})" if details.get("how") or details.get("why") else ""
     words += f", attempt {job['attempts']}" if job["attempts"] > 1 else ""
-    if job["event"] in ("submitted", "started", "requeued"):
+    if job["active"] or job["event"] in ("submitted", "started", "requeued"):
         words += f"; {job['state'] or 'its state cannot be asked here'}"
     return words
 

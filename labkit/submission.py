@@ -23,6 +23,9 @@ from labkit.job import RunJob, note, read_job
 from labkit.params import read_params, read_yaml
 from labkit.runs import STAGES, Run, notebooks_of
 
+ONLY_SLURM = ("cpus", "memory", "partition", "account", "qos", "options")
+"""Resources that mean nothing on this machine."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
@@ -158,10 +161,13 @@ def submit(
             raise LabError(f"the scheduler did not take the job: {error}") from None
         raise
     cluster = "local" if local else "slurm"
+    if local and (idle := [name for name in ONLY_SLURM if getattr(resources, name)]):
+        say(f"{', '.join(idle)}: only SLURM heeds it, --local does not")
+    size = f"{resources.nodes} x {resources.gpus} GPUs" if resources.gpus else "no GPU"
     for run, job in zip(waiting, submitted, strict=True):
         log = str(job.paths.stdout)
         note(run.path, "submitted", job=job.job_id, cluster=cluster, log=log, host=socket.gethostname())
-        say(f"{run.params.run}: {cluster} job {job.job_id}; labkit status {_shown(run)}")
+        say(f"{run.params.run}: {cluster} job {job.job_id}, {size}; labkit status {_shown(run)}")
     return [job.job_id for job in submitted]
 
 
@@ -187,9 +193,9 @@ def _executor_class(resources: Resources, local: bool) -> Callable[[Path], Any]:
             return executor
 
         return on_this_machine
-    if shutil.which("sbatch") is None:
+    if missing := [command for command in ("sbatch", "srun") if shutil.which(command) is None]:
         raise LabError(
-            "there is no sbatch on PATH: submit where SLURM's commands are, or use --local for this machine"
+            f"there is no {missing[0]} on PATH: submit where SLURM's commands are, or use --local for this machine"
         )
     tasks = max(1, resources.gpus)
 

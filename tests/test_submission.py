@@ -229,6 +229,45 @@ def test_a_run_is_submitted_once_and_not_when_it_is_finished(slurm, capsys):
     assert "x is finished, skipped" in captured.out and "nothing to submit" in captured.err
 
 
+@pytest.mark.parametrize(
+    ("squeue", "sacct", "state", "active"),
+    [
+        ("echo RUNNING", "exit 1", "RUNNING", True),
+        ("true", "echo 'CANCELLED by 1000'", "CANCELLED", False),  # ended a moment ago
+        ("echo slurm_load_jobs error: Invalid job id specified >&2; exit 1", "echo NODE_FAIL", "NODE_FAIL", False),
+        (
+            "echo slurm_load_jobs error: Invalid job id specified >&2; exit 1",
+            "exit 1",
+            "GONE",
+            False,
+        ),  # no accounts kept
+        ("echo Unable to contact slurm controller >&2; exit 1", "exit 1", None, True),  # as was noted last
+    ],
+)
+def test_the_state_of_a_job_is_slurms_word(slurm, squeue, sacct, state, active):
+    submitted(slurm)
+    command(slurm, "squeue", squeue)
+    command(slurm, "sacct", sacct)
+    job = read_job(slurm / "outputs/x")
+    assert job is not None and (job.state, job.active) == (state, active)
+
+
+def test_what_only_slurm_heeds_is_said_with_local(project, monkeypatch, capsys):
+    class Executor:
+        def __init__(self, folder: Path, **options: object) -> None:
+            pass
+
+        def update_parameters(self, **options: object) -> None:
+            pass
+
+        def submit_array(self, jobs: list) -> list:
+            return []
+
+    monkeypatch.setattr("submitit.LocalExecutor", Executor)
+    assert main(["submit", "params/p.yaml", "--local", "--partition", "gpu", "--slurm", "constraint=a100"]) == 0
+    assert "partition, options: only SLURM heeds it, --local does not" in capsys.readouterr().out
+
+
 # --- a job that is told to stop
 
 
@@ -258,8 +297,8 @@ def told_to_stop(project: Path, cluster: str) -> dict:
 @pytest.mark.parametrize("cluster", ["local", "slurm"])
 def test_a_job_told_to_stop_keeps_its_parts_and_goes_on_when_it_is_requeued(slurm, cluster):
     # In a process of its own, which a local job outlives.
-    command = [sys.executable, "-m", "labkit.cli", "submit", "params/p.yaml"]
-    subprocess.run([*command, "--local"] if cluster == "local" else command, check=True)
+    words = [sys.executable, "-m", "labkit.cli", "submit", "params/p.yaml"]
+    subprocess.run([*words, "--local"] if cluster == "local" else words, check=True)
     status = told_to_stop(slurm, cluster)
     assert [stage["state"] for stage in status["stages"].values()] == ["finished"] * 5
     assert status["job"]["attempts"] == 2
