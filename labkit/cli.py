@@ -1,18 +1,20 @@
-"""The command line: `labkit run`, `doctor`, `results`, `report`, `publish`, `score`, `moments`, `world` and `base`.
+"""The command line: `labkit run` and its neighbours; `labkit --help` lists them.
 
 Bad input ends in one message on standard error and exit code 2; a run that breaks off ends in exit code 1, and so does
-`doctor` when a run would fail.
+`doctor` when a run would fail. A run that was asked to stop and saved where it is ends in exit code 75.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from labkit.errors import LabError
+from labkit.errors import LabError, Stopped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NotebookError as error:
         sys.stderr.write(f"labkit: {error}\n")
         return 2 if error.user_error else 1
+    except Stopped as stop:
+        sys.stderr.write(f"labkit: {stop}\n")
+        return os.EX_TEMPFAIL
     except KeyboardInterrupt:
         sys.stderr.write("labkit: interrupted; the same command goes on from the newest checkpoint\n")
         return 130
@@ -107,7 +112,43 @@ def _parser() -> argparse.ArgumentParser:
     base.add_argument("--family", default="qwen2_5_vl", help="of an untrained model (default qwen2_5_vl)")
     base.add_argument("--untrained", action="store_true", help="random weights, in seconds")
     base.set_defaults(command=_base)
+    _add_jobs(commands)
     return parser
+
+
+def _add_jobs(commands: Any) -> None:
+    submit = commands.add_parser("submit", help="give a run, or a sweep of runs, to SLURM as a job for all notebooks")
+    submit.add_argument("params", help="YAML file, such as params/embedded.yaml")
+    submit.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides",
+                        help="a parameter that goes before the file's; may be given several times")  # fmt: skip
+    submit.add_argument("--sweep", action="append", default=[], metavar="NAME=VALUE,VALUE,...",
+                        help="a run for each value, as a job array; several sweeps are combined")  # fmt: skip
+    submit.add_argument(
+        "--local", action="store_true", help="the same on this machine, in the background, without SLURM"
+    )
+    submit.add_argument(
+        "--time", default="24:00:00", help="time limit of a job, after which it is requeued (24:00:00)"
+    )
+    submit.add_argument("--nodes", type=int, default=1, help="nodes of each job (default 1)")
+    submit.add_argument("--gpus", type=int, default=0, help="GPUs of each node (default 0)")
+    submit.add_argument("--cpus", type=int, help="CPU cores for each GPU; of each node when it has none")
+    submit.add_argument("--memory", type=float, metavar="GB", help="memory of each node")
+    submit.add_argument("--partition")
+    submit.add_argument("--account")
+    submit.add_argument("--qos")
+    submit.add_argument("--slurm", action="append", default=[], metavar="NAME=VALUE",
+                        help="any other option of sbatch, such as constraint=a100; may be given several times")  # fmt: skip
+    submit.add_argument("--notice", type=int, default=300, metavar="SECONDS",
+                        help="seconds before the limit at which the run saves and stops (default 300)")  # fmt: skip
+    submit.add_argument("--requeues", type=int, default=20, help="how often a job may reach its limit (default 20)")
+    submit.set_defaults(command=_submit)
+
+    status = commands.add_parser(
+        "status", help="how far a run is: stages, step, time left, job, last lines of its log"
+    )
+    status.add_argument("folder", help="a run's directory, or a folder of runs, such as outputs")
+    status.add_argument("--json", action="store_true", help="everything of one run, for a program")
+    status.set_defaults(command=_status)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -178,6 +219,26 @@ def _base(options: argparse.Namespace) -> None:
         raise LabError(f"the recipe trains a qwen2_5_vl, not a {options.family}; add --untrained for random weights")
     else:
         train_base(options.folder, seed=options.seed, report=_say, task=options.task)
+
+
+def _submit(options: argparse.Namespace) -> None:
+    from labkit.submission import Resources, submit
+
+    o = options
+    if bad := [text for text in o.slurm if not text.partition("=")[2]]:
+        raise LabError(f"slurm: '{bad[0]}' must be an option of sbatch and its value, such as constraint=a100")
+    resources = Resources(
+        time=o.time, nodes=o.nodes, gpus=o.gpus, cpus=o.cpus, memory=o.memory, partition=o.partition,
+        account=o.account, qos=o.qos, options=dict(text.split("=", 1) for text in o.slurm), notice=o.notice,
+        requeues=o.requeues,
+    )  # fmt: skip
+    submit(o.params, dict(o.overrides), resources, o.sweep, local=o.local, say=_say)
+
+
+def _status(options: argparse.Namespace) -> None:
+    from labkit.status import read_status, status_text
+
+    _say(json.dumps(read_status(options.folder), indent=1) if options.json else status_text(options.folder))
 
 
 def _say(line: str) -> None:

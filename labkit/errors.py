@@ -1,4 +1,4 @@
-"""The one error that a user's input can raise.
+"""The one error that a user's input can raise, and the one way to end early that is none.
 
 Everything else that goes wrong is a bug and keeps its traceback.
 """
@@ -11,3 +11,7 @@ class LabError(ValueError):
 
     The command line prints the message alone and exits with code 2.
     """
+
+
+class Stopped(Exception):
+    """A run was asked to stop and has saved where it is; the same command goes on from there."""

@@ -18,9 +18,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit.errors import LabError
+from labkit.errors import LabError, Stopped
 from labkit.files import lock, project_root, replacing, unlock
+from labkit.journal import kept
 from labkit.params import DEFAULTS, Params, read_params, read_yaml
+from labkit.stopping import asked, stoppable
 
 if TYPE_CHECKING:
     from labkit.stages.rollouts import RolloutStore
@@ -29,8 +31,8 @@ STAGES = ("01_grpo", "02_distill", "03_sft", "04_grpo_final", "05_analysis")
 """The notebooks, in order; each needs the one before."""
 NOTEBOOK_OF = {"grpo": "01_grpo", "distill": "02_distill", "sft": "03_sft", "grpo_final": "04_grpo_final"}
 """Where the rollouts of a stage stand."""
-FREE = ("outputs", "compare")
-"""Parameters that may change in a run that exists: where it stands, and what 05_analysis shows beside it."""
+FREE = ("outputs", "compare", "processes")
+"""Parameters that may change in a run: where it stands, what 05_analysis shows beside it, and how many work on it."""
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "decord", "av", "numpy")
 
 
@@ -263,38 +265,54 @@ def run_notebooks(
     """Run the five notebooks in sequence, each by Papermill, into the run's directory; finished ones are skipped.
 
     `say` takes plain lines of progress; by default they go to standard output. Everything is checked before any work.
-    Raises LabError for bad input and `labkit.notebooks.NotebookError` when a cell fails; what the notebook had reached
-    then stands in the run's directory.
+    Raises LabError for bad input, `labkit.notebooks.NotebookError` when a cell fails, and Stopped when SIGUSR2 asked the
+    run to stop; what the notebook had reached then stands in the run's directory.
     """
-    from labkit.notebooks import execute
+    run = Run.open(read_params(params_file, overrides))
+    sources = notebooks_of(run.root)
+    lock(run.path / ".sequence.lock", "labkit run")
+    try:
+        with stoppable(run.path / ".stop"):
+            _in_sequence(run, sources, kept(run.path, say or _to_stdout))
+    finally:
+        unlock(run.path / ".sequence.lock")
+    return run
 
-    say = say or _to_stdout
-    params = read_params(params_file, overrides)
-    run = Run.open(params)
-    sources = {name: run.root / "notebooks" / f"{name}.ipynb" for name in STAGES}
+
+def notebooks_of(root: Path) -> dict[str, Path]:
+    """The five notebooks of the project in `root`, by stage; raises LabError when one is not there."""
+    sources = {name: root / "notebooks" / f"{name}.ipynb" for name in STAGES}
     for source in sources.values():
         if not source.is_file():
             raise LabError(f"there is no notebook '{source}'; run labkit inside the project")
-    lock(run.path / ".sequence.lock", "labkit run")
-    start = time.monotonic()
+    return sources
+
+
+def _in_sequence(run: Run, sources: Mapping[str, Path], say: Callable[[str], None]) -> None:
+    from labkit.notebooks import NotebookError, execute
+
+    params, start = run.params, time.monotonic()
     # The defaults stand in the notebooks' own cells or in Params: only what differs needs to be said there.
     given = {name: value for name, value in params.as_dict().items() if name == "run" or name in params.changed()}
-    try:
-        for number, name in enumerate(STAGES, 1):
-            label, target = f"[{number}/{len(STAGES)}] {name}", run.path / f"{name}.ipynb"
-            if run.finished(name) and target.exists():
-                say(f"{label} is finished, skipped")
-                continue
-            say(f"{label} ...")
-            begin = time.monotonic()
+    for number, name in enumerate(STAGES, 1):
+        label, target = f"[{number}/{len(STAGES)}] {name}", run.path / f"{name}.ipynb"
+        if run.finished(name) and target.exists():
+            say(f"{label} is finished, skipped")
+            continue
+        say(f"{label} ...")
+        begin = time.monotonic()
+        try:
             execute(sources[name], target, given, cwd=run.root, say=lambda line: say(f"    {line}"))
-            if not run.finished(name):
-                raise LabError(f"'{sources[name]}' did not finish its stage; it must end in run.finish('{name}', ...)")
-            say(f"{label} finished in {_minutes(time.monotonic() - begin)}")
-    finally:
-        unlock(run.path / ".sequence.lock")
+        except NotebookError:
+            if not asked():  # else it is how a notebook stops, in this process or in another
+                raise
+        if asked() and not run.finished(STAGES[-1]):
+            say(f"{label} stopped as asked")
+            raise Stopped(f"run '{params.run}' stopped as asked; the same command goes on from there")
+        if not run.finished(name):
+            raise LabError(f"'{sources[name]}' did not finish its stage; it must end in run.finish('{name}', ...)")
+        say(f"{label} finished in {_minutes(time.monotonic() - begin)}")
     say(f"all stages finished in {_minutes(time.monotonic() - start)}; look at {run.path}")
-    return run
 
 
 def _to_stdout(line: str) -> None:

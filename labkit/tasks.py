@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from labkit.stopping import heeding
 from labkit.workers import place, wait
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def harvest(lab: Lab, policy: Policy, tell: Tell) -> None:
     sample_traces(
         policy, lab.source(policy, "train"), moments, store, spec=lab.rewards(), samples=p.harvest_samples,
         temperature=p.temperature, max_new_tokens=p.max_new_tokens, seed=p.seed, run=p.run,
-        on_part=lambda done, total: tell({"what": "harvest", "done": done}), share=(here.rank, here.world),
+        on_part=heeding(lambda done, total: tell({"what": "harvest", "done": done})), share=(here.rank, here.world),
     )  # fmt: skip
     wait()
     if here.world > 1 and here.rank == 0:
@@ -74,7 +75,8 @@ def _ask(lab: Lab, policy: Policy, tell: Tell, notebook: str, what: str, decodin
     evaluate(
         policy, lab.source(policy, "test", frames), moments, greedy=decoding == "greedy", temperature=p.temperature,
         max_new_tokens=p.max_new_tokens, batch_size=p.eval_batch, seed=p.seed, folder=answers,
-        share=(here.rank, here.world), on_batch=lambda done: tell({"what": f"evaluation, {decoding}", "done": done}),
+        share=(here.rank, here.world),
+        on_batch=heeding(lambda done: tell({"what": f"evaluation, {decoding}", "done": done})),
     )  # fmt: skip
     wait()
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
 import pytest
 
 from labkit.chain.rules import RULES
+from labkit.job import read_job
 from labkit.params import read_params
 from labkit.results import DECODINGS, MODELS, read_results
 from labkit.runs import STAGES, Run, run_notebooks
 from labkit.stages.rollouts import RolloutStore
+from labkit.status import read_status
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("notebooks")]
@@ -155,3 +161,47 @@ def test_a_mistyped_parameter_ends_before_any_work(outputs, tmp_path):
     assert done.returncode == 1
     assert "did you mean 'learning_rate'" in done.stderr
     assert not (outputs / "y").exists()
+
+
+def test_a_submitted_sequence_stopped_by_the_scheduler_is_requeued_and_ends_with_the_same_figures(smoke, monkeypatch):
+    """`labkit submit --local`: notice comes in stage 1, and the only checkpoint is the one that the notice asks for."""
+    pytest.importorskip("submitit")
+    monkeypatch.chdir(ROOT)
+    folder = smoke.path.parent / "submitted"
+    command = [
+        sys.executable,
+        "-m",
+        "labkit.cli",
+        "submit",
+        "params/smoke.yaml",
+        "--local",
+        "-p",
+        "save_steps",
+        "1000",
+    ]
+    subprocess.run([*command, "-p", "outputs", str(smoke.path.parent), "-p", "run", "submitted"], check=True)
+
+    def wait_until(reached: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 900  # a minute as a rule; a machine that others use as well may take many
+        while not reached():
+            job = read_job(folder)
+            assert job is not None
+            assert time.monotonic() < deadline and job.event != "failed", job.log.read_text()
+            time.sleep(0.1)
+
+    wait_until(lambda: any(folder.glob("01_grpo/rollouts/*.parquet")))
+    job = read_job(folder)
+    assert job is not None
+    os.kill(job.details["process"], signal.SIGUSR2)
+    wait_until(lambda: '"finished"' in (folder / "job.jsonl").read_text())
+
+    status, expected, found = read_status(folder), read_results(smoke.path), read_results(folder)
+    assert status["job"]["attempts"] == 2
+    assert [stage["state"] for stage in status["stages"].values()] == ["finished"] * 5
+    assert (found["models"], found["harvest"]) == (expected["models"], expected["harvest"])
+    for stage in ("grpo", "distill", "grpo_final"):
+        frames = [
+            run.rollouts(stage).frame().drop(columns=["run", "checkpoint"])
+            for run in (smoke, Run(smoke.params, folder, ROOT))
+        ]
+        assert frames[0].equals(frames[1])

@@ -233,7 +233,8 @@ def vision_kwargs(prompts: Sequence[Prompt], device: torch.device) -> dict[str, 
     if features[0].dim() == 3:
         from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
-        encoded, *deeper = ([each[:, level] for each in features] for level in range(features[0].shape[1]))
+        levels: Any = [[each[:, level] for each in features] for level in range(features[0].shape[1])]
+        encoded, *deeper = levels
         video: Any = BaseModelOutputWithDeepstackFeatures(pooler_output=encoded, deepstack_features=deeper)
     else:
         video = BaseModelOutputWithPooling(pooler_output=encoded)

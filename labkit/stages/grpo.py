@@ -28,6 +28,7 @@ from labkit.stages.checkpoints import end_stage, newest_checkpoint, read_result,
 from labkit.stages.rollouts import Rollout, RolloutStore
 from labkit.stages.sharding import keep_vision_whole, require_sharding, sharing, whole_weights
 from labkit.stages.steps import Sampled, judge, may_stop, paid_terms, recorded_figures, step_figures
+from labkit.stopping import stop_callback
 from labkit.workers import gathered, place, wait
 
 LOGGED = ("loss", "entropy", "kl", "grad_norm", "learning_rate", "step_time")
@@ -263,6 +264,7 @@ def trainer_class() -> Any:
                 self.beta, self.ref_model = settings.beta, reference.requires_grad_(False).eval()
             self.remove_callback(transformers.PrinterCallback)
             self.add_callback(AfterStep(self))
+            self.add_callback(stop_callback())
 
         def rollout(self, prompts: list[str]) -> dict[str, Any]:
             """TRL's hook: qids, each repeated for its group, to prompt ids and completion ids."""

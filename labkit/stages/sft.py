@@ -19,6 +19,7 @@ from labkit.policy.model import Policy, old_names
 from labkit.policy.sources import expect
 from labkit.stages.checkpoints import end_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
 from labkit.stages.sharding import keep_vision_whole, require_sharding, sharing
+from labkit.stopping import stop_callback
 from labkit.workers import place
 
 
@@ -132,7 +133,7 @@ def train_sft(
             train_dataset=Dataset.from_list([traces[index]._asdict() for index in order]),
             processing_class=policy.tokenizer,
             data_collator=functools.partial(collate, policy, source),
-            callbacks=[Tell()],
+            callbacks=[Tell(), stop_callback()],
         )
         trainer.remove_callback(transformers.PrinterCallback)
         require_sharding(trainer)

@@ -1,0 +1,206 @@
+"""A job: `labkit run` of one run on a machine that a scheduler lends, and the record of what became of it.
+
+The job is a thin process around the command. When the scheduler gives notice, it asks the command to stop, waits until the
+newest step is saved, and is put back into the queue. What it notes in the run's directory is all that `labkit status` needs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+RECORD = "job.jsonl"
+"""File of a run's directory: a line for each thing that happened to its jobs."""
+ACTIVE = (
+    "PENDING",
+    "CONFIGURING",
+    "RUNNING",
+    "COMPLETING",
+    "REQUEUED",
+    "REQUEUE_HOLD",
+    "RESIZING",
+    "SUSPENDED",
+    "STOPPED",
+)
+"""Words of `squeue` and `sacct` for jobs that hold their place."""
+
+
+class JobError(RuntimeError):
+    """The command of a job ended badly; its own message stands above in the job's log."""
+
+
+@dataclass
+class RunJob:
+    """What is submitted: called it runs the notebooks, and `checkpoint` is how submitit has it prepare for a requeue."""
+
+    folder: Path
+    """The run's directory; its params.yaml is what counts, whatever became of the file that was submitted."""
+    root: Path
+    """The project, where the command runs."""
+    overrides: dict[str, str]
+    patience: float
+    """Seconds from the notice until the job ends whether or not the run has stopped."""
+    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    noticed: bool = field(default=False, repr=False)
+
+    def __call__(self) -> None:
+        """Run to the end; raises JobError when the command fails."""
+        signal.signal(signal.SIGTERM, _cancel)  # submitit lets it pass, and nothing could then end a local job
+        overrides = [word for name, value in self.overrides.items() for word in ("-p", name, value)]
+        command = [sys.executable, "-m", "labkit.cli", "run", str(self.folder / "params.yaml"), *overrides]
+        _await_turn()
+        self._note("started", host=socket.gethostname(), process=os.getpid())
+        self.process = subprocess.Popen(command, cwd=self.root)
+        try:
+            # Not Popen.wait: the notice may come while it holds the lock that `checkpoint` would need.
+            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+            code = self.process.wait()
+            if code:
+                raise JobError(f"labkit run ended with exit code {code}")
+            self._note("finished")
+        except Exception as error:
+            self._note("failed", why=str(error))
+            raise
+        except BaseException:
+            if not self.noticed:
+                self._note("terminated")
+            raise
+        finally:
+            self.process.kill()
+            self.process.wait()
+
+    def checkpoint(self) -> Any:
+        """Have the run save and stop, and return the job that goes on; submitit calls this in its signal handler."""
+        from submitit.helpers import DelayedSubmission
+
+        self.noticed = True
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # SLURM sends it to what it has been told to requeue
+        if self.process is not None:
+            self.process.send_signal(signal.SIGUSR2)
+            deadline = time.monotonic() + self.patience
+            while (ended := _ended(self.process.pid)) is None and time.monotonic() < deadline:
+                time.sleep(0.2)
+            how = {
+                None: f"the run did not stop in {self.patience:g} s",
+                os.EX_TEMPFAIL: "the run had saved and stopped",
+            }
+            self._note("requeued", how=how.get(ended, f"the run had ended with exit code {ended}"))
+        return DelayedSubmission(dataclasses.replace(self, process=None, noticed=False))
+
+    def _note(self, event: str, **details: Any) -> None:
+        from submitit import JobEnvironment
+
+        note(self.folder, event, job=JobEnvironment().job_id, **details)
+
+
+def _await_turn() -> None:
+    """On one machine the jobs of a sweep run one after another; the turn ends with this process."""
+    import fcntl
+
+    from submitit import JobEnvironment
+
+    environment = JobEnvironment()
+    if environment.cluster == "local":
+        handle = os.open(environment.paths.folder / ".turn", os.O_RDWR | os.O_CREAT, 0o644)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+
+
+def _cancel(*_: Any) -> None:
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+def _ended(process: int) -> int | None:
+    """The exit code of a child, or the number of the signal that ended it; None while it runs."""
+    found = os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+    return found and found.si_status
+
+
+def note(folder: Path, event: str, **details: Any) -> None:
+    """Add a line to the record of the run in `folder`: what happened, when, and to which job."""
+    line = {"event": event, "time": datetime.now(UTC).isoformat(timespec="seconds"), **details}
+    with (folder / RECORD).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+class Job(NamedTuple):
+    """What is known of the newest job of a run."""
+
+    id: str
+    cluster: str
+    """`slurm` or `local`."""
+    log: Path
+    """File with all that the job's attempts printed."""
+    attempts: int
+    """How often it has started."""
+    event: str
+    """What happened last: submitted, started, requeued, finished, failed or terminated (from outside, or preempted)."""
+    details: dict[str, Any]
+    """`time` of that, and what else was noted: `host`, `process`, `how`, `why`."""
+    state: str | None
+    """What the scheduler says now: SLURM's word or, for a local job, RUNNING; GONE when it knows of no such job; None where
+    it cannot be asked."""
+
+    @property
+    def active(self) -> bool:
+        """Whether it runs or waits to run."""
+        if self.state is not None:
+            return self.state in ACTIVE
+        return self.event in ("submitted", "started", "requeued")
+
+
+def read_job(folder: Path) -> Job | None:
+    """The newest job of the run in `folder`, or None when it was never submitted."""
+    path = folder / RECORD
+    if not path.is_file():
+        return None
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    submissions = [line for line in lines if line["event"] == "submitted"]
+    if not submissions:
+        return None
+    submission = submissions[-1]
+    # A local job may have started before its submission is noted.
+    events = [line for line in lines if line["job"] == submission["job"] and line["event"] != "submitted"]
+    last = dict(events[-1] if events else submission)
+    return Job(
+        submission["job"], submission["cluster"], Path(submission["log"]),
+        sum(line["event"] == "started" for line in events), last.pop("event"), last,
+        _scheduler_state(submission["job"], submission["cluster"], submission["host"]),
+    )  # fmt: skip
+
+
+def _scheduler_state(job: str, cluster: str, host: str) -> str | None:
+    if cluster == "local":
+        if host != socket.gethostname():
+            return None
+        try:
+            command = Path(f"/proc/{job}/cmdline").read_bytes()
+        except OSError:
+            return "GONE"
+        return "RUNNING" if b"submitit.local._local" in command else "GONE"  # else a stranger has the number now
+    queue = _ask("squeue", "-h", "-o", "%T", "-j", job)
+    if queue is None or queue.stdout.split():
+        return queue.stdout.split()[0] if queue else None
+    if queue.returncode and "Invalid job id" not in queue.stderr:
+        return None  # the controller does not answer
+    # The queue forgets a job some minutes after its end, and not every cluster keeps accounts.
+    accounts = _ask("sacct", "-n", "-X", "-P", "-o", "State", "-j", job)
+    words = accounts.stdout.split() if accounts and not accounts.returncode else []
+    return words[0] if words else "GONE"  # "CANCELLED by 1000" is CANCELLED
+
+
+def _ask(*command: str) -> subprocess.CompletedProcess[str] | None:
+    """What one of SLURM's commands answers, or None where it is not at hand."""
+    if shutil.which(command[0]) is None:
+        return None
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)

@@ -1,0 +1,93 @@
+"""Stopping: a run that is asked to end saves where it is at its next step, and ends there.
+
+A scheduler gives notice before it takes a machine back. `labkit run` hears it as SIGUSR2 and makes a file; kernels and
+workers, on whatever node, know its name from the environment and look for it between two steps. A signal would have to
+find its way to each of them and could hit any line; a file is looked for where a checkpoint is whole.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from labkit.errors import Stopped
+
+VARIABLE = "LABKIT_STOP_FILE"
+"""Environment variable with the file that asks a run to stop; without it nothing does."""
+
+
+@contextmanager
+def stoppable(file: Path) -> Iterator[None]:
+    """Within the block SIGUSR2 asks this process, and all that it starts, to stop, by way of `file`."""
+    file.unlink(missing_ok=True)
+    before, os.environ[VARIABLE] = os.environ.get(VARIABLE), str(file)
+    listening = threading.current_thread() is threading.main_thread()  # only there may Python handle signals
+    handler = signal.signal(signal.SIGUSR2, lambda *_: file.touch()) if listening else None
+    try:
+        yield
+    finally:
+        if listening:
+            signal.signal(signal.SIGUSR2, handler)
+        file.unlink(missing_ok=True)
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
+
+
+def asked() -> bool:
+    """Whether this process has been asked to stop."""
+    file = os.environ.get(VARIABLE)
+    return file is not None and os.path.exists(file)
+
+
+def heeding(listener: Callable[..., Any]) -> Callable[..., None]:
+    """`listener`, called as before after each part of a work that is kept part by part; raises Stopped when asked to."""
+
+    def listen(*arguments: Any) -> None:
+        listener(*arguments)
+        if asked():
+            raise Stopped("stopped as asked; all parts that were done are kept")
+
+    return listen
+
+
+def stop_callback() -> Any:
+    """A callback for a `transformers.Trainer`: once asked to stop, it saves the step just taken and raises Stopped.
+
+    With several processes all of them save and stop at the same step, also when not all have seen the file yet.
+    """
+    import transformers
+
+    callback: Any = transformers.TrainerCallback  # its annotations do not foresee overrides
+
+    class SaveAndStop(callback):
+        stopping = False
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if _any_process(asked(), args.device):
+                self.stopping = control.should_save = True
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if self.stopping:
+                # None may end, and so end the others, before the first has written all.
+                _any_process(True, args.device)
+                raise Stopped(f"stopped as asked after step {state.global_step}, which is saved")
+
+    return SaveAndStop()
+
+
+def _any_process(here: bool, device: Any) -> bool:
+    """Whether it is so in any of the processes that train together; all of them must ask."""
+    import torch
+
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return here
+    flag = torch.tensor(int(here), device=device)
+    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+    return bool(flag.item())

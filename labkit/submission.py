@@ -1,0 +1,222 @@
+"""Submission: a run, or a sweep of runs, given to SLURM or to this machine, as one job each for all five notebooks.
+
+Everything that can be wrong is checked here, while somebody is looking. On SLURM the job is the batch script itself, on
+the first node: there the notebooks run, and only training spreads to the other nodes, by steps of its own. So the notice
+before the end goes to the script alone (`--signal=B:`), and what it asks to stop saves before it stops.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from labkit.errors import LabError
+from labkit.job import RunJob, note, read_job
+from labkit.params import read_params, read_yaml
+from labkit.runs import STAGES, Run, notebooks_of
+
+ONLY_SLURM = ("cpus", "memory", "partition", "account", "qos", "options")
+"""Resources that mean nothing on this machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What each job asks the scheduler for."""
+
+    time: str = "24:00:00"
+    """Time limit in SLURM's forms; a job that reaches it goes on in a new place in the queue."""
+    nodes: int = 1
+    gpus: int = 0
+    """GPUs of each node."""
+    cpus: int | None = None
+    """CPU cores for each GPU, or for each node when there is none; None leaves it to the cluster."""
+    memory: float | None = None
+    """GB of each node; None leaves it to the cluster."""
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Any other option of sbatch, by its long name."""
+    notice: int = 300
+    """Seconds before the time limit at which a job is told: at least one step of training and the saving of it."""
+    requeues: int = 20
+    """How often a job may reach its time limit."""
+
+
+def minutes(time: str) -> int:
+    """A time limit as SLURM writes it (M, M:S, H:M:S, D-H, D-H:M, D-H:M:S), in minutes, rounded up.
+
+    >>> minutes("90"), minutes("12:00:00"), minutes("1-12"), minutes("0:30")
+    (90, 720, 2160, 1)
+
+    Raises:
+        LabError: it is none of these, or nothing.
+    """
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time.strip())
+    seconds = 0
+    if found:
+        days, *rest = found.groups()
+        parts = [int(part) for part in rest if part is not None]
+        if days is None and len(parts) < 3:
+            parts = [0, *parts]  # without days one number is minutes, two are minutes and seconds
+        hours, mins, secs = [*parts, 0, 0][:3]
+        seconds = int(days or 0) * 86_400 + hours * 3600 + mins * 60 + secs
+    if not seconds:
+        raise LabError(
+            f"time: '{time}' is no time limit; write it as SLURM does: 90 (minutes), 12:00:00 or 2-12:00:00"
+        )
+    return -(-seconds // 60)
+
+
+def sweep(name: str, sweeps: Iterable[str]) -> list[dict[str, str]]:
+    """The overrides of each run of a sweep, `run` among them; `sweeps` are texts like `seed=0,1,2`, in all combinations.
+
+    >>> sweep("x", ["seed=0,1"])
+    [{'seed': '0', 'run': 'x-seed0'}, {'seed': '1', 'run': 'x-seed1'}]
+    >>> sweep("x", [])
+    [{'run': 'x'}]
+
+    Raises:
+        LabError: a text is not of that form, or names a parameter twice, or two runs would have one name.
+    """
+    axes: dict[str, list[str]] = {}
+    for text in sweeps:
+        parameter, _, listed = text.partition("=")
+        values = [value.strip() for value in listed.split(",")]
+        if not parameter or not all(values):
+            raise LabError(f"sweep: '{text}' must be a parameter and its values, such as seed=0,1,2")
+        if parameter == "run" or parameter in axes:
+            raise LabError(
+                f"sweep: '{parameter}' " + ("names the runs itself" if parameter == "run" else "stands twice")
+            )
+        axes[parameter] = values
+    found = []
+    for point in itertools.product(*axes.values()):
+        chosen = dict(zip(axes, point, strict=True))
+        ending = "".join(f"-{parameter}{value}" for parameter, value in chosen.items())
+        found.append({**chosen, "run": name + re.sub(r"[^A-Za-z0-9._-]+", "_", ending)})
+    names = [each["run"] for each in found]
+    if twice := sorted({each for each in names if names.count(each) > 1}):
+        raise LabError(f"sweep: two runs would be called {', '.join(twice)}; give each value once")
+    return found
+
+
+def submit(
+    params_file: str | Path,
+    overrides: Mapping[str, str],
+    resources: Resources,
+    sweeps: Sequence[str] = (),
+    *,
+    local: bool = False,
+    say: Callable[[str], None],
+) -> list[str]:
+    """Submit the runs and return the ids of their jobs; what is finished already is said and left out.
+
+    Several runs are one job array. `processes` becomes the number of GPUs, unless the parameters say otherwise.
+
+    Raises:
+        LabError: anything that would keep a run from starting, or a run of these has a job already.
+    """
+    executor_class = _executor_class(resources, local)
+    given = {**read_yaml(params_file), **overrides}
+    gpus = resources.gpus * resources.nodes
+    spread = {"processes": str(gpus)} if gpus > 1 and "processes" not in given else {}
+    name = read_params(params_file, overrides).run
+    variants = sweep(name, sweeps)
+    chosen = [read_params(params_file, {**spread, **overrides, **variant}) for variant in variants]
+    runs = [Run.open(params) for params in chosen]
+    notebooks_of(runs[0].root)
+    waiting = []
+    for run in runs:
+        if (job := read_job(run.path)) and job.active:
+            end = f"kill {job.id}" if job.cluster == "local" else f"scancel {job.id}"
+            raise LabError(f"run '{run.params.run}' is in {job.cluster} job {job.id}; wait, or end it with `{end}`")
+        if run.finished(STAGES[-1]):
+            say(f"{run.params.run} is finished, skipped")
+        else:
+            waiting.append(run)
+    if not waiting:
+        raise LabError("there is nothing to submit; `labkit results` shows the figures of a finished run")
+    jobs = [
+        RunJob(
+            run.path, run.root, patience=0.8 * resources.notice,
+            # A run that exists may have been written with others of these.
+            overrides={"outputs": run.params.outputs, "processes": str(run.params.processes)},
+        )
+        for run in waiting
+    ]  # fmt: skip
+    executor = executor_class(runs[0].path.parent / "jobs" / name)
+    try:
+        submitted = executor.submit_array(jobs)
+    except Exception as error:
+        if type(error).__module__.startswith("submitit"):
+            raise LabError(f"the scheduler did not take the job: {error}") from None
+        raise
+    cluster = "local" if local else "slurm"
+    if local and (idle := [name for name in ONLY_SLURM if getattr(resources, name)]):
+        say(f"{', '.join(idle)}: only SLURM heeds it, --local does not")
+    size = f"{resources.nodes} x {resources.gpus} GPUs" if resources.gpus else "no GPU"
+    for run, job in zip(waiting, submitted, strict=True):
+        log = str(job.paths.stdout)
+        note(run.path, "submitted", job=job.job_id, cluster=cluster, log=log, host=socket.gethostname())
+        say(f"{run.params.run}: {cluster} job {job.job_id}, {size}; labkit status {_shown(run)}")
+    return [job.job_id for job in submitted]
+
+
+def _executor_class(resources: Resources, local: bool) -> Callable[[Path], Any]:
+    """What makes the executor once its folder is known; raises LabError when this machine cannot submit so."""
+    limit = minutes(resources.time)
+    if min(resources.nodes, resources.gpus + 1, resources.notice, resources.requeues + 1) < 1:
+        raise LabError("nodes and notice must be at least 1, gpus and requeues at least 0")
+    if limit * 60 <= resources.notice:
+        raise LabError(f"notice: {resources.notice} s is not less than the time limit, {limit} min; give less notice")
+    try:
+        import submitit
+    except ImportError:
+        raise LabError("jobs need submitit: pip install 'labkit[slurm]'") from None
+    shared: dict[str, Any] = {"timeout_min": limit, "stderr_to_stdout": True, "gpus_per_node": resources.gpus}
+    if local:
+        if resources.nodes > 1:
+            raise LabError(f"nodes: {resources.nodes}, and --local has one; leave out one of the two")
+
+        def on_this_machine(folder: Path) -> Any:
+            executor = submitit.LocalExecutor(folder, max_num_timeout=resources.requeues)
+            executor.update_parameters(**shared, signal_delay_s=resources.notice)
+            return executor
+
+        return on_this_machine
+    if missing := [command for command in ("sbatch", "srun") if shutil.which(command) is None]:
+        raise LabError(
+            f"there is no {missing[0]} on PATH: submit where SLURM's commands are, or use --local for this machine"
+        )
+    tasks = max(1, resources.gpus)
+
+    def on_slurm(folder: Path) -> Any:
+        # Without `exec`, bash would be the one to hear the signal.
+        executor = submitit.SlurmExecutor(
+            folder, max_num_timeout=resources.requeues, python="exec " + shlex.quote(sys.executable)
+        )
+        known = {"partition": resources.partition, "account": resources.account, "qos": resources.qos,
+                 "cpus_per_task": resources.cpus, "mem": resources.memory and f"{resources.memory * 1024:.0f}MB",
+                 "gpus_per_node": resources.gpus or None}  # fmt: skip
+        executor.update_parameters(
+            job_name=folder.name, time=limit, nodes=resources.nodes, ntasks_per_node=tasks, use_srun=False,
+            stderr_to_stdout=True, signal_delay_s=resources.notice,
+            additional_parameters={"signal": f"B:USR2@{resources.notice}", "requeue": True, **resources.options},
+            **{name: value for name, value in known.items() if value is not None},
+        )  # fmt: skip
+        return executor
+
+    return on_slurm
+
+
+def _shown(run: Run) -> str:
+    return str(run.path.relative_to(run.root) if run.path.is_relative_to(run.root) else run.path)
