@@ -56,7 +56,7 @@ def watch(line: list[str]) -> list[tuple[float, float]]:
                     kernels[process.pid] = (spent.user + spent.system, max(before[1], held))
             except psutil.Error:
                 continue  # it has just ended
-        time.sleep(0.05)
+        time.sleep(0.2)
     if run.returncode:
         raise SystemExit(f"the run broke off: {' '.join(line)}")
     return list(kernels.values())

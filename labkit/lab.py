@@ -77,12 +77,12 @@ class Lab(Run):
         return moments
 
     def policy(self, stage: str = "base") -> Policy:
-        """The base, or the model that `grpo`, `sft` or `grpo_final` ended with."""
+        """The `base`, the `harvester` before its training (the base, where none is named), or what a stage ended with."""
         from labkit.policy.model import load_policy
 
         p = self.params
-        name = p.model
-        if stage != "base":
+        name = (p.harvester or p.model) if stage == "harvester" else p.model
+        if stage not in ("base", "harvester"):
             name = str(self.path / NOTEBOOK_OF[stage] / "final")
             if not Path(name).is_dir():
                 raise LabError(f"there is no model '{name}'; run notebooks/{NOTEBOOK_OF[stage]}.ipynb first")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from labkit.doctor import examination, inspection, surroundings
+from labkit.doctor import costs, examination, inspection, surroundings
 from labkit.doctor.examination import examine, run_doctor
 from labkit.doctor.reports import Finding, Report
 from labkit.errors import LabError
@@ -271,11 +271,11 @@ def test_what_does_not_fit_is_an_error(
 def test_the_step_against_too_little_memory_is_that_of_the_largest_part(
     stage: str, parts: dict[str, float], words: str
 ) -> None:
-    (finding,) = examination._tight_memory(stage, parts, 1e9, 10e9)
+    (finding,) = costs._tight_memory(stage, parts, 1e9, 10e9)
     assert finding.level == "error" and words in finding.next_step
     assert finding.message == f"may not suffice: about 11 GB of 10 GB, most of it {max(parts, key=parts.__getitem__)}"
-    assert examination._tight_memory(stage, parts, 0.0, 11e9)[0].level == "warning"
-    assert examination._tight_memory(stage, parts, 0.0, 20e9) == []
+    assert costs._tight_memory(stage, parts, 0.0, 11e9)[0].level == "warning"
+    assert costs._tight_memory(stage, parts, 0.0, 20e9) == []
 
 
 @pytest.mark.parametrize(
