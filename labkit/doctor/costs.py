@@ -97,7 +97,7 @@ def _pace(params: Params, model: Model, load: Load, found: Inspection, machine: 
     from labkit.policy.model import load_policy
 
     vision = Vision(model.shape.patch, model.shape.merge, model.shape.temporal)
-    if model.shape.text_parameters + model.shape.vision_parameters > SMALL:
+    if not model.whole or model.shape.text_parameters + model.shape.vision_parameters > SMALL:
         pace = count_out(model.shape, params, machine.device)
     else:
         policy = load_policy(

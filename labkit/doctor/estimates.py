@@ -147,12 +147,12 @@ def _by_formula(shape: Mapping[str, int], vision: Mapping[str, Any], tied: bool)
 def one_process(params: Params, world: int) -> Params:
     """What one of `world` processes does of each step: the whole step's queries and traces are shared out.
 
-    >>> one = one_process(Params(prompts_per_step=16, prompts_per_pass=8, sft_batch=24), 8)
+    >>> one = one_process(Params(prompts_per_step=16, prompts_per_pass=2, sft_batch=24), 4)
     >>> one.prompts_per_step, one.prompts_per_pass, one.sft_batch
-    (2, 1, 3)
+    (4, 2, 6)
     """
     step = max(1, params.prompts_per_step // world)
-    each = max(1, (params.prompts_per_pass or params.prompts_per_step) // world)
+    each = params.prompts_per_pass or step
     if step % each:
         each = step
     return replace(params, prompts_per_step=step, prompts_per_pass=each, sft_batch=max(1, params.sft_batch // world))

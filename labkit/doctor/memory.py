@@ -27,7 +27,7 @@ PROCESS = {"cpu": 0.95e9, "cuda": 0.8e9}
 libraries' workspaces there, which is ours by rule of thumb."""
 OTHER_PROCESSES = 1.1e9
 """Bytes of the processes around a notebook's (labkit run, Jupyter's kernels, the browser that draws figures)."""
-LOGITS_AT_ONCE = 1024
+LOGITS_AT_ONCE = 512
 """Tokens whose logits exist at a time in a pass that learns: the others' are made when their turn comes."""
 
 
@@ -108,7 +108,9 @@ class _Held:
         kept = s.layers * (layer + attention)
         if self.params.gradient_checkpointing:
             kept = s.layers * s.hidden * each + layer + attention
-        logits = min(shown, LOGITS_AT_ONCE) * s.vocab * (each + 4 * 4)
+        # As they come, twice in float32, and the gradient of the last matrix, which is summed in float32.
+        logits = min(shown, LOGITS_AT_ONCE) * s.vocab * (each + 2 * 4)
+        logits += 0.0 if self.params.lora_rank else 4.0 * s.vocab * s.hidden
         return {"activations": read * kept + shown * s.hidden * each, "logits": logits}
 
     def grpo(self) -> list[dict[str, float]]:

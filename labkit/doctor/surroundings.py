@@ -36,6 +36,8 @@ class Model(NamedTuple):
     lora_rank: int
     """Of the adapters that it comes with."""
     tokenizer: Any
+    whole: bool
+    """Whether its weights are here."""
 
 
 class Machine(NamedTuple):
@@ -206,7 +208,7 @@ def find_model(name: str, root: Path) -> tuple[Model | None, list[Finding]]:
         if family not in FAMILIES:
             message = f"is of the family {family!r}, which labkit does not read"
             return None, [*found, Finding("error", "model", subject, message, f"choose one of {', '.join(FAMILIES)}")]
-        return Model(folder, read_shape(folder), rank, _tokenizer(own)), found
+        return Model(folder, read_shape(folder), rank, _tokenizer(own), not missing_weights(folder)), found
     except LabError as error:
         return None, [*found, Finding("error", "model", subject + ":", str(error))]
     except Exception as error:

@@ -101,8 +101,8 @@ def test_memory_by_hand() -> None:
     # 2 rows of 50 + 4 x 10 tokens; a token of a layer keeps 9 x 8 + 2 x 4 + 4 x 16 numbers, and 2 x 90 weights a head;
     # the last layer's 8 numbers of the 80 chosen tokens
     assert grpo["activations"] == 2 * 90 * 2 * ((72 + 8 + 64) * 4 + 2 * 2 * 90 * 4) + 80 * 8 * 4
-    # 80 chosen tokens: 100 logits as they are, and four copies in float32
-    assert grpo["logits"] == 80 * 100 * 20
+    # 80 chosen tokens: 100 logits as they are and twice in float32, and the gradient of the matrix of 100 x 8
+    assert grpo["logits"] == 80 * 100 * 12 + 4 * 100 * 8
     # 6 queries of 50 tokens, once, and 2 chains of 20 for each; 2 layers with a key and a value of 4 numbers
     assert memory["distill"]["cache"] == 6 * (50 + 2 * 20) * 2 * 2 * 4 * 4
     # 300 tokens are read at once: 6 x 8 + 3 x 16 numbers each, more than the logits of 12 chains
@@ -125,10 +125,10 @@ def test_a_stage_takes_what_its_largest_phase_takes() -> None:
 @pytest.mark.parametrize(
     ("change", "part", "factor"),
     [
-        ({"prompts_per_pass": 1}, "logits", 1 / 2),
+        ({"prompts_per_pass": 1}, "logits", (40 * 12 + 32) / (80 * 12 + 32)),  # the matrix has a gradient all the same
         ({"prompts_per_pass": 1}, "activations", 1 / 2),
         ({"dtype": "bfloat16"}, "weights", 1 / 2),
-        ({"group_size": 8}, "logits", 2),
+        ({"group_size": 8}, "logits", (160 * 12 + 32) / (80 * 12 + 32)),
         ({"lora_rank": 4}, "optimizer", 4 * 256 / 2000),
     ],
 )
@@ -152,9 +152,9 @@ def test_kl_needs_a_second_model_unless_an_adapter_can_be_taken_off() -> None:
 
 
 def test_logits_exist_for_some_tokens_at_a_time() -> None:
-    many = changed(group_size=256, prompts_per_step=2)
-    shown = stage_memory(SMALL, many, LOAD, "cuda")["grpo"]["logits"] / (100 * 20)
-    assert 2 * 256 * 10 > shown == LOGITS_AT_ONCE
+    memory = stage_memory(SMALL, changed(group_size=256, lora_rank=4), LOAD, "cuda")["grpo"]
+    assert 2 * 256 * 10 > LOGITS_AT_ONCE
+    assert memory["logits"] == LOGITS_AT_ONCE * 100 * 12, "below adapters the last matrix has no gradient"
 
 
 def test_features_are_kept_as_far_as_there_is_room() -> None:
@@ -189,7 +189,7 @@ def test_processes_share_what_they_train(
 def test_processes_share_the_steps_but_not_an_evaluation_batch() -> None:
     params = changed(prompts_per_step=8)
     one, four = (stage_memory(SMALL, params, LOAD, "cuda", world=world) for world in (1, 4))
-    assert four["grpo"]["logits"] == one["grpo"]["logits"] / 4
+    assert four["grpo"]["activations"] == one["grpo"]["activations"] / 4
     assert four["analysis"] == one["analysis"]
     alone, shared = (stage_seconds(SMALL, params, replace(LOAD, test=16), PACE, world=world) for world in (1, 4))
     assert shared["grpo"]["learning"] == pytest.approx(3 * (180 * 2e-3 + 0.1)), "2 of 8 queries each"
