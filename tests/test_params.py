@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import Path
@@ -161,6 +162,14 @@ def written(tmp_path: Path, text: str) -> Path:
 @pytest.mark.parametrize("path", PARAMS, ids=[path.stem for path in PARAMS])
 def test_shipped_params_are_good_and_named_like_their_run(path):
     assert read_params(path).run == path.stem
+
+
+@pytest.mark.parametrize("path", [path for path in PARAMS if "Qwen/" in path.read_text()], ids=lambda path: path.stem)
+def test_beside_each_value_for_a_real_model_stands_whose_it_is(path):
+    values = [line for line in path.read_text().splitlines() if line and not line.startswith(("#", "run:"))]
+    assert len(values) >= 30
+    for line in values:
+        assert re.search(r" # (ours|paper|Time-R1|README)\b", line), line
 
 
 def test_a_file_holds_overrides_and_the_command_line_goes_before_it(tmp_path):
