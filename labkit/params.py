@@ -200,6 +200,12 @@ def _contradictions(params: Params) -> list[str]:
         problems.append(
             f"prompts_per_pass: {params.prompts_per_pass} does not divide prompts_per_step ({params.prompts_per_step})"
         )
+    passes = params.prompts_per_pass or 1
+    if params.processes > 1 and params.prompts_per_step % (params.processes * passes):
+        problems.append(
+            f"prompts_per_step: {params.prompts_per_step} is not a multiple of processes ({params.processes}) x "
+            f"prompts_per_pass ({passes}); each process takes whole queries"
+        )
     if not any(getattr(params, name) for name in weights):
         problems.append(f"{', '.join(weights)}: all are 0, so nothing would be rewarded; give one of them a weight")
     return problems

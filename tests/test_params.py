@@ -88,6 +88,24 @@ def test_a_bad_value_is_named_with_what_is_allowed(name, value, says):
     assert refusal(**{name: value}).startswith(says)
 
 
+@pytest.mark.parametrize(
+    ("step", "each", "processes", "fits"),
+    [
+        (12, 0, 4, True),  # 3 queries each, in one pass
+        (12, 3, 4, True),
+        (12, 2, 4, False),  # 3 queries are no whole number of passes of 2
+        (12, 0, 8, False),
+        (12, 0, 0, True),  # as many as there are GPUs: known when the run begins
+    ],
+)
+def test_processes_take_whole_queries(step, each, processes, fits):
+    values = {"prompts_per_step": step, "prompts_per_pass": each, "processes": processes}
+    if fits:
+        assert Params.build(values).processes == processes
+    else:
+        assert f"prompts_per_step: {step} is not a multiple of processes ({processes}) x" in refusal(**values)
+
+
 def test_an_unknown_name_gets_the_nearest():
     assert refusal(learning_rat=1e-6) == "unknown parameter 'learning_rat'; did you mean 'learning_rate'?"
     assert refusal(xyzzy=1) == "unknown parameter 'xyzzy'; labkit/concerns.py lists all of them"

@@ -52,6 +52,8 @@ class Machine(NamedTuple):
     """That this process may use."""
     bfloat16: bool
     """Whether the device computes in it at full speed."""
+    gpus: int = 0
+    """That torch sees."""
 
 
 def requirements(pyproject: Path = _PYPROJECT) -> tuple[str, list[str]]:
@@ -105,7 +107,8 @@ def find_machine(wanted: str) -> Machine:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if wanted != "cpu" and torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory
-        return Machine("cuda", torch.cuda.get_device_name(0), float(memory), cores, torch.cuda.is_bf16_supported())
+        name, count = torch.cuda.get_device_name(0), torch.cuda.device_count()
+        return Machine("cuda", name, float(memory), cores, torch.cuda.is_bf16_supported(), count)
     return Machine("cpu", f"{platform.machine()}, {cores} cores", _memory(), cores, False)
 
 
@@ -114,12 +117,9 @@ def planned_for(machine: Machine, params: Params) -> tuple[Machine, int]:
 
     Of such a GPU nothing is known, so that its memory is 0.
     """
-    import torch
-
     if params.device == "cuda" and machine.device != "cuda":
         return Machine("cuda", "GPU that is not here", 0.0, machine.cores, True), max(1, params.processes)
-    seen = torch.cuda.device_count() if machine.device == "cuda" else 1
-    return machine, params.processes or max(1, seen)
+    return machine, params.processes or max(1, machine.gpus)
 
 
 def machine_findings(machine: Machine, params: Params) -> list[Finding]:
@@ -128,6 +128,10 @@ def machine_findings(machine: Machine, params: Params) -> list[Finding]:
     if params.device == "cuda" and machine.device != "cuda":
         step = "set device: auto, or install torch with CUDA on a machine with a GPU"
         found.append(Finding("error", "device", "device = cuda:", "torch sees no GPU", step))
+    if 0 < machine.gpus < params.processes:
+        message = f"but this machine has {machine.gpus} GPU" + "s" * (machine.gpus > 1)
+        found.append(Finding("warning", "processes", f"processes = {params.processes}", message,
+                             "set 0 for as many as there are, or send the run to nodes that have so many"))  # fmt: skip
     planned, world = planned_for(machine, params)
     whole = not params.lora_rank and not (world > 1 and params.sharding == "fsdp2")
     if params.dtype == "bfloat16" and whole and min(params.learning_rate, params.sft_learning_rate) < SMALL_STEP:
