@@ -27,7 +27,7 @@ _TIGHT = 0.75
 _MEMORY_STEPS = {
     "cache": "lower group_size, harvest_samples, eval_batch or max_new_tokens",
     "features": "lower feature_memory",
-    "decoding": "lower eval_batch, prompts_per_step, group_size or harvest_samples",
+    "decoding": "lower eval_batch, prompts_per_step, group_size, harvest_samples or max_pixels",
     "gathered": "take a smaller model: all its weights are put together to write a chain",
     "process": "give the machine more memory: libraries alone take most of this",
 }

@@ -7,8 +7,6 @@ benchmarks/estimates.py compares them with small runs on a CPU.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from labkit.doctor.estimates import (
     ANSWER_SHARE,
     BYTES,
@@ -139,6 +137,6 @@ class _Held:
         return {**self.always, **sampling, **self.features(self.load.train_clips * share)}
 
 
-def _largest(*phases: Mapping[str, float]) -> dict[str, float]:
+def _largest(*phases: dict[str, float]) -> dict[str, float]:
     # They take turns.
-    return dict(max(phases, key=lambda phase: sum(phase.values())))
+    return max(phases, key=lambda phase: sum(phase.values()))
