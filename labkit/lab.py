@@ -75,7 +75,7 @@ class Lab(Run):
         return moments
 
     def policy(self, stage: str = "base") -> Policy | Elsewhere:
-        """The base, or the model that `grpo`, `sft` or `grpo_final` ended with.
+        """The `base`, the `harvester` before its training (the base, where none is named), or what a stage ended with.
 
         Where `processes` are several, only its name: a model that waits in the notebook's process takes a GPU's memory.
         """
@@ -90,8 +90,9 @@ class Lab(Run):
         return load_policy(name, dtype=p.dtype, device=p.device, lora_rank=p.lora_rank, lora_alpha=p.lora_alpha)
 
     def _weights(self, stage: str) -> str:
-        name = self.params.model
-        if stage != "base":
+        p = self.params
+        name = (p.harvester or p.model) if stage == "harvester" else p.model
+        if stage not in ("base", "harvester"):
             name = str(self.path / NOTEBOOK_OF[stage] / "final")
             if not Path(name).is_dir():
                 raise LabError(f"there is no model '{name}'; run notebooks/{NOTEBOOK_OF[stage]}.ipynb first")

@@ -110,9 +110,11 @@ def load_policy(
             origin, dtype=getattr(torch, dtype), attn_implementation="sdpa"
         )
     except OSError as error:
+        from labkit.policy.hub import fetch_step
+
+        step = "copy it again, whole" if local.exists() else fetch_step(name)
         raise LabError(
-            f"model {name!r} could not be loaded: {str(error).splitlines()[0]}; give a directory that holds config.json and "
-            f"weights, or fetch it first with 'hf download {name}'"
+            f"model {name!r} could not be loaded: {str(error).splitlines()[0].rstrip('.')}; {step}"
         ) from error
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
