@@ -57,6 +57,7 @@ function clock(seconds) {
   return `${Math.floor(tenths / 600)}:${((tenths % 600) / 10).toFixed(1).padStart(4, "0")}`;
 }
 
+const letter = (place) => String.fromCharCode(65 + place);
 const spaced = (name) => harmless(name).replaceAll("_", " ");
 const span = ([start, end]) => `${start.toFixed(1)} to ${end.toFixed(1)} s`;
 
@@ -792,16 +793,29 @@ function thought(chains, i, { live = null, same = 0 } = {}) {
     }
   };
   let at = 0;
-  for (const step of steps(chains, i)) {
-    const [, , begin, end] = step.at;
+  const chips = steps(chains, i).map((step) => {
+    const made = (words) => (live ? chip(step, `${words} s`, live) : h("span", { class: `lk-chip lk-${step.look}` }, `${words} s`));
+    return [...step.at.slice(2), made];
+  });
+  const option = chains.columns.option_chars?.[i];
+  if (option) chips.push([...option, (words) => optionChip(chains, i, words)]);
+  for (const [begin, end, made] of chips) {
     if (begin < at) continue;
     plain(text.slice(at, begin), at);
-    const words = `${harmless(text.slice(begin, end).replace(/<\/?\w+>/g, "").trim())} s`;
-    nodes.push(live ? chip(step, words, live) : h("span", { class: `lk-chip lk-${step.look}` }, words));
+    nodes.push(made(harmless(text.slice(begin, end).replace(/<\/?\w+>/g, "").trim())));
     at = end;
   }
   plain(text.slice(at), at);
   return text ? nodes : [h("em", {}, "the model wrote nothing")];
+}
+
+/** The option that was chosen, as it was written, and whether it is the right one. */
+function optionChip(chains, i, words) {
+  const { options, choice } = chains.moment(i);
+  const chosen = chains.columns.option[i];
+  const right = chosen === choice;
+  const title = `chosen: ${letter(chosen)} ${harmless(options[chosen])}; ${right ? "right" : `right is ${letter(choice)} ${harmless(options[choice])}`}`;
+  return h("span", { class: right ? "lk-chip lk-choice lk-right-choice" : "lk-chip lk-choice", title }, `${words} ${right ? "✓" : "✗"}`);
 }
 
 function chip(step, words, { onHot, onBar, onPlay }) {
@@ -1197,7 +1211,7 @@ class Explorer {
   options(i, moment) {
     const chosen = this.chains.columns.option[i];
     const list = moment.options.map((option, k) =>
-      h("span", { class: k === moment.choice ? "lk-option lk-true" : "lk-option" }, `${"ABCDEFGH"[k]} ${harmless(option)}${k === chosen ? " (chosen)" : ""}${k === moment.choice ? " ✓" : ""}`),
+      h("span", { class: k === moment.choice ? "lk-option lk-true" : "lk-option" }, `${letter(k)} ${harmless(option)}${k === chosen ? " (chosen)" : ""}${k === moment.choice ? " ✓" : ""}`),
     );
     return h("span", { class: "lk-options" }, ...list);
   }

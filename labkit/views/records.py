@@ -116,8 +116,10 @@ def pack(
         "anchors": [_anchors(row.reading.chain) for row in rows],
         "answer": [_answer(row.reading.chain) for row in rows],
         "ious": [[round(iou, 4) for iou in row.reading.ious] for row in rows],
-        "option": [getattr(row.reading.chain, "option", None) for row in rows],
+        "option": [row.reading.chain.option for row in rows],
     }
+    if any(moment.options for moment in used):
+        columns["option_chars"] = [_option_chars(row.reading.chain) for row in rows]
     names: dict[str, list[str]] = {
         "stage": in_stage_order(row.stage for row in rows),
         "status": list(dict.fromkeys(row.reading.chain.status for row in rows)),
@@ -241,6 +243,10 @@ def _answer(chain: AnchorChain) -> list[float] | None:
         return None
     place = _utf16(chain.text)
     return [chain.answer.start, chain.answer.end, *map(place, chain.answer_chars)]
+
+
+def _option_chars(chain: AnchorChain) -> list[int] | None:
+    return None if chain.option_chars is None else [*map(_utf16(chain.text), chain.option_chars)]
 
 
 def _utf16(text: str) -> Callable[[int], int]:
