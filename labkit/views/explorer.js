@@ -14,6 +14,7 @@ const MOST_STEPS = 12;
 const RIGHT = 0.5;
 const KEPT_SHEETS = 8;
 const PATIENCE = 3000;
+const AHEAD = 200;
 const EPSILON = 1e-6;
 const SCRUB_HINT = [["space", "play"], ["←", ""], ["→", "frames"]];
 const HINT = [...SCRUB_HINT, ["[", ""], ["]", "anchors"], ["?", "keys"]];
@@ -58,6 +59,7 @@ function clock(seconds) {
 }
 
 const letter = (place) => String.fromCharCode(65 + place);
+const later = (work) => setTimeout(work, 20);
 const spaced = (name) => harmless(name).replaceAll("_", " ");
 const span = ([start, end]) => `${start.toFixed(1)} to ${end.toFixed(1)} s`;
 
@@ -108,6 +110,7 @@ class Chains {
       push(this.asked, moment[i], i);
     }
     this.keys = new Map();
+    this.lowered = [];
   }
 
   derive(i) {
@@ -140,13 +143,20 @@ class Chains {
 
   meaning = (i) => this.page.meanings[this.fault(i)] ?? this.fault(i);
 
-  /** Text of every chain in small letters, made when somebody first searches. */
+  /** Text of every chain in small letters: what has not been made ahead is made now. */
   get haystack() {
-    this.lowered ??= this.columns.text.map((text, i) => {
-      const { query, qid, video } = this.moment(i);
-      return `${query}\n${qid}\n${video}\n${text}`.toLowerCase();
-    });
+    this.lower(this.count);
     return this.lowered;
+  }
+
+  /** Make up to `more` of these texts ready to be searched; whether some are still missing. */
+  lower(more) {
+    const end = Math.min(this.count, this.lowered.length + more);
+    for (let i = this.lowered.length; i < end; i++) {
+      const { query, qid, video } = this.moment(i);
+      this.lowered.push(`${query}\n${qid}\n${video}\n${this.columns.text[i]}`.toLowerCase());
+    }
+    return end < this.count;
   }
 
   /** A number for each chain by which a column sorts; texts become their place in the alphabet. */
@@ -998,6 +1008,12 @@ class Explorer {
     this.selected = -1;
     this.build();
     this.restore();
+    this.ahead = later(() => this.prepare());
+  }
+
+  /** Get ready to be searched while nobody waits, a few chains at a time. */
+  prepare() {
+    if (this.chains.lower(AHEAD)) this.ahead = later(() => this.prepare());
   }
 
   build() {
@@ -1340,6 +1356,7 @@ class Explorer {
 
   close() {
     for (const [name, listener] of this.listeners) this.host.off?.(name, listener);
+    clearTimeout(this.ahead);
     this.player.close();
     this.table.close();
     this.clips.close();
