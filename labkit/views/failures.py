@@ -134,7 +134,14 @@ def atlas(records: Records, moments: Mapping[str, Moment], *, right: float = RIG
         for label, each in counts.items()
     ]
     fig, places = style.panels(
-        titles, title, _caption(counts, rows, right), _ROW * len(rows), columns=5, bottom=30, shared_yaxes=True
+        titles,
+        title,
+        _caption(counts, rows, right),
+        _ROW * len(rows),
+        columns=5,
+        gap=0.05,
+        bottom=30,
+        shared_yaxes=True,
     )
     look = style.looks(counts)
     highest = 0.0

@@ -44,7 +44,7 @@ explorer
 def sight(server: tuple[str, Path], browser: Any) -> Iterator[Any]:
     write_notebook(server[1] / "look.ipynb", CELL, "1 + 1")
     page = started(browser, server[0], "look.ipynb")
-    page.wait_for_selector('.lk[data-media="ready"]', timeout=90_000)
+    page.wait_for_selector('.lk[data-media="ready"]', timeout=180_000)
     yield page
     page.close()
 

@@ -68,7 +68,7 @@ def sight(server: tuple[str, Path], browser: Any) -> Iterator[Any]:
 
 def test_dials_and_chains_follow_the_steps_of_a_cell_that_still_runs(server: tuple[str, Path], sight: Any) -> None:
     waiting = sight.locator(".jp-OutputArea-output", has_text="waiting for the first step")
-    waiting.wait_for(timeout=60_000)
+    waiting.wait_for(timeout=120_000)
     dials = sight.locator('svg[aria-label="rewards and chains over the training steps"]')
     drawn = []
     for step in range(1, STEPS + 1):
@@ -82,7 +82,7 @@ def test_dials_and_chains_follow_the_steps_of_a_cell_that_still_runs(server: tup
                     && lk?.dataset.media === "ready" && lk.querySelector(".lk-facts").innerText.includes(`step ${told.step},`);
             }""",
             arg={"step": step},
-            timeout=60_000,
+            timeout=120_000,
         )
         assert sight.evaluate(RUNNING), "what is seen here is seen before the cell has ended"
         assert sight.locator(".lk").count() == dials.count() == 1
@@ -100,9 +100,9 @@ def test_dials_and_chains_follow_the_steps_of_a_cell_that_still_runs(server: tup
 
 def test_the_end_leaves_a_figure_and_the_last_group(server: tuple[str, Path], sight: Any) -> None:
     (server[1] / "end").touch()
-    sight.wait_for_selector(".js-plotly-plot .main-svg >> nth=0", timeout=90_000)
-    sight.wait_for_function(f"!({RUNNING})", timeout=60_000)
-    sight.wait_for_selector('.lk[data-media="ready"]', timeout=30_000)
+    sight.wait_for_selector(".js-plotly-plot .main-svg >> nth=0", timeout=180_000)
+    sight.wait_for_function(f"!({RUNNING})", timeout=120_000)
+    sight.wait_for_selector('.lk[data-media="ready"]', timeout=60_000)
     assert "step 4," in sight.locator(".lk-facts").inner_text()
     assert sight.locator(".lk").count() == 1 and sight.locator(".js-plotly-plot").count() == 1
     assert sight.locator("svg[aria-label^='rewards']").count() == 0, "the figure stands where the dials stood"
