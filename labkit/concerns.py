@@ -85,9 +85,10 @@ class DataParams:
     max_pixels: int = _within(3136, 784, 16_777_216)
     """Pixels of one frame at most. Ours; Time-R1 bounds the whole video, at 3584 x 28 x 28."""
     readers: int = _within(0, 0, 256)
-    """Processes that decode the clips to come ahead of their use; 0 decodes in the notebook's process, when needed. Ours."""
+    """Processes that decode the clips to come ahead of their use, for each process that trains; 0 decodes where the model
+    is, when a clip is needed. One that resizes takes 0.25 GB. Ours."""
     video_deadline: float = _within(60.0, 0, 86_400, open_low=True)
-    """Seconds after which a reader that is stuck in a clip is ended and the clip named. Ours."""
+    """Seconds after which a reader that is stuck in a clip is ended and the clip named; counts with `readers` only. Ours."""
     feature_memory: float = _within(4.0, 0, 1024, open_low=True)
     """GB of clips' features that are kept beside the model; what has to leave is made again from cached frames. Ours."""
     train_limit: int = _within(0, 0)

@@ -63,8 +63,8 @@ class Reader(Answerer):
             log.warning("%s: %s", path, found["note"])
 
     def _read(self, path: str, resizes: bool, question: dict[str, Any]) -> dict[str, Any]:
+        self._prepare(resizes)
         try:
-            self._prepare(resizes)
             found = self.ask(question)
         except Unanswered as error:
             step = "convert it to H.264 mp4 or leave its moments out"
@@ -81,7 +81,13 @@ class Reader(Answerer):
         """Start the process and its imports, which are no clip's fault, before the clip's time begins to run."""
         process, can_resize = self._ready
         if process is None or process is not self.process or (resizes and not can_resize):
-            self.ask({"resizes": resizes}, START_DEADLINE)
+            try:
+                self.ask({"resizes": resizes}, START_DEADLINE)
+            except Unanswered as error:
+                raise LabError(
+                    f"a process that reads videos could not be started ({error}); "
+                    f"try '{sys.executable} -m labkit.data.readers', or set readers to 0 and do without"
+                ) from None
             self._ready = (self.process, resizes)
 
 

@@ -164,6 +164,14 @@ def test_a_clip_that_was_mended_is_read_when_it_is_asked_for_again(
     assert cache.decoded == 1
 
 
+def test_a_reader_that_cannot_start_is_no_videos_fault(
+    tmp_path: Path, cache: FrameCache, opened: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "_COMMAND", [sys.executable, "-c", "raise SystemExit(1)"])
+    with pytest.raises(LabError, match="could not be started .ended by exit code 1.; try .* set readers to 0"):
+        opened().finish("a", job(cache, clips(tmp_path, "a")["a"]))
+
+
 def test_clips_are_read_in_the_order_told_once_each_and_what_is_asked_for_goes_first(opened: Any) -> None:
     done: list[str] = []
     begun, go_on = threading.Event(), threading.Event()
