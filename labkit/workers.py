@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from labkit import errors
 from labkit.errors import LabError
@@ -146,12 +146,13 @@ def launch(
     workers = [Worker(rank, folder) for rank in range(world)]
     for worker in workers:
         worker.begin = worker.log.stat().st_size if worker.log.exists() else 0
-    with contextlib.ExitStack() as stack:
-        processes = _start(command, workers, cwd, stack)
-        try:
-            _attend(workers, processes, hear)
-        finally:
-            end(processes)
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for process in _started(command, workers, cwd):
+            processes.append(process)
+        _attend(workers, processes, hear)
+    finally:
+        end(processes)
     if failed := [worker for worker in workers if not worker.done]:
         raise _failure(failed, world)
     return workers[0].result
@@ -161,9 +162,8 @@ MEETING = "meeting.json"
 """Where rank 0 writes at which address the others find it."""
 
 
-def _start(
-    command: Sequence[str], workers: Sequence[Worker], cwd: Path | None, stack: contextlib.ExitStack
-) -> list[subprocess.Popen[bytes]]:
+def _started(command: Sequence[str], workers: Sequence[Worker], cwd: Path | None) -> Iterator[subprocess.Popen[bytes]]:
+    """The processes to wait for, one after the other: the workers, or srun that starts them on several machines."""
     environment = {**os.environ, "LABKIT_WORKERS": str(workers[0].folder)}
     world, machines = len(workers), _machines()
     if machines > 1:
@@ -177,21 +177,23 @@ def _start(
         srun = ["srun", "--overlap", f"--nodes={machines}", f"--ntasks={world}", f"--ntasks-per-node={each}",
                 *([f"--cpus-per-task={cpus}"] if cpus else []), "--kill-on-bad-exit=1",
                 f"--output={workers[0].folder}/rank-%t.txt", "--open-mode=append"]  # fmt: skip
-        return [_popen([*srun, *command], environment, stack.enter_context(workers[0].log.open("ab")), cwd)]
+        yield _popen([*srun, *command], environment, workers[0].log, cwd)
+        return
     for worker in workers:
         numbers = {"RANK": worker.rank, "WORLD_SIZE": world, "LOCAL_RANK": worker.rank, "LOCAL_WORLD_SIZE": world}
         named = environment | {name: str(number) for name, number in numbers.items()}
-        worker.process = _popen(command, named, stack.enter_context(worker.log.open("ab")), cwd)
-    return [worker.process for worker in workers if worker.process is not None]
+        worker.process = _popen(command, named, worker.log, cwd)
+        yield worker.process
 
 
 def _popen(
-    command: Sequence[str], environment: dict[str, str], log: IO[bytes], cwd: Path | None
+    command: Sequence[str], environment: dict[str, str], log: Path, cwd: Path | None
 ) -> subprocess.Popen[bytes]:
-    # Standard input is their leash: it ends with this process, however that ends, and they end with it.
-    return subprocess.Popen(
-        command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log, cwd=cwd, start_new_session=True
-    )
+    with log.open("ab") as file:
+        # Standard input is their leash: it ends with this process, however that ends, and they end with it.
+        return subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=file, stderr=file, cwd=cwd, start_new_session=True
+        )
 
 
 def _attend(
@@ -243,8 +245,8 @@ def _failure(failed: Sequence[Worker], world: int) -> Exception:
 
     def order(worker: Worker) -> tuple[bool, float]:
         echo = worker.error is not None and ECHO.search(worker.error["message"]) is not None
-        killed = worker.process is not None and worker.process.returncode == -signal.SIGTERM
-        return echo or (killed and worker.error is None), worker.ended or float("inf")
+        ended_by_us = worker.process is not None and worker.ended is None
+        return echo or ended_by_us, worker.ended or float("inf")
 
     worker = min(failed, key=order)
     if worker.error and isinstance(kind := getattr(errors, worker.error["kind"], None), type):

@@ -183,7 +183,7 @@ def test_work_that_cannot_be_divided_is_refused_before_any_of_it(changes, expect
 
 SRUN = f"""#!{sys.executable}
 import os, subprocess, sys
-options = dict(word[2:].split("=", 1) for word in sys.argv[1:] if word.startswith("--"))
+options = dict(word[2:].split("=", 1) for word in sys.argv[1:] if word.startswith("--") and "=" in word)
 command = [word for word in sys.argv[1:] if not word.startswith("--")]
 world, each = int(options["ntasks"]), int(options["ntasks-per-node"])
 tasks = []
