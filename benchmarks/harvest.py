@@ -113,7 +113,7 @@ def processes(prompts: int, count: int, folder: Path) -> None:
     """The same harvest by one process and by several."""
     from labkit.data.world import write_world
 
-    write_world(folder / "world", train=20, validation=1, test=1, seed=0)
+    write_world(folder / "world", train=4, validation=1, test=1, seed=0)
     stores, took = {}, {}
     for world in (1, count):
         begin = time.perf_counter()
