@@ -104,9 +104,14 @@ class AnswerStore:
         for path in sorted(self.folder.glob("part-*.jsonl")):
             if path.name not in self._known:
                 self._known[path.name] = self._read(path)
-        found = {answer.qid: answer for answers in self._known.values() for answer in answers}
         asked = {moment.qid: question_digest(moment) for moment in moments}
-        return {qid: found[qid] for qid, question in asked.items() if qid in found and found[qid].question == question}
+        found = {
+            answer.qid: answer
+            for answers in self._known.values()
+            for answer in answers
+            if asked.get(answer.qid) == answer.question
+        }
+        return {qid: found[qid] for qid in asked if qid in found}
 
     def write(self, answers: Sequence[Answer]) -> Path:
         """Write a batch, which appears whole or not at all."""

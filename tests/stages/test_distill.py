@@ -202,6 +202,11 @@ def harvest(policy, source, moments, folder, **changes) -> RolloutStore:
     return store
 
 
+def part_of(moments, part) -> list[Rollout]:
+    asked = moments[4 * part - 4 : 4 * part]
+    return [trace("x", moment.qid, sample, part) for moment in asked for sample in range(SAMPLES)]
+
+
 @pytest.fixture
 def small_parts(monkeypatch):
     monkeypatch.setattr(distill, "PROMPTS_A_PART", 4)
@@ -258,19 +263,18 @@ def test_a_harvest_of_another_origin_is_not_mixed_in(policy, source, moments, tm
     with pytest.raises(LabError, match="part 1 of .* does not hold 2 traces of each of the queries"):
         harvest(policy, source, moments[1:], tmp_path)
     store = RolloutStore(tmp_path)
-    with pytest.raises(LabError, match=r"lacks 1 of 3 parts of the harvest \(number 2 first\); run the harvest again"):
+    with pytest.raises(LabError, match=r"lacks 2 of 4 parts of the harvest \(number 2 first\); run the harvest again"):
         join_traces(store, moments, SAMPLES)
-    other = [replace(trace("x", moment.qid, sample, 2)) for moment in moments[4:8] for sample in range(SAMPLES)]
-    store.write(2, other, {**store.origins()[0], "weights": "others"})
+    for part in (2, 4):
+        store.write(part, part_of(moments, part), {**store.origins()[0], "weights": "others"})
     with pytest.raises(LabError, match="weights: there 'others'"):
         join_traces(store, moments, SAMPLES)
 
 
 def test_a_harvest_from_before_origins_were_noted_is_read(policy, source, moments, tmp_path, small_parts):
     store = RolloutStore(tmp_path)
-    for part in (1, 2, 3):
-        asked = moments[4 * part - 4 : 4 * part]
-        store.write(part, [trace("x", moment.qid, sample, part) for moment in asked for sample in range(SAMPLES)])
+    for part in (1, 2, 3, 4):
+        store.write(part, part_of(moments, part))
     before = store.read()
     assert harvest(policy, source, moments, tmp_path).read() == before
 
