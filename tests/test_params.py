@@ -103,7 +103,7 @@ def test_processes_take_whole_queries(step, each, processes, fits):
     if fits:
         assert Params.build(values).processes == processes
     else:
-        assert f"prompts_per_step: {step} is not a multiple of processes ({processes}) x" in refusal(**values)
+        assert f"prompts_per_step: {step} is no multiple of processes ({processes})" in refusal(**values)
 
 
 def test_an_unknown_name_gets_the_nearest():
