@@ -20,9 +20,10 @@ from labkit.doctor.estimates import (
 )
 from labkit.params import Params
 
-PROCESS = {"cpu": 0.95e9, "cuda": 0.8e9}
-"""Bytes of a process that has imported torch, transformers and TRL, measured on Linux; on a GPU, of its context and its
-libraries' workspaces there, which is ours by rule of thumb."""
+PROCESS = {"cpu": 0.6e9, "cuda build": 0.95e9, "cuda": 0.8e9}
+"""Bytes of a process that has imported torch, transformers, TRL and the figures, measured on Linux: with torch built for CPUs (five
+notebooks held 0.53 to 0.63 GB beside their models) and for CUDA; on a GPU, of its context and its libraries' workspaces
+there, which is ours by rule of thumb."""
 OTHER_PROCESSES = 1.1e9
 """Bytes of the processes around a notebook's (labkit run, Jupyter's kernels, the browser that draws figures)."""
 LOGITS_AT_ONCE = 512
@@ -50,6 +51,13 @@ def stage_memory(
     }
 
 
+def process_bytes(device: str) -> float:
+    """Bytes of a process before it has loaded a model, where the model is to lie."""
+    import torch
+
+    return PROCESS["cuda build" if device == "cpu" and torch.version.cuda else device]
+
+
 class _Held:
     """What one process holds of a model in each phase."""
 
@@ -65,7 +73,7 @@ class _Held:
         frozen = tower + (text * self.each / self.shares if p.lora_rank else 0.0)
         self.weights = frozen + self.trained
         self.reference = 0.0 if p.lora_rank or not p.beta else tower + text * self.each / self.shares
-        self.always = {"process": PROCESS[device], "weights": self.weights}
+        self.always = {"process": process_bytes(device), "weights": self.weights}
 
     def gathered(self, whole: bool) -> dict[str, float]:
         """What fsdp2 puts together for a while: all weights to write a chain, or the table of words and two layers."""
