@@ -154,7 +154,9 @@ def weights_digest(policy: Policy) -> str:
     digest = hashlib.sha256()
     for name, weight in sorted(policy.model.named_parameters()):
         bits = weight.detach().contiguous().view(whole[weight.element_size()])
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)} {int(bits.sum(dtype=torch.int64))}".encode())
+        # By pieces: torch would otherwise copy an embedding of gigabytes to eight bytes a weight.
+        total = sum(int(piece.sum(dtype=torch.int64)) for piece in bits.flatten().split(1 << 24))
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)} {total}".encode())
     return digest.hexdigest()[:16]
 
 
