@@ -82,8 +82,8 @@ def build_tokenizer(added: Sequence[str] = ()) -> Any:
 def build_model(tokenizer: Any, seed: int = 0, family: str = "qwen2_5_vl", tied: bool = True) -> Any:
     """The untrained model: vision 2 layers of 96, text 4 layers of 128, four heads.
 
-    `tied`: whether the output layer is the table of embeddings. `family`: a name of `labkit.policy.families.FAMILIES`. Patches have 14 pixels a side in all of them, so that a quadrant of the
-    world is one token.
+    `tied`: whether the output layer is the table of embeddings. `family`: a name of `labkit.policy.families.FAMILIES`; patches have
+    14 pixels a side in all of them, so that a quadrant of the world is one token.
     """
     import torch
     import transformers
