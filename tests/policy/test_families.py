@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from labkit.chain.anchors import parse
+from labkit.cli import main
 from labkit.data.video import FrameCache
 from labkit.doctor.estimates import read_shape
 from labkit.policy.families import FAMILIES, PLACEHOLDER, VIDEO_PAD
@@ -251,6 +253,29 @@ def test_what_is_saved_is_what_is_loaded(family, rank, tmp_path):
     if not rank:
         load_weights(base.model, tmp_path / "final")
         assert all(torch.equal(weight, theirs[name]) for name, weight in base.model.named_parameters())
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_an_untrained_base_writes_chains(family, moments, tmp_path):
+    assert main(["base", str(tmp_path / "base"), "--untrained", "--family", family]) == 0
+    policy = load_policy(str(tmp_path / "base"))
+    prompt = tiny.source(policy, moments, tmp_path / "frames")[moments[0].qid]
+    if family == "qwen3_vl":
+        assert "< 0.5 seconds >" in policy.tokenizer.decode(prompt.ids), "the times between frames are words it has"
+    chains = [parse(completion.text) for completion in generate(policy, [prompt], 32, max_new_tokens=64)]
+    assert sum(chain.status in ("ok", "no_anchor") for chain in chains) > 4
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--untrained", "--family", "bert"], "qwen2_vl, qwen2_5_vl, qwen3_vl"),  # the families are listed
+        (["--family", "qwen3_vl"], "--untrained"),  # the recipe is for one family
+    ],
+)
+def test_a_base_that_cannot_be_made_is_refused(options, named, tmp_path, capsys):
+    assert main(["base", str(tmp_path / "base"), *options]) == 2
+    assert named in capsys.readouterr().err
 
 
 SHAPES = {
