@@ -110,7 +110,9 @@ def _parser() -> argparse.ArgumentParser:
         "--task", choices=("grounding", "gqa"), default="grounding", help="what it is taught (default grounding)"
     )
     base.add_argument("--family", default="qwen2_5_vl", help="of an untrained model (default qwen2_5_vl)")
-    base.add_argument("--untrained", action="store_true", help="random weights, in seconds")
+    base.add_argument(
+        "--untrained", action="store_true", help="in seconds: random weights that only know how a chain is written"
+    )
     base.set_defaults(command=_base)
     _add_jobs(commands)
     return parser
@@ -208,8 +210,8 @@ def _world(options: argparse.Namespace) -> None:
 
 
 def _base(options: argparse.Namespace) -> None:
-    from labkit.policy.embedded import write_untrained
     from labkit.policy.pretraining import train_base
+    from labkit.policy.untrained import write_untrained
 
     if Path(options.folder).exists():
         raise LabError(f"'{options.folder}' exists already; name a folder that does not")

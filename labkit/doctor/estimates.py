@@ -86,7 +86,7 @@ class Load:
 def read_shape(folder: Path) -> Shape:
     """The shape of the model in `folder`, from config.json and the weights' headers.
 
-    Raises LabError when the config is missing or not that of a Qwen2.5-VL.
+    Raises LabError when the config is missing or not that of a model family that labkit reads.
     """
     path = folder / "config.json"
     try:
@@ -97,15 +97,15 @@ def read_shape(folder: Path) -> Shape:
             "vocab": text["vocab_size"], "hidden": text["hidden_size"], "layers": text["num_hidden_layers"],
             "heads": text["num_attention_heads"], "kv_heads": text["num_key_value_heads"],
             "intermediate": text["intermediate_size"], "context": text.get("max_position_embeddings", 32768),
-            "patch": vision.get("patch_size", 14), "merge": vision.get("spatial_merge_size", 2),
-            "temporal": vision.get("temporal_patch_size", 2),
+            "patch": vision.get("patch_size", 16 if "deepstack_visual_indexes" in vision else 14),
+            "merge": vision.get("spatial_merge_size", 2), "temporal": vision.get("temporal_patch_size", 2),
         }  # fmt: skip
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise LabError(f"'{path}' does not describe a Qwen2.5-VL ({error!r}); give a folder that holds one") from None
+        raise LabError(f"'{path}' does not describe a Qwen-VL ({error!r}); give a folder that holds one") from None
     counted = count_parameters(folder)
     if not sum(counted):
         counted = _by_formula(
-            shape, vision, bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
+            shape, text, vision, bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
         )
     return Shape(**shape, text_parameters=counted[0], vision_parameters=counted[1])
 
@@ -134,14 +134,22 @@ def count_parameters(folder: Path) -> tuple[int, int]:
     return text, vision
 
 
-def _by_formula(shape: Mapping[str, int], vision: Mapping[str, Any], tied: bool) -> tuple[int, int]:
-    head = shape["hidden"] // shape["heads"]
-    layer = shape["hidden"] * (2 * shape["hidden"] + 2 * shape["kv_heads"] * head + 3 * shape["intermediate"])
-    text = shape["layers"] * layer + shape["vocab"] * shape["hidden"] * (1 if tied else 2)
-    width, wide = vision.get("hidden_size", 1280), vision.get("intermediate_size", 3420)
+def _by_formula(
+    shape: Mapping[str, int], text: Mapping[str, Any], vision: Mapping[str, Any], tied: bool
+) -> tuple[int, int]:
+    head = text.get("head_dim") or shape["hidden"] // shape["heads"]
+    layer = shape["hidden"] * (2 * head * (shape["heads"] + shape["kv_heads"]) + 3 * shape["intermediate"])
+    words = shape["layers"] * layer + shape["vocab"] * shape["hidden"] * (1 if tied else 2)
+    # What the families call their tower's widths; Qwen2.5-VL's has gates, Qwen3-VL's a merger for each layer that it feeds.
+    fed = len(vision.get("deepstack_visual_indexes", ()))
+    if "embed_dim" in vision:
+        width, wide, matrices = vision["embed_dim"], vision["embed_dim"] * vision.get("mlp_ratio", 4), 2
+    else:
+        width, wide = vision.get("hidden_size", 1280), vision.get("intermediate_size", 3420)
+        matrices = 2 if fed else 3
     merged = width * shape["merge"] ** 2
-    tower = vision.get("depth", 32) * width * (4 * width + 3 * wide) + merged * (merged + shape["hidden"])
-    return text, tower
+    tower = vision.get("depth", 32) * width * (4 * width + matrices * wide)
+    return words, tower + (1 + fed) * merged * (merged + shape["hidden"])
 
 
 def one_process(params: Params, world: int) -> Params:

@@ -2,7 +2,7 @@
 
 1.4 million parameters, a vocabulary of whole words, weights shipped with the package. It plays the base model's part: it finds
 events, but roughly, and it rarely writes anchors. `labkit.policy.pretraining` is the recipe that made it. The same shape can be had
-untrained in every model family.
+in every model family, untrained (`labkit.policy.untrained`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.data.world import ACTIONS, COLORS, SHAPES, STATES, STATES_PER_SECOND
-from labkit.errors import LabError
 from labkit.policy.families import FAMILIES
-from labkit.policy.model import Policy, save_policy
 
 WEIGHTS = Path(__file__).parent / "embedded_weights"
 """The checkpoint that ships with labkit, as `save_pretrained` wrote it."""
@@ -42,8 +40,6 @@ WORDS = (
 ).split()
 GQA_WORDS = ("<option>", "</option>", "what", "do", "a", "b", "c", "d")
 """What questions with options add to the vocabulary, behind all other words."""
-STAMP_WORDS = ("<", ">", "seconds", *(f"{tenth / 10:.1f}" for tenth in range(10 * STATES // STATES_PER_SECOND)))
-"""What Qwen3-VL's times between frames are written with."""
 SIDE = 56
 """Pixels of a frame's side as the model reads it: 2 x 2 tokens, one per quadrant, for each second."""
 CHAT_TEMPLATE = (
@@ -83,11 +79,11 @@ def build_tokenizer(added: Sequence[str] = ()) -> Any:
     return tokenizer
 
 
-def build_model(tokenizer: Any, seed: int = 0, family: str = "qwen2_5_vl") -> Any:
-    """The untrained model: vision 2 layers of 96, text 4 layers of 128, four heads, tied embeddings.
+def build_model(tokenizer: Any, seed: int = 0, family: str = "qwen2_5_vl", tied: bool = True) -> Any:
+    """The untrained model: vision 2 layers of 96, text 4 layers of 128, four heads.
 
-    `family`: a name of `labkit.policy.families.FAMILIES`. Patches have 14 pixels a side in all of them, so that a quadrant of the
-    world is one token.
+    `tied`: whether the output layer is the table of embeddings. `family`: a name of `labkit.policy.families.FAMILIES`; patches have
+    14 pixels a side in all of them, so that a quadrant of the world is one token.
     """
     import torch
     import transformers
@@ -116,7 +112,7 @@ def build_model(tokenizer: Any, seed: int = 0, family: str = "qwen2_5_vl") -> An
             "bos_token_id": None,
             "eos_token_id": token("<|im_end|>"),
             "pad_token_id": token("<pad>"),
-            "tie_word_embeddings": True,
+            "tie_word_embeddings": tied,
             **({"head_dim": width // heads} if family == "qwen3_vl" else {}),
         },
         vision_config={
@@ -132,7 +128,7 @@ def build_model(tokenizer: Any, seed: int = 0, family: str = "qwen2_5_vl") -> An
         video_token_id=token("<|video_pad|>"),
         vision_start_token_id=token("<|vision_start|>"),
         vision_end_token_id=token("<|vision_end|>"),
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
     )
     config._attn_implementation = "sdpa"
     torch.manual_seed(seed)
@@ -150,18 +146,6 @@ def _vision(family: str, width: int, out: int) -> dict[str, Any]:
     if family == "qwen3_vl":
         return named | {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
     return named | {"tokens_per_second": 2, "window_size": 112, "fullatt_block_indexes": [0, 1]}
-
-
-def write_untrained(folder: Path, family: str, seed: int = 0) -> None:
-    """Write a random model of a family with the embedded lab's words, for trying whatever does not need a model that knows anything.
-
-    Raises:
-        LabError: there is no such family, or the folder exists.
-    """
-    if family not in FAMILIES:
-        raise LabError(f"there is no family {family!r}; choose one of {', '.join(FAMILIES)}")
-    tokenizer = build_tokenizer(STAMP_WORDS if family == "qwen3_vl" else ())
-    save_policy(Policy(build_model(tokenizer, seed, family), tokenizer, family), folder)
 
 
 def grow(model: Any, added: Sequence[str] = GQA_WORDS, seed: int = 0) -> Any:

@@ -19,10 +19,8 @@ VIDEO_PAD = "<|video_pad|>"
 PLACEHOLDER = f"<|vision_start|>{VIDEO_PAD}<|vision_end|>"
 """How a chat template writes a video."""
 
-_MEAN, _STD = (
-    (0.48145466, 0.4578275, 0.40821073),
-    (0.26862954, 0.26130258, 0.27577711),
-)  # of CLIP, which trained on them
+# Pixel statistics of CLIP, which Qwen2-VL's image and video processors normalise with.
+_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +100,8 @@ def stamped_ticks(vision: Any, patches: int, seconds: float) -> list[list[int]]:
 
 FAMILIES: dict[str, Family] = {
     "qwen2_vl": Family(
-        title="Qwen2-VL", model_class="Qwen2VLForConditionalGeneration", mean=_MEAN, std=_STD, write=one_span, ticks=index_ticks
+        title="Qwen2-VL", model_class="Qwen2VLForConditionalGeneration", mean=_MEAN, std=_STD, write=one_span,
+        ticks=index_ticks,
     ),
     "qwen2_5_vl": Family(
         title="Qwen2.5-VL", model_class="Qwen2_5_VLForConditionalGeneration", mean=_MEAN, std=_STD, write=one_span,

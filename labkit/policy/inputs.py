@@ -229,7 +229,8 @@ def vision_kwargs(prompts: Sequence[Prompt], device: torch.device) -> dict[str, 
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
     features = [prompt.features.to(device) for prompt in prompts]
-    encoded: Any = features  # one tensor per video, which the annotation of the field does not foresee
+    encoded: Any = features  # one tensor per video, which the annotations of these fields do not foresee
+    deeper: Any
     if features[0].dim() == 3:
         from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from labkit.chain.anchors import parse
+from labkit.cli import main
 from labkit.data.video import FrameCache
+from labkit.doctor.estimates import read_shape
 from labkit.policy.families import FAMILIES, PLACEHOLDER, VIDEO_PAD
 from labkit.policy.generate import generate
 from labkit.policy.inputs import Sampling, patchify, read_clip, rotary_positions, vision_kwargs, with_completion
@@ -250,3 +253,62 @@ def test_what_is_saved_is_what_is_loaded(family, rank, tmp_path):
     if not rank:
         load_weights(base.model, tmp_path / "final")
         assert all(torch.equal(weight, theirs[name]) for name, weight in base.model.named_parameters())
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_an_untrained_base_writes_chains(family, moments, tmp_path):
+    assert main(["base", str(tmp_path / "base"), "--untrained", "--family", family]) == 0
+    policy = load_policy(str(tmp_path / "base"))
+    prompt = tiny.source(policy, moments, tmp_path / "frames")[moments[0].qid]
+    if family == "qwen3_vl":
+        assert "< 0.5 seconds >" in policy.tokenizer.decode(prompt.ids), "the times between frames are words it has"
+    chains = [parse(completion.text) for completion in generate(policy, [prompt], 32, max_new_tokens=64)]
+    assert sum(chain.status in ("ok", "no_anchor") for chain in chains) > 4
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--untrained", "--family", "bert"], "qwen2_vl, qwen2_5_vl, qwen3_vl"),  # the families are listed
+        (["--family", "qwen3_vl"], "--untrained"),  # the recipe is for one family
+    ],
+)
+def test_a_base_that_cannot_be_made_is_refused(options, named, tmp_path, capsys):
+    assert main(["base", str(tmp_path / "base"), *options]) == 2
+    assert named in capsys.readouterr().err
+
+
+SHAPES = {
+    "qwen2_vl": (1536, 28, 12, 2, 8960, {"depth": 32, "embed_dim": 1280, "mlp_ratio": 4, "hidden_size": 1536}),  # 2B
+    "qwen2_5_vl": (
+        2048, 36, 16, 2, 11008,
+        {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": 2048},
+    ),  # 3B
+    "qwen3_vl": (
+        2560, 36, 32, 8, 9728,
+        {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "out_hidden_size": 2560,
+         "deepstack_visual_indexes": [5, 11, 17]},
+    ),  # 4B, whose heads are wider than their share of the model
+}  # fmt: skip
+"""Hidden, layers, heads, heads of keys, intermediate, and the tower, at the size of a published model."""
+
+
+@pytest.mark.parametrize("family", sorted(SHAPES))
+def test_a_model_without_weights_is_counted_as_transformers_builds_it(family, tmp_path):
+    import transformers
+
+    hidden, layers, heads, kv_heads, intermediate, vision = SHAPES[family]
+    text = {
+        "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads, "vocab_size": 151936,
+        "num_key_value_heads": kv_heads, "intermediate_size": intermediate, "tie_word_embeddings": True,
+    }  # fmt: skip
+    model_class = getattr(transformers, FAMILIES[family].model_class)
+    config = model_class.config_class(text_config=text, vision_config=vision, tie_word_embeddings=True)
+    config.save_pretrained(tmp_path)
+    shape = read_shape(tmp_path)
+    with torch.device("meta"):
+        model = model_class(config)
+    towers = sum(weight.numel() for weight in model.model.visual.parameters())
+    assert shape.text_parameters == pytest.approx(sum(p.numel() for p in model.parameters()) - towers, rel=1e-3)
+    assert shape.vision_parameters == pytest.approx(towers, rel=2e-2)  # patches, positions and biases are not counted
+    assert shape.patch == (16 if family == "qwen3_vl" else 14)
