@@ -126,6 +126,8 @@ def submit(
         LabError: anything that would keep a run from starting, or a run of these has a job already.
     """
     executor_class = _executor_class(resources, local)
+    if local and (idle := [name for name in ONLY_SLURM if getattr(resources, name)]):
+        say(f"{', '.join(idle)}: only SLURM heeds it, --local does not")
     given = {**read_yaml(params_file), **overrides}
     gpus = resources.gpus * resources.nodes
     spread = {"processes": str(gpus)} if gpus > 1 and "processes" not in given else {}
@@ -161,8 +163,6 @@ def submit(
             raise LabError(f"the scheduler did not take the job: {error}") from None
         raise
     cluster = "local" if local else "slurm"
-    if local and (idle := [name for name in ONLY_SLURM if getattr(resources, name)]):
-        say(f"{', '.join(idle)}: only SLURM heeds it, --local does not")
     size = f"{resources.nodes} x {resources.gpus} GPUs" if resources.gpus else "no GPU"
     for run, job in zip(waiting, submitted, strict=True):
         log = str(job.paths.stdout)

@@ -252,19 +252,9 @@ def test_the_state_of_a_job_is_slurms_word(slurm, squeue, sacct, state, active):
     assert job is not None and (job.state, job.active) == (state, active)
 
 
-def test_what_only_slurm_heeds_is_said_with_local(project, monkeypatch, capsys):
-    class Executor:
-        def __init__(self, folder: Path, **options: object) -> None:
-            pass
-
-        def update_parameters(self, **options: object) -> None:
-            pass
-
-        def submit_array(self, jobs: list) -> list:
-            return []
-
-    monkeypatch.setattr("submitit.LocalExecutor", Executor)
-    assert main(["submit", "params/p.yaml", "--local", "--partition", "gpu", "--slurm", "constraint=a100"]) == 0
+def test_what_only_slurm_heeds_is_said_with_local(project, capsys):
+    options = ["--partition", "gpu", "--slurm", "constraint=a100", "-p", "model", "./nowhere"]
+    assert main(["submit", "params/p.yaml", "--local", *options]) == 2
     assert "partition, options: only SLURM heeds it, --local does not" in capsys.readouterr().out
 
 
