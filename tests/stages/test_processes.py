@@ -19,15 +19,13 @@ from labkit.workers import WorkerError, launch
 from tests.stages import small
 
 GRPO: dict[str, Any] = {"stage": "grpo", "steps": 4, "stop_anchor_rate": 1.0, "prompts_per_pass": 0, "beta": 0.04}
-PLAN: dict[str, dict[str, Any]] = {
+ALONE: dict[str, dict[str, Any]] = {
     "all weights": GRPO,
-    "lora, two passes": GRPO | {"lora_rank": 4, "steps": 2, "prompts_per_pass": 1},
+    "lora": GRPO | {"lora_rank": 4, "steps": 2, "prompts_per_pass": 1},
     "sft": {"stage": "sft", "epochs": 1.0},
-    "sharded": GRPO | {"sharding": "fsdp2", "beta": 0.0},
-    "sharded lora": GRPO | {"lora_rank": 4, "steps": 2, "sharding": "fsdp2"},
-    "sharded sft": {"stage": "sft", "epochs": 1.0, "sharding": "fsdp2"},
 }
-RESUMED = ("all weights", "sharded")
+PLAN = {f"{name}, {how}": changes | {"sharding": how} for name, changes in ALONE.items() for how in ("ddp", "fsdp2")}
+RESUMED = ("all weights, ddp", "all weights, fsdp2")
 """Broken off in step 4, the last of these being killed, and called again from the checkpoint of step 2."""
 
 
@@ -50,28 +48,29 @@ def trained(world, tmp_path_factory) -> tuple[Path, dict[str, Any], str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PLAN)
+@pytest.mark.parametrize("name", ALONE)
 def test_two_processes_learn_what_one_learns(name, trained, world, moments, source, tmp_path):
     folder, found, _ = trained
-    changes = {key: value for key, value in PLAN[name].items() if key not in ("stage", "sharding")}
+    stage, changes = ALONE[name]["stage"], {key: value for key, value in ALONE[name].items() if key != "stage"}
     torch.manual_seed(0)
-    alone = load_policy("embedded", device="cpu", lora_rank=changes.pop("lora_rank", 0))
-    train = small.train_grpo if PLAN[name]["stage"] == "grpo" else small.train_sft
-    expected = train(alone, source, moments, tmp_path / "one", **changes)
-    one, two = (load_policy(str(place / "final"), device="cpu") for place in (tmp_path / "one", folder / name))
-    assert small.farthest(small.weights(one), small.weights(two)) < 1e-5
-    for ours, theirs in zip(found[name], expected.history, strict=True):
-        # The time is another; TRL takes the mean of the passes' entropies, and the passes are others.
-        same = [key for key in theirs if key not in ("step_time", "entropy")]
-        assert [ours[key] for key in same] == pytest.approx(
-            [theirs[key] for key in same], rel=1e-4, abs=1e-5, nan_ok=True
-        )
-    if PLAN[name]["stage"] == "grpo":
-        stores = [RolloutStore(place / "rollouts").read() for place in (folder / name, tmp_path / "one")]
-        assert [(each.key, each.text) for each in stores[0]] == [(each.key, each.text) for each in stores[1]]
-        assert [each.advantage for each in stores[0]] == pytest.approx(
-            [each.advantage for each in stores[1]], abs=1e-6
-        )
+    policy = load_policy("embedded", device="cpu", lora_rank=changes.pop("lora_rank", 0))
+    train = small.train_grpo if stage == "grpo" else small.train_sft
+    expected = train(policy, source, moments, tmp_path, **changes)
+    for how in ("ddp", "fsdp2"):
+        both = folder / f"{name}, {how}"
+        one, two = (load_policy(str(place / "final"), device="cpu") for place in (tmp_path, both))
+        assert small.farthest(small.weights(one), small.weights(two)) < 1e-5, how
+        for ours, theirs in zip(found[both.name], expected.history, strict=True):
+            # The time is another; TRL takes the mean of the passes' entropies, and the passes are others.
+            same = [key for key in theirs if key not in ("step_time", "entropy")]
+            assert [ours[key] for key in same] == pytest.approx(
+                [theirs[key] for key in same], rel=1e-4, abs=1e-5, nan_ok=True
+            ), how
+        if stage == "grpo":
+            first, second = (RolloutStore(place / "rollouts").read() for place in (tmp_path, both))
+            assert [(each.key, each.text) for each in second] == [(each.key, each.text) for each in first]
+            pay = [each.advantage for each in first]
+            assert [each.advantage for each in second] == pytest.approx(pay, abs=1e-6)
 
 
 @pytest.mark.slow
