@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -47,7 +46,8 @@ class Span:
         return (self.start + self.end) / 2
 
 
-class BestWindow(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class BestWindow:
     """The value that the best of several windows gave, and which one it was."""
 
     value: float

@@ -121,7 +121,8 @@ def dials_svg(history: Sequence[Mapping[str, Any]], steps: int) -> str:
     width, height = _LEFT + _ACROSS + _RIGHT, 2 * (_ABOVE + _INNER + _BELOW)
     font = "font-family:system-ui,-apple-system,'Segoe UI',sans-serif;font-size:11.5px"
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" style="width:100%;max-width:{width}px;{font}" fill="{style.TEXT}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'style="width:100%;max-width:{width}px;{font}" fill="{style.TEXT}" '
         f'role="img" aria-label="rewards and chains over the training steps">{"".join(parts)}</svg>'
     )
 
