@@ -43,6 +43,8 @@ class Prompt:
     """Seconds between two temporal patches."""
     features: torch.Tensor
     """(t * h * w / 4, hidden) what the frozen vision tower makes of the clip."""
+    video_end: int = 0
+    """Tokens up to the video's last one: prompts that begin alike that far may share it; 0 where that is not known."""
 
 
 class Sampling(NamedTuple):
@@ -198,7 +200,8 @@ def build_prompt(
     )
     if features is None:
         features = features_of(policy, clip)
-    return Prompt(moment.qid, ids, positions, clip.grid, clip.seconds_per_grid, features)
+    end = int((ids == config.video_token_id).nonzero()[-1]) + 1
+    return Prompt(moment.qid, ids, positions, clip.grid, clip.seconds_per_grid, features, end)
 
 
 def features_of(policy: Policy, clip: Clip) -> torch.Tensor:
