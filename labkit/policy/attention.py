@@ -9,7 +9,8 @@ calls a row do the work, head on head, tails on head, tails on themselves, and n
 ever made or multiplied. Two softmaxes over parts of one row of keys are merged exactly by their log-sums; backward, each call
 is given the merged output and the merged log-sum, as ring attention does.
 
-transformers asks this module for attention by name (`install`); without a layout it is `sdpa` as before.
+transformers asks this module for attention by name (`install`); without a layout it is `sdpa` as before. In the vision tower,
+where transformers goes through windows and frames one by one, all of one size go together.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     import torch
 
-NAME = "labkit"
-"""What the text model's `_attn_implementation` says."""
+NAME, VISION = "labkit", "labkit_flash"
+"""What `_attn_implementation` says of the text model and of the vision tower; transformers hands all windows over at once
+where the name holds `flash`."""
 
 
 class Row(NamedTuple):
@@ -74,15 +76,16 @@ class Layout:
 
 
 def install(model: Any) -> None:
-    """Let the text part of a Hugging Face vision-language model ask this module for attention."""
+    """Let a Hugging Face vision-language model ask this module for attention."""
     from transformers import AttentionInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 
-    config = model.config.text_config
-    if config._attn_implementation != NAME:
+    if model.config.text_config._attn_implementation != NAME:
         AttentionInterface.register(NAME, attend)
+        AttentionInterface.register(VISION, attend_windows)
         ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
-        config._attn_implementation = NAME
+        model.config.text_config._attn_implementation = NAME
+        model.config.vision_config._attn_implementation = VISION
 
 
 def attend(
@@ -104,11 +107,63 @@ def attend(
     return _function().apply(query, key, value, layout, options["scaling"]).transpose(1, 2), None
 
 
+def attend_windows(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    cu_seq_lens_q: torch.Tensor,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """What transformers calls in each layer of the vision tower: (1, H, L, d) to (1, L, H, d), each window by itself."""
+    import torch
+
+    ends = cu_seq_lens_q.tolist()
+    begins: dict[int, list[int]] = {}
+    for begin, end in zip(ends, ends[1:], strict=False):
+        begins.setdefault(end - begin, []).append(begin)
+    out = torch.empty_like(query)
+    for length, starts in begins.items():
+        at = torch.tensor(starts, device=query.device)[:, None] + torch.arange(length, device=query.device)
+        windows = (x[0][:, at.flatten()].unflatten(1, at.shape).transpose(0, 1) for x in (query, key, value))
+        found = torch.nn.functional.scaled_dot_product_attention(*windows, scale=scaling)
+        out[0][:, at.flatten()] = found.transpose(0, 1).flatten(1, 2)
+    return out.transpose(1, 2), None
+
+
 def no_mask(device: Any) -> torch.Tensor:
     """A mask that says that masks are ours: transformers takes four dimensions as they are, and `layout` decides."""
     import torch
 
     return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+
+
+def over_prompts(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    lengths: Sequence[int],
+    padding: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of rows to their prompts: outputs (N, K, m, d) and log-sums (N, K, m) of queries (N, K, m, d).
+
+    Keys are (N, K, P, d), of which `lengths` count; `padding` (N, 1, 1, P) is -inf at the others.
+    """
+    import torch
+
+    kernel = _kernel(query)
+    if min(lengths) == key.shape[2]:
+        return kernel.forward(query, key, value, False, scale)
+    if kernel is not _Flash:
+        return kernel.forward(query, key, value, False, scale, padding)
+    parts = [
+        kernel.forward(query[at, None], key[at, None, :, :length], value[at, None, :, :length], False, scale)
+        for at, length in enumerate(lengths)
+    ]
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))  # type: ignore[return-value]
 
 
 @functools.cache
@@ -150,7 +205,9 @@ def _function() -> Any:
                     if row.head:
                         other, head_sums = kernel.forward(q, k, v, False, scale)
                         whole = torch.logaddexp(own_sums, head_sums)
-                        found = found * (own_sums - whole).exp()[..., None] + other * (head_sums - whole).exp()[..., None]
+                        found = (
+                            found * (own_sums - whole).exp()[..., None] + other * (head_sums - whole).exp()[..., None]
+                        )
                         own_sums = whole
                     out[:, :, tail], sums[:, :, tail] = found, own_sums
                 begin += row.length
@@ -214,11 +271,12 @@ class _Cpu:
     """torch's flash attention for CPUs."""
 
     @staticmethod
-    def forward(q: Any, k: Any, v: Any, causal: bool, scale: float) -> tuple[Any, Any]:
+    def forward(q: Any, k: Any, v: Any, causal: bool, scale: float, mask: Any = None) -> tuple[Any, Any]:
         import torch
 
         k, v = (_spread(x, q.shape[1]) for x in (k, v))
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        return flash(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)
 
     @staticmethod
     def backward(grad: Any, q: Any, k: Any, v: Any, out: Any, sums: Any, causal: bool, scale: float) -> Any:
@@ -246,9 +304,11 @@ class _Plain:
         return scores
 
     @staticmethod
-    def forward(q: Any, k: Any, v: Any, causal: bool, scale: float) -> tuple[Any, Any]:
+    def forward(q: Any, k: Any, v: Any, causal: bool, scale: float, mask: Any = None) -> tuple[Any, Any]:
         k, v = (_spread(x, q.shape[1]) for x in (k, v))
         scores = _Plain._scores(q, k, causal, scale)
+        if mask is not None:
+            scores += mask
         sums = scores.logsumexp(-1)
         return scores.sub_(sums[..., None]).exp_().to(v.dtype) @ v, sums
 

@@ -120,7 +120,9 @@ class _Writing:
 
     def run(self) -> list[list[int]]:
         """The rows' tokens, in their order; behind the end token anything may stand."""
-        recorded = self.tokens.is_cuda and not any(hasattr(weight, "device_mesh") for weight in self.model.parameters())
+        recorded = self.tokens.is_cuda and not any(
+            hasattr(weight, "device_mesh") for weight in self.model.parameters()
+        )
         step: Callable[[], Any] | None = None
         for at in range(1, self.length):
             if not recorded or at % LOOK_EVERY == 0:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from labkit.data.moments import Moment
 from labkit.data.video import FrameCache, sample_times
 from labkit.errors import LabError
+from labkit.policy.attention import install
 from labkit.policy.model import Policy
 from labkit.policy.prompts import messages
 
@@ -208,6 +209,7 @@ def features_of(policy: Policy, clip: Clip) -> torch.Tensor:
     """What the frozen vision tower makes of a clip: (t * h * w / merge**2, hidden), on the policy's device."""
     import torch
 
+    install(policy.base)
     grid = torch.tensor([clip.grid], device=policy.device)
     with torch.no_grad():
         found = policy.base.model.get_video_features(clip.patches.to(policy.device), grid, return_dict=True)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from labkit.policy.attention import over_prompts
+
 if TYPE_CHECKING:
     import torch
 
@@ -30,6 +32,8 @@ class SharedCache:
         """(A,) on the CPU: whose row it is."""
         self.at: torch.Tensor
         """(1,) where in a row's own room the next token goes."""
+        self.lengths: list[int] = []
+        """Tokens of each prompt."""
         self.width = 0
         """How much of a row's own room is looked at."""
         self.unseen: torch.Tensor | None = None
@@ -54,9 +58,9 @@ class SharedCache:
         from torch.nn.utils.rnn import pad_sequence
 
         line = self.prompts[0][0]
-        lengths = torch.tensor([len(place) for place in places])
+        self.lengths = [len(place) for place in places]
         index = pad_sequence(list(places), batch_first=True).to(line.device)
-        beyond = (torch.arange(index.shape[1]) >= lengths[:, None]).to(line.device)
+        beyond = (torch.arange(index.shape[1]) >= torch.tensor(self.lengths)[:, None]).to(line.device)
         self.padding = torch.zeros(index.shape, device=line.device).masked_fill_(beyond, -torch.inf)[:, None, None]
         for layer, pair in enumerate(self.prompts):
             # (1, K, L, d) to (N, K, P, d), a layer at a time: the line's own are let go of as it goes.
@@ -73,7 +77,8 @@ class SharedCache:
         index = rows.to(self.at.device)
         self.own = [tuple(x[index] for x in pair) for pair in self.own]  # type: ignore[misc]
         left, self.owners = self.owners[rows].unique(return_inverse=True)
-        if len(left) < len(self.padding):
+        if len(left) < len(self.lengths):
+            self.lengths = [self.lengths[prompt] for prompt in left.tolist()]
             index = left.to(self.at.device)
             self.padding = self.padding[index]
             self.prompts = [tuple(x[index] for x in pair) for pair in self.prompts]  # type: ignore[misc]
@@ -99,7 +104,6 @@ class SharedCache:
         slots = self.owners * self.members + torch.arange(len(self.owners)) - begin[self.owners]
         full = len(slots) == len(members) * self.members
         self.slots = None if full else slots.to(self.at.device)
-        self.uneven = bool((self.padding < 0).any())
 
 
 class Reach(NamedTuple):
@@ -130,15 +134,13 @@ class Reach(NamedTuple):
             x = x.unflatten(2, (cache.members, shares)).transpose(1, 2).flatten(0, 1)
             return x if cache.slots is None else x[cache.slots]
 
-        scores = _product(together(query), keys.transpose(-1, -2))
-        if cache.uneven:
-            scores += cache.padding
-        own = _product(query, own_keys.transpose(-1, -2))
+        # The prompt's part of each softmax counts as one more key, its log-sum, whose value is what it came to.
+        seen, sums = over_prompts(together(query), keys, values, cache.lengths, cache.padding, scale)
+        own = _product(query, own_keys.transpose(-1, -2)).mul_(scale)
         if cache.unseen is not None:
             own += cache.unseen
-        found = torch.cat([scores, together(own)], -1).mul_(scale).softmax(-1).to(query.dtype)
-        seen, written = found.split([length, cache.width], -1)
-        out = apart(seen @ values) + apart(written) @ own_values
+        weights = torch.cat([apart(sums[..., None]), own], -1).softmax(-1).to(query.dtype)
+        out = apart(seen) * weights[..., :1] + weights[..., 1:] @ own_values
         return out.flatten(1, 2)[:, None]
 
 
