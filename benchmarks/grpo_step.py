@@ -1,28 +1,35 @@
 """One step of GRPO, stock TRL's way and labkit's, on the same model, clips and lengths, in one process.
 
 Stock TRL reads the prompt once for each member of a group: its vision tower, prefill and policy pass all see G copies of
-the video. labkit reads it once. Seconds are CPU seconds of this process, means over the steps after a first one that warms
-up; decoding of frames is done before. Run from the project's root:
+the video. labkit reads it once. Means over the steps after a first one that warms up: CPU seconds of this process, or wall
+seconds on a GPU that was waited for. Clips are noise at model size, made before. Run from the project's root:
 
     OMP_NUM_THREADS=1 python benchmarks/grpo_step.py
+    python benchmarks/grpo_step.py --shape 3b --device cuda --dtype bfloat16 --tokens 2000 4000 --new 256
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import functools
+import gc
+import math
 import platform
 import sys
 import tempfile
 import time
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+import numpy as np
 import torch
 import transformers
 import trl
@@ -36,20 +43,39 @@ from labkit.chain.anchors import parse
 from labkit.chain.rewards import RewardSpec, score_chain
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
-from labkit.data.video import FrameCache
-from labkit.data.world import write_world
-from labkit.params import Params
 from labkit.policy.inputs import Sampling, build_prompt, read_clip
-from labkit.policy.model import Policy, load_policy
+from labkit.policy.model import Policy
 from labkit.policy.sources import PromptSource
 from labkit.stages import grpo
 
-STEPS = 4
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests import tiny  # noqa: E402
+
+STEPS = 3
 """The first one warms up and is not counted."""
 PARTS = ("vision", "prefill", "decoding", "vision again", "reference", "policy", "other")
 """`vision again` is for the log-probs; `reference` the pass that KL is taken against; `policy` forward and backward."""
-TOKENS_PER_PAIR = 16
-"""Video tokens of two frames of 112 x 112 pixels."""
+PEAK_FLOPS = 989e12
+"""Dense bfloat16 of an H100 or H200 (SXM), by the data sheet."""
+SIDES = {"tiny": 112, "3b": 280}
+"""Pixels of a clip's side: 16 and 100 tokens for two frames."""
+
+
+class Noise:
+    """A frame cache of clips that exist nowhere."""
+
+    def __init__(self, side: int) -> None:
+        """Frames of `side` x `side` pixels."""
+        self.side = side
+
+    def info(self, video: str) -> Any:
+        """Height and width."""
+        return SimpleNamespace(height=self.side, width=self.side)
+
+    def get(self, video: str, times: Sequence[float], size: tuple[int, int], offset: float) -> Any:
+        """The same noise for the same name."""
+        rng = np.random.default_rng(zlib.crc32(video.encode()))
+        return SimpleNamespace(rgb=rng.integers(0, 256, (len(times), *size, 3), dtype=np.uint8))
 
 
 class Task(NamedTuple):
@@ -58,11 +84,10 @@ class Task(NamedTuple):
     policy: Callable[[], Policy]
     moments: list[Moment]
     sampling: Sampling
-    frames: Path
-    prompts: int
+    frames: Noise
     group: int
     tokens: int
-    beta: float
+    device: str
 
 
 class Endless(Policy):
@@ -74,18 +99,67 @@ class Endless(Policy):
         return sorted({*super().never_written, *self.eos_ids})
 
 
-class Clock:
-    """CPU seconds by part of a step; a part that runs inside another counts as itself alone."""
+class Found(NamedTuple):
+    """What one way took."""
 
-    def __init__(self) -> None:
+    parts: dict[str, float]
+    """Seconds."""
+    kept: float
+    """GB that the policy's forward pass leaves behind for its backward pass."""
+    peak: float
+    """GB of the GPU's memory, weights and optimizer included; 0 on a CPU."""
+    flops: float
+    """Of the policy update."""
+
+
+class Clock:
+    """Seconds by part of a step; a part that runs inside another counts as itself alone."""
+
+    def __init__(self, device: str) -> None:
         """It runs from now on."""
+        self.cuda = device == "cuda"
         self.steps: list[Counter[str]] = [Counter()]
         self.inside = ["other"]
-        self.since = time.process_time()
+        self.kept: list[float] = []
+        if self.cuda:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        self.since = self.now()
+
+    def now(self) -> float:
+        """Seconds: wall time once the GPU has caught up, or this process's CPU time."""
+        if self.cuda:
+            torch.cuda.synchronize()
+            return time.perf_counter()
+        return time.process_time()
+
+    def memory(self) -> float:
+        """GB in use: allocated on the GPU, or resident once the allocator has given back what is free."""
+        if self.cuda:
+            return torch.cuda.memory_allocated() / 1e9
+        gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e9
+
+    def weighed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, the forward pass, and what is left behind it."""
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if len(self.steps) > 1:  # the time that weighing takes is counted in no step but the first
+                return function(*args, **kwargs)
+            before = self.memory()
+            found = function(*args, **kwargs)
+            self.kept.append(self.memory() - before)
+            return found
+
+        return call
 
     def switch(self) -> None:
-        """Book the time since the last switch."""
-        now = time.process_time()
+        """Book the time since the last switch; while a GPU records a step, nothing runs."""
+        if self.cuda and torch.cuda.is_current_stream_capturing():
+            return
+        now = self.now()
         self.steps[-1][self.inside[-1]] += now - self.since
         self.since = now
 
@@ -135,12 +209,16 @@ class Clock:
                 *((owner, name, lambda _: "decoding") for owner, name in rollouts),
             ]:
                 stack.enter_context(patch.object(owner, name, self.timed(getattr(owner, name), part)))
+            weighed = self.weighed(trainer._compute_loss)
+            stack.enter_context(patch.object(trainer, "_compute_loss", weighed))
             yield
 
-    def mean(self) -> dict[str, float]:
-        """Seconds of each part, the mean over the steps that count."""
+    def found(self, work: float) -> Found:
+        """Seconds of each part, the mean over the steps that count, and GB."""
         counted = self.steps[1:STEPS]
-        return {part: sum(step[part] for step in counted) / len(counted) for part in PARTS}
+        parts = {part: sum(step[part] for step in counted) / len(counted) for part in PARTS}
+        peak = torch.cuda.max_memory_allocated() / 1e9 if self.cuda else 0.0
+        return Found(parts, max(self.kept), peak, work)
 
 
 class StockOnVideos(GRPOTrainer):
@@ -148,10 +226,12 @@ class StockOnVideos(GRPOTrainer):
 
     def __init__(self, policy: Policy, task: Task, **kwargs: Any) -> None:
         """Every clip's pixels are held ready."""
-        cache = FrameCache(task.frames)
         self.policy, self.asked = policy, []
-        self.clips = {m.qid: read_clip(policy, m, cache, task.sampling) for m in task.moments}
-        self.ids = {m.qid: build_prompt(policy, m, "query", self.clips[m.qid]).ids.tolist() for m in task.moments}
+        self.clips = {m.qid: read_clip(policy, m, task.frames, task.sampling) for m in task.moments}
+        self.ids = {
+            m.qid: build_prompt(policy, m, "query", self.clips[m.qid], torch.empty(0)).ids.tolist()
+            for m in task.moments
+        }
         super().__init__(**kwargs)
         for model in filter(None, (policy.base, self.ref_model)):
             model.model.register_forward_pre_hook(self.add_video, with_kwargs=True)
@@ -160,11 +240,12 @@ class StockOnVideos(GRPOTrainer):
     def videos(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
         """The pixels of these rows' videos, once for each row."""
         clips = [self.clips[self.asked[row]] for row in rows]
-        return {
+        found = {
             "pixel_values_videos": torch.cat([clip.patches for clip in clips]),
             "video_grid_thw": torch.tensor([clip.grid for clip in clips]),
             "second_per_grid_ts": torch.tensor([clip.seconds_per_grid for clip in clips]),
         }
+        return {name: value.to(self.policy.device) for name, value in found.items()}
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         self.asked = prompts
@@ -189,11 +270,11 @@ class StockOnVideos(GRPOTrainer):
         return args, kwargs
 
 
-def run_stock(task: Task, checkpointing: bool) -> dict[str, float]:
-    """Seconds of each part."""
-    policy, clock = task.policy(), Clock()
+def run_stock(task: Task, checkpointing: bool) -> Found:
+    """A step by stock TRL."""
+    policy = task.policy()
+    clock = Clock(task.device)
     asked = {moment.qid: moment for moment in task.moments}
-    rows = task.prompts * task.group
 
     def reward(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
         pairs = zip((asked[qid] for qid in prompts), completions, strict=True)
@@ -207,10 +288,10 @@ def run_stock(task: Task, checkpointing: bool) -> dict[str, float]:
     limits = {"suppress_tokens": policy.never_written}
     with tempfile.TemporaryDirectory() as folder:
         arguments = GRPOConfig(
-            output_dir=folder, max_steps=STEPS, per_device_train_batch_size=rows, num_generations=task.group,
-            max_completion_length=task.tokens, generation_kwargs=limits, beta=task.beta, learning_rate=1e-5,
-            activation_checkpointing=checkpointing, bf16=False, use_cpu=True, save_strategy="no", report_to=[],
-            logging_steps=1, disable_tqdm=True,
+            output_dir=folder, max_steps=STEPS, per_device_train_batch_size=task.group, num_generations=task.group,
+            max_completion_length=task.tokens, generation_kwargs=limits, beta=0.0, learning_rate=1e-6,
+            activation_checkpointing=checkpointing, bf16=policy.base.dtype == torch.bfloat16,
+            use_cpu=task.device == "cpu", save_strategy="no", report_to=[], logging_steps=1, disable_tqdm=True,
         )  # fmt: skip
         trainer = StockOnVideos(
             policy, task, model=policy.model, processing_class=policy.tokenizer, reward_funcs=[reward],
@@ -219,94 +300,166 @@ def run_stock(task: Task, checkpointing: bool) -> dict[str, float]:
         trainer.remove_callback(PrinterCallback)
         with clock.watching(policy, (trainer, "_generate"), trainer=StockOnVideos):
             trainer.train()
-    return clock.mean()
+    return clock.found(flops(policy, task, task.group))
 
 
-def run_ours(task: Task, checkpointing: bool) -> dict[str, float]:
-    """Seconds of each part."""
-    policy, clock = task.policy(), Clock()
-    source = PromptSource(
-        policy, task.moments, template="query", sampling=task.sampling, cache=FrameCache(task.frames)
-    )
+def run_ours(task: Task, checkpointing: bool) -> Found:
+    """The same step by labkit."""
+    policy = task.policy()
+    clock = Clock(task.device)
+    source = PromptSource(policy, task.moments, template="query", sampling=task.sampling, cache=task.frames)  # type: ignore[arg-type]
     settings = grpo.GrpoSettings(
-        steps=STEPS, prompts_per_step=task.prompts, group_size=task.group, learning_rate=1e-5, temperature=1.0, beta=task.beta,
+        steps=STEPS, prompts_per_step=1, group_size=task.group, learning_rate=1e-6, temperature=1.0, beta=0.0,
         max_new_tokens=task.tokens, save_steps=STEPS + 1, seed=0, gradient_checkpointing=checkpointing,
     )  # fmt: skip
     with (
         tempfile.TemporaryDirectory() as folder,
         clock.watching(policy, (grpo, "generate"), trainer=grpo.trainer_class()),
+        patch.object(grpo, "end_stage"),  # a model of noise is not worth writing
     ):
         grpo.train_grpo(
             policy, source, task.moments, spec=RewardSpec(), settings=settings, folder=Path(folder), run="benchmark",
             stage="grpo", on_step=clock.end_step,
         )  # fmt: skip
-    return clock.mean()
+    return clock.found(flops(policy, task, 1))
 
 
-def compare(title: str, task: Task) -> None:
-    """Print both ways, without and with gradient checkpointing."""
-    for checkpointing in (False, True):
-        stock, ours = run_stock(task, checkpointing), run_ours(task, checkpointing)
-        whole = sum(stock.values()), sum(ours.values())
-        print(f"\n{title}, gradient checkpointing {'on' if checkpointing else 'off'}")
-        print(f"{'part':<22}{'stock TRL s':>12}{'share':>8}{'labkit s':>12}{'share':>8}{'ratio':>8}")
-        rows = [(part, stock[part], ours[part]) for part in PARTS]
-        rows.append(("to first token", *(way["vision"] + way["prefill"] for way in (stock, ours))))
-        rows.append(("whole step", *whole))
-        for part, theirs, mine in rows:
-            shares = theirs / whole[0], mine / whole[1]
-            ratio = f"{theirs / mine:>7.1f}x" if mine > 5e-4 else f"{'-':>8}"
-            print(f"{part:<22}{theirs:>12.3f}{shares[0]:>8.0%}{mine:>12.3f}{shares[1]:>8.0%}{ratio}")
+def attempted(way: Callable[[Task, bool], Found], task: Task, checkpointing: bool) -> Found | None:
+    """None when the GPU's memory does not suffice."""
+    try:
+        return way(task, checkpointing)
+    except torch.OutOfMemoryError:
+        return None
+    finally:
+        gc.collect()
+        if task.device == "cuda":
+            torch.cuda.empty_cache()
 
 
-def tiny_task(folder: Path, video_tokens: int, group: int) -> Task:
-    """One query about one random clip a step, and a random model of six layers."""
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    from tests import tiny
+def compare(title: str, task: Task, checkpointing: bool) -> None:
+    """Print both ways."""
+    ours = attempted(run_ours, task, checkpointing)
+    stock = attempted(run_stock, task, checkpointing)
+    print(f"\n{title}, gradient checkpointing {'on' if checkpointing else 'off'}")
+    for name, way in (("stock TRL", stock), ("labkit", ours)):
+        if way is None:
+            print(f"{name}: out of memory")
+    if ours is None:
+        return
+    theirs = Found(dict.fromkeys(PARTS, math.nan), math.nan, math.nan, math.nan) if stock is None else stock
+    print(f"{'part':<26}{'stock TRL':>12}{'labkit':>12}{'ratio':>8}")
+    rows = [(f"{part}, s", theirs.parts[part], ours.parts[part]) for part in PARTS]
+    rows.append(("to first token, s", *(way.parts["vision"] + way.parts["prefill"] for way in (theirs, ours))))
+    rows.append(("whole step, s", *(sum(way.parts.values()) for way in (theirs, ours))))
+    rows.append(("kept for backward, GB", theirs.kept, ours.kept))
+    if task.device == "cuda":
+        rows.append(("peak memory, GB", theirs.peak, ours.peak))
+    for part, his, mine in rows:
+        print(f"{part:<26}{his:>12.3f}{mine:>12.3f}" + (f"{his / mine:>7.1f}x" if mine > 5e-4 else f"{'-':>8}"))
+    written = task.group * task.tokens
+    rates = [written / way.parts["decoding"] for way in (theirs, ours)]
+    print(f"{'decoding, tokens/s':<26}{rates[0]:>12.0f}{rates[1]:>12.0f}{rates[1] / rates[0]:>7.1f}x")
+    if task.device == "cuda":
+        used = [way.flops / way.parts["policy"] / PEAK_FLOPS for way in (theirs, ours)]
+        print(f"{'policy update, MFU':<26}{used[0]:>12.1%}{used[1]:>12.1%}")
+    sys.stdout.flush()
 
-    pairs = max(1, round(video_tokens / TOKENS_PER_PAIR))
-    seconds, frames = pairs / 2, 2 * pairs
-    moments = []
-    folder.mkdir()
-    for number in range(STEPS):  # a clip of its own for each step: no features are left over from the step before
-        video = tiny.write_clip(folder / f"{number}.mp4", seconds=seconds, size=112, seed=number)
-        query = "the square reaches the right border"
-        moments.append(Moment(f"q{number}", str(video), query, (Span(0.0, seconds / 2),), seconds))
 
-    def policy() -> Policy:
+def flops(policy: Policy, task: Task, copies: int) -> float:
+    """Of a forward and a backward pass over what one way reads, `copies` of the prompt; what is computed twice counts once.
+
+    6 for each weight and token, the output layer's for the completions alone, and 12 for each pair of tokens that sees one
+    another, each layer and each unit of width.
+    """
+    text = policy.base.model.language_model
+    weights = sum(weight.numel() for weight in text.layers.parameters())
+    clip = read_clip(policy, task.moments[0], task.frames, task.sampling)  # type: ignore[arg-type]
+    prompt = len(build_prompt(policy, task.moments[0], "query", clip, torch.empty(0)).ids)
+    written = task.group * task.tokens
+    pairs = copies * prompt**2 / 2 + written * prompt + written * task.tokens / 2
+    head = policy.base.lm_head.weight.numel()
+    width = policy.base.config.text_config.hidden_size
+    return 6 * (weights * (copies * prompt + written) + head * written) + 12 * pairs * width * len(text.layers)
+
+
+def made_policy(shape: str, device: str, dtype: torch.dtype) -> Policy:
+    """A random model that never ends an answer."""
+    if shape == "tiny":
         plain = tiny.policy(hidden=256, layers=6, vision_depth=6)
-        return Endless(plain.model, plain.tokenizer, plain.name)
+        return Endless(plain.model.to(device, dtype), plain.tokenizer, plain.name)
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    return Task(policy, moments, Sampling(4.0, frames, 112**2, 112**2), folder / "frames", 1, group, 100, 0.0)
+    tokenizer = tiny.tokenizer()
+    names = {
+        "vision_start": "<|vision_start|>",
+        "vision_end": "<|vision_end|>",
+        "image": "<|image_pad|>",
+        "video": "<|video_pad|>",
+    }
+    # Source: config.json of Qwen/Qwen2.5-VL-3B-Instruct.
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 2,
+            "intermediate_size": 11008, "vocab_size": 151936, "max_position_embeddings": 128000,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6},
+            "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+            "tie_word_embeddings": True,
+        },
+        vision_config={
+            "depth": 32, "hidden_size": 1280, "num_heads": 16, "intermediate_size": 3420, "patch_size": 14,
+            "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 112,
+            "fullatt_block_indexes": [7, 15, 23, 31], "out_hidden_size": 2048, "tokens_per_second": 2,
+        },
+        tie_word_embeddings=True,
+        **{f"{name}_token_id": tokenizer.convert_tokens_to_ids(text) for name, text in names.items()},
+    )  # fmt: skip
+    config._attn_implementation = "sdpa"
+    torch.manual_seed(0)
+    torch.set_default_dtype(dtype)
+    with torch.device(device):
+        model = Qwen2_5_VLForConditionalGeneration(config)
+    torch.set_default_dtype(torch.float32)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.model.visual.requires_grad_(False)
+    return Endless(model.eval(), tokenizer, "3b")
 
 
-def embedded_task(folder: Path) -> Task:
-    """The embedded lab's own step, by its own defaults."""
-    p = Params()
-    moments = write_world(folder, STEPS * p.prompts_per_step // 3, 1, 1)["train"]
-    sampling = Sampling(p.fps, p.max_frames, p.min_pixels, p.max_pixels)
-    policy = functools.partial(load_policy, "embedded", device="cpu")
-    frames = folder / "frames"
-    return Task(policy, moments, sampling, frames, p.prompts_per_step, p.group_size, p.max_new_tokens, p.beta)
+def made_task(shape: str, device: str, dtype: torch.dtype, video_tokens: int, group: int, new: int) -> Task:
+    """One query about one clip of its own a step, so that no features are left over from the step before."""
+    side = SIDES[shape]
+    pairs = max(1, round(video_tokens / (side // 28) ** 2))
+    seconds, query = pairs / 2, "the square reaches the right border"
+    moments = [Moment(f"q{n}", f"/noise/{n}.mp4", query, (Span(0.0, seconds / 2),), seconds) for n in range(STEPS)]
+    sampling = Sampling(4.0, 2 * pairs, side**2, side**2)
+    policy = functools.partial(made_policy, shape, device, dtype)
+    return Task(policy, moments, sampling, Noise(side), group, new, device)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=480, help="video tokens of a prompt (default: %(default)s)")
-    parser.add_argument("--group", type=int, default=8, help="completions of a prompt (default: %(default)s)")
+    parser.add_argument(
+        "--shape", choices=list(SIDES), default="tiny", help="a model of six layers, or Qwen2.5-VL-3B's shape"
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[480, 1600], help="video tokens of a prompt")
+    parser.add_argument("--group", type=int, default=8, help="completions of a prompt")
+    parser.add_argument("--new", type=int, default=100, help="tokens of each completion")
+    parser.add_argument("--checkpointing", choices=["on", "off", "both"], default="on", help="on is TRL's default")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)  # TRL uses transformers' old names
     transformers_logging.disable_progress_bar()
     versions = ", ".join(f"{package.__name__} {package.__version__}" for package in (torch, transformers, trl))
-    print(f"{platform.machine()}, one thread, {versions}")
+    machine = torch.cuda.get_device_name() if options.device == "cuda" else f"{platform.machine()}, one thread"
+    print(f"{machine}, {versions}")
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as name:
-        task = tiny_task(Path(name) / "tiny", options.tokens, options.group)
-        compare(
-            f"tiny model, about {options.tokens} video tokens, G = {options.group}, {task.tokens} new tokens", task
-        )
-        task = embedded_task(Path(name) / "world")
-        compare(f"embedded model, {task.prompts} prompts, G = {task.group}, up to {task.tokens} new tokens", task)
+    for video_tokens in options.tokens:
+        dtype = getattr(torch, options.dtype)
+        task = made_task(options.shape, options.device, dtype, video_tokens, options.group, options.new)
+        title = f"{options.shape}, {options.dtype}, {video_tokens} video tokens, G = {options.group}, {options.new} new tokens"
+        for checkpointing in {"on": [True], "off": [False], "both": [True, False]}[options.checkpointing]:
+            compare(title, task, checkpointing)
 
 
 if __name__ == "__main__":

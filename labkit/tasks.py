@@ -37,9 +37,11 @@ def train_sft(lab: Lab, policy: Policy, tell: Tell, *, traces: Sequence[Sequence
     """Train on traces, (qid, text) each; tells the `row` of each step."""
     from labkit.stages import sft
 
+    clips = {moment.qid: f"{moment.video} {moment.clip}" for moment in lab.moments("train")}
     sft.train_sft(
         policy, lab.source(policy, "train"), [sft.Trace(*trace) for trace in traces], settings=sft_settings(lab),
         folder=lab.stage_folder("sft"), on_step=lambda row: tell({"row": row}),
+        clips=clips if lab.params.pack_clips else None,
     )  # fmt: skip
 
 

@@ -1,15 +1,19 @@
 """A group of completions from one vision pass and one prefill per prompt.
 
-The decode loop is our own because it is exact, short and quicker than `model.generate` here: rows that have ended leave the
-batch, masks are built once, and each row draws from its own stream of random numbers, so that what is sampled for a prompt
-depends on neither its neighbours nor the batch size.
+The decode loop is our own because it is exact and shares what a group has in common (`labkit.policy.shared`): a prompt's keys and
+values are kept once, rows that have ended leave, and each row draws from its own stream of random numbers, so that what is sampled for
+a prompt depends on neither its neighbours nor the batch size. On a GPU one step is recorded and replayed: nothing waits for Python.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from labkit.policy.attention import install, no_mask
+from labkit.policy.packed import line_places, pack
+from labkit.policy.shared import SharedCache
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +22,13 @@ if TYPE_CHECKING:
     from labkit.policy.model import Policy
 
 DROP_SHARE = 8
-"""Ended rows leave the batch once they are at least one in this many: leaving costs a copy of the cache."""
+"""Ended rows leave the batch once they are at least one in this many: leaving costs a copy of what the rows have written."""
+DROP_SHARE_RECORDED = 2
+"""The same where a step is recorded, which has to be done anew."""
+LOOK_EVERY = 8
+"""Recorded steps between two looks at who has ended: to look is to wait for the GPU."""
+WIDEN_BY = 512
+"""Recorded steps look at a multiple of this many own tokens, written or not."""
 
 
 class Completion(NamedTuple):
@@ -42,7 +52,8 @@ def generate(
     """Completions of each prompt, `num` in a row: `result[i * num + k]` is the k-th of `prompts[i]`.
 
     Sampling is from the full softmax at `temperature`; tokens that stand for pixels or padding are never produced. The same seed,
-    prompt and weights give the same completions, whatever else stands in the batch (up to floating-point rounding).
+    prompt and weights give the same completions, whatever else stands in the batch (up to floating-point rounding). Neighbours among
+    the prompts that ask about one clip share the pass over it where their words stand behind the video.
     """
     import torch
 
@@ -55,11 +66,12 @@ def generate(
     policy.model.eval()  # gradient checkpointing refuses a cache in training mode
     try:
         with torch.no_grad():
-            rows = _decode(policy, prompts, num, max_new_tokens, temperature, draws)
+            rows = _Writing(policy, prompts, num, max_new_tokens, temperature, draws).run()
     finally:
         policy.model.train(training)
-    texts = policy.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     ends = set(policy.eos_ids)
+    rows = [row[: next((at for at, token in enumerate(row, 1) if token in ends), len(row))] for row in rows]
+    texts = policy.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return [Completion(ids, text, ids[-1] in ends) for ids, text in zip(rows, texts, strict=True)]
 
 
@@ -71,66 +83,119 @@ def _draws(seed: int, qid: str, num: int, length: int) -> torch.Tensor:
     return torch.rand(num, length, generator=stream)
 
 
-def _decode(
-    policy: Policy, prompts: Sequence[Prompt], num: int, length: int, temperature: float, draws: torch.Tensor | None
-) -> list[list[int]]:
-    import torch
+class _Writing:
+    """Rows that are being written, one token of each at a time."""
 
-    from labkit.policy.inputs import left_pad, vision_kwargs
+    def __init__(
+        self,
+        policy: Policy,
+        prompts: Sequence[Prompt],
+        num: int,
+        length: int,
+        temperature: float,
+        draws: torch.Tensor | None,
+    ) -> None:
+        """Read the prompts and choose the first token of each row."""
+        import torch
 
-    model, device = policy.model, policy.device
-    suppressed = torch.tensor(policy.never_written, device=device)
-    ends = torch.tensor(policy.eos_ids, device=device)
+        self.model, self.length, self.temperature, self.draws = policy.model, length, temperature, draws
+        self.suppressed = torch.tensor(policy.never_written, device=policy.device)
+        self.ends = torch.tensor(policy.eos_ids, device=policy.device)
+        install(policy.base)
+        one = torch.ones(len(prompts), 1, dtype=torch.long, device=policy.device)
+        line = pack(prompts, one, one, [1] * len(prompts))
+        self.cache = SharedCache()
+        keep = (line.labels != -100)[None]
+        logits = self.model(**line.inputs, cache=self.cache, use_cache=True, logits_to_keep=keep).logits
+        self.cache.divide(line_places(prompts), num, length)
+        self.alive = torch.arange(len(prompts) * num)
+        """Which rows are left, on the CPU."""
+        self.tokens = torch.zeros(len(self.alive), length, dtype=torch.long, device=policy.device)
+        self.ended = torch.zeros(len(self.alive), dtype=torch.bool, device=policy.device)
+        # Text goes on behind the video's last position.
+        behind = torch.stack([prompt.positions[:, -1:] for prompt in prompts], 1).to(policy.device)
+        self.behind = behind.repeat_interleave(num, 1)
+        self.done: dict[int, list[int]] = {}
+        self._choose(logits.flatten(0, -2).repeat_interleave(num, 0))
 
-    def pick(logits: torch.Tensor, at: int) -> torch.Tensor:
-        logits = logits.float().index_fill(-1, suppressed, -torch.inf)
-        if draws is None:
-            return logits.argmax(-1)
-        # The token at which the distribution function passes the row's own number; never one behind the last that has
-        # any mass, to where a product that is rounded up would lead.
-        mass = (logits / temperature).softmax(-1).cumsum(-1)
-        whole = mass[:, -1:].contiguous()
-        found = torch.searchsorted(mass, draws[alive, at, None] * whole, right=True)
-        return torch.minimum(found, torch.searchsorted(mass, whole))[:, 0]
+    def run(self) -> list[list[int]]:
+        """The rows' tokens, in their order; behind the end token anything may stand."""
+        recorded = self.tokens.is_cuda and not any(
+            hasattr(weight, "device_mesh") for weight in self.model.parameters()
+        )
+        step: Callable[[], Any] | None = None
+        for at in range(1, self.length):
+            if not recorded or at % LOOK_EVERY == 0:
+                ended = self.ended.cpu()
+                if ended.all():
+                    break
+                if (DROP_SHARE_RECORDED if recorded else DROP_SHARE) * int(ended.sum()) >= len(ended):
+                    self._leave(ended)
+                    step = None
+            if not recorded:
+                self.cache.look(at, exact=True)
+                self._advance()
+            elif step is None or at > self.cache.width:
+                width = min(-(-at // WIDEN_BY) * WIDEN_BY, self.length)
+                self._advance(width)  # once by hand: libraries set themselves up
+                step = self._record(width)
+            else:
+                step()
+        self._leave(None)
+        return [self.done[row] for row in range(len(self.done))]
 
-    ids = left_pad([p.ids for p in prompts], policy.pad_id).to(device)
-    mask = left_pad([torch.ones_like(p.ids) for p in prompts], 0).to(device)
-    positions = left_pad([p.positions for p in prompts], 0).to(device)
-    out = model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions,
-        use_cache=True,
-        logits_to_keep=1,
-        **vision_kwargs(prompts, device),
-    )
-    cache, logits = out.cache, out.logits[:, -1].repeat_interleave(num, 0)
-    cache.batch_repeat_interleave(num)
-    seen = torch.nn.functional.pad(mask.bool(), (0, length), value=True).repeat_interleave(num, 0)[:, None, None]
-    behind = positions[..., -1:].repeat_interleave(num, 1)  # text goes on behind the video's last position
-    alive = torch.arange(len(prompts) * num, device=device)
-    tokens = torch.zeros(len(alive), length, dtype=torch.long, device=device)
-    lengths = torch.full_like(alive, length)
-    width = ids.shape[1]
-    for at in range(length):
-        chosen = pick(logits, at)
-        tokens[alive, at] = chosen
-        ended = torch.isin(chosen, ends) & (lengths[alive] == length)
-        lengths[alive[ended]] = at + 1
-        running = lengths[alive] == length
-        if at + 1 == length or not running.any():
-            break
-        if DROP_SHARE * int((~running).sum()) >= len(alive):
-            keep = running.nonzero()[:, 0]
-            alive, chosen, seen, behind = alive[keep], chosen[keep], seen[keep], behind[:, keep]
-            cache.batch_select_indices(keep)
-        out = model(
-            input_ids=chosen[:, None],
-            attention_mask=seen[..., : width + at + 1],
-            position_ids=behind + at + 1,
-            cache=cache,
+    def _advance(self, width: int = 0) -> None:
+        """Read the newest token of each row and choose the next."""
+        at = self.cache.at
+        if width:
+            self.cache.look(width, exact=False)
+        out = self.model(
+            input_ids=self.tokens.index_select(1, at),
+            attention_mask=no_mask(at.device),
+            position_ids=self.behind + at + 1,
+            cache=self.cache,
             use_cache=True,
             logits_to_keep=1,
         )
-        logits = out.logits[:, -1]
-    return [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+        at.add_(1)
+        self._choose(out.logits[:, -1])
+
+    def _choose(self, logits: torch.Tensor) -> None:
+        import torch
+
+        at = self.cache.at
+        logits = logits.float().index_fill(-1, self.suppressed, -torch.inf)
+        if self.draws is None:
+            chosen = logits.argmax(-1, keepdim=True)
+        else:
+            # The token at which the distribution function passes the row's own number; never one behind the last that has
+            # any mass, to where a product that is rounded up would lead.
+            mass = (logits / self.temperature).softmax(-1).cumsum(-1)
+            whole = mass[:, -1:].contiguous()
+            found = torch.searchsorted(mass, self.draws.index_select(1, at) * whole, right=True)
+            chosen = torch.minimum(found, torch.searchsorted(mass, whole))
+        self.tokens.index_copy_(1, at, chosen)
+        self.ended |= (chosen == self.ends).any(-1)
+
+    def _record(self, width: int) -> Callable[[], Any]:
+        import torch
+
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._advance(width)
+        return graph.replay
+
+    def _leave(self, ended: torch.Tensor | None) -> None:
+        """Put away the rows that have ended, or all."""
+        import torch
+
+        leaving = torch.ones(len(self.alive), dtype=torch.bool) if ended is None else ended
+        gone = self.tokens.cpu()[leaving].tolist()
+        self.done |= dict(zip(self.alive[leaving].tolist(), gone, strict=True))
+        rest = (~leaving).nonzero()[:, 0]
+        if ended is not None:
+            self.cache.keep(rest)
+            index = rest.to(self.tokens.device)
+            self.alive, self.tokens, self.ended = self.alive[rest], self.tokens[index], self.ended[index]
+            self.behind = self.behind[:, index]
+            self.draws = None if self.draws is None else self.draws[index]

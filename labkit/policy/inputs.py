@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from labkit.data.moments import Moment
 from labkit.data.video import FrameCache, sample_times
 from labkit.errors import LabError
+from labkit.policy.attention import install
 from labkit.policy.families import PLACEHOLDER, VIDEO_PAD, Family
 from labkit.policy.model import Policy
 from labkit.policy.prompts import messages
@@ -41,6 +42,8 @@ class Prompt:
     features: torch.Tensor
     """What the frozen vision tower makes of the clip: (t * h * w / 4, hidden), or (t * h * w / 4, 1 + layers fed, hidden) of a
     family with deepstack."""
+    video_end: int = 0
+    """Tokens up to the video's last one: prompts that begin alike that far may share it; 0 where that is not known."""
 
 
 class Sampling(NamedTuple):
@@ -209,13 +212,15 @@ def build_prompt(
     )
     if features is None:
         features = features_of(policy, clip)
-    return Prompt(moment.qid, ids, positions, clip.grid, clip.seconds_per_grid, features)
+    end = int((ids == config.video_token_id).nonzero()[-1]) + 1
+    return Prompt(moment.qid, ids, positions, clip.grid, clip.seconds_per_grid, features, end)
 
 
 def features_of(policy: Policy, clip: Clip) -> torch.Tensor:
     """What the frozen vision tower makes of a clip, as `Prompt.features` has it, on the policy's device."""
     import torch
 
+    install(policy.base)
     grid = torch.tensor([clip.grid], device=policy.device)
     with torch.no_grad():
         found = policy.base.model.get_video_features(clip.patches.to(policy.device), grid, return_dict=True)

@@ -1,12 +1,13 @@
-"""SFT of a fresh base on kept traces: TRL's trainer with a collator for videos.
+"""SFT of a fresh base on kept traces: TRL's trainer on packed videos.
 
-The loss is on the completion alone, the mean over its tokens. Inputs come from the same function as everywhere else, and the frozen
-tower's features stand in for the pixels.
+The loss is on the completion alone, the mean over the batch's tokens. Inputs come from the same function as everywhere else, the
+frozen tower's features stand in for the pixels, and traces of one clip in one batch share the pass over it.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from labkit.errors import LabError
-from labkit.policy.inputs import Prompt, vision_kwargs, with_completion
+from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy, old_names
+from labkit.policy.packed import pack
 from labkit.policy.sources import expect
 from labkit.stages.checkpoints import end_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
 from labkit.stages.sharding import keep_vision_whole, require_sharding, sharing
@@ -64,10 +66,13 @@ def train_sft(
     settings: SftSettings,
     folder: Path,
     on_step: Callable[[dict[str, Any]], None] | None = None,
+    clips: Mapping[str, str] | None = None,
 ) -> SftResult:
     """Train `policy` on `traces` and write `checkpoint-*/` and, last, `final/` to `folder`.
 
     Resumes as `labkit.stages.grpo.train_grpo` does, and is shared by several workers as that is: each takes its part of a batch.
+
+    `clips`, which names the clip of each qid, puts traces of one clip next to each other.
 
     Raises:
         LabError: there is no trace, or a batch cannot be divided among the processes.
@@ -89,6 +94,8 @@ def train_sft(
         )
     steps = max(1, round(settings.epochs * len(traces) / batch))
     order = shuffled_order(range(len(traces)), steps * batch, settings.seed)
+    if clips is not None:
+        order = by_clip(order, [clips[trace.qid] for trace in traces])
     arguments = SFTConfig(
         output_dir=str(folder),
         seed=settings.seed,
@@ -128,6 +135,7 @@ def train_sft(
     expect(source, [traces[index].qid for index in order[step_of(checkpoint) * batch :]])
     with old_names():
         trainer = trainer_class()(
+            source,
             model=policy.model,
             args=arguments,
             train_dataset=Dataset.from_list([traces[index]._asdict() for index in order]),
@@ -145,40 +153,76 @@ def train_sft(
     return result
 
 
+def by_clip(order: Sequence[int], clips: Sequence[str]) -> list[int]:
+    """Bring traces of one clip together, epoch by epoch; clips keep the order in which they first come.
+
+    `clips` has the clip of each trace, so that an epoch is as long as it.
+
+    >>> by_clip([0, 1, 2, 3, 2, 0, 3, 1], ["a", "b", "a", "b"])
+    [0, 2, 1, 3, 2, 0, 3, 1]
+    """
+    arranged: list[int] = []
+    for begin in range(0, len(order), len(clips)):
+        groups: dict[str, list[int]] = {}
+        for index in order[begin : begin + len(clips)]:
+            groups.setdefault(clips[index], []).append(index)
+        arranged += [index for group in groups.values() for index in group]
+    return arranged
+
+
 def collate(policy: Policy, source: Mapping[str, Prompt], rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """Model inputs of a batch of traces, padded behind; labels are -100 everywhere but on the completions."""
+    """A batch of traces: the qid of each, and its completion's tokens (rows, C), -100 behind the end.
+
+    Traces of one clip, and among them those of one question, stand together, so that they can share what they have in common.
+    """
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
-    ids, labels, positions = [], [], []
-    prompts = [source[row["qid"]] for row in rows]
-    for prompt, row in zip(prompts, rows, strict=True):
+    asked = {row["qid"]: source[row["qid"]] for row in rows}
+    clips = {qid: id(prompt.features) for qid, prompt in asked.items()}
+    first_clip = {clip: place for place, clip in reversed(list(enumerate(clips.values())))}
+    first_qid = {qid: place for place, qid in enumerate(asked)}
+    rows = sorted(rows, key=lambda row: (first_clip[clips[row["qid"]]], first_qid[row["qid"]]))
+    completions = []
+    for row in rows:
         text = policy.tokenizer(row["text"], add_special_tokens=False)["input_ids"]
-        completion = torch.tensor([*text, policy.tokenizer.eos_token_id])
-        whole, places = with_completion(prompt, completion)
-        ids.append(whole)
-        labels.append(torch.cat([torch.full_like(prompt.ids, -100), completion]))
-        positions.append(places.T)
-    lengths = torch.tensor([len(row) for row in ids])
-    return {
-        "input_ids": pad_sequence(ids, batch_first=True, padding_value=policy.pad_id),
-        "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
-        "attention_mask": (torch.arange(int(lengths.max())) < lengths[:, None]).long(),
-        "position_ids": pad_sequence(positions, batch_first=True).permute(2, 0, 1).contiguous(),
-        **vision_kwargs(prompts, policy.device),
-    }
+        completions.append(torch.tensor([*text, policy.tokenizer.eos_token_id]))
+    labels = pad_sequence(completions, batch_first=True, padding_value=-100)
+    # By this name, Trainer counts all of them; of `labels`, it would leave each row's first out.
+    return {"qids": [row["qid"] for row in rows], "labels": labels, "shift_labels": labels}
 
 
 @functools.cache
 def trainer_class() -> Any:
-    """`SFTTrainer` that takes its rows in the order given: they were shuffled in a way that a resumed run repeats."""
+    """`SFTTrainer` for packed videos, made when it is first needed: importing TRL takes seconds."""
     import trl
     from torch.utils.data import SequentialSampler
 
     sft_trainer: Any = resumable(trl.SFTTrainer)
 
     class VideoSFTTrainer(sft_trainer):
+        """Takes its rows in the order given: they were shuffled in a way that a resumed run repeats."""
+
+        def __init__(self, source: Mapping[str, Prompt], **kwargs: Any) -> None:
+            self.source = source
+            super().__init__(**kwargs)
+
         def _get_train_sampler(self, dataset: Any = None) -> Any:
             return SequentialSampler(self.train_dataset if dataset is None else dataset)
+
+        def compute_loss(
+            self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            """The mean over the completions' tokens: this batch's, or all those of the step when Trainer has counted them."""
+            groups = [(qid, len(list(same))) for qid, same in itertools.groupby(inputs["qids"])]
+            prompts, labels = [self.source[qid] for qid, _ in groups], inputs["labels"]
+            shown = labels != -100
+            packed = pack(prompts, labels.masked_fill(~shown, 0), shown, [size for _, size in groups])
+            log_probs, _ = packed.log_probs(model)
+            if num_items_in_batch is None:
+                return -log_probs.sum() / shown.sum()
+            # Every process counts the tokens of all, and DDP takes the mean of their gradients.
+            shares = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            return -log_probs.sum() / num_items_in_batch * shares
 
     return VideoSFTTrainer

@@ -14,25 +14,21 @@ from tests.stages.small import distance, farthest, plain_log_probs, weights
 def test_only_completions_are_learnt_and_they_end(policy, source, moments):
     rows = [trace._asdict() for trace in small.traces(moments)[:3]]
     batch = collate(policy, source, rows)
-    for row, ids, labels, mask in zip(rows, batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
-        prompt = source[row["qid"]]
+    for row, qid, labels in zip(rows, batch["qids"], batch["labels"], strict=True):
         learnt = labels[labels != -100]
-        assert torch.equal(ids[: len(prompt.ids)], prompt.ids) and torch.all(labels[: len(prompt.ids)] == -100)
+        assert row["qid"] == qid
         assert learnt[-1] == policy.tokenizer.eos_token_id
         assert policy.tokenizer.decode(learnt[:-1]) == row["text"]
-        assert int(mask.sum()) == len(prompt.ids) + len(learnt)
-        assert torch.all(labels[mask == 0] == -100)
+        assert torch.all(labels[len(learnt) :] == -100)
 
 
-def test_positions_of_a_completion_go_on_behind_the_video(policy, source, moments):
-    rows = [trace._asdict() for trace in small.traces(moments)[:3]]
+def test_traces_of_one_clip_stand_together(policy, source, moments):
+    asked = [moments[at] for at in (0, 4, 1, 0)]
+    assert moments[0].video == moments[1].video != moments[4].video
+    rows = [{"qid": moment.qid, "text": f"{at}.0"} for at, moment in enumerate(asked)]
     batch = collate(policy, source, rows)
-    for row, mask, positions in zip(rows, batch["attention_mask"], batch["position_ids"].unbind(1), strict=True):
-        prompt, length = source[row["qid"]], int(mask.sum())
-        shown = int((prompt.ids == policy.base.config.video_token_id).nonzero()[-1]) + 1
-        assert torch.equal(positions[:, : len(prompt.ids)], prompt.positions)
-        after = torch.arange(length - shown) + int(prompt.positions[:, :shown].max()) + 1
-        assert torch.equal(positions[:, shown:length], after.expand(3, -1))
+    assert batch["qids"] == [asked[at].qid for at in (0, 3, 2, 1)]
+    assert [policy.tokenizer.decode(labels[:1]) for labels in batch["labels"]] == ["0.0", "3.0", "2.0", "1.0"]
 
 
 def by_hand(policy, source, rows, steps, learning_rate):
