@@ -54,9 +54,7 @@ def write_untrained(folder: Path, family: str, seed: int = 0) -> None:
     for row, after in zip(wanted, rows.values(), strict=True):
         row[tokenizer.convert_tokens_to_ids(list(after))] = CERTAINTY
     with torch.no_grad():
-        for layer in model.model.language_model.layers:  # they say little beside the word itself
-            layer.self_attn.o_proj.weight.mul_(0.02)
-            layer.mlp.down_proj.weight.mul_(0.02)
+        table.normal_()  # wide enough that a word counts for more than what random layers say, and lasts some updates
         words = model.model.language_model.norm(table[tokenizer.convert_tokens_to_ids(list(rows))])
         model.lm_head.weight.copy_((torch.linalg.pinv(words) @ wanted).T)
     save_policy(Policy(model, tokenizer, family), folder)
