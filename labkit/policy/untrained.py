@@ -16,17 +16,16 @@ from labkit.policy.model import Policy, save_policy
 
 STAMP_WORDS = ("<", ">", "seconds", *(f"{tenth / 10:.1f}" for tenth in range(10 * STATES // STATES_PER_SECOND)))
 """What Qwen3-VL's times between frames are written with."""
-_EIGHTH = STATES // 8
+_QUARTER = STATES // 4
 FOLLOWERS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("assistant",): ("<think>",),
     ("<think>", "</timestamp>"): ("<timestamp>", "</think>"),
-    ("<timestamp>",): TIMES[: 2 * _EIGHTH],
+    ("<timestamp>",): TIMES[:_QUARTER],
     ("</think>",): ("<answer>",),
-    ("<answer>",): TIMES[2 * _EIGHTH : 4 * _EIGHTH],
-    TIMES[: 4 * _EIGHTH]: ("to",),
-    ("to",): TIMES[4 * _EIGHTH :],
-    TIMES[6 * _EIGHTH :]: ("</timestamp>", "</answer>"),
-    TIMES[4 * _EIGHTH : 6 * _EIGHTH]: ("</answer>", "</timestamp>"),
+    ("<answer>",): TIMES[_QUARTER : 2 * _QUARTER],
+    TIMES[: 2 * _QUARTER]: ("to",),
+    ("to",): TIMES[2 * _QUARTER :],
+    TIMES[2 * _QUARTER :]: ("</timestamp>", "</answer>"),
     ("</answer>",): ("<|im_end|>",),
 }
 """Words that may stand behind each of some words, all as likely. Starts lie in the first half of a clip and ends in the second, so
@@ -55,9 +54,7 @@ def write_untrained(folder: Path, family: str, seed: int = 0) -> None:
     for row, after in zip(wanted, rows.values(), strict=True):
         row[tokenizer.convert_tokens_to_ids(list(after))] = CERTAINTY
     with torch.no_grad():
-        for layer in model.model.language_model.layers:  # they say little beside the word itself
-            layer.self_attn.o_proj.weight.mul_(0.02)
-            layer.mlp.down_proj.weight.mul_(0.02)
+        table.normal_()  # wide enough that a word counts for more than what random layers say, and lasts some updates
         words = model.model.language_model.norm(table[tokenizer.convert_tokens_to_ids(list(rows))])
         model.lm_head.weight.copy_((torch.linalg.pinv(words) @ wanted).T)
     save_policy(Policy(model, tokenizer, family), folder)
