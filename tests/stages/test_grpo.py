@@ -265,7 +265,7 @@ def test_checkpointing_changes_nothing_under_lora(adapted, source, moments, tmp_
     ("changes", "message"),
     [
         ({"prompts_per_step": 400}, "a step asks 400 queries and the training split has"),
-        ({"prompts_per_pass": 3}, "prompts_per_pass is 3 and must divide prompts_per_step, 4"),
+        ({"prompts_per_pass": 3}, "prompts_per_step is 4 and must be a multiple of prompts_per_pass, 3"),
     ],
 )
 def test_settings_that_cannot_work_end_before_any_work(policy, moments, tmp_path, changes, message):

@@ -24,7 +24,8 @@ ALONE: dict[str, dict[str, Any]] = {
     "lora": GRPO | {"lora_rank": 4, "steps": 2, "prompts_per_pass": 1},
     "sft": {"stage": "sft", "epochs": 1.0},
 }
-PLAN = {f"{name}, {how}": changes | {"sharding": how} for name, changes in ALONE.items() for how in ("ddp", "fsdp2")}
+# What has once been sharded leaves its mark on accelerate's view of the process, so that comes last.
+PLAN = {f"{name}, {how}": changes | {"sharding": how} for how in ("ddp", "fsdp2") for name, changes in ALONE.items()}
 RESUMED = ("all weights, ddp", "all weights, fsdp2")
 """Broken off in step 4, the last of these being killed, and called again from the checkpoint of step 2."""
 
