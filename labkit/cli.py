@@ -109,6 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     base.add_argument(
         "--task", choices=("grounding", "gqa"), default="grounding", help="what it is taught (default grounding)"
     )
+    base.add_argument("--family", default="qwen2_5_vl", help="of an untrained model (default qwen2_5_vl)")
+    base.add_argument("--untrained", action="store_true", help="random weights, in seconds")
     base.set_defaults(command=_base)
     _add_jobs(commands)
     return parser
@@ -206,11 +208,17 @@ def _world(options: argparse.Namespace) -> None:
 
 
 def _base(options: argparse.Namespace) -> None:
+    from labkit.policy.embedded import write_untrained
     from labkit.policy.pretraining import train_base
 
     if Path(options.folder).exists():
         raise LabError(f"'{options.folder}' exists already; name a folder that does not")
-    train_base(options.folder, seed=options.seed, report=_say, task=options.task)
+    if options.untrained:
+        write_untrained(Path(options.folder), options.family, options.seed)
+    elif options.family != "qwen2_5_vl":
+        raise LabError(f"the recipe trains a qwen2_5_vl, not a {options.family}; add --untrained for random weights")
+    else:
+        train_base(options.folder, seed=options.seed, report=_say, task=options.task)
 
 
 def _submit(options: argparse.Namespace) -> None:

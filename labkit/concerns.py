@@ -32,9 +32,10 @@ class RunParams:
     """CPU threads of torch. One is the fastest for the embedded model. Ours."""
     processes: int = _within(1, 0, 1024)
     """Processes that train, evaluate and harvest, one GPU each; 0 is one for each GPU in sight, 1 works in the notebook
-    itself. Ours."""
+    itself. `prompts_per_step` and `sft_batch` are those of all, and what is learnt does not depend on their number. Ours."""
     sharding: Literal["ddp", "fsdp2"] = "ddp"
-    """What several processes share: `ddp` gives each the whole model, `fsdp2` a part of weights, gradients and optimizer. Ours."""
+    """What several processes share: `ddp` gives each the whole model, `fsdp2` a part of weights, gradients and optimizer, whole
+    only while chains are sampled. Ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +85,10 @@ class DataParams:
     max_pixels: int = _within(3136, 784, 16_777_216)
     """Pixels of one frame at most. Ours; Time-R1 bounds the whole video, at 3584 x 28 x 28."""
     readers: int = _within(0, 0, 256)
-    """Processes that decode the clips to come ahead of their use; 0 decodes in the notebook's process, when needed. Ours."""
+    """Processes that decode the clips to come ahead of their use, for each process that trains; 0 decodes where the model
+    is, when a clip is needed. One that resizes takes 0.25 GB. Ours."""
     video_deadline: float = _within(60.0, 0, 86_400, open_low=True)
-    """Seconds after which a reader that is stuck in a clip is ended and the clip named. Ours."""
+    """Seconds after which a reader that is stuck in a clip is ended and the clip named; counts with `readers` only. Ours."""
     feature_memory: float = _within(4.0, 0, 1024, open_low=True)
     """GB of clips' features that are kept beside the model; what has to leave is made again from cached frames. Ours."""
     train_limit: int = _within(0, 0)
@@ -152,7 +154,8 @@ class GrpoParams:
     stop_progress: float = _within(0.6, 0, 1)
     """Share of sampled chains whose anchors get strictly better, from which stage 1 stops. 1 means never. Ours."""
     prompts_per_pass: int = _within(0, 0, 4096)
-    """Queries of one forward and backward pass, a divisor of `prompts_per_step`; 0 is all. Less takes less memory. Ours."""
+    """Queries of one process's forward and backward pass, a divisor of its part of `prompts_per_step`; 0 is all of that part.
+    Less takes less memory. Ours."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them, in stages 1 to 3: for models that fill a GPU. Ours."""
     generation: Literal["hf", "vllm"] = "hf"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -107,6 +108,7 @@ def after_final(base: Figures, sft: Figures, final: Figures) -> Conclusion:
             Claim(
                 "Each step is better than the one before on average",
                 first < last < answer,
+                "no chain has an anchor" if math.isnan(first) else
                 f"mean IoU {first:.3f} at the first anchor, {last:.3f} at the last, {answer:.3f} in the answer",
             ),
             Claim(

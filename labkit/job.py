@@ -189,10 +189,8 @@ def _scheduler_state(job: str, cluster: str, host: str) -> str | None:
             return "GONE"
         return "RUNNING" if b"submitit.local._local" in command else "GONE"  # else a stranger has the number now
     queue = _ask("squeue", "-h", "-o", "%T", "-j", job)
-    if queue is None:
-        return None
-    if queue.stdout.split():
-        return queue.stdout.split()[0]
+    if queue is None or queue.stdout.split():
+        return queue.stdout.split()[0] if queue else None
     if queue.returncode and "Invalid job id" not in queue.stderr:
         return None  # the controller does not answer
     # The queue forgets a job some minutes after its end, and not every cluster keeps accounts.

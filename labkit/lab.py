@@ -7,20 +7,22 @@ models loaded from the stage that made them, long work done once and loaded when
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from labkit import tasks
 from labkit.chain.rewards import RewardSpec
 from labkit.data.moments import Moment, read_moments, require_videos
 from labkit.data.world import moments_file, write_world
 from labkit.errors import LabError
-from labkit.progress import Progress
+from labkit.measured import Measured, read_measured
+from labkit.progress import Progress, Tally
 from labkit.runs import NOTEBOOK_OF, Run, read_manifest
-from labkit.stopping import heeding
+from labkit.worker import Job
+from labkit.workers import count, launch
 
 if TYPE_CHECKING:
     from labkit.data.video import FrameCache
@@ -34,21 +36,12 @@ if TYPE_CHECKING:
     from labkit.stages.sft import SftResult
 
 
-class Prediction(NamedTuple):
-    """One chain that a model wrote when it was evaluated."""
+class Elsewhere(NamedTuple):
+    """A model that workers load, each for itself: what `Lab.policy` gives a notebook whose work is done by several."""
 
-    qid: str
-    text: str
-    status: str
-
-
-class Measured(NamedTuple):
-    """A model on the test split, decoded greedily and, where `sampled_evaluation` says so, by sampling."""
-
-    figures: dict[str, dict[str, float]]
-    """By decoding (`greedy`, `sampled`): flat figures, see `labkit.chain.metrics.chain_figures`."""
-    greedy: list[Prediction]
-    sampled: list[Prediction]
+    stage: str
+    name: str
+    """As `Policy.name`."""
 
 
 class Lab(Run):
@@ -56,18 +49,22 @@ class Lab(Run):
 
     def begin(self, name: str) -> bool:
         """Claim the run for a notebook, as `Run.begin`; set torch's threads and the seed, and quiet the libraries."""
+        finished = super().begin(name)
+        self.settle()
+        return finished
+
+    def settle(self) -> None:
+        """Set torch's threads and the seed, and quiet the libraries, in each process that works."""
         import warnings
 
         import torch
         from transformers import logging, set_seed
 
-        finished = super().begin(name)
         torch.set_num_threads(self.params.threads)
         set_seed(self.params.seed)
         # What the libraries plan to rename is nothing that the reader of a notebook can do anything about.
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft|accelerate")
         logging.set_verbosity_error()
-        return finished
 
     def moments(self, split: str) -> list[Moment]:
         """The moments of `train`, `validation` or `test`; the embedded world is written when it is not there yet."""
@@ -77,23 +74,42 @@ class Lab(Run):
         require_videos(moments)
         return moments
 
-    def policy(self, stage: str = "base") -> Policy:
-        """The base, or the model that `grpo`, `sft` or `grpo_final` ended with."""
+    def policy(self, stage: str = "base") -> Policy | Elsewhere:
+        """The `base`, the `harvester` before its training (the base, where none is named), or what a stage ended with.
+
+        Where `processes` are several, only its name: a model that waits in the notebook's process takes a GPU's memory.
+        """
+        several = count(self.params.processes) > 1
+        return Elsewhere(stage, self._weights(stage)) if several else self.load(stage)
+
+    def load(self, stage: str) -> Policy:
+        """The same model, in this process."""
         from labkit.policy.model import load_policy
 
+        p, name = self.params, self._weights(stage)
+        return load_policy(name, dtype=p.dtype, device=p.device, lora_rank=p.lora_rank, lora_alpha=p.lora_alpha)
+
+    def _weights(self, stage: str) -> str:
         p = self.params
-        name = p.model
-        if stage != "base":
+        name = (p.harvester or p.model) if stage == "harvester" else p.model
+        if stage not in ("base", "harvester"):
             name = str(self.path / NOTEBOOK_OF[stage] / "final")
             if not Path(name).is_dir():
                 raise LabError(f"there is no model '{name}'; run notebooks/{NOTEBOOK_OF[stage]}.ipynb first")
         elif (self.root / Path(name).expanduser()).is_dir():
             name = str(self.resolve(name))
-        return load_policy(name, dtype=p.dtype, device=p.device, lora_rank=p.lora_rank, lora_alpha=p.lora_alpha)
+        return name
 
-    def source(self, policy: Policy, split: str) -> PromptSource:
-        """Ready prompts of a split for a policy, by qid."""
-        return self._source(policy, self.moments(split))
+    def source(self, policy: Policy, split: str, frames: str = "own") -> PromptSource:
+        """Ready prompts of a split for a policy, by qid; `frames` are each query's `own`, `black`, or `another` clip's."""
+        from labkit.data.video import BlackFrames
+
+        moments = self.moments(split)
+        if frames == "another":
+            videos = sorted({moment.video for moment in moments})
+            other = dict(zip(videos, videos[1:] + videos[:1], strict=True))
+            moments = [dataclasses.replace(moment, video=other[moment.video], clip=None) for moment in moments]
+        return self._source(policy, moments, BlackFrames(self._cache().folder) if frames == "black" else None)
 
     @property
     def sheets(self) -> Path:
@@ -113,40 +129,30 @@ class Lab(Run):
         progress = p.final_progress_reward if final else p.progress_reward
         return RewardSpec(weights, p.answer_reward, progress, p.min_anchors, p.max_anchors)
 
-    def measure(self, stage: str, policy: Policy) -> Measured:
+    def measure(self, stage: str, policy: Policy | Elsewhere) -> Measured:
         """Evaluate a policy on the test split, once: called again, it reads what was measured.
 
         `stage` names the model: base, grpo, sft or grpo_final.
         """
         decodings = ("greedy", "sampled") if self.params.sampled_evaluation else ("greedy",)
-        for decoding in decodings:
-            work = functools.partial(self._evaluate, policy, self.moments("test"), decoding)
-            self.keep(NOTEBOOK_OF.get(stage, "01_grpo"), f"{stage}-{decoding}", work)
+        asked = [(f"{stage}-{decoding}", decoding, "own") for decoding in decodings]
+        self._evaluate(policy, NOTEBOOK_OF.get(stage, "01_grpo"), asked)
         return self.measured(stage)
 
     def measured(self, stage: str) -> Measured:
         """What `measure` found out about a stage's model."""
         return read_measured(self.path, stage)
 
-    def blind(self, policy: Policy) -> dict[str, float]:
+    def blind(self, policy: Policy | Elsewhere) -> dict[str, float]:
         """Greedy mIoU of a policy on frames that are not the query's, by kind: what it can do without looking.
 
         Black frames always; another clip's, where the test split has more than one.
         """
-        from labkit.data.video import BlackFrames
-
-        moments = self.moments("test")
-        videos = sorted({moment.video for moment in moments})
-        black = BlackFrames(self._cache().folder)
-        kinds = {"black": functools.partial(self._evaluate, policy, moments, "greedy", cache=black)}
-        if len(videos) > 1:
-            other = dict(zip(videos, videos[1:] + videos[:1], strict=True))
-            swapped = [dataclasses.replace(moment, video=other[moment.video], clip=None) for moment in moments]
-            kinds["another clip's"] = functools.partial(self._evaluate, policy, swapped, "greedy")
-        return {
-            kind: float(self.keep("05_analysis", f"blind-{kind.split()[0]}", work)["figures"]["miou"])
-            for kind, work in kinds.items()
-        }
+        kinds = {"black": "black"}
+        if len({moment.video for moment in self.moments("test")}) > 1:
+            kinds["another clip's"] = "another"
+        found = self._evaluate(policy, "05_analysis", [(f"blind-{kind}", "greedy", kind) for kind in kinds.values()])
+        return {kind: float(found[f"blind-{frames}"]["figures"]["miou"]) for kind, frames in kinds.items()}
 
     def predictions(self, stage: str) -> Predictions:
         """A stage's greedy answers with how they were decoded; written to the analysis, as `labkit score` reads them."""
@@ -191,52 +197,38 @@ class Lab(Run):
         ]
         return max(moments, key=lambda qid: ious[1][qid] - ious[0][qid])
 
-    def train_grpo(self, stage: str, policy: Policy) -> GrpoResult:
+    def train_grpo(self, stage: str, policy: Policy | Elsewhere) -> GrpoResult:
         """Train `grpo` or `grpo_final`: goes on where it was broken off, and only reads when it has ended.
 
         A notebook shows how it goes, while it goes.
         """
-        from labkit.stages.grpo import GrpoSettings, train_grpo
+        from labkit.stages.checkpoints import read_result
+        from labkit.stages.grpo import GrpoResult
         from labkit.views.monitor import Monitor
 
-        p, final = self.params, stage == "grpo_final"
-        settings = GrpoSettings(
-            steps=p.final_steps if final else p.grpo_steps, prompts_per_step=p.prompts_per_step,
-            group_size=p.group_size, learning_rate=p.learning_rate, temperature=p.temperature, beta=p.beta,
-            max_new_tokens=p.max_new_tokens, save_steps=p.save_steps, seed=p.seed,
-            prompts_per_pass=p.prompts_per_pass, gradient_checkpointing=p.gradient_checkpointing,
-            # The final stage starts where both conditions hold already; it takes all its steps.
-            stop_anchor_rate=1.0 if final else p.stop_anchor_rate, stop_progress=1.0 if final else p.stop_progress,
-        )  # fmt: skip
-        moments, spec = self.moments("train"), self.rewards(final)
-        progress = Progress(stage, settings.steps)
-        monitor = Monitor(stage, settings.steps, self.rollouts(stage), moments, spec=spec, folder=self.sheets)
+        steps, moments = tasks.grpo_settings(self, stage).steps, self.moments("train")
+        progress, spec = Progress(stage, steps), self.rewards(stage == "grpo_final")
+        monitor = Monitor(stage, steps, self.rollouts(stage), moments, spec=spec, folder=self.sheets)
 
-        def on_step(row: dict[str, Any]) -> None:
-            progress(int(row["step"]), _note(row))
-            monitor(row)
+        def hear(rank: int, event: dict[str, Any]) -> None:
+            if "rows" in event:
+                monitor.resume(event["rows"])
+            else:
+                progress(int(event["row"]["step"]), _note(event["row"]))
+                monitor(event["row"])
 
-        result = train_grpo(
-            policy, self._source(policy, moments), moments, spec=spec, settings=settings,
-            folder=self.folder(NOTEBOOK_OF[stage]), run=p.run, stage=stage, on_step=on_step, on_resume=monitor.resume,
-        )  # fmt: skip
+        self._work("train_grpo", policy, hear, NOTEBOOK_OF[stage], stage=stage)
+        result = read_result(self.stage_folder(stage), GrpoResult)
+        assert result is not None  # written last of all by what has just ended
         monitor.end(result.history)
         return result
 
-    def harvest(self, policy: Policy) -> Harvest:
+    def harvest(self, policy: Policy | Elsewhere) -> Harvest:
         """Sample chains of training queries with the harvester, and keep those worth learning from.
 
         A harvest that was broken off goes on; one that is complete is only read.
         """
-        from labkit.stages.distill import sample_traces
-
-        p, moments = self.params, self._harvested_moments()
-        progress = Progress("harvest", len(moments))
-        sample_traces(
-            policy, self.source(policy, "train"), moments, self.rollouts("distill"), spec=self.rewards(),
-            samples=p.harvest_samples, temperature=p.temperature, max_new_tokens=p.max_new_tokens, seed=p.seed,
-            run=p.run, on_part=heeding(lambda done, total: progress(done)),
-        )  # fmt: skip
+        self._work("harvest", policy, Tally(len(self.harvested_moments())), "02_distill")
         return self.harvested()
 
     def harvested(self) -> Harvest:
@@ -248,12 +240,13 @@ class Lab(Run):
             min_anchors=p.min_anchors, max_anchors=p.max_anchors, min_answer_iou=p.min_answer_iou,
             max_per_query=p.max_per_query,
         )  # fmt: skip
-        moments = {moment.qid: moment for moment in self._harvested_moments()}
+        moments = {moment.qid: moment for moment in self.harvested_moments()}
         return filter_traces(self.rollouts("distill").read(), moments, rules)
 
-    def train_sft(self, policy: Policy, kept: Sequence[Rollout]) -> SftResult:
+    def train_sft(self, policy: Policy | Elsewhere, kept: Sequence[Rollout]) -> SftResult:
         """Train a fresh base on the kept traces: goes on where it was broken off, and only reads when it has ended."""
-        from labkit.stages.sft import SftSettings, Trace, train_sft
+        from labkit.stages.checkpoints import read_result
+        from labkit.stages.sft import SftResult
 
         p = self.params
         if not kept:
@@ -261,37 +254,46 @@ class Lab(Run):
                 "the harvest kept no trace, so there is nothing to learn from: see its funnel in 02_distill for what "
                 "dropped them, then lower min_answer_iou or harvest more (harvest_prompts, harvest_samples)"
             )
-        settings = SftSettings(
-            epochs=p.sft_epochs, batch=p.sft_batch, learning_rate=p.sft_learning_rate, save_steps=p.save_steps,
-            seed=p.seed, gradient_checkpointing=p.gradient_checkpointing,
-        )  # fmt: skip
-        traces = [Trace(rollout.qid, rollout.text) for rollout in kept]
         progress = Progress("sft", max(1, round(p.sft_epochs * len(kept) / min(p.sft_batch, len(kept)))))
-        return train_sft(
-            policy, self.source(policy, "train"), traces, settings=settings, folder=self.folder("03_sft"),
-            on_step=lambda row: progress(int(row["step"]), f"loss {float(row['loss']):.3f}"),
-        )  # fmt: skip
 
-    def _harvested_moments(self) -> list[Moment]:
-        # The same queries whenever this run asks, but not the first clips alone.
+        def hear(rank: int, event: dict[str, Any]) -> None:
+            progress(int(event["row"]["step"]), f"loss {float(event['row']['loss']):.3f}")
+
+        traces = [(rollout.qid, rollout.text) for rollout in kept]
+        self._work("train_sft", policy, hear, "03_sft", traces=traces)
+        result = read_result(self.folder("03_sft"), SftResult)
+        assert result is not None  # written last of all by what has just ended
+        return result
+
+    def harvested_moments(self) -> list[Moment]:
+        """The queries that are harvested: the same whenever this run asks, but not the first clips alone."""
         moments = self.moments("train")
         return random.Random(self.params.seed).sample(moments, k=len(moments))[: self.params.harvest_prompts]
 
-    def _evaluate(
-        self, policy: Policy, moments: Sequence[Moment], decoding: str, cache: FrameCache | None = None
-    ) -> dict[str, Any]:
-        from labkit.stages.evaluate import evaluate
+    def stage_folder(self, stage: str) -> Path:
+        """The folder of grpo, distill, sft or grpo_final."""
+        return self.folder(NOTEBOOK_OF[stage])
 
-        p, progress = self.params, Progress(f"evaluation, {decoding}", len(moments))
-        found = evaluate(
-            policy, self._source(policy, moments, cache), moments, greedy=decoding == "greedy",
-            temperature=p.temperature, max_new_tokens=p.max_new_tokens, batch_size=p.eval_batch, seed=p.seed,
-            on_batch=heeding(progress),
-        )  # fmt: skip
-        return {
-            "figures": found.figures,
-            "predictions": [(each.qid, each.text, each.status) for each in found.predictions],
-        }
+    def _evaluate(
+        self, policy: Policy | Elsewhere, notebook: str, asked: Sequence[tuple[str, str, str]]
+    ) -> dict[str, dict[str, Any]]:
+        """What `tasks.evaluate` keeps under the names in `asked`."""
+        files = {what: self.folder(notebook) / f"{what}.json" for what, _, _ in asked}
+        if new := [each for each in asked if not files[each[0]].exists()]:
+            self._work("evaluate", policy, Tally(len(self.moments("test"))), notebook, notebook=notebook, asked=new)
+        return {what: json.loads(file.read_text(encoding="utf-8")) for what, file in files.items()}
+
+    def _work(
+        self, task: str, policy: Policy | Elsewhere, hear: Callable[[int, dict[str, Any]], None], at: str, **asked: Any
+    ) -> None:
+        """Do a task with a policy that is here, or have workers do it; `hear` takes what they tell, with their ranks."""
+        if not isinstance(policy, Elsewhere):
+            tasks.TASKS[task](self, policy, lambda event: hear(0, event), **asked)
+            return
+        self._data()  # written by one, before several look for it
+        logs = self.folder(at) / "logs"
+        job = Job(task, policy.stage, self.params.as_dict(), asked)
+        launch(job.command(logs), count(self.params.processes), logs, hear=hear, cwd=self.root)
 
     def _source(self, policy: Policy, moments: Sequence[Moment], cache: FrameCache | None = None) -> PromptSource:
         from labkit.policy.inputs import Sampling
@@ -299,7 +301,10 @@ class Lab(Run):
 
         p = self.params
         sampling = Sampling(p.fps, p.max_frames, p.min_pixels, p.max_pixels)
-        return PromptSource(policy, moments, template=p.prompt, sampling=sampling, cache=cache or self._cache())
+        return PromptSource(
+            policy, moments, template=p.prompt, sampling=sampling, cache=cache or self._cache(), readers=p.readers,
+            video_deadline=p.video_deadline, feature_memory=p.feature_memory,
+        )  # fmt: skip
 
     def _cache(self) -> FrameCache:
         from labkit.data.video import FrameCache
@@ -317,20 +322,6 @@ class Lab(Run):
             progress = Progress("clips of the embedded world", sum(counts))
             write_world(folder, *counts, seed=p.world_seed, progress=lambda done, _: progress(done), task=p.task)
         return folder
-
-
-def read_measured(folder: Path, stage: str) -> Measured:
-    """What a run measured of a stage's model; raises LabError when it has not come so far."""
-    found, notebook = {}, NOTEBOOK_OF.get(stage, "01_grpo")
-    for decoding in ("greedy", "sampled"):
-        path = folder / notebook / f"{stage}-{decoding}.json"
-        if path.is_file():
-            found[decoding] = json.loads(path.read_text(encoding="utf-8"))
-    if "greedy" not in found:
-        raise LabError(f"{stage} has not been evaluated in '{folder}'; run notebooks/{notebook}.ipynb first")
-    rows = {decoding: [Prediction(*row) for row in each["predictions"]] for decoding, each in found.items()}
-    figures = {decoding: each["figures"] for decoding, each in found.items()}
-    return Measured(figures, rows["greedy"], rows.get("sampled", []))
 
 
 def _note(row: Mapping[str, Any]) -> str:

@@ -200,6 +200,15 @@ def _contradictions(params: Params) -> list[str]:
         problems.append(
             f"prompts_per_pass: {params.prompts_per_pass} does not divide prompts_per_step ({params.prompts_per_step})"
         )
+    shares = params.processes * (params.prompts_per_pass or 1)
+    if params.processes > 1 and params.prompts_per_step % shares:
+        problems.append(
+            f"prompts_per_step: {params.prompts_per_step} is no multiple of processes ({params.processes})"
+            + (f" x prompts_per_pass ({params.prompts_per_pass})" if params.prompts_per_pass else "")
+            + "; each process takes whole queries"
+        )
+    if params.processes > 1 and params.sft_batch % params.processes:
+        problems.append(f"sft_batch: {params.sft_batch} is no multiple of processes ({params.processes})")
     if not any(getattr(params, name) for name in weights):
         problems.append(f"{', '.join(weights)}: all are 0, so nothing would be rewarded; give one of them a weight")
     return problems

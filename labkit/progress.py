@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 EVERY = 10.0
@@ -44,6 +44,27 @@ class Progress:
             sys.stdout.write(text + "\n")
             sys.stdout.flush()
             self.said = now
+
+
+class Tally:
+    """Progress of work that one process does or several share, each of which tells how far all have come.
+
+    Called as `tally(rank, {"what": "harvest", "done": 24})`; each `what` has a bar of its own.
+    """
+
+    def __init__(self, total: int) -> None:
+        """`total` parts make the whole of each work."""
+        self.total = total
+        self._bars: dict[str, Progress] = {}
+        self._done: dict[str, int] = {}
+
+    def __call__(self, rank: int, event: Mapping[str, Any]) -> None:
+        """Take what one of them tells; what another knew better is kept."""
+        what = event["what"]
+        if what not in self._bars:
+            self._bars[what] = Progress(what, self.total)
+        self._done[what] = max(self._done.get(what, 0), event["done"])
+        self._bars[what](self._done[what])
 
 
 class _Bar:

@@ -153,13 +153,15 @@ class Run:
         """Note a data file in the manifest; raises LabError when it is not the file that the run began with."""
         digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
         manifest = self.manifest
+        known = name in manifest["data"]  # workers look too, and must not write at once
         before = manifest["data"].setdefault(name, digest)
         if before != digest:
             raise LabError(
                 f"'{path}' has changed since run '{self.params.run}' began ({before}, now {digest}); "
                 "put it back or choose another `run` name"
             )
-        self._write(manifest)
+        if not known:
+            self._write(manifest)
 
     @property
     def _manifest_path(self) -> Path:
@@ -231,19 +233,18 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 
 def check_inputs(params: Params, root: Path) -> None:
-    """Raise LabError when the model or the data that the parameters name are visibly not there.
+    """Raise LabError when a model or the data that the parameters name are visibly not there.
 
     Every line of the moments files is read, and every video is looked for; none is opened.
     """
+    from labkit.policy.hub import require_model
     from labkit.policy.prompts import TEMPLATES
 
     if params.prompt not in TEMPLATES:
         raise LabError(f"prompt: there is no template '{params.prompt}'; the templates are {', '.join(TEMPLATES)}")
-    model = root / Path(params.model).expanduser()
-    if model.is_dir() or params.model.startswith((".", "/", "~")):
-        from labkit.policy.model import check_checkpoint
-
-        check_checkpoint(model)
+    for parameter in ("model", "harvester"):
+        if name := getattr(params, parameter):
+            require_model(name, root, parameter)
     for other in params.compare:
         read_manifest(root / Path(other).expanduser())
     if params.data == "world":

@@ -11,7 +11,8 @@ import pytest
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment, write_moments
 from labkit.errors import LabError
-from labkit.lab import Lab, Prediction
+from labkit.lab import Lab
+from labkit.measured import Prediction
 from labkit.params import DEFAULTS
 from labkit.scoring.predictions import read_predictions
 
@@ -129,3 +130,9 @@ def test_other_runs_stand_beside_this_one_when_they_share_the_test_split(project
     lab = Lab.open(replace(SMALL, compare=("outputs/elsewhere",)))
     with pytest.raises(LabError, match="elsewhere' was tested on other data"):
         lab.others()
+
+
+def test_a_harvester_is_trained_first_and_the_model_stays_the_base(project):
+    lab = Lab.open(replace(SMALL, model="embedded", harvester="embedded-gqa"))
+    assert (lab.policy("base").name, lab.policy("harvester").name) == ("embedded", "embedded-gqa")
+    assert Lab.open(replace(SMALL, run="y")).policy("harvester").name == "embedded", "where none is named, the base is"

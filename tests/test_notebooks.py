@@ -19,6 +19,7 @@ from labkit.job import read_job
 from labkit.params import read_params
 from labkit.results import DECODINGS, MODELS, read_results
 from labkit.runs import STAGES, Run, run_notebooks
+from labkit.stages.rollouts import RolloutStore
 from labkit.status import read_status
 
 ROOT = Path(__file__).parents[1]
@@ -115,7 +116,7 @@ def test_a_notebook_run_again_loads_and_does_not_train(smoke, tmp_path, monkeypa
     assert again[-1].data["text/markdown"] == first[-1].data["text/markdown"]
 
 
-def test_one_notebook_runs_by_papermill_alone(outputs, tmp_path):
+def test_one_notebook_runs_by_papermill_alone_and_two_workers_do_what_one_process_does(smoke, outputs, tmp_path):
     command = [sys.executable, "-m", "papermill", "notebooks/01_grpo.ipynb", str(tmp_path / "out.ipynb")]
     command += [
         "-f",
@@ -127,14 +128,29 @@ def test_one_notebook_runs_by_papermill_alone(outputs, tmp_path):
         "outputs",
         str(outputs),
         "-p",
-        "learning_rate",
-        "2e-4",
+        "processes",
+        "2",
+        "-p",
+        "eval_batch",
+        "8",
+        "-p",
+        "sampled_evaluation",
+        "false",
     ]
     command += ["--no-progress-bar", "-k", "python3"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert read_results(outputs / "x")["stages"]["01_grpo"]["state"] == "finished"
-    assert read_params(outputs / "x" / "params.yaml").learning_rate == 2e-4
+    assert read_params(outputs / "x" / "params.yaml").sampled_evaluation is False
+    assert (outputs / "x" / "01_grpo" / "logs" / "rank-1.txt").is_file()
+    texts = [output["text"] for output in shown(tmp_path / "out.ipynb") if output.get("name") == "stdout"]
+    assert "grpo: 2 of 2" in "".join(texts) and "evaluation, greedy: 16 of 16" in "".join(texts)
+    alone, shared = smoke.figures("01_grpo"), read_results(outputs / "x")["models"]
+    assert shared["base"]["greedy"] == alone["base"]["greedy"]
+    assert shared["grpo"]["greedy"]["n"] == alone["grpo"]["greedy"]["n"] == 16
+    first, second = (RolloutStore(folder / "01_grpo" / "rollouts").read() for folder in (smoke.path, outputs / "x"))
+    step = smoke.params.prompts_per_step * smoke.params.group_size
+    assert [(each.key, each.text) for each in first[:step]] == [(each.key, each.text) for each in second[:step]]
     assert json.loads((outputs / "x" / "manifest.json").read_text())["data"].keys() >= {"train", "test"}
 
 

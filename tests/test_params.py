@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import Path
@@ -87,6 +88,24 @@ def test_a_bad_value_is_named_with_what_is_allowed(name, value, says):
     assert refusal(**{name: value}).startswith(says)
 
 
+@pytest.mark.parametrize(
+    ("step", "each", "processes", "fits"),
+    [
+        (12, 0, 4, True),  # 3 queries each, in one pass
+        (12, 3, 4, True),
+        (12, 2, 4, False),  # 3 queries are no whole number of passes of 2
+        (12, 0, 8, False),
+        (12, 0, 0, True),  # as many as there are GPUs: known when the run begins
+    ],
+)
+def test_processes_take_whole_queries(step, each, processes, fits):
+    values = {"prompts_per_step": step, "prompts_per_pass": each, "processes": processes}
+    if fits:
+        assert Params.build(values).processes == processes
+    else:
+        assert f"prompts_per_step: {step} is no multiple of processes ({processes})" in refusal(**values)
+
+
 def test_an_unknown_name_gets_the_nearest():
     assert refusal(learning_rat=1e-6) == "unknown parameter 'learning_rat'; did you mean 'learning_rate'?"
     assert refusal(xyzzy=1) == "unknown parameter 'xyzzy'; labkit/concerns.py lists all of them"
@@ -161,6 +180,14 @@ def written(tmp_path: Path, text: str) -> Path:
 @pytest.mark.parametrize("path", PARAMS, ids=[path.stem for path in PARAMS])
 def test_shipped_params_are_good_and_named_like_their_run(path):
     assert read_params(path).run == path.stem
+
+
+@pytest.mark.parametrize("path", [path for path in PARAMS if "Qwen/" in path.read_text()], ids=lambda path: path.stem)
+def test_beside_each_value_for_a_real_model_stands_whose_it_is(path):
+    values = [line for line in path.read_text().splitlines() if line and not line.startswith(("#", "run:"))]
+    assert len(values) >= 30
+    for line in values:
+        assert re.search(r" # (ours|paper|Time-R1|README)\b", line), line
 
 
 def test_a_file_holds_overrides_and_the_command_line_goes_before_it(tmp_path):

@@ -1,4 +1,4 @@
-"""A tiny random Qwen2.5-VL, a byte-level tokenizer trained on a few sentences, and small clips, for tests and benchmarks.
+"""A tiny random model of each family, a byte-level tokenizer trained on a few sentences, and small clips, for tests and benchmarks.
 
 Unlike the embedded model it knows nothing: what holds for it holds for the code and not for what was learnt.
 """
@@ -14,6 +14,7 @@ import torch
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.data.video import FrameCache
+from labkit.policy.families import FAMILIES
 from labkit.policy.inputs import Sampling
 from labkit.policy.model import Policy
 from labkit.policy.sources import PromptSource
@@ -63,10 +64,17 @@ def tokenizer() -> Any:
 
 
 def model(
-    tok: Any, *, hidden: int = 64, layers: int = 2, vision_depth: int = 2, spread: float = 0.4, seed: int = 0
+    tok: Any,
+    *,
+    family: str = "qwen2_5_vl",
+    hidden: int = 64,
+    layers: int = 2,
+    vision_depth: int = 2,
+    spread: float = 0.4,
+    seed: int = 0,
 ) -> Any:
-    """A random Qwen2.5-VL whose output layer is spread out, so that log-probs differ and greedy answers are decided."""
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+    """A random model whose output layer is spread out, so that log-probs differ and greedy answers are decided."""
+    import transformers
 
     def token(text: str) -> int:
         return int(tok.convert_tokens_to_ids(text))
@@ -90,20 +98,21 @@ def model(
             "rope_theta": 1e4,
         },
     }
-    vision = {
-        "depth": vision_depth,
-        "hidden_size": hidden // 2,
-        "num_heads": 2,
-        "intermediate_size": hidden,
-        "patch_size": 14,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-        "window_size": 112,
-        "fullatt_block_indexes": [vision_depth - 1],
-        "out_hidden_size": hidden,
-        "tokens_per_second": 2,
-    }
-    config = Qwen2_5_VLConfig(
+    vision = {"depth": vision_depth, "num_heads": 2, "spatial_merge_size": 2, "temporal_patch_size": 2}
+    if family == "qwen2_vl":
+        vision |= {"patch_size": 14, "embed_dim": hidden // 2, "mlp_ratio": 2, "hidden_size": hidden}
+    else:
+        vision |= {"hidden_size": hidden // 2, "intermediate_size": hidden, "out_hidden_size": hidden}
+    if family == "qwen2_5_vl":
+        vision |= {
+            "patch_size": 14, "window_size": 112, "fullatt_block_indexes": [vision_depth - 1], "tokens_per_second": 2
+        }  # fmt: skip
+    if family == "qwen3_vl":
+        vision |= {"patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, vision_depth - 1]}
+        text["head_dim"] = 2 * hidden // heads  # as in the published 4B, heads are wider than their share of the model
+        text["rope_parameters"]["mrope_section"] = [half, half // 2, half // 2]
+    model_class = getattr(transformers, FAMILIES[family].model_class)
+    config = model_class.config_class(
         text_config=text,
         vision_config=vision,
         vision_start_token_id=token("<|vision_start|>"),
@@ -112,15 +121,15 @@ def model(
         video_token_id=token("<|video_pad|>"),
     )
     torch.manual_seed(seed)
-    made = Qwen2_5_VLForConditionalGeneration(config)
+    made = model_class(config)
     with torch.no_grad():  # transformers' small initial weights let neither video nor position reach the output
         made.model.language_model.embed_tokens.weight.normal_(0, 1)
         made.lm_head.weight.normal_(0, spread)
         for name, weight in made.model.language_model.layers.named_parameters():
             if weight.dim() > 1:
                 weight.normal_(0, (2 if "q_proj" in name or "k_proj" in name else 1) * weight.shape[1] ** -0.5)
-        for weight in made.model.visual.merger.mlp.parameters():
-            if weight.dim() > 1:
+        for name, weight in made.model.visual.named_parameters():
+            if "merger" in name and weight.dim() > 1:
                 weight.normal_(0, 1.5 * weight.shape[1] ** -0.5)
     made.generation_config.eos_token_id = tok.eos_token_id
     made.generation_config.pad_token_id = tok.pad_token_id
@@ -134,7 +143,8 @@ def policy(**shape: Any) -> Policy:
 
 
 def source(asked: Policy, on: list[Moment], folder: Path, fps: float = 1.0) -> PromptSource:
-    sampling = Sampling(fps, 32, 56 * 56, 56 * 56)
+    side = 4 * asked.base.config.vision_config.patch_size  # four tokens a frame
+    sampling = Sampling(fps, 32, side * side, side * side)
     return PromptSource(asked, on, template="query", sampling=sampling, cache=FrameCache(folder))
 
 

@@ -23,7 +23,7 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple, Protocol
 
 from labkit.chain.spans import Span
@@ -51,7 +51,7 @@ extra_text   something besides the thought, the answer and the option
 no_anchor    none of these, but the thought has no anchor: the form of a model that thinks without anchors
 """
 
-_TAG = re.compile(r"</?(?:think|timestamp|answer)>")
+_TAG = re.compile(r"(</?(?:think|timestamp|answer)>)")
 _OPTION_TAG = re.compile(r"</?option>")
 # Neighbouring parts share no character, so a failing match gives up in linear time.
 _SPAN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*to\s*(\d+(?:\.\d+)?)\s*", re.ASCII)
@@ -134,50 +134,49 @@ def parse(text: str, *, finished: bool = True, options: int = 0) -> AnchorChain:
     >>> parse("<think></think><answer>3 to 8</answer><option>b</option>", options=4).option
     1
     """
-    tags = [_Tag(match[0], match.start(), match.end()) for match in _TAG.finditer(text)]
-    opening = next((tag for tag in tags if tag.name == "<think>"), None)
-    closing = next((tag for tag in tags if opening and tag.name == "</think>" and tag.begin >= opening.end), None)
+    # Texts and tags take turns. No object is made for a tag: a store holds millions, and most are never asked for.
+    pieces = _TAG.split(text)
+    tags, places = pieces[1::2], list(accumulate(map(len, pieces)))
+    begins, ends = places[:-1:2], places[1::2]
+    opening = tags.index("<think>") if "<think>" in tags else None
+    closing = None if opening is None or "</think>" not in tags[opening:] else tags.index("</think>", opening)
 
     if opening is None:
         thought, behind = (0, 0), 0
     elif closing is None:
-        thought, behind = (opening.end, len(text)), len(text)
+        thought, behind = (ends[opening], len(text)), len(text)
     else:
-        thought, behind = (opening.end, closing.begin), closing.end
+        thought, behind = (ends[opening], begins[closing]), ends[closing]
 
     anchors = []
     answer_block: tuple[int, int, Span | None] | None = None
-    for tag, following in pairwise(tags):
-        if following.name != f"</{tag.name[1:]}":
-            continue
-        if tag.name == "<timestamp>" and thought[0] <= tag.begin and following.end <= thought[1]:
-            span = _read_span(text[tag.end : following.begin])
-            if span is not None:
-                anchors.append(Anchor(span, tag.begin, following.end))
-        elif tag.name == "<answer>" and tag.begin >= behind and answer_block is None:
-            answer_block = (tag.begin, following.end, _read_span(text[tag.end : following.begin]))
+    for at, (tag, following) in enumerate(pairwise(tags)):
+        if tag == "<timestamp>" and following == "</timestamp>":
+            if thought[0] <= begins[at] and ends[at + 1] <= thought[1]:
+                span = _read_span(pieces[2 * at + 2])
+                if span is not None:
+                    anchors.append(Anchor(span, begins[at], ends[at + 1]))
+        elif tag == "<answer>" and following == "</answer>" and begins[at] >= behind and answer_block is None:
+            answer_block = (begins[at], ends[at + 1], _read_span(pieces[2 * at + 2]))
 
     answer = answer_block[2] if answer_block else None
     option = _read_option(text, answer_block[1] if answer_block else behind, options) if options else None
-    count = dict.fromkeys(("<think>", "</think>", "<timestamp>", "</timestamp>", "<answer>", "</answer>"), 0)
-    for tag in tags:
-        count[tag.name] += 1
     if not finished:
         status = "cut_off"
-    elif opening is None or closing is None or count["<think>"] > 1 or count["</think>"] > 1:
+    elif opening is None or closing is None or tags.count("<think>") > 1 or tags.count("</think>") > 1:
         status = "no_think"
-    elif count["<timestamp>"] != len(anchors) or count["</timestamp>"] != len(anchors):
+    elif tags.count("<timestamp>") != len(anchors) or tags.count("</timestamp>") != len(anchors):
         status = "bad_anchor"
     elif answer_block is None:
         status = "no_answer"
-    elif answer is None or count["<answer>"] > 1 or count["</answer>"] > 1:
+    elif answer is None or tags.count("<answer>") > 1 or tags.count("</answer>") > 1:
         status = "bad_answer"
     elif options and (option is None or option.number is None or not option.alone):
         status = "bad_option"
     else:
         last = option[:2] if option else (len(text), len(text))
         between = (text[behind : answer_block[0]], text[answer_block[1] : last[0]])
-        outside = (text[: opening.begin], *between, text[last[1] :])
+        outside = (text[: begins[opening]], *between, text[last[1] :])
         if any(part.strip(string.whitespace) for part in outside):
             status = "extra_text"
         else:

@@ -13,7 +13,6 @@ import logging
 import os
 import queue
 import stat
-import subprocess
 import sys
 import threading
 import time
@@ -23,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from labkit.data.answerers import Answerer, Unanswered
 from labkit.data.video import fingerprint
 from labkit.errors import LabError
 from labkit.files import replacing
@@ -168,19 +168,19 @@ def _examine(waiting: dict[str, str], deadline: float, processes: int) -> Iterab
         tasks.put(task)
     given_up = threading.Event()
 
-    def serve(examiner: _Examiner) -> None:
+    def serve(examiner: Answerer) -> None:
         try:
             while not given_up.is_set():
                 key, path = tasks.get_nowait()
-                answers.put((key, examiner.examine(path)))
+                answers.put((key, _ask(examiner, path)))
         except queue.Empty:
             pass
         except BaseException as error:
             answers.put(error)
         finally:
-            examiner.close()
+            examiner.end()
 
-    examiners = [_Examiner(deadline) for _ in range(min(processes, len(waiting)))]
+    examiners = [Answerer(_EXAMINER, deadline) for _ in range(min(processes, len(waiting)))]
     threads = [threading.Thread(target=serve, args=[examiner], daemon=True) for examiner in examiners]
     for thread in threads:
         thread.start()
@@ -194,72 +194,18 @@ def _examine(waiting: dict[str, str], deadline: float, processes: int) -> Iterab
         # Whoever interrupts a checkup does not wait for a video that hangs.
         given_up.set()
         for examiner, thread in zip(examiners, threads, strict=True):
-            if process := examiner.process:
-                process.kill()
+            examiner.close()
             thread.join(5.0)
 
 
-class _Examiner:
-    """An examiner process, started when it is first needed and again after it was killed or died."""
-
-    def __init__(self, deadline: float) -> None:
-        self.deadline = deadline
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def examine(self, path: str) -> dict[str, Any]:
-        """The answer for one video, or what became of the process that opened it."""
-        process = self.process = self.process or self._start()
-        late = threading.Event()
-
-        def stop() -> None:
-            late.set()
-            process.kill()
-
-        timer = threading.Timer(self.deadline, stop)
-        timer.start()
-        answer = b""
-        try:
-            if process.stdin is not None and process.stdout is not None:
-                process.stdin.write(json.dumps(path).encode() + b"\n")
-                process.stdin.flush()
-                answer = process.stdout.readline()
-        except OSError:
-            pass  # it has died: the empty answer says so
-        finally:
-            timer.cancel()
-            timer.join()
-        if answer.endswith(b"\n"):
-            return json.loads(answer)
-        self.close()
-        if late.is_set():
-            return {"state": "hangs", "notes": [f"not done after {self.deadline:g} s"]}
-        code = process.returncode
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return {"state": "crashed", "notes": [f"the process that opened it ended by {how}"]}
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        # The package may run from a checkout: the child finds it where this process has found it.
-        root = str(Path(__file__).parents[2])
-        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        process = subprocess.Popen(
-            _EXAMINER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        )  # fmt: skip
-        return process
-
-    def close(self) -> None:
-        """End the process, whatever it is doing."""
-        if self.process is None:
-            return
-        process, self.process = self.process, None
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                try:
-                    pipe.close()
-                except OSError:
-                    pass  # a line that a dead process will never read
+def _ask(examiner: Answerer, path: str) -> dict[str, Any]:
+    """The answer for one video, or what became of the process that opened it."""
+    try:
+        return examiner.ask(path)
+    except Unanswered as error:
+        if error.late:
+            return {"state": "hangs", "notes": [str(error)]}
+        return {"state": "crashed", "notes": [f"the process that opened it {error}"]}
 
 
 def _cores() -> int:

@@ -6,16 +6,14 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from labkit.data import decoders
+from labkit.data.answerers import answer
 from labkit.errors import LabError
 
 if TYPE_CHECKING:
@@ -155,27 +153,19 @@ def _backend(path: str, duration: float) -> dict[str, Any]:
     return {"backend": "decord"}
 
 
-def main() -> None:
-    """Answer until the input ends."""
-    # Native code may write to standard output: the answers go through a door of their own.
-    answers: BinaryIO = os.fdopen(os.dup(1), "wb")
-    silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 1)
-    os.dup2(silence, 2)
-    for line in sys.stdin.buffer:
-        path = json.loads(line)
-        try:
-            found = examine(str(Path(path)))
-        except (LabError, OSError) as error:
-            found = _bad("not a video", str(error))
-        except Exception as error:
-            # An error nobody foresaw is this file's, not the others'.
-            found = _bad("crashed", f"{type(error).__name__}: {error}"[:200])
-        if not math.isfinite(found.get("duration", 0.0)):
-            found = _bad("not a video", "its timestamps are no numbers", found["format"])
-        answers.write(json.dumps(found).encode() + b"\n")
-        answers.flush()
+def found_in(path: str) -> dict[str, Any]:
+    """`examine`, for a file that may be anything."""
+    try:
+        found = examine(str(Path(path)))
+    except (LabError, OSError) as error:
+        found = _bad("not a video", str(error))
+    except Exception as error:
+        # An error nobody foresaw is this file's, not the others'.
+        found = _bad("crashed", f"{type(error).__name__}: {error}"[:200])
+    if not math.isfinite(found.get("duration", 0.0)):
+        found = _bad("not a video", "its timestamps are no numbers", found["format"])
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    answer(found_in)

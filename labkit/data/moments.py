@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.chain.spans import Span
+from labkit.data.owners import fetch_videos
 from labkit.errors import LabError
 from labkit.files import replacing
 
@@ -210,6 +211,10 @@ def require_videos(moments: Sequence[Moment]) -> None:
         moment, reason = bad[-1]
         others = f" (and {len(bad) - 1} other videos are missing or empty)" if len(bad) > 1 else ""
         step = "put the file there or correct 'video' in the moments file"
+        if command := fetch_videos(moment.source):
+            step += (
+                f"; {command} fetches what its owners publish, and `labkit moments ... --videos DIR` finds it in there"
+            )
         raise LabError(f"video {moment.video} of question {moment.qid!r} {reason}{others}; {step}")
 
 

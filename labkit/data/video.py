@@ -105,10 +105,10 @@ def resize(rgb: Pixels, size: tuple[int, int]) -> Pixels:
     >>> resize(np.full((2, 8, 8, 3), 7, np.uint8), (4, 2)).shape
     (2, 4, 2, 3)
     """
-    import torch
-
     if rgb.shape[1:3] == tuple(size):
         return rgb
+    import torch  # two seconds and 200 MB, which a reader of clips that fit already is spared
+
     frames = torch.from_numpy(np.ascontiguousarray(rgb)).permute(0, 3, 1, 2)
     frames = torch.nn.functional.interpolate(frames, size, mode="bicubic", antialias=True, align_corners=False)
     return np.ascontiguousarray(frames.permute(0, 2, 3, 1).numpy())
@@ -141,7 +141,7 @@ class FrameCache:
     """Frames at the model's size on disk, so that no clip is decoded twice, by this run or the next.
 
     One file per video content, times and size; files appear whole, so several processes may share the folder.
-    `hits` and `decoded` count what `get` did.
+    `hits` and `decoded` count what `get` did, `decoded` also what `labkit.data.readers` did for this cache.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -161,22 +161,37 @@ class FrameCache:
         A video that changed is decoded again. Raises LabError as `read_frames`.
         """
         wanted = np.asarray(times, np.float64)
-        request = f"{_CACHE_FORMAT} {fingerprint(path)} {size[0]}x{size[1]} {float(start)!r} {wanted.tolist()}"
-        file = self.folder / f"{hashlib.blake2b(request.encode(), digest_size=20).hexdigest()}.npz"
+        file = self._file(path, wanted, size, start)
         frames = _load(file)
         if frames is not None:
             self.hits += 1
             return frames
         frames = _read(path, wanted, start, lambda rgb: resize(rgb, size))
         self.decoded += 1
-        # Uncompressed: frames of real videos hardly shrink, and reading them back is what is done often.
+        # Uncompressed: frames of real videos hardly shrink, and reading them back is what is done often. The archive's
+        # checksum costs a twentieth of what patches of these frames cost, and finds a damaged file.
         with replacing(file) as temporary, open(temporary, "wb") as out:
             np.savez(out, rgb=frames.rgb, times=frames.times, backend=frames.backend, note=frames.note)
         return frames
 
+    def holds(self, path: str | Path, times: ArrayLike, size: tuple[int, int], start: float = 0.0) -> bool:
+        """Whether `get` need not decode. Raises LabError when the video is missing or empty."""
+        return self._file(path, np.asarray(times, np.float64), size, start).is_file()
+
+    def knows(self, path: str | Path) -> bool:
+        """Whether `info` need not open the video. Raises LabError when it is missing or empty."""
+        return self._info_file(path).is_file()
+
+    def _file(self, path: str | Path, times: Times, size: tuple[int, int], start: float) -> Path:
+        request = f"{_CACHE_FORMAT} {fingerprint(path)} {size[0]}x{size[1]} {float(start)!r} {times.tolist()}"
+        return self.folder / f"{hashlib.blake2b(request.encode(), digest_size=20).hexdigest()}.npz"
+
+    def _info_file(self, path: str | Path) -> Path:
+        return self.folder / f"{fingerprint(path)}.json"
+
     def info(self, path: str | Path) -> VideoInfo:
         """`probe`, kept beside the frames: the size for the model is asked for every clip in every epoch."""
-        file = self.folder / f"{fingerprint(path)}.json"
+        file = self._info_file(path)
         try:
             return VideoInfo(**json.loads(file.read_text()))
         except FileNotFoundError:
@@ -196,6 +211,10 @@ class BlackFrames(FrameCache):
         """As `FrameCache.get`, but all black; the video is not opened."""
         shown = np.asarray(times, np.float64)
         return Frames(np.zeros((len(shown), *size, 3), np.uint8), shown, "black", "")
+
+    def holds(self, path: str | Path, times: ArrayLike, size: tuple[int, int], start: float = 0.0) -> bool:
+        """Always."""
+        return True
 
 
 def _load(file: Path) -> Frames | None:

@@ -1,9 +1,7 @@
-"""Estimates: what a run will ask of memory, disk and time, before it begins.
+"""Estimates: what those of memory (`labkit.doctor.memory`) and time (`labkit.doctor.hours`) rest on, and that of the disk.
 
-Memory is arithmetic on the model's own config and the headers of its weights; no weight is loaded. Time is what
-`labkit.doctor.rehearsal` measured of the model's parts on this machine, times how often a run does them. Source: our own counts.
-Of the embedded lab's default run (2 cores, 1 thread, 120 steps of stage 1) they tell 8 min 45 s to 9 min 5 s and 2.5 GB, where
-9 min 24 s and 2.5 GB were measured; they have not been compared with a large model on a GPU.
+A model is known by its config and the headers of its weights; no weight is loaded. Source: our own counts. benchmarks/estimates.py
+compares what is told with small runs on a CPU; large models on a GPU have not been compared.
 """
 
 from __future__ import annotations
@@ -12,15 +10,12 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from labkit.errors import LabError
 from labkit.params import Params
-
-if TYPE_CHECKING:
-    from labkit.doctor.rehearsal import Pace
 
 STAGES = ("grpo", "distill", "sft", "grpo_final", "analysis")
 KEPT_SHARE = 2 / 3
@@ -29,14 +24,8 @@ ANSWER_SHARE = 0.5
 """Length of a chain in parts of `max_new_tokens`: the embedded lab writes 34 of 64 tokens, its control 18."""
 CHUNK = 24
 """Queries that a harvest samples together."""
-PROCESS = {"cpu": 0.95e9, "cuda": 0.8e9}
-"""Bytes of a process that has imported torch, transformers and TRL, measured on Linux; on a GPU, of its context and its
-libraries' workspaces there, which is ours by rule of thumb."""
-OTHER_PROCESSES = 1.1e9
-"""Bytes of the processes around a notebook's (labkit run, Jupyter's kernels, the browser that draws figures)."""
-NOTEBOOK_SECONDS = 12.0
-"""Seconds of a notebook that trains nothing: imports, models, figures. Measured on two CPU cores."""
-_BYTES = {"float32": 4, "bfloat16": 2}
+BYTES = {"float32": 4, "bfloat16": 2}
+"""Of a number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +77,10 @@ class Load:
     """Of a clip, on average."""
     frame_bytes: float = 0.0
     """Of a clip in the frame cache, on average."""
+
+    def as_dict(self) -> dict[str, float]:
+        """Every number by its name."""
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
 def read_shape(folder: Path) -> Shape:
@@ -151,133 +144,57 @@ def _by_formula(shape: Mapping[str, int], vision: Mapping[str, Any], tied: bool)
     return text, tower
 
 
-def stage_memory(shape: Shape, params: Params, load: Load, device: str) -> dict[str, dict[str, float]]:
-    """Peak bytes by stage and part, on `device` ("cpu" or "cuda"); the parts of a stage stand at its peak together.
+def one_process(params: Params, world: int) -> Params:
+    """What one of `world` processes does of each step: the whole step's queries and traces are shared out.
 
-    Activations are counted by the tensors that a layer keeps for its backward pass; an attention that is written out
-    (as on a CPU with a mask) is counted, one that is fused keeps nothing.
+    >>> one = one_process(Params(prompts_per_step=16, prompts_per_pass=2, sft_batch=24), 4)
+    >>> one.prompts_per_step, one.prompts_per_pass, one.sft_batch
+    (4, 2, 6)
     """
-    p, each = params, _BYTES[params.dtype]
-    weights = (shape.text_parameters + shape.vision_parameters) * each
-    # Adapters are kept in float32.
-    trained = 4 * shape.lora_parameters(p.lora_rank) if p.lora_rank else shape.text_parameters * each
-    answer = ANSWER_SHARE * p.max_new_tokens
-    prompt = load.prompt_tokens
-    copies = weights if p.beta and not p.lora_rank else 0.0
-    always = {"process": PROCESS[device], "weights": weights + (trained if p.lora_rank else 0.0)}
-    train_features = load.train_clips * load.video_tokens * shape.hidden * each
-    test_features = load.test_clips * load.video_tokens * shape.hidden * each
-
-    def cache(prompts: float, group: int) -> float:
-        # One layer's cache is copied whole while it grows by a token.
-        tokens = prompts * group * (prompt + p.max_new_tokens)
-        return tokens * (shape.layers + 1) * 2 * shape.kv_heads * shape.head * each
-
-    def backward(rows: float, length: float, shown: float) -> dict[str, float]:
-        layer = (9 * shape.hidden + 2 * shape.kv_heads * shape.head + 4 * shape.intermediate) * each
-        if each == 2:
-            layer += 4 * shape.hidden * 4  # norms are computed in float32, and keep it
-        attention = 2 * shape.heads * length * each if device == "cpu" else 0.0
-        kept = shape.layers * (layer + attention)
-        if p.gradient_checkpointing:
-            kept = shape.layers * shape.hidden * each + layer + attention
-        return {"activations": rows * length * kept, "logits": shown * shape.vocab * (each + 4 * 4)}
-
-    def largest(*phases: dict[str, float]) -> dict[str, float]:
-        # They take turns.
-        return max(phases, key=lambda phase: sum(phase.values()))
-
-    features = {"features": train_features + test_features}
-    training = {**always, "gradients": trained, "optimizer": 2 * trained, **features}
-    evaluation = {**always, "cache": cache(p.eval_batch, 1), **features}
-    rows = p.prompts_per_pass or p.prompts_per_step
-    grpo = largest(
-        {**training, "reference": copies, "cache": cache(p.prompts_per_step, p.group_size)},
-        {
-            **training,
-            "reference": copies,
-            **backward(rows, prompt + p.group_size * answer, rows * p.group_size * answer),
-        },
-        evaluation,
-    )
-    harvested = min(p.harvest_prompts, load.train)
-    batch, whole = min(p.sft_batch, max(1, harvested * p.max_per_query)), prompt + answer
-    return {
-        "grpo": grpo,
-        "distill": {**always, "cache": cache(min(CHUNK, harvested), p.harvest_samples),
-                    "features": train_features * min(1.0, harvested / max(1, load.train))},
-        # SFT has logits for every token of its rows.
-        "sft": largest({**training, **backward(batch, whole, batch * whole)}, evaluation),
-        "grpo_final": grpo,
-        # The blind passes see other clips than their own: features of two sources at a time.
-        "analysis": {**always, "cache": cache(p.eval_batch, 1), "features": 2 * test_features},
-    }  # fmt: skip
+    step = max(1, params.prompts_per_step // world)
+    each = params.prompts_per_pass or step
+    if step % each:
+        each = step
+    return replace(params, prompts_per_step=step, prompts_per_pass=each, sft_batch=max(1, params.sft_batch // world))
 
 
-def stage_seconds(shape: Shape, params: Params, load: Load, pace: Pace) -> dict[str, dict[str, float]]:
-    """Seconds by stage and part. Stages 1 and 3 take all their steps; stage 1 may stop sooner.
-
-    A chain is taken to be half of `max_new_tokens` long, and the filter to keep two thirds of what it may.
-    """
-    p, answer = params, ANSWER_SHARE * params.max_new_tokens
-    prompt = load.prompt_tokens
-
-    def sampling(prompts: int, group: int) -> float:
-        return pace.prefill * prompts * prompt + answer * pace.decoding(prompts * group)
-
-    def evaluation(models: int) -> float:
-        decodings = models * (2 if p.sampled_evaluation else 1)
-        full, rest = divmod(load.test, p.eval_batch)
-        return decodings * (full * sampling(p.eval_batch, 1) + (sampling(rest, 1) if rest else 0.0))
-
-    def looking(clips: int) -> float:
-        return clips * pace.vision * load.video_tokens
-
-    def grpo(steps: int) -> dict[str, float]:
-        tokens = p.prompts_per_step * (prompt + p.group_size * answer)
-        passes = pace.learning + (pace.forward if p.beta or p.lora_rank else 0.0)
-        if p.gradient_checkpointing:
-            passes += pace.forward
-        return {
-            "sampling": steps * sampling(p.prompts_per_step, p.group_size),
-            "learning": steps * (tokens * passes + pace.update),
-        }
-
-    harvested = min(p.harvest_prompts, load.train)
-    traces = KEPT_SHARE * harvested * p.max_per_query
-    steps = max(1, round(p.sft_epochs * traces / p.sft_batch))
-    sft_tokens = p.sft_epochs * traces * (prompt + answer)
-    fixed = {"notebook": NOTEBOOK_SECONDS}
-    clips = load.train_clips + load.test_clips
-    return {
-        # The first to see a clip decodes it, for all.
-        "grpo": {**grpo(p.grpo_steps), "evaluation": evaluation(2),
-                 "clips": looking(clips) + clips * (pace.reading + pace.writing), **fixed},
-        "distill": {"sampling": harvested / CHUNK * sampling(CHUNK, p.harvest_samples),
-                    "clips": looking(round(load.train_clips * harvested / max(1, load.train))), **fixed},
-        "sft": {"learning": sft_tokens * pace.learning + steps * pace.update, "evaluation": evaluation(1),
-                "clips": looking(clips), **fixed},
-        "grpo_final": {**grpo(p.final_steps), "evaluation": evaluation(1), "clips": looking(clips), **fixed},
-        # Two blind passes of the final model, greedy alone.
-        "analysis": {"evaluation": evaluation(2) / (2 if p.sampled_evaluation else 1), "clips": looking(load.test_clips),
-                     **fixed},
-    }  # fmt: skip
+def trained_parameters(shape: Shape, params: Params) -> int:
+    """Weights that move: the adapters', or all of the language model's."""
+    return shape.lora_parameters(params.lora_rank) if params.lora_rank else shape.text_parameters
 
 
-def run_disk(shape: Shape, params: Params, load: Load) -> dict[str, float]:
+def bytes_trained(params: Params, world: int) -> int:
+    """Bytes of a weight that is trained: adapters, and whatever fsdp2 shares out, are kept in float32."""
+    return 4 if params.lora_rank or (world > 1 and params.sharding == "fsdp2") else BYTES[params.dtype]
+
+
+def traces_of_a_clip(params: Params, load: Load) -> float:
+    """Kept traces that have a clip in common, on average; behind a query that comes first only its own can share it."""
+    queries = 1.0 if params.prompt == "query" else load.train / max(1, load.train_clips)
+    return max(1.0, KEPT_SHARE * params.max_per_query * queries)
+
+
+def run_disk(
+    shape: Shape, params: Params, load: Load, *, harvester: Shape | None = None, world: int = 1
+) -> dict[str, float]:
     """Bytes that a run writes at its fullest: two checkpoints of one stage, three final models, frames, rollouts."""
-    p, each = params, _BYTES[params.dtype]
-    trained = 4 * shape.lora_parameters(p.lora_rank) if p.lora_rank else shape.text_parameters * each
-    saved = trained if p.lora_rank else trained + shape.vision_parameters * each
-    # A saved checkpoint holds the optimizer's two moments; a third one is written before the oldest is removed.
-    checkpoints = 3 * (saved + 2 * trained)
+    p, each = params, bytes_trained(params, world)
+
+    def moved(model: Shape) -> float:
+        return float(trained_parameters(model, p) * each)
+
+    def saved(model: Shape) -> float:
+        return moved(model) + (0.0 if p.lora_rank else model.vision_parameters * BYTES[p.dtype])
+
+    first = harvester or shape
     rollouts = (
         p.grpo_steps + p.final_steps
     ) * p.prompts_per_step * p.group_size + p.harvest_prompts * p.harvest_samples
     text = 4 * ANSWER_SHARE * p.max_new_tokens
     return {
         "frame cache": (load.train_clips + load.test_clips) * load.frame_bytes,
-        "checkpoints": checkpoints,
-        "final models": 3 * saved,
+        # A saved checkpoint holds the optimizer's two moments; a third one is written before the oldest is removed.
+        "checkpoints": max(3 * (saved(model) + 2 * moved(model)) for model in (shape, first)),
+        "final models": saved(first) + 2 * saved(shape),
         "rollouts and notebooks": rollouts * (text + 100) + 5e6 * 5,
     }

@@ -7,23 +7,20 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from labkit.data.checkups import Checkup
 from labkit.data.moments import Moment
-from labkit.doctor import estimates
-from labkit.doctor.estimates import Load, Shape
+from labkit.doctor.costs import add_costs, existing
+from labkit.doctor.estimates import Load
 from labkit.doctor.inspection import SPLITS, Inspection, Vision, clip_cost, inspect_folder
-from labkit.doctor.reports import Finding, Report, Table, size_text, time_text
+from labkit.doctor.reports import Finding, Report
 from labkit.doctor.surroundings import (
-    Machine,
     Model,
     busy_findings,
     find_machine,
@@ -39,18 +36,8 @@ from labkit.params import Params, read_params
 from labkit.progress import Progress
 from labkit.runs import differing, read_manifest
 
-if TYPE_CHECKING:
-    from labkit.doctor.rehearsal import Pace
-
 # Clips of the embedded world and questions whose lengths are looked at; the others are like them.
 _SAMPLE = 400
-# From this share of what there is, an estimate may well be wrong about fitting.
-_TIGHT = 0.75
-_MEMORY_STEPS = {
-    "cache": "lower group_size, harvest_samples, eval_batch or max_new_tokens",
-    "features": "lower max_pixels, max_frames or train_limit: features of all clips stay in memory",
-    "process": "give the machine more memory: libraries alone take most of this",
-}
 
 
 def examine(params: Params, *, quick: bool = False, on_video: Callable[[int, int], None] | None = None) -> Report:
@@ -68,14 +55,19 @@ def examine(params: Params, *, quick: bool = False, on_video: Callable[[int, int
     machine = find_machine(params.device)
     report.tables.append(machine_table(machine, packages, report.findings))
     report.findings += machine_findings(machine, params) + _run_findings(params, root)
-    model, findings = find_model(params, root)
+    model, findings = find_model(params.model, root)
     report.findings += findings
+    harvester = None
+    if params.harvester:
+        harvester, findings = find_model(params.harvester, root)
+        report.findings += [each._replace(kind="harvester") for each in findings]
     vision = Vision(model.shape.patch, model.shape.merge, model.shape.temporal) if model else Vision()
     found = _inspect(params, root, vision, quick, on_video)
     report.findings += found.findings
     report.tables.append(found.table())
     report.data["videos"] = {path: _as_dict(checkup) for path, checkup in found.videos.items()}
-    if model and all(found.clips.get(split) for split in ("train", "test")):
+    known = model and (harvester or not params.harvester)
+    if model and known and all(found.clips.get(split) for split in ("train", "test")):
         # A base that comes with adapters trains those, whatever `lora_rank` says.
         params = replace(params, lora_rank=model.lora_rank or params.lora_rank)
         load, findings = _load(params, model, found)
@@ -83,8 +75,7 @@ def examine(params: Params, *, quick: bool = False, on_video: Callable[[int, int
         if load:
             if not quick:
                 report.findings += busy_findings(machine)
-            pace = None if quick else _pace(params, model, load, found, machine, vision)
-            _estimate(report, params, model.shape, load, machine, pace, root)
+            add_costs(report, params, [model, harvester] if harvester else [model], load, found, machine, root, quick)
     return report
 
 
@@ -139,14 +130,9 @@ def _run_findings(params: Params, root: Path) -> list[Finding]:
         found.append(
             Finding("error", "run", f"folder {folder}", "is not empty and no run", "choose another `run` name")
         )
-    if not os.access(_existing(folder), os.W_OK):
-        found.append(Finding("error", "run", f"folder {_existing(folder)}", "may not be written to", "set `outputs`"))
+    if not os.access(existing(folder), os.W_OK):
+        found.append(Finding("error", "run", f"folder {existing(folder)}", "may not be written to", "set `outputs`"))
     return found
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that is there."""
-    return next(each for each in (folder, *folder.parents) if each.exists())
 
 
 def _inspect(
@@ -218,119 +204,6 @@ def _text_tokens(tokenizer: Any, moment: Moment, template: str) -> int:
 
     text = tokenizer.apply_chat_template(messages(moment, template), tokenize=False, add_generation_prompt=True)
     return len(tokenizer(text, add_special_tokens=False)["input_ids"]) - 1
-
-
-def _pace(params: Params, model: Model, load: Load, found: Inspection, machine: Machine, vision: Vision) -> Pace:
-    """How fast this machine is at it, measured."""
-    from labkit.doctor.rehearsal import SMALL, clock_for, count_out, rehearse
-    from labkit.policy.model import load_policy
-
-    if model.shape.text_parameters + model.shape.vision_parameters > SMALL:
-        pace = count_out(model.shape, params, machine.device)
-    else:
-        policy = load_policy(
-            str(model.folder), dtype=params.dtype, device=machine.device, lora_rank=params.lora_rank,
-            lora_alpha=params.lora_alpha,
-        )  # fmt: skip
-        clip = found.clips["train"][0]
-        grid = (-(-clip.frames // vision.temporal), clip.size[0] // vision.patch, clip.size[1] // vision.patch)
-        pace = rehearse(policy, params, load, grid)
-    clock = clock_for(machine.device, params.threads)
-    if params.data != "world":
-        readable = [moment for moment in found.moments["train"] if found.videos[moment.video].readable]
-        return pace._replace(reading=_reading(params, readable, vision, clock))
-    from labkit.data.world import write_world
-
-    with tempfile.TemporaryDirectory() as folder:
-        begin = clock()
-        splits = write_world(folder, 2, 1, 1, seed=params.world_seed)
-        writing = (clock() - begin) / 4
-        reading = _reading(params, [moment for split in splits.values() for moment in split], vision, clock)
-    return pace._replace(reading=reading, writing=writing)
-
-
-def _reading(params: Params, moments: Sequence[Moment], vision: Vision, clock: Callable[[], float]) -> float:
-    """Seconds for decoding one clip, on average over up to three."""
-    from labkit.data.video import read_frames, sample_times
-
-    seconds: list[float] = []
-    for moment in {m.video: m for m in moments}.values():
-        times = sample_times(moment.duration, params.fps, params.max_frames, vision.temporal)
-        begin = clock()
-        try:
-            read_frames(moment.video, times, moment.start)
-        except LabError:
-            continue  # the inspection has told it
-        seconds.append(clock() - begin)
-        if len(seconds) == 3:
-            break
-    return fmean(seconds) if seconds else 0.0
-
-
-def _estimate(
-    report: Report, params: Params, shape: Shape, load: Load, machine: Machine, pace: Pace | None, root: Path
-) -> None:
-    """Memory, time and disk, as tables, figures and findings."""
-    memory = estimates.stage_memory(shape, params, load, machine.device)
-    seconds = estimates.stage_seconds(shape, params, load, pace) if pace else {}
-    others = estimates.OTHER_PROCESSES if machine.device == "cpu" else 0.0
-    lines = []
-    for stage in estimates.STAGES:
-        cells = [stage, *_most(memory[stage], size_text)]
-        lines.append((*cells, *_most(seconds[stage], time_text)) if pace else tuple(cells))
-    peak = max(sum(parts.values()) for parts in memory.values())
-    head = ["stage", "memory", "most of it"] + (["time", "most of it"] if pace else [])
-    note = f"memory: arithmetic on the model's config ({shape.text_parameters + shape.vision_parameters:,} weights); "
-    note += (
-        f"at its peak {size_text(peak + others)} with the processes around it" if others else f"on the {machine.name}"
-    )
-    if pace:
-        whole = sum(sum(parts.values()) for parts in seconds.values())
-        note += f"\ntime: {time_text(whole)} in all, by {pace.basis}"
-        note += f"\nif stages 1 and 3 take all their steps ({params.grpo_steps} and {params.final_steps}), chains are half of "
-        note += f"max_new_tokens long, and {estimates.KEPT_SHARE:.0%} of what the filter may keep is kept"
-    report.tables.append(Table("estimate", tuple(head), lines, note))
-    disk = estimates.run_disk(shape, params, load)
-    place = _existing(root / params.outputs)
-    free = float(shutil.disk_usage(place).free)
-    sizes = [(name, size_text(size)) for name, size in (*disk.items(), ("free", free))]
-    report.tables.append(
-        Table(f"disk at {place}", ("", "size"), sizes, "at its fullest, with two checkpoints and one more")
-    )
-    report.findings += [
-        *(each for stage, parts in memory.items() for each in _tight_memory(stage, parts, others, machine.memory)),
-        *_tight("disk", "disk", sum(disk.values()), free, "make room, or set `outputs` to another disk"),
-    ]
-    report.data |= {
-        "memory_bytes": memory, "stage_seconds": seconds, "disk_bytes": disk, "load": _as_dict(load),
-        "pace": pace._asdict() if pace else None,
-    }  # fmt: skip
-
-
-def _most(parts: Mapping[str, float], text: Callable[[float], str]) -> list[str]:
-    """The sum, and the three largest parts that make a hundredth of it or more."""
-    whole = sum(parts.values())
-    largest = sorted(parts.items(), key=lambda part: -part[1])[:3]
-    return [text(whole), ", ".join(f"{name} {text(part)}" for name, part in largest if part >= 0.01 * whole)]
-
-
-def _tight_memory(stage: str, parts: Mapping[str, float], others: float, there: float) -> list[Finding]:
-    step = "take a smaller model, bfloat16 or adapters (lora_rank)"
-    largest = max(parts, key=lambda part: parts[part])
-    if largest in ("activations", "logits"):
-        step = "lower sft_batch" if stage == "sft" else "lower prompts_per_pass"
-        step += " or set gradient_checkpointing" if largest == "activations" else ""
-    elif largest in _MEMORY_STEPS:
-        step = _MEMORY_STEPS[largest]
-    found = _tight("memory", f"memory of {stage}", sum(parts.values()) + others, there, step)
-    return [each._replace(message=f"{each.message}, most of it {largest}") for each in found]
-
-
-def _tight(kind: str, subject: str, needed: float, there: float, step: str) -> list[Finding]:
-    if not there or needed < _TIGHT * there:
-        return []
-    message = f"may not suffice: about {size_text(needed)} of {size_text(there)}"
-    return [Finding("error" if needed > there else "warning", kind, subject, message, step)]
 
 
 def _as_dict(record: Any) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The embedded base: a tiny, real Qwen2.5-VL that answers on the embedded world.
 
 1.4 million parameters, a vocabulary of whole words, weights shipped with the package. It plays the base model's part: it finds
-events, but roughly, and it rarely writes anchors. `labkit.policy.pretraining` is the recipe that made it.
+events, but roughly, and it rarely writes anchors. `labkit.policy.pretraining` is the recipe that made it. The same shape can be had
+untrained in every model family.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from labkit.data.world import ACTIONS, COLORS, SHAPES, STATES, STATES_PER_SECOND
+from labkit.errors import LabError
+from labkit.policy.families import FAMILIES
+from labkit.policy.model import Policy, save_policy
 
 WEIGHTS = Path(__file__).parent / "embedded_weights"
 """The checkpoint that ships with labkit, as `save_pretrained` wrote it."""
@@ -38,6 +42,8 @@ WORDS = (
 ).split()
 GQA_WORDS = ("<option>", "</option>", "what", "do", "a", "b", "c", "d")
 """What questions with options add to the vocabulary, behind all other words."""
+STAMP_WORDS = ("<", ">", "seconds", *(f"{tenth / 10:.1f}" for tenth in range(10 * STATES // STATES_PER_SECOND)))
+"""What Qwen3-VL's times between frames are written with."""
 SIDE = 56
 """Pixels of a frame's side as the model reads it: 2 x 2 tokens, one per quadrant, for each second."""
 CHAT_TEMPLATE = (
@@ -77,17 +83,22 @@ def build_tokenizer(added: Sequence[str] = ()) -> Any:
     return tokenizer
 
 
-def build_model(tokenizer: Any, seed: int = 0) -> Any:
-    """The untrained model: vision 2 layers of 96, text 4 layers of 128, four heads, tied embeddings."""
+def build_model(tokenizer: Any, seed: int = 0, family: str = "qwen2_5_vl") -> Any:
+    """The untrained model: vision 2 layers of 96, text 4 layers of 128, four heads, tied embeddings.
+
+    `family`: a name of `labkit.policy.families.FAMILIES`. Patches have 14 pixels a side in all of them, so that a quadrant of the
+    world is one token.
+    """
     import torch
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+    import transformers
 
     def token(name: str) -> int:
         return int(tokenizer.convert_tokens_to_ids(name))
 
+    model_class = getattr(transformers, FAMILIES[family].model_class)
     width, heads = 128, 4
     half = width // heads // 2
-    config = Qwen2_5_VLConfig(
+    config = model_class.config_class(
         text_config={
             "vocab_size": _rows(tokenizer),
             "hidden_size": width,
@@ -106,20 +117,16 @@ def build_model(tokenizer: Any, seed: int = 0) -> Any:
             "eos_token_id": token("<|im_end|>"),
             "pad_token_id": token("<pad>"),
             "tie_word_embeddings": True,
+            **({"head_dim": width // heads} if family == "qwen3_vl" else {}),
         },
         vision_config={
             "depth": 2,
-            "hidden_size": 96,
-            "intermediate_size": 192,
             "num_heads": 4,
             "patch_size": 14,
             "spatial_merge_size": 2,
             "temporal_patch_size": 2,
-            "tokens_per_second": 2,
-            "window_size": 112,
-            "fullatt_block_indexes": [0, 1],
-            "out_hidden_size": width,
             "initializer_range": 0.04,
+            **_vision(family, 96, width),
         },
         image_token_id=token("<|image_pad|>"),
         video_token_id=token("<|video_pad|>"),
@@ -129,10 +136,32 @@ def build_model(tokenizer: Any, seed: int = 0) -> Any:
     )
     config._attn_implementation = "sdpa"
     torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(config)
+    model = model_class(config)
     model.generation_config.eos_token_id = token("<|im_end|>")
     model.generation_config.pad_token_id = token("<pad>")
     return model
+
+
+def _vision(family: str, width: int, out: int) -> dict[str, Any]:
+    """What the families call their tower's widths, and what only one of them has; `out`: the language model's width."""
+    if family == "qwen2_vl":
+        return {"embed_dim": width, "mlp_ratio": 2, "hidden_size": out}
+    named = {"hidden_size": width, "intermediate_size": 2 * width, "out_hidden_size": out}
+    if family == "qwen3_vl":
+        return named | {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+    return named | {"tokens_per_second": 2, "window_size": 112, "fullatt_block_indexes": [0, 1]}
+
+
+def write_untrained(folder: Path, family: str, seed: int = 0) -> None:
+    """Write a random model of a family with the embedded lab's words, for trying whatever does not need a model that knows anything.
+
+    Raises:
+        LabError: there is no such family, or the folder exists.
+    """
+    if family not in FAMILIES:
+        raise LabError(f"there is no family {family!r}; choose one of {', '.join(FAMILIES)}")
+    tokenizer = build_tokenizer(STAMP_WORDS if family == "qwen3_vl" else ())
+    save_policy(Policy(build_model(tokenizer, seed, family), tokenizer, family), folder)
 
 
 def grow(model: Any, added: Sequence[str] = GQA_WORDS, seed: int = 0) -> Any:

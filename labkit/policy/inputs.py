@@ -1,7 +1,8 @@
 """From a moment to what the model reads: token ids, patches, and temporal positions in true seconds.
 
 Every stage builds its inputs here and nowhere else. Qwen2.5-VL learns absolute time from the rotary positions alone, so a rollout,
-its log-probs, SFT and evaluation must see the same clock, or the policy that is trained is not the one that answered.
+its log-probs, SFT and evaluation must see the same clock, or the policy that is trained is not the one that answered. What differs
+between model families is said in `labkit.policy.families`.
 
 Shapes: P prompt tokens; a video grid is (t, h, w) patches, t of them in time, and fills t * h * w / 4 tokens.
 """
@@ -16,17 +17,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from labkit.data.moments import Moment
 from labkit.data.video import FrameCache, sample_times
 from labkit.errors import LabError
+from labkit.policy.families import PLACEHOLDER, VIDEO_PAD, Family
 from labkit.policy.model import Policy
 from labkit.policy.prompts import messages
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-
-VIDEO_PAD = "<|video_pad|>"
-
-# Pixel statistics of CLIP, which Qwen2-VL's image and video processors normalise with.
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass
@@ -42,7 +39,8 @@ class Prompt:
     seconds_per_grid: float
     """Seconds between two temporal patches."""
     features: torch.Tensor
-    """(t * h * w / 4, hidden) what the frozen vision tower makes of the clip."""
+    """What the frozen vision tower makes of the clip: (t * h * w / 4, hidden), or (t * h * w / 4, 1 + layers fed, hidden) of a
+    family with deepstack."""
 
 
 class Sampling(NamedTuple):
@@ -61,7 +59,7 @@ class Sampling(NamedTuple):
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
     """Size of a frame for the model: multiples of `factor`, within the pixel budget, aspect ratio kept as well as that allows.
 
-    Source: the arithmetic of Qwen2-VL's processor.
+    Source: the arithmetic of Qwen2-VL's processor; Qwen3-VL's gives the same for frames of at least `factor` pixels a side.
 
     >>> smart_resize(270, 480, factor=28, min_pixels=3136, max_pixels=100352)
     (224, 420)
@@ -78,11 +76,14 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
     return rows, columns
 
 
-def patchify(rgb: np.ndarray, patch: int, merge: int, temporal: int) -> tuple[torch.Tensor, tuple[int, int, int]]:
+def patchify(
+    rgb: np.ndarray, family: Family, patch: int, merge: int, temporal: int
+) -> tuple[torch.Tensor, tuple[int, int, int]]:
     """Frames at model size to normalised patches.
 
     Args:
         rgb: (T, H, W, 3) uint8.
+        family: whose mean and spread the pixels are normalised with.
         patch: pixels along a patch's side.
         merge: patches along the side of one token.
         temporal: frames in one patch; an incomplete last patch repeats the last frame.
@@ -92,35 +93,33 @@ def patchify(rgb: np.ndarray, patch: int, merge: int, temporal: int) -> tuple[to
     """
     import torch
 
-    frames = torch.from_numpy(rgb).permute(0, 3, 1, 2).float()
-    mean, std = (torch.tensor(values).mul(255)[:, None, None] for values in (MEAN, STD))
-    frames = frames.sub_(mean).div_(std)
+    frames = torch.from_numpy(rgb)
     if missing := -len(frames) % temporal:
         frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
-    t, h, w = len(frames) // temporal, frames.shape[2] // patch, frames.shape[3] // patch
-    blocks = frames.view(t, temporal, 3, h // merge, merge, patch, w // merge, merge, patch)
-    blocks = blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
-    return blocks.reshape(t * h * w, 3 * temporal * patch * patch), (t, h, w)
+    t, h, w = len(frames) // temporal, frames.shape[1] // patch, frames.shape[2] // patch
+    blocks = frames.view(t, temporal, h // merge, merge, patch, w // merge, merge, patch, 3)
+    # Put in order while they are bytes: moving floats takes twice as long.
+    patches = blocks.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(t * h * w, 3, -1).float()
+    mean, std = (torch.tensor(values).mul(255)[:, None] for values in (family.mean, family.std))
+    return patches.sub_(mean).div_(std).flatten(1), (t, h, w)
 
 
 def rotary_positions(
-    is_video: torch.Tensor,
-    grid: tuple[int, int, int],
-    *,
-    merge: int,
-    tokens_per_second: float,
-    seconds_per_grid: float,
+    is_video: torch.Tensor, grid: tuple[int, int, int], *, merge: int, ticks: Sequence[Sequence[int]]
 ) -> torch.Tensor:
-    """(3, P) rotary positions of a prompt with one video.
+    """(3, P) rotary positions of a prompt with one video: time, height, width.
 
-    A frame's temporal position is its time in seconds times `tokens_per_second`, rounded down, counted from the video's first token.
-    Text behind the video goes on after the video's last position on any axis, as Qwen2.5-VL was trained; `transformers` 5 restarts
-    it at the frame's side instead, where it would run into the later frames.
+    `ticks` are the temporal positions of the video's patches, a list for each of its vision spans, counted from the span's first
+    token; see `Family.ticks`. What follows a span goes on behind the span's last position on any axis.
 
     >>> import torch
-    >>> positions = rotary_positions(torch.tensor([0, 1, 1, 0]).bool(), (2, 2, 2), merge=2, tokens_per_second=2, seconds_per_grid=1.0)
-    >>> positions[0].tolist()
+    >>> rotary_positions(torch.tensor([0, 1, 1, 0]).bool(), (2, 2, 2), merge=2, ticks=[[0, 2]])[0].tolist()
     [0, 1, 3, 4]
+    >>> rotary_positions(torch.tensor([0, 1, 0, 1, 0]).bool(), (2, 2, 2), merge=2, ticks=[[0], [0]])[0].tolist()
+    [0, 1, 2, 3, 4]
+
+    Raises:
+        ValueError: the video's tokens do not fill its grid, or do not stand in spans as `ticks` has them.
     """
     import torch
 
@@ -128,15 +127,19 @@ def rotary_positions(
     where = is_video.nonzero()[:, 0]
     if len(where) != t * h * w:
         raise ValueError(f"the prompt holds {len(where)} video tokens, and a grid of {grid} needs {t * h * w}")
-    first, last = int(where[0]), int(where[-1])
-    # A hair above, so that 0.1 * 3 * 10 counts as 3 and not as 2.999...
-    seconds = torch.arange(t, dtype=torch.float64) * seconds_per_grid
-    time = (seconds * tokens_per_second + 1e-6).floor().long()
-    axes = torch.meshgrid(time, torch.arange(h), torch.arange(w), indexing="ij")
-    video = torch.stack(axes).flatten(1) + first
-    before = torch.arange(first).expand(3, -1)
-    after = torch.arange(len(is_video) - last - 1).expand(3, -1) + int(video.max()) + 1
-    return torch.cat([before, video, after], 1)
+    pieces = []
+    read = seen = free = 0  # tokens that have a position, video tokens among them, and the next position
+    for span in ticks:
+        first, size = int(where[seen]), len(span) * h * w
+        if int(where[seen + size - 1]) != first + size - 1:
+            raise ValueError(f"the video's tokens do not stand in {len(ticks)} spans")
+        text = torch.arange(free, free + first - read).expand(3, -1)
+        axes = torch.meshgrid(torch.tensor(span), torch.arange(h), torch.arange(w), indexing="ij")
+        video = torch.stack(axes).flatten(1) + free + first - read
+        pieces += [text, video]
+        read, seen, free = first + size, seen + size, int(video.max()) + 1
+    pieces.append(torch.arange(free, free + len(is_video) - read).expand(3, -1))
+    return torch.cat(pieces, 1)
 
 
 class Clip(NamedTuple):
@@ -148,6 +151,16 @@ class Clip(NamedTuple):
     seconds_per_grid: float
 
 
+def wanted_frames(
+    policy: Policy, moment: Moment, cache: FrameCache, sampling: Sampling
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Seconds (T,) from the clip's beginning at which it is looked at, and the frames' size (height, width)."""
+    vision = policy.base.config.vision_config
+    info, factor = cache.info(moment.video), vision.patch_size * vision.spatial_merge_size
+    size = smart_resize(info.height, info.width, factor, sampling.min_pixels, sampling.max_pixels)
+    return sample_times(moment.duration, sampling.fps, sampling.max_frames, vision.temporal_patch_size), size
+
+
 def read_clip(policy: Policy, moment: Moment, cache: FrameCache, sampling: Sampling) -> Clip:
     """Sample the moment's video, or its trim window, and cut it into patches.
 
@@ -156,11 +169,9 @@ def read_clip(policy: Policy, moment: Moment, cache: FrameCache, sampling: Sampl
     """
     vision = policy.base.config.vision_config
     temporal, merge = vision.temporal_patch_size, vision.spatial_merge_size
-    info = cache.info(moment.video)
-    size = smart_resize(info.height, info.width, vision.patch_size * merge, sampling.min_pixels, sampling.max_pixels)
-    times = sample_times(moment.duration, sampling.fps, sampling.max_frames, temporal)
+    times, size = wanted_frames(policy, moment, cache, sampling)
     frames = cache.get(moment.video, times, size, moment.start)
-    patches, grid = patchify(frames.rgb, vision.patch_size, merge, temporal)
+    patches, grid = patchify(frames.rgb, policy.family, vision.patch_size, merge, temporal)
     step = float(times[1] - times[0]) if len(times) > 1 else 1.0 / sampling.fps
     return Clip(patches, grid, step * temporal)
 
@@ -177,24 +188,24 @@ def build_prompt(
     """
     import torch
 
-    config = policy.base.config
-    merge = config.vision_config.spatial_merge_size
+    config, family = policy.base.config, policy.family
+    vision = config.vision_config
+    t, h, w = clip.grid
     text = policy.tokenizer.apply_chat_template(messages(moment, template), tokenize=False, add_generation_prompt=True)
-    if text.count(VIDEO_PAD) != 1:
+    if text.count(VIDEO_PAD) != 1 or PLACEHOLDER not in text:
         raise LabError(
-            f"the prompt of {moment.qid!r} holds {text.count(VIDEO_PAD)} video placeholders instead of one; "
+            f"the prompt of {moment.qid!r} holds {text.count(VIDEO_PAD)} video placeholders instead of one in its vision span; "
             f"check its query {moment.query!r} and the tokenizer's chat template"
         )
-    tokens = math.prod(clip.grid) // merge**2
-    ids = torch.tensor(
-        policy.tokenizer(text.replace(VIDEO_PAD, VIDEO_PAD * tokens), add_special_tokens=False)["input_ids"]
-    )
+    last = 1 - 1 / vision.temporal_patch_size  # of a temporal patch's frames, in patches behind the first
+    middles = [(k + k + last) * clip.seconds_per_grid / 2 for k in range(t)]
+    written = family.write(middles, h * w // vision.spatial_merge_size**2)
+    ids = torch.tensor(policy.tokenizer(text.replace(PLACEHOLDER, written), add_special_tokens=False)["input_ids"])
     positions = rotary_positions(
         ids == config.video_token_id,
         clip.grid,
-        merge=merge,
-        tokens_per_second=config.vision_config.tokens_per_second,
-        seconds_per_grid=clip.seconds_per_grid,
+        merge=vision.spatial_merge_size,
+        ticks=family.ticks(vision, t, clip.seconds_per_grid),
     )
     if features is None:
         features = features_of(policy, clip)
@@ -202,12 +213,14 @@ def build_prompt(
 
 
 def features_of(policy: Policy, clip: Clip) -> torch.Tensor:
-    """What the frozen vision tower makes of a clip: (t * h * w / merge**2, hidden), on the policy's device."""
+    """What the frozen vision tower makes of a clip, as `Prompt.features` has it, on the policy's device."""
     import torch
 
     grid = torch.tensor([clip.grid], device=policy.device)
     with torch.no_grad():
         found = policy.base.model.get_video_features(clip.patches.to(policy.device), grid, return_dict=True)
+    if policy.family.deepstack:
+        return torch.stack([level[0] for level in (found.pooler_output, *found.deepstack_features)], 1)
     return found.pooler_output[0]
 
 
@@ -217,7 +230,15 @@ def vision_kwargs(prompts: Sequence[Prompt], device: torch.device) -> dict[str, 
 
     features = [prompt.features.to(device) for prompt in prompts]
     encoded: Any = features  # one tensor per video, which the annotation of the field does not foresee
-    return {"mm_encoder_outputs": {"video": BaseModelOutputWithPooling(pooler_output=encoded)}}
+    if features[0].dim() == 3:
+        from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+
+        levels: Any = [[each[:, level] for each in features] for level in range(features[0].shape[1])]
+        encoded, *deeper = levels
+        video: Any = BaseModelOutputWithDeepstackFeatures(pooler_output=encoded, deepstack_features=deeper)
+    else:
+        video = BaseModelOutputWithPooling(pooler_output=encoded)
+    return {"mm_encoder_outputs": {"video": video}}
 
 
 def with_completion(prompt: Prompt, completion: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

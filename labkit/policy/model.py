@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit.errors import LabError
+from labkit.policy.families import FAMILIES, Family
 
 if TYPE_CHECKING:
     import torch
@@ -22,15 +23,13 @@ if TYPE_CHECKING:
 EMBEDDED = "embedded"
 """The name under which the tiny model that ships with labkit is loaded."""
 
-FAMILIES = ("qwen2_5_vl",)
-
 
 @dataclass(frozen=True)
 class Policy:
     """A model with its tokenizer and the name that it was loaded under."""
 
     model: Any
-    """A `Qwen2_5_VLForConditionalGeneration`, or a `PeftModel` around one."""
+    """The model of one of the families, such as a `Qwen2_5_VLForConditionalGeneration`, or a `PeftModel` around one."""
     tokenizer: Any
     name: str
     """Path or hub id, kept as provenance in every rollout."""
@@ -39,6 +38,11 @@ class Policy:
     def base(self) -> Any:
         """The Hugging Face model itself, below LoRA if there is any."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
+    def family(self) -> Family:
+        """How this model reads a video."""
+        return FAMILIES[self.base.config.model_type]
 
     @property
     def device(self) -> torch.device:
@@ -82,7 +86,7 @@ def load_policy(
         LabError: the directory is not a checkpoint, or its model family is not one of ours.
     """
     import torch
-    from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+    import transformers
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # one bar per load and save drowns a notebook's own lines
@@ -95,20 +99,22 @@ def load_policy(
     adapter = (local / "adapter_config.json").is_file()
     try:
         origin = _adapter_base(local) if adapter else source
-        config = AutoConfig.from_pretrained(origin)
-        if config.model_type not in FAMILIES:
+        kind = transformers.PretrainedConfig.get_config_dict(origin)[0].get("model_type")
+        if kind not in FAMILIES:
             raise LabError(
-                f"model {name!r} is of the family {config.model_type!r}, and labkit reads {', '.join(FAMILIES)}; "
-                "choose a Qwen2.5-VL checkpoint"
+                f"model {name!r} is of the family {kind!r}, and labkit reads {', '.join(FAMILIES)}; choose a checkpoint of "
+                + " or ".join(family.title for family in FAMILIES.values())
             )
-        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
-        model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            origin, config=config, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, padding_side="left")
+        model: Any = getattr(transformers, FAMILIES[kind].model_class).from_pretrained(
+            origin, dtype=getattr(torch, dtype), attn_implementation="sdpa"
         )
     except OSError as error:
+        from labkit.policy.hub import fetch_step
+
+        step = "copy it again, whole" if local.exists() else fetch_step(name)
         raise LabError(
-            f"model {name!r} could not be loaded: {str(error).splitlines()[0]}; give a directory that holds config.json and "
-            f"weights, or fetch it first with 'hf download {name}'"
+            f"model {name!r} could not be loaded: {str(error).splitlines()[0].rstrip('.')}; {step}"
         ) from error
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -125,13 +131,15 @@ def load_policy(
     return policy
 
 
-def save_policy(policy: Policy, folder: Path) -> None:
+def save_policy(policy: Policy, folder: Path, state: dict[str, Any] | None = None) -> None:
     """Write the weights (only the adapter's under LoRA) and the tokenizer; `load_policy(folder)` reads them back.
+
+    `state` holds the weights where the model itself has only a part of them.
 
     The folder appears whole or not at all: a killed save leaves a folder with another name behind.
     """
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    policy.model.save_pretrained(draft)
+    policy.model.save_pretrained(draft, state_dict=state)
     policy.tokenizer.save_pretrained(draft)
     if folder.exists():
         raise LabError(

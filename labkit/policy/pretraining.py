@@ -184,9 +184,10 @@ def _see(visual: Any, rgb: np.ndarray) -> torch.Tensor:
     """(N, 2, 56, 56, 3) -> (N, 4, width), each pair of frames a clip of its own."""
     import torch
 
+    from labkit.policy.families import FAMILIES
     from labkit.policy.inputs import patchify
 
-    patches, _ = patchify(rgb.reshape(-1, SIDE, SIDE, 3), 14, 2, 2)
+    patches, _ = patchify(rgb.reshape(-1, SIDE, SIDE, 3), FAMILIES["qwen2_5_vl"], 14, 2, 2)
     grid = torch.tensor([[1, 4, 4]]).repeat(len(rgb), 1)
     return visual(patches, grid_thw=grid).pooler_output.view(len(rgb), 4, -1)
 
@@ -271,7 +272,8 @@ def _rows(model: Any, tokenizer: Any, batch: list[Lesson], features: torch.Tenso
     from torch.nn.utils.rnn import pad_sequence
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-    from labkit.policy.inputs import VIDEO_PAD, rotary_positions
+    from labkit.policy.families import VIDEO_PAD, second_ticks
+    from labkit.policy.inputs import rotary_positions
 
     config = model.config
     ids, labels, positions = [], [], []
@@ -285,15 +287,8 @@ def _rows(model: Any, tokenizer: Any, batch: list[Lesson], features: torch.Tenso
         row = torch.tensor(prompt + answer)
         ids.append(row)
         labels.append(torch.tensor([-100] * len(prompt) + answer))
-        positions.append(
-            rotary_positions(
-                row == config.video_token_id,
-                (SECONDS, 4, 4),
-                merge=2,
-                tokens_per_second=config.vision_config.tokens_per_second,
-                seconds_per_grid=1.0,
-            ).T
-        )
+        ticks = second_ticks(config.vision_config, SECONDS, 1.0)
+        positions.append(rotary_positions(row == config.video_token_id, (SECONDS, 4, 4), merge=2, ticks=ticks).T)
     padded = pad_sequence(ids, batch_first=True, padding_value=tokenizer.pad_token_id)
     encoded: Any = list(features)  # one tensor per video, which the annotation of the field does not foresee
     video = BaseModelOutputWithPooling(pooler_output=encoded)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -137,6 +138,9 @@ def _html(rows: Sequence[Sequence[str]], note: str = "", prose: int = 0) -> str:
         for place, cell in enumerate(row):
             sentence = place == 0 or place >= len(row) - prose or len(row) == 2
             style = "text-align:left" if sentence else "text-align:right;white-space:nowrap"
-            cells.append(f'<{tag} style="{style}">{html.escape(cell)}</{tag}>')
+            text = html.escape(cell)
+            if place >= len(row) - prose:  # what stands between two backticks is code
+                text = re.sub(r"`([^`]*)`", r"<code>\1</code>", text)
+            cells.append(f'<{tag} style="{style}">{text}</{tag}>')
         lines.append(f"<tr>{''.join(cells)}</tr>")
     return f"<table>{''.join(lines)}</table>" + (f"<p>{html.escape(note)}</p>" if note else "")

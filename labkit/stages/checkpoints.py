@@ -14,6 +14,8 @@ import numpy as np
 
 from labkit.files import replacing
 from labkit.policy.model import Policy, save_policy
+from labkit.stages.sharding import full_state, load_full_state
+from labkit.workers import place, wait
 
 COMPLETE = "labkit_complete"
 """Empty file, written last into a checkpoint: a kill while saving leaves a directory without it."""
@@ -27,8 +29,9 @@ def newest_checkpoint(folder: Path) -> Path | None:
     for path in folder.glob("checkpoint-*"):
         if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / COMPLETE).exists():
             found[int(match[1])] = path
-        else:
+        elif place().rank == 0:
             shutil.rmtree(path)
+    wait()
     return found[max(found)] if found else None
 
 
@@ -47,6 +50,7 @@ def resumable(trainer: Any) -> Any:
     class Resumable(trainer):
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
             super()._save_checkpoint(model, trial)
+            wait()  # each process has written its part
             if self.args.should_save:
                 (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
 
@@ -68,8 +72,13 @@ def load_weights(model: Any, checkpoint: Path) -> None:
     `Trainer` cannot: transformers saves Qwen2.5-VL under the names of its published weights, and `Trainer` looks for the
     names of the running model, finds none and, with a warning, goes on from the weights that are there.
     """
-    saved = type(model).from_pretrained(checkpoint, dtype=model.dtype)
-    model.load_state_dict(saved.state_dict())
+    saved = _plain_type(model).from_pretrained(checkpoint, dtype=model.dtype)
+    load_full_state(model, saved.state_dict())
+
+
+def _plain_type(model: Any) -> Any:
+    """The model's own class; FSDP2 puts one of its making in front."""
+    return next(kind for kind in type(model).__mro__ if not kind.__name__.startswith("FSDP"))
 
 
 def read_result(folder: Path, kind: type[Result]) -> Result | None:
@@ -80,12 +89,18 @@ def read_result(folder: Path, kind: type[Result]) -> Result | None:
 
 
 def end_stage(policy: Policy, result: Any, folder: Path) -> None:
-    """Write `result.json` and, last, `final/`; checkpoints, and what a killed save has left, are of no more use."""
-    with replacing(folder / "result.json") as draft:
-        draft.write_text(json.dumps(asdict(result)), encoding="utf-8")
-    save_policy(policy, folder / "final")
-    for leftover in [*folder.glob("checkpoint-*"), *folder.glob(".final.*")]:
-        shutil.rmtree(leftover)
+    """Write `result.json` and, last, `final/`; checkpoints, and what a killed save has left, are of no more use.
+
+    All workers come here, rank 0 writes.
+    """
+    state = full_state(policy)
+    if place().rank == 0:
+        with replacing(folder / "result.json") as draft:
+            draft.write_text(json.dumps(asdict(result)), encoding="utf-8")
+        save_policy(policy, folder / "final", state)
+        for leftover in [*folder.glob("checkpoint-*"), *folder.glob(".final.*")]:
+            shutil.rmtree(leftover)
+    wait()
 
 
 def shuffled_order(items: Sequence[Any], count: int, seed: int, block: int = 1) -> list[Any]:

@@ -12,6 +12,7 @@ from labkit.chain.metrics import chain_ious
 from labkit.chain.rewards import RewardSpec, score_chain
 from labkit.data.moments import Moment
 from labkit.errors import LabError
+from labkit.stages.answers import ALONE, Origin, parts_of
 from labkit.stages.rollouts import Rollout, RolloutStore
 
 if TYPE_CHECKING:
@@ -99,37 +100,110 @@ def sample_traces(
     seed: int,
     run: str,
     on_part: Callable[[int, int], None] = lambda done, total: None,
+    share: tuple[int, int] = ALONE,
 ) -> None:
     """Sample chains of each moment into `store`, a part at a time; parts that are there already are not sampled again.
 
     A part's number stands as `step` in its rollouts. What is sampled for a query depends on the policy, the seed and
-    the query alone, so that a harvest that was killed ends with the same traces. `on_part` hears (queries done, all).
+    the query alone, so that a harvest that was killed, or that several processes share, ends with the same traces.
+
+    Args:
+        policy: Who is asked.
+        source: Ready prompts by qid; asked for a part at a time.
+        moments: What is asked, each qid once.
+        store: Where the traces go.
+        spec: What each trace is scored with.
+        samples: Traces of each moment.
+        temperature: Of sampling.
+        max_new_tokens: Where a trace is cut off.
+        seed: Of sampling.
+        run: The run's name, for the record.
+        on_part: Hears (queries done, all): first those that were there, and with several processes those of all of them.
+        share: (rank, processes): only every `processes`-th part is sampled. `join_traces` ends the harvest then, when
+            every process has; a process that works alone does so itself.
+
+    Raises:
+        LabError: the store holds traces of other weights, another decoding or other queries.
     """
     from labkit.policy.generate import generate
+    from labkit.policy.sources import expect
 
-    there = set(store.steps())
-    for part, begin in enumerate(range(0, len(moments), PROMPTS_A_PART), 1):
-        asked = moments[begin : begin + PROMPTS_A_PART]
-        if part not in there:
-            prompts = [source[moment.qid] for moment in asked]
-            completions = generate(
-                policy, prompts, samples, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
-            )
-            rollouts = []
-            for index, completion in enumerate(completions):
-                moment, prompt = asked[index // samples], prompts[index // samples]
-                chain = parse(completion.text, finished=completion.finished, options=len(moment.options))
-                ledger = score_chain(chain, moment.windows, moment.duration, spec, moment.choice)
-                rollouts.append(Rollout(
-                    run=run, stage="distill", step=part, qid=moment.qid, sample=index % samples, seed=seed,
-                    checkpoint=policy.name, text=completion.text, status=chain.status,
-                    **{f"reward_{term}": value for term, value in ledger.terms.items()},
-                    total=ledger.total, advantage=0.0, prompt_tokens=len(prompt.ids),
-                    completion_tokens=len(completion.ids), finished=completion.finished,
-                ))  # fmt: skip
-            store.write(part, rollouts)
-        on_part(begin + len(asked), len(moments))
+    origin = Origin.of(
+        policy, source, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, samples=samples
+    )
+    for note in store.origins():
+        origin.require(note, store.folder)
+    parts, there = _parts(moments), _there(store, moments, samples)
+
+    def tell() -> None:
+        ends = [parts[part] for part in store.steps()]
+        on_part(sum(end - begin for begin, end in ends), len(moments))
+
+    if there:
+        tell()
+    mine = set(parts_of(len(moments), PROMPTS_A_PART, share))
+    mine -= {parts[part] for part in there}
+    expect(source, [moment.qid for begin, end in sorted(mine) for moment in moments[begin:end]])
+    for part, (begin, end) in parts.items():
+        if (begin, end) not in mine:
+            continue
+        asked = moments[begin:end]
+        prompts = [source[moment.qid] for moment in asked]
+        completions = generate(
+            policy, prompts, samples, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
+        )
+        rollouts = []
+        for index, completion in enumerate(completions):
+            moment, prompt = asked[index // samples], prompts[index // samples]
+            chain = parse(completion.text, finished=completion.finished, options=len(moment.options))
+            ledger = score_chain(chain, moment.windows, moment.duration, spec, moment.choice)
+            rollouts.append(Rollout(
+                run=run, stage="distill", step=part, qid=moment.qid, sample=index % samples, seed=seed,
+                checkpoint=policy.name, text=completion.text, status=chain.status,
+                **{f"reward_{term}": value for term, value in ledger.terms.items()},
+                total=ledger.total, advantage=0.0, prompt_tokens=len(prompt.ids),
+                completion_tokens=len(completion.ids), finished=completion.finished,
+            ))  # fmt: skip
+        store.write(part, rollouts, origin.note())
+        tell()
+    if share[1] == 1:
+        store.compact()
+
+
+def join_traces(store: RolloutStore, moments: Sequence[Moment], samples: int) -> None:
+    """End a harvest that several processes shared: check that it is whole, and join its parts into one file.
+
+    Raises LabError when a query's traces are missing, or when not all are of one policy and one decoding.
+    """
+    there = _there(store, moments, samples)
+    missing = [part for part in _parts(moments) if part not in there]
+    if missing:
+        raise LabError(
+            f"'{store.folder}' lacks {len(missing)} of {len(_parts(moments))} parts of the harvest (number {missing[0]} "
+            "first); run the harvest again, only these will be sampled"
+        )
+    notes = store.origins()
+    for note in notes[1:]:
+        Origin(**notes[0]).require(note, store.folder)
     store.compact()
+
+
+def _parts(moments: Sequence[Moment]) -> dict[int, tuple[int, int]]:
+    """Parts by number, from 1: which moments [begin, end) each of them asks for."""
+    return dict(enumerate(parts_of(len(moments), PROMPTS_A_PART, ALONE), 1))
+
+
+def _there(store: RolloutStore, moments: Sequence[Moment], samples: int) -> set[int]:
+    """Numbers of the parts that are there; raises LabError for one that holds anything but its queries' traces."""
+    parts, there = _parts(moments), store.asked()
+    for part, asked in there.items():
+        begin, end = parts.get(part, (0, 0))
+        if asked != {moment.qid: samples for moment in moments[begin:end]}:
+            raise LabError(
+                f"part {part} of '{store.folder}' does not hold {samples} traces of each of the queries that are asked "
+                "now; remove the folder to harvest again, or give another one"
+            )
+    return set(there)
 
 
 def filter_traces(

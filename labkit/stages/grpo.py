@@ -23,10 +23,13 @@ from labkit.policy.generate import generate
 from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy, old_names
 from labkit.policy.packed import pack
+from labkit.policy.sources import expect
 from labkit.stages.checkpoints import end_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
 from labkit.stages.rollouts import Rollout, RolloutStore
+from labkit.stages.sharding import keep_vision_whole, require_sharding, sharing, whole_weights
 from labkit.stages.steps import Sampled, judge, may_stop, paid_terms, recorded_figures, step_figures
 from labkit.stopping import stop_callback
+from labkit.workers import gathered, place, wait
 
 LOGGED = ("loss", "entropy", "kl", "grad_norm", "learning_rate", "step_time")
 """What a step's history takes over from TRL's log."""
@@ -48,9 +51,11 @@ class GrpoSettings:
     stop_anchor_rate: float = 1.0
     stop_progress: float = 1.0
     prompts_per_pass: int = 0
-    """Prompts of one forward and backward pass, a divisor of `prompts_per_step`; 0 is all of them."""
+    """Prompts of one process's forward and backward pass; 0 is all that it has of a step."""
     gradient_checkpointing: bool = False
     warmup_steps: int = 10
+    sharding: str = "ddp"
+    """What several processes share, `ddp` or `fsdp2`."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +91,11 @@ def train_grpo(
     Called again on the same folder it goes on from the newest complete checkpoint, samples the same rollouts again from there, and
     ends with the weights of a run that was never interrupted. Once `final/` is there, it only reads.
 
+    Several workers (`labkit.workers`) call it together. Each samples and learns from whole groups, `prompts_per_step` / workers of
+    them; rank 0 writes what all have sampled. The weights do not depend on how many they are.
+
     Raises:
-        LabError: fewer moments than a step asks for, or `prompts_per_pass` does not divide a step.
+        LabError: fewer moments than a step asks for, or a step cannot be divided into the passes of all processes.
     """
     from datasets import Dataset
     from trl import GRPOConfig
@@ -95,10 +103,8 @@ def train_grpo(
     if result := read_result(folder, GrpoResult):
         return result
     begin = time.monotonic()
-    size = settings.prompts_per_step
-    per_pass = settings.prompts_per_pass or size
-    if size % per_pass:
-        raise LabError(f"prompts_per_pass is {per_pass} and must divide prompts_per_step, {size}")
+    size, world = settings.prompts_per_step, place().world
+    per_pass = prompts_of_a_pass(settings, world)
     if len(moments) < size:
         raise LabError(
             f"a step asks {size} queries and the training split has {len(moments)}; "
@@ -106,19 +112,30 @@ def train_grpo(
         )
     checkpoint = newest_checkpoint(folder)
     store = RolloutStore(folder / "rollouts")
-    store.truncate(step_of(checkpoint))
+    if place().rank == 0:
+        store.truncate(step_of(checkpoint))
+    wait()
     asked = {moment.qid: moment for moment in moments}
     figures = recorded_figures(store.read(), asked, spec, settings.group_size)
     # A run that was killed between its last step and its end has no step left to take.
     steps = step_of(checkpoint) if may_stop(figures, step_of(checkpoint), settings) else settings.steps
     order = shuffled_order(list(asked), steps * size, settings.seed, block=size)
+    mine = slice(place().rank * (size // world), (place().rank + 1) * (size // world))
+    expect(
+        source,
+        [
+            qid
+            for begin in range(step_of(checkpoint) * size, len(order), size)
+            for qid in order[begin : begin + size][mine]
+        ],
+    )
     arguments = GRPOConfig(
         output_dir=str(folder),
         seed=settings.seed,
         max_steps=steps,
         per_device_train_batch_size=per_pass * settings.group_size,
-        gradient_accumulation_steps=size // per_pass,
-        steps_per_generation=size // per_pass,
+        gradient_accumulation_steps=size // (world * per_pass),
+        steps_per_generation=size // (world * per_pass),
         num_generations=settings.group_size,
         shuffle_dataset=False,  # `shuffled_order` has shuffled, epoch by epoch, in a way that a resumed run repeats
         learning_rate=settings.learning_rate,
@@ -143,20 +160,38 @@ def train_grpo(
         bf16=str(policy.base.dtype) == "torch.bfloat16",
         use_cpu=policy.device.type == "cpu",
         remove_unused_columns=False,
+        **sharing(policy, settings.sharding),
     )
+    keep_vision_whole(policy, arguments)
     with old_names():
         trainer = trainer_class()(
             policy, source, asked, spec, settings, store, figures,
             names={"run": run, "stage": stage, "seed": settings.seed, "checkpoint": policy.name},
             on_step=on_step, on_resume=on_resume, args=arguments, train_dataset=Dataset.from_dict({"prompt": order}),
         )  # fmt: skip
+        require_sharding(trainer)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    store.compact()
+    if place().rank == 0:
+        store.compact()
     stopped_by = "steps" if trainer.state.global_step >= settings.steps else "condition"
     seconds = round(time.monotonic() - begin, 1)
     result = GrpoResult(trainer.state.global_step, stopped_by, trainer.history(), seconds)
     end_stage(policy, result, folder)
     return result
+
+
+def prompts_of_a_pass(settings: GrpoSettings, world: int) -> int:
+    """Prompts of one process's pass; raises LabError unless passes of so many make up a step of all `world` processes.
+
+    A group is never divided: its rewards are compared with one another, and its prompt is read once.
+    """
+    size, asked = settings.prompts_per_step, settings.prompts_per_pass
+    if size % (world * (asked or 1)):
+        text = f"prompts_per_step is {size} and must be a multiple of "
+        text += f"prompts_per_pass, {asked}" if world == 1 else f"processes, {world}"
+        text += f" x prompts_per_pass, {asked}" if world > 1 and asked else ""
+        raise LabError(f"{text}; change one of them")
+    return asked or size // world
 
 
 @functools.cache
@@ -178,7 +213,7 @@ def trainer_class() -> Any:
             self.trainer = trainer
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step and self.trainer.on_resume is not None:
+            if state.global_step and self.trainer.on_resume is not None and state.is_world_process_zero:
                 self.trainer.on_resume(self.trainer.history())
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -186,7 +221,7 @@ def trainer_class() -> Any:
                 control.should_training_stop = True
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
-            if "loss" in logs and self.trainer.on_step is not None:
+            if "loss" in logs and self.trainer.on_step is not None and state.is_world_process_zero:
                 self.trainer.on_step(self.trainer.history()[-1])
 
     grpo_trainer: Any = resumable(trl.GRPOTrainer)
@@ -236,10 +271,11 @@ def trainer_class() -> Any:
             group = self.num_generations
             self.asked = [self.source[qid] for qid in prompts[::group]]
             seed = self.settings.seed * 1_000_003 + self.state.global_step + 1
-            completions = generate(
-                self.policy, self.asked, group, max_new_tokens=self.settings.max_new_tokens,
-                temperature=self.settings.temperature, seed=seed,
-            )  # fmt: skip
+            with whole_weights(self.policy.model):
+                completions = generate(
+                    self.policy, self.asked, group, max_new_tokens=self.settings.max_new_tokens,
+                    temperature=self.settings.temperature, seed=seed,
+                )  # fmt: skip
             self.sampled = [
                 judge(self.moments[qid], index % group, done.text, len(done.ids), done.finished, self.spec)
                 for index, (qid, done) in enumerate(zip(prompts, completions, strict=True))
@@ -262,15 +298,18 @@ def trainer_class() -> Any:
             output = super()._generate_and_score_completions(inputs)
             step = self.state.global_step + 1
             rows = zip(self.sampled, output["advantages"].tolist(), strict=True)
-            self.store.write(step, [self._record(step, each, advantage) for each, advantage in rows])
-            self.figures[step] = step_figures(self.sampled, self.moments, self.num_generations)
+            records = gathered([self._record(step, each, advantage) for each, advantage in rows])
+            if place().rank == 0:
+                self.store.write(step, records)
+            self.figures[step] = step_figures(gathered(self.sampled), self.moments, self.num_generations)
             return output
 
         def _record(self, step: int, each: Sampled, advantage: float) -> Rollout:
             terms: dict[str, Any] = {f"reward_{term}": value for term, value in each.ledger.terms.items()}
+            (prompt,) = (asked for asked in self.asked if asked.qid == each.qid)  # the source may have dropped it
             return Rollout(
                 **self.names, step=step, qid=each.qid, sample=each.sample, text=each.text, status=each.chain.status,
-                **terms, total=each.ledger.total, advantage=advantage, prompt_tokens=len(self.source[each.qid].ids),
+                **terms, total=each.ledger.total, advantage=advantage, prompt_tokens=len(prompt.ids),
                 completion_tokens=each.tokens, finished=each.finished,
             )  # fmt: skip
 

@@ -1,13 +1,15 @@
 """Rollouts: the one record that training writes and distillation, evaluation and views read.
 
 A store is a folder of parquet files. Each training step is a part of its own, written whole or not at all, so that a
-killed run neither loses nor doubles a rollout: the resumed run writes the same step over it.
+killed run neither loses nor doubles a rollout: the resumed run writes the same step over it. What reads a whole store
+does so some thousand rows at a time, so that its size is bounded by the disk.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +20,14 @@ from labkit.files import replacing
 if TYPE_CHECKING:
     import pandas
     import pyarrow
+    import pyarrow.parquet as parquet
 
 PART = re.compile(r"part-(\d{6,})\.parquet")
 JOINED = "rollouts.parquet"
+ROWS = 4096
+"""Rows that are read, and joined, at a time."""
+ORIGIN = b"labkit.origin"
+"""Key of a file's metadata under which what its rollouts depend on is noted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +92,10 @@ class RolloutStore:
     def __repr__(self) -> str:
         return f"RolloutStore('{self.folder}', {len(self.steps())} steps)"
 
-    def write(self, step: int, rollouts: Iterable[Rollout]) -> Path:
+    def write(self, step: int, rollouts: Iterable[Rollout], origin: Mapping[str, Any] | None = None) -> Path:
         """Write a step's rollouts; a step that was there before is replaced.
 
+        `origin`, plain data, is noted in the file; `origins` reads it back.
         Raises ValueError when a rollout belongs to another step or two of them have the same key.
         """
         import pyarrow.parquet as parquet
@@ -102,8 +110,11 @@ class RolloutStore:
             seen.add(rollout.key)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"part-{step:06d}.parquet"
+        table = _table(rollouts)
+        if origin is not None:
+            table = table.replace_schema_metadata({ORIGIN: json.dumps(dict(origin), sort_keys=True)})
         with replacing(path) as temporary:
-            parquet.write_table(_table(rollouts), temporary)
+            parquet.write_table(table, temporary)
         return path
 
     def steps(self) -> list[int]:
@@ -112,6 +123,7 @@ class RolloutStore:
 
     def truncate(self, after_step: int) -> None:
         """Forget every step behind `after_step`: a run resumed from that checkpoint samples them again."""
+        import pyarrow as pa
         import pyarrow.compute as compute
         import pyarrow.parquet as parquet
 
@@ -119,20 +131,39 @@ class RolloutStore:
             if step > after_step:
                 path.unlink()
         if any(step > after_step for step in self._joined_steps()):
-            table = self._read(self.folder / JOINED)
+            table = pa.concat_tables(_batches(self.folder / JOINED))
             with replacing(self.folder / JOINED) as temporary:
                 parquet.write_table(table.filter(compute.less_equal(table["step"], after_step)), temporary)
 
+    def origins(self) -> list[dict[str, Any]]:
+        """What was noted with the rollouts, each only once; steps without a note are passed over."""
+        notes = dict.fromkeys(_note(path) for path in self._files())
+        return [json.loads(note) for note in notes if note is not None]
+
+    def asked(self) -> dict[int, dict[str, int]]:
+        """By step, the qids that were asked and how many rollouts each has; no text is read."""
+        found: dict[int, dict[str, int]] = {}
+        for table in self._tables(("step", "qid")):
+            for step, qid in zip(table["step"].to_pylist(), table["qid"].to_pylist(), strict=True):
+                qids = found.setdefault(step, {})
+                qids[qid] = qids.get(qid, 0) + 1
+        return found
+
     def read(self) -> list[Rollout]:
         """Every rollout, ordered by step and, inside a step, as written."""
-        return _rollouts(self.table())
+        return list(self.stream())
+
+    def stream(self) -> Iterator[Rollout]:
+        """The same one after the other: no more than some thousand are held at a time."""
+        for table in self._tables():
+            yield from _rollouts(table)
 
     def newest(self) -> list[Rollout]:
         """The rollouts of the last step; while a stage goes on, no other step is read."""
         import pyarrow.compute as compute
 
         if parts := self._parts():  # what has been joined is never newer
-            return _rollouts(self._read(parts[max(parts)]))
+            return [each for table in _batches(parts[max(parts)]) for each in _rollouts(table)]
         table = self.table()
         return _rollouts(table.filter(compute.equal(table["step"], compute.max(table["step"]))))
 
@@ -143,61 +174,109 @@ class RolloutStore:
     def table(self) -> pyarrow.Table:
         """The same as a pyarrow table."""
         import pyarrow as pa
-        import pyarrow.compute as compute
 
-        parts = self._parts()
-        tables = {step: self._read(path) for step, path in parts.items()}
-        joined = self.folder / JOINED
-        if joined.exists():
-            # A part is newer than the joined file, or the same where a kill came between joining and removing.
-            table = self._read(joined)
-            for step in set(compute.unique(table["step"]).to_pylist()) - set(parts):
-                tables[step] = table.filter(compute.equal(table["step"], step))
-        return pa.concat_tables([tables[step] for step in sorted(tables)]) if tables else _table([])
+        return pa.concat_tables([_table([]), *self._tables()])
 
     def compact(self) -> None:
         """Join all parts into one file, when a stage has ended. A kill in between loses and doubles nothing."""
+        import pyarrow as pa
         import pyarrow.parquet as parquet
 
         parts = self._parts()
         if not parts:
             return
-        table = self.table()
-        with replacing(self.folder / JOINED) as temporary:
-            parquet.write_table(table.combine_chunks(), temporary)
+        origins = self.origins()
+        schema = _table([]).schema.with_metadata(
+            {ORIGIN: json.dumps(origins[-1], sort_keys=True)} if origins else None
+        )
+        with replacing(self.folder / JOINED) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
+            waiting: list[pa.Table] = []
+            for table in self._tables():
+                waiting.append(table)
+                if sum(map(len, waiting)) >= ROWS:
+                    writer.write_table(pa.concat_tables(waiting).combine_chunks())
+                    waiting = []
+            if waiting:
+                writer.write_table(pa.concat_tables(waiting).combine_chunks())
         for path in parts.values():
             path.unlink()
+
+    def _files(self) -> list[Path]:
+        joined = self.folder / JOINED
+        return ([joined] if joined.exists() else []) + [path for _, path in sorted(self._parts().items())]
+
+    def _tables(self, names: Sequence[str] = ()) -> Iterator[pyarrow.Table]:
+        """All rows, some thousand at a time, by step; `names` are the columns that are wanted, `step` among them."""
+        import pyarrow.compute as compute
+
+        parts = self._parts()
+        waiting = sorted(parts, reverse=True)
+        joined = self.folder / JOINED
+        # A part is newer than the joined file, or the same where a kill came between joining and removing.
+        for table in _batches(joined, names) if joined.exists() else ():
+            steps = compute.unique(table["step"]).to_pylist()
+            if parts.keys().isdisjoint(steps) and not (waiting and waiting[-1] < steps[-1]):
+                yield table
+                continue
+            for step in steps:
+                while waiting and waiting[-1] <= step:
+                    yield from _batches(parts[waiting.pop()], names)
+                if step not in parts:
+                    yield table.filter(compute.equal(table["step"], step))
+        for step in reversed(waiting):
+            yield from _batches(parts[step], names)
 
     def _parts(self) -> dict[int, Path]:
         found = ((PART.fullmatch(path.name), path) for path in self.folder.glob("part-*.parquet"))
         return {int(match[1]): path for match, path in found if match}
 
     def _joined_steps(self) -> list[int]:
-        import pyarrow.compute as compute
-        import pyarrow.parquet as parquet
-
         joined = self.folder / JOINED
         if not joined.exists():
             return []
-        return compute.unique(parquet.read_table(joined, columns=["step"])["step"]).to_pylist()
+        return sorted({step for table in _batches(joined, ("step",)) for step in table["step"].to_pylist()})
 
-    def _read(self, path: Path) -> pyarrow.Table:
-        import pyarrow as pa
-        import pyarrow.parquet as parquet
 
-        try:
-            table = parquet.read_table(path)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise LabError(f"'{path}' cannot be read as parquet ({error}); remove it, run the stage again") from error
-        for name, value in LATER.items():
-            if name not in table.column_names:
-                table = table.append_column(name, pa.array([value] * len(table), type=pa.float64()))
-        missing = [name for name in NAMES if name not in table.column_names]
+def _open(path: Path) -> parquet.ParquetFile:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    try:
+        return parquet.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise LabError(f"'{path}' cannot be read as parquet ({error}); remove it, run the stage again") from error
+
+
+def _note(path: Path) -> bytes | None:
+    with _open(path) as file:
+        return (file.schema_arrow.metadata or {}).get(ORIGIN)
+
+
+def _batches(path: Path, names: Sequence[str] = ()) -> Iterator[pyarrow.Table]:
+    """Rows of a file, some thousand at a time, with every column that a rollout has today or with `names` alone."""
+    import pyarrow as pa
+
+    wanted = names or NAMES
+    with _open(path) as file:
+        there = set(file.schema_arrow.names)
+        missing = [name for name in wanted if name not in there and name not in LATER]
         if missing:
             raise LabError(
                 f"'{path}' has no column {', '.join(missing)}: it does not hold rollouts; remove it from the folder"
             )
-        return table.select(NAMES)
+        batches = file.iter_batches(ROWS, columns=[name for name in wanted if name in there])
+        while True:
+            try:
+                batch = next(batches, None)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise LabError(f"'{path}' is damaged ({error}); remove it, run the stage again") from error
+            if batch is None:
+                return
+            table = pa.Table.from_batches([batch]).replace_schema_metadata(None)
+            for name, value in LATER.items():
+                if name in wanted and name not in there:
+                    table = table.append_column(name, pa.array([value] * len(table), type=pa.float64()))
+            yield table.select(wanted)
 
 
 def _rollouts(table: pyarrow.Table) -> list[Rollout]:

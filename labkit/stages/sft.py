@@ -16,8 +16,11 @@ from typing import Any, NamedTuple
 from labkit.errors import LabError
 from labkit.policy.inputs import Prompt, vision_kwargs, with_completion
 from labkit.policy.model import Policy, old_names
-from labkit.stages.checkpoints import end_stage, newest_checkpoint, read_result, resumable, shuffled_order
+from labkit.policy.sources import expect
+from labkit.stages.checkpoints import end_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
+from labkit.stages.sharding import keep_vision_whole, require_sharding, sharing
 from labkit.stopping import stop_callback
+from labkit.workers import place
 
 
 class Trace(NamedTuple):
@@ -38,6 +41,8 @@ class SftSettings:
     seed: int
     gradient_checkpointing: bool = False
     warmup_steps: int = 10
+    sharding: str = "ddp"
+    """What several processes share, `ddp` or `fsdp2`."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +67,10 @@ def train_sft(
 ) -> SftResult:
     """Train `policy` on `traces` and write `checkpoint-*/` and, last, `final/` to `folder`.
 
-    Resumes as `labkit.stages.grpo.train_grpo` does.
+    Resumes as `labkit.stages.grpo.train_grpo` does, and is shared by several workers as that is: each takes its part of a batch.
 
     Raises:
-        LabError: there is no trace.
+        LabError: there is no trace, or a batch cannot be divided among the processes.
     """
     import transformers
     from datasets import Dataset
@@ -76,14 +81,19 @@ def train_sft(
     if not traces:
         raise LabError("SFT was given no trace to learn from; harvest more, or loosen the filter")
     begin = time.monotonic()
-    batch = min(settings.batch, len(traces))
+    batch, world = min(settings.batch, len(traces)), place().world
+    if batch % world:
+        raise LabError(
+            f"a batch of {batch} traces cannot be divided among {world} processes; choose an sft_batch that is a multiple of "
+            "`processes`" + (f" and not above the number of traces, {len(traces)}" if batch < settings.batch else "")
+        )
     steps = max(1, round(settings.epochs * len(traces) / batch))
     order = shuffled_order(range(len(traces)), steps * batch, settings.seed)
     arguments = SFTConfig(
         output_dir=str(folder),
         seed=settings.seed,
         max_steps=steps,
-        per_device_train_batch_size=batch,
+        per_device_train_batch_size=batch // world,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": 0.05},
@@ -103,16 +113,19 @@ def train_sft(
         remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
+        **sharing(policy, settings.sharding),
     )
+    keep_vision_whole(policy, arguments)
 
     callback: Any = transformers.TrainerCallback  # its annotations do not foresee overrides
 
     class Tell(callback):
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
-            if on_step is not None and "loss" in logs:
+            if on_step is not None and "loss" in logs and state.is_world_process_zero:
                 on_step({"step": state.global_step, **logs})
 
     checkpoint = newest_checkpoint(folder)
+    expect(source, [traces[index].qid for index in order[step_of(checkpoint) * batch :]])
     with old_names():
         trainer = trainer_class()(
             model=policy.model,
@@ -123,6 +136,7 @@ def train_sft(
             callbacks=[Tell(), stop_callback()],
         )
         trainer.remove_callback(transformers.PrinterCallback)
+        require_sharding(trainer)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     names = ("step", "loss", "grad_norm", "learning_rate")
     rows = [{name: float(row[name]) for name in names} for row in trainer.state.log_history if "loss" in row]

@@ -155,7 +155,11 @@ class _Writer:
         shown = text_of(data, "text/html")
         if shown.lstrip().startswith("<progress"):
             return ""  # where a bar stood still when its work was stopped; the printed lines say so too
-        if (made := markup.sanitised(shown)) and _tells(made):
+        if shown.startswith(
+            "<svg"
+        ):  # the dials of a stage that was stopped: markup that a page takes as a picture alone
+            data = {**data, "image/svg+xml": shown}
+        elif (made := markup.sanitised(shown)) and _tells(made):
             return self.table(made)
         if made := _poster(data):
             return f"<figure>{made}</figure>"

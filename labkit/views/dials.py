@@ -121,7 +121,7 @@ def dials_svg(history: Sequence[Mapping[str, Any]], steps: int) -> str:
     width, height = _LEFT + _ACROSS + _RIGHT, 2 * (_ABOVE + _INNER + _BELOW)
     font = "font-family:system-ui,-apple-system,'Segoe UI',sans-serif;font-size:11.5px"
     return (
-        f'<svg viewBox="0 0 {width} {height}" style="width:100%;max-width:{width}px;{font}" fill="{style.TEXT}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" style="width:100%;max-width:{width}px;{font}" fill="{style.TEXT}" '
         f'role="img" aria-label="rewards and chains over the training steps">{"".join(parts)}</svg>'
     )
 
@@ -148,7 +148,7 @@ def _heading(dial: Dial, lines: Sequence[Drawn], share: float) -> str:
         )
         for row in _wrapped(dial, lines, share * style.WIDTH)
     ]
-    return "<br>".join([dial.title, *rows])
+    return "<br>".join([dial.title, *(rows or ["no step has a value"])])
 
 
 def _wrapped(dial: Dial, lines: Sequence[Drawn], width: float) -> list[list[Drawn]]:

@@ -14,6 +14,7 @@ const MOST_STEPS = 12;
 const RIGHT = 0.5;
 const KEPT_SHEETS = 8;
 const PATIENCE = 3000;
+const AHEAD = 200;
 const EPSILON = 1e-6;
 const SCRUB_HINT = [["space", "play"], ["←", ""], ["→", "frames"]];
 const HINT = [...SCRUB_HINT, ["[", ""], ["]", "anchors"], ["?", "keys"]];
@@ -57,6 +58,8 @@ function clock(seconds) {
   return `${Math.floor(tenths / 600)}:${((tenths % 600) / 10).toFixed(1).padStart(4, "0")}`;
 }
 
+const letter = (place) => String.fromCharCode(65 + place);
+const later = (work) => setTimeout(work, 20);
 const spaced = (name) => harmless(name).replaceAll("_", " ");
 const span = ([start, end]) => `${start.toFixed(1)} to ${end.toFixed(1)} s`;
 
@@ -107,6 +110,7 @@ class Chains {
       push(this.asked, moment[i], i);
     }
     this.keys = new Map();
+    this.lowered = [];
   }
 
   derive(i) {
@@ -139,13 +143,20 @@ class Chains {
 
   meaning = (i) => this.page.meanings[this.fault(i)] ?? this.fault(i);
 
-  /** Text of every chain in small letters, made when somebody first searches. */
+  /** Text of every chain in small letters: what has not been made ahead is made now. */
   get haystack() {
-    this.lowered ??= this.columns.text.map((text, i) => {
-      const { query, qid, video } = this.moment(i);
-      return `${query}\n${qid}\n${video}\n${text}`.toLowerCase();
-    });
+    this.lower(this.count);
     return this.lowered;
+  }
+
+  /** Make up to `more` of these texts ready to be searched; whether some are still missing. */
+  lower(more) {
+    const end = Math.min(this.count, this.lowered.length + more);
+    for (let i = this.lowered.length; i < end; i++) {
+      const { query, qid, video } = this.moment(i);
+      this.lowered.push(`${query}\n${qid}\n${video}\n${this.columns.text[i]}`.toLowerCase());
+    }
+    return end < this.count;
   }
 
   /** A number for each chain by which a column sorts; texts become their place in the alphabet. */
@@ -792,16 +803,29 @@ function thought(chains, i, { live = null, same = 0 } = {}) {
     }
   };
   let at = 0;
-  for (const step of steps(chains, i)) {
-    const [, , begin, end] = step.at;
+  const chips = steps(chains, i).map((step) => {
+    const made = (words) => (live ? chip(step, `${words} s`, live) : h("span", { class: `lk-chip lk-${step.look}` }, `${words} s`));
+    return [...step.at.slice(2), made];
+  });
+  const option = chains.columns.option_chars?.[i];
+  if (option) chips.push([...option, (words) => optionChip(chains, i, words)]);
+  for (const [begin, end, made] of chips) {
     if (begin < at) continue;
     plain(text.slice(at, begin), at);
-    const words = `${harmless(text.slice(begin, end).replace(/<\/?\w+>/g, "").trim())} s`;
-    nodes.push(live ? chip(step, words, live) : h("span", { class: `lk-chip lk-${step.look}` }, words));
+    nodes.push(made(harmless(text.slice(begin, end).replace(/<\/?\w+>/g, "").trim())));
     at = end;
   }
   plain(text.slice(at), at);
   return text ? nodes : [h("em", {}, "the model wrote nothing")];
+}
+
+/** The option that was chosen, as it was written, and whether it is the right one. */
+function optionChip(chains, i, words) {
+  const { options, choice } = chains.moment(i);
+  const chosen = chains.columns.option[i];
+  const right = chosen === choice;
+  const title = `chosen: ${letter(chosen)} ${harmless(options[chosen])}; ${right ? "right" : `right is ${letter(choice)} ${harmless(options[choice])}`}`;
+  return h("span", { class: right ? "lk-chip lk-choice lk-right-choice" : "lk-chip lk-choice", title }, `${words} ${right ? "✓" : "✗"}`);
 }
 
 function chip(step, words, { onHot, onBar, onPlay }) {
@@ -984,6 +1008,12 @@ class Explorer {
     this.selected = -1;
     this.build();
     this.restore();
+    this.ahead = later(() => this.prepare());
+  }
+
+  /** Get ready to be searched while nobody waits, a few chains at a time. */
+  prepare() {
+    if (this.chains.lower(AHEAD)) this.ahead = later(() => this.prepare());
   }
 
   build() {
@@ -1197,7 +1227,7 @@ class Explorer {
   options(i, moment) {
     const chosen = this.chains.columns.option[i];
     const list = moment.options.map((option, k) =>
-      h("span", { class: k === moment.choice ? "lk-option lk-true" : "lk-option" }, `${"ABCDEFGH"[k]} ${harmless(option)}${k === chosen ? " (chosen)" : ""}${k === moment.choice ? " ✓" : ""}`),
+      h("span", { class: k === moment.choice ? "lk-option lk-true" : "lk-option" }, `${letter(k)} ${harmless(option)}${k === chosen ? " (chosen)" : ""}${k === moment.choice ? " ✓" : ""}`),
     );
     return h("span", { class: "lk-options" }, ...list);
   }
@@ -1326,6 +1356,7 @@ class Explorer {
 
   close() {
     for (const [name, listener] of this.listeners) this.host.off?.(name, listener);
+    clearTimeout(this.ahead);
     this.player.close();
     this.table.close();
     this.clips.close();

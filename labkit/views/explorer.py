@@ -26,6 +26,7 @@ from labkit.views import records as packing
 from labkit.views.failures import failure_kind
 from labkit.views.readings import ChainRecord
 from labkit.views.records import Chains, Clip, Kind, Listed, Packed, Specs
+from labkit.views.saving import hint_once
 from labkit.views.sprites import Sheet, SheetCache
 from labkit.views.style import count
 from labkit.views.widget import PageWidget
@@ -293,6 +294,7 @@ def _with_poster(bundle: Any, text: str, chosen: Selection | None) -> Any:
     """A widget's bundle with what viewers show that run nothing: a picture where one can be drawn, and a line of text."""
     if bundle is None:
         return None
+    hint_once()
     data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
     data["text/plain"] = f"{text}. Alive in JupyterLab, once the notebook is trusted, and in the report."
     try:

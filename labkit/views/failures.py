@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from labkit.chain.anchors import AnchorChain
-from labkit.chain.metrics import answer_iou, chain_ious
+from labkit.chain.metrics import chain_ious
 from labkit.chain.spans import Span, clip_span
 from labkit.data.moments import Moment
 from labkit.views import style
@@ -59,9 +59,16 @@ def failure_kind(chain: AnchorChain, windows: Sequence[Span], duration: float, *
     >>> failure_kind(chain, [Span(5, 10)], 30.0), failure_kind(chain, [Span(20, 25)], 30.0)
     ('', 'narrowed_elsewhere')
     """
-    value, answer = answer_iou(chain, windows, duration), chain.answer
+    ious = [] if chain.answer is None else chain_ious(chain, windows, duration)
+    return kind_by_ious(chain, ious, duration, right=right)
+
+
+def kind_by_ious(chain: AnchorChain, ious: Sequence[float], duration: float, *, right: float = RIGHT) -> str:
+    """`failure_kind` of a chain whose steps have been measured; `ious` are those of `chain_ious`."""
+    answer = chain.answer
     if answer is None:
         return "cut_off" if chain.status == "cut_off" else "no_answer"
+    value = ious[-1]
     if value >= right:
         return ""
     if answer.middle > duration:
@@ -70,7 +77,7 @@ def failure_kind(chain: AnchorChain, windows: Sequence[Span], duration: float, *
     spans = [clip_span(span, duration) or span for span in chain.steps]
     if any(before == after for before, after in pairwise(spans)):
         return "copied_anchor"
-    if max(chain_ious(chain, windows, duration)) >= right:
+    if max(ious) >= right:
         return "right_then_left"
     if value > 0:
         return "wrong_extent"
@@ -127,7 +134,14 @@ def atlas(records: Records, moments: Mapping[str, Moment], *, right: float = RIG
         for label, each in counts.items()
     ]
     fig, places = style.panels(
-        titles, title, _caption(counts, rows, right), _ROW * len(rows), columns=5, bottom=30, shared_yaxes=True
+        titles,
+        title,
+        _caption(counts, rows, right),
+        _ROW * len(rows),
+        columns=5,
+        gap=0.05,
+        bottom=30,
+        shared_yaxes=True,
     )
     look = style.looks(counts)
     highest = 0.0

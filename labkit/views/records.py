@@ -21,7 +21,7 @@ from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.stages.rollouts import NAMES, Rollout
-from labkit.views.failures import KINDS, MEANINGS, failure_kind
+from labkit.views.failures import KINDS, MEANINGS, failure_kind, kind_by_ious
 from labkit.views.readings import ChainRecord, Reading, Records, read
 from labkit.views.style import in_stage_order
 
@@ -116,8 +116,10 @@ def pack(
         "anchors": [_anchors(row.reading.chain) for row in rows],
         "answer": [_answer(row.reading.chain) for row in rows],
         "ious": [[round(iou, 4) for iou in row.reading.ious] for row in rows],
-        "option": [getattr(row.reading.chain, "option", None) for row in rows],
+        "option": [row.reading.chain.option for row in rows],
     }
+    if any(moment.options for moment in used):
+        columns["option_chars"] = [_option_chars(row.reading.chain) for row in rows]
     names: dict[str, list[str]] = {
         "stage": in_stage_order(row.stage for row in rows),
         "status": list(dict.fromkeys(row.reading.chain.status for row in rows)),
@@ -126,7 +128,7 @@ def pack(
     columns["stage"] = _places(names["stage"], [row.stage for row in rows])
     columns["status"] = _places(names["status"], [row.reading.chain.status for row in rows])
     columns["run"] = _places(names["run"], [str(getattr(row.reading.record, "run", "")) for row in rows])
-    kinds = [kind(each.chain, each.moment.windows, each.moment.duration) for _, each in rows]
+    kinds = [_kind(kind, each) for _, each in rows]
     names["kind"] = _in_order(kinds, KINDS)
     columns["kind"] = _places(names["kind"], kinds)
     for name, empty in (("step", 0), ("sample", 0), ("completion_tokens", None)):
@@ -243,6 +245,10 @@ def _answer(chain: AnchorChain) -> list[float] | None:
     return [chain.answer.start, chain.answer.end, *map(place, chain.answer_chars)]
 
 
+def _option_chars(chain: AnchorChain) -> list[int] | None:
+    return None if chain.option_chars is None else [*map(_utf16(chain.text), chain.option_chars)]
+
+
 def _utf16(text: str) -> Callable[[int], int]:
     """Turns a place in a Python string into the place in a page's string, where an emoji counts two.
 
@@ -253,6 +259,12 @@ def _utf16(text: str) -> Callable[[int], int]:
         return int
     wide = [place for place, char in enumerate(text) if ord(char) > 0xFFFF]
     return lambda place: place + bisect_left(wide, place)
+
+
+def _kind(kind: Kind, reading: Reading) -> str:
+    if kind is failure_kind:  # its IoUs are here already
+        return kind_by_ious(reading.chain, reading.ious, reading.moment.duration)
+    return kind(reading.chain, reading.moment.windows, reading.moment.duration)
 
 
 def _in_order(found: Sequence[str], order: Sequence[str]) -> list[str]:
@@ -270,26 +282,25 @@ def _ledgers(
     reasons: list[list[int]] = []
     texts: dict[str, int] = {"": 0}
     specs = {stage: _spec(spec, stage) for stage in names["stage"]}
+    columns = [(term, f"reward_{term}") for term in terms]
     for stage, reading in rows:
         record, paid = reading.record, specs[stage]
         moment = reading.moment
         ledger = score_chain(reading.chain, moment.windows, moment.duration, paid, moment.choice)
-        # A prediction was never paid: what the reward would have said of it is shown in its place.
-        paid_by = [getattr(record, f"reward_{term}", ledger.terms[term]) for term in terms]
         total = getattr(record, "total", ledger.total)
-        earned.append([_number(value) for value in paid_by])
+        explained = 0.0
+        values, why = [], []
+        for term, column in columns:
+            # A prediction was never paid: what the reward would have said of it is shown in its place.
+            would = ledger.terms[term]
+            value = getattr(record, column, would)
+            explained += paid.weights[term] * value
+            values.append(_number(value))
+            why.append(texts.setdefault(ledger.reasons[term], len(texts)) if abs(value - would) < 1e-6 else 0)
+        earned.append(values)
+        reasons.append(why)
         totals.append(_number(total))
-        weighed.append(
-            int(
-                abs(sum(paid.weights[term] * value for term, value in zip(terms, paid_by, strict=True)) - total) < 1e-6
-            )
-        )
-        reasons.append(
-            [
-                texts.setdefault(ledger.reasons[term], len(texts)) if abs(value - ledger.terms[term]) < 1e-6 else 0
-                for term, value in zip(terms, paid_by, strict=True)
-            ]
-        )
+        weighed.append(int(abs(explained - total) < 1e-6))
     names["reason"] = list(texts)
     return {"earned": earned, "total": totals, "weighed": weighed, "reasons": reasons}
 

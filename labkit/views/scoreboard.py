@@ -70,7 +70,7 @@ def _span_of(miou: Mapping[str, float]) -> str:
 def _board(title: str, caption: str, rows: Sequence[_Row]) -> go.Figure:
     """One panel a figure, one line a row: the value as a mark with its bar, and the number beside it."""
     fig, places = style.panels(
-        list(_COLUMNS.values()), title, caption, _ROW * len(rows) + 6, shared_yaxes=True, gap=0.03
+        list(_COLUMNS.values()), title, caption, _ROW * len(rows) + 6, shared_yaxes=True, gap=0.045
     )
     for key, (row, col) in zip(_COLUMNS, places, strict=True):
         values = [100 * line.figures[key] for line in rows]

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from labkit.chain.anchors import option_letter
+from labkit.chain.spans import Span
 from labkit.views import style
 from labkit.views.readings import Reading
 
@@ -22,22 +24,26 @@ class _Word(NamedTuple):
 def thought_lines(reading: Reading, colors: Sequence[str]) -> list[str]:
     """The text as at most `LINES` lines of markup, each anchor as `[a to b s]` in the colour of its bar.
 
+    A chosen option stands as `[B ✓]`, or `[B ✗]` where another one is right.
     Where it is longer, the words before each anchor lose their beginning, so that every anchor stays. Anchors beyond
     `colors` have the text's colour. A text that broke the form keeps its tags: they are what went wrong.
     """
     chain = reading.chain
     marks = [
-        (a.begin, a.end, a.span, colors[k] if k < len(colors) else style.TEXT) for k, a in enumerate(chain.anchors)
+        (a.begin, a.end, _times(a.span, colors[k] if k < len(colors) else style.TEXT))
+        for k, a in enumerate(chain.anchors)
     ]
     if chain.answer is not None and chain.answer_chars is not None:
-        marks.append((*chain.answer_chars, chain.answer, style.ANSWER))
+        marks.append((*chain.answer_chars, _times(chain.answer, style.ANSWER)))
+    if chain.option is not None and chain.option_chars is not None:
+        right = chain.option == reading.moment.choice
+        told = f"[{option_letter(chain.option)} {'✓' if right else '✗'}]"
+        marks.append((*chain.option_chars, _Word(told, style.TRUTH if right else style.WORSE)))
     # a hostile text has thousands: those that four lines can hold
     marks = marks[: LINES * WIDTH // 20]
-    labels = [
-        _Word(f"[{style.seconds(span.start)} to {style.seconds(span.end)} s]", color) for *_, span, color in marks
-    ]
+    labels = [label for *_, label in marks]
     tags = chain.status not in ("ok", "no_anchor")
-    begins, ends = [0, *(end for _, end, _, _ in marks)], [*(begin for begin, _, _, _ in marks), len(chain.text)]
+    begins, ends = [0, *(end for _, end, _ in marks)], [*(begin for begin, _, _ in marks), len(chain.text)]
     room = int(0.93 * LINES * WIDTH) - sum(len(label.text) + 1 for label in labels)
     share = _share([end - begin for begin, end in zip(begins, ends, strict=True)], room)
     words: list[_Word] = []
@@ -47,6 +53,10 @@ def thought_lines(reading: Reading, colors: Sequence[str]) -> list[str]:
         else:
             words += [*_words(_tail(chain.text, begin, end, share), tags), label]
     return _lines(words, WIDTH, LINES) or ["<i>the model wrote nothing</i>"]
+
+
+def _times(span: Span, color: str) -> _Word:
+    return _Word(f"[{style.seconds(span.start)} to {style.seconds(span.end)} s]", color)
 
 
 def words_before(reading: Reading, anchor: int | None) -> list[str]:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +14,11 @@ from typing import Any
 import nbformat
 import pytest
 
-from labkit.chain.spans import Span
-from labkit.data.moments import Moment, write_moments
 from tests.browser.attacks import PAYLOADS
-from tests.data.films import CONSTANT, film
+from tests.browser.conftest import CHROMIUM, ROOT
+from tests.browser.sights import drag_to_twenty_places, started, write_notebook
+from tests.data.films import CONSTANT
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome") or ""
-ROOT = Path(__file__).parents[2]
 pytestmark = [
     pytest.mark.skipif(not CHROMIUM, reason="no chromium to look with: install it, or name it in $CHROMIUM"),
     pytest.mark.xdist_group("browser"),
@@ -46,64 +41,12 @@ explorer
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """A JupyterLab of its own, with a notebook; its address and its folder."""
-    home = tmp_path_factory.mktemp("lab")
-    work = home / "work"
-    work.mkdir()
-    for k in range(3):
-        film(work / f"film-{k}.mp4", CONSTANT)
-    asked = [Moment(f"q{k}", str(work / f"film-{k}.mp4"), f"thing {k}", (Span(2, 4),), 8.0) for k in range(3)]
-    write_moments(asked, work / "moments.jsonl")
-    cells = [nbformat.v4.new_code_cell(CELL.strip()), nbformat.v4.new_code_cell("1 + 1")]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), work / "look.ipynb")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    places = {f"JUPYTER_{name}_DIR": str(home / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
-    environment = os.environ | places | {"PYTHONPATH": str(ROOT), "IPYTHONDIR": str(home / "ipython")}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--expose-app-in-browser", "--allow-root"]
-    command += [f"--ServerApp.port={port}", "--IdentityProvider.token=", "--ServerApp.port_retries=0"]
-    command += [f"--ServerApp.root_dir={work}", "--LabApp.news_url=None", "--LabApp.check_for_updates_class="
-                "jupyterlab.NeverCheckForUpdate"]  # fmt: skip
-    with (
-        open(home / "server.log", "w") as log,
-        subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=work) as process,
-    ):
-        address = f"http://127.0.0.1:{port}"
-        try:
-            deadline = time.monotonic() + 60
-            while True:
-                try:
-                    urllib.request.urlopen(f"{address}/api", timeout=2).close()
-                    break
-                except OSError:
-                    if time.monotonic() > deadline or process.poll() is not None:
-                        pytest.fail(f"JupyterLab does not answer: {(home / 'server.log').read_text()[-2000:]}")
-                    time.sleep(0.3)
-            yield address, work
-        finally:
-            process.terminate()
-            process.wait(20)
-
-
-@pytest.fixture(scope="module")
-def sight(server: tuple[str, Path]) -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        page.goto(f"{server[0]}/lab/tree/look.ipynb")
-        page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
-        page.wait_for_function(
-            "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
-        )
-        page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
-        page.wait_for_selector('.lk[data-media="ready"]', timeout=90_000)
-        yield page
-        browser.close()
+def sight(server: tuple[str, Path], browser: Any) -> Iterator[Any]:
+    write_notebook(server[1] / "look.ipynb", CELL, "1 + 1")
+    page = started(browser, server[0], "look.ipynb")
+    page.wait_for_selector('.lk[data-media="ready"]', timeout=180_000)
+    yield page
+    page.close()
 
 
 def root(page: Any, name: str) -> str:
@@ -162,6 +105,10 @@ def test_a_clip_that_did_not_travel_along_comes_from_the_kernel(sight: Any) -> N
     for wanted in {0, 1, 2} - {held}:
         python(sight, f"explorer.selected = {wanted}\nNone")
         until(sight, f"lk.dataset.chain === '{wanted}' && lk.dataset.media === 'ready'")
+
+
+def test_dragging_to_twenty_places_shows_the_frame_of_each(sight: Any) -> None:
+    drag_to_twenty_places(sight, CONSTANT, 8.0)
 
 
 def test_keys_move_the_explorer_and_never_the_notebook(sight: Any) -> None:
@@ -256,9 +203,8 @@ def opened(browser: Any, address: str, name: str) -> Any:
 
 
 def test_a_notebook_from_somebody_else_shows_its_picture_until_it_is_trusted_and_then_lives_without_its_kernel(
-    server: tuple[str, Path], executed: Path, sight: Any
+    server: tuple[str, Path], executed: Path, browser: Any
 ) -> None:
-    browser = sight.context.browser
     stranger = opened(browser, server[0], executed.name)
     stranger.wait_for_selector(".jp-OutputArea-output img", timeout=30_000)
     assert stranger.locator(".lk").count() == 0, "a widget ran in a notebook that nobody trusts"

@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 import itertools
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,13 @@ from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.stages.rollouts import Rollout
 from labkit.views.explorer import explore, scrub
+from labkit.views.records import Row
 from labkit.views.widget import module, page
 from tests.browser.attacks import PAYLOADS
-from tests.data.films import BITS, CONSTANT, expected, film
+from tests.browser.conftest import CHROMIUM
+from tests.browser.sights import drag_to_twenty_places, frame_shown
+from tests.data.films import CONSTANT, expected, film
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome") or ""
 pytestmark = [
     pytest.mark.skipif(not CHROMIUM, reason="no chromium to look with: install it, or name it in $CHROMIUM"),
     pytest.mark.xdist_group("browser"),
@@ -61,33 +62,12 @@ class Sight:
         return str(self.page.locator(selector).inner_text())
 
     def frame(self) -> int:
-        """The number painted into the frame that is shown, read from the canvas."""
-        row = self.page.evaluate(
-            """(bits) => {
-                const shown = document.querySelector(".lk-canvas");
-                const canvas = new OffscreenCanvas(shown.width, shown.height);
-                const context = canvas.getContext("2d", {willReadFrequently: true});
-                context.drawImage(shown, 0, 0);
-                const pixels = context.getImageData(0, Math.floor(canvas.height / 6), canvas.width, 1).data;
-                return Array.from({length: bits}, (_, bit) => pixels[4 * Math.floor((bit + 0.5) * canvas.width / bits)]);
-            }""",
-            BITS,
-        )
-        return sum(1 << bit for bit, value in enumerate(row) if value > 120)
+        """The number painted into the frame that is shown."""
+        return frame_shown(self.page)
 
     def press(self, *keys: str) -> None:
         for key in keys:
             self.page.keyboard.press(key)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield found
-        found.close()
 
 
 @pytest.fixture
@@ -169,19 +149,7 @@ def test_it_opens_with_the_narrowing_chain_and_its_frame(look: Callable[..., Sig
 
 def test_dragging_to_twenty_places_shows_the_frame_of_each(look: Callable[..., Sight], html: str) -> None:
     sight = look(html)
-    box = sight.page.locator(".lk-slider").bounding_box()
-    assert box
-    shares = (np.arange(20) * 7 % 20 + 0.37) / 20  # there and back
-    mouse = sight.page.mouse
-    mouse.move(box["x"] + 1, box["y"] + 20)
-    mouse.down()
-    for share in shares:
-        mouse.move(box["x"] + share * box["width"], box["y"] + 20)
-        time = float(sight.page.locator(".lk-slider").get_attribute("aria-valuenow"))
-        assert time == pytest.approx(share * DURATION, abs=0.02)
-        sheet_time = np.floor(share * DURATION / 0.5) * 0.5
-        assert sight.frame() == expected(CONSTANT, [sheet_time])[0]
-    mouse.up()
+    drag_to_twenty_places(sight.page, CONSTANT, DURATION)
 
 
 def test_an_anchor_in_the_words_and_its_bar_light_up_each_other(look: Callable[..., Sight], html: str) -> None:
@@ -285,6 +253,21 @@ def test_filters_list_what_python_says_they_should(
     assert listed() == where(lambda i: rollouts[i].qid == "q1" and 0.3 <= answers[i] <= 0.6)
     sight.page.get_by_role("button", name="clear").click()
     assert listed() == where(lambda i: True)
+
+
+def test_the_chosen_option_is_a_chip_that_says_whether_it_is_right(
+    look: Callable[..., Sight], moments: list[Moment]
+) -> None:
+    asked = replace(moments[0], options=("opens", "shuts"), choice=1)
+    told = [Row("q0", render([Span(1, 5)], TRUTH, ["near", "so"], option)) for option in (1, 0)]
+    sight = look(page(explore(told, [asked], clips=1)))
+    seen = {}
+    for place in (0, 1):
+        sight.page.locator(f'.lk-row[data-index="{place}"]').click()
+        chip = sight.page.locator(".lk-words .lk-choice")
+        seen[chip.inner_text()] = chip.get_attribute("title")
+    assert seen == {"B ✓": "chosen: B shuts; right", "A ✗": "chosen: A opens; right is B shuts"}
+    assert "<option>" not in sight.text(".lk-words")
 
 
 def test_columns_sort_both_ways(look: Callable[..., Sight], html: str, rollouts: list[Rollout]) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,11 @@ from labkit.views import markup
 from labkit.views.cells import read_chapter
 from labkit.views.pages import page
 from labkit.views.report import write_report
+from tests.browser.conftest import CHROMIUM
+from tests.browser.sights import drag_to_twenty_places
 from tests.data.films import CONSTANT, film
 from tests.executed import PNG, code, failure, figure, notebook, output, run, saved, stream, words
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome") or ""
 pytestmark = [
     pytest.mark.skipif(not CHROMIUM, reason="no chromium to look with: install it, or name it in $CHROMIUM"),
     pytest.mark.xdist_group("browser"),
@@ -90,16 +89,6 @@ class Sight:
 
         found = Axe().run(self.page).response["violations"]
         return [f"{each['id']}: {node['html'][:160]}" for each in found for node in each["nodes"]]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield found
-        found.close()
 
 
 @pytest.fixture
@@ -185,6 +174,15 @@ def test_figures_explorers_and_maths_are_alive_without_a_network(
     sight.page.locator(".lk").first.focus()
     sight.page.keyboard.press("ArrowRight")
     assert sight.page.locator(".lk").first.get_attribute("data-frame") != before
+
+
+def test_dragging_in_a_report_shows_the_frame_of_each_place(
+    look: Callable[..., Sight], files: dict[str, Path]
+) -> None:
+    sight = look(files["01_grpo"])
+    sight.page.locator("[data-explorer]").first.scroll_into_view_if_needed()
+    sight.page.wait_for_selector('.lk[data-media="ready"]', timeout=20_000)
+    drag_to_twenty_places(sight.page, CONSTANT, 8.0)
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (800, "dark"), (390, "light")])

@@ -247,6 +247,22 @@ def test_missing_and_empty_videos_are_found_before_any_work(tmp_path: Path) -> N
         )
 
 
+@pytest.mark.parametrize(
+    ("source", "command"),
+    [
+        ("charades-sta", "wget https://.*Charades_v1_480.zip"),
+        ("tvgbench/anet", "hf download Boshenxx/TimeR1-Dataset"),  # a part of a benchmark
+        ("qvhighlights", "qvhilights_videos.tar.gz"),
+        ("mine", "moments file$"),  # nobody knows where to
+    ],
+)
+def test_missing_videos_of_a_benchmark_come_with_the_command_that_fetches_them(
+    tmp_path: Path, source: str, command: str
+) -> None:
+    with pytest.raises(LabError, match=command):
+        require_videos([moment(video=str(tmp_path / "gone.mp4"), source=source)])
+
+
 def test_the_first_of_several_bad_videos_is_named_and_the_others_counted(tmp_path: Path) -> None:
     rows = [moment(qid=f"q{k}", video=str(tmp_path / f"{k // 2}.mp4")) for k in range(6)]
     with pytest.raises(

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from labkit.doctor.estimates import Load, Shape, count_parameters, read_shape, run_disk, stage_memory, stage_seconds
+from labkit.doctor.estimates import Load, Shape, count_parameters, read_shape, run_disk, traces_of_a_clip
+from labkit.doctor.hours import stage_seconds
+from labkit.doctor.memory import LOGITS_AT_ONCE, stage_memory
 from labkit.doctor.rehearsal import Pace
 from labkit.errors import LabError
 from labkit.params import Params
@@ -93,21 +96,27 @@ def test_memory_by_hand() -> None:
     grpo = memory["grpo"]
     assert grpo["weights"] == 4 * 2500
     assert (grpo["gradients"], grpo["optimizer"], grpo["reference"]) == (4 * 2000, 8 * 2000, 0)
-    # (2 + 1) clips of 16 tokens of 8 numbers
-    assert grpo["features"] == 3 * 16 * 8 * 4
-    # 2 rows of 50 + 4 x 10 tokens; a token of a layer keeps 9 x 8 + 2 x 4 + 4 x 16 numbers, and 2 x 90 weights a head
-    assert grpo["activations"] == 2 * 90 * 2 * ((72 + 8 + 64) * 4 + 2 * 2 * 90 * 4)
-    # 80 chosen tokens: 100 logits as they are, and four copies in float32
-    assert grpo["logits"] == 80 * 100 * 20
-    # 6 queries x 2 chains x (50 + 20) tokens x (2 layers and one that is copied) x key and value of 4 numbers
-    assert memory["distill"]["cache"] == 6 * 2 * 70 * 3 * 2 * 4 * 4
+    # 2 clips of 16 tokens of 8 numbers
+    assert grpo["features"] == 2 * 16 * 8 * 4
+    # 2 rows of 50 + 4 x 10 tokens; a token of a layer keeps 9 x 8 + 2 x 4 + 4 x 16 numbers, and 2 x 90 weights a head;
+    # the last layer's 8 numbers of the 80 chosen tokens
+    assert grpo["activations"] == 2 * 90 * 2 * ((72 + 8 + 64) * 4 + 2 * 2 * 90 * 4) + 80 * 8 * 4
+    # 80 chosen tokens: 100 logits as they are and twice in float32, and the gradient of the matrix of 100 x 8
+    assert grpo["logits"] == 80 * 100 * 12 + 4 * 100 * 8
+    # 6 queries of 50 tokens, once, and 2 chains of 20 for each; 2 layers with a key and a value of 4 numbers
+    assert memory["distill"]["cache"] == 6 * (50 + 2 * 20) * 2 * 2 * 4 * 4
+    # 300 tokens are read at once: 6 x 8 + 3 x 16 numbers each, more than the logits of 12 chains
+    assert memory["distill"]["decoding"] == 300 * (48 + 48) * 4
     assert "optimizer" not in memory["distill"] and "optimizer" in memory["sft"]
 
 
 def test_a_stage_takes_what_its_largest_phase_takes() -> None:
     # Thousands of queries evaluated at once need more than training does; the optimizer is not there then.
-    grpo = stage_memory(SMALL, changed(eval_batch=4096), LOAD, "cpu")["grpo"]
-    assert grpo["cache"] == 4096 * 70 * 3 * 2 * 4 * 4 and "optimizer" not in grpo
+    grpo = stage_memory(SMALL, changed(eval_batch=4096), replace(LOAD, test=5000), "cpu")["grpo"]
+    assert grpo["cache"] == 4096 * 70 * 2 * 2 * 4 * 4 and "optimizer" not in grpo
+    assert stage_memory(SMALL, changed(eval_batch=4096), LOAD, "cpu")["grpo"].keys() >= {"optimizer"}, (
+        "5 queries in all"
+    )
     # 200 chains a query: their cache is larger than what one query's pass keeps.
     sampling = changed(group_size=200, prompts_per_step=100, prompts_per_pass=1, max_new_tokens=4)
     assert {"cache", "optimizer"} <= set(stage_memory(SMALL, sampling, LOAD, "cuda")["grpo"])
@@ -116,10 +125,10 @@ def test_a_stage_takes_what_its_largest_phase_takes() -> None:
 @pytest.mark.parametrize(
     ("change", "part", "factor"),
     [
-        ({"prompts_per_pass": 1}, "logits", 1 / 2),
+        ({"prompts_per_pass": 1}, "logits", (40 * 12 + 32) / (80 * 12 + 32)),  # the matrix has a gradient all the same
         ({"prompts_per_pass": 1}, "activations", 1 / 2),
         ({"dtype": "bfloat16"}, "weights", 1 / 2),
-        ({"group_size": 8}, "logits", 2),
+        ({"group_size": 8}, "logits", (160 * 12 + 32) / (80 * 12 + 32)),
         ({"lora_rank": 4}, "optimizer", 4 * 256 / 2000),
     ],
 )
@@ -142,6 +151,81 @@ def test_kl_needs_a_second_model_unless_an_adapter_can_be_taken_off() -> None:
     assert stage_memory(SMALL, changed(beta=0.1, lora_rank=4), LOAD, "cpu")["grpo"]["reference"] == 0
 
 
+def test_logits_exist_for_some_tokens_at_a_time() -> None:
+    memory = stage_memory(SMALL, changed(group_size=256, lora_rank=4), LOAD, "cuda")["grpo"]
+    assert 2 * 256 * 10 > LOGITS_AT_ONCE
+    assert memory["logits"] == LOGITS_AT_ONCE * 100 * 12, "below adapters the last matrix has no gradient"
+
+
+def test_features_are_kept_as_far_as_there_is_room() -> None:
+    # 2 clips of 512 bytes
+    tight = changed(feature_memory=5e-7)
+    assert stage_memory(SMALL, tight, LOAD, "cuda")["grpo"]["features"] == 500
+    # Of 6 uses in 3 steps the first of each clip encodes it, and of the other 4 those that were not kept do.
+    kept = 500 / 1024
+    before, after = (stage_seconds(SMALL, params, LOAD, PACE)["grpo"]["clips"] for params in (PARAMS, tight))
+    assert after - before == pytest.approx(4 * (1 - kept) * 16e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "weights", "gradients", "optimizer"),
+    [
+        ({}, 2500 * 2, 2000 * 2, 2 * 2000 * 2),  # each process has it all
+        ({"sharding": "ddp"}, 2500 * 2, 2 * 2000 * 2, 2 * 2000 * 2),  # gradients stand in buckets too
+        # 4 bytes of each trained weight, by 4 processes; the frozen tower is whole
+        ({"sharding": "fsdp2"}, 500 * 2 + 2000, 2000, 2 * 2000),
+        # adapters of 1024 weights; the frozen 2000 are shared out as well
+        ({"sharding": "fsdp2", "lora_rank": 4}, 500 * 2 + 2000 * 2 / 4 + 1024, 1024, 2 * 1024),
+    ],
+)
+def test_processes_share_what_they_train(
+    change: dict[str, Any], weights: float, gradients: float, optimizer: float
+) -> None:
+    params = changed(dtype="bfloat16", prompts_per_step=8, **change)
+    grpo = stage_memory(SMALL, params, LOAD, "cuda", world=4 if change else 1)["grpo"]
+    assert (grpo["weights"], grpo["gradients"], grpo["optimizer"]) == (weights, gradients, optimizer)
+
+
+def test_processes_share_the_steps_but_not_an_evaluation_batch() -> None:
+    params = changed(prompts_per_step=8)
+    one, four = (stage_memory(SMALL, params, LOAD, "cuda", world=world) for world in (1, 4))
+    assert four["grpo"]["activations"] == one["grpo"]["activations"] / 4
+    assert four["analysis"] == one["analysis"]
+    alone, shared = (stage_seconds(SMALL, params, replace(LOAD, test=16), PACE, world=world) for world in (1, 4))
+    assert shared["grpo"]["learning"] == pytest.approx(3 * (180 * 2e-3 + 0.1)), "2 of 8 queries each"
+    assert shared["sft"]["evaluation"] == pytest.approx(alone["sft"]["evaluation"] / 4)
+    assert shared["distill"]["sampling"] == pytest.approx(alone["distill"]["sampling"] / 4)
+
+
+def test_a_harvester_is_trained_and_asked_in_the_first_two_stages() -> None:
+    large = replace(SMALL, text_parameters=20_000)
+    own, other = (stage_memory(SMALL, PARAMS, LOAD, "cpu", harvester=model) for model in (None, large))
+    assert other["grpo"]["weights"] == 4 * 20_500 and other["distill"]["weights"] == 4 * 20_500
+    assert all(other[stage] == own[stage] for stage in ("sft", "grpo_final", "analysis"))
+    slow = PACE._replace(learning=20e-3, prefill=2e-3)
+    seconds = stage_seconds(SMALL, PARAMS, LOAD, PACE, harvester=(large, slow))
+    assert seconds["grpo"]["learning"] == pytest.approx(3 * (180 * 20e-3 + 0.1))
+    # Four evaluations of 0.5 s; the two of the harvester read 5 prompts at half the pace.
+    assert seconds["grpo"]["evaluation"] == pytest.approx(4 * 0.5 + 2 * 5 * 50 * 1e-3)
+    assert seconds["grpo_final"] == stage_seconds(SMALL, PARAMS, LOAD, PACE)["grpo_final"]
+    disk = run_disk(SMALL, PARAMS, LOAD, harvester=large)
+    assert disk["final models"] == 4 * (20_500 + 2 * 2500)
+    assert disk["checkpoints"] == 3 * 4 * (3 * 20_000 + 500), "those of the larger model"
+
+
+def test_traces_of_one_clip_read_it_once() -> None:
+    packed = changed(pack_clips=True, max_per_query=3, sft_batch=6)
+    # 10 queries on 2 clips, of whose traces two thirds of 3 are kept; behind the query only its own
+    assert traces_of_a_clip(replace(packed, prompt="anchors"), LOAD) == pytest.approx(10)
+    assert traces_of_a_clip(packed, LOAD) == pytest.approx(2)
+    apart, together = (
+        stage_memory(SMALL, replace(packed, pack_clips=pack), LOAD, "cuda")["sft"] for pack in (False, True)
+    )
+    layers = 2 * (72 + 8 + 64) * 4
+    assert apart["activations"] == 6 * 60 * layers + 60 * 8 * 4
+    assert together["activations"] == pytest.approx(3 * (16 + 2 * 44) * layers + 60 * 8 * 4)
+
+
 def test_seconds_by_hand() -> None:
     seconds = stage_seconds(SMALL, PARAMS, LOAD, PACE)
     grpo = seconds["grpo"]
@@ -152,9 +236,9 @@ def test_seconds_by_hand() -> None:
     # greedy and sampled, base and trained: a batch of 4 and one of 1
     each = (4 * 50 * 1e-3 + 10 * (0.01 + 4e-3)) + (50 * 1e-3 + 10 * (0.01 + 1e-3))
     assert grpo["evaluation"] == pytest.approx(4 * each)
-    # 3 clips are drawn, decoded and encoded; later stages find them in the cache
-    assert grpo["clips"] == pytest.approx(3 * (0.25 + 0.5 + 16e-3))
-    assert seconds["grpo_final"]["clips"] == pytest.approx(3 * 16e-3)
+    # 3 clips are drawn and decoded, once for all stages; 2 are encoded for training, and one by each evaluation
+    assert grpo["clips"] == pytest.approx(3 * (0.25 + 0.5) + (2 + 4) * 16e-3)
+    assert seconds["grpo_final"]["clips"] == pytest.approx((2 + 2) * 16e-3)
     # 6 of the 24 queries that a harvest samples together, 2 chains each
     assert seconds["distill"]["sampling"] == pytest.approx(6 / 24 * (24 * 50 * 1e-3 + 10 * (0.01 + 48e-3)))
     # 2/3 of 6 traces, twice: 480 tokens in 4 steps

@@ -2,18 +2,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
-from labkit.doctor import examination, inspection, surroundings
+from labkit.doctor import costs, examination, inspection, surroundings
 from labkit.doctor.examination import examine, run_doctor
 from labkit.doctor.reports import Finding, Report
 from labkit.errors import LabError
 from labkit.params import Params
+from labkit.policy.embedded import WEIGHTS
 from tests.data.films import CONSTANT, VARIABLE, av1_encoder, cut_off, film, remux, sound
 
 
@@ -183,6 +185,16 @@ def other_family(folder: Path) -> dict[str, Any]:
     return {"model": str(model)}
 
 
+def broken_download(folder: Path) -> Path:
+    """A model of which config and tokenizer have come, and no weights."""
+    model = folder / "broken"
+    model.mkdir()
+    for file in WEIGHTS.iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copy(file, model)
+    return model
+
+
 def other_run(folder: Path) -> dict[str, Any]:
     run = folder / "outputs" / "taken"
     run.mkdir(parents=True)
@@ -213,6 +225,16 @@ def lost_split(folder: Path) -> dict[str, Any]:
         (other_family, "error", "model", "'llama'"),
         (other_run, "error", "run", "seed"),
         (lost_split, "error", "moments file", "is not there"),
+        (lambda folder: {"harvester": "./nowhere"}, "error", "harvester", "is not a directory"),
+        (lambda folder: {"harvester": "nobody/has-fetched-this"}, "warning", "harvester", "hf download nobody"),
+        (lambda folder: {"model": str(broken_download(folder))}, "error", "model", "lacks model.safetensors"),
+        # The embedded model's own rate; all weights are trained in the type that they are kept in.
+        (
+            lambda folder: {"dtype": "bfloat16", "learning_rate": 1e-6},
+            "warning",
+            "rounding",
+            "1e-06: steps this small",
+        ),
     ],
 )
 def test_what_would_spoil_a_run_is_told(tmp_path: Path, spoil: Any, level: str, kind: str, words: str) -> None:
@@ -229,6 +251,76 @@ def test_a_gpu_that_is_not_there_is_an_error(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     report = examine(healthy(tmp_path, device="cuda"), quick=True)
     assert find(report, "device", "cuda").level == "error"
+
+
+def test_a_model_that_may_not_be_fetched_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    report = examine(healthy(tmp_path, model="nobody/has-fetched-this"), quick=True)
+    finding = find(report, "model", "nobody")
+    assert finding.level == "error" and "HF_HUB_OFFLINE" in finding.message and "hf download" in finding.next_step
+
+
+def test_a_gpu_that_is_elsewhere_is_planned_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    params = healthy(tmp_path, device="cuda", dtype="bfloat16", sharding="fsdp2", processes=2)
+    report = examine(params)
+    assert report.data["processes"] == 2 and report.data["pace"] is None
+    assert report.data["memory_bytes"]["grpo"]["gathered"] > 0
+    assert "on each of 2 GPUs" in str(report)
+    assert not {"dtype", "rounding", "memory"} & {finding.kind for finding in report.findings}
+
+
+def test_what_a_model_costs_is_known_before_its_weights_are_here(tmp_path: Path) -> None:
+    params = healthy(tmp_path, model=str(broken_download(tmp_path)), harvester="embedded")
+    report = examine(params)
+    assert report.exit_code == 1
+    whole = examine(replace(params, model="embedded"), quick=True)
+    assert report.data["memory_bytes"]["sft"] == pytest.approx(whole.data["memory_bytes"]["sft"], rel=0.1)
+    assert "not loaded" in report.data["pace"]["basis"]
+
+
+@pytest.mark.parametrize(
+    ("change", "rounded"),
+    [
+        ({}, True),
+        ({"dtype": "float32"}, False),
+        ({"lora_rank": 4}, False),  # adapters are kept in float32
+        ({"processes": 2}, True),  # each has the whole model
+        ({"processes": 2, "sharding": "fsdp2"}, False),  # what is shared out is kept in float32
+        ({"learning_rate": 1e-3, "sft_learning_rate": 1e-3}, False),
+    ],
+)
+def test_steps_that_bfloat16_swallows_are_told(change: dict[str, Any], rounded: bool) -> None:
+    params = Params.build({"dtype": "bfloat16", "learning_rate": 1e-6} | change)
+    machine = surroundings.Machine("cuda", "a GPU", 80e9, 8, True)
+    kinds = [finding.kind for finding in surroundings.machine_findings(machine, params)]
+    assert kinds == ["rounding"] * rounded
+
+
+@pytest.mark.parametrize(("processes", "gpus", "told"), [(8, 4, True), (4, 4, False), (0, 4, False), (2, 0, False)])
+def test_more_processes_than_gpus_are_told(processes: int, gpus: int, told: bool) -> None:
+    machine = surroundings.Machine("cuda" if gpus else "cpu", "here", 80e9, 8, True, gpus)
+    params = Params(processes=processes)
+    assert ["processes"] * told == [finding.kind for finding in surroundings.machine_findings(machine, params)]
+    assert surroundings.planned_for(machine, params)[1] == (processes or gpus)
+
+
+def test_bfloat16_weights_do_swallow_such_steps() -> None:
+    import torch
+
+    def moved(rate: float, dtype: torch.dtype) -> float:
+        weight = torch.nn.Parameter(torch.full((64,), 0.02, dtype=dtype))
+        start = weight.detach().clone()
+        optimizer = torch.optim.AdamW([weight], lr=rate, weight_decay=0.0)
+        for _ in range(20):
+            weight.grad = torch.ones_like(weight)
+            optimizer.step()
+        return float((start - weight.detach()).mean()) / (20 * rate)
+
+    assert moved(1e-6, torch.float32) == pytest.approx(1, rel=0.1)
+    assert moved(1e-6, torch.bfloat16) == 0, "not one of 20 steps was taken"
 
 
 def test_the_embedded_world_is_known_before_it_is_written(tmp_path: Path) -> None:
@@ -264,18 +356,18 @@ def test_what_does_not_fit_is_an_error(
         ("sft", {"logits": 9e9, "weights": 1e9}, "sft_batch"),
         ("grpo", {"activations": 9e9, "weights": 1e9}, "prompts_per_pass or set gradient_checkpointing"),
         ("distill", {"cache": 9e9, "weights": 1e9}, "harvest_samples"),
-        ("analysis", {"features": 9e9, "weights": 1e9}, "max_pixels"),
+        ("analysis", {"features": 9e9, "weights": 1e9}, "feature_memory"),
         ("grpo", {"optimizer": 9e9, "weights": 1e9}, "lora_rank"),
     ],
 )
 def test_the_step_against_too_little_memory_is_that_of_the_largest_part(
     stage: str, parts: dict[str, float], words: str
 ) -> None:
-    (finding,) = examination._tight_memory(stage, parts, 1e9, 10e9)
+    (finding,) = costs._tight_memory(stage, parts, 1e9, 10e9)
     assert finding.level == "error" and words in finding.next_step
     assert finding.message == f"may not suffice: about 11 GB of 10 GB, most of it {max(parts, key=parts.__getitem__)}"
-    assert examination._tight_memory(stage, parts, 0.0, 11e9)[0].level == "warning"
-    assert examination._tight_memory(stage, parts, 0.0, 20e9) == []
+    assert costs._tight_memory(stage, parts, 0.0, 11e9)[0].level == "warning"
+    assert costs._tight_memory(stage, parts, 0.0, 20e9) == []
 
 
 @pytest.mark.parametrize(

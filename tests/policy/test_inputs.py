@@ -7,6 +7,7 @@ from labkit.data.moments import Moment
 from labkit.data.video import FrameCache
 from labkit.data.world import write_world
 from labkit.errors import LabError
+from labkit.policy.families import FAMILIES
 from labkit.policy.inputs import (
     Sampling,
     left_pad,
@@ -21,6 +22,7 @@ from labkit.policy.prompts import TEMPLATES, messages
 from labkit.policy.sources import PromptSource
 
 SIDE = 56 * 56
+QWEN = FAMILIES["qwen2_5_vl"]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,7 @@ def test_positions_before_and_inside_the_video_equal_those_of_transformers(polic
 
 def test_a_prompt_without_its_video_is_an_error():
     with pytest.raises(ValueError, match="holds 0 video tokens"):
-        rotary_positions(torch.zeros(4, dtype=torch.bool), (1, 2, 2), merge=2, tokens_per_second=2, seconds_per_grid=1)
+        rotary_positions(torch.zeros(4, dtype=torch.bool), (1, 2, 2), merge=2, ticks=[[0]])
 
 
 def test_patches_equal_those_of_transformers_image_processor():
@@ -86,7 +88,7 @@ def test_patches_equal_those_of_transformers_image_processor():
 
     image = np.random.default_rng(0).integers(0, 256, (84, 112, 3), dtype=np.uint8)
     theirs = Qwen2VLImageProcessorPil(do_resize=False)(images=[image], return_tensors="pt")
-    ours, grid = patchify(np.stack([image, image]), 14, 2, 2)
+    ours, grid = patchify(np.stack([image, image]), QWEN, 14, 2, 2)
     assert theirs["image_grid_thw"].tolist() == [list(grid)]
     assert (theirs["pixel_values"] - ours).abs().max() < 1e-5
 
@@ -95,7 +97,7 @@ def test_patches_are_ordered_as_the_merger_reads_them():
     """Each group of four rows is one token: the 28 x 28 pixels of one quadrant."""
     frames = np.zeros((2, 56, 56, 3), np.uint8)
     frames[:, :28, 28:] = 255  # top right
-    patches, grid = patchify(frames, 14, 2, 2)
+    patches, grid = patchify(frames, QWEN, 14, 2, 2)
     assert grid == (1, 4, 4) and patches.shape == (16, 1176)
     bright = patches.mean(1).view(4, 4)
     assert (bright[1] > 1).all() and (bright[[0, 2, 3]] < 0).all()
@@ -104,7 +106,7 @@ def test_patches_are_ordered_as_the_merger_reads_them():
 def test_an_odd_last_frame_is_repeated():
     frames = np.random.default_rng(1).integers(0, 256, (3, 28, 28, 3), dtype=np.uint8)
     even = np.concatenate([frames, frames[-1:]])
-    assert torch.equal(patchify(frames, 14, 2, 2)[0], patchify(even, 14, 2, 2)[0])
+    assert torch.equal(patchify(frames, QWEN, 14, 2, 2)[0], patchify(even, QWEN, 14, 2, 2)[0])
 
 
 @pytest.mark.parametrize("height", [20, 56, 112, 240, 270, 1080])

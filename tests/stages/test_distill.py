@@ -14,8 +14,11 @@ from labkit.chain.anchors import render
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.errors import LabError
-from labkit.stages.distill import REASONS, HarvestRules, Step, filter_traces
-from labkit.stages.rollouts import Rollout
+from labkit.policy import generate as generation
+from labkit.stages import distill
+from labkit.stages.distill import REASONS, HarvestRules, Step, filter_traces, join_traces, sample_traces
+from labkit.stages.rollouts import JOINED, Rollout, RolloutStore
+from tests.stages import small
 
 # Truth 10 to 20 s of 40 s: IoU 0.25 for 0-40, 0.5 for 5-25, 2/3 for 10-25, 1 for 10-20.
 WIDE, ROUGH, NEAR, TRUE, OFF = Span(0, 40), Span(5, 25), Span(10, 25), Span(10, 20), Span(30, 35)
@@ -179,6 +182,101 @@ def test_nothing_is_lost_and_the_order_does_not_matter(harvested, most, shuffle:
     assert all(sum(each.qid == qid for each in harvest.kept) <= most for qid in MOMENTS)
     shuffle.shuffle(rollouts)
     assert filter_traces(rollouts, MOMENTS, rules) == harvest
+
+
+def test_a_store_is_filtered_as_it_is_read(tmp_path):
+    texts = [GOOD, render([NEAR, ROUGH], TRUE), render([], TRUE), "nothing", render([WIDE, ROUGH], NEAR)]
+    store = RolloutStore(tmp_path)
+    for step in (1, 2, 3):
+        store.write(step, [trace(text, "q1" if step == 1 else "q2", i, step) for i, text in enumerate(texts)])
+    assert filter_traces(store.stream(), MOMENTS) == filter_traces(store.read(), MOMENTS)
+
+
+SAMPLES = 2
+
+
+def harvest(policy, source, moments, folder, **changes) -> RolloutStore:
+    store = RolloutStore(folder)
+    asked = {"samples": SAMPLES, "temperature": 1.0, "max_new_tokens": 8, "seed": 3, "run": "x", "spec": small.SPEC}
+    sample_traces(policy, source, moments, store, **asked | changes)
+    return store
+
+
+def part_of(moments, part) -> list[Rollout]:
+    asked = moments[4 * part - 4 : 4 * part]
+    return [trace("x", moment.qid, sample, part) for moment in asked for sample in range(SAMPLES)]
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr(distill, "PROMPTS_A_PART", 4)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_a_harvest_and_end_with_that_of_one(policy, source, moments, tmp_path, small_parts, processes):
+    alone = harvest(policy, source, moments, tmp_path / "alone")
+    heard = []
+    for rank in reversed(range(processes)):
+        shared = harvest(
+            policy,
+            source,
+            moments,
+            tmp_path / "shared",
+            share=(rank, processes),
+            on_part=lambda *told: heard.append(told),
+        )
+    assert heard[-1] == (len(moments), len(moments)), "progress is told of all processes together"
+    assert not (shared.folder / JOINED).exists(), "the others may still be writing"
+    join_traces(shared, moments, SAMPLES)
+    assert [path.name for path in shared.folder.iterdir()] == [JOINED]
+    assert shared.read() == alone.read() and shared.origins() == alone.origins()
+
+
+def test_a_harvest_that_was_broken_off_samples_only_what_is_missing(
+    policy, source, moments, tmp_path, small_parts, monkeypatch
+):
+    alone, heard, asked = harvest(policy, source, moments, tmp_path / "alone"), [], []
+
+    def interrupt(done, total):
+        if done == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        harvest(policy, source, moments, tmp_path / "broken", on_part=interrupt)
+    real = generation.generate
+    monkeypatch.setattr(
+        generation, "generate", lambda p, prompts, *a, **k: asked.extend(prompts) or real(p, prompts, *a, **k)
+    )
+    again = harvest(policy, source, moments, tmp_path / "broken", on_part=lambda done, _: heard.append(done))
+    assert [prompt.qid for prompt in asked] == [moment.qid for moment in moments[8:]]
+    assert heard[:2] == [8, 12] and heard[-1] == len(moments), "what was there is told first"
+    assert again.read() == alone.read()
+    asked.clear()
+    harvest(policy, source, moments, tmp_path / "broken")
+    assert asked == []
+
+
+def test_a_harvest_of_another_origin_is_not_mixed_in(policy, source, moments, tmp_path, small_parts):
+    harvest(policy, source, moments, tmp_path, share=(0, 2))
+    with pytest.raises(LabError, match="seed: there 3, here 4.*; remove the folder"):
+        harvest(policy, source, moments, tmp_path, seed=4)
+    with pytest.raises(LabError, match="part 1 of .* does not hold 2 traces of each of the queries"):
+        harvest(policy, source, moments[1:], tmp_path)
+    store = RolloutStore(tmp_path)
+    with pytest.raises(LabError, match=r"lacks 2 of 4 parts of the harvest \(number 2 first\); run the harvest again"):
+        join_traces(store, moments, SAMPLES)
+    for part in (2, 4):
+        store.write(part, part_of(moments, part), {**store.origins()[0], "weights": "others"})
+    with pytest.raises(LabError, match="weights: there 'others'"):
+        join_traces(store, moments, SAMPLES)
+
+
+def test_a_harvest_from_before_origins_were_noted_is_read(policy, source, moments, tmp_path, small_parts):
+    store = RolloutStore(tmp_path)
+    for part in (1, 2, 3, 4):
+        store.write(part, part_of(moments, part))
+    before = store.read()
+    assert harvest(policy, source, moments, tmp_path).read() == before
 
 
 def test_thirty_thousand_traces_are_filtered_quickly():

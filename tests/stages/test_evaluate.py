@@ -1,9 +1,19 @@
+from dataclasses import replace
+
 import pytest
+import torch
 
 from labkit.chain.anchors import parse
 from labkit.chain.metrics import answer_iou, chain_figures
+from labkit.chain.spans import Span
+from labkit.data.moments import Moment
+from labkit.errors import LabError
 from labkit.policy.generate import generate
-from labkit.stages.evaluate import evaluate
+from labkit.stages import evaluate as module
+from labkit.stages.answers import AnswerStore, weights_digest
+from labkit.stages.evaluate import evaluate, in_asking_order, read_evaluation
+
+SHORT = {"max_new_tokens": 8, "batch_size": 4}
 
 
 @pytest.mark.parametrize("greedy", [True, False])
@@ -52,3 +62,140 @@ def test_greedy_evaluation_is_plain_greedy_decoding(policy, source, moments):
     (prediction,) = evaluate(policy, source, moments[:1], max_new_tokens=24).predictions
     (completion,) = generate(policy, [source[moments[0].qid]], max_new_tokens=24, greedy=True)
     assert prediction.text == completion.text
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The qids of each batch that a policy is really asked."""
+    batches = []
+
+    def watched(policy, prompts, *args, **kwargs):
+        batches.append([prompt.qid for prompt in prompts])
+        return generate(policy, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(module, "generate", watched)
+    return batches
+
+
+def broken_off(asked, after, *args, **kwargs):
+    """Ask, and be interrupted when so many batches are on disk."""
+
+    def interrupt(done):
+        if len(asked) == after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(*args, on_batch=interrupt, **kwargs)
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_an_evaluation_that_was_broken_off_asks_only_what_is_missing(policy, source, moments, tmp_path, asked, greedy):
+    whole = evaluate(policy, source, moments, greedy=greedy, **SHORT)
+    everything, heard = [qid for batch in asked for qid in batch], []
+    asked.clear()
+    broken_off(asked, 2, policy, source, moments, greedy=greedy, folder=tmp_path, **SHORT)
+    again = evaluate(policy, source, moments, greedy=greedy, folder=tmp_path, on_batch=heard.append, **SHORT)
+    assert [qid for batch in asked for qid in batch] == everything, "each once"
+    assert heard[:2] == [8, 12] and heard[-1] == len(moments), "what was there is told first"
+    assert again.predictions == whole.predictions and repr(again.figures) == repr(whole.figures)
+    asked.clear()
+    assert evaluate(policy, source, moments, greedy=greedy, folder=tmp_path, **SHORT).predictions == whole.predictions
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("processes", "broken"),
+    [(2, False), (3, False), (2, True), (9, False)],
+    ids=["two", "three", "two, after one was killed", "more than batches"],
+)
+def test_processes_share_an_evaluation_and_end_with_that_of_one(
+    policy, source, moments, tmp_path, asked, processes, broken
+):
+    alone = evaluate(policy, source, moments, **SHORT)
+    batches = asked.copy()
+    asked.clear()
+    if broken:
+        broken_off(asked, 1, policy, source, moments, folder=tmp_path, **SHORT)
+    heard, shares = [], []
+    for rank in reversed(range(processes)):
+        share = (rank, processes)
+        shares.append(evaluate(policy, source, moments, folder=tmp_path, share=share, on_batch=heard.append, **SHORT))
+    assert sorted(asked) == sorted(batches), "the same batches, so that not even rounding differs"
+    assert sum(len(share.predictions) for share in shares) == len(moments)
+    assert all(share.figures == {} for share in shares if not share.predictions)
+    assert heard[-1] == len(moments), "progress is told of all processes together"
+    together = read_evaluation(tmp_path, moments)
+    assert together.predictions == alone.predictions and repr(together.figures) == repr(alone.figures)
+
+
+def test_an_evaluation_that_is_not_whole_is_not_read(policy, source, moments, tmp_path):
+    evaluate(policy, source, moments, folder=tmp_path, share=(0, 2), **SHORT)
+    missing = len(moments) - len(AnswerStore(tmp_path).read(moments))
+    with pytest.raises(
+        LabError, match=f"lacks the answers to {missing} of {len(moments)} questions .*run the evaluation"
+    ):
+        read_evaluation(tmp_path, moments)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"max_new_tokens": 9}, "max_new_tokens: there 8, here 9"),
+        ({"greedy": False}, "temperature: there None, here 1.0; seed: there None, here 0"),
+    ],
+)
+def test_answers_of_another_decoding_are_not_mixed_in(policy, source, moments, tmp_path, changed, named):
+    evaluate(policy, source, moments[:4], folder=tmp_path, **SHORT)
+    with pytest.raises(LabError, match=named):
+        evaluate(policy, source, moments, folder=tmp_path, **SHORT | changed)
+
+
+def test_answers_of_other_weights_are_not_mixed_in(policy, source, moments, tmp_path):
+    evaluate(policy, source, moments[:4], folder=tmp_path / "one", **SHORT)
+    before = weights_digest(policy)
+    weight = policy.base.lm_head.weight
+    with torch.no_grad():
+        weight[3, 5] = torch.nextafter(weight[3, 5], torch.tensor(9.0))  # the least step of one weight
+    assert weights_digest(policy) != before
+    with pytest.raises(LabError, match=f"weights: there '{before}', here .*; remove the folder to ask again"):
+        evaluate(policy, source, moments[4:], folder=tmp_path / "one", **SHORT)
+    evaluate(policy, source, moments[4:], folder=tmp_path / "other", **SHORT)
+    for file in (tmp_path / "other").iterdir():
+        file.rename(tmp_path / "one" / file.name)
+    with pytest.raises(LabError, match="answers of several origins"):
+        read_evaluation(tmp_path / "one", moments)
+
+
+def test_a_question_that_has_changed_is_asked_again(policy, source, moments, tmp_path, asked):
+    evaluate(policy, source, moments[:4], folder=tmp_path, **SHORT)
+    asked.clear()
+    moved = [replace(moment, video=f"/moved{moment.video}", windows=(Span(0, 1),)) for moment in moments[:4]]
+    other = [replace(moved[0], query="something else"), *moved[1:]]
+    evaluate(policy, source, other, folder=tmp_path, **SHORT)
+    evaluate(policy, source, other, folder=tmp_path, **SHORT)
+    assert asked == [[moments[0].qid]], "once"
+
+
+def test_a_damaged_file_of_answers_is_named(policy, source, moments, tmp_path):
+    evaluate(policy, source, moments[:4], folder=tmp_path, **SHORT)
+    (tmp_path / ".part-0.jsonl.12.tmp").write_text("half")  # what a kill leaves
+    assert len(read_evaluation(tmp_path, moments[:4]).predictions) == 4
+    (part,) = tmp_path.glob("part-*.jsonl")
+    part.write_text(part.read_text()[:-20])
+    with pytest.raises(LabError, match=f"'{part}' is damaged .*remove it"):
+        read_evaluation(tmp_path, moments[:4])
+
+
+def test_questions_on_one_clip_are_asked_together_and_the_longest_first():
+    def at(qid, video, duration, clip=None):
+        return Moment(qid, f"/{video}.mp4", "it opens", (Span(0, 1),), duration, clip)
+
+    early, late = Span(0, 30), Span(50, 80)
+    moments = [
+        at("a", "v", 20), at("b", "w", 30, late), at("c", "w", 30, early), at("d", "v", 20), at("e", "w", 30, late),
+        at("f", "u", 20),
+    ]  # fmt: skip
+    assert [moment.qid for moment in in_asking_order(moments)] == ["c", "b", "e", "f", "a", "d"]
+    assert in_asking_order(moments[::-1]) == in_asking_order(moments)
+    with pytest.raises(ValueError, match="2 moments have 1 qids"):
+        in_asking_order([moments[0], moments[0]])

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from labkit.errors import LabError
+from labkit.stages import rollouts as module
 from labkit.stages.rollouts import JOINED, NAMES, Rollout, RolloutStore
 
 
@@ -154,6 +155,46 @@ def test_truncating_forgets_what_came_after_the_checkpoint(tmp_path, joined):
     assert (store.steps(), len(store.read())) == ([1, 2], 8)
 
 
+def test_a_store_is_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "ROWS", 3)
+    store = RolloutStore(tmp_path)
+    for number in (1, 2, 4, 5):
+        store.write(number, step(number))
+    store.compact()
+    store.write(2, step(2, "again"))
+    store.write(3, step(3))
+    sizes = [len(table) for table in store._tables()]
+    assert max(sizes) <= 3 and sum(sizes) == 20
+    assert list(store.stream()) == [*step(1), *step(2, "again"), *step(3), *step(4), *step(5)] == store.read()
+    assert store.table().num_rows == 20
+
+
+def test_what_rollouts_depend_on_is_noted_with_them(tmp_path):
+    store = RolloutStore(tmp_path)
+    assert store.origins() == []
+    store.write(1, step(1), {"weights": "a", "seed": 1})
+    store.write(2, step(2), {"weights": "a", "seed": 1})
+    store.write(3, step(3))
+    assert store.origins() == [{"weights": "a", "seed": 1}]
+    store.compact()
+    assert store.origins() == [{"weights": "a", "seed": 1}]
+    store.write(4, step(4), {"weights": "b"})
+    assert store.origins() == [{"weights": "a", "seed": 1}, {"weights": "b"}]
+
+
+def test_what_was_asked_is_known_without_the_texts(tmp_path):
+    store = RolloutStore(tmp_path)
+    store.write(1, step(1))
+    store.compact()
+    store.write(2, [rollout(2, "c")])
+    assert store.asked() == {1: {"a": 2, "b": 2}, 2: {"c": 1}}
+
+
+@pytest.fixture(params=[3, module.ROWS], ids=["read by three", "read by thousands"])
+def rows(request, monkeypatch):
+    monkeypatch.setattr(module, "ROWS", request.param)
+
+
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     actions=st.lists(
@@ -165,7 +206,7 @@ def test_truncating_forgets_what_came_after_the_checkpoint(tmp_path, joined):
         max_size=8,
     )
 )
-def test_any_sequence_of_actions_is_what_a_dictionary_would_hold(tmp_path_factory, actions):
+def test_any_sequence_of_actions_is_what_a_dictionary_would_hold(tmp_path_factory, rows, actions):
     store, model = RolloutStore(tmp_path_factory.mktemp("store")), {}
     for count, (action, number) in enumerate(actions):
         if action == "write":

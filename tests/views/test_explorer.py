@@ -374,4 +374,5 @@ def test_a_choice_is_in_the_ledger_where_there_is_one(moments: list[Moment]) -> 
     assert page["terms"][-1] == "option"
     assert page["columns"]["earned"][0][-1] == 1.0
     assert page["columns"]["option"] == [1]
+    assert [text[begin:end] for begin, end in page["columns"]["option_chars"]] == ["<option>B</option>"]
     assert page["moments"][0]["options"] == ["opens", "shuts"]

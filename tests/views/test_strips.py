@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,23 @@ def test_the_picture_has_a_bar_for_the_truth_each_anchor_and_the_answer() -> Non
     assert "<b>0.28</b>" in shown and any(note.startswith("<b>0.50</b>") and "▲" in note for note in shown)
     hover = [trace for trace in fig.data if trace.type == "bar"][0].hovertext
     assert hover[1].endswith("<br>at first") and hover[2].endswith("<br>then") and hover[3].endswith("<br>so")
+
+
+@pytest.mark.parametrize(
+    ("option", "mark", "why"),
+    [
+        (1, "[B ✓]", "the right one"),
+        (0, "[A ✗]", "another one"),
+        (None, "", "none was chosen"),
+    ],
+)
+def test_the_chosen_option_stands_behind_the_answer_and_says_whether_it_is_right(
+    option: int | None, mark: str, why: str
+) -> None:
+    asked = replace(MOMENT, options=("opens", "shuts"), choice=1)
+    shown = words(chain_picture(Record("q", render([Span(5, 25)], Span(10, 22), option=option)), asked, FILM))
+    assert re.findall(r"\[[A-Z] .\]", shown) == [mark] * bool(mark), why
+    assert "&lt;option&gt;" not in shown
 
 
 def test_bars_end_with_the_clip_and_what_lies_outside_has_none() -> None:

@@ -1,0 +1,89 @@
+"""Sharding: what several processes share of a model while it is trained.
+
+Under DDP each has the whole model. Under FSDP2 each holds a part of weights, gradients and optimizer, put together layer by layer
+when it is needed. The vision tower is frozen and called on its own, before any pass of the whole model, so it stays whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from labkit.errors import LabError
+from labkit.policy.model import Policy
+from labkit.workers import place
+
+
+def sharing(policy: Policy, sharding: str) -> dict[str, Any]:
+    """What a trainer's arguments say about `sharding`, `ddp` or `fsdp2`."""
+    if sharding == "fsdp2" and place().world > 1:
+        layer = type(policy.base.model.language_model.layers[0]).__name__
+        return {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": [layer]}}
+    return {"ddp_find_unused_parameters": False}  # the vision tower has no gradient to wait for
+
+
+def keep_vision_whole(policy: Policy, arguments: Any) -> None:
+    """Have a trainer with these arguments leave the vision tower to each process, if it shards at all."""
+    if arguments.fsdp_plugin_args is not None:
+        arguments.fsdp_plugin_args["ignored_modules"] = [policy.base.model.visual]
+
+
+def require_sharding(trainer: Any) -> None:
+    """Raise LabError when a trainer was asked to shard and does not."""
+    if trainer.args.fsdp and not trainer.is_fsdp_enabled:
+        raise LabError("sharding: fsdp2 needs GPUs, and accelerate shards nothing on this device; use sharding: ddp")
+
+
+@contextmanager
+def whole_weights(model: Any) -> Iterator[None]:
+    """Keep all weights of a sharded model in each process for the time of the block.
+
+    Decoding needs them at every token, and processes decode different numbers of tokens: gathering them there would be slow, and
+    a process that ends first would leave the others waiting.
+    """
+    parts = _parts(model)
+    for part in parts:
+        part.unshard()
+        part.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.set_reshard_after_forward(part is not model, recurse=False)
+            part.reshard()
+
+
+def full_state(policy: Policy) -> dict[str, Any] | None:
+    """All weights of a sharded model on the CPU, in the type that it was loaded in; None where nothing is sharded.
+
+    All processes must ask.
+    """
+    import torch
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    if not _parts(policy.model):
+        return None
+    state: dict[str, Any] = get_model_state_dict(
+        policy.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+    kind = getattr(torch, str(policy.base.config.dtype).removeprefix("torch."))  # a word once it has been saved
+    return {name: each.to(kind) if each.is_floating_point() else each for name, each in state.items()}
+
+
+def load_full_state(model: Any, state: dict[str, Any]) -> None:
+    """Put all weights into a model, sharded or not."""
+    if not _parts(model):
+        model.load_state_dict(state)
+        return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True))
+
+
+def _parts(model: Any) -> list[Any]:
+    if place().world == 1:
+        return []
+    from torch.distributed.fsdp import FSDPModule
+
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]

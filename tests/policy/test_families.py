@@ -1,0 +1,252 @@
+"""Every family against its own plain model and its makers' processor: nothing that is shared or skipped changes a number."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from labkit.data.video import FrameCache
+from labkit.policy.families import FAMILIES, PLACEHOLDER, VIDEO_PAD
+from labkit.policy.generate import generate
+from labkit.policy.inputs import Sampling, patchify, read_clip, rotary_positions, vision_kwargs, with_completion
+from labkit.policy.model import Policy, _with_lora, load_policy, old_names, save_policy
+from labkit.policy.packed import pack
+from labkit.stages.checkpoints import load_weights
+from tests import tiny
+
+LENGTHS = [[7, 1, 5], [2, 4]]
+"""Completions of two prompts of different lengths."""
+
+
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
+def policy(request):
+    return tiny.policy(family=request.param)
+
+
+@pytest.fixture(scope="module")
+def moments(tmp_path_factory):
+    return tiny.moments(tmp_path_factory.mktemp("clips"), clips=2)
+
+
+@pytest.fixture(scope="module")
+def prompts(policy, moments, tmp_path_factory):
+    source = tiny.source(policy, moments, tmp_path_factory.mktemp("frames"))
+    return [source[moments[i].qid] for i in (0, 3)]
+
+
+@pytest.fixture(scope="module")
+def completions():
+    lengths = torch.tensor([n for group in LENGTHS for n in group])
+    ids = torch.randint(20, 380, (len(lengths), int(lengths.max())), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(ids.shape[1]) < lengths[:, None]
+    return ids * mask, mask
+
+
+def logits_of(policy, prompt, completion):
+    """Logits (C, V) of each token of a completion, from one whole pass without cache, padding or neighbours."""
+    ids, positions = with_completion(prompt, completion)
+    shown = vision_kwargs([prompt], ids.device)
+    out = policy.model(input_ids=ids[None], position_ids=positions[:, None], use_cache=False, **shown)
+    return out.logits[0, len(prompt.ids) - 1 : -1]
+
+
+def one_at_a_time(policy, prompts, ids, mask):
+    owners = [prompt for prompt, group in zip(prompts, LENGTHS, strict=True) for _ in group]
+    rows = []
+    for prompt, row, shown in zip(owners, ids, mask, strict=True):
+        table = logits_of(policy, prompt, row[shown]).log_softmax(-1)
+        rows.append(table.gather(1, row[shown][:, None])[:, 0])
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def packed(policy, prompts, ids, mask):
+    return pack(prompts, ids, mask, [len(group) for group in LENGTHS]).log_probs(policy.model)[0]
+
+
+def gradients(policy, logps, mask):
+    policy.model.zero_grad()
+    (logps * torch.linspace(-1, 1, len(mask))[:, None] * mask).sum().backward()
+    return {name: p.grad.clone() for name, p in policy.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("case", ["plain", "checkpointed", "lora"])
+def test_log_probs_and_gradients_equal_one_sample_at_a_time(policy, prompts, completions, case):
+    ids, mask = completions
+    if case == "lora":
+        inner = tiny.policy(family=policy.base.config.model_type)
+        with old_names():
+            policy = Policy(_with_lora(inner.model, 4, 8), inner.tokenizer, "tiny")
+        with torch.no_grad():
+            for name, weight in policy.model.named_parameters():
+                if "lora_B" in name:
+                    weight.normal_(0, 0.1)
+    plain = one_at_a_time(policy, prompts, ids, mask)
+    expected = gradients(policy, plain, mask)
+    if case == "checkpointed":
+        policy.model.activation_checkpointing_enable()
+        policy.model.train()
+    try:
+        logps = packed(policy, prompts, ids, mask)
+        found = gradients(policy, logps, mask)
+    finally:
+        policy.model.eval()
+        if case == "checkpointed":
+            policy.model.activation_checkpointing_disable()
+    assert (logps - plain).abs().max() < 1e-4
+    assert found.keys() == expected.keys() and not any("visual" in name for name in found)
+    assert max(each.abs().max() for each in expected.values()) > 0.1
+    assert max((found[name] - expected[name]).abs().max() for name in found) < 1e-4
+
+
+def test_greedy_answers_are_those_of_a_plain_pass_and_of_transformers(policy, prompts):
+    together = generate(policy, prompts, max_new_tokens=16, greedy=True)
+    for prompt, completion in zip(prompts, together, strict=True):
+        with torch.no_grad():
+            logits = logits_of(policy, prompt, torch.tensor(completion.ids))
+        logits[:, policy.never_written] = -torch.inf
+        assert logits.argmax(-1).tolist() == completion.ids
+        theirs = policy.model.generate(
+            input_ids=prompt.ids[None], attention_mask=torch.ones_like(prompt.ids)[None],
+            position_ids=prompt.positions[:, None], max_new_tokens=16, do_sample=False, pad_token_id=policy.pad_id,
+            eos_token_id=policy.eos_ids, suppress_tokens=policy.never_written,
+            **vision_kwargs([prompt], prompt.ids.device),
+        )  # fmt: skip
+        assert theirs[0, len(prompt.ids) :].tolist() == completion.ids
+
+
+def test_a_group_is_sampled_alike_alone_and_in_a_batch(policy, prompts):
+    together = generate(policy, prompts, 3, max_new_tokens=8, seed=3)
+    assert together == [one for prompt in prompts for one in generate(policy, [prompt], 3, max_new_tokens=8, seed=3)]
+
+
+def test_features_stand_in_for_the_pixels_exactly(policy, moments, prompts, tmp_path):
+    """Deepstack's included: a pass over the patches computes all of them."""
+    prompt, side = prompts[0], 4 * policy.base.config.vision_config.patch_size
+    clip = read_clip(policy, moments[0], FrameCache(tmp_path), Sampling(1.0, 32, side * side, side * side))
+    assert prompt.features.shape[1:] == policy.family.feature_shape(policy.base.config)
+    common = {"input_ids": prompt.ids[None], "position_ids": prompt.positions[:, None]}
+    with torch.no_grad():
+        ours = policy.base(**common, **vision_kwargs([prompt], policy.device)).logits
+        grid = torch.tensor([prompt.grid])
+        plain = policy.base(**common, pixel_values_videos=clip.patches, video_grid_thw=grid).logits
+        blind = dataclasses.replace(prompt, features=prompt.features.flip(0))
+        other = policy.base(**common, **vision_kwargs([blind], policy.device)).logits
+    assert (ours - plain).abs().max() < 1e-4
+    assert (ours - other)[0, -1].abs().max() > 0.1, "the frames matter"
+
+
+def test_positions_equal_those_of_transformers_up_to_the_text_behind_a_long_span(policy, prompts):
+    """transformers 5 restarts text at the frame's side, which is behind the span only where a span is one frame."""
+    for prompt in prompts:
+        ids, is_video = prompt.ids[None], (prompt.ids == policy.base.config.video_token_id)[None].int()
+        extra = {}
+        if policy.base.config.model_type == "qwen2_5_vl":
+            extra["second_per_grid_ts"] = torch.tensor([prompt.seconds_per_grid])
+        theirs, _ = policy.base.model.get_rope_index(
+            ids, mm_token_type_ids=is_video * 2, video_grid_thw=torch.tensor([prompt.grid]), **extra
+        )
+        last = int(is_video[0].nonzero()[-1])
+        assert torch.equal(theirs[:, 0, : last + 1], prompt.positions[:, : last + 1])
+        behind = prompt.positions[:, last + 1 :]
+        assert behind[:, 0].tolist() == [int(prompt.positions[:, : last + 1].max()) + 1] * 3
+        if policy.base.config.model_type == "qwen3_vl":
+            assert torch.equal(theirs[:, 0], prompt.positions)
+
+
+def test_positions_of_two_spans_by_hand():
+    """text, text, a frame of 1 x 2 tokens, text, a frame, text; a frame is as long as its longer side."""
+    is_video = torch.tensor([0, 0, 1, 1, 0, 1, 1, 0]).bool()
+    found = rotary_positions(is_video, (2, 2, 4), merge=2, ticks=[[0], [0]])
+    assert found.tolist() == [
+        [0, 1, 2, 2, 4, 5, 5, 7],  # time
+        [0, 1, 2, 2, 4, 5, 5, 7],  # height
+        [0, 1, 2, 3, 4, 5, 6, 7],  # width
+    ]
+
+
+def test_spans_that_the_prompt_does_not_have_are_an_error():
+    with pytest.raises(ValueError, match="2 spans"):
+        rotary_positions(torch.tensor([0, 1, 0, 1]).bool(), (2, 2, 2), merge=2, ticks=[[0, 1]] * 2)
+
+
+PROCESSORS = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor"}
+
+
+@pytest.mark.parametrize("fps", [0.8, 1.0, 2.0, 4.0])
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_video_is_written_as_its_makers_processor_writes_it(family, fps):
+    import transformers
+
+    processor = getattr(transformers, PROCESSORS[family])
+    stamps = getattr(processor, "_calculate_timestamps", None)
+    stand_in = SimpleNamespace(
+        video_processor=SimpleNamespace(merge_size=2, temporal_patch_size=2), video_token=VIDEO_PAD,
+        vision_start_token="<|vision_start|>", vision_end_token="<|vision_end|>",
+        _calculate_timestamps=lambda *given: stamps(None, *given),
+    )  # fmt: skip
+    video = {
+        "video_grid_thw": torch.tensor([[20, 4, 8]]),
+        "video_metadata": [SimpleNamespace(fps=fps, frames_indices=list(range(40)))],
+    }
+    theirs = processor.replace_video_token(stand_in, video, 0)
+    middles = [(4 * k + 1) / 2 / fps for k in range(20)]
+    ours = FAMILIES[family].write(middles, 8)
+    # The template's markers stay around Qwen2's; Qwen3-VL's bring their own, in place of the template's.
+    assert ours == (theirs if family == "qwen3_vl" else PLACEHOLDER.replace(VIDEO_PAD, theirs))
+
+
+def test_qwen3_reads_the_seconds_of_its_frames(moments, tmp_path):
+    policy = tiny.policy(family="qwen3_vl")
+    prompt = tiny.source(policy, moments, tmp_path, fps=2.0)[moments[0].qid]
+    text = policy.tokenizer.decode(prompt.ids)
+    frame = "<|vision_start|>" + 4 * VIDEO_PAD + "<|vision_end|>"
+    assert (
+        "".join(f"<{second}.2 seconds>{frame}" for second in range(8)) in text
+    )  # 0 and 0.5 s have their middle at 0.25
+    assert text.count("<|vision_start|>") == 8
+
+
+def test_patches_and_sizes_equal_those_of_qwen3s_processor():
+    from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor, smart_resize
+
+    rgb = np.random.default_rng(0).integers(0, 256, (4, 64, 96, 3), dtype=np.uint8)
+    pixels = (torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+    theirs, *grid = Qwen3VLVideoProcessor.patchify(None, pixels[None], 16, 2, 2)
+    ours, ours_grid = patchify(rgb, FAMILIES["qwen3_vl"], 16, 2, 2)
+    assert ours_grid == tuple(grid)
+    assert (ours - theirs[0]).abs().max() < 1e-6
+
+    from labkit.policy.inputs import smart_resize as ours_size
+
+    for height, width in ((32, 48), (240, 320), (270, 480), (1080, 1920), (1920, 1080)):
+        for low, high in ((4096, 4096), (4096, 131072), (131072, 786432)):
+            for frames in (2, 32):
+                clip = smart_resize(frames, height, width, 2, 32, frames * low, frames * high)
+                assert ours_size(height, width, 32, low, high) == clip
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_what_is_saved_is_what_is_loaded(family, rank, tmp_path):
+    base = tiny.policy(family=family)
+    save_policy(base, tmp_path / "base")
+    policy = load_policy(str(tmp_path / "base"), lora_rank=rank)
+    assert policy.family is FAMILIES[family]
+    trained = {name: weight for name, weight in policy.model.named_parameters() if weight.requires_grad}
+    assert trained and not any("visual" in name for name in trained)
+    if rank:
+        # Seven matrices of each of two layers, two factors each.
+        assert len(trained) == 2 * 7 * 2 and all("language_model" in name for name in trained)
+    with torch.no_grad():
+        for weight in trained.values():
+            weight.add_(0.1)
+    save_policy(policy, tmp_path / "final")
+    again = load_policy(str(tmp_path / "final"))
+    theirs = dict(again.model.named_parameters())
+    assert all(torch.equal(weight, theirs[name]) for name, weight in policy.model.named_parameters())
+    assert {name for name in theirs if theirs[name].requires_grad} == set(trained)
+    if not rank:
+        load_weights(base.model, tmp_path / "final")
+        assert all(torch.equal(weight, theirs[name]) for name, weight in base.model.named_parameters())

@@ -1,0 +1,77 @@
+"""Train as one of several workers, on the models of `tests.stages.small`, so that they can be compared with one process.
+
+python -m tests.stages.several WORLD FOLDER PLAN: the plan is a list of stages, JSON, each with a name for its folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from labkit.data.moments import read_moments
+from labkit.policy.model import load_policy
+from labkit.worker import joined
+from labkit.workers import place
+from tests.stages import small
+
+
+def main(world: Path, folder: Path, plan: list[dict[str, Any]]) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    moments = read_moments(world / "train.jsonl")
+    found = {}
+    for each in plan:
+        stage, name, changes = each.pop("stage"), each.pop("name"), each
+        if changes.get("sharding") == "fsdp2":
+            shard_on_cpus()
+        step, killed = changes.pop("ends_at", 0), changes.pop("killed", False)
+        broken = pytest.raises(Broken) if step and not killed else contextlib.nullcontext()
+        torch.manual_seed(0)
+        policy = load_policy("embedded", device="cpu", lora_rank=changes.pop("lora_rank", 0))
+        source = small.source(policy, moments, folder / "frames")
+        train = small.train_grpo if stage == "grpo" else small.train_sft
+        with pytest.MonkeyPatch.context() as patch, broken:
+            if step:
+                end_in(step, killed, patch)
+            found[name] = train(policy, source, moments, folder / name, **changes).history
+    return found
+
+
+class Broken(Exception):
+    """A stage that was broken off, alike in all workers."""
+
+
+def end_in(step: int, killed: bool, patch: pytest.MonkeyPatch) -> None:
+    """Once this step's chains are sampled, break off; or be killed, for real, where this is not rank 0."""
+    figures, taken = small.grpo.step_figures, []
+
+    def figures_or_end(*arguments: Any) -> Any:
+        taken.append(1)
+        if len(taken) == step and not killed:
+            raise Broken
+        if len(taken) == step and place().rank:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return figures(*arguments)
+
+    patch.setattr(small.grpo, "step_figures", figures_or_end)
+
+
+def shard_on_cpus() -> None:
+    """Have accelerate take processes on CPUs for such on GPUs, which alone it shards."""
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
+
+
+if __name__ == "__main__":
+    with joined(Path(os.environ["LABKIT_WORKERS"]), "cpu") as report:
+        report({"result": main(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))})

@@ -1,0 +1,100 @@
+"""Training by several processes is training by one: the same rollouts, the same weights, also when one was killed on the way."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from labkit.errors import LabError
+from labkit.policy.model import load_policy
+from labkit.stages.checkpoints import COMPLETE
+from labkit.stages.grpo import prompts_of_a_pass
+from labkit.stages.rollouts import RolloutStore
+from labkit.workers import WorkerError, launch
+from tests.stages import small
+
+GRPO: dict[str, Any] = {"stage": "grpo", "steps": 4, "stop_anchor_rate": 1.0, "prompts_per_pass": 0, "beta": 0.04}
+PLAN: dict[str, dict[str, Any]] = {
+    "all weights": GRPO,
+    "lora, two passes": GRPO | {"lora_rank": 4, "steps": 2, "prompts_per_pass": 1},
+    "sft": {"stage": "sft", "epochs": 1.0},
+    "sharded": GRPO | {"sharding": "fsdp2", "beta": 0.0},
+    "sharded lora": GRPO | {"lora_rank": 4, "steps": 2, "sharding": "fsdp2"},
+    "sharded sft": {"stage": "sft", "epochs": 1.0, "sharding": "fsdp2"},
+}
+RESUMED = ("all weights", "sharded")
+"""Broken off in step 4, the last of these being killed, and called again from the checkpoint of step 2."""
+
+
+def together(world: Path, folder: Path, plan: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What two workers report of stages that they train together."""
+    named = [{"name": name, **changes} for name, changes in plan.items()]
+    command = [sys.executable, "-m", "tests.stages.several", str(world), str(folder), json.dumps(named)]
+    return launch(command, 2, folder / "logs", cwd=small.ROOT)
+
+
+@pytest.fixture(scope="module")
+def trained(world, tmp_path_factory) -> tuple[Path, dict[str, Any], str]:
+    """Folder and reports of all stages of the plan, and what the launch said of which one worker was killed."""
+    folder = tmp_path_factory.mktemp("several")
+    broken = {name: PLAN[name] | {"ends_at": 4, "killed": name == RESUMED[-1]} for name in RESUMED}
+    with pytest.raises(WorkerError) as killed:
+        together(world, folder, broken)
+    assert all((folder / name / "checkpoint-2" / COMPLETE).is_file() for name in RESUMED)
+    return folder, together(world, folder, PLAN), str(killed.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLAN)
+def test_two_processes_learn_what_one_learns(name, trained, world, moments, source, tmp_path):
+    folder, found, _ = trained
+    changes = {key: value for key, value in PLAN[name].items() if key not in ("stage", "sharding")}
+    torch.manual_seed(0)
+    alone = load_policy("embedded", device="cpu", lora_rank=changes.pop("lora_rank", 0))
+    train = small.train_grpo if PLAN[name]["stage"] == "grpo" else small.train_sft
+    expected = train(alone, source, moments, tmp_path / "one", **changes)
+    one, two = (load_policy(str(place / "final"), device="cpu") for place in (tmp_path / "one", folder / name))
+    assert small.farthest(small.weights(one), small.weights(two)) < 1e-5
+    for ours, theirs in zip(found[name], expected.history, strict=True):
+        # The time is another; TRL takes the mean of the passes' entropies, and the passes are others.
+        same = [key for key in theirs if key not in ("step_time", "entropy")]
+        assert [ours[key] for key in same] == pytest.approx(
+            [theirs[key] for key in same], rel=1e-4, abs=1e-5, nan_ok=True
+        )
+    if PLAN[name]["stage"] == "grpo":
+        stores = [RolloutStore(place / "rollouts").read() for place in (folder / name, tmp_path / "one")]
+        assert [(each.key, each.text) for each in stores[0]] == [(each.key, each.text) for each in stores[1]]
+        assert [each.advantage for each in stores[0]] == pytest.approx(
+            [each.advantage for each in stores[1]], abs=1e-6
+        )
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_named(trained):
+    assert "worker 1 of 2" in trained[2] and "SIGKILL" in trained[2] and "rank-1.txt" in trained[2]
+
+
+@pytest.mark.parametrize(
+    ("world", "per_pass", "expected", "reason"),
+    [
+        (1, 0, 12, "all of a step"),
+        (2, 0, 6, "its half"),
+        (2, 3, 3, "two passes each"),
+        (4, 3, 3, "one pass each"),
+        (5, 0, None, "12 groups cannot be divided among 5"),
+        (2, 4, None, "8 at a time do not make 12"),
+        (1, 5, None, "nor do 5"),
+    ],
+)
+def test_whole_groups_only(world, per_pass, expected, reason):
+    settings = small.grpo_settings(prompts_per_step=12, prompts_per_pass=per_pass)
+    if expected:
+        assert prompts_of_a_pass(settings, world) == expected, reason
+        return
+    with pytest.raises(LabError, match=rf"prompts_per_step is 12 and must be a multiple .*{per_pass or world}"):
+        prompts_of_a_pass(settings, world)

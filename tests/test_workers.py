@@ -1,0 +1,220 @@
+"""Workers are started, heard, and ended together, however one of them ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from labkit.errors import LabError
+from labkit.params import Params
+from labkit.workers import Place, WorkerError, count, gathered, launch, place, wait
+
+ROOT = Path(__file__).parents[1]
+BEGIN = """
+import os, signal, subprocess, sys, threading, time
+from pathlib import Path
+from labkit.errors import LabError
+from labkit.worker import Report, end_with_the_notebook, telling
+from labkit.workers import place
+here, folder = place(), Path(os.environ["LABKIT_WORKERS"])
+threading.Thread(target=end_with_the_notebook, daemon=True).start()
+report = Report(folder, here.rank)
+"""
+"""What `labkit.worker.joined` does, without the seconds that torch and its process group take."""
+
+
+def command(folder: Path, text: str) -> list[str]:
+    """A worker that does `text`, `report` and `here` being at hand."""
+    file = folder / "work.py"
+    file.write_text(BEGIN + textwrap.dedent(text))
+    return [sys.executable, str(file)]
+
+
+def work(folder: Path, text: str, world: int = 2, **options: Any) -> Any:
+    return launch(command(folder, text), world, folder / "logs", cwd=ROOT, **options)
+
+
+def gone(pid: int) -> bool:
+    """Whether a process is over; one that is not yet reaped is."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def eventually(true: Any) -> bool:
+    deadline = time.monotonic() + 30
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return true()
+
+
+def test_alone_there_is_nobody_to_wait_for_or_to_gather_from():
+    assert place() == Place(0, 1, 0)
+    wait()
+    assert gathered(["a", 1]) == ["a", 1]
+    assert count(3) == 3 and count(1) == 1
+
+
+def test_what_workers_report_is_heard_while_they_work_and_rank_0_s_result_is_returned(tmp_path):
+    heard = []
+
+    def hear(rank: int, event: dict[str, Any]) -> None:
+        heard.append((rank, event["step"]))
+        (tmp_path / f"heard-{rank}-{event['step']}").touch()
+
+    text = """
+        for step in (1, 2):
+            report({"step": step})
+            while not Path(sys.argv[0]).with_name(f"heard-{here.rank}-{step}").exists():
+                time.sleep(0.02)
+        print("worker", here)
+        report({"result": here.rank + 10})
+    """
+    assert work(tmp_path, text, hear=hear) == 10
+    assert sorted(heard) == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    assert "rank=1, world=2, local_rank=1" in (tmp_path / "logs" / "rank-1.txt").read_text()
+
+
+def test_what_workers_write_stands_behind_what_earlier_ones_wrote(tmp_path):
+    for word in ("first", "second"):
+        work(tmp_path, f"print({word!r}); report({{'result': None}})")
+    assert (tmp_path / "logs" / "rank-0.txt").read_text().split() == ["first", "second"]
+
+
+def test_an_error_in_one_worker_ends_all_with_its_traceback_and_not_with_the_echo(tmp_path):
+    text = """
+        report({"step": os.getpid()})
+        with telling(report):
+            if here.rank == 1:
+                time.sleep(0.5)
+                {}["no such clip"]
+            time.sleep(1)
+            raise RuntimeError("[gloo] Connection closed by peer") if here.world == 2 else None
+    """
+    pids = []
+    with pytest.raises(WorkerError) as caught:
+        work(tmp_path, text, hear=lambda rank, event: pids.append(event["step"]))
+    message = str(caught.value)
+    assert "worker 1 of 2" in message and "KeyError: 'no such clip'" in message and "work.py" in message
+    assert str(tmp_path / "logs" / "rank-1.txt") in message
+    assert len(pids) == 2 and eventually(lambda: all(map(gone, pids)))
+
+
+def test_bad_input_that_a_worker_finds_is_bad_input(tmp_path):
+    with pytest.raises(LabError, match=r"^prompts_per_step is 3$"):
+        work(tmp_path, "with telling(report): raise LabError('prompts_per_step is 3')")
+
+
+def test_a_worker_that_dies_is_named_with_what_it_wrote_last(tmp_path):
+    text = """
+        if here.rank == 1:
+            print("frame 7", flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(600)
+    """
+    with pytest.raises(
+        WorkerError, match=r"worker 1 of 2 .*was killed by SIGKILL, as happens when memory(.|\n)*frame 7"
+    ):
+        work(tmp_path, text)
+
+
+def test_an_interrupt_ends_all_workers_and_what_they_have_started(tmp_path):
+    text = """
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        report({"pids": [os.getpid(), child.pid]})
+        time.sleep(600)
+    """
+    pids: list[int] = []
+
+    def hear(rank: int, event: dict[str, Any]) -> None:
+        pids.extend(event["pids"])
+        if len(pids) == 4:
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    with pytest.raises(KeyboardInterrupt):
+        work(tmp_path, text, hear=hear)
+    assert len(pids) == 4 and eventually(lambda: all(map(gone, pids)))
+
+
+def test_workers_end_when_the_process_that_started_them_is_killed(tmp_path):
+    text = """
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        Path(folder, f"pids-{here.rank}").write_text(f"{os.getpid()} {child.pid}")
+        time.sleep(600)
+    """
+    words, logs = command(tmp_path, text), tmp_path / "logs"
+    start = f"from pathlib import Path\nfrom labkit.workers import launch\nlaunch({words!r}, 2, Path({str(logs)!r}))"
+    notebook = subprocess.Popen([sys.executable, "-c", start], cwd=ROOT)
+    files = [logs / f"pids-{rank}" for rank in (0, 1)]
+    assert eventually(lambda: all(file.exists() and " " in file.read_text() for file in files))
+    notebook.kill()
+    notebook.wait()
+    pids = [int(pid) for file in files for pid in file.read_text().split()]
+    assert eventually(lambda: all(map(gone, pids)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"processes": 5}, "prompts_per_step: 12 is no multiple of processes (5)"),
+        (
+            {"processes": 4, "prompts_per_pass": 2},
+            "prompts_per_step: 12 is no multiple of processes (4) x prompts_per_pass (2)",
+        ),
+        ({"processes": 4, "sft_batch": 6}, "sft_batch: 6 is no multiple of processes (4)"),
+    ],
+)
+def test_work_that_cannot_be_divided_is_refused_before_any_of_it(changes, expected):
+    with pytest.raises(LabError, match=re.escape(expected)):
+        Params.build(changes)
+
+
+SRUN = f"""#!{sys.executable}
+import os, subprocess, sys
+options = dict(word[2:].split("=", 1) for word in sys.argv[1:] if word.startswith("--") and "=" in word)
+command = [word for word in sys.argv[1:] if not word.startswith("--")]
+world, each = int(options["ntasks"]), int(options["ntasks-per-node"])
+tasks = []
+for rank in range(world):
+    numbers = {{"SLURM_PROCID": rank, "SLURM_NTASKS": world, "SLURM_LOCALID": rank % each}}
+    log = open(options["output"].replace("%t", str(rank)), "ab")
+    environment = os.environ | {{name: str(number) for name, number in numbers.items()}}
+    tasks.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+sys.exit(max(task.wait() for task in tasks))
+"""
+"""As much of srun as the launcher uses, on one machine."""
+
+
+@pytest.fixture
+def two_machines(tmp_path, monkeypatch):
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "srun").write_text(SRUN)
+    (folder / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+
+
+def test_on_several_machines_srun_starts_them(two_machines, tmp_path):
+    heard = {}
+    text = "report({'place': list(here)}); print('hello', flush=True); report({'result': 'done'})"
+    assert work(tmp_path, text, 4, hear=lambda rank, event: heard.update({rank: event["place"]})) == "done"
+    assert heard == {0: [0, 4, 0], 1: [1, 4, 1], 2: [2, 4, 0], 3: [3, 4, 1]}
+    assert (tmp_path / "logs" / "rank-3.txt").read_text() == "hello\n"
+
+
+def test_workers_are_spread_evenly_over_machines(two_machines, tmp_path):
+    with pytest.raises(LabError, match="3 processes cannot be spread evenly over 2 machines; change `processes`"):
+        work(tmp_path, "pass", 3)

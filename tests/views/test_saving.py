@@ -1,0 +1,68 @@
+"""Whoever works in a JupyterLab that drops widgets on saving is told once, and what to do."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from labkit.views.saving import hint_once, saving_hint
+
+KEEPS = '{"@jupyter-widgets/jupyterlab-manager:plugin": {"saveState": true}}'
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A JupyterLab that was told nothing."""
+    folder = tmp_path / "lab"
+    folder.mkdir()
+    monkeypatch.setenv("JUPYTERLAB_DIR", str(folder))
+    monkeypatch.setenv("JUPYTERLAB_SETTINGS_DIR", str(tmp_path / "own"))
+    return folder
+
+
+def test_the_line_that_is_told_makes_it_keep_them(lab: Path) -> None:
+    hint = saving_hint()
+    assert "saves notebooks without what widgets show" in hint
+    subprocess.run(["sh", "-c", hint.partition("once: ")[2]], check=True)
+    assert saving_hint() == ""
+    assert shlex.quote(str(lab)) in hint
+
+
+@pytest.mark.parametrize(
+    ("place", "text", "keeps", "why"),
+    [
+        ("lab/settings/overrides.d/other.json", KEEPS, True, "another package says so, too"),
+        ("lab/settings/overrides.json", KEEPS, True, "the machine's own settings"),
+        ("lab/settings/overrides.json", KEEPS.replace("true", "false"), False, "told not to"),
+        ("own/@jupyter-widgets/jupyterlab-manager/plugin.jupyterlab-settings", '{// mine\n"saveState": true}', True,
+         "ticked in the settings menu, with a comment that JSON does not know"),
+    ],
+)  # fmt: skip
+def test_whoever_said_so_counts(lab: Path, place: str, text: str, keeps: bool, why: str) -> None:
+    file = lab.parent / place
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    assert (saving_hint() == "") == keeps, why
+
+
+def test_without_jupyterlab_in_this_environment_nothing_is_said(lab: Path) -> None:
+    lab.rmdir()
+    assert saving_hint() == ""
+
+
+def test_it_is_said_once_and_only_where_somebody_works(
+    lab: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    for name, said in ((None, 0), ("look.ipynb", 1)):
+        hint_once.cache_clear()
+        if name:
+            monkeypatch.setenv("JPY_SESSION_NAME", name)
+        hint_once()
+        hint_once()
+        assert len([each for each in caplog.records if each.levelno == logging.WARNING]) == said, name
+    hint_once.cache_clear()
