@@ -294,12 +294,11 @@ def _in_sequence(run: Run, sources: Mapping[str, Path], say: Callable[[str], Non
     # The defaults stand in the notebooks' own cells or in Params: only what differs needs to be said there.
     given = {name: value for name, value in params.as_dict().items() if name == "run" or name in params.changed()}
     for number, name in enumerate(STAGES, 1):
-        label, target = f"[{number}/{len(STAGES)}] {name}", run.path / f"{name}.ipynb"
+        begin, target, label = time.monotonic(), run.path / f"{name}.ipynb", f"[{number}/{len(STAGES)}] {name}"
         if run.finished(name) and target.exists():
             say(f"{label} is finished, skipped")
             continue
         say(f"{label} ...")
-        begin = time.monotonic()
         try:
             execute(sources[name], target, given, cwd=run.root, say=lambda line: say(f"    {line}"))
         except NotebookError:
