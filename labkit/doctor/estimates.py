@@ -30,13 +30,15 @@ BYTES = {"float32": 4, "bfloat16": 2}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """A Qwen2.5-VL by its config and the headers of its weights."""
+    """A model by its config and the headers of its weights."""
 
     vocab: int
     hidden: int
     layers: int
     heads: int
     kv_heads: int
+    head: int
+    """Width of a head."""
     intermediate: int
     context: int
     patch: int
@@ -44,21 +46,18 @@ class Shape:
     temporal: int
     text_parameters: int
     vision_parameters: int
-
-    @property
-    def head(self) -> int:
-        """Width of a head."""
-        return self.hidden // self.heads
+    levels: int = 1
+    """Vectors of a video token: one, and with deepstack one more for each layer that the tower feeds."""
 
     @property
     def layer_parameters(self) -> int:
         """Weights of one layer's matrices, which is where the arithmetic is."""
-        return self.hidden * (2 * self.hidden + 2 * self.kv_heads * self.head + 3 * self.intermediate)
+        return self.hidden * (2 * self.head * (self.heads + self.kv_heads) + 3 * self.intermediate)
 
     def lora_parameters(self, rank: int) -> int:
         """Weights of adapters on the seven matrices of each layer."""
-        h, kv, wide = self.hidden, self.kv_heads * self.head, self.intermediate
-        return self.layers * rank * (4 * h + 2 * (h + kv) + 3 * (h + wide))
+        h, q, kv, wide = self.hidden, self.heads * self.head, self.kv_heads * self.head, self.intermediate
+        return self.layers * rank * (2 * (h + q) + 2 * (h + kv) + 3 * (h + wide))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +95,7 @@ def read_shape(folder: Path) -> Shape:
         shape = {
             "vocab": text["vocab_size"], "hidden": text["hidden_size"], "layers": text["num_hidden_layers"],
             "heads": text["num_attention_heads"], "kv_heads": text["num_key_value_heads"],
+            "head": text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"],
             "intermediate": text["intermediate_size"], "context": text.get("max_position_embeddings", 32768),
             "patch": vision.get("patch_size", 16 if "deepstack_visual_indexes" in vision else 14),
             "merge": vision.get("spatial_merge_size", 2), "temporal": vision.get("temporal_patch_size", 2),
@@ -107,7 +107,8 @@ def read_shape(folder: Path) -> Shape:
         counted = _by_formula(
             shape, text, vision, bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
         )
-    return Shape(**shape, text_parameters=counted[0], vision_parameters=counted[1])
+    levels = 1 + len(vision.get("deepstack_visual_indexes", ()))
+    return Shape(**shape, text_parameters=counted[0], vision_parameters=counted[1], levels=levels)
 
 
 def count_parameters(folder: Path) -> tuple[int, int]:
@@ -137,8 +138,7 @@ def count_parameters(folder: Path) -> tuple[int, int]:
 def _by_formula(
     shape: Mapping[str, int], text: Mapping[str, Any], vision: Mapping[str, Any], tied: bool
 ) -> tuple[int, int]:
-    head = text.get("head_dim") or shape["hidden"] // shape["heads"]
-    layer = shape["hidden"] * (2 * head * (shape["heads"] + shape["kv_heads"]) + 3 * shape["intermediate"])
+    layer = shape["hidden"] * (2 * shape["head"] * (shape["heads"] + shape["kv_heads"]) + 3 * shape["intermediate"])
     words = shape["layers"] * layer + shape["vocab"] * shape["hidden"] * (1 if tied else 2)
     # What the families call their tower's widths; Qwen2.5-VL's has gates, Qwen3-VL's a merger for each layer that it feeds.
     fed = len(vision.get("deepstack_visual_indexes", ()))

@@ -19,15 +19,14 @@ from labkit.doctor.estimates import (
     trained_parameters,
 )
 from labkit.params import Params
+from labkit.policy.packed import CHUNK as LOGITS_AT_ONCE
 
 PROCESS = {"cpu": 0.6e9, "cuda build": 0.95e9, "cuda": 0.8e9}
-"""Bytes of a process that has imported torch, transformers, TRL and the figures, measured on Linux: with torch built for CPUs (five
-notebooks held 0.53 to 0.63 GB beside their models) and for CUDA; on a GPU, of its context and its libraries' workspaces
-there, which is ours by rule of thumb."""
+"""Bytes of a process that has imported torch, transformers, TRL and the figures, on Linux: with torch built for CPUs (five
+notebooks held 0.53 to 0.63 GB beside their models), and for CUDA, an older measurement whose build was not noted; on a GPU, of its
+context and its libraries' workspaces there, a rule of thumb of ours."""
 OTHER_PROCESSES = 1.1e9
 """Bytes of the processes around a notebook's (labkit run, Jupyter's kernels, the browser that draws figures)."""
-LOGITS_AT_ONCE = 512
-"""Tokens whose logits exist at a time in a pass that learns: the others' are made when their turn comes."""
 
 
 def stage_memory(
@@ -84,7 +83,7 @@ class _Held:
         return {"gathered": (self.shape.text_parameters if whole else part) * float(self.each)}
 
     def features(self, clips: float) -> dict[str, float]:
-        size = clips * self.load.video_tokens * self.shape.hidden * self.each
+        size = clips * self.load.video_tokens * self.shape.hidden * self.shape.levels * self.each
         return {"features": min(size, self.params.feature_memory * 1e9)}
 
     def training(self) -> dict[str, float]:

@@ -192,7 +192,8 @@ def _prompt(policy: Policy, qid: str, load: Load) -> Prompt:
     ids = torch.zeros(length, dtype=torch.long)
     ids[-1] = int(policy.tokenizer.eos_token_id)
     ids[1 : 1 + video] = config.video_token_id
-    features = torch.zeros(video, config.text_config.hidden_size, dtype=policy.base.dtype, device=policy.device)
+    shape = policy.family.feature_shape(config)
+    features = torch.zeros(video, *shape, dtype=policy.base.dtype, device=policy.device)
     return Prompt(qid, ids, torch.arange(length).expand(3, -1), (1, 1, video), 1.0, features)
 
 

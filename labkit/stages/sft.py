@@ -135,7 +135,6 @@ def train_sft(
     expect(source, [traces[index].qid for index in order[step_of(checkpoint) * batch :]])
     with old_names():
         trainer = trainer_class()(
-            source,
             model=policy.model,
             args=arguments,
             train_dataset=Dataset.from_list([traces[index]._asdict() for index in order]),
@@ -171,7 +170,7 @@ def by_clip(order: Sequence[int], clips: Sequence[str]) -> list[int]:
 
 
 def collate(policy: Policy, source: Mapping[str, Prompt], rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """A batch of traces: the qid of each, and its completion's tokens (rows, C), -100 behind the end.
+    """A batch of traces: prompts, how many traces each has, and the completions' tokens (rows, C), -100 behind the end.
 
     Traces of one clip, and among them those of one question, stand together, so that they can share what they have in common.
     """
@@ -189,7 +188,9 @@ def collate(policy: Policy, source: Mapping[str, Prompt], rows: Sequence[Mapping
         completions.append(torch.tensor([*text, policy.tokenizer.eos_token_id]))
     labels = pad_sequence(completions, batch_first=True, padding_value=-100)
     # By this name, Trainer counts all of them; of `labels`, it would leave each row's first out.
-    return {"qids": [row["qid"] for row in rows], "labels": labels, "shift_labels": labels}
+    groups = [(asked[qid], len(list(same))) for qid, same in itertools.groupby(row["qid"] for row in rows)]
+    prompts, sizes = zip(*groups, strict=True)
+    return {"prompts": prompts, "sizes": sizes, "labels": labels, "shift_labels": labels}
 
 
 @functools.cache
@@ -203,10 +204,6 @@ def trainer_class() -> Any:
     class VideoSFTTrainer(sft_trainer):
         """Takes its rows in the order given: they were shuffled in a way that a resumed run repeats."""
 
-        def __init__(self, source: Mapping[str, Prompt], **kwargs: Any) -> None:
-            self.source = source
-            super().__init__(**kwargs)
-
         def _get_train_sampler(self, dataset: Any = None) -> Any:
             return SequentialSampler(self.train_dataset if dataset is None else dataset)
 
@@ -214,10 +211,9 @@ def trainer_class() -> Any:
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
             """The mean over the completions' tokens: this batch's, or all those of the step when Trainer has counted them."""
-            groups = [(qid, len(list(same))) for qid, same in itertools.groupby(inputs["qids"])]
-            prompts, labels = [self.source[qid] for qid, _ in groups], inputs["labels"]
+            labels = inputs["labels"]
             shown = labels != -100
-            packed = pack(prompts, labels.masked_fill(~shown, 0), shown, [size for _, size in groups])
+            packed = pack(inputs["prompts"], labels.masked_fill(~shown, 0), shown, inputs["sizes"])
             log_probs, _ = packed.log_probs(model)
             if num_items_in_batch is None:
                 return -log_probs.sum() / shown.sum()

@@ -16,7 +16,7 @@ from labkit.params import Params
 from labkit.policy.embedded import WEIGHTS
 
 SMALL = Shape(
-    vocab=100, hidden=8, layers=2, heads=2, kv_heads=1, intermediate=16, context=64, patch=14, merge=2, temporal=2,
+    vocab=100, hidden=8, layers=2, heads=2, kv_heads=1, head=4, intermediate=16, context=64, patch=14, merge=2, temporal=2,
     text_parameters=2000, vision_parameters=500,
 )  # fmt: skip
 LOAD = Load(

@@ -14,9 +14,10 @@ from tests.stages.small import distance, farthest, plain_log_probs, weights
 def test_only_completions_are_learnt_and_they_end(policy, source, moments):
     rows = [trace._asdict() for trace in small.traces(moments)[:3]]
     batch = collate(policy, source, rows)
-    for row, qid, labels in zip(rows, batch["qids"], batch["labels"], strict=True):
+    assert [prompt.qid for prompt in batch["prompts"]] == [row["qid"] for row in rows]
+    assert batch["sizes"] == (1, 1, 1)
+    for row, labels in zip(rows, batch["labels"], strict=True):
         learnt = labels[labels != -100]
-        assert row["qid"] == qid
         assert learnt[-1] == policy.tokenizer.eos_token_id
         assert policy.tokenizer.decode(learnt[:-1]) == row["text"]
         assert torch.all(labels[len(learnt) :] == -100)
@@ -27,7 +28,8 @@ def test_traces_of_one_clip_stand_together(policy, source, moments):
     assert moments[0].video == moments[1].video != moments[4].video
     rows = [{"qid": moment.qid, "text": f"{at}.0"} for at, moment in enumerate(asked)]
     batch = collate(policy, source, rows)
-    assert batch["qids"] == [asked[at].qid for at in (0, 3, 2, 1)]
+    assert [prompt.qid for prompt in batch["prompts"]] == [asked[at].qid for at in (0, 2, 1)]
+    assert batch["sizes"] == (2, 1, 1), "the two traces of one question share even that"
     assert [policy.tokenizer.decode(labels[:1]) for labels in batch["labels"]] == ["0.0", "3.0", "2.0", "1.0"]
 
 
