@@ -61,7 +61,7 @@ def project(tmp_path, monkeypatch) -> Path:
         kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
         notebook = nbformat.v4.new_notebook(cells=[parameters, cell], metadata={"kernelspec": kernel})
         nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
-    (tmp_path / "params/p.yaml").write_text("run: x\n")
+    (tmp_path / "params/p.yaml").write_text("run: x\nprompts_per_step: 48\nsft_batch: 48\n")  # what 16 processes can share
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the job's working directory is the project of stand-ins
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
@@ -111,7 +111,10 @@ def test_slurm_is_asked_for_one_job_that_is_told_before_its_end_and_may_be_reque
         assert f"#SBATCH --{line}\n" in script, line
     last = script.strip().splitlines()[-1]
     assert last.startswith("exec ") and "submitit.core._submit" in last and "srun" not in last
-    assert Run.open(Params.build({"run": "x", "processes": 16})).params.processes == 16
+    assert (
+        Run.open(Params.build({"run": "x", "processes": 16, "prompts_per_step": 48, "sft_batch": 48})).params.processes
+        == 16
+    )
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,8 @@ def one_process(params: Params, world: int) -> Params:
     each = params.prompts_per_pass or step
     if step % each:
         each = step
-    return replace(params, prompts_per_step=step, prompts_per_pass=each, sft_batch=max(1, params.sft_batch // world))
+    batch = max(1, params.sft_batch // world)
+    return replace(params, processes=1, prompts_per_step=step, prompts_per_pass=each, sft_batch=batch)
 
 
 def trained_parameters(shape: Shape, params: Params) -> int:

@@ -302,7 +302,7 @@ def test_steps_that_bfloat16_swallows_are_told(change: dict[str, Any], rounded: 
 @pytest.mark.parametrize(("processes", "gpus", "told"), [(8, 4, True), (4, 4, False), (0, 4, False), (2, 0, False)])
 def test_more_processes_than_gpus_are_told(processes: int, gpus: int, told: bool) -> None:
     machine = surroundings.Machine("cuda" if gpus else "cpu", "here", 80e9, 8, True, gpus)
-    params = Params(processes=processes)
+    params = Params(processes=processes, prompts_per_step=16)
     assert ["processes"] * told == [finding.kind for finding in surroundings.machine_findings(machine, params)]
     assert surroundings.planned_for(machine, params)[1] == (processes or gpus)
 

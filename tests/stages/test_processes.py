@@ -18,6 +18,7 @@ from labkit.stages.rollouts import RolloutStore
 from labkit.workers import WorkerError, launch
 from tests.stages import small
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]  # one setting up serves all
 GRPO: dict[str, Any] = {"stage": "grpo", "steps": 4, "stop_anchor_rate": 1.0, "prompts_per_pass": 0, "beta": 0.04}
 ALONE: dict[str, dict[str, Any]] = {
     "all weights": GRPO,
