@@ -1,6 +1,6 @@
 """SFT of a fresh base on kept traces: TRL's trainer on packed videos.
 
-The loss is on the completion alone, the mean over the batch's tokens. Inputs come from the same function as everywhere else, the frozen
+The loss is on the completion alone, the mean over its tokens. Inputs come from the same function as everywhere else, the frozen
 tower's features stand in for the pixels, and traces of one clip in one batch share the pass over it.
 """
 
@@ -64,7 +64,8 @@ def train_sft(
 ) -> SftResult:
     """Train `policy` on `traces` and write `checkpoint-*/` and, last, `final/` to `folder`.
 
-    `clips`, which names the clip of each qid, puts traces of one clip next to each other. Resumes as `labkit.stages.grpo.train_grpo` does.
+    `clips`, which names the clip of each qid, puts traces of one clip next to each other. Resumes as
+    `labkit.stages.grpo.train_grpo` does.
 
     Raises:
         LabError: there is no trace.
