@@ -127,8 +127,8 @@ def attend_windows(
     out = torch.empty_like(query)
     for length, starts in begins.items():
         at = torch.tensor(starts, device=query.device)[:, None] + torch.arange(length, device=query.device)
-        windows = (x[0][:, at.flatten()].unflatten(1, at.shape).transpose(0, 1) for x in (query, key, value))
-        found = torch.nn.functional.scaled_dot_product_attention(*windows, scale=scaling)
+        q, k, v = (x[0][:, at.flatten()].unflatten(1, at.shape).transpose(0, 1) for x in (query, key, value))
+        found = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scaling)
         out[0][:, at.flatten()] = found.transpose(0, 1).flatten(1, 2)
     return out.transpose(1, 2), None
 
@@ -225,7 +225,7 @@ def _function() -> Any:
                 head, tail = slice(begin, begin + row.head), slice(begin + row.head, begin + row.length)
                 k, v = key[:, :, head], value[:, :, head]
                 if row.head:
-                    given = (x[:, :, head] for x in (grad, query, key, value, out, sums))
+                    given = [x[:, :, head] for x in (grad, query, key, value, out, sums)]
                     for into, part in zip(found, kernel.backward(*given, True, scale), strict=True):
                         into[:, :, head] = part
                 if row.tails:
