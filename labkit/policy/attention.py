@@ -58,22 +58,6 @@ class Layout:
             self._slots[row, device] = None if len(shown) == len(lengths) * len(places) else shown
         return self._slots[row, device]
 
-    def visible(self) -> torch.Tensor:
-        """(L, L) bool: which token of the line may see which. For tests and for reading; nothing computes with it."""
-        import torch
-
-        total = sum(row.length for row in self.rows)
-        allowed = torch.zeros(total, total, dtype=torch.bool)
-        begin = 0
-        for row in self.rows:
-            at = begin
-            for length in (row.head, *row.tails):
-                allowed[at : at + length, begin : begin + row.head] = True
-                allowed[at : at + length, at : at + length] = torch.ones(length, length).tril().bool()
-                at += length
-            begin = at
-        return allowed
-
 
 def install(model: Any) -> None:
     """Let a Hugging Face vision-language model ask this module for attention."""
