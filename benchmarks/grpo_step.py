@@ -1,8 +1,8 @@
 """One step of GRPO, stock TRL's way and labkit's, on the same model, clips and lengths, in one process.
 
 Stock TRL reads the prompt once for each member of a group: its vision tower, prefill and policy pass all see G copies of
-the video. labkit reads it once. Means over the steps after a first one that warms up: CPU seconds of this process, or wall
-seconds on a GPU that was waited for. Clips are noise at model size, made before. Run from the project's root:
+the video. labkit reads it once. Means over the steps after a first that warms up: CPU seconds, or wall seconds on a GPU that was
+waited for. Clips are noise at model size, made before. Run from the project's root:
 
     OMP_NUM_THREADS=1 python benchmarks/grpo_step.py
     python benchmarks/grpo_step.py --shape 3b --device cuda --dtype bfloat16 --tokens 2000 4000 --new 256
@@ -20,16 +20,13 @@ import sys
 import tempfile
 import time
 import warnings
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-import numpy as np
 import torch
 import transformers
 import trl
@@ -41,62 +38,20 @@ from trl import GRPOConfig, GRPOTrainer
 
 from labkit.chain.anchors import parse
 from labkit.chain.rewards import RewardSpec, score_chain
-from labkit.chain.spans import Span
-from labkit.data.moments import Moment
-from labkit.policy.inputs import Sampling, build_prompt, read_clip
+from labkit.policy.inputs import build_prompt, read_clip
 from labkit.policy.model import Policy
 from labkit.policy.sources import PromptSource
 from labkit.stages import grpo
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests import tiny  # noqa: E402
+from benchmarks.noise import SIDES, Task, flops, made_task  # noqa: E402
 
 STEPS = 3
 """The first one warms up and is not counted."""
-PARTS = ("vision", "prefill", "decoding", "vision again", "reference", "policy", "other")
-"""`vision again` is for the log-probs; `reference` the pass that KL is taken against; `policy` forward and backward."""
+PARTS = ("vision", "prefill", "decoding", "vision again", "policy", "other")
+"""`vision again` is for the log-probs; `policy` is forward and backward."""
 PEAK_FLOPS = 989e12
 """Dense bfloat16 of an H100 or H200 (SXM), by the data sheet."""
-SIDES = {"tiny": 112, "3b": 280}
-"""Pixels of a clip's side: 16 and 100 tokens for two frames."""
-
-
-class Noise:
-    """A frame cache of clips that exist nowhere."""
-
-    def __init__(self, side: int) -> None:
-        """Frames of `side` x `side` pixels."""
-        self.side = side
-
-    def info(self, video: str) -> Any:
-        """Height and width."""
-        return SimpleNamespace(height=self.side, width=self.side)
-
-    def get(self, video: str, times: Sequence[float], size: tuple[int, int], offset: float) -> Any:
-        """The same noise for the same name."""
-        rng = np.random.default_rng(zlib.crc32(video.encode()))
-        return SimpleNamespace(rgb=rng.integers(0, 256, (len(times), *size, 3), dtype=np.uint8))
-
-
-class Task(NamedTuple):
-    """What both ways do."""
-
-    policy: Callable[[], Policy]
-    moments: list[Moment]
-    sampling: Sampling
-    frames: Noise
-    group: int
-    tokens: int
-    device: str
-
-
-class Endless(Policy):
-    """A policy that never ends an answer, so that both ways write as many tokens."""
-
-    @property
-    def never_written(self) -> list[int]:
-        """The end of an answer too."""
-        return sorted({*super().never_written, *self.eos_ids})
 
 
 class Found(NamedTuple):
@@ -194,17 +149,13 @@ class Clock:
             return "prefill" if self.inside[-1] == "decoding" and reads else self.inside[-1]
 
         def vision_of(_: Any) -> str:
-            return "vision again" if self.inside[-1] in ("policy", "reference") else "vision"
-
-        def log_probs_of(_: Any) -> str:
-            return "policy" if self.inside[-1] == "policy" else "reference"
+            return "vision again" if self.inside[-1] == "policy" else "vision"
 
         with ExitStack() as stack:
             for owner, name, part in [
                 (type(backbone.visual), "forward", vision_of),
                 (type(backbone), "forward", pass_of),
                 (trainer, "_compute_loss", lambda _: "policy"),
-                (trainer, "_get_per_token_logps_and_entropies", log_probs_of),
                 (Accelerator, "backward", lambda _: "policy"),
                 *((owner, name, lambda _: "decoding") for owner, name in rollouts),
             ]:
@@ -355,7 +306,10 @@ def compare(title: str, task: Task, checkpointing: bool) -> None:
     if task.device == "cuda":
         rows.append(("peak memory, GB", theirs.peak, ours.peak))
     for part, his, mine in rows:
-        print(f"{part:<26}{his:>12.3f}{mine:>12.3f}" + (f"{his / mine:>7.1f}x" if mine > 5e-4 else f"{'-':>8}"))
+        print(
+            f"{part:<26}{his:>12.3f}{mine:>12.3f}"
+            + (f"{his / mine:>7.1f}x" if mine > 5e-4 and his > 0 else f"{'-':>8}")
+        )
     written = task.group * task.tokens
     rates = [written / way.parts["decoding"] for way in (theirs, ours)]
     print(f"{'decoding, tokens/s':<26}{rates[0]:>12.0f}{rates[1]:>12.0f}{rates[1] / rates[0]:>7.1f}x")
@@ -363,77 +317,6 @@ def compare(title: str, task: Task, checkpointing: bool) -> None:
         used = [way.flops / way.parts["policy"] / PEAK_FLOPS for way in (theirs, ours)]
         print(f"{'policy update, MFU':<26}{used[0]:>12.1%}{used[1]:>12.1%}")
     sys.stdout.flush()
-
-
-def flops(policy: Policy, task: Task, copies: int) -> float:
-    """Of a forward and a backward pass over what one way reads, `copies` of the prompt; what is computed twice counts once.
-
-    6 for each weight and token, the output layer's for the completions alone, and 12 for each pair of tokens that sees one
-    another, each layer and each unit of width.
-    """
-    text = policy.base.model.language_model
-    weights = sum(weight.numel() for weight in text.layers.parameters())
-    clip = read_clip(policy, task.moments[0], task.frames, task.sampling)  # type: ignore[arg-type]
-    prompt = len(build_prompt(policy, task.moments[0], "query", clip, torch.empty(0)).ids)
-    written = task.group * task.tokens
-    pairs = copies * prompt**2 / 2 + written * prompt + written * task.tokens / 2
-    head = policy.base.lm_head.weight.numel()
-    width = policy.base.config.text_config.hidden_size
-    return 6 * (weights * (copies * prompt + written) + head * written) + 12 * pairs * width * len(text.layers)
-
-
-def made_policy(shape: str, device: str, dtype: torch.dtype) -> Policy:
-    """A random model that never ends an answer."""
-    if shape == "tiny":
-        plain = tiny.policy(hidden=256, layers=6, vision_depth=6)
-        return Endless(plain.model.to(device, dtype), plain.tokenizer, plain.name)
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    tokenizer = tiny.tokenizer()
-    names = {
-        "vision_start": "<|vision_start|>",
-        "vision_end": "<|vision_end|>",
-        "image": "<|image_pad|>",
-        "video": "<|video_pad|>",
-    }
-    # Source: config.json of Qwen/Qwen2.5-VL-3B-Instruct.
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 2,
-            "intermediate_size": 11008, "vocab_size": 151936, "max_position_embeddings": 128000,
-            "rope_parameters": {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6},
-            "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
-            "tie_word_embeddings": True,
-        },
-        vision_config={
-            "depth": 32, "hidden_size": 1280, "num_heads": 16, "intermediate_size": 3420, "patch_size": 14,
-            "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 112,
-            "fullatt_block_indexes": [7, 15, 23, 31], "out_hidden_size": 2048, "tokens_per_second": 2,
-        },
-        tie_word_embeddings=True,
-        **{f"{name}_token_id": tokenizer.convert_tokens_to_ids(text) for name, text in names.items()},
-    )  # fmt: skip
-    config._attn_implementation = "sdpa"
-    torch.manual_seed(0)
-    torch.set_default_dtype(dtype)
-    with torch.device(device):
-        model = Qwen2_5_VLForConditionalGeneration(config)
-    torch.set_default_dtype(torch.float32)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.model.visual.requires_grad_(False)
-    return Endless(model.eval(), tokenizer, "3b")
-
-
-def made_task(shape: str, device: str, dtype: torch.dtype, video_tokens: int, group: int, new: int) -> Task:
-    """One query about one clip of its own a step, so that no features are left over from the step before."""
-    side = SIDES[shape]
-    pairs = max(1, round(video_tokens / (side // 28) ** 2))
-    seconds, query = pairs / 2, "the square reaches the right border"
-    moments = [Moment(f"q{n}", f"/noise/{n}.mp4", query, (Span(0.0, seconds / 2),), seconds) for n in range(STEPS)]
-    sampling = Sampling(4.0, 2 * pairs, side**2, side**2)
-    policy = functools.partial(made_policy, shape, device, dtype)
-    return Task(policy, moments, sampling, Noise(side), group, new, device)
 
 
 def main() -> None:
@@ -444,7 +327,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--tokens", type=int, nargs="+", default=[480, 1600], help="video tokens of a prompt")
-    parser.add_argument("--group", type=int, default=8, help="completions of a prompt")
+    parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--new", type=int, default=100, help="tokens of each completion")
     parser.add_argument("--checkpointing", choices=["on", "off", "both"], default="on", help="on is TRL's default")
     options = parser.parse_args()
@@ -456,7 +339,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for video_tokens in options.tokens:
         dtype = getattr(torch, options.dtype)
-        task = made_task(options.shape, options.device, dtype, video_tokens, options.group, options.new)
+        task = made_task(options.shape, options.device, dtype, video_tokens, options.group, options.new, STEPS)
         title = f"{options.shape}, {options.dtype}, {video_tokens} video tokens, G = {options.group}, {options.new} new tokens"
         for checkpointing in {"on": [True], "off": [False], "both": [True, False]}[options.checkpointing]:
             compare(title, task, checkpointing)

@@ -61,7 +61,9 @@ def project(tmp_path, monkeypatch) -> Path:
         kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
         notebook = nbformat.v4.new_notebook(cells=[parameters, cell], metadata={"kernelspec": kernel})
         nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
-    (tmp_path / "params/p.yaml").write_text("run: x\nprompts_per_step: 48\nsft_batch: 48\n")  # what 16 processes can share
+    (tmp_path / "params/p.yaml").write_text(
+        "run: x\nprompts_per_step: 48\nsft_batch: 48\n"
+    )  # what 16 processes can share
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the job's working directory is the project of stand-ins
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")

@@ -58,22 +58,6 @@ class Layout:
             self._slots[row, device] = None if len(shown) == len(lengths) * len(places) else shown
         return self._slots[row, device]
 
-    def visible(self) -> torch.Tensor:
-        """(L, L) bool: which token of the line may see which. For tests and for reading; nothing computes with it."""
-        import torch
-
-        total = sum(row.length for row in self.rows)
-        allowed = torch.zeros(total, total, dtype=torch.bool)
-        begin = 0
-        for row in self.rows:
-            at = begin
-            for length in (row.head, *row.tails):
-                allowed[at : at + length, begin : begin + row.head] = True
-                allowed[at : at + length, at : at + length] = torch.ones(length, length).tril().bool()
-                at += length
-            begin = at
-        return allowed
-
 
 def install(model: Any) -> None:
     """Let a Hugging Face vision-language model ask this module for attention."""
@@ -127,8 +111,8 @@ def attend_windows(
     out = torch.empty_like(query)
     for length, starts in begins.items():
         at = torch.tensor(starts, device=query.device)[:, None] + torch.arange(length, device=query.device)
-        windows = (x[0][:, at.flatten()].unflatten(1, at.shape).transpose(0, 1) for x in (query, key, value))
-        found = torch.nn.functional.scaled_dot_product_attention(*windows, scale=scaling)
+        q, k, v = (x[0][:, at.flatten()].unflatten(1, at.shape).transpose(0, 1) for x in (query, key, value))
+        found = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scaling)
         out[0][:, at.flatten()] = found.transpose(0, 1).flatten(1, 2)
     return out.transpose(1, 2), None
 
@@ -225,7 +209,7 @@ def _function() -> Any:
                 head, tail = slice(begin, begin + row.head), slice(begin + row.head, begin + row.length)
                 k, v = key[:, :, head], value[:, :, head]
                 if row.head:
-                    given = (x[:, :, head] for x in (grad, query, key, value, out, sums))
+                    given = [x[:, :, head] for x in (grad, query, key, value, out, sums)]
                     for into, part in zip(found, kernel.backward(*given, True, scale), strict=True):
                         into[:, :, head] = part
                 if row.tails:

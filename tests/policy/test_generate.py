@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -113,6 +115,21 @@ def test_rows_that_have_ended_leave_and_change_nothing_for_the_others(policy, pr
     for completion in dropped:
         assert completion.finished == (completion.ids[-1] == first)
         assert first not in completion.ids[:-1]
+
+
+def test_questions_about_one_clip_are_answered_as_each_by_itself(policy, prompts):
+    """The words stand behind the video, so that the clip is read once for all of them."""
+    first = prompts[0]
+    keep, last = first.video_end, int(first.positions.max()) + 1 - (len(first.ids) - first.video_end)
+    asked = []
+    for qid, words in [("a", [30, 31, 32]), ("b", [30, 40]), ("c", [50])]:
+        places = torch.cat([first.positions[:, :keep], (torch.arange(len(words)) + last).expand(3, -1)], 1)
+        ids = torch.cat([first.ids[:keep], torch.tensor(words)])
+        asked.append(dataclasses.replace(first, qid=qid, ids=ids, positions=places))
+    for options in ({"greedy": True}, {"seed": 3}):
+        together = generate(policy, [*asked, prompts[2]], 2, max_new_tokens=12, **options)
+        alone = [one for p in [*asked, prompts[2]] for one in generate(policy, [p], 2, max_new_tokens=12, **options)]
+        assert together == alone
 
 
 def test_video_and_padding_tokens_are_never_written(policy, prompts):

@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 import torch
 
+from labkit.policy import packed as module
 from labkit.policy.inputs import vision_kwargs, with_completion
 from labkit.policy.model import Policy, _with_lora, old_names
 from labkit.policy.packed import pack
@@ -119,3 +120,38 @@ def test_other_frames_change_the_log_probs(policy, prompts, completions):
     swapped = [dataclasses.replace(prompt, features=prompt.features.flip(0)) for prompt in prompts]
     unseen, _ = packed(policy, swapped, *completions)
     assert (seen - unseen).abs().amax(1).min() > 0.1  # every completion is answered otherwise
+
+
+def behind(prompt, words):
+    """The same clip, with other words behind the video."""
+    keep = prompt.video_end
+    after = torch.arange(len(words)) + int(prompt.positions.max()) + 1 - (len(prompt.ids) - keep)
+    positions = torch.cat([prompt.positions[:, :keep], after.expand(3, -1)], 1)
+    return dataclasses.replace(prompt, ids=torch.cat([prompt.ids[:keep], torch.tensor(words)]), positions=positions)
+
+
+def test_questions_about_one_clip_share_it(policy, prompts, completions):
+    """Values and gradients are those of one question at a time; the clip is read once."""
+    ids, mask = completions
+    asked = [behind(prompts[0], [30, 31, 32]), behind(prompts[0], [30, 40]), behind(prompts[1], [30, 40])]
+    plain, _ = one_at_a_time(policy, asked, ids, mask)
+    expected = gradients(policy, plain, mask)
+    row = pack(asked, ids, mask, [len(group) for group in LENGTHS])
+    video = policy.model.config.video_token_id
+    assert int((row.inputs["input_ids"] == video).sum()) == sum(int((p.ids == video).sum()) for p in asked[1:])
+    found, _ = row.log_probs(policy.model, TEMPERATURE)
+    assert (found - plain).abs().max() < TOLERANCE
+    ours = gradients(policy, found, mask)
+    assert max((ours[name] - expected[name]).abs().max() for name in ours) < TOLERANCE
+    separate, _ = packed(policy, [dataclasses.replace(p, features=p.features.clone()) for p in asked], ids, mask)
+    assert (separate - plain).abs().max() < TOLERANCE
+
+
+def test_logits_exist_for_a_chunk_at_a_time(policy, prompts, completions, monkeypatch):
+    whole, spread = packed(policy, prompts, *completions)
+    expected = gradients(policy, whole, completions[1])
+    monkeypatch.setattr(module, "CHUNK", 4)
+    parts, parts_spread = packed(policy, prompts, *completions)
+    found = gradients(policy, parts, completions[1])
+    assert torch.allclose(parts, whole, atol=1e-5) and torch.allclose(parts_spread, spread, atol=1e-5)
+    assert max((found[name] - expected[name]).abs().max() for name in found) < TOLERANCE
