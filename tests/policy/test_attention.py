@@ -50,7 +50,7 @@ def test_windows_of_the_vision_tower_together_are_those_one_by_one():
     """On a frame that leaves windows of four sizes."""
     plain = tiny.policy()
     rgb = torch.randint(0, 256, (4, 140, 140, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    patches, grid = patchify(rgb.numpy(), 14, 2, 2)
+    patches, grid = patchify(rgb.numpy(), plain.family, 14, 2, 2)
     with torch.no_grad():
         expected = plain.base.model.get_video_features(patches, torch.tensor([grid]), return_dict=True)
     clip = type("Clip", (), {"patches": patches, "grid": grid})
