@@ -108,7 +108,7 @@ def grpo_settings(lab: Lab, stage: str) -> GrpoSettings:
     return GrpoSettings(
         steps=p.final_steps if final else p.grpo_steps, prompts_per_step=p.prompts_per_step,
         group_size=p.group_size, learning_rate=p.learning_rate, temperature=p.temperature, beta=p.beta,
-        max_new_tokens=p.max_new_tokens, save_steps=p.save_steps, seed=p.seed, sharding=p.sharding,
+        max_new_tokens=p.max_new_tokens, save_steps=p.save_steps, seed=p.seed, sharding=p.sharding, generation=p.generation,
         prompts_per_pass=p.prompts_per_pass, gradient_checkpointing=p.gradient_checkpointing,
         # The final stage starts where both conditions hold already; it takes all its steps.
         stop_anchor_rate=1.0 if final else p.stop_anchor_rate, stop_progress=1.0 if final else p.stop_progress,

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
@@ -18,6 +18,18 @@ from labkit.data.readers import Reader, Readers
 from labkit.data.video import FrameCache
 from labkit.policy.inputs import Clip, Prompt, Sampling, build_prompt, features_of, read_clip, wanted_frames
 from labkit.policy.model import Policy
+
+if TYPE_CHECKING:
+    import numpy as np
+
+class Footage(NamedTuple):
+    """A clip as an engine wants it that has a vision tower of its own."""
+
+    rgb: np.ndarray
+    """(T, H, W, 3) uint8, at the model's size."""
+    fps: float
+    """Frames per second of video, from which the engine counts seconds."""
+
 
 Key = tuple[str, Span | None, float]
 """What makes a clip: video, trim window, duration."""
@@ -98,6 +110,15 @@ class PromptSource(Mapping[str, Prompt]):
     def __len__(self) -> int:
         """How many moments."""
         return len(self._moments)
+
+    def footage(self, qid: str) -> Footage:
+        """The frames that the prompt's features are made of. Raises as `source[qid]`."""
+        moment = self._moments[qid]
+        if self.readers is not None:
+            self.readers.finish(_key(moment), self._job(moment))
+        times, size = wanted_frames(self.policy, moment, self.cache, self.sampling)
+        frames = self.cache.get(moment.video, times, size, moment.start)
+        return Footage(frames.rgb, 1.0 / float(times[1] - times[0]) if len(times) > 1 else self.sampling.fps)
 
     def expect(self, qids: Iterable[str]) -> None:
         """Tell which prompts come next, in order, as far as is known: readers decode their clips from now on.

@@ -11,6 +11,7 @@ against 0 before a long run is trusted to it.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -20,36 +21,38 @@ from labkit.errors import LabError
 from labkit.policy.generate import Completion
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from labkit.policy.inputs import Prompt
     from labkit.policy.model import Policy
+    from labkit.policy.sources import Footage, PromptSource
 
 FAMILIES = ("qwen2_5_vl",)
 """Whose videos vLLM places in time as labkit does, by reading its code."""
-OPTIONS = {
-    "use_vllm": True,
-    "vllm_mode": "colocate",
-    "vllm_enable_sleep_mode": True,  # its memory is the trainer's while the policy learns
-    "vllm_gpu_memory_utilization": 0.3,
-}
-"""What TRL is told beside the stage's own settings."""
-
-
-class Footage(NamedTuple):
-    """A clip as vLLM wants it."""
-
-    rgb: np.ndarray
-    """(T, H, W, 3) uint8, at the model's size."""
-    fps: float
-    """Frames per second of video, from which the engine counts seconds."""
+SHARE = 0.3
+"""Of a GPU's memory, which vLLM keeps for its weights and cache while the policy learns too: TRL's default."""
+WORDS = 1024
+"""Tokens of a prompt beside its video, at most."""
 
 
 class Written(NamedTuple):
     """Completions in the order of `labkit.policy.generate.generate`, and the log-prob of each of their tokens."""
 
     completions: list[Completion]
-    log_probs: list[list[float]]
+    log_probs: list[list[float]] | None
+    """None where the policy itself has written: nothing needs to be corrected then."""
+
+
+def vllm_options(policy: Policy, source: PromptSource, max_new_tokens: int) -> dict[str, Any]:
+    """What TRL is told so that it keeps a vLLM engine beside the model. Raises LabError as `require_vllm`."""
+    require_vllm(policy)
+    vision, sampling = policy.base.config.vision_config, source.sampling
+    side = vision.patch_size * vision.spatial_merge_size
+    video = math.ceil(sampling.max_frames / vision.temporal_patch_size) * math.ceil(sampling.max_pixels / side**2)
+    return {
+        "use_vllm": True,
+        "vllm_mode": "colocate",
+        "vllm_gpu_memory_utilization": SHARE,
+        "vllm_max_model_length": video + WORDS + max_new_tokens,
+    }
 
 
 def require_vllm(policy: Policy) -> None:

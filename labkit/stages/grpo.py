@@ -25,6 +25,7 @@ from labkit.policy.model import Policy, old_names
 from labkit.policy.packed import pack
 from labkit.policy.sources import expect
 from labkit.stages.checkpoints import end_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
+from labkit.stages.engines import Written, vllm_options, write_by_vllm
 from labkit.stages.rollouts import Rollout, RolloutStore
 from labkit.stages.sharding import keep_vision_whole, require_sharding, sharing, whole_weights
 from labkit.stages.steps import Sampled, judge, may_stop, paid_terms, recorded_figures, step_figures
@@ -56,6 +57,8 @@ class GrpoSettings:
     warmup_steps: int = 10
     sharding: str = "ddp"
     """What several processes share, `ddp` or `fsdp2`."""
+    generation: str = "hf"
+    """Who writes rollouts, `hf` or `vllm`."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,8 @@ def train_grpo(
     them; rank 0 writes what all have sampled. The weights do not depend on how many they are.
 
     Raises:
-        LabError: fewer moments than a step asks for, or a step cannot be divided into the passes of all processes.
+        LabError: fewer moments than a step asks for, a step cannot be divided into the passes of all processes, or vLLM
+            is asked for and cannot write.
     """
     from datasets import Dataset
     from trl import GRPOConfig
@@ -161,6 +165,7 @@ def train_grpo(
         use_cpu=policy.device.type == "cpu",
         remove_unused_columns=False,
         **sharing(policy, settings.sharding),
+        **(vllm_options(policy, source, settings.max_new_tokens) if settings.generation == "vllm" else {}),
     )
     keep_vision_whole(policy, arguments)
     with old_names():
@@ -271,21 +276,24 @@ def trainer_class() -> Any:
             group = self.num_generations
             self.asked = [self.source[qid] for qid in prompts[::group]]
             seed = self.settings.seed * 1_000_003 + self.state.global_step + 1
-            with whole_weights(self.policy.model):
-                completions = generate(
-                    self.policy, self.asked, group, max_new_tokens=self.settings.max_new_tokens,
-                    temperature=self.settings.temperature, seed=seed,
-                )  # fmt: skip
+            written = self._write(group, max_new_tokens=self.settings.max_new_tokens, temperature=self.temperature, seed=seed)
             self.sampled = [
                 judge(self.moments[qid], index % group, done.text, len(done.ids), done.finished, self.spec)
-                for index, (qid, done) in enumerate(zip(prompts, completions, strict=True))
+                for index, (qid, done) in enumerate(zip(prompts, written.completions, strict=True))
             ]
             return {
                 # All that TRL gets of a prompt is its place in `asked`.
                 "prompt_ids": [[index // group] for index in range(len(prompts))],
-                "completion_ids": [completion.ids for completion in completions],
-                "logprobs": None,
+                "completion_ids": [completion.ids for completion in written.completions],
+                "logprobs": written.log_probs,
             }
+
+        def _write(self, group: int, **options: Any) -> Written:
+            if self.use_vllm:
+                engine = self.vllm_generation.llm
+                return write_by_vllm(engine, self.policy, self.asked, self.source.footage, group, **options)
+            with whole_weights(self.policy.model):
+                return Written(generate(self.policy, self.asked, group, **options), None)
 
         def _reward(self, term: str) -> Callable[..., list[float]]:
             def reward(**columns: Any) -> list[float]:

@@ -14,7 +14,8 @@ import torch
 from labkit.errors import LabError
 from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy
-from labkit.stages.engines import Footage, require_vllm, write_by_vllm
+from labkit.policy.sources import Footage
+from labkit.stages.engines import require_vllm, write_by_vllm
 from tests import tiny
 
 
@@ -116,3 +117,53 @@ def test_it_is_refused_for_what_it_cannot_do(
     model = SimpleNamespace(device=torch.device(device), config=SimpleNamespace(model_type=family))
     with pytest.raises(LabError, match=message):
         require_vllm(Policy(model, None, "x"))
+
+
+class Colocated:
+    """Stands for TRL's engine beside the model: writes by labkit's own decoding, and says how likely each token was."""
+
+    synced = 0
+
+    def __init__(self, model: Any, processing_class: Any, **kwargs: Any) -> None:
+        self.policy, self.llm = Policy(model, processing_class, "embedded"), self
+
+    def sync_weights(self) -> None:
+        Colocated.synced += 1
+
+    def generate(self, requests: list[Any], sampling_params: list[Any], use_tqdm: bool) -> list[Any]:
+        found = []
+        for request, sampling in zip(requests, sampling_params, strict=True):
+            prompt = self.prompts[tuple(request["prompt_token_ids"])]
+            assert request["multi_modal_data"]["video"].shape[1:] == (56, 56, 3)
+            done = generate(self.policy, [prompt], sampling.n, max_new_tokens=sampling.max_tokens, seed=sampling.seed)
+            ids = [torch.tensor(each.ids) for each in done]
+            rows = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+            mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(each) for each in ids], batch_first=True)
+            with torch.no_grad():
+                log_probs, _ = pack([prompt], rows, mask, [len(rows)]).log_probs(self.policy.model)
+            outputs = [
+                SimpleNamespace(
+                    token_ids=each.ids,
+                    logprobs=[{token: SimpleNamespace(logprob=float(value))} for token, value in zip(each.ids, row, strict=False)],
+                )
+                for each, row in zip(done, log_probs, strict=True)
+            ]
+            found.append(SimpleNamespace(outputs=outputs))
+        return found
+
+
+@pytest.mark.usefixtures("vllm")
+def test_a_stage_learns_from_what_the_engine_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """TRL's own path for vLLM, with the engine played: weights are handed over before each step, and the correction is one."""
+    policy = load_policy("embedded", device="cpu")
+    moments = small.world(tmp_path / "world")
+    source = small.source(policy, moments, tmp_path / "frames")
+    video = policy.base.config.video_token_id
+    Colocated.prompts = {tuple(once(source[qid].ids.tolist(), video)): source[qid] for qid in source}
+    monkeypatch.setattr("trl.trainer.grpo_trainer.VLLMGeneration", Colocated)
+    monkeypatch.setattr("labkit.stages.engines.require_vllm", lambda policy: None)
+    before = weights(policy)
+    result = small.train_grpo(policy, source, moments, tmp_path / "run", steps=2, generation="vllm", max_new_tokens=8)
+    assert Colocated.synced == 2
+    assert result.steps == 2 and farthest(before, weights(policy)) > 0
+    assert len(RolloutStore(tmp_path / "run" / "rollouts").read()) > 0
