@@ -22,6 +22,7 @@ from labkit.policy.model import Policy
 if TYPE_CHECKING:
     import numpy as np
 
+
 class Footage(NamedTuple):
     """A clip as an engine wants it that has a vision tower of its own."""
 

@@ -1,4 +1,4 @@
-"""Engines: vLLM as the writer of rollouts, in place of labkit's own decoding. Experimental.
+"""Engines: who writes rollouts, labkit's own decoding or, experimental, vLLM.
 
 TRL keeps a vLLM engine beside the model on each GPU, puts the newest weights into it before rollouts are asked for, and corrects
 the loss for what vLLM's log-probs differ from ours. Here prompts are put as vLLM wants them: the video's placeholder once, the
@@ -18,12 +18,13 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit.errors import LabError
-from labkit.policy.generate import Completion
+from labkit.policy.generate import Completion, generate
+from labkit.stages.sharding import whole_weights
 
 if TYPE_CHECKING:
     from labkit.policy.inputs import Prompt
     from labkit.policy.model import Policy
-    from labkit.policy.sources import Footage, PromptSource
+    from labkit.policy.sources import Footage
 
 FAMILIES = ("qwen2_5_vl",)
 """Whose videos vLLM places in time as labkit does, by reading its code."""
@@ -41,8 +42,11 @@ class Written(NamedTuple):
     """None where the policy itself has written: nothing needs to be corrected then."""
 
 
-def vllm_options(policy: Policy, source: PromptSource, max_new_tokens: int) -> dict[str, Any]:
-    """What TRL is told so that it keeps a vLLM engine beside the model. Raises LabError as `require_vllm`."""
+def vllm_options(policy: Policy, source: Any, max_new_tokens: int) -> dict[str, Any]:
+    """What TRL is told so that it keeps a vLLM engine beside the model; `source` is a `PromptSource`.
+
+    Raises LabError as `require_vllm`.
+    """
     require_vllm(policy)
     vision, sampling = policy.base.config.vision_config, source.sampling
     side = vision.patch_size * vision.spatial_merge_size
@@ -53,6 +57,15 @@ def vllm_options(policy: Policy, source: PromptSource, max_new_tokens: int) -> d
         "vllm_gpu_memory_utilization": SHARE,
         "vllm_max_model_length": video + WORDS + max_new_tokens,
     }
+
+
+def write_rollouts(trainer: Any, num: int, **options: Any) -> Written:
+    """`num` completions of each prompt that a `VideoGRPOTrainer` asks, by whom its settings say; `options` are those of `generate`."""
+    if trainer.use_vllm:
+        engine, footage = trainer.vllm_generation.llm, trainer.source.footage
+        return write_by_vllm(engine, trainer.policy, trainer.asked, footage, num, **options)
+    with whole_weights(trainer.policy.model):
+        return Written(generate(trainer.policy, trainer.asked, num, **options), None)
 
 
 def require_vllm(policy: Policy) -> None:

@@ -19,15 +19,14 @@ from typing import Any
 from labkit.chain.rewards import RewardSpec
 from labkit.data.moments import Moment
 from labkit.errors import LabError
-from labkit.policy.generate import generate
 from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy, old_names
 from labkit.policy.packed import pack
 from labkit.policy.sources import expect
 from labkit.stages.checkpoints import end_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
-from labkit.stages.engines import Written, vllm_options, write_by_vllm
+from labkit.stages.engines import vllm_options, write_rollouts
 from labkit.stages.rollouts import Rollout, RolloutStore
-from labkit.stages.sharding import keep_vision_whole, require_sharding, sharing, whole_weights
+from labkit.stages.sharding import keep_vision_whole, require_sharding, sharing
 from labkit.stages.steps import Sampled, judge, may_stop, paid_terms, recorded_figures, step_figures
 from labkit.stopping import stop_callback
 from labkit.workers import gathered, place, wait
@@ -276,7 +275,8 @@ def trainer_class() -> Any:
             group = self.num_generations
             self.asked = [self.source[qid] for qid in prompts[::group]]
             seed = self.settings.seed * 1_000_003 + self.state.global_step + 1
-            written = self._write(group, max_new_tokens=self.settings.max_new_tokens, temperature=self.temperature, seed=seed)
+            limits = {"max_new_tokens": self.settings.max_new_tokens, "temperature": self.temperature}
+            written = write_rollouts(self, group, seed=seed, **limits)
             self.sampled = [
                 judge(self.moments[qid], index % group, done.text, len(done.ids), done.finished, self.spec)
                 for index, (qid, done) in enumerate(zip(prompts, written.completions, strict=True))
@@ -287,13 +287,6 @@ def trainer_class() -> Any:
                 "completion_ids": [completion.ids for completion in written.completions],
                 "logprobs": written.log_probs,
             }
-
-        def _write(self, group: int, **options: Any) -> Written:
-            if self.use_vllm:
-                engine = self.vllm_generation.llm
-                return write_by_vllm(engine, self.policy, self.asked, self.source.footage, group, **options)
-            with whole_weights(self.policy.model):
-                return Written(generate(self.policy, self.asked, group, **options), None)
 
         def _reward(self, term: str) -> Callable[..., list[float]]:
             def reward(**columns: Any) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,11 +13,16 @@ import pytest
 import torch
 
 from labkit.errors import LabError
+from labkit.policy.generate import generate
 from labkit.policy.inputs import Prompt
-from labkit.policy.model import Policy
+from labkit.policy.model import Policy, load_policy
+from labkit.policy.packed import pack
 from labkit.policy.sources import Footage
-from labkit.stages.engines import require_vllm, write_by_vllm
+from labkit.stages.engines import once, require_vllm, write_by_vllm
+from labkit.stages.rollouts import RolloutStore
 from tests import tiny
+from tests.stages import small
+from tests.stages.small import farthest, weights
 
 
 class Engine:
@@ -49,6 +55,8 @@ def prompts(policy: Policy) -> list[Prompt]:
 
 @pytest.fixture
 def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    import trl.trainer.grpo_trainer  # noqa: F401 - looks for vllm once, and shall not find this
+
     stand_in = types.ModuleType("vllm")
     stand_in.SamplingParams = lambda **settings: SimpleNamespace(**settings)
     monkeypatch.setitem(sys.modules, "vllm", stand_in)
@@ -144,7 +152,10 @@ class Colocated:
             outputs = [
                 SimpleNamespace(
                     token_ids=each.ids,
-                    logprobs=[{token: SimpleNamespace(logprob=float(value))} for token, value in zip(each.ids, row, strict=False)],
+                    logprobs=[
+                        {token: SimpleNamespace(logprob=float(value))}
+                        for token, value in zip(each.ids, row, strict=False)
+                    ],
                 )
                 for each, row in zip(done, log_probs, strict=True)
             ]
@@ -153,17 +164,20 @@ class Colocated:
 
 
 @pytest.mark.usefixtures("vllm")
-def test_a_stage_learns_from_what_the_engine_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """TRL's own path for vLLM, with the engine played: weights are handed over before each step, and the correction is one."""
+def test_a_stage_learns_from_what_the_engine_writes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, moments: list[Any]
+) -> None:
+    """TRL's own path for vLLM, with the engine played: weights are handed over before each step."""
     policy = load_policy("embedded", device="cpu")
-    moments = small.world(tmp_path / "world")
     source = small.source(policy, moments, tmp_path / "frames")
     video = policy.base.config.video_token_id
-    Colocated.prompts = {tuple(once(source[qid].ids.tolist(), video)): source[qid] for qid in source}
+    asked = {tuple(once(source[qid].ids.tolist(), video)): source[qid] for qid in source}
+    monkeypatch.setattr(Colocated, "prompts", asked, raising=False)
+    monkeypatch.setattr(Colocated, "synced", 0)
     monkeypatch.setattr("trl.trainer.grpo_trainer.VLLMGeneration", Colocated)
     monkeypatch.setattr("labkit.stages.engines.require_vllm", lambda policy: None)
     before = weights(policy)
-    result = small.train_grpo(policy, source, moments, tmp_path / "run", steps=2, generation="vllm", max_new_tokens=8)
+    result = small.train_grpo(policy, source, moments, tmp_path / "run", steps=2, generation="vllm", max_new_tokens=48)
     assert Colocated.synced == 2
     assert result.steps == 2 and farthest(before, weights(policy)) > 0
     assert len(RolloutStore(tmp_path / "run" / "rollouts").read()) > 0

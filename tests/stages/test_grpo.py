@@ -9,7 +9,7 @@ from labkit.chain.rewards import TERMS, score_chain
 from labkit.errors import LabError
 from labkit.policy.generate import generate
 from labkit.policy.model import load_policy
-from labkit.stages import grpo, steps
+from labkit.stages import engines, grpo, steps
 from labkit.stages.rollouts import RolloutStore
 from labkit.stages.steps import judge, may_stop, step_figures
 from tests.stages import small
@@ -45,7 +45,7 @@ def same_completions(monkeypatch):
     def recorded(policy, prompts, num, *, seed, **options):
         return made.setdefault(seed, generate(policy, prompts, num, seed=seed, **options))
 
-    monkeypatch.setattr(grpo, "generate", recorded)
+    monkeypatch.setattr(engines, "generate", recorded)
     return made
 
 
