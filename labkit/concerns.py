@@ -43,7 +43,7 @@ class ModelParams:
     """Who answers."""
 
     model: str = "embedded"
-    """The base: `embedded`, a local folder, or a hub id. Paper: Qwen2.5-VL-3B and 7B."""
+    """The base: `embedded`, a local folder, or a hub id of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL. Paper: Qwen2.5-VL-3B and 7B."""
     harvester: str = ""
     """Another base for stage 1 and the harvest, whose chains `model` learns from; empty: `model` itself. Paper: a 7B harvests
     for a 3B in its second version."""
