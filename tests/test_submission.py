@@ -61,9 +61,7 @@ def project(tmp_path, monkeypatch) -> Path:
         kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
         notebook = nbformat.v4.new_notebook(cells=[parameters, cell], metadata={"kernelspec": kernel})
         nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
-    (tmp_path / "params/p.yaml").write_text(
-        "run: x\nprompts_per_step: 48\nsft_batch: 48\n"
-    )  # what 16 processes can share
+    (tmp_path / "params/p.yaml").write_text("run: x\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the job's working directory is the project of stand-ins
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
@@ -91,6 +89,10 @@ def slurm(project) -> Path:
     return project
 
 
+SHARED = ("-p", "prompts_per_step", "48", "-p", "sft_batch", "48")
+"""Queries and traces that 16 processes can share."""
+
+
 def submitted(project: Path, *options: str) -> str:
     """The text of the script that SLURM is given."""
     (project / "held").touch()
@@ -104,7 +106,7 @@ def submitted(project: Path, *options: str) -> str:
 def test_slurm_is_asked_for_one_job_that_is_told_before_its_end_and_may_be_requeued(slurm):
     script = submitted(
         slurm, "--partition", "gpu", "--gpus", "8", "--nodes", "2", "--time", "12:00:00", "--cpus", "6",
-        "--memory", "400", "--account", "vision", "--qos", "long", "--slurm", "constraint=h100", "--notice", "600",
+        "--memory", "400", *SHARED, "--account", "vision", "--qos", "long", "--slurm", "constraint=h100", "--notice", "600",
     )  # fmt: skip
     for line in (
         "partition=gpu", "nodes=2", "gpus-per-node=8", "ntasks-per-node=8", "cpus-per-task=6", "mem=409600MB", "time=720",
@@ -129,7 +131,7 @@ def test_slurm_is_asked_for_one_job_that_is_told_before_its_end_and_may_be_reque
     ],
 )
 def test_processes_are_the_gpus_that_were_asked_for(slurm, options, processes):
-    submitted(slurm, *options)
+    submitted(slurm, *options, *SHARED)
     assert f"processes: {processes}\n" in (slurm / "outputs/x/params.yaml").read_text()
 
 
