@@ -7,6 +7,7 @@ be computed once and shared by rollouts, log-probs, SFT and evaluation.
 from __future__ import annotations
 
 import os
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 EMBEDDED = "embedded"
 """The name under which the tiny model that ships with labkit is loaded."""
+
+PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
+"""What a checkpoint's makers say of images and videos; labkit reads none of it, vLLM and other programs do."""
 
 
 @dataclass(frozen=True)
@@ -134,18 +138,32 @@ def load_policy(
 def save_policy(policy: Policy, folder: Path, state: dict[str, Any] | None = None) -> None:
     """Write the weights (only the adapter's under LoRA) and the tokenizer; `load_policy(folder)` reads them back.
 
-    `state` holds the weights where the model itself has only a part of them.
+    `state` holds the weights where the model itself has only a part of them. What other programs need to read videos with it, the
+    processor's files, goes along where the model came with any.
 
     The folder appears whole or not at all: a killed save leaves a folder with another name behind.
     """
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     policy.model.save_pretrained(draft, state_dict=state)
     policy.tokenizer.save_pretrained(draft)
+    _copy_processor(policy, draft)
     if folder.exists():
         raise LabError(
             f"{folder} exists already; a checkpoint is never overwritten, choose another folder or delete it"
         )
     draft.rename(folder)
+
+
+def _copy_processor(policy: Policy, folder: Path) -> None:
+    from transformers.utils import cached_file
+
+    for name in PROCESSOR_FILES:
+        found = cached_file(
+            policy.base.name_or_path, name, local_files_only=True, _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_gated_repo=False, _raise_exceptions_for_connection_errors=False,
+        )  # fmt: skip
+        if found is not None:
+            shutil.copy(found, folder / name)
 
 
 @contextmanager

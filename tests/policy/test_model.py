@@ -37,6 +37,15 @@ def test_lora_trains_little_and_comes_back_from_its_own_folder(tmp_path):
     assert all(torch.equal(weight, theirs[name]) and theirs[name].requires_grad for name, weight in trained.items())
 
 
+def test_what_other_programs_need_of_the_processor_goes_along(tmp_path):
+    save_policy(load_policy("embedded"), tmp_path / "base")
+    assert not (tmp_path / "base" / "preprocessor_config.json").exists(), "the embedded model has none"
+    (tmp_path / "base" / "preprocessor_config.json").write_text('{"patch_size": 14}')
+    save_policy(load_policy(str(tmp_path / "base")), tmp_path / "final")
+    save_policy(load_policy(str(tmp_path / "final")), tmp_path / "later")
+    assert (tmp_path / "later" / "preprocessor_config.json").read_text() == '{"patch_size": 14}'
+
+
 def test_a_saved_folder_is_never_overwritten(tmp_path):
     policy = load_policy("embedded")
     save_policy(policy, tmp_path / "final")
