@@ -21,8 +21,7 @@ from labkit.errors import LabError
 from labkit.measured import Measured, read_measured
 from labkit.progress import Progress, Tally
 from labkit.runs import NOTEBOOK_OF, Run, read_manifest
-from labkit.worker import Job
-from labkit.workers import count, launch
+from labkit.workers import Job, count, launch
 
 if TYPE_CHECKING:
     from labkit.data.video import FrameCache

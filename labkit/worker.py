@@ -17,11 +17,11 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from labkit.errors import LabError
 from labkit.files import replacing
-from labkit.workers import MEETING, Place, place
+from labkit.workers import MEETING, Job, Place, place
 
 MEETING_TIME = 600.0
 """Seconds in which all workers must have come; importing torch on a busy file system takes its time."""
@@ -40,25 +40,6 @@ class Report:
         """Tell one thing."""
         self._file.write(json.dumps(event) + "\n")
         self._file.flush()
-
-
-class Job(NamedTuple):
-    """A task for several workers, as a file tells them of it."""
-
-    task: str
-    """One of `labkit.tasks.TASKS`."""
-    stage: str
-    """Which model it is done with."""
-    params: dict[str, Any]
-    asked: dict[str, Any]
-    """The task's own arguments."""
-
-    def command(self, folder: Path) -> list[str]:
-        """Write the file into `folder`, and return the command that does it."""
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / "job.json") as draft:
-            draft.write_text(json.dumps(self._asdict(), ensure_ascii=False), encoding="utf-8")
-        return [sys.executable, "-m", "labkit.worker", str(folder / "job.json")]
 
 
 def main(file: Path) -> None:

@@ -13,6 +13,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 
 from labkit import errors
 from labkit.errors import LabError
+from labkit.files import replacing
 
 EVERY = 0.05
 """Seconds between two looks at the workers."""
@@ -81,6 +83,25 @@ class Worker:
                     return  # the rest is still on its way
                 self.read += len(line)
                 yield json.loads(line)
+
+
+class Job(NamedTuple):
+    """A task for several workers, as a file tells them of it."""
+
+    task: str
+    """One of `labkit.tasks.TASKS`."""
+    stage: str
+    """Which model it is done with."""
+    params: dict[str, Any]
+    asked: dict[str, Any]
+    """The task's own arguments."""
+
+    def command(self, folder: Path) -> list[str]:
+        """Write the file into `folder`, and return the command that does it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / "job.json") as draft:
+            draft.write_text(json.dumps(self._asdict(), ensure_ascii=False), encoding="utf-8")
+        return [sys.executable, "-m", "labkit.worker", str(folder / "job.json")]
 
 
 def place() -> Place:

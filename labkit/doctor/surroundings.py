@@ -182,8 +182,16 @@ def find_model(name: str, root: Path) -> tuple[Model | None, list[Finding]]:
     None when not even its config and tokenizer are here; they suffice to tell what it would cost.
     """
     from labkit.policy.embedded import SHIPPED
-    from labkit.policy.hub import cached_folder, fetch_step, is_path, listed, missing_weights, offline
-    from labkit.policy.model import FAMILIES, check_checkpoint
+    from labkit.policy.families import FAMILIES
+    from labkit.policy.hub import (
+        cached_folder,
+        check_checkpoint,
+        fetch_step,
+        is_path,
+        listed,
+        missing_weights,
+        offline,
+    )
 
     subject = f"model {name}"
     folder = SHIPPED.get(name) or (root / Path(name).expanduser())

@@ -25,7 +25,6 @@ def require_model(name: str, root: Path, parameter: str = "model") -> None:
     machine while nothing may be fetched (HF_HUB_OFFLINE).
     """
     from labkit.policy.embedded import SHIPPED
-    from labkit.policy.model import check_checkpoint
 
     folder = root / Path(name).expanduser()
     if name in SHIPPED:
@@ -39,6 +38,22 @@ def require_model(name: str, root: Path, parameter: str = "model") -> None:
     if offline() and (cached is None or missing_weights(cached)):
         what = "is not on this machine" if cached is None else f"lacks {listed(missing_weights(cached))}"
         raise LabError(f"{parameter}: {name!r} {what}, and HF_HUB_OFFLINE forbids to fetch it; {fetch_step(name)}")
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Raise LabError unless `folder` looks like what `save_pretrained` writes: a config and weights."""
+    if not folder.is_dir():
+        raise LabError(f"model {str(folder)!r} is not a directory; give a folder that holds a checkpoint, or a hub id")
+    names = {path.name for path in folder.iterdir()}
+    if not names & {"config.json", "adapter_config.json"}:
+        raise LabError(
+            f"model {str(folder)!r} is not a checkpoint: it holds no config.json and no adapter_config.json; "
+            "give the folder that save_pretrained wrote, such as outputs/RUN/01_grpo/final"
+        )
+    if not any(name.endswith((".safetensors", ".bin")) for name in names):
+        raise LabError(
+            f"model {str(folder)!r} has no weights (*.safetensors); an interrupted save leaves such a folder, take another"
+        )
 
 
 def cached_folder(name: str) -> Path | None:

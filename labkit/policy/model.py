@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from labkit.errors import LabError
 from labkit.policy.families import FAMILIES, Family
+from labkit.policy.hub import check_checkpoint, fetch_step
 
 if TYPE_CHECKING:
     import torch
@@ -114,8 +115,6 @@ def load_policy(
             origin, dtype=getattr(torch, dtype), attn_implementation="sdpa"
         )
     except OSError as error:
-        from labkit.policy.hub import fetch_step
-
         step = "copy it again, whole" if local.exists() else fetch_step(name)
         raise LabError(
             f"model {name!r} could not be loaded: {str(error).splitlines()[0].rstrip('.')}; {step}"
@@ -172,22 +171,6 @@ def old_names() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`\w*gradient_checkpointing\w*` is deprecated", FutureWarning)
         yield
-
-
-def check_checkpoint(folder: Path) -> None:
-    """Raise LabError unless `folder` looks like what `save_pretrained` writes: a config and weights."""
-    if not folder.is_dir():
-        raise LabError(f"model {str(folder)!r} is not a directory; give a folder that holds a checkpoint, or a hub id")
-    names = {path.name for path in folder.iterdir()}
-    if not names & {"config.json", "adapter_config.json"}:
-        raise LabError(
-            f"model {str(folder)!r} is not a checkpoint: it holds no config.json and no adapter_config.json; "
-            "give the folder that save_pretrained wrote, such as outputs/RUN/01_grpo/final"
-        )
-    if not any(name.endswith((".safetensors", ".bin")) for name in names):
-        raise LabError(
-            f"model {str(folder)!r} has no weights (*.safetensors); an interrupted save leaves such a folder, take another"
-        )
 
 
 def _adapter_base(folder: Path) -> str:
