@@ -32,7 +32,7 @@ def main(run: str, target: str) -> None:
         file.write_text(page(explorer, f"labkit.explore: {lab.params.run}"), encoding="utf-8")
         chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        view = browser.new_page(viewport={"width": 1280, "height": 790})
+        view = browser.new_page(viewport={"width": 1240, "height": 760})
         view.goto(file.as_uri())
         view.wait_for_selector('[data-media="ready"]')
         picture = view.screenshot()

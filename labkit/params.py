@@ -234,12 +234,12 @@ def _report(problems: Iterable[str]) -> str:
 def show(value: Any) -> str:
     """A value as people read it.
 
-    >>> show(5e-4), show(("outputs/a", "outputs/b")), show(())
-    ('0.0005', 'outputs/a, outputs/b', 'none')
+    >>> show(5e-4), show(("outputs/a", "outputs/b")), show(()), show("")
+    ('0.0005', 'outputs/a, outputs/b', 'none', 'none')
     """
     if isinstance(value, tuple):
         return ", ".join(value) or "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value) or "none"
 
 
 DEFAULTS = Params()
