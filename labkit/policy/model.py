@@ -156,6 +156,8 @@ def save_policy(policy: Policy, folder: Path, state: dict[str, Any] | None = Non
 def _copy_processor(policy: Policy, folder: Path) -> None:
     from transformers.utils import cached_file
 
+    if not policy.base.name_or_path:
+        return  # made here, not loaded
     for name in PROCESSOR_FILES:
         found = cached_file(
             policy.base.name_or_path, name, local_files_only=True, _raise_exceptions_for_missing_entries=False,
