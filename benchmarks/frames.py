@@ -31,6 +31,7 @@ from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.data.readers import Reader, Readers
 from labkit.data.video import FrameCache, sample_times
+from labkit.policy.families import FAMILIES
 from labkit.policy.inputs import Sampling, patchify, smart_resize
 from labkit.policy.sources import PromptSource
 
@@ -80,7 +81,7 @@ def one_clip(folder: Path, seconds: float, height: int, width: int, max_pixels: 
     numbers = iter(range(100))
     decode = cpu_ms(lambda: FrameCache(folder / f"cold-{width}-{next(numbers)}").get(video, times, size), 3)
     cached = cpu_ms(lambda: cache.get(video, times, size))
-    patches = cpu_ms(lambda: patchify(frames.rgb, 14, 2, 2))
+    patches = cpu_ms(lambda: patchify(frames.rgb, FAMILIES["qwen2_5_vl"], 14, 2, 2))
     raw = folder / "raw.npy"
     np.save(raw, frames.rgb)
     plain = cpu_ms(lambda: np.load(raw))
