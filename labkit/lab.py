@@ -216,8 +216,9 @@ class Lab(Run):
                 progress(int(event["row"]["step"]), _note(event["row"]))
                 monitor(event["row"])
 
-        self._work("train_grpo", policy, hear, NOTEBOOK_OF[stage], stage=stage)
-        result = read_result(self.stage_folder(stage), GrpoResult)
+        if (result := read_result(self.stage_folder(stage), GrpoResult)) is None:
+            self._work("train_grpo", policy, hear, NOTEBOOK_OF[stage], stage=stage)
+            result = read_result(self.stage_folder(stage), GrpoResult)
         assert result is not None  # written last of all by what has just ended
         monitor.end(result.history)
         return result
@@ -240,7 +241,7 @@ class Lab(Run):
             max_per_query=p.max_per_query,
         )  # fmt: skip
         moments = {moment.qid: moment for moment in self.harvested_moments()}
-        return filter_traces(self.rollouts("distill").read(), moments, rules)
+        return filter_traces(self.rollouts("distill").stream(), moments, rules)
 
     def train_sft(self, policy: Policy | Elsewhere, kept: Sequence[Rollout]) -> SftResult:
         """Train a fresh base on the kept traces: goes on where it was broken off, and only reads when it has ended."""
@@ -259,8 +260,9 @@ class Lab(Run):
             progress(int(event["row"]["step"]), f"loss {float(event['row']['loss']):.3f}")
 
         traces = [(rollout.qid, rollout.text) for rollout in kept]
-        self._work("train_sft", policy, hear, "03_sft", traces=traces)
-        result = read_result(self.folder("03_sft"), SftResult)
+        if (result := read_result(self.folder("03_sft"), SftResult)) is None:
+            self._work("train_sft", policy, hear, "03_sft", traces=traces)
+            result = read_result(self.folder("03_sft"), SftResult)
         assert result is not None  # written last of all by what has just ended
         return result
 

@@ -112,7 +112,8 @@ def evaluate(
         answers |= {answer.qid: answer for answer in batch}
         if store is not None:
             store.write(batch)
-            answers |= store.read(ordered)
+            if share != ALONE:  # what the others have answered meanwhile
+                answers |= store.read(ordered)
         if on_batch is not None:
             on_batch(len(answers))
     mine = {moment.qid for part in parts for moment in part}
