@@ -18,6 +18,7 @@ What breaks the form gives the chain a status. What could be read is kept all th
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections.abc import Sequence
@@ -53,8 +54,16 @@ no_anchor    none of these, but the thought has no anchor: the form of a model t
 
 _TAG = re.compile(r"(</?(?:think|timestamp|answer)>)")
 _OPTION_TAG = re.compile(r"</?option>")
-# Neighbouring parts share no character, so a failing match gives up in linear time.
-_SPAN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*to\s*(\d+(?:\.\d+)?)\s*", re.ASCII)
+# What was matched is never given back (`+` behind a quantifier), so a failing match gives up in linear time.
+_SECONDS = r"\d++(?:\.\d++)?+"
+_PAIR = rf"\s*+({_SECONDS})\s*+to\s*+({_SECONDS})\s*+"
+_SPAN = re.compile(_PAIR, re.ASCII)
+_ANCHOR = re.compile(rf"<timestamp>{_PAIR}</timestamp>", re.ASCII)
+_WELL_FORMED = re.compile(
+    rf"\s*+<think>([^<]*+(?:<timestamp>\s*+{_SECONDS}\s*+to\s*+{_SECONDS}\s*+</timestamp>[^<]*+)*+)</think>"
+    rf"\s*+(<answer>{_PAIR}</answer>)\s*+",
+    re.ASCII,
+)
 _LETTER = re.compile(r"\s*([A-Za-z])\s*", re.ASCII)
 
 
@@ -134,6 +143,10 @@ def parse(text: str, *, finished: bool = True, options: int = 0) -> AnchorChain:
     >>> parse("<think></think><answer>3 to 8</answer><option>b</option>", options=4).option
     1
     """
+    if finished and not options and (whole := _WELL_FORMED.fullmatch(text)):
+        # Nearly every text of a trained model; read in half the time, and never otherwise than below.
+        if (chain := _read_well_formed(text, whole)) is not None:
+            return chain
     # Texts and tags take turns. No object is made for a tag: a store holds millions, and most are never asked for.
     pieces = _TAG.split(text)
     tags, places = pieces[1::2], list(accumulate(map(len, pieces)))
@@ -235,13 +248,30 @@ def option_letter(number: int) -> str:
     return string.ascii_uppercase[number]
 
 
+def _read_well_formed(text: str, whole: re.Match[str]) -> AnchorChain | None:
+    """The chain of a text that keeps to the form, with no other `<` in it; None when two numbers are no span."""
+    thought_begin, thought_end = whole.span(1)
+    anchors = []
+    for tag in _ANCHOR.finditer(text, thought_begin, thought_end):
+        span = _span_of(tag[1], tag[2])
+        if span is None:
+            return None
+        anchors.append(Anchor(span, tag.start(), tag.end()))
+    answer = _span_of(whole[3], whole[4])
+    if answer is None:
+        return None
+    return AnchorChain(text, tuple(anchors), answer, "ok" if anchors else "no_anchor", whole.span(2))
+
+
 def _read_span(text: str) -> Span | None:
     match = _SPAN.fullmatch(text)
-    if match is None:
-        return None
-    start, end = float(match[1]), float(match[2])
+    return None if match is None else _span_of(match[1], match[2])
+
+
+def _span_of(first: str, second: str) -> Span | None:
+    start, end = float(first), float(second)
     # Digits beyond the largest float read as infinity, which is no time either.
-    return Span(start, end) if start < end < float("inf") else None
+    return Span(start, end) if start < end < math.inf else None
 
 
 def _read_option(text: str, begin: int, options: int) -> _Option | None:

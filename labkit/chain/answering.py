@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from labkit.chain.anchors import AnchorChain
-from labkit.chain.spans import Span, best_window
+from labkit.chain.spans import Span, best_value
 
 GROUNDED = 0.5
 """IoP from which an answer counts as grounded. Source: NExT-GQA."""
@@ -36,7 +36,7 @@ def answer_iop(chain: AnchorChain, windows: Sequence[Span]) -> float:
     >>> answer_iop(parse(render([], Span(0, 10))), [Span(30, 40), Span(4, 9)])
     0.5
     """
-    return 0.0 if chain.answer is None else best_window(chain.answer, windows, iop).value
+    return 0.0 if chain.answer is None else best_value(chain.answer, windows, iop)
 
 
 def answering_figures(

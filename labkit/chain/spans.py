@@ -126,6 +126,15 @@ def clip_span(span: Span, duration: float) -> Span | None:
     return Span(start, end) if start < end else None
 
 
+def best_value(span: Span, windows: Sequence[Span], measure: Callable[[Span, Span], float] = iou) -> float:
+    """The value of `best_window` alone: nearly every moment has one window, and this is asked for each step of each chain.
+
+    >>> best_value(Span(0, 4), [Span(20, 30), Span(2, 4)])
+    0.5
+    """
+    return measure(span, windows[0]) if len(windows) == 1 else best_window(span, windows, measure).value
+
+
 def best_window(span: Span, windows: Sequence[Span], measure: Callable[[Span, Span], float] = iou) -> BestWindow:
     """The truth window that a span agrees with best; the first one wins a tie.
 
@@ -137,8 +146,6 @@ def best_window(span: Span, windows: Sequence[Span], measure: Callable[[Span, Sp
     """
     if not windows:
         raise ValueError("no ground-truth window to compare with; a moment needs at least one")
-    if len(windows) == 1:  # nearly always, and asked for every step of every chain
-        return BestWindow(measure(span, windows[0]), 0)
     values = [measure(span, window) for window in windows]
     index = max(range(len(values)), key=values.__getitem__)
     return BestWindow(values[index], index)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from labkit.chain.anchors import AnchorChain, parse
-from labkit.chain.metrics import chain_ious
+from labkit.chain.metrics import many_chain_ious
 from labkit.chain.rewards import RewardSpec, score_chain
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.stages.answers import ALONE, Origin, parts_of
-from labkit.stages.rollouts import Rollout, RolloutStore
+from labkit.stages.rollouts import ROWS, Rollout, RolloutStore
 
 if TYPE_CHECKING:
     from labkit.policy.inputs import Prompt
@@ -220,22 +221,29 @@ def filter_traces(
     rules = rules or HarvestRules()
     reasons: dict[tuple[str, int, int], str] = {}
     candidates: dict[str, list[tuple[tuple[float, ...], Rollout]]] = {}
-    seen = set()
-    for rollout in rollouts:
-        key = _key(rollout)
-        if key in seen:
-            raise LabError(f"rollout {key} (qid, sample, step) came twice; harvest each folder of rollouts once")
-        seen.add(key)
-        if rollout.qid not in moments_by_qid:
-            raise LabError(f"rollout {key} (qid, sample, step) asks for a moment that is not in the moments file")
-        moment = moments_by_qid[rollout.qid]
-        chain = parse(rollout.text, finished=rollout.finished, options=len(moment.options))
-        ious = chain_ious(chain, moment.windows, moment.duration)
-        if reason := _reason(chain, ious, rules, moment.choice):
-            reasons[key] = reason
-        else:
-            rank = (*(-iou for iou in reversed(ious[-2:])), rollout.step, rollout.sample)
-            candidates.setdefault(rollout.qid, []).append((rank, rollout))
+    seen: set[tuple[str, int, int]] = set()
+    stream = iter(rollouts)
+    while batch := list(islice(stream, ROWS)):
+        moments, chains = [], []
+        for rollout in batch:
+            key = _key(rollout)
+            if key in seen:
+                raise LabError(f"rollout {key} (qid, sample, step) came twice; harvest each folder of rollouts once")
+            seen.add(key)
+            moment = moments_by_qid.get(rollout.qid)
+            if moment is None:
+                raise LabError(f"rollout {key} (qid, sample, step) asks for a moment that is not in the moments file")
+            moments.append(moment)
+            chains.append(parse(rollout.text, finished=rollout.finished, options=len(moment.options)))
+        measured = many_chain_ious(
+            chains, [moment.windows for moment in moments], [moment.duration for moment in moments]
+        )
+        for rollout, moment, chain, ious in zip(batch, moments, chains, measured, strict=True):
+            if reason := _reason(chain, ious, rules, moment.choice):
+                reasons[_key(rollout)] = reason
+            else:
+                rank = (*(-iou for iou in reversed(ious[-2:])), rollout.step, rollout.sample)
+                candidates.setdefault(rollout.qid, []).append((rank, rollout))
     kept = []
     for ranked in candidates.values():
         texts: set[str] = set()
@@ -270,7 +278,7 @@ def _reason(chain: AnchorChain, ious: Sequence[float], rules: HarvestRules, choi
     if len(chain.anchors) > rules.max_anchors:
         return "too many anchors"
     *anchors, answer = ious
-    if any(after <= before for before, after in zip(anchors, anchors[1:], strict=False)) or answer < max(ious):
+    if any(after <= before for before, after in pairwise(anchors)) or answer < max(ious):
         return "not progressive"
     if answer < rules.min_answer_iou:
         return "answer off"

@@ -7,9 +7,11 @@ does so some thousand rows at a time, so that its size is bounded by the disk.
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,7 +153,8 @@ class RolloutStore:
 
     def read(self) -> list[Rollout]:
         """Every rollout, ordered by step and, inside a step, as written."""
-        return list(self.stream())
+        with only_growing():
+            return list(self.stream())
 
     def stream(self) -> Iterator[Rollout]:
         """The same one after the other: no more than some thousand are held at a time."""
@@ -237,6 +240,18 @@ class RolloutStore:
         return sorted({step for table in _batches(joined, ("step",)) for step in table["step"].to_pylist()})
 
 
+@contextmanager
+def only_growing() -> Iterator[None]:
+    """No search for garbage while nothing is thrown away: among a million young objects it takes a fifth of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 def _open(path: Path) -> parquet.ParquetFile:
     import pyarrow as pa
     import pyarrow.parquet as parquet
@@ -281,8 +296,13 @@ def _batches(path: Path, names: Sequence[str] = ()) -> Iterator[pyarrow.Table]:
 
 def _rollouts(table: pyarrow.Table) -> list[Rollout]:
     columns = table.to_pydict()
-    rows = zip(*(columns[name] for name in NAMES), strict=True)
-    return [Rollout(**dict(zip(NAMES, row, strict=True))) for row in rows]
+    # Slot by slot, which takes half the time of `Rollout(**...)`; a rollout has nothing to check.
+    rollouts = [object.__new__(Rollout) for _ in range(len(table))]
+    for name in NAMES:
+        put = getattr(Rollout, name).__set__
+        for rollout, value in zip(rollouts, columns[name], strict=True):
+            put(rollout, value)
+    return rollouts
 
 
 def _table(rollouts: Sequence[Rollout]) -> Any:

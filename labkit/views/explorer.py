@@ -6,13 +6,11 @@ answers when a clip is asked for that did not travel along. A step of the scrub 
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import gzip
 import json
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -22,6 +20,7 @@ from labkit.chain.anchors import AnchorChain
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.errors import LabError
+from labkit.stages.rollouts import only_growing
 from labkit.views import records as packing
 from labkit.views.failures import failure_kind
 from labkit.views.readings import ChainRecord
@@ -130,7 +129,7 @@ class ChainExplorer(PageWidget):
             self.data = packed.data
 
     def _pack(self, rollouts: Chains, clips: int) -> tuple[Packed, int, dict[str, Any]]:
-        with _only_growing():
+        with only_growing():
             rows = packing.listed(rollouts, self._context.moments) + self._context.base
             compared = packing.base_ious(rows)
             packed = packing.pack(rows, base=compared, spec=self._context.spec, kind=self._context.kind)
@@ -256,18 +255,6 @@ def scrub(
         {"label": label, "spans": [_pair(label, each) for each in _several(value)]} for label, value in named.items()
     ]
     return Scrubber({"name": Path(video).name, "duration": duration, "rows": rows}, sheet)
-
-
-@contextlib.contextmanager
-def _only_growing() -> Iterator[None]:
-    """No search for garbage while nothing is thrown away: among a million young objects it takes a fifth of the time."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _one_of(name: str, value: str, allowed: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from labkit.chain.anchors import AnchorChain, ChainRecord, parse
-from labkit.chain.metrics import chain_ious
+from labkit.chain.metrics import many_chain_ious
 from labkit.chain.spans import Span, iou
 from labkit.data.moments import Moment
 from labkit.errors import LabError
@@ -68,7 +68,7 @@ def read(records: Iterable[ChainRecord], moments: Mapping[str, Moment]) -> list[
 
     Raises LabError when a record's qid is not among the moments.
     """
-    readings = []
+    found: list[tuple[ChainRecord, Moment, AnchorChain]] = []
     for record in records:
         moment = moments.get(record.qid)
         if moment is None:
@@ -77,8 +77,13 @@ def read(records: Iterable[ChainRecord], moments: Mapping[str, Moment]) -> list[
                 "pass the moments file that the records were made from"
             )
         chain = parse(record.text, finished=record.status != "cut_off", options=len(moment.options))
-        readings.append(Reading(record, moment, chain, chain_ious(chain, moment.windows, moment.duration)))
-    return readings
+        found.append((record, moment, chain))
+    ious = many_chain_ious(
+        [chain for _, _, chain in found],
+        [moment.windows for _, moment, _ in found],
+        [moment.duration for _, moment, _ in found],
+    )
+    return [Reading(*each, steps) for each, steps in zip(found, ious, strict=True)]
 
 
 def read_groups(records: Records, moments: Mapping[str, Moment]) -> dict[str, list[Reading]]:

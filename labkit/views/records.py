@@ -6,10 +6,7 @@ cannot read one chain in two ways.
 
 from __future__ import annotations
 
-import gzip
-import json
 import math
-from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import PurePath
@@ -21,6 +18,7 @@ from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.stages.rollouts import NAMES, Rollout
+from labkit.views.columns import Zipped, anchor_places, answer_place, as_json, option_chars, places, rounded
 from labkit.views.failures import KINDS, MEANINGS, failure_kind, kind_by_ious
 from labkit.views.readings import ChainRecord, Reading, Records, read
 from labkit.views.style import in_stage_order
@@ -110,30 +108,32 @@ def pack(
             moments[moment.qid] = len(used)
             used.append(moment)
             clips.setdefault(clip_of(moment), len(clips))
+    clip_at = [clips[clip_of(moment)] for moment in used]
+    file = Zipped()
+    file.add(b'{"columns":{"text":' + as_json([row.reading.record.text for row in rows]))
     columns: dict[str, Any] = {
         "moment": [moments[row.reading.moment.qid] for row in rows],
-        "text": [row.reading.record.text for row in rows],
-        "anchors": [_anchors(row.reading.chain) for row in rows],
-        "answer": [_answer(row.reading.chain) for row in rows],
-        "ious": [[round(iou, 4) for iou in row.reading.ious] for row in rows],
+        "anchors": [anchor_places(row.reading.chain) for row in rows],
+        "answer": [answer_place(row.reading.chain) for row in rows],
+        "ious": rounded([row.reading.ious for row in rows]),
         "option": [row.reading.chain.option for row in rows],
     }
     if any(moment.options for moment in used):
-        columns["option_chars"] = [_option_chars(row.reading.chain) for row in rows]
+        columns["option_chars"] = [option_chars(row.reading.chain) for row in rows]
     names: dict[str, list[str]] = {
         "stage": in_stage_order(row.stage for row in rows),
         "status": list(dict.fromkeys(row.reading.chain.status for row in rows)),
         "run": list(dict.fromkeys(str(getattr(row.reading.record, "run", "")) for row in rows)),
     }
-    columns["stage"] = _places(names["stage"], [row.stage for row in rows])
-    columns["status"] = _places(names["status"], [row.reading.chain.status for row in rows])
-    columns["run"] = _places(names["run"], [str(getattr(row.reading.record, "run", "")) for row in rows])
+    columns["stage"] = places(names["stage"], [row.stage for row in rows])
+    columns["status"] = places(names["status"], [row.reading.chain.status for row in rows])
+    columns["run"] = places(names["run"], [str(getattr(row.reading.record, "run", "")) for row in rows])
     kinds = [_kind(kind, each) for _, each in rows]
     names["kind"] = _in_order(kinds, KINDS)
-    columns["kind"] = _places(names["kind"], kinds)
+    columns["kind"] = places(names["kind"], kinds)
     for name, empty in (("step", 0), ("sample", 0), ("completion_tokens", None)):
         columns[name] = [getattr(row.reading.record, name, empty) for row in rows]
-    columns["advantage"] = [_number(getattr(row.reading.record, "advantage", None)) for row in rows]
+    (columns["advantage"],) = rounded([[getattr(row.reading.record, "advantage", None) for row in rows]])
     # A choice is paid only where there is one.
     terms = [term for term in TERMS if term != "option" or any(moment.options for moment in used)]
     columns |= _ledgers(rows, spec, names, terms)
@@ -143,11 +143,14 @@ def pack(
         "names": names,
         "meanings": {name: MEANINGS[name] for name in names["kind"] if name in MEANINGS},
         "weights": {stage: {term: _spec(spec, stage).weights[term] for term in terms} for stage in names["stage"]},
-        "moments": [_moment(moment, clips[clip_of(moment)], (base or {}).get(moment.qid)) for moment in used],
-        "columns": columns,
+        "moments": [
+            _moment(moment, clip, (base or {}).get(moment.qid)) for moment, clip in zip(used, clip_at, strict=True)
+        ],
     }
-    packed = gzip.compress(json.dumps(page, separators=(",", ":"), allow_nan=False).encode(), 4, mtime=0)
-    return Packed(packed, list(rows), list(clips), [clips[clip_of(row.reading.moment)] for row in rows], names["kind"])
+    file.add(b"," + as_json(columns)[1:] + b"," + as_json(page)[1:])
+    return Packed(
+        file.close(), list(rows), list(clips), [clip_at[moment] for moment in columns["moment"]], names["kind"]
+    )
 
 
 def base_ious(rows: Sequence[Listed]) -> dict[str, float]:
@@ -182,9 +185,10 @@ def worth_showing(packed: Packed, first: int, base: Mapping[str, float], most: i
         before = base.get(reading.moment.qid)
         if before is None or packed.rows[index].stage == "base":
             before = max(reading.ious, default=0.0)
-        return before - reading.answer_iou
+        return before - answers[index]
 
-    order = sorted(range(len(packed.rows)), key=lambda index: packed.rows[index].reading.answer_iou)
+    answers = [row.reading.answer_iou for row in packed.rows]
+    order = sorted(range(len(packed.rows)), key=answers.__getitem__)
     regressed = sorted(order, key=lost, reverse=True)
     chosen = dict.fromkeys([packed.clip_of[first]] if first >= 0 else [])
     for turn in zip(order, reversed(order), regressed, strict=True):
@@ -232,35 +236,6 @@ def _moment(moment: Moment, clip: int, base: float | None) -> dict[str, Any]:
     return told
 
 
-def _anchors(chain: AnchorChain) -> list[list[float]]:
-    """Start, end, and the first and behind-last character of each anchor's tag as a page counts characters."""
-    place = _utf16(chain.text)
-    return [[span.start, span.end, place(begin), place(end)] for span, begin, end in chain.anchors]
-
-
-def _answer(chain: AnchorChain) -> list[float] | None:
-    if chain.answer is None or chain.answer_chars is None:
-        return None
-    place = _utf16(chain.text)
-    return [chain.answer.start, chain.answer.end, *map(place, chain.answer_chars)]
-
-
-def _option_chars(chain: AnchorChain) -> list[int] | None:
-    return None if chain.option_chars is None else [*map(_utf16(chain.text), chain.option_chars)]
-
-
-def _utf16(text: str) -> Callable[[int], int]:
-    """Turns a place in a Python string into the place in a page's string, where an emoji counts two.
-
-    >>> _utf16("a😀b")(2)
-    3
-    """
-    if text.isascii():
-        return int
-    wide = [place for place, char in enumerate(text) if ord(char) > 0xFFFF]
-    return lambda place: place + bisect_left(wide, place)
-
-
 def _kind(kind: Kind, reading: Reading) -> str:
     if kind is failure_kind:  # its IoUs are here already
         return kind_by_ious(reading.chain, reading.ious, reading.moment.duration)
@@ -276,45 +251,38 @@ def _ledgers(
     rows: Sequence[Listed], spec: Specs | None, names: dict[str, list[str]], terms: Sequence[str]
 ) -> dict[str, list[Any]]:
     """What each chain earned by term, in total, whether the weights explain that, and why, as numbers of texts."""
-    earned: list[list[float | None]] = []
-    totals: list[float | None] = []
+    earned: list[list[float]] = []
+    totals: list[float] = []
     weighed: list[int] = []
     reasons: list[list[int]] = []
     texts: dict[str, int] = {"": 0}
     specs = {stage: _spec(spec, stage) for stage in names["stage"]}
-    columns = [(term, f"reward_{term}") for term in terms]
+    columns = {
+        stage: [(term, f"reward_{term}", each.weights[term]) for term in terms] for stage, each in specs.items()
+    }
     for stage, reading in rows:
-        record, paid = reading.record, specs[stage]
-        moment = reading.moment
-        ledger = score_chain(reading.chain, moment.windows, moment.duration, paid, moment.choice)
+        record, moment = reading.record, reading.moment
+        ledger = score_chain(reading.chain, moment.windows, moment.duration, specs[stage], moment.choice)
         total = getattr(record, "total", ledger.total)
         explained = 0.0
         values, why = [], []
-        for term, column in columns:
+        for term, column, weight in columns[stage]:
             # A prediction was never paid: what the reward would have said of it is shown in its place.
             would = ledger.terms[term]
             value = getattr(record, column, would)
-            explained += paid.weights[term] * value
-            values.append(_number(value))
+            explained += weight * value
+            values.append(value)
             why.append(texts.setdefault(ledger.reasons[term], len(texts)) if abs(value - would) < 1e-6 else 0)
         earned.append(values)
         reasons.append(why)
-        totals.append(_number(total))
+        totals.append(total)
         weighed.append(int(abs(explained - total) < 1e-6))
     names["reason"] = list(texts)
-    return {"earned": earned, "total": totals, "weighed": weighed, "reasons": reasons}
+    (total_column,) = rounded([totals])
+    return {"earned": rounded(earned), "total": total_column, "weighed": weighed, "reasons": reasons}
 
 
 def _spec(spec: Specs | None, stage: str) -> RewardSpec:
     if isinstance(spec, RewardSpec):
         return spec
     return (spec or {}).get(stage) or RewardSpec()
-
-
-def _places(names: Sequence[str], values: Sequence[str]) -> list[int]:
-    place = {name: index for index, name in enumerate(names)}
-    return [place[value] for value in values]
-
-
-def _number(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else round(value, 4)

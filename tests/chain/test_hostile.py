@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import time
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from labkit.chain import anchors
 from labkit.chain.anchors import STATUSES, AnchorChain, parse, render
 from labkit.chain.rewards import DEFAULT_WEIGHTS, RewardSpec, score_chain
 from labkit.chain.spans import Span
@@ -131,6 +133,15 @@ def test_a_hundred_thousand_hostile_texts_earn_no_more_than_an_honest_chain():
         earning += bool(chain.anchors and chain.answer)
     assert seen == set(STATUSES) - {"cut_off", "bad_option"}
     assert earning > 20_000  # texts that break at once would prove little
+
+
+def test_the_short_way_of_reading_reads_what_the_long_way_reads(monkeypatch):
+    written = [*many(20_000, seed=1), *(form.replace("{}", body) for form in FORMS for body in ("", *FRAGMENTS))]
+    short = [parse(text) for text in written]
+    taken = sum(anchors._WELL_FORMED.fullmatch(text) is not None for text in written)
+    monkeypatch.setattr(anchors, "_WELL_FORMED", re.compile(r"(?!)"))
+    assert short == [parse(text) for text in written]
+    assert taken > 200, "hardly any text took the short way, so that nothing was compared"
 
 
 def test_hostile_texts_are_read_with_options_too():

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from labkit.chain.anchors import parse, render
-from labkit.chain.metrics import answer_iou, chain_figures, chain_ious, recall_figures
+from labkit.chain.metrics import answer_iou, chain_figures, chain_ious, many_chain_ious, recall_figures
 from labkit.chain.spans import Span
 
 TRUTH, DURATION = Span(10, 20), 60.0
@@ -114,3 +116,30 @@ def test_thresholds_are_reached_from_below():
 def test_a_threshold_may_have_to_be_passed():
     got = recall_figures([0.3, 0.5, 0.7, 0.7 + 1e-12], reaches=">")
     assert (got["r1@0.3"], got["r1@0.5"], got["r1@0.7"]) == (0.75, 0.5, 0.25)
+
+
+ENDS = st.lists(st.floats(0, 90), min_size=2, max_size=2, unique=True).map(lambda pair: Span(*sorted(pair)))
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(ENDS, max_size=3), st.none() | ENDS, st.lists(ENDS, min_size=1, max_size=3), st.floats(1, 80)
+        ),
+        max_size=5,
+    )
+)
+@settings(deadline=None)
+def test_many_chains_are_measured_as_each_of_them_alone(rows):
+    chains = [parse(render(anchors, answer)) for anchors, answer, _, _ in rows]
+    windows, durations = [row[2] for row in rows], [row[3] for row in rows]
+    one_by_one = [chain_ious(*row) for row in zip(chains, windows, durations, strict=True)]
+    assert many_chain_ious(chains, windows, durations) == one_by_one
+
+
+def test_many_chains_are_refused_for_what_one_is_refused():
+    chain = parse(render([], FULL))
+    with pytest.raises(ValueError, match="no ground-truth window"):
+        many_chain_ious([chain, chain], [[TRUTH], []], [DURATION] * 2)
+    with pytest.raises(ValueError, match="duration 0"):
+        many_chain_ious([chain], [[TRUTH]], [0.0])
