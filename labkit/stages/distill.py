@@ -14,7 +14,7 @@ from labkit.chain.rewards import RewardSpec, score_chain
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.stages.answers import ALONE, Origin, parts_of
-from labkit.stages.rollouts import ROWS, Rollout, RolloutStore
+from labkit.stages.rollouts import ROWS, Rollout, RolloutStore, only_growing
 
 if TYPE_CHECKING:
     from labkit.policy.inputs import Prompt
@@ -207,6 +207,7 @@ def _there(store: RolloutStore, moments: Sequence[Moment], samples: int) -> set[
     return set(there)
 
 
+@only_growing()
 def filter_traces(
     rollouts: Iterable[Rollout], moments_by_qid: Mapping[str, Moment], rules: HarvestRules | None = None
 ) -> Harvest:
