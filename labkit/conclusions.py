@@ -52,17 +52,17 @@ Figures = Mapping[str, Mapping[str, float | None]]
 """Flat figures by decoding, as `Lab.measure` gives them."""
 
 
-def after_grpo(base: Figures, grpo: Figures, training: GrpoResult) -> Conclusion:
-    """Stage 1: have anchors become the rule, and have the answers got better?"""
+def after_grpo(start: Figures, grpo: Figures, training: GrpoResult) -> Conclusion:
+    """Stage 1: have anchors become the rule, and have the answers got better since its start?"""
     decoding = "sampled" if "sampled" in grpo else "greedy"
     rate = _value(grpo[decoding], "anchor_rate")
     return Conclusion(
         [
             Claim(
-                "Anchors have become the rule", rate >= ENOUGH_ANCHORS, _change("anchor_rate", decoding, base, grpo)
+                "Anchors have become the rule", rate >= ENOUGH_ANCHORS, _change("anchor_rate", decoding, start, grpo)
             ),
-            _better("Answers have got better", "miou", base, grpo),
-            _better("More answers are close", "r1@0.7", base, grpo),
+            _better("Answers have got better", "miou", start, grpo),
+            _better("More answers are close", "r1@0.7", start, grpo),
             Claim("Stage 1 stopped", None, f"after {training.steps} steps, by {training.stopped_by}"),
         ]
     )

@@ -131,12 +131,17 @@ class Lab(Run):
     def measure(self, stage: str, policy: Policy | Elsewhere) -> Measured:
         """Evaluate a policy on the test split, once: called again, it reads what was measured.
 
-        `stage` names the model: base, grpo, sft or grpo_final.
+        `stage` names the model: base, harvester, grpo, sft or grpo_final.
         """
         decodings = ("greedy", "sampled") if self.params.sampled_evaluation else ("greedy",)
         asked = [(f"{stage}-{decoding}", decoding, "own") for decoding in decodings]
         self._evaluate(policy, NOTEBOOK_OF.get(stage, "01_grpo"), asked)
         return self.measured(stage)
+
+    @property
+    def start(self) -> str:
+        """Which model stage 1 starts from: the `base`, or the `harvester` where one is named."""
+        return "harvester" if self.params.harvester else "base"
 
     def measured(self, stage: str) -> Measured:
         """What `measure` found out about a stage's model."""

@@ -37,7 +37,11 @@ def stage_seconds(
     decoding = (load.train_clips + load.test_clips) * (pace.reading / world + pace.writing)
     return {
         "grpo": _sum(
-            first.grpo(params.grpo_steps), model.evaluation(1), first.evaluation(1), {"clips": decoding}, fixed
+            first.grpo(params.grpo_steps),
+            model.evaluation(1),
+            first.evaluation(2 if harvester else 1),
+            {"clips": decoding},
+            fixed,
         ),
         "distill": _sum(first.harvest(), fixed),
         "sft": _sum(model.sft(), model.evaluation(1), fixed),

@@ -27,7 +27,7 @@ BETTER = "#2f86d1"
 WORSE = "#d55e00"
 NEUTRAL = "#8a919b"
 
-STAGES = ("base", "grpo", "distill", "sft", "grpo_final")
+STAGES = ("base", "harvester", "grpo", "distill", "sft", "grpo_final")
 """The order in which stages are drawn; other labels follow in the order in which they come."""
 WIDTH = 820
 """Pixels for which figures are composed: a JupyterLab cell on a laptop, file browser open. Alive, they take the cell's."""
@@ -47,6 +47,7 @@ class Look(NamedTuple):
 
 _LOOKS = {
     "base": Look("#8a919b", "circle-open", "dot"),
+    "harvester": Look("#8a919b", "square-open", "dot"),
     "grpo": Look("#4aa5dd", "square", "dash"),
     "distill": Look("#c4689f", "x", "dashdot"),
     "sft": Look("#dd8800", "diamond", "longdash"),

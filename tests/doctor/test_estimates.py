@@ -205,8 +205,8 @@ def test_a_harvester_is_trained_and_asked_in_the_first_two_stages() -> None:
     slow = PACE._replace(learning=20e-3, prefill=2e-3)
     seconds = stage_seconds(SMALL, PARAMS, LOAD, PACE, harvester=(large, slow))
     assert seconds["grpo"]["learning"] == pytest.approx(3 * (180 * 20e-3 + 0.1))
-    # Four evaluations of 0.5 s; the two of the harvester read 5 prompts at half the pace.
-    assert seconds["grpo"]["evaluation"] == pytest.approx(4 * 0.5 + 2 * 5 * 50 * 1e-3)
+    # Six evaluations of 0.5 s; the four of the harvester, before and after, read 5 prompts at half the pace.
+    assert seconds["grpo"]["evaluation"] == pytest.approx(6 * 0.5 + 4 * 5 * 50 * 1e-3)
     assert seconds["grpo_final"] == stage_seconds(SMALL, PARAMS, LOAD, PACE)["grpo_final"]
     disk = run_disk(SMALL, PARAMS, LOAD, harvester=large)
     assert disk["final models"] == 4 * (20_500 + 2 * 2500)
