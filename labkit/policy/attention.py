@@ -108,12 +108,16 @@ def attend_windows(
     begins: dict[int, list[int]] = {}
     for begin, end in zip(ends, ends[1:], strict=False):
         begins.setdefault(end - begin, []).append(begin)
+    attention = functools.partial(torch.nn.functional.scaled_dot_product_attention, scale=scaling)
+    if len(begins) == 1:  # all of one size stand as they should; frames always do
+        (length,) = begins
+        found = attention(*(x[0].unflatten(1, (-1, length)).transpose(0, 1) for x in (query, key, value)))
+        return found.transpose(1, 2).flatten(0, 1)[None], None
     out = torch.empty_like(query)
     for length, starts in begins.items():
         at = torch.tensor(starts, device=query.device)[:, None] + torch.arange(length, device=query.device)
         q, k, v = (x[0][:, at.flatten()].unflatten(1, at.shape).transpose(0, 1) for x in (query, key, value))
-        found = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scaling)
-        out[0][:, at.flatten()] = found.transpose(0, 1).flatten(1, 2)
+        out[0][:, at.flatten()] = attention(q, k, v).transpose(0, 1).flatten(1, 2)
     return out.transpose(1, 2), None
 
 

@@ -71,7 +71,8 @@ def pack(prompts: Sequence[Prompt], completions: torch.Tensor, mask: torch.Tenso
     mask = mask.bool()
     steps = torch.arange(completions.shape[1])
     groups = list(zip(prompts, completions.cpu().split(list(sizes)), mask.cpu().split(list(sizes)), strict=True))
-    ids, positions, labels, rows, seen = [], [], [], [], []
+    ids, positions, labels, seen = [], [], [], []
+    rows: list[Row] = []
     begin = 0
     for end in heads_end(prompts):
         first = prompts[begin]

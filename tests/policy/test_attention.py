@@ -46,14 +46,14 @@ def test_outputs_and_gradients_are_those_of_one_masked_softmax(rows, reason, ker
     assert max((ours - theirs).abs().max() for ours, theirs in zip(*gradients, strict=True)) < 1e-5, reason
 
 
-def test_windows_of_the_vision_tower_together_are_those_one_by_one():
-    """On a frame that leaves windows of four sizes."""
+@pytest.mark.parametrize(("side", "reason"), [(140, "windows of four sizes"), (112, "windows as large as the frame")])
+def test_windows_of_the_vision_tower_together_are_those_one_by_one(side, reason):
     plain = tiny.policy()
-    rgb = torch.randint(0, 256, (4, 140, 140, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    rgb = torch.randint(0, 256, (4, side, side, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     patches, grid = patchify(rgb.numpy(), plain.family, 14, 2, 2)
     with torch.no_grad():
         expected = plain.base.model.get_video_features(patches, torch.tensor([grid]), return_dict=True)
     clip = type("Clip", (), {"patches": patches, "grid": grid})
     found = features_of(Policy(plain.model, plain.tokenizer, "tiny"), clip)
     assert plain.base.config.vision_config._attn_implementation == attention.VISION
-    assert torch.allclose(found, expected.pooler_output[0], atol=1e-5)
+    assert torch.allclose(found, expected.pooler_output[0], atol=1e-5), reason
