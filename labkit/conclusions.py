@@ -74,7 +74,10 @@ def after_harvest(funnel: Sequence[tuple[str, int]], queries: int) -> Conclusion
     claims = [Claim("Traces to learn from", kept > 0, f"{kept} of {total} chains, from {queries} queries asked")]
     reason, most = max(funnel[:-1], key=lambda row: row[1])
     if most:
-        claims.append(Claim("Most were dropped for one reason", None, f"'{reason}' took {most} of {total - kept}"))
+        text = (
+            "Most were dropped for one reason" if 2 * most > total - kept else "The most frequent reason to drop one"
+        )
+        claims.append(Claim(text, None, f"'{reason}' took {most} of {total - kept}"))
     return Conclusion(claims)
 
 
@@ -129,13 +132,14 @@ def after_all(models: Mapping[str, Figures], constant: float, blind: Mapping[str
     claims = list(after_final(models["base"], models["sft"], models["grpo_final"]).claims)
     seeing = _value(models["grpo_final"]["greedy"], "miou")
     for kind, miou in blind.items():
-        # Half the way between the constant answer and what it reaches with the right frames, or below.
-        looks = miou <= constant + 0.5 * max(0.0, seeing - constant)
+        # Half the way between the constant answer and what it reaches with the right frames, or below. A model that does
+        # not even reach the constant answer has shown nothing.
+        looks = seeing > constant and miou <= constant + 0.5 * (seeing - constant)
         claims.append(
             Claim(
                 f"It needs the query's own frames ({kind} instead)",
                 looks,
-                f"mIoU {seeing:.3f} falls to {miou:.3f}; the best constant answer has {constant:.3f}",
+                f"mIoU {seeing:.3f} with them, {miou:.3f} with these; the best constant answer has {constant:.3f}",
             )
         )
     return Conclusion(claims)

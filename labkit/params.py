@@ -116,6 +116,14 @@ class Params(EvaluateParams, SftParams, DistillParams, GrpoParams, RewardParams,
     def __repr__(self) -> str:
         return f"Params.build({ {name: getattr(self, name) for name in self.changed()} })"
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        # Where no table can be shown, such as on GitHub.
+        told = [
+            f"{name} = {show(getattr(self, name))}  (default {show(getattr(DEFAULTS, name))})"
+            for name in self.changed()
+        ]
+        printer.text("\n".join(told) or "All parameters have their defaults.")
+
     def _repr_html_(self) -> str:
         from labkit.tables import params_html
 

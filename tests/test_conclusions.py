@@ -56,6 +56,8 @@ def test_a_harvest_names_what_took_most():
         "    Most were dropped for one reason: 'not progressive' took 70 of 80",
     ]
     assert holds(after_harvest([("format", 10), ("kept", 0)], 5)) == [False, None]
+    spread = after_harvest([("format", 30), ("not progressive", 40), ("answer off", 35), ("kept", 5)], 50)
+    assert "The most frequent reason to drop one: 'not progressive' took 40 of 105" in str(spread)
 
 
 def test_a_model_that_does_not_look_is_told():
@@ -63,3 +65,7 @@ def test_a_model_that_does_not_look_is_told():
     assert holds(after_all(models, 0.29, {"another clip's": 0.26}))[-1] is True
     assert holds(after_all(models, 0.29, {"another clip's": 0.71}))[-1] is False
     assert holds(after_all(models, 0.29, {"another clip's": math.nan}))[-1] is False
+    blind = {**models, "grpo_final": {"greedy": {**FINAL["greedy"], "miou": 0.15}}}
+    assert holds(after_all(blind, 0.29, {"black": 0.15}))[-1] is False, (
+        "below the constant answer it has shown nothing"
+    )

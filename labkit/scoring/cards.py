@@ -6,7 +6,7 @@ import html
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from labkit.chain.intervals import Interval
@@ -28,6 +28,13 @@ TITLES = {
     "iop@0.5": "IoP@0.5",
 }
 """What figures are called where people read them."""
+
+
+class Printed:
+    """What a viewer without HTML shows of an object is what `print` shows."""
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))
 
 
 def score_card(score: Score) -> str:

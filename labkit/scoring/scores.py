@@ -44,7 +44,7 @@ _EXAMPLES = 3
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Score:
+class Score(cards.Printed):
     """Figures as fractions by name, and what they rest on.
 
     `columns` holds each question's own value of each figure, in the order of `qids`; NaN where the question doesn't have it
@@ -84,7 +84,7 @@ class Score:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Paired:
+class Paired(cards.Printed):
     """Two models on the same questions: `differences` are the first's figures less the second's.
 
     `wins`, `losses` and `ties` count the questions by IoU, seen from the first.
@@ -119,7 +119,7 @@ class Paired:
         return cards.paired_card_html(self)
 
 
-class RuleScores(dict[str, Score]):
+class RuleScores(cards.Printed, dict[str, Score]):
     """Scores of one set of texts by the rule's name; a table in a notebook, and lines in a terminal."""
 
     def __str__(self) -> str:

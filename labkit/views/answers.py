@@ -93,13 +93,13 @@ def before_after(
 def lengths(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
     """Length of the answer against length of the truth, in seconds: binned medians over single chains."""
     title = "Are answers as long as the truth?"
-    groups = _answers(records, moments)
+    groups, bare = _answers(records, moments)
     if not groups:
         return style.nothing(title, "there are no chains with an answer")
     titles = [f"<b>{style.plain(label, 24)}</b><br>{style.count(len(g), 'answer')}" for label, g in groups.items()]
     caption = (
         "On the dotted line the answer has the right length. Large marks: median and middle half of a fifth of the "
-        "chains; dots: single chains."
+        "chains; dots: single chains." + bare
     )
     fig, places = style.panels(titles, title, caption, 230, shared_yaxes=True)
     top = max(max(truth.length, answer.length) for g in groups.values() for truth, answer, _ in g) * 1.06
@@ -141,13 +141,13 @@ def lengths(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
 def answer_places(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
     """Where in the video answers fall against where the truth lies, middles in percent of the duration."""
     title = "Where answers fall against the truth"
-    groups = _answers(records, moments)
+    groups, bare = _answers(records, moments)
     if not groups:
         return style.nothing(title, "there are no chains with an answer")
     titles = [f"<b>{style.plain(label, 24)}</b><br>{style.count(len(g), 'answer')}" for label, g in groups.items()]
     caption = (
         "On the diagonal the model found the moment; a level stripe is one place answered whatever was asked. "
-        "Stronger colour: more chains."
+        "Stronger colour: more chains." + bare
     )
     fig, places = style.panels(titles, title, caption, 230, gap=0.035, between=104, shared_yaxes=True)
     edges = np.linspace(0, 100, 11)
@@ -176,15 +176,19 @@ def answer_places(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
     return fig.update_yaxes(title_text="answer (% of the clip)", col=1).update_layout(showlegend=False)
 
 
-def _answers(records: Records, moments: Mapping[str, Moment]) -> dict[str, list[tuple[Span, Span, Moment]]]:
-    """By label: truth, answer clipped to the clip, and moment of every chain that has an answer."""
+def _answers(
+    records: Records, moments: Mapping[str, Moment]
+) -> tuple[dict[str, list[tuple[Span, Span, Moment]]], str]:
+    """By label: truth, answer clipped to the clip, and moment of every chain that has an answer; how many labels have none."""
+    read = read_groups(records, moments)
     groups: dict[str, list[tuple[Span, Span, Moment]]] = {}
-    for label, readings in read_groups(records, moments).items():
+    for label, readings in read.items():
         for reading in readings:
             answer = reading.chain.answer and clip_span(reading.chain.answer, reading.moment.duration)
             if answer:
                 groups.setdefault(label, []).append((reading.window, answer, reading.moment))
-    return groups
+    bare = len(read) - len(groups)
+    return groups, f" {bare} of {len(read)} have no answer to draw." if bare else ""
 
 
 def _mean_iou_by_query(readings: Sequence[Reading]) -> dict[str, float]:

@@ -208,7 +208,8 @@ class _Writer:
             return f'<p class="aside">A control stood here ({escaped(what)}): it is alive in JupyterLab alone.</p>'
         self.made.explorers = True
         state = {name: value for name, value in model["state"].items() if not name.startswith("_")}
-        key = self.keep(told({"state": state, "buffers": model.get("buffers", [])}))
+        buffers = [each for each in model.get("buffers", []) if _current(each, state)]
+        key = self.keep(told({"state": state, "buffers": buffers}))
         still = poster or f'<p class="aside">{escaped(text_of(data, "text/plain") or "Chains to explore.")}</p>'
         height = 720 if state.get("shows") == "explorer" else 200
         return (
@@ -224,6 +225,14 @@ class _Writer:
         key = f"{self.prefix}{len(self.made.data)}"
         self.made.data[key] = text
         return key
+
+
+def _current(buffer: Any, state: Mapping[str, Any]) -> bool:
+    """Whether bytes belong to the state as it ended: a notebook keeps those of every clip that was ever shown."""
+    path = buffer.get("path") if isinstance(buffer, dict) else None
+    if not isinstance(path, list) or not path:
+        return False
+    return len(path) == 1 or str(path[1]) in (state.get("clips") or {})
 
 
 def joined(outputs: list[Any]) -> list[Any]:

@@ -136,7 +136,9 @@ def harvest_funnel(funnel: Sequence[tuple[str, int]]) -> go.Figure:
     dropped.append(0)
     notes.append(f"{kept:,} traces ({style.percent(kept / total, 1)})")
     most = max(range(len(dropped)), key=dropped.__getitem__)
-    fell = f" Most fall at '{names[most]}': {dropped[most]:,} of {total - kept:,}." if total > kept else ""
+    fell = (
+        f" The rule that drops most is '{names[most]}': {dropped[most]:,} of {total - kept:,}." if total > kept else ""
+    )
     caption = f"Each row: what is left after the rule (blue) and what the rule dropped (orange).{fell}"
     fig = style.figure(title, caption, 28 * len(names), right=40, barmode="stack", bargap=0.3, showlegend=False)
     rows = list(range(len(names)))
@@ -162,7 +164,7 @@ def stage_comparison(figures: Mapping[str, Mapping[str, float]]) -> go.Figure:
     """
     title = "The stages side by side"
     if not figures:
-        return style.nothing(title, "no stage was evaluated")
+        return style.nothing(title, "no stage was evaluated this way")
     labels = style.in_stage_order(figures)
     names = [style.plain(label, 40) for label in labels]
     look = style.looks(labels)

@@ -229,7 +229,7 @@ const STAGE_LOOKS = {
 const OTHER_LOOK = ["#7b62c9", "M6 1.5 11 10H1z"];
 
 function stageMark(stage) {
-  const [color, path] = STAGE_LOOKS[stage] ?? OTHER_LOOK;
+  const [color, path] = Object.hasOwn(STAGE_LOOKS, stage) ? STAGE_LOOKS[stage] : OTHER_LOOK;
   const mark = svg("svg", { viewBox: "0 0 12 12", class: "lk-mark", "aria-hidden": "true" });
   mark.append(svg("path", { d: path, fill: color, "fill-rule": "evenodd" }));
   return mark;
@@ -460,7 +460,9 @@ class Player {
 
   /** @param {TrackRow[]} rows @param {number[][]} truths bands behind all rows @param {boolean} funnel shade between rows */
   setRows(rows, truths = [], funnel = false) {
-    this.bars = rows.flatMap((row) => row.bars);
+    // Among the rows of several chains, a step is that of the selected one.
+    const own = rows.some((row) => row.on) ? rows.filter((row) => row.on || row.truth) : rows;
+    this.bars = own.flatMap((row) => row.bars);
     this.rows.replaceChildren(...rows.map((row) => this.row(row)));
     this.bands.replaceChildren(
       ...truths.map(([start, end]) => {
@@ -673,8 +675,10 @@ class Table {
 
   paint() {
     const height = this.height || 400;
-    const first = Math.max(0, Math.floor(this.node.scrollTop / ROW) - SPARE_ROWS);
-    const last = Math.min(this.view.length, first + Math.min(MOST_ROWS, Math.ceil(height / ROW) + 2 * SPARE_ROWS));
+    const seen = Math.ceil(height / ROW) + 1;
+    const spare = clamp((MOST_ROWS - seen) >> 1, 0, SPARE_ROWS);
+    const first = Math.max(0, Math.floor(this.node.scrollTop / ROW) - spare);
+    const last = Math.min(this.view.length, first + seen + 2 * spare);
     const rows = [];
     for (let at = first; at < last; at++) rows.push(this.row(at));
     this.rows.replaceChildren(...rows);
@@ -1093,8 +1097,20 @@ class Explorer {
     return this.dialog;
   }
 
-  /** Go on as the explorer did whose chains these replace, in a run that still goes on. */
-  adopt(old) {
+  /** What of this explorer is being used: a field's name, its table, or the rest; null while it is not. */
+  get used() {
+    const active = this.root.getRootNode().activeElement;
+    if (!active || !this.root.contains(active)) return null;
+    return active.dataset.filter ?? (this.table.node.contains(active) ? "table" : "rest");
+  }
+
+  /** Go on as the explorer did whose chains these replace, in a run that still goes on: whoever types goes on typing. */
+  adopt(old, used) {
+    if (used) {
+      const now = this.fields[used] ?? (used === "table" ? this.table.node : this.root);
+      now.focus({ preventScroll: true });
+      if (used === "text") now.setSelectionRange(old.fields.text.selectionStart, old.fields.text.selectionEnd);
+    }
     this.sort = old.sort;
     for (const name of ["status", "anchors", "regress", "low", "high"]) this.filter[name] = old.filter[name];
     this.fill();
@@ -1207,7 +1223,7 @@ class Explorer {
     this.heading(i);
     const draw = { chain: () => this.drawChain(i), group: () => this.drawGroup(i), stages: () => this.drawStages(i) };
     draw[this.view]();
-    this.words.scrollTop = 0;
+    this.panel.scrollTop = 0;
     this.mark(this.player.time);
   }
 
@@ -1217,7 +1233,8 @@ class Explorer {
     const { step, sample, completion_tokens: tokens } = chains.columns;
     this.title.replaceChildren(`“${harmless(moment.query)}”`);
     const facts = [harmless(moment.qid), harmless(moment.video)];
-    if (step[i]) facts.push(`step ${step[i]}, sample ${sample[i]}`);
+    const numbered = chains.name("stage", i) === "distill" ? "part" : "step";
+    if (step[i]) facts.push(`${numbered} ${step[i]}, sample ${sample[i]}`);
     if (tokens[i] !== null) facts.push(`${tokens[i]} tokens`);
     const fault = chains.fault(i);
     const badge = fault ? h("span", { class: "lk-badge", title: this.chains.meaning(i) }, spaced(fault)) : null;
@@ -1349,6 +1366,8 @@ class Explorer {
       return;
     }
     if (event.target.matches("button") && [" ", "Enter"].includes(event.key)) return;
+    // A long thought is read with the keys that scroll.
+    if (event.target === this.words && /^(Arrow(Up|Down)|Page(Up|Down))$/.test(event.key)) return;
     const found = KEYS.find(([keys]) => keys.includes(event.key));
     if (!found || (this.selected < 0 && !["/", "?", "0"].includes(event.key))) return;
     event.preventDefault();
@@ -1466,7 +1485,9 @@ export const mount = (el, source, host) => new Explorer(el, source, host);
 export const mountScrubber = (el, source, host) => new Scrubber(el, source, host);
 
 function mountAny(el, page, host, ask) {
-  const clips = new Clips({ ...host.get("clips") }, ask);
+  const sheets = host.get("sheets") ?? {};
+  const held = Object.entries(host.get("clips")).map(([key, clip]) => [key, sheets[key] ? { ...clip, sheet: sheets[key] } : clip]);
+  const clips = new Clips(Object.fromEntries(held), ask);
   if (host.get("shows") === "scrubber") return mountScrubber(el, { told: page, clips }, host);
   return mount(el, { page, clips, height: host.get("height") }, host);
 }
@@ -1475,8 +1496,8 @@ function mountAny(el, page, host, ask) {
 function withBuffers({ state, buffers = [] }) {
   const whole = structuredClone(state);
   for (const { path, data } of buffers) {
-    const holder = path.slice(0, -1).reduce((at, name) => (at[name] ??= {}), whole);
-    holder[path.at(-1)] = data;
+    const holder = path.slice(0, -1).reduce((at, name) => at?.[name], whole);
+    if (holder) holder[path.at(-1)] = data; // else bytes of a state that came before this one
   }
   return whole;
 }
@@ -1543,9 +1564,10 @@ async function render({ model, el }) {
     const next = h("div");
     const page = await inflate(host.get("data"));
     if (mine !== latest) return;
+    const used = shown instanceof Explorer ? shown.used : null;
     el.replaceChildren(next);
     const made = mountAny(next, page, host, ask);
-    if (shown instanceof Explorer) made.adopt(shown);
+    if (shown instanceof Explorer) made.adopt(shown, used);
     shown?.close();
     shown = made;
   };

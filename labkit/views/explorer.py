@@ -10,7 +10,8 @@ import gzip
 import json
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -62,7 +63,7 @@ class ChainExplorer(PageWidget):
     """
 
     selected = traitlets.Int(-1).tag(sync=True)
-    """Place of the selected chain among the records handed in; -1 for none."""
+    """Place of the selected chain among the records handed in; -1 where there are none."""
     filter = traitlets.Unicode().tag(sync=True)
     """Text that a chain's query, thought, qid or video must hold."""
     stage = traitlets.Unicode().tag(sync=True)
@@ -79,8 +80,9 @@ class ChainExplorer(PageWidget):
         self._lock = threading.RLock()
         self._context = context
         self._cache = cache
-        self._packed, first, told = self._pack(rollouts, clips)
-        super().__init__(shows="explorer", data=self._packed.data, clips=told, selected=first, height=height)
+        self._packed, first, told, sheets = self._pack(rollouts, clips)
+        data = self._packed.data
+        super().__init__(shows="explorer", data=data, clips=told, sheets=sheets, selected=first, height=height)
         self.on_msg(self._answer)
 
     def __repr__(self) -> str:
@@ -117,32 +119,34 @@ class ChainExplorer(PageWidget):
 
         `clips` of them travel along: while a cell runs, the kernel can't be asked for more.
         """
-        packed, first, told = self._pack(rollouts, clips)
+        packed, first, told, sheets = self._pack(rollouts, clips)
         with self._lock, self.hold_sync():
             self._packed = packed
             if self.stage not in {row.stage for row in packed.rows}:
                 self.stage = ""
             if self.kind not in packed.kinds:
                 self.kind = ""
-            self.clips = told
+            self.clips, self.sheets = told, sheets
             self.selected = first
             self.data = packed.data
 
-    def _pack(self, rollouts: Chains, clips: int) -> tuple[Packed, int, dict[str, Any]]:
+    def _pack(self, rollouts: Chains, clips: int) -> tuple[Packed, int, dict[str, Any], dict[str, bytes]]:
         with only_growing():
             rows = packing.listed(rollouts, self._context.moments) + self._context.base
             compared = packing.base_ious(rows)
             packed = packing.pack(rows, base=compared, spec=self._context.spec, kind=self._context.kind)
         first = packing.telling(rows)
         embedded = packing.worth_showing(packed, first, compared, clips)
-        return packed, first, {str(key): self._clip(packed.clips[key]) for key in embedded}
+        found = {str(key): self._clip(packed.clips[key]) for key in embedded}
+        sheets = {key: clip.pop("sheet") for key, clip in found.items() if "sheet" in clip}
+        return packed, first, found, sheets
 
     @traitlets.validate("selected")
     def _check_selected(self, proposal: Any) -> int:
         index = int(proposal["value"])
-        if not -1 <= index < len(self):
-            raise LabError(f"chain {index} is not among the {len(self):,} of this explorer; give 0 to {len(self) - 1}")
-        return index
+        if 0 <= index < len(self) or index == -1 == len(self) - 1:
+            return index
+        raise LabError(f"chain {index} is not among the {len(self):,} of this explorer; give 0 to {len(self) - 1}")
 
     @traitlets.validate("stage")
     def _check_stage(self, proposal: Any) -> str:
@@ -195,9 +199,8 @@ class Scrubber(PageWidget):
     def __init__(self, told: dict[str, Any], sheet: Sheet) -> None:
         """Take what `scrub` has read."""
         self._name, self._seconds = told["name"], told["duration"]
-        clips = {"0": {**sheet.meta(), "sheet": sheet.webp}}
         packed = gzip.compress(json.dumps(told, allow_nan=False).encode(), mtime=0)
-        super().__init__(shows="scrubber", data=packed, clips=clips, height=0)
+        super().__init__(shows="scrubber", data=packed, clips={"0": sheet.meta()}, sheets={"0": sheet.webp}, height=0)
 
     def __repr__(self) -> str:
         return f"Scrubber('{self._name}', {self._seconds:.1f} s)"
@@ -250,7 +253,8 @@ def scrub(
         from labkit.data.video import probe
 
         duration = probe(video).duration - start
-    named = spans if isinstance(spans, Mapping) else {str(k + 1): each for k, each in enumerate(spans or ())}
+    listed = spans if isinstance(spans, Mapping) else _several(spans or ())
+    named = listed if isinstance(listed, Mapping) else {str(k + 1): each for k, each in enumerate(listed)}
     rows = [
         {"label": label, "spans": [_pair(label, each) for each in _several(value)]} for label, value in named.items()
     ]
@@ -265,8 +269,10 @@ def _one_of(name: str, value: str, allowed: Sequence[str]) -> str:
 
 def _several(value: Any) -> Sequence[Any]:
     """One span or several, as several."""
-    single = isinstance(value, Span) or (len(value) == 2 and all(isinstance(end, (int, float)) for end in value))
-    return [value] if single else value
+    if isinstance(value, Span) or not isinstance(value, Iterable):
+        return [value]
+    listed = list(value)
+    return [listed] if len(listed) == 2 and all(isinstance(end, Real) for end in listed) else listed
 
 
 def _pair(label: str, value: Any) -> list[float]:

@@ -48,7 +48,11 @@ def iou_by_step(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
         shares[label] = len(anchored) / len(readings)
         steps[label] = _common(_steps(anchored if shares[label] >= RARE else readings), len(readings))
     names = _named(steps.values())
-    caption = "Each step should lie above the one before it. Mean and 95 % interval of the chains that have the step."
+    caption = (
+        "Each step should lie above the one before it. Mean and 95 % interval over the chains with anchors, at each step those "
+        "that have it; no answer counts 0."
+        + (" Where fewer than 5 % have any, the answers of all are shown." if min(shares.values()) < RARE else "")
+    )
     fig = style.figure(title, caption + _left_out(groups), _INNER)
     look = style.looks(groups)
     for label, rows in steps.items():
@@ -81,10 +85,11 @@ def funnel(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
     x = (time - middle of the truth) / half its length; lines are medians, bands hold the middle half of the chains.
     """
     title = "Anchors narrow toward the truth"
-    groups = {label: g for label, g in read_groups(records, moments).items() if any(r.chain.steps for r in g)}
+    found = read_groups(records, moments)
+    scaled = {label: steps for label, g in found.items() if (steps := _common(_scaled_steps(g), len(g)))}
+    groups = {label: found[label] for label in scaled}
     if not groups:
         return style.nothing(title, "there are no chains with an anchor or an answer")
-    scaled = {label: _common(_scaled_steps(g), len(g)) for label, g in groups.items()}
     names = _named(scaled.values())
     titles = [
         f"<b>{style.plain(label, 20)}</b> ({len(g)})<br>"
@@ -95,6 +100,8 @@ def funnel(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
         "Read downwards: the lines should close in on the green band, the truth. Lines are medians, shades hold the "
         "middle half of the chains; steps that fewer than 5 % of the chains have are left out."
     )
+    if bare := len(found) - len(groups):
+        caption += f" {bare} of {len(found)} have nothing left to draw."
     fig, places = style.panels(titles, title, caption + _left_out(groups), 40 + 56 * len(names), shared_yaxes=True)
     reach = 2.0
     for (row, column), steps in zip(places, scaled.values(), strict=True):

@@ -133,7 +133,9 @@ def pack(
     columns["kind"] = places(names["kind"], kinds)
     for name, empty in (("step", 0), ("sample", 0), ("completion_tokens", None)):
         columns[name] = [getattr(row.reading.record, name, empty) for row in rows]
-    (columns["advantage"],) = rounded([[getattr(row.reading.record, "advantage", None) for row in rows]])
+    # Harvested chains compete with nobody, and carry a 0 where an advantage would stand.
+    trained = [None if row.stage == "distill" else getattr(row.reading.record, "advantage", None) for row in rows]
+    (columns["advantage"],) = rounded([trained])
     # A choice is paid only where there is one.
     terms = [term for term in TERMS if term != "option" or any(moment.options for moment in used)]
     columns |= _ledgers(rows, spec, names, terms)

@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 class PageWidget(anywidget.AnyWidget):
     """A widget whose whole state a page without a kernel can mount, too."""
 
-    told: tuple[str, ...] = ("shows", "data", "clips", "height")
+    told: tuple[str, ...] = ("shows", "data", "clips", "sheets", "height")
     """Names of what a page needs of the state."""
     # Paths would make anywidget watch the files; what is shown must not change while it is looked at.
     _esm = (HERE / "explorer.js").read_text(encoding="utf-8")
@@ -27,6 +27,10 @@ class PageWidget(anywidget.AnyWidget):
     shows = traitlets.Unicode().tag(sync=True)
     data = traitlets.Bytes().tag(sync=True)
     clips = traitlets.Dict().tag(sync=True)
+    """How each clip's sheet of pictures is laid out, or what is wrong with the clip, by its key."""
+    sheets = traitlets.Dict().tag(sync=True)
+    """The sheets themselves, by the same keys. A notebook keeps the bytes of every state that it has ever seen: beside each
+    other they lie in a place that is always there, and those of clips that are gone are never looked at."""
     height = traitlets.Int(700).tag(sync=True)
 
     def page_state(self) -> dict[str, Any]:

@@ -136,6 +136,22 @@ def test_chains_are_replaced_while_they_are_looked_at(sight: Any) -> None:
     assert sight.locator(".lk").count() == 1
 
 
+def test_who_types_a_filter_while_chains_are_replaced_goes_on_typing(sight: Any) -> None:
+    sight.locator(".lk-search").click()
+    sight.keyboard.type("th")
+    until(sight, "lk.querySelector('.lk-search').value === 'th'")
+    first = sight.evaluate_handle("document.querySelector('.lk')")
+    python(sight, "explorer.update({'sft': rows})\nNone")
+    sight.wait_for_function("(old) => document.querySelector('.lk') !== old", arg=first)
+    sight.keyboard.type("ing")
+    until(sight, "lk.querySelector('.lk-search').value === 'thing'")
+    assert sight.evaluate("document.activeElement.matches('.lk-search')")
+    sight.keyboard.press("Escape")
+    sight.keyboard.press("0")
+    python(sight, "explorer.update({'sft': rows[:2]})\nNone")
+    until(sight, "lk.dataset.count === '2'")
+
+
 def test_no_text_of_a_model_can_run_in_the_notebook(sight: Any) -> None:
     # It ends in a number: Playwright would call what it takes for a function.
     sight.evaluate("window.hit = () => { window.hits += 1 }; window.hits = 0")
@@ -187,7 +203,9 @@ def executed(server: tuple[str, Path]) -> Path:
 
     work = server[1]
     notebook = nbformat.read(work / "look.ipynb", 4)
-    notebook.cells.pop()
+    # As a monitor does: chains are replaced, and other clips travel along than before.
+    shown = "{'base': rows, 'sft': rows[::-1]}"
+    notebook.cells[-1].source = f"explorer.update({shown}, clips=3)\nexplorer.update({shown}, clips=1)"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(work)}}).execute()

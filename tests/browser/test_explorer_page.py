@@ -303,6 +303,23 @@ def test_a_group_stands_from_best_to_worst_and_says_why(
     assert "rank 3" in sight.text(".lk-words")
 
 
+@pytest.mark.parametrize("view", ["Group", "Stages"])
+def test_among_several_chains_an_anchor_shows_the_frames_of_its_own(
+    look: Callable[..., Sight], moments: list[Moment], view: str
+) -> None:
+    wide, near = (render([Span(*ends)], Span(2, 4)) for ends in ((0, 2), (5, 7)))
+    told = [rollout("q0", 5, k, text, stage) for k, (stage, text) in enumerate([("grpo", wide), ("grpo_final", near)])]
+    if view == "Group":
+        told = [rollout("q0", 5, 0, near), rollout("q0", 5, 1, wide)]
+    widget = explore(told, moments, clips=1)
+    widget.selected = 1
+    sight = look(page(widget))
+    sight.page.get_by_role("tab", name=view).click()
+    anchor = widget.selection.chain.anchors[0].span  # type: ignore[union-attr]
+    sight.page.locator('.lk-words button[data-step="0"]').hover()
+    assert sight.frame() == expected(CONSTANT, [anchor.middle])[0]
+
+
 def test_a_query_is_followed_through_the_stages(look: Callable[..., Sight], html: str) -> None:
     sight = look(html)
     sight.page.get_by_role("tab", name="Stages").click()
@@ -332,11 +349,12 @@ def test_without_chains_it_says_so(look: Callable[..., Sight], moments: list[Mom
     sight.page.keyboard.type("x")
 
 
-def test_ten_thousand_chains_keep_forty_rows(
-    look: Callable[..., Sight], rollouts: list[Rollout], moments: list[Moment]
+@pytest.mark.parametrize("height", [1000, 1200])
+def test_ten_thousand_chains_keep_about_forty_rows(
+    look: Callable[..., Sight], rollouts: list[Rollout], moments: list[Moment], height: int
 ) -> None:
     many = [rollout(each.qid, step, each.sample, each.text) for step in range(417) for each in rollouts]
-    sight = look(page(explore(many, moments, clips=1, height=1000)))
+    sight = look(page(explore(many, moments, clips=1, height=height)))
     rows = sight.page.locator(".lk-rows .lk-row")
     assert sight.root("count") == "10008" and 20 <= rows.count() <= 40
     sight.page.locator(".lk-table").evaluate("(table) => { table.scrollTop = table.scrollHeight }")
@@ -424,6 +442,9 @@ def test_the_state_that_a_notebook_saves_comes_to_life_too(
             for path, data in zip(paths, buffers, strict=True)
         ],
     }
+    # What a notebook keeps of clips that were shown before: bytes whose place is gone.
+    for path in (["sheets", "7"], ["clips", "7", "sheet"]):
+        entry["buffers"].append({"path": path, "encoding": "base64", "data": "aGk="})
     inlined = json.dumps(entry, default=str).replace("<", "\\u003c")
     body = f'<main><div data-labkit><script type="application/json">{inlined}</script></div></main>{module()}'
     sight = look(f"<!DOCTYPE html><html lang=en><meta charset=utf-8><title>saved</title><body>{body}</body></html>")

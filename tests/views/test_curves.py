@@ -102,7 +102,7 @@ def test_harvest_rows_add_up() -> None:
     notes = [note.text for note in fig.layout.annotations]
     assert notes == ["100 chains", "−30", "none", "−50", "20 traces (20.0 %)"]
     assert list(fig.layout.yaxis.ticktext)[3] == "answer &lt;off&gt;"
-    assert "Most fall at 'answer <off>': 50 of 80." in fig.layout.meta["alt"]
+    assert "The rule that drops most is 'answer <off>': 50 of 80." in fig.layout.meta["alt"]
 
 
 def test_a_harvest_that_keeps_everything_blames_no_rule() -> None:

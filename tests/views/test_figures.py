@@ -70,6 +70,23 @@ def test_funnel_measures_in_half_lengths_from_the_truths_middle() -> None:
     assert fig.layout.yaxis.type == "category"
 
 
+def test_stages_with_nothing_left_to_draw_are_counted_and_break_nothing() -> None:
+    silent = [Record(f"q{k}", "no idea") for k in range(40)] + [Record("q40", "<think><timestamp>1 to 2</timestamp>")]
+    asked = {f"q{k}": moment(f"q{k}") for k in range(41)}
+    rows = {"base": silent, "sft": [Record("q0", chain((10, 20)))]}
+    assert "1 of 2 have nothing left to draw." in funnel(rows, asked).layout.meta["alt"]
+    assert "no chains with an anchor or an answer" in funnel({"base": silent}, asked).to_json()
+    for draw in (lengths, answer_places):
+        assert "1 of 2 have no answer to draw." in draw(rows, asked).layout.meta["alt"]
+
+
+def test_where_anchors_are_rare_it_is_said_that_all_answers_count() -> None:
+    rows = {"base": [Record("a", chain((10, 20)))], "sft": [Record("a", chain((10, 20), (11, 19)))]}
+    said = "Where fewer than 5 % have any, the answers of all are shown."
+    assert said in iou_by_step(rows, {"a": moment("a")}).layout.meta["alt"]
+    assert said not in iou_by_step({"sft": rows["sft"]}, {"a": moment("a")}).layout.meta["alt"]
+
+
 def test_funnel_has_one_panel_a_stage_in_the_order_of_training() -> None:
     moments = {"a": moment("a")}
     records = [Record("a", chain((10, 20)), stage) for stage in ("grpo_final", "base", "sft", "grpo")]

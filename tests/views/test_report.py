@@ -123,6 +123,15 @@ def test_an_explorer_is_mounted_from_its_saved_state_without_the_code_saved_in_i
     assert held["buffers"][0]["data"] == "aGk="
 
 
+def test_bytes_of_clips_that_are_gone_stay_out_of_a_page() -> None:
+    saved = ours(clips={"0": {"frames": 4}})
+    for key in ("0", "7"):
+        saved["buffers"].append({"path": ["sheets", key], "data": key, "encoding": "base64"})
+    made = chapter(output(widget=view("m"), text_plain="3 chains"), widgets={"m": saved})
+    held = json.loads(made.data["01-grpo-0"])
+    assert [each["path"] for each in held["buffers"]] == [["data"], ["sheets", "0"]]
+
+
 @pytest.mark.parametrize(
     ("model", "why"),
     [
