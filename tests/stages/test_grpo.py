@@ -155,6 +155,16 @@ def test_every_rollout_is_recorded_and_the_history_agrees(policy, source, moment
     assert capfd.readouterr() == ("", ""), "a notebook shows what it wants to show"
 
 
+@pytest.mark.parametrize("train", [small.train_grpo, small.train_sft])
+def test_a_run_tells_nobody_about_itself(source, moments, tmp_path, train, monkeypatch):
+    """TRL's trainers send usage data, unless the machine is offline or the variable CI is set."""
+    sent = []
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setattr("trl.trainer.base_trainer.send_telemetry", lambda **told: sent.append(told))
+    train(load_policy("embedded", device="cpu"), source, moments[:4], tmp_path, save_steps=9)
+    assert sent == []
+
+
 def test_the_policy_pass_sees_the_video(source, moments, tmp_path, loss_inputs, same_completions):
     """The same completions, advantages and start, other frames: log-probs and update must be others.
 
