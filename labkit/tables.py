@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Iterable
 from dataclasses import fields
 
-from labkit.params import CONCERNS, Params, documentation, names, show
+from labkit.params import CONCERNS, DEFAULTS, Params, documentation, names, show
 
 
 def params_text(params: Params) -> str:
@@ -21,24 +22,32 @@ def params_text(params: Params) -> str:
 
 
 def params_html(params: Params) -> str:
-    """The same as small tables side by side; hovering a row says what the parameter means."""
-    changed, notes = set(params.changed()), documentation()
-    blocks = []
-    for concern in CONCERNS:
-        rows = []
-        for item in fields(concern):
-            value = html.escape(show(getattr(params, item.name)))
-            value = f"<b>{value} *</b>" if item.name in changed else value
-            rows.append(
-                f'<tr title="{html.escape(notes[item.name])}"><td style="text-align:left">{item.name}</td>'
-                f'<td style="text-align:left">{value}</td></tr>'
-            )
-        blocks.append(
-            f'<table style="margin:0 1.5em 1em 0"><tr><th colspan="2" style="text-align:left">{_title(concern)}'
-            f"</th></tr>{''.join(rows)}</table>"
+    """What differs from the defaults as a table, and every value in force below it, folded; hovering a row says what it means."""
+    changed, notes = params.changed(), documentation()
+
+    def line(name: str, *values: str) -> str:
+        cells = "".join(f'<td style="text-align:left">{html.escape(each)}</td>' for each in (name, *values))
+        return f'<tr title="{html.escape(notes[name])}">{cells}</tr>'
+
+    def table(head: str, rows: Iterable[str]) -> str:
+        return f'<table style="margin:0 1.5em 1em 0"><tr>{head}</tr>{"".join(rows)}</table>'
+
+    heads = "".join(
+        f'<th style="text-align:left">{each}</th>' for each in ("differs from the default", "value", "default")
+    )
+    own = table(heads, [line(name, show(getattr(params, name)), show(getattr(DEFAULTS, name))) for name in changed])
+    blocks = "".join(
+        table(
+            f'<th colspan="2" style="text-align:left">{_title(concern)}</th>',
+            [line(item.name, show(getattr(params, item.name))) for item in fields(concern)],
         )
-    note = f"<b>*</b> differs from the default ({len(changed)} of {len(names())}). Hover a row for what it means."
-    return f'<div style="display:flex;flex-wrap:wrap;align-items:flex-start">{"".join(blocks)}</div><p>{note}</p>'
+        for concern in CONCERNS
+    )
+    every = f"All {len(names())} parameters" if changed else f"All {len(names())} parameters, each at its default"
+    return (
+        f"{own if changed else ''}<details><summary>{every}</summary>"
+        f'<div style="display:flex;flex-wrap:wrap;align-items:flex-start">{blocks}</div></details>'
+    )
 
 
 def _title(concern: type) -> str:

@@ -270,11 +270,20 @@ def test_text_marks_what_differs():
     assert [line for line in lines if line.startswith(" *")] == [f" * {'seed':<{max(map(len, names()))}}  3"]
 
 
-def test_html_marks_what_differs_and_escapes():
+def test_html_shows_what_differs_on_top_of_all_and_escapes():
     html = Params.build({"model": "<script>alert(1)</script>"})._repr_html_()
     assert "<script>" not in html
-    assert html.count("*</b></td>") == 1
-    assert all(f">{name}</td>" in html for name in names())
+    own, every = html.split("<details>")
+    assert own.count("<tr") == 2 and ">embedded</td>" in own, "a head, and the one row with its default"
+    assert all(f">{name}</td>" in every for name in names())
+    assert Params()._repr_html_().startswith("<details>")
+
+
+def test_where_no_table_can_be_shown_what_differs_is_a_line():
+    from IPython.lib.pretty import pretty
+
+    assert pretty(Params()) == "All parameters have their defaults."
+    assert pretty(Params.build({"seed": 3})) == "seed = 3  (default 0)"
 
 
 def test_repr_says_what_differs():
