@@ -128,11 +128,12 @@ def _add_jobs(commands: Any) -> None:
     submit.add_argument(
         "--local", action="store_true", help="the same on this machine, in the background, without SLURM"
     )
-    submit.add_argument(
-        "--time", default="24:00:00", help="time limit of a job, after which it is requeued (24:00:00)"
-    )
+    submit.add_argument("--time", default="24:00:00",
+                        help="time limit of a job, after which it is requeued (24:00:00); with --local the jobs of a sweep "
+                        "take turns and share the sum of their limits")  # fmt: skip
     submit.add_argument("--nodes", type=int, default=1, help="nodes of each job (default 1)")
-    submit.add_argument("--gpus", type=int, default=0, help="GPUs of each node (default 0)")
+    submit.add_argument("--gpus", type=int, default=0,
+                        help="GPUs of each node, a process for each unless -p processes is given (default 0)")  # fmt: skip
     submit.add_argument("--cpus", type=int, help="CPU cores for each GPU; of each node when it has none")
     submit.add_argument("--memory", type=float, metavar="GB", help="memory of each node")
     submit.add_argument("--partition")
@@ -142,7 +143,8 @@ def _add_jobs(commands: Any) -> None:
                         help="any other option of sbatch, such as constraint=a100; may be given several times")  # fmt: skip
     submit.add_argument("--notice", type=int, default=300, metavar="SECONDS",
                         help="seconds before the limit at which the run saves and stops (default 300)")  # fmt: skip
-    submit.add_argument("--requeues", type=int, default=20, help="how often a job may reach its limit (default 20)")
+    submit.add_argument("--requeues", type=int, default=20,
+                        help="how often a job may reach its limit (default 20; with --local 5 at most)")  # fmt: skip
     submit.set_defaults(command=_submit)
 
     status = commands.add_parser(

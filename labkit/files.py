@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
@@ -46,6 +47,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 LOCK_PATIENCE = 5.0
 """Seconds that a lock is waited for: a kernel outlives its killed parent by one or two."""
+TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
+"""What the system says of a lock that another process holds; all else means that it could not be asked for."""
 _locks: dict[Path, int] = {}
 """Locks that this process holds: it may claim them again, as when a cell is run twice."""
 
@@ -54,7 +57,7 @@ def lock(path: Path, who: str) -> None:
     """Take the lock `path`; the system itself releases it when the process dies, however it dies.
 
     `who` is written into the file, for the message of others. Taking a lock twice in one process is allowed. Raises
-    LabError, which names the owner, when another process holds it.
+    LabError, which names the owner, when another process holds it, and the file system when that has no locks.
     """
     import fcntl
 
@@ -66,7 +69,10 @@ def lock(path: Path, who: str) -> None:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
-        except OSError:
+        except OSError as error:
+            if error.errno not in TAKEN:
+                os.close(handle)
+                raise without_locks(path, error) from None
             if time.monotonic() > deadline:
                 owner = os.read(handle, 200).decode(errors="replace").strip() or "another process"
                 os.close(handle)
@@ -78,6 +84,28 @@ def lock(path: Path, who: str) -> None:
     os.ftruncate(handle, 0)
     os.pwrite(handle, f"{who}, process {os.getpid()} on {socket.gethostname()}".encode(), 0)
     _locks[path] = handle
+
+
+def without_locks(path: Path, error: OSError) -> LabError:
+    """What to raise where the lock `path` cannot be had from anybody, because its file system has none."""
+    return LabError(
+        f"'{path.parent}' lies on a file system that gives no locks ({_file_system(path)}: {error.strerror}), and without "
+        "them two processes could write there at once; give another `outputs`, such as a folder on NFS or a local disk, "
+        "or have this one mounted with locks (Lustre: the mount option flock; NFS: rpc.statd running)"
+    )
+
+
+def _file_system(path: Path) -> str:
+    """The kind of file system that `path` lies on and where it is mounted, as far as this machine tells."""
+    try:
+        lines = [line.split() for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return "of unknown kind"
+    mounts = [(mount.replace("\\040", " "), kind) for _, mount, kind, *_ in lines]
+    around = [(mount, kind) for mount, kind in mounts if path.resolve().is_relative_to(mount)]
+    # Where one covers another, the later one is seen.
+    mount, kind = max(reversed(around), key=lambda each: len(each[0]), default=("/", "unknown"))
+    return f"{kind} at {mount}"
 
 
 def unlock(path: Path) -> None:

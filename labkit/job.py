@@ -20,6 +20,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from labkit.files import without_locks
+
 RECORD = "job.jsonl"
 """File of a run's directory: a line for each thing that happened to its jobs."""
 ACTIVE = (
@@ -34,6 +36,10 @@ ACTIVE = (
     "STOPPED",
 )
 """Words of `squeue` and `sacct` for jobs that hold their place."""
+LOCAL_STARTS = 6
+"""How often submitit starts a local job; told to requeue it once more, it drops it without a word."""
+ANSWER = 60.0
+"""Seconds that SLURM has to answer."""
 
 
 class JobError(RuntimeError):
@@ -51,6 +57,10 @@ class RunJob:
     overrides: dict[str, str]
     patience: float
     """Seconds from the notice until the job ends whether or not the run has stopped."""
+    environment: dict[str, str | None] = field(default_factory=dict)
+    """What the command finds changed in its environment; None takes a variable away."""
+    start: int = 1
+    """Which of its starts this is, those that waited for their turn among them."""
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
     noticed: bool = field(default=False, repr=False)
 
@@ -59,10 +69,12 @@ class RunJob:
         signal.signal(signal.SIGTERM, _cancel)  # submitit lets it pass, and nothing could then end a local job
         overrides = [word for name, value in self.overrides.items() for word in ("-p", name, value)]
         command = [sys.executable, "-m", "labkit.cli", "run", str(self.folder / "params.yaml"), *overrides]
-        _await_turn()
-        self._note("started", host=socket.gethostname(), process=os.getpid())
-        self.process = subprocess.Popen(command, cwd=self.root)
+        changed = {**os.environ, **self.environment}
+        environment = {name: value for name, value in changed.items() if value is not None}
         try:
+            _await_turn()
+            self._note("started", host=socket.gethostname(), process=os.getpid())
+            self.process = subprocess.Popen(command, cwd=self.root, env=environment)
             # Not Popen.wait: the notice may come while it holds the lock that `checkpoint` would need.
             os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
             code = self.process.wait()
@@ -77,13 +89,19 @@ class RunJob:
                 self._note("terminated")
             raise
         finally:
-            self.process.kill()
-            self.process.wait()
+            if self.process is not None:
+                self.process.kill()
+                self.process.wait()
 
     def checkpoint(self) -> Any:
-        """Have the run save and stop, and return the job that goes on; submitit calls this in its signal handler."""
+        """Have the run save and stop, and return the job that goes on; submitit calls this in its signal handler.
+
+        Raises JobError, which ends the job, where submitit would not start it again.
+        """
+        from submitit import JobEnvironment
         from submitit.helpers import DelayedSubmission
 
+        how = "it was still waiting for its turn"
         self.noticed = True
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # SLURM sends it to what it has been told to requeue
         if self.process is not None:
@@ -94,9 +112,14 @@ class RunJob:
             how = {
                 None: f"the run did not stop in {self.patience:g} s",
                 os.EX_TEMPFAIL: "the run had saved and stopped",
-            }
-            self._note("requeued", how=how.get(ended, f"the run had ended with exit code {ended}"))
-        return DelayedSubmission(dataclasses.replace(self, process=None, noticed=False))
+            }.get(ended, f"the run had ended with exit code {ended}")
+        if self.start >= LOCAL_STARTS and JobEnvironment().cluster == "local":
+            raise JobError(
+                f"{how}, and a local job is started {self.start} times at most; submit it again with more --time"
+            )
+        if self.process is not None:
+            self._note("requeued", how=how)
+        return DelayedSubmission(dataclasses.replace(self, process=None, noticed=False, start=self.start + 1))
 
     def _note(self, event: str, **details: Any) -> None:
         from submitit import JobEnvironment
@@ -105,15 +128,22 @@ class RunJob:
 
 
 def _await_turn() -> None:
-    """On one machine the jobs of a sweep run one after another; the turn ends with this process."""
+    """On one machine the jobs of a sweep run one after another; the turn ends with this process.
+
+    Raises LabError where the file system gives no locks.
+    """
     import fcntl
 
     from submitit import JobEnvironment
 
     environment = JobEnvironment()
     if environment.cluster == "local":
-        handle = os.open(environment.paths.folder / ".turn", os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        turn = environment.paths.folder / ".turn"
+        handle = os.open(turn, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            raise without_locks(turn, error) from None
 
 
 def _cancel(*_: Any) -> None:
@@ -195,14 +225,18 @@ def _scheduler_state(job: str, cluster: str, host: str) -> str | None:
         return queue.stdout.split()[0]
     if queue.returncode and "Invalid job id" not in queue.stderr:
         return None  # the controller does not answer
-    # The queue forgets a job some minutes after its end, and not every cluster keeps accounts.
+    # The queue forgets a job some minutes after its end. Not every cluster keeps accounts, and where they do not answer
+    # it is certain all the same that the job is over.
     accounts = _ask("sacct", "-n", "-X", "-P", "-o", "State", "-j", job)
     words = accounts.stdout.split() if accounts and not accounts.returncode else []
     return words[0] if words else "GONE"  # "CANCELLED by 1000" is CANCELLED
 
 
 def _ask(*command: str) -> subprocess.CompletedProcess[str] | None:
-    """What one of SLURM's commands answers, or None where it is not at hand."""
+    """What one of SLURM's commands answers, or None where it is not at hand or hangs."""
     if shutil.which(command[0]) is None:
         return None
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=ANSWER)
+    except subprocess.TimeoutExpired:
+        return None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabError
+from labkit.files import TAKEN
 from labkit.job import read_job
 from labkit.journal import NAME, last_lines, last_step
 from labkit.results import MODELS
@@ -130,14 +131,17 @@ def _aligned(rows: list[list[str]]) -> str:
 
 
 def _held(lock: Path) -> bool:
-    """Whether a process holds this lock, on this machine or, where locks reach that far, on another."""
+    """Whether a process holds this lock, on this machine or, where locks reach that far, on another.
+
+    Where the file system gives no locks here, nobody is seen to hold one.
+    """
     if not lock.exists():
         return False
     handle = os.open(lock, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
+    except OSError as error:
+        return error.errno in TAKEN
     finally:
         os.close(handle)
     return False

@@ -8,6 +8,7 @@ before the end goes to the script alone (`--signal=B:`), and what it asks to sto
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import shlex
 import shutil
@@ -20,7 +21,7 @@ from typing import Any
 
 from labkit.errors import LabError
 from labkit.job import RunJob, note, read_job
-from labkit.params import read_params, read_yaml
+from labkit.params import Params, read_params
 from labkit.runs import STAGES, Run, notebooks_of
 
 ONLY_SLURM = ("cpus", "memory", "partition", "account", "qos", "options")
@@ -32,10 +33,11 @@ class Resources:
     """What each job asks the scheduler for."""
 
     time: str = "24:00:00"
-    """Time limit in SLURM's forms; a job that reaches it goes on in a new place in the queue."""
+    """Time limit in SLURM's forms; a job that reaches it goes on in a new place in the queue. The jobs of a
+    local sweep take turns and share the sum of their limits."""
     nodes: int = 1
     gpus: int = 0
-    """GPUs of each node."""
+    """GPUs of each node; with --local and 0, the job sees what this machine shows."""
     cpus: int | None = None
     """CPU cores for each GPU, or for each node when there is none; None leaves it to the cluster."""
     memory: float | None = None
@@ -48,7 +50,7 @@ class Resources:
     notice: int = 300
     """Seconds before the time limit at which a job is told: at least one step of training and the saving of it."""
     requeues: int = 20
-    """How often a job may reach its time limit."""
+    """How often a job may reach its time limit; a local one five times at most."""
 
 
 def minutes(time: str) -> int:
@@ -120,20 +122,19 @@ def submit(
 ) -> list[str]:
     """Submit the runs and return the ids of their jobs; what is finished already is said and left out.
 
-    Several runs are one job array. `processes` becomes the number of GPUs, unless the parameters say otherwise.
+    Several runs are one job array. `processes` becomes the number of GPUs, whatever the file says, unless `overrides` or
+    a sweep gives it.
 
     Raises:
         LabError: anything that would keep a run from starting, or a run of these has a job already.
     """
     executor_class = _executor_class(resources, local)
+    environment = _gpus_in_sight(resources.gpus) if local else {}
     if local and (idle := [name for name in ONLY_SLURM if getattr(resources, name)]):
         say(f"{', '.join(idle)}: only SLURM heeds it, --local does not")
-    given = {**read_yaml(params_file), **overrides}
-    gpus = resources.gpus * resources.nodes
-    spread = {"processes": str(gpus)} if gpus > 1 and "processes" not in given else {}
-    name = read_params(params_file, overrides).run
+    name = read_params(params_file, {**overrides, "processes": "1"}).run
     variants = sweep(name, sweeps)
-    chosen = [read_params(params_file, {**spread, **overrides, **variant}) for variant in variants]
+    chosen = [_chosen(params_file, {**overrides, **variant}, resources) for variant in variants]
     runs = [Run.open(params) for params in chosen]
     notebooks_of(runs[0].root)
     waiting = []
@@ -152,10 +153,11 @@ def submit(
             run.path, run.root, patience=0.8 * resources.notice,
             # A run that exists may have been written with others of these.
             overrides={"outputs": run.params.outputs, "processes": str(run.params.processes)},
+            environment=environment,
         )
         for run in waiting
     ]  # fmt: skip
-    executor = executor_class(runs[0].path.parent / "jobs" / name)
+    executor = executor_class(runs[0].path.parent / "jobs" / name, len(jobs))
     try:
         submitted = executor.submit_array(jobs)
     except Exception as error:
@@ -163,16 +165,72 @@ def submit(
             raise LabError(f"the scheduler did not take the job: {error}") from None
         raise
     cluster = "local" if local else "slurm"
-    size = f"{resources.nodes} x {resources.gpus} GPUs" if resources.gpus else "no GPU"
+    size = "the GPUs of this machine" if local else "no GPU"
+    if resources.gpus:
+        size = f"{resources.nodes} x {resources.gpus} GPUs"
     for run, job in zip(waiting, submitted, strict=True):
         log = str(job.paths.stdout)
         note(run.path, "submitted", job=job.job_id, cluster=cluster, log=log, host=socket.gethostname())
-        say(f"{run.params.run}: {cluster} job {job.job_id}, {size}; labkit status {_shown(run)}")
+        work = f"{cluster} job {job.job_id}, {size}, {_processes_text(run.params.processes)}"
+        say(f"{run.params.run}: {work}; labkit status {_shown(run)}")
     return [job.job_id for job in submitted]
 
 
-def _executor_class(resources: Resources, local: bool) -> Callable[[Path], Any]:
-    """What makes the executor once its folder is known; raises LabError when this machine cannot submit so."""
+def _chosen(params_file: str | Path, changes: Mapping[str, str], resources: Resources) -> Params:
+    """The parameters of one run, a process for each GPU unless `changes` says otherwise.
+
+    The number in the file is not heeded where GPUs are asked for: it suits whoever wrote the file. Raises LabError when
+    parameters are wrong, or the processes do not fit the GPUs and nodes.
+    """
+    gpus, nodes = resources.gpus * resources.nodes, resources.nodes
+    read_params(params_file, {**changes, "processes": "1"})  # what is wrong with any number of them is said first
+    spread = {"processes": str(gpus)} if gpus and "processes" not in changes else {}
+    try:
+        params = read_params(params_file, {**changes, **spread})
+    except LabError as error:
+        if spread:
+            raise LabError(
+                f"{error}\n{gpus} GPUs mean {gpus} processes; change what they share, or give -p processes N for fewer"
+            ) from None
+        raise
+    count = params.processes
+    if count > gpus > 0 and params.device != "cpu":
+        raise LabError(
+            f"processes: {count} are more than the GPUs that are asked for, {nodes} x {resources.gpus}; "
+            f"ask for more of them, or leave `processes` out for {gpus}"
+        )
+    if count > 1 and count % nodes:
+        raise LabError(
+            f"processes: {count} cannot be spread evenly over {nodes} nodes; give a multiple of {nodes}, or other --nodes"
+        )
+    return params
+
+
+def _gpus_in_sight(count: int) -> dict[str, str | None]:
+    """What a local job has to change so that it sees `count` of the GPUs that are in sight here, or all of them for 0.
+
+    submitit numbers GPUs from 0 whatever this process may see, and hides all where none is asked for. Raises LabError
+    when fewer are in sight than are asked for.
+    """
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not count:
+        return {"CUDA_VISIBLE_DEVICES": shown}
+    if shown is None:
+        return {}
+    # CUDA reads the list up to the first name that is none.
+    names = list(itertools.takewhile(lambda name: name not in ("", "-1"), map(str.strip, shown.split(","))))
+    if count > len(names):
+        raise LabError(
+            f"gpus: {count}, and CUDA_VISIBLE_DEVICES='{shown}' shows {len(names)}; ask for no more, or show more of them"
+        )
+    return {"CUDA_VISIBLE_DEVICES": ",".join(names[:count])}
+
+
+def _executor_class(resources: Resources, local: bool) -> Callable[[Path, int], Any]:
+    """What makes the executor once its folder and how many jobs it gets are known.
+
+    Raises LabError when this machine cannot submit so.
+    """
     limit = minutes(resources.time)
     if min(resources.nodes, resources.gpus + 1, resources.notice, resources.requeues + 1) < 1:
         raise LabError("nodes and notice must be at least 1, gpus and requeues at least 0")
@@ -182,14 +240,17 @@ def _executor_class(resources: Resources, local: bool) -> Callable[[Path], Any]:
         import submitit
     except ImportError:
         raise LabError("jobs need submitit: pip install 'labkit[slurm]'") from None
-    shared: dict[str, Any] = {"timeout_min": limit, "stderr_to_stdout": True, "gpus_per_node": resources.gpus}
     if local:
         if resources.nodes > 1:
             raise LabError(f"nodes: {resources.nodes}, and --local has one; leave out one of the two")
 
-        def on_this_machine(folder: Path) -> Any:
+        def on_this_machine(folder: Path, jobs: int) -> Any:
             executor = submitit.LocalExecutor(folder, max_num_timeout=resources.requeues)
-            executor.update_parameters(**shared, signal_delay_s=resources.notice)
+            # They start at once and take turns, so the last has waited for all the others when its own work begins.
+            executor.update_parameters(
+                timeout_min=limit * jobs, signal_delay_s=resources.notice, stderr_to_stdout=True,
+                gpus_per_node=resources.gpus,
+            )  # fmt: skip
             return executor
 
         return on_this_machine
@@ -199,7 +260,7 @@ def _executor_class(resources: Resources, local: bool) -> Callable[[Path], Any]:
         )
     tasks = max(1, resources.gpus)
 
-    def on_slurm(folder: Path) -> Any:
+    def on_slurm(folder: Path, jobs: int) -> Any:
         # Without `exec`, bash would be the one to hear the signal.
         executor = submitit.SlurmExecutor(
             folder, max_num_timeout=resources.requeues, python="exec " + shlex.quote(sys.executable)
@@ -216,6 +277,15 @@ def _executor_class(resources: Resources, local: bool) -> Callable[[Path], Any]:
         return executor
 
     return on_slurm
+
+
+def _processes_text(count: int) -> str:
+    """How many processes a run has, in words.
+
+    >>> _processes_text(0), _processes_text(1), _processes_text(8)
+    ('a process for each GPU', '1 process', '8 processes')
+    """
+    return "a process for each GPU" if not count else f"{count} process" + "es" * (count > 1)
 
 
 def _shown(run: Run) -> str:

@@ -121,14 +121,21 @@ def _meet(folder: Path, here: Place, device: str) -> None:
 
 def _found(path: Path) -> tuple[str, int]:
     deadline = time.monotonic() + MEETING_TIME
-    while not path.exists():
+    while not (said := _read(path)):
         if time.monotonic() > deadline:
             raise TimeoutError(
                 f"rank 0 has not said in '{path}' where it is found, {MEETING_TIME:.0f} s after the start"
             )
         time.sleep(0.05)
-    host, port = json.loads(path.read_text(encoding="utf-8"))
+    host, port = json.loads(said)
     return host, port
+
+
+def _read(path: Path) -> str:
+    """What stands in a file, nothing where it is not there; on NFS it may be replaced just while it is read."""
+    with contextlib.suppress(OSError):
+        return path.read_text(encoding="utf-8")
+    return ""
 
 
 def _part() -> None:

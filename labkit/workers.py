@@ -25,11 +25,19 @@ from labkit.errors import LabError
 from labkit.files import replacing
 
 EVERY = 0.05
-"""Seconds between two looks at the workers."""
+"""Seconds between two looks at the processes, and at first at what the workers write."""
+YOUNG = 10.0
+"""Seconds in which what they write is looked at so often: a short piece of work is over then."""
+CALM = 1.0
+"""Seconds between two looks at it later: it stands on a disk that the whole cluster shares."""
 PATIENCE = 5.0
 """Seconds that workers have to end once they are told to; then they are killed."""
-ECHO = re.compile(r"connection (closed|reset)|gloo|nccl|process ?group|store|broken pipe", re.IGNORECASE)
+ECHO = re.compile(
+    r"connection (closed|reset)|\bgloo\b|nccl|process ?group|(?<![\w/])(tcp)?store(?![\w/])|broken pipe", re.IGNORECASE
+)
 """What a worker says when another one has gone."""
+GONE = re.compile(rb"srun: error: (\S+: tasks? ([\d,-]+): .*)")
+"""What srun says of tasks that ended badly, `node2: tasks 3-4,7: Out Of Memory`; rank 0 may have begun the line."""
 TAIL = 15
 """Lines of a log that an error shows."""
 
@@ -61,7 +69,9 @@ class Worker:
     process: subprocess.Popen[bytes] | None = None
     """None when srun has started it."""
     ended: float | None = None
-    """When it was first seen to have ended, or said that it failed."""
+    """When it was first seen to have ended, or said that it failed; 0 when srun names it as the first that did."""
+    srun: str = ""
+    """srun's words for that."""
     error: dict[str, Any] | None = None
     result: Any = None
     done: bool = False
@@ -71,12 +81,14 @@ class Worker:
         """What it wrote to standard output and standard error."""
         return self.folder / f"rank-{self.rank}.txt"
 
+    @property
+    def news_file(self) -> Path:
+        """Where it reports; `launch` has made it."""
+        return self.folder / f"rank-{self.rank}.jsonl"
+
     def news(self) -> Iterator[dict[str, Any]]:
         """What it has reported since it was last asked."""
-        path = self.folder / f"rank-{self.rank}.jsonl"
-        if not path.exists():
-            return
-        with path.open("rb") as file:
+        with self.news_file.open("rb") as file:
             file.seek(self.read)
             for line in file:
                 if not line.endswith(b"\n"):
@@ -165,13 +177,19 @@ def launch(
     for leftover in [*folder.glob("rank-*.jsonl"), folder / MEETING]:
         leftover.unlink(missing_ok=True)
     workers = [Worker(rank, folder) for rank in range(world)]
+    # A machine that has asked NFS for a file in vain may go on for a minute to think that it is not there, so all that is
+    # waited for is there from the beginning.
+    (folder / MEETING).touch()
     for worker in workers:
+        worker.news_file.touch()
         worker.begin = worker.log.stat().st_size if worker.log.exists() else 0
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for process in _started(command, workers, cwd):
             processes.append(process)
         _attend(workers, processes, hear)
+        if workers[0].process is None:
+            _ask_srun(workers)
     finally:
         end(processes)
     if failed := [worker for worker in workers if not worker.done]:
@@ -180,7 +198,7 @@ def launch(
 
 
 MEETING = "meeting.json"
-"""Where rank 0 writes at which address the others find it."""
+"""Where rank 0 writes at which address the others find it; empty until then."""
 
 
 def _started(command: Sequence[str], workers: Sequence[Worker], cwd: Path | None) -> Iterator[subprocess.Popen[bytes]]:
@@ -193,8 +211,9 @@ def _started(command: Sequence[str], workers: Sequence[Worker], cwd: Path | None
         if shutil.which("srun") is None:
             raise LabError(f"this is a job of {machines} machines and there is no srun to start processes on them")
         each = world // machines
-        # The notebook is a step of the job itself, and has all that the job has: the workers share it.
-        cpus = int(environment.get("SLURM_CPUS_PER_TASK", 0)) // each
+        # The notebook has all that the job has: the workers of a machine share what the job's tasks there were given.
+        tasks = int(environment.get("SLURM_NTASKS_PER_NODE", 1))
+        cpus = int(environment.get("SLURM_CPUS_PER_TASK", 0)) * tasks // each
         srun = ["srun", "--overlap", f"--nodes={machines}", f"--ntasks={world}", f"--ntasks-per-node={each}",
                 *([f"--cpus-per-task={cpus}"] if cpus else []), "--kill-on-bad-exit=1",
                 f"--output={workers[0].folder}/rank-%t.txt", "--open-mode=append"]  # fmt: skip
@@ -224,25 +243,51 @@ def _attend(
 ) -> None:
     """Hear the workers until all have ended, or one has failed and the others had time to say why they did."""
     failed: float | None = None
+    begin, looked, running = time.monotonic(), float("-inf"), len(processes)
     while True:
-        over = all(process.poll() is not None for process in processes)
-        for worker in workers:
-            for event in worker.news():
-                if "error" in event:
-                    worker.error, worker.ended = event["error"], event["time"]
-                elif "result" in event:
-                    worker.result, worker.done = event["result"], True
-                else:
-                    hear(worker.rank, event)
-            if worker.process is not None and worker.process.poll() is not None and worker.ended is None:
-                worker.ended = time.time()
-        if over:
+        alive, now = sum(process.poll() is None for process in processes), time.monotonic()
+        if failed or alive < running or now - begin < YOUNG or now - looked >= CALM:
+            looked, running = now, alive
+            for worker in workers:
+                _look(worker, hear)
+        if not alive:
             return
         ill = any(worker.error for worker in workers) or any(process.poll() for process in processes)
         failed = failed or (time.monotonic() if ill else None)
         if failed and time.monotonic() - failed > PATIENCE / 5:
             return
         time.sleep(EVERY)
+
+
+def _look(worker: Worker, hear: Callable[[int, dict[str, Any]], None]) -> None:
+    """Take note of what a worker has reported, and of its end."""
+    for event in worker.news():
+        if "error" in event:
+            worker.error, worker.ended = event["error"], event["time"]
+        elif "result" in event:
+            worker.result, worker.done = event["result"], True
+        else:
+            hear(worker.rank, event)
+    if worker.process is not None and worker.process.poll() is not None and worker.ended is None:
+        worker.ended = time.time()
+
+
+def _ask_srun(workers: Sequence[Worker]) -> None:
+    """Read in srun's output, which stands in rank 0's log, which workers were the first to end badly.
+
+    To be asked before srun itself is told to end: then it names all of them. A worker that has said what happened needs no
+    other's word.
+    """
+    with workers[0].log.open("rb") as file:
+        file.seek(workers[0].begin)
+        found = GONE.search(file.read())
+    if found is None:
+        return
+    for part in found[2].decode().split(","):
+        first, _, last = part.partition("-")
+        for worker in workers[int(first) : int(last or first) + 1]:
+            if worker.error is None and not worker.done:
+                worker.ended, worker.srun = 0.0, found[1].decode(errors="replace")
 
 
 def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -265,9 +310,9 @@ def _failure(failed: Sequence[Worker], world: int) -> Exception:
     """What to raise: the failure that came first, and not what others said because of it."""
 
     def order(worker: Worker) -> tuple[bool, float]:
-        echo = worker.error is not None and ECHO.search(worker.error["message"]) is not None
-        ended_by_us = worker.process is not None and worker.ended is None
-        return echo or ended_by_us, worker.ended or float("inf")
+        if worker.ended is None:  # it was ended, by us or by srun
+            return True, float("inf")
+        return worker.error is not None and ECHO.search(worker.error["message"]) is not None, worker.ended
 
     worker = min(failed, key=order)
     if worker.error and isinstance(kind := getattr(errors, worker.error["kind"], None), type):
@@ -280,9 +325,12 @@ def _failure(failed: Sequence[Worker], world: int) -> Exception:
     if status is not None and status < 0:
         how = f"was killed by {signal.Signals(-status).name}"
         how += ", as happens when memory runs out" if status == -signal.SIGKILL else ""
-    with worker.log.open("rb") as file:
-        file.seek(worker.begin)
-        tail = file.read().decode(errors="replace").splitlines()[-TAIL:]
+    how += f" (srun says: {worker.srun})" if worker.srun else ""
+    tail: list[str] = []
+    if worker.log.exists():  # srun makes it, and may not have come so far
+        with worker.log.open("rb") as file:
+            file.seek(worker.begin)
+            tail = file.read().decode(errors="replace").splitlines()[-TAIL:]
     said = "\n".join(["; it last wrote:", *tail]) if tail else ""
     return WorkerError(f"{who} {how}. The others were ended; the same cell goes on from the newest checkpoint{said}")
 

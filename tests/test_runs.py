@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -291,6 +293,27 @@ def test_a_lock_keeps_others_out_and_does_not_outlive_a_kill(tmp_path, monkeypat
     lock(path, "me")  # a cell run twice
     unlock(path)
     unlock(path)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (errno.EWOULDBLOCK, "is in use by another process"),
+        (errno.EACCES, "is in use by another process"),  # flock played by other locks, as on NFS
+        (errno.ENOLCK, "lies on a file system that gives no locks"),  # NFS without its lock service
+        (errno.ENOSYS, "lies on a file system that gives no locks"),  # Lustre mounted without flock
+        (errno.EOPNOTSUPP, "give another `outputs`"),  # the next step is named
+    ],
+)
+def test_a_lock_that_nobody_can_have_is_not_said_to_be_anothers(tmp_path, monkeypatch, error, says):
+    def flock(handle: int, how: int) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(files, "LOCK_PATIENCE", 0.0)
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(LabError) as caught:
+        lock(tmp_path / "lock", "me")
+    assert str(tmp_path) in str(caught.value) and says in str(caught.value)
 
 
 # --- the sequence of notebooks, on stand-ins without a model

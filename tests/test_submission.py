@@ -5,6 +5,8 @@ SLURM itself is played by four scripts; that its own `sbatch` understands the sa
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -122,17 +124,31 @@ def test_slurm_is_asked_for_one_job_that_is_told_before_its_end_and_may_be_reque
 
 
 @pytest.mark.parametrize(
-    ("options", "processes"),
+    ("in_file", "options", "processes", "said"),
     [
-        ((), 1),  # no GPU: as the parameters say
-        (("--gpus", "1"), 1),
-        (("--gpus", "4", "--nodes", "2"), 8),  # one for each GPU
-        (("--gpus", "4", "-p", "processes", "2"), 2),  # unless the parameters say otherwise
+        ("", (), 1, "no GPU, 1 process;"),  # as the parameters say
+        ("processes: 2", (), 2, "no GPU, 2 processes;"),
+        ("", ("--gpus", "1"), 1, "1 x 1 GPUs, 1 process;"),
+        ("", ("--gpus", "4", "--nodes", "2"), 8, "2 x 4 GPUs, 8 processes;"),  # one for each GPU
+        (
+            "processes: 8",
+            ("--gpus", "8", "--nodes", "2"),
+            16,
+            "16 processes;",
+        ),  # all GPUs work, not as many as the file has
+        ("processes: 1", ("--gpus", "4"), 4, "4 processes;"),
+        ("processes: 8", ("--gpus", "4"), 4, "4 processes;"),  # the file is for a larger machine
+        ("processes: 5", ("--gpus", "4"), 4, "4 processes;"),  # 5 could not share 48, and nobody asks them to
+        ("", ("--gpus", "4", "-p", "processes", "2"), 2, "2 processes;"),  # who submits knows better
+        ("", ("--gpus", "4", "-p", "processes", "0"), 0, "a process for each GPU;"),
+        ("", ("--gpus", "4", "-p", "processes", "6", "-p", "device", "cpu"), 6, "6 processes;"),  # they need no GPU
     ],
 )
-def test_processes_are_the_gpus_that_were_asked_for(slurm, options, processes):
+def test_processes_are_the_gpus_that_were_asked_for(slurm, capsys, in_file, options, processes, said):
+    (slurm / "params/p.yaml").write_text(f"run: x\n{in_file}\n")
     submitted(slurm, *options, *SHARED)
     assert f"processes: {processes}\n" in (slurm / "outputs/x/params.yaml").read_text()
+    assert said in capsys.readouterr().out
 
 
 def test_a_sweep_is_one_job_array_of_runs_with_names_of_their_own(slurm, capsys):
@@ -193,6 +209,14 @@ def test_names_of_a_sweep_can_name_directories():
         (("--slurm", "exclusive"), "'exclusive' must be an option of sbatch and its value"),
         (("--local", "--nodes", "2"), "--local has one"),
         (("-p", "model", "./nowhere"), "is not a directory"),
+        (("--gpus", "4", "-p", "processes", "6"), "processes: 6 are more than the GPUs that are asked for, 1 x 4"),
+        (("--gpus", "4", "--sweep", "processes=2,6"), "processes: 6 are more than the GPUs"),
+        (("--gpus", "4", "--nodes", "2", "-p", "processes", "3"), "3 cannot be spread evenly over 2 nodes"),
+        (("--gpus", "5"), "12 is no multiple of processes (5)"),
+        (
+            ("--gpus", "5"),
+            "5 GPUs mean 5 processes; change what they share, or give -p processes N",
+        ),  # where 5 comes from
     ],
 )
 def test_what_cannot_run_is_one_message_and_nothing_is_made(slurm, capsys, options, says):
@@ -237,6 +261,33 @@ def test_a_run_is_submitted_once_and_not_when_it_is_finished(slurm, capsys):
 
 
 @pytest.mark.parametrize(
+    ("hangs", "state", "active"),
+    [
+        ("squeue", None, True),  # as was noted last
+        (
+            "sacct",
+            "GONE",
+            False,
+        ),  # squeue, asked first, knows of no such job: it holds no place, whatever became of it
+    ],
+)
+def test_a_command_of_slurm_that_hangs_has_not_answered(slurm, monkeypatch, hangs, state, active):
+    submitted(slurm)
+    command(slurm, "squeue", "true")
+    run = subprocess.run
+
+    def hanging(words, **options):
+        if words[0] == hangs:
+            raise subprocess.TimeoutExpired(words, options["timeout"])
+        return run(words, **options)
+
+    monkeypatch.setattr(subprocess, "run", hanging)
+    job = read_job(slurm / "outputs/x")
+    assert job is not None and (job.state, job.active) == (state, active)
+    assert main(["status", "outputs/x"]) == 0
+
+
+@pytest.mark.parametrize(
     ("squeue", "sacct", "state", "active"),
     [
         ("echo RUNNING", "exit 1", "RUNNING", True),
@@ -263,6 +314,25 @@ def test_what_only_slurm_heeds_is_said_with_local(project, capsys):
     options = ["--partition", "gpu", "--slurm", "constraint=a100", "-p", "model", "./nowhere"]
     assert main(["submit", "params/p.yaml", "--local", *options]) == 2
     assert "partition, options: only SLURM heeds it, --local does not" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (errno.EWOULDBLOCK, "running"),  # somebody holds it
+        (errno.EACCES, "running"),  # the same on some file systems
+        (errno.ENOSYS, "broken off"),  # no locks here, so nobody is seen to work
+    ],
+)
+def test_a_stage_runs_where_its_lock_is_held_and_not_where_there_are_no_locks(project, monkeypatch, error, state):
+    run = Run.open(Params.build({"run": "x"}))
+    run.begin(STAGES[0])
+
+    def flock(handle: int, how: int) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert read_status(run.path)["stages"][STAGES[0]]["state"] == state
 
 
 # --- a job that is told to stop

@@ -11,11 +11,13 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
+from labkit import workers
 from labkit.errors import LabError
 from labkit.params import Params
 from labkit.workers import Place, WorkerError, count, gathered, launch, place, wait
@@ -85,6 +87,48 @@ def test_what_workers_report_is_heard_while_they_work_and_rank_0_s_result_is_ret
     assert work(tmp_path, text, hear=hear) == 10
     assert sorted(heard) == [(0, 1), (0, 2), (1, 1), (1, 2)]
     assert "rank=1, world=2, local_rank=1" in (tmp_path / "logs" / "rank-1.txt").read_text()
+
+
+def test_all_that_is_waited_for_is_there_before_a_worker_starts(tmp_path):
+    text = """
+        import json, os, pathlib
+        folder = pathlib.Path(os.environ["LABKIT_WORKERS"])
+        there = sorted(path.name for path in folder.glob("*.json*"))
+        (folder / f"rank-{os.environ['RANK']}.jsonl").write_text(json.dumps({"result": there}) + "\\n")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(text)]
+    assert launch(command, 2, tmp_path / "logs") == ["meeting.json", "rank-0.jsonl", "rank-1.jsonl"]
+
+
+def test_the_shared_disk_is_asked_often_at_first_and_once_a_second_later(tmp_path, monkeypatch):
+    now, looks = 0.0, []
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    class Process:
+        """It works for 100.5 seconds."""
+
+        stdin, returncode, pid = None, 0, 2**30
+
+        def poll(self) -> int | None:
+            return 0 if now >= 100.5 else None
+
+        def wait(self, timeout: float) -> int:
+            return 0
+
+    def news(worker: workers.Worker) -> list[dict[str, Any]]:
+        looks.append(now)
+        return [{"result": "done"}] if now >= 100.5 else []
+
+    monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: now, time=lambda: now, sleep=sleep))
+    monkeypatch.setattr(workers.Worker, "news", news)
+    monkeypatch.setattr(workers, "_popen", lambda *words: Process())
+    assert launch(["nothing"], 1, tmp_path) == "done"
+    early, late = [at for at in looks if at < 10], [at for at in looks if at >= 10]
+    assert len(early) >= 190 and len(late) <= 95
+    assert late[-1] < 101, "the end is seen at once"
 
 
 def test_what_workers_write_stands_behind_what_earlier_ones_wrote(tmp_path):
@@ -182,17 +226,27 @@ def test_work_that_cannot_be_divided_is_refused_before_any_of_it(changes, expect
 
 
 SRUN = f"""#!{sys.executable}
-import os, subprocess, sys
+import os, signal, subprocess, sys, time
 options = dict(word[2:].split("=", 1) for word in sys.argv[1:] if word.startswith("--") and "=" in word)
 command = [word for word in sys.argv[1:] if not word.startswith("--")]
 world, each = int(options["ntasks"]), int(options["ntasks-per-node"])
-tasks = []
+tasks, dead = [], set()
 for rank in range(world):
     numbers = {{"SLURM_PROCID": rank, "SLURM_NTASKS": world, "SLURM_LOCALID": rank % each}}
     log = open(options["output"].replace("%t", str(rank)), "ab")
     environment = os.environ | {{name: str(number) for name, number in numbers.items()}}
+    environment["CORES"] = options.get("cpus-per-task", "")
     tasks.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
-sys.exit(max(task.wait() for task in tasks))
+while any(task.poll() is None for task in tasks):
+    for rank, task in enumerate(tasks):
+        if task.poll() and rank not in dead:
+            dead.add(rank)
+            how = signal.strsignal(-task.returncode) if task.returncode < 0 else "Exited with exit code %d" % task.returncode
+            print("srun: error: node%d: task %d: %s" % (rank // each, rank, how), file=sys.stderr, flush=True)
+            for other in tasks:
+                other.kill()
+    time.sleep(0.02)
+sys.exit(max(abs(task.returncode) for task in tasks))
 """
 """As much of srun as the launcher uses, on one machine."""
 
@@ -213,6 +267,97 @@ def test_on_several_machines_srun_starts_them(two_machines, tmp_path):
     assert work(tmp_path, text, 4, hear=lambda rank, event: heard.update({rank: event["place"]})) == "done"
     assert heard == {0: [0, 4, 0], 1: [1, 4, 1], 2: [2, 4, 0], 3: [3, 4, 1]}
     assert (tmp_path / "logs" / "rank-3.txt").read_text() == "hello\n"
+
+
+@pytest.mark.parametrize(
+    ("job", "cores"),
+    [
+        (
+            {"SLURM_CPUS_PER_TASK": "6", "SLURM_NTASKS_PER_NODE": "2"},
+            "6",
+        ),  # a task of the job for each GPU, as labkit asks
+        (
+            {"SLURM_CPUS_PER_TASK": "6", "SLURM_NTASKS_PER_NODE": "8"},
+            "24",
+        ),  # fewer workers than GPUs share what all have
+        ({"SLURM_CPUS_PER_TASK": "1", "SLURM_NTASKS_PER_NODE": "2"}, "1"),
+        ({"SLURM_CPUS_PER_TASK": "12"}, "6"),  # one task for each machine, in a job of somebody's own
+        ({}, ""),  # nobody said: as the cluster does it
+    ],
+)
+def test_on_several_machines_workers_share_all_cores_that_the_job_has_there(
+    two_machines, tmp_path, monkeypatch, job, cores
+):
+    for name in ("SLURM_CPUS_PER_TASK", "SLURM_NTASKS_PER_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in job.items():
+        monkeypatch.setenv(name, value)
+    assert work(tmp_path, "report({'result': os.environ['CORES']})", 4) == cores
+
+
+ECHOING = """
+def echo():
+    report({"error": {"kind": "RuntimeError", "message": "[gloo] Connection closed by peer", "traceback": "theirs"},
+            "time": time.time()})
+    time.sleep(600)
+def wait_for_echoes(count):
+    while sum(path.stat().st_size > 0 for path in folder.glob("rank-*.jsonl")) < count:
+        time.sleep(0.02)
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "blamed"),
+    [
+        pytest.param(  # its own error looks like an echo, the others have said nothing and are killed
+            """
+            if here.rank != 2:
+                time.sleep(600)
+            with telling(report):
+                raise RuntimeError("NCCL error: unhandled system error")
+            """,
+            r"worker 2 of 4 .*failed: RuntimeError: NCCL error(.|\n)*Traceback",
+            id="an error like an echo",
+        ),
+        pytest.param(  # one that memory has run out for says nothing, and what the others say is an echo
+            """
+            if here.rank != 3:
+                echo()
+            wait_for_echoes(3)
+            print("frame 7", flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+            """,
+            r"worker 3 of 4 .*ended before its work was done \(srun says: node1: task 3: Killed\)(.|\n)*frame 7",
+            id="killed",
+        ),
+        pytest.param(  # the same, before srun has made its log
+            """
+            if here.rank != 3:
+                echo()
+            wait_for_echoes(3)
+            (folder / "rank-3.txt").unlink()
+            os._exit(9)
+            """,
+            r"worker 3 of 4 .*\(srun says: node1: task 3: Exited with exit code 9\)",
+            id="no log",
+        ),
+        pytest.param(  # an error of its own, by a machine whose clock is late, with words that hold an echo's words
+            """
+            if here.rank != 1:
+                echo()
+            wait_for_echoes(3)
+            with telling(report):
+                raise ValueError("/data/store/igloo.mp4 cannot be restored")
+            """,
+            r"worker 1 of 4 .*failed: ValueError: /data/store/igloo.mp4",
+            id="a late clock",
+        ),
+    ],
+)
+def test_on_several_machines_the_worker_that_failed_first_is_named(two_machines, tmp_path, monkeypatch, text, blamed):
+    monkeypatch.setattr(workers, "PATIENCE", 60.0)  # srun ends all of them long before
+    with pytest.raises(WorkerError, match=blamed):
+        work(tmp_path, ECHOING + textwrap.dedent(text), 4)
 
 
 def test_workers_are_spread_evenly_over_machines(two_machines, tmp_path):
