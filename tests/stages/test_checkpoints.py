@@ -137,3 +137,18 @@ def test_a_checkpoint_is_loaded_under_the_names_it_was_saved_with(policy, tmp_pa
     fresh = load_policy("embedded", device="cpu")
     load_weights(fresh.model, tmp_path)
     assert equal(weights(fresh), weights(policy))
+
+
+def test_trained_weights_in_float32_are_loaded_as_they_are_beside_a_tower_in_bfloat16(policy, tmp_path):
+    """As fsdp2 keeps them: a step of 1e-6 is lost where bfloat16 comes in between."""
+    policy.model.model.visual.bfloat16()
+    with torch.no_grad():
+        for weight in policy.model.parameters():
+            weight.add_(1e-6 if weight.requires_grad else 0.25)
+    assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in weights(policy).values())
+    policy.model.save_pretrained(tmp_path)
+    fresh = load_policy("embedded", device="cpu")
+    fresh.model.model.visual.bfloat16()
+    load_weights(fresh.model, tmp_path)
+    assert equal(weights(fresh), weights(policy))
+    assert {weight.dtype for weight in fresh.model.model.visual.parameters()} == {torch.bfloat16}

@@ -27,7 +27,9 @@ ALONE: dict[str, dict[str, Any]] = {
 }
 # What has once been sharded leaves its mark on accelerate's view of the process, so that comes last.
 PLAN = {f"{name}, {how}": changes | {"sharding": how} for how in ("ddp", "fsdp2") for name, changes in ALONE.items()}
-RESUMED = ("all weights, ddp", "all weights, fsdp2")
+SMALL_STEPS: dict[str, Any] = {"dtype": "bfloat16", "sharding": "fsdp2", "learning_rate": 1e-5}
+PLAN |= {f"small steps, {how}": GRPO | SMALL_STEPS for how in ("whole", "broken off")}
+RESUMED = ("all weights, ddp", "small steps, broken off", "all weights, fsdp2")
 """Broken off in step 4, the last of these being killed, and called again from the checkpoint of step 2."""
 
 
@@ -73,6 +75,17 @@ def test_two_processes_learn_what_one_learns(name, trained, world, moments, sour
             assert [(each.key, each.text) for each in second] == [(each.key, each.text) for each in first]
             pay = [each.advantage for each in first]
             assert [each.advantage for each in second] == pytest.approx(pay, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_steps_too_small_for_bfloat16_survive_breaking_off(trained):
+    """fsdp2 trains in float32 what is loaded and ends in bfloat16, and a checkpoint keeps it so."""
+    folder, start = trained[0], small.weights(load_policy("embedded", device="cpu", dtype="bfloat16"))
+    whole, resumed = (
+        small.weights(load_policy(str(folder / f"small steps, {how}" / "final"), device="cpu", dtype="bfloat16"))
+        for how in ("whole", "broken off")
+    )
+    assert small.farthest(whole, resumed) == 0 < small.distance(whole, start)
 
 
 @pytest.mark.slow
