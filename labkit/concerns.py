@@ -32,7 +32,8 @@ class RunParams:
     """CPU threads of torch. One is the fastest for the embedded model. Ours."""
     processes: int = _within(1, 0, 1024)
     """Processes that train, evaluate and harvest, one GPU each; 0 is one for each GPU in sight, 1 works in the notebook
-    itself. `prompts_per_step` and `sft_batch` are those of all, and what is learnt does not depend on their number. Ours."""
+    itself. `prompts_per_step` and `sft_batch` are those of all, and what is learnt does not depend on their number. A stage
+    that was broken off goes on with any number, but under `fsdp2` not with one after several, or several after one. Ours."""
     sharding: Literal["ddp", "fsdp2"] = "ddp"
     """What several processes share: `ddp` gives each the whole model, `fsdp2` a part of weights, gradients and optimizer, whole
     only while chains are sampled. Ours."""

@@ -20,7 +20,7 @@ from labkit.policy.model import Policy, old_names
 from labkit.policy.packed import pack
 from labkit.policy.sources import expect
 from labkit.stages.checkpoints import end_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
-from labkit.stages.sharding import keep_vision_whole, require_sharding, sharing
+from labkit.stages.sharding import keep_vision_whole, require_same_sharing, require_sharding, sharing
 from labkit.stopping import stop_callback
 from labkit.workers import place
 
@@ -75,7 +75,8 @@ def train_sft(
     `clips`, which names the clip of each qid, puts traces of one clip next to each other.
 
     Raises:
-        LabError: there is no trace, or a batch cannot be divided among the processes.
+        LabError: there is no trace, a batch cannot be divided among the processes, or one process would go on from what
+            several had sharded, or the reverse.
     """
     import transformers
     from datasets import Dataset
@@ -132,6 +133,7 @@ def train_sft(
                 on_step({"step": state.global_step, **logs})
 
     checkpoint = newest_checkpoint(folder)
+    require_same_sharing(checkpoint, settings.sharding)
     expect(source, [traces[index].qid for index in order[step_of(checkpoint) * batch :]])
     with old_names():
         trainer = trainer_class()(

@@ -1,10 +1,14 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 
+from labkit.errors import LabError
 from labkit.policy.model import load_policy
 from labkit.stages import checkpoints
 from labkit.stages.checkpoints import COMPLETE, load_weights, newest_checkpoint, shuffled_order
 from labkit.stages.rollouts import RolloutStore
+from labkit.stages.sharding import require_same_sharing
 from labkit.stages.steps import WINDOW
 from tests.stages import small
 from tests.stages.small import distance, weights
@@ -117,6 +121,26 @@ def test_an_incomplete_checkpoint_is_left_out_and_removed(tmp_path):
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"  # by number, not by name
     assert not (tmp_path / "checkpoint-11").exists()
     assert newest_checkpoint(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize(
+    ("written", "processes", "sharding", "refused", "reason"),
+    [
+        ("optimizer.bin", 8, "fsdp2", None, "in parts before, in parts now"),
+        ("optimizer.bin", 1, "fsdp2", "by several processes .* let `processes` be more than 1", "one has it whole"),
+        ("optimizer.pt", 8, "fsdp2", "by one process .*, and 8 cannot .* let `processes` be 1", "eight have parts"),
+        ("optimizer.pt", 1, "fsdp2", None, "one has it whole, as it had"),
+        ("optimizer.pt", 8, "ddp", None, "each has it whole, however many they are"),
+    ],
+)
+def test_an_optimizer_in_parts_is_not_read_whole(written, processes, sharding, refused, reason, tmp_path, monkeypatch):
+    (tmp_path / written).touch()
+    for name, number in {"LABKIT_WORKERS": tmp_path, "RANK": 0, "WORLD_SIZE": processes, "LOCAL_RANK": 0}.items():
+        monkeypatch.setenv(name, str(number))
+    require_same_sharing(None, sharding)
+    with pytest.raises(LabError, match=refused) if refused else nullcontext():
+        require_same_sharing(tmp_path, sharding)
+        assert not refused, reason
 
 
 def test_no_block_of_the_order_holds_an_item_twice():

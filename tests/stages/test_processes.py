@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ def trained(world, tmp_path_factory) -> tuple[Path, dict[str, Any], str]:
     with pytest.raises(WorkerError) as killed:
         together(world, folder, broken)
     assert all((folder / name / "checkpoint-2" / COMPLETE).is_file() for name in RESUMED)
+    shutil.copytree(folder / RESUMED[-1], folder / "for one")
     return folder, together(world, folder, PLAN), str(killed.value)
 
 
@@ -86,6 +88,19 @@ def test_steps_too_small_for_bfloat16_survive_breaking_off(trained):
         for how in ("whole", "broken off")
     )
     assert small.farthest(whole, resumed) == 0 < small.distance(whole, start)
+
+
+@pytest.mark.slow
+def test_one_process_does_not_go_on_from_the_parts_of_two(trained, policy, source, moments):
+    """It could not read the optimizer's; nothing is lost when it says so."""
+    folder = trained[0] / "for one"
+    before = RolloutStore(folder / "rollouts").steps()
+    for train in (small.train_grpo, small.train_sft):
+        with pytest.raises(
+            LabError, match="checkpoint-2' was written by several .* `processes` be more than 1, as be"
+        ):
+            train(policy, source, moments, folder, sharding="fsdp2")
+    assert RolloutStore(folder / "rollouts").steps() == before and before[-1] > 2
 
 
 @pytest.mark.slow
