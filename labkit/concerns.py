@@ -186,7 +186,7 @@ class SftParams:
     sft_epochs: float = _within(3.0, 0, 1000, open_low=True)
     """Passes over the traces. Ours."""
     sft_batch: int = _within(24, 1, 4096)
-    """Traces of one step. Ours."""
+    """Traces of one step; where fewer are kept, as many of them as divide evenly among `processes`. Ours."""
     sft_learning_rate: float = _within(5e-4, 0, 1, open_low=True)
     """Step size of AdamW. Ours."""
     pack_clips: bool = False

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment, write_moments
 from labkit.errors import LabError
-from labkit.lab import Lab
+from labkit.lab import Elsewhere, Lab
 from labkit.measured import Prediction
 from labkit.params import DEFAULTS
 from labkit.scoring.predictions import read_predictions
@@ -112,6 +113,36 @@ def test_a_model_that_has_not_come_to_be_names_its_notebook(project):
 def test_a_harvest_that_kept_nothing_says_what_to_change(project):
     with pytest.raises(LabError, match="the harvest kept no trace.*lower min_answer_iou"):
         Lab.open(DEFAULTS).train_sft(None, [])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("traces", "processes", "steps", "line", "reason"),
+    [
+        (10, 4, 4, "10 traces are fewer than sft_batch, 24; 4 processes take 8 a step, 4 times", "3 x 10 / 8"),
+        (10, 1, 3, "", "one process takes all ten"),
+        (30, 4, 4, "", "enough for a batch: 3 x 30 / 24"),
+    ],
+)
+def test_fewer_traces_than_a_batch_are_said_and_counted(
+    traces, processes, steps, line, reason, project, monkeypatch, capsys
+):
+    lab = Lab.open(replace(SMALL, processes=processes, sft_epochs=3.0, sft_batch=24))
+
+    def work(task, policy, hear, at, **asked):
+        assert task == "train_sft" and len(asked["traces"]) == traces
+        hear(0, {"row": {"step": 1, "loss": 0.5}})
+        hear(0, {"row": {"step": steps, "loss": 0.25}})
+        (lab.folder(at) / "final").mkdir()
+        (lab.folder(at) / "result.json").write_text(json.dumps({"steps": steps, "history": [], "seconds": 1.0}))
+
+    monkeypatch.setattr(lab, "_work", work)
+    policy = Elsewhere("base", "embedded") if processes > 1 else None
+    kept = [SimpleNamespace(qid=f"q{i}", text="t") for i in range(traces)]
+    assert lab.train_sft(policy, kept).steps == steps  # type: ignore[arg-type]
+    out = capsys.readouterr().out
+    assert f"sft: {steps} of {steps}" in out, reason
+    assert line in out and ("fewer" in out) == bool(line)
+    assert lab.train_sft(policy, kept).steps == steps and "fewer" not in capsys.readouterr().out  # type: ignore[arg-type]
 
 
 def measure(lab: Lab, miou: float) -> None:

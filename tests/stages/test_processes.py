@@ -28,6 +28,7 @@ ALONE: dict[str, dict[str, Any]] = {
 }
 # What has once been sharded leaves its mark on accelerate's view of the process, so that comes last.
 PLAN = {f"{name}, {how}": changes | {"sharding": how} for how in ("ddp", "fsdp2") for name, changes in ALONE.items()}
+PLAN = {"few traces": {"stage": "sft", "epochs": 2.0, "batch": 64}} | PLAN
 SMALL_STEPS: dict[str, Any] = {"dtype": "bfloat16", "sharding": "fsdp2", "learning_rate": 1e-5}
 PLAN |= {f"small steps, {how}": GRPO | SMALL_STEPS for how in ("whole", "broken off")}
 RESUMED = ("all weights, ddp", "small steps, broken off", "all weights, fsdp2")
@@ -77,6 +78,12 @@ def test_two_processes_learn_what_one_learns(name, trained, world, moments, sour
             assert [(each.key, each.text) for each in second] == [(each.key, each.text) for each in first]
             pay = [each.advantage for each in first]
             assert [each.advantage for each in second] == pytest.approx(pay, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_traces_too_few_for_a_batch_are_learnt_though_they_are_odd(trained, moments):
+    assert len(moments) == 13
+    assert len(trained[1]["few traces"]) == 2, "two passes of 12, the second beginning with what the first left out"
 
 
 @pytest.mark.slow
