@@ -233,7 +233,14 @@ class Lab(Run):
 
         A harvest that was broken off goes on; one that is complete is only read.
         """
-        self._work("harvest", policy, Tally(len(self.harvested_moments())), "02_distill")
+        from labkit.stages.distill import is_whole, join_traces
+
+        moments, store, samples = self.harvested_moments(), self.rollouts("distill"), self.params.harvest_samples
+        # A policy that is here compares itself with the one that sampled; workers would each load one for that alone.
+        if isinstance(policy, Elsewhere) and is_whole(store, moments, samples):
+            join_traces(store, moments, samples)
+        else:
+            self._work("harvest", policy, Tally(len(moments)), "02_distill")
         return self.harvested()
 
     def harvested(self) -> Harvest:

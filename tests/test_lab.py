@@ -16,6 +16,8 @@ from labkit.lab import Elsewhere, Lab
 from labkit.measured import Prediction
 from labkit.params import DEFAULTS
 from labkit.scoring.predictions import read_predictions
+from labkit.stages import distill
+from labkit.stages.rollouts import JOINED, Rollout
 
 SMALL = replace(DEFAULTS, world_train=2, world_validation=1, world_test=2)
 
@@ -108,6 +110,40 @@ def test_a_model_that_has_not_come_to_be_names_its_notebook(project):
         lab.policy("sft")
     with pytest.raises(LabError, match="base has not been evaluated .* run notebooks/01_grpo.ipynb first"):
         lab.measured("base")
+
+
+@pytest.mark.parametrize(
+    ("missing", "joined", "works", "reason"),
+    [
+        (0, True, False, "nothing is left to do"),
+        (0, False, False, "killed before its parts were joined, which needs no model"),
+        (1, False, True, "one part is still to be sampled"),
+        (3, False, True, "nothing is there"),
+    ],
+)
+def test_workers_start_only_where_traces_are_missing(missing, joined, works, reason, project, monkeypatch):
+    monkeypatch.setattr(distill, "PROMPTS_A_PART", 3)
+    lab = Lab.open(replace(SMALL, processes=2, harvest_samples=2))
+    moments, store, calls = lab.harvested_moments(), lab.rollouts("distill"), []
+    parts = [moments[begin : begin + 3] for begin in range(0, len(moments), 3)]
+    assert len(parts) == 3
+    for step, asked in enumerate(parts[missing:], missing + 1):
+        store.write(step, [sampled(step, moment.qid, sample) for moment in asked for sample in (0, 1)])
+    if joined:
+        store.compact()
+    monkeypatch.setattr(lab, "_work", lambda task, *_, **__: calls.append(task))
+    harvest = lab.harvest(Elsewhere("grpo", "embedded"))
+    assert calls == ["harvest"] * works, reason
+    assert harvest.size == 2 * len([moment for asked in parts[missing:] for moment in asked])
+    assert works or [path.name for path in store.folder.iterdir()] == [JOINED]
+
+
+def sampled(step: int, qid: str, sample: int) -> Rollout:
+    return Rollout(
+        run="x", stage="distill", step=step, qid=qid, sample=sample, seed=0, checkpoint="grpo", text="", status="no_think",
+        reward_format=0.0, reward_answer=0.0, reward_anchors=0.0, reward_progress=0.0, total=0.0, advantage=0.0,
+        prompt_tokens=1, completion_tokens=1, finished=True,
+    )  # fmt: skip
 
 
 def test_a_harvest_that_kept_nothing_says_what_to_change(project):
