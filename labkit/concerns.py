@@ -32,7 +32,8 @@ class RunParams:
     """CPU threads of torch. One is the fastest for the embedded model. Ours."""
     processes: int = _within(1, 0, 1024)
     """Processes that train, evaluate and harvest, one GPU each; 0 is one for each GPU in sight, 1 works in the notebook
-    itself. `prompts_per_step` and `sft_batch` are those of all, and what is learnt does not depend on their number. Ours."""
+    itself. `prompts_per_step` and `sft_batch` are those of all, and what is learnt does not depend on their number. A stage
+    that was broken off goes on with any number, but under `fsdp2` not with one after several, or several after one. Ours."""
     sharding: Literal["ddp", "fsdp2"] = "ddp"
     """What several processes share: `ddp` gives each the whole model, `fsdp2` a part of weights, gradients and optimizer, whole
     only while chains are sampled. Ours."""
@@ -185,7 +186,7 @@ class SftParams:
     sft_epochs: float = _within(3.0, 0, 1000, open_low=True)
     """Passes over the traces. Ours."""
     sft_batch: int = _within(24, 1, 4096)
-    """Traces of one step. Ours."""
+    """Traces of one step; where fewer are kept, as many of them as divide evenly among `processes`. Ours."""
     sft_learning_rate: float = _within(5e-4, 0, 1, open_low=True)
     """Step size of AdamW. Ours."""
     pack_clips: bool = False

@@ -19,7 +19,7 @@ from labkit.data.moments import Moment, read_moments, require_videos
 from labkit.data.world import moments_file, write_world
 from labkit.errors import LabError
 from labkit.measured import Measured, read_measured
-from labkit.progress import Progress, Tally
+from labkit.progress import Progress, Tally, say
 from labkit.runs import NOTEBOOK_OF, Run, read_manifest
 from labkit.workers import Job, count, launch
 
@@ -233,7 +233,14 @@ class Lab(Run):
 
         A harvest that was broken off goes on; one that is complete is only read.
         """
-        self._work("harvest", policy, Tally(len(self.harvested_moments())), "02_distill")
+        from labkit.stages.distill import is_whole, join_traces
+
+        moments, store, samples = self.harvested_moments(), self.rollouts("distill"), self.params.harvest_samples
+        # A policy that is here compares itself with the one that sampled; workers would each load one for that alone.
+        if isinstance(policy, Elsewhere) and is_whole(store, moments, samples):
+            join_traces(store, moments, samples)
+        else:
+            self._work("harvest", policy, Tally(len(moments)), "02_distill")
         return self.harvested()
 
     def harvested(self) -> Harvest:
@@ -251,7 +258,7 @@ class Lab(Run):
     def train_sft(self, policy: Policy | Elsewhere, kept: Sequence[Rollout]) -> SftResult:
         """Train a fresh base on the kept traces: goes on where it was broken off, and only reads when it has ended."""
         from labkit.stages.checkpoints import read_result
-        from labkit.stages.sft import SftResult
+        from labkit.stages.sft import SftResult, batch_of, steps_of
 
         p = self.params
         if not kept:
@@ -259,13 +266,19 @@ class Lab(Run):
                 "the harvest kept no trace, so there is nothing to learn from: see its funnel in 02_distill for what "
                 "dropped them, then lower min_answer_iou or harvest more (harvest_prompts, harvest_samples)"
             )
-        progress = Progress("sft", max(1, round(p.sft_epochs * len(kept) / min(p.sft_batch, len(kept)))))
+        world = count(p.processes) if isinstance(policy, Elsewhere) else 1
+        batch = batch_of(p.sft_batch, len(kept), world)
+        steps = steps_of(p.sft_epochs, len(kept), batch or 1)  # 0 is refused by the stage itself
+        progress = Progress("sft", steps)
 
         def hear(rank: int, event: dict[str, Any]) -> None:
             progress(int(event["row"]["step"]), f"loss {float(event['row']['loss']):.3f}")
 
         traces = [(rollout.qid, rollout.text) for rollout in kept]
         if (result := read_result(self.folder("03_sft"), SftResult)) is None:
+            if 0 < batch < min(p.sft_batch, len(kept)):
+                few = f"sft: {len(kept)} traces are fewer than sft_batch, {p.sft_batch}"
+                say(f"{few}; {world} processes take {batch} a step, {steps} times")
             self._work("train_sft", policy, hear, "03_sft", traces=traces)
             result = read_result(self.folder("03_sft"), SftResult)
         assert result is not None  # written last of all by what has just ended

@@ -41,8 +41,7 @@ class Progress:
         if self.bar is not None:
             self.bar.update(_Bar(done, self.total, text))
         if now - self.said >= EVERY or done >= self.total:
-            sys.stdout.write(text + "\n")
-            sys.stdout.flush()
+            say(text)
             self.said = now
 
 
@@ -65,6 +64,12 @@ class Tally:
             self._bars[what] = Progress(what, self.total)
         self._done[what] = max(self._done.get(what, 0), event["done"])
         self._bars[what](self._done[what])
+
+
+def say(line: str) -> None:
+    """Write a line at once, so that it stands in a batch log before the work that it is about."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 class _Bar:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment, write_moments
 from labkit.errors import LabError
-from labkit.lab import Lab
+from labkit.lab import Elsewhere, Lab
 from labkit.measured import Prediction
 from labkit.params import DEFAULTS
 from labkit.scoring.predictions import read_predictions
+from labkit.stages import distill
+from labkit.stages.rollouts import JOINED, Rollout
 
 SMALL = replace(DEFAULTS, world_train=2, world_validation=1, world_test=2)
 
@@ -109,9 +112,73 @@ def test_a_model_that_has_not_come_to_be_names_its_notebook(project):
         lab.measured("base")
 
 
+@pytest.mark.parametrize(
+    ("missing", "joined", "works", "reason"),
+    [
+        (0, True, False, "nothing is left to do"),
+        (0, False, False, "killed before its parts were joined, which needs no model"),
+        (1, False, True, "one part is still to be sampled"),
+        (3, False, True, "nothing is there"),
+    ],
+)
+def test_workers_start_only_where_traces_are_missing(missing, joined, works, reason, project, monkeypatch):
+    monkeypatch.setattr(distill, "PROMPTS_A_PART", 3)
+    lab = Lab.open(replace(SMALL, processes=2, harvest_samples=2))
+    moments, store, calls = lab.harvested_moments(), lab.rollouts("distill"), []
+    parts = [moments[begin : begin + 3] for begin in range(0, len(moments), 3)]
+    assert len(parts) == 3
+    for step, asked in enumerate(parts[missing:], missing + 1):
+        store.write(step, [sampled(step, moment.qid, sample) for moment in asked for sample in (0, 1)])
+    if joined:
+        store.compact()
+    monkeypatch.setattr(lab, "_work", lambda task, *_, **__: calls.append(task))
+    harvest = lab.harvest(Elsewhere("grpo", "embedded"))
+    assert calls == ["harvest"] * works, reason
+    assert harvest.size == 2 * len([moment for asked in parts[missing:] for moment in asked])
+    assert works or [path.name for path in store.folder.iterdir()] == [JOINED]
+
+
+def sampled(step: int, qid: str, sample: int) -> Rollout:
+    return Rollout(
+        run="x", stage="distill", step=step, qid=qid, sample=sample, seed=0, checkpoint="grpo", text="", status="no_think",
+        reward_format=0.0, reward_answer=0.0, reward_anchors=0.0, reward_progress=0.0, total=0.0, advantage=0.0,
+        prompt_tokens=1, completion_tokens=1, finished=True,
+    )  # fmt: skip
+
+
 def test_a_harvest_that_kept_nothing_says_what_to_change(project):
     with pytest.raises(LabError, match="the harvest kept no trace.*lower min_answer_iou"):
         Lab.open(DEFAULTS).train_sft(None, [])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("traces", "processes", "steps", "line", "reason"),
+    [
+        (10, 4, 4, "10 traces are fewer than sft_batch, 24; 4 processes take 8 a step, 4 times", "3 x 10 / 8"),
+        (10, 1, 3, "", "one process takes all ten"),
+        (30, 4, 4, "", "enough for a batch: 3 x 30 / 24"),
+    ],
+)
+def test_fewer_traces_than_a_batch_are_said_and_counted(
+    traces, processes, steps, line, reason, project, monkeypatch, capsys
+):
+    lab = Lab.open(replace(SMALL, processes=processes, sft_epochs=3.0, sft_batch=24))
+
+    def work(task, policy, hear, at, **asked):
+        assert task == "train_sft" and len(asked["traces"]) == traces
+        hear(0, {"row": {"step": 1, "loss": 0.5}})
+        hear(0, {"row": {"step": steps, "loss": 0.25}})
+        (lab.folder(at) / "final").mkdir()
+        (lab.folder(at) / "result.json").write_text(json.dumps({"steps": steps, "history": [], "seconds": 1.0}))
+
+    monkeypatch.setattr(lab, "_work", work)
+    policy = Elsewhere("base", "embedded") if processes > 1 else None
+    kept = [SimpleNamespace(qid=f"q{i}", text="t") for i in range(traces)]
+    assert lab.train_sft(policy, kept).steps == steps  # type: ignore[arg-type]
+    out = capsys.readouterr().out
+    assert f"sft: {steps} of {steps}" in out, reason
+    assert line in out and ("fewer" in out) == bool(line)
+    assert lab.train_sft(policy, kept).steps == steps and "fewer" not in capsys.readouterr().out  # type: ignore[arg-type]
 
 
 def measure(lab: Lab, miou: float) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from labkit.doctor.estimates import ANSWER_SHARE, BYTES, CHUNK, KEPT_SHARE, Load, Shape, one_process, traces_of_a_clip
 from labkit.params import Params
+from labkit.stages.sft import batch_of, steps_of
 
 if TYPE_CHECKING:
     from labkit.doctor.rehearsal import Pace
@@ -94,7 +95,8 @@ class _Timed:
         p, load = self.params, self.load
         harvested = min(p.harvest_prompts, load.train)
         traces = KEPT_SHARE * harvested * p.max_per_query
-        steps = max(1, round(p.sft_epochs * traces / min(p.sft_batch, max(1.0, traces))))
+        whole = max(1, round(traces))
+        steps = steps_of(p.sft_epochs, whole, batch_of(p.sft_batch, whole, self.world) or 1)
         shared = min(p.sft_batch, traces_of_a_clip(p, load)) if p.pack_clips else 1.0
         each = load.video_tokens / shared + self.prompt - load.video_tokens + self.answer
         passes = self.pace.learning + (self.pace.forward if p.gradient_checkpointing else 0.0)

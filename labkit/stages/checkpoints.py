@@ -77,7 +77,9 @@ def load_weights(model: Any, checkpoint: Path) -> None:
     `Trainer` cannot: transformers saves Qwen2.5-VL under the names of its published weights, and `Trainer` looks for the
     names of the running model, finds none and, with a warning, goes on from the weights that are there.
     """
-    saved = _plain_type(model).from_pretrained(checkpoint, dtype=model.dtype)
+    # What fsdp2 trains is float32 beside a frozen tower in bfloat16; the widest type of them all rounds nothing.
+    kind = max((weight.dtype for weight in model.parameters()), key=lambda each: each.itemsize)
+    saved = _plain_type(model).from_pretrained(checkpoint, dtype=kind)
     load_full_state(model, saved.state_dict())
 
 

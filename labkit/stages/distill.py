@@ -171,6 +171,14 @@ def sample_traces(
         store.compact()
 
 
+def is_whole(store: RolloutStore, moments: Sequence[Moment], samples: int) -> bool:
+    """Whether all traces are there, so that only `join_traces` is left to do, for which no model is needed.
+
+    Raises LabError for a part that holds anything but its queries' traces.
+    """
+    return _there(store, moments, samples) == set(_parts(moments))
+
+
 def join_traces(store: RolloutStore, moments: Sequence[Moment], samples: int) -> None:
     """End a harvest that several processes shared: check that it is whole, and join its parts into one file.
 

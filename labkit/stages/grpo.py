@@ -26,7 +26,7 @@ from labkit.policy.sources import expect
 from labkit.stages.checkpoints import end_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
 from labkit.stages.engines import vllm_options, write_rollouts
 from labkit.stages.rollouts import Rollout, RolloutStore
-from labkit.stages.sharding import keep_vision_whole, require_sharding, sharing
+from labkit.stages.sharding import keep_vision_whole, require_same_sharing, require_sharding, sharing
 from labkit.stages.steps import Sampled, judge, may_stop, paid_terms, recorded_figures, step_figures
 from labkit.stopping import stop_callback
 from labkit.workers import gathered, place, wait
@@ -97,8 +97,8 @@ def train_grpo(
     them; rank 0 writes what all have sampled. The weights do not depend on how many they are.
 
     Raises:
-        LabError: fewer moments than a step asks for, a step cannot be divided into the passes of all processes, or vLLM
-            is asked for and cannot write.
+        LabError: fewer moments than a step asks for, a step cannot be divided into the passes of all processes, one process
+            would go on from what several had sharded, or the reverse, or vLLM is asked for and cannot write.
     """
     from datasets import Dataset
     from trl import GRPOConfig
@@ -114,6 +114,7 @@ def train_grpo(
             "lower prompts_per_step or give more data"
         )
     checkpoint = newest_checkpoint(folder)
+    require_same_sharing(checkpoint, settings.sharding)
     store = RolloutStore(folder / "rollouts")
     if place().rank == 0:
         store.truncate(step_of(checkpoint))

@@ -20,7 +20,7 @@ from labkit.policy.model import Policy, old_names
 from labkit.policy.packed import pack
 from labkit.policy.sources import expect
 from labkit.stages.checkpoints import end_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
-from labkit.stages.sharding import keep_vision_whole, require_sharding, sharing
+from labkit.stages.sharding import keep_vision_whole, require_same_sharing, require_sharding, sharing
 from labkit.stopping import stop_callback
 from labkit.workers import place
 
@@ -71,11 +71,13 @@ def train_sft(
     """Train `policy` on `traces` and write `checkpoint-*/` and, last, `final/` to `folder`.
 
     Resumes as `labkit.stages.grpo.train_grpo` does, and is shared by several workers as that is: each takes its part of a batch.
+    Only where there are fewer traces than a batch asks for do the weights depend on the number of workers: see `batch_of`.
 
     `clips`, which names the clip of each qid, puts traces of one clip next to each other.
 
     Raises:
-        LabError: there is no trace, or a batch cannot be divided among the processes.
+        LabError: there is no trace, a batch cannot be divided among the processes or there are fewer traces than these, or
+            one process would go on from what several had sharded, or the reverse.
     """
     import transformers
     from datasets import Dataset
@@ -86,13 +88,16 @@ def train_sft(
     if not traces:
         raise LabError("SFT was given no trace to learn from; harvest more, or loosen the filter")
     begin = time.monotonic()
-    batch, world = min(settings.batch, len(traces)), place().world
-    if batch % world:
+    world = place().world
+    batch = batch_of(settings.batch, len(traces), world)
+    if not batch or batch % world:
+        # A divisor of what there is now divides the steps of GRPO too, which a run's parameters are checked for.
+        fits = max(n for n in range(1, world) if n <= len(traces) and not world % n and not settings.batch % n)
         raise LabError(
-            f"a batch of {batch} traces cannot be divided among {world} processes; choose an sft_batch that is a multiple of "
-            "`processes`" + (f" and not above the number of traces, {len(traces)}" if batch < settings.batch else "")
+            f"{len(traces)} traces, of which a step takes sft_batch, {settings.batch}, cannot be shared out evenly among {world} "
+            f"processes; let `processes` be {fits}, which may change within a run"
         )
-    steps = max(1, round(settings.epochs * len(traces) / batch))
+    steps = steps_of(settings.epochs, len(traces), batch)
     order = shuffled_order(range(len(traces)), steps * batch, settings.seed)
     if clips is not None:
         order = by_clip(order, [clips[trace.qid] for trace in traces])
@@ -132,6 +137,7 @@ def train_sft(
                 on_step({"step": state.global_step, **logs})
 
     checkpoint = newest_checkpoint(folder)
+    require_same_sharing(checkpoint, settings.sharding)
     expect(source, [traces[index].qid for index in order[step_of(checkpoint) * batch :]])
     with old_names():
         trainer = trainer_class()(
@@ -150,6 +156,26 @@ def train_sft(
     result = SftResult(trainer.state.global_step, rows, round(time.monotonic() - begin, 1))
     end_stage(policy, result, folder)
     return result
+
+
+def batch_of(asked: int, traces: int, world: int) -> int:
+    """Traces of one step of `world` processes: `asked`, or where there are fewer, as many of them as divide evenly.
+
+    What a step then leaves out stands in the next; 0 where there are fewer traces than processes.
+
+    >>> batch_of(64, 100, 8), batch_of(64, 37, 8), batch_of(64, 37, 1)
+    (64, 32, 37)
+    """
+    return asked if traces >= asked else traces // world * world
+
+
+def steps_of(epochs: float, traces: int, batch: int) -> int:
+    """Steps that come nearest to `epochs` passes over the traces, at least one.
+
+    >>> steps_of(2.0, 37, 37), steps_of(2.0, 37, 32), steps_of(3.0, 37, 32)
+    (2, 2, 3)
+    """
+    return max(1, round(epochs * traces / batch))
 
 
 def by_clip(order: Sequence[int], clips: Sequence[str]) -> list[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabError
@@ -17,7 +18,7 @@ from labkit.workers import place
 
 def sharing(policy: Policy, sharding: str) -> dict[str, Any]:
     """What a trainer's arguments say about `sharding`, `ddp` or `fsdp2`."""
-    if sharding == "fsdp2" and place().world > 1:
+    if _in_parts(sharding):
         layer = type(policy.base.model.language_model.layers[0]).__name__
         return {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": [layer]}}
     return {"ddp_find_unused_parameters": False}  # the vision tower has no gradient to wait for
@@ -33,6 +34,23 @@ def require_sharding(trainer: Any) -> None:
     """Raise LabError when a trainer was asked to shard and does not."""
     if trainer.args.fsdp and not trainer.is_fsdp_enabled:
         raise LabError("sharding: fsdp2 needs GPUs, and accelerate shards nothing on this device; use sharding: ddp")
+
+
+def require_same_sharing(checkpoint: Path | None, sharding: str) -> None:
+    """Raise LabError when `checkpoint` holds the optimizer of a sharded model and the model is not sharded now, or the reverse.
+
+    accelerate writes the one under the weights' names, Trainer the other under their numbers, and neither reads the other's file.
+    """
+    if checkpoint is None:
+        return
+    parts_there, parts_here = not (checkpoint / "optimizer.pt").exists(), _in_parts(sharding)
+    if parts_there != parts_here:
+        there, step = ("several processes", "more than 1") if parts_there else ("one process", "1")
+        world = place().world
+        raise LabError(
+            f"'{checkpoint}' was written by {there} with sharding: fsdp2, and {'one' if world == 1 else world} cannot go on from "
+            f"it; let `processes` be {step}, as before, until this stage has ended, or remove its checkpoints to start it over"
+        )
 
 
 @contextmanager
@@ -79,6 +97,10 @@ def load_full_state(model: Any, state: dict[str, Any]) -> None:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
     set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True))
+
+
+def _in_parts(sharding: str) -> bool:
+    return sharding == "fsdp2" and place().world > 1
 
 
 def _parts(model: Any) -> list[Any]:

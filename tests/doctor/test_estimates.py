@@ -246,6 +246,14 @@ def test_seconds_by_hand() -> None:
     assert seconds["analysis"]["evaluation"] == pytest.approx(2 * each)
 
 
+def test_few_traces_take_the_steps_that_they_will_take() -> None:
+    """2/3 of 3 x 10 traces are 20, of which 8 processes take 16 a step: 3 x 20 / 16 steps, and one process 3 of 20."""
+    params = changed(harvest_prompts=10, max_per_query=3, sft_epochs=3.0, sft_batch=64)
+    for world, steps in ((1, 3), (8, 4)):
+        seconds = stage_seconds(SMALL, params, LOAD, PACE, world=world)["sft"]["learning"]
+        assert seconds == pytest.approx(3 * 20 * 60 * 2e-3 / world + steps * 0.1)
+
+
 def test_kl_costs_a_pass_and_sampled_evaluation_is_half_of_evaluation() -> None:
     before = stage_seconds(SMALL, PARAMS, LOAD, PACE)
     kl = stage_seconds(SMALL, changed(beta=0.1), LOAD, PACE)

@@ -34,7 +34,8 @@ def main(world: Path, folder: Path, plan: list[dict[str, Any]]) -> dict[str, Any
         step, killed = changes.pop("ends_at", 0), changes.pop("killed", False)
         broken = pytest.raises(Broken) if step and not killed else contextlib.nullcontext()
         torch.manual_seed(0)
-        policy = load_policy("embedded", device="cpu", lora_rank=changes.pop("lora_rank", 0))
+        options = {name: changes.pop(name) for name in ("dtype", "lora_rank") if name in changes}
+        policy = load_policy("embedded", device="cpu", **options)
         source = small.source(policy, moments, folder / "frames")
         train = small.train_grpo if stage == "grpo" else small.train_sft
         with pytest.MonkeyPatch.context() as patch, broken:

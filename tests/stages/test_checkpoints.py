@@ -1,10 +1,14 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 
+from labkit.errors import LabError
 from labkit.policy.model import load_policy
 from labkit.stages import checkpoints
 from labkit.stages.checkpoints import COMPLETE, load_weights, newest_checkpoint, shuffled_order
 from labkit.stages.rollouts import RolloutStore
+from labkit.stages.sharding import require_same_sharing
 from labkit.stages.steps import WINDOW
 from tests.stages import small
 from tests.stages.small import distance, weights
@@ -119,6 +123,26 @@ def test_an_incomplete_checkpoint_is_left_out_and_removed(tmp_path):
     assert newest_checkpoint(tmp_path / "nowhere") is None
 
 
+@pytest.mark.parametrize(
+    ("written", "processes", "sharding", "refused", "reason"),
+    [
+        ("optimizer.bin", 8, "fsdp2", None, "in parts before, in parts now"),
+        ("optimizer.bin", 1, "fsdp2", "by several processes .* let `processes` be more than 1", "one has it whole"),
+        ("optimizer.pt", 8, "fsdp2", "by one process .*, and 8 cannot .* let `processes` be 1", "eight have parts"),
+        ("optimizer.pt", 1, "fsdp2", None, "one has it whole, as it had"),
+        ("optimizer.pt", 8, "ddp", None, "each has it whole, however many they are"),
+    ],
+)
+def test_an_optimizer_in_parts_is_not_read_whole(written, processes, sharding, refused, reason, tmp_path, monkeypatch):
+    (tmp_path / written).touch()
+    for name, number in {"LABKIT_WORKERS": tmp_path, "RANK": 0, "WORLD_SIZE": processes, "LOCAL_RANK": 0}.items():
+        monkeypatch.setenv(name, str(number))
+    require_same_sharing(None, sharding)
+    with pytest.raises(LabError, match=refused) if refused else nullcontext():
+        require_same_sharing(tmp_path, sharding)
+        assert not refused, reason
+
+
 def test_no_block_of_the_order_holds_an_item_twice():
     order = shuffled_order(range(7), 30, seed=1, block=3)
     assert len(order) == 30
@@ -137,3 +161,18 @@ def test_a_checkpoint_is_loaded_under_the_names_it_was_saved_with(policy, tmp_pa
     fresh = load_policy("embedded", device="cpu")
     load_weights(fresh.model, tmp_path)
     assert equal(weights(fresh), weights(policy))
+
+
+def test_trained_weights_in_float32_are_loaded_as_they_are_beside_a_tower_in_bfloat16(policy, tmp_path):
+    """As fsdp2 keeps them: a step of 1e-6 is lost where bfloat16 comes in between."""
+    policy.model.model.visual.bfloat16()
+    with torch.no_grad():
+        for weight in policy.model.parameters():
+            weight.add_(1e-6 if weight.requires_grad else 0.25)
+    assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in weights(policy).values())
+    policy.model.save_pretrained(tmp_path)
+    fresh = load_policy("embedded", device="cpu")
+    fresh.model.model.visual.bfloat16()
+    load_weights(fresh.model, tmp_path)
+    assert equal(weights(fresh), weights(policy))
+    assert {weight.dtype for weight in fresh.model.model.visual.parameters()} == {torch.bfloat16}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,10 @@ ALONE: dict[str, dict[str, Any]] = {
 }
 # What has once been sharded leaves its mark on accelerate's view of the process, so that comes last.
 PLAN = {f"{name}, {how}": changes | {"sharding": how} for how in ("ddp", "fsdp2") for name, changes in ALONE.items()}
-RESUMED = ("all weights, ddp", "all weights, fsdp2")
+PLAN = {"few traces": {"stage": "sft", "epochs": 2.0, "batch": 64}} | PLAN
+SMALL_STEPS: dict[str, Any] = {"dtype": "bfloat16", "sharding": "fsdp2", "learning_rate": 1e-5}
+PLAN |= {f"small steps, {how}": GRPO | SMALL_STEPS for how in ("whole", "broken off")}
+RESUMED = ("all weights, ddp", "small steps, broken off", "all weights, fsdp2")
 """Broken off in step 4, the last of these being killed, and called again from the checkpoint of step 2."""
 
 
@@ -46,6 +50,7 @@ def trained(world, tmp_path_factory) -> tuple[Path, dict[str, Any], str]:
     with pytest.raises(WorkerError) as killed:
         together(world, folder, broken)
     assert all((folder / name / "checkpoint-2" / COMPLETE).is_file() for name in RESUMED)
+    shutil.copytree(folder / RESUMED[-1], folder / "for one")
     return folder, together(world, folder, PLAN), str(killed.value)
 
 
@@ -73,6 +78,36 @@ def test_two_processes_learn_what_one_learns(name, trained, world, moments, sour
             assert [(each.key, each.text) for each in second] == [(each.key, each.text) for each in first]
             pay = [each.advantage for each in first]
             assert [each.advantage for each in second] == pytest.approx(pay, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_traces_too_few_for_a_batch_are_learnt_though_they_are_odd(trained, moments):
+    assert len(moments) == 13
+    assert len(trained[1]["few traces"]) == 2, "two passes of 12, the second beginning with what the first left out"
+
+
+@pytest.mark.slow
+def test_steps_too_small_for_bfloat16_survive_breaking_off(trained):
+    """fsdp2 trains in float32 what is loaded and ends in bfloat16, and a checkpoint keeps it so."""
+    folder, start = trained[0], small.weights(load_policy("embedded", device="cpu", dtype="bfloat16"))
+    whole, resumed = (
+        small.weights(load_policy(str(folder / f"small steps, {how}" / "final"), device="cpu", dtype="bfloat16"))
+        for how in ("whole", "broken off")
+    )
+    assert small.farthest(whole, resumed) == 0 < small.distance(whole, start)
+
+
+@pytest.mark.slow
+def test_one_process_does_not_go_on_from_the_parts_of_two(trained, policy, source, moments):
+    """It could not read the optimizer's; nothing is lost when it says so."""
+    folder = trained[0] / "for one"
+    before = RolloutStore(folder / "rollouts").steps()
+    for train in (small.train_grpo, small.train_sft):
+        with pytest.raises(
+            LabError, match="checkpoint-2' was written by several .* `processes` be more than 1, as be"
+        ):
+            train(policy, source, moments, folder, sharding="fsdp2")
+    assert RolloutStore(folder / "rollouts").steps() == before and before[-1] > 2
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import torch
 from labkit.errors import LabError
 from labkit.policy.model import load_policy
 from labkit.stages.checkpoints import shuffled_order
-from labkit.stages.sft import SftSettings, collate, train_sft
+from labkit.stages.sft import SftSettings, Trace, batch_of, collate, train_sft
 from tests.stages import small
 from tests.stages.small import distance, farthest, plain_log_probs, weights
 
@@ -92,3 +92,28 @@ def test_no_trace_is_an_error(policy, tmp_path):
     settings = SftSettings(epochs=1, batch=4, learning_rate=1e-3, save_steps=9, seed=3)
     with pytest.raises(LabError, match="no trace to learn from"):
         train_sft(policy, {}, [], settings=settings, folder=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("asked", "traces", "processes", "expected", "reason"),
+    [
+        (64, 100, 8, 64, "enough for a whole batch"),
+        (64, 37, 8, 32, "fewer: four for each, and five that wait for the next step"),
+        (64, 37, 1, 37, "one takes all there are"),
+        (60, 37, 8, 32, "a batch that is not taken need not be divided"),
+        (60, 100, 8, "`processes` be 4", "60 are divided by 4, which 8 steps of GRPO can be divided by as well"),
+        (64, 5, 8, "`processes` be 4", "five traces are not enough for eight, nor do they go into five with 64"),
+        (63, 5, 8, "`processes` be 1", "63 is divided by no number that divides 8"),
+    ],
+)
+def test_traces_are_shared_out_evenly(asked, traces, processes, expected, reason, policy, tmp_path, monkeypatch):
+    if isinstance(expected, int):
+        assert batch_of(asked, traces, processes) == expected, reason
+        return
+    for name, number in {"LABKIT_WORKERS": tmp_path, "RANK": 0, "WORLD_SIZE": processes, "LOCAL_RANK": 0}.items():
+        monkeypatch.setenv(name, str(number))
+    settings = SftSettings(epochs=1, batch=asked, learning_rate=1e-3, save_steps=9, seed=3)
+    with pytest.raises(
+        LabError, match=f"{traces} traces.* sft_batch, {asked}, .*{processes} processes; let {expected}"
+    ):
+        train_sft(policy, {}, [Trace("q", "text")] * traces, settings=settings, folder=tmp_path / "run")
