@@ -35,6 +35,7 @@ def real_moments() -> list[Moment]:
     return moments
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_all_five_notebooks_run_on_a_real_video(tmp_path, monkeypatch):
     if not VIDEO.exists():
         pytest.skip(f"THE REAL VIDEO IS ABSENT ({VIDEO}): the path on real input was NOT tested")

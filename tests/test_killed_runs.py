@@ -68,6 +68,7 @@ def records(folder: Path) -> dict[str, list]:
     return {stage: frame.drop(columns=["run", "checkpoint"]).to_dict("records") for stage, frame in frames.items()}
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_kill_9_in_stage_1_in_sft_and_between_notebooks_loses_doubles_and_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     whole = run_notebooks("params/smoke.yaml", {**LONGER, "outputs": str(tmp_path), "run": "whole"}, lambda line: None)

@@ -116,6 +116,7 @@ def test_a_notebook_run_again_loads_and_does_not_train(smoke, tmp_path, monkeypa
     assert again[-1].data["text/markdown"] == first[-1].data["text/markdown"]
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_one_notebook_runs_by_papermill_alone_and_two_workers_do_what_one_process_does(smoke, outputs, tmp_path):
     command = [sys.executable, "-m", "papermill", "notebooks/01_grpo.ipynb", str(tmp_path / "out.ipynb")]
     command += [
@@ -163,6 +164,7 @@ def test_a_mistyped_parameter_ends_before_any_work(outputs, tmp_path):
     assert not (outputs / "y").exists()
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_submitted_sequence_stopped_by_the_scheduler_is_requeued_and_ends_with_the_same_figures(smoke, monkeypatch):
     """`labkit submit --local`: notice comes in stage 1, and the only checkpoint is the one that the notice asks for."""
     pytest.importorskip("submitit")

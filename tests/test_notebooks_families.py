@@ -20,6 +20,7 @@ SMALL = {
 }  # fmt: skip
 
 
+@pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"qwen2_5_vl"}))  # which smoke.yaml itself walks
 def test_all_five_notebooks_end_well(family, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
