@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 CHUNK = 512
 """Tokens whose logits exist at once: 0.3 GB in float32 for a vocabulary of 152,000."""
-ALIKE = 0.75
-"""How long the shortest of rows that share nothing must be, in parts of the longest, for one attention over all of them: at worst,
-(1 / 0.75)**2 times the work, while a call costs what thousands of pairs of tokens do."""
 
 
 class Packed(NamedTuple):
@@ -71,8 +68,7 @@ def pack(prompts: Sequence[Prompt], completions: torch.Tensor, mask: torch.Tenso
     mask = mask.bool()
     steps = torch.arange(completions.shape[1])
     groups = list(zip(prompts, completions.cpu().split(list(sizes)), mask.cpu().split(list(sizes)), strict=True))
-    ids, positions, labels, seen = [], [], [], []
-    rows: list[Row] = []
+    ids, positions, labels, rows, seen = [], [], [], [], []
     begin = 0
     for end in heads_end(prompts):
         first = prompts[begin]
@@ -91,10 +87,7 @@ def pack(prompts: Sequence[Prompt], completions: torch.Tensor, mask: torch.Tenso
                 ids += [rest, completion[:-1]]
                 positions += [place[:, head:], place[:, -1:] + 1 + steps[: len(completion) - 1]]
                 labels += [torch.full((len(rest) - 1,), -100), completion]
-        if len(tails) == 1:
-            _join(rows, head + tails[0])
-        else:
-            rows.append(Row(head, tuple(tails)))
+        rows.append(Row(head + tails[0]) if len(tails) == 1 else Row(head, tuple(tails)))
         seen.append(first)
         begin = end
     inputs = {
@@ -105,16 +98,6 @@ def pack(prompts: Sequence[Prompt], completions: torch.Tensor, mask: torch.Tenso
         **vision_kwargs(seen, device),
     }
     return Packed(inputs, torch.cat(labels).to(device), mask)
-
-
-def _join(rows: list[Row], length: int) -> None:
-    """Add a row that shares nothing: with others about as long it makes one row of tails without a head, and one call."""
-    if rows and not rows[-1].head:
-        lengths = (*rows[-1].tails, length)
-        if min(lengths) >= ALIKE * max(lengths):
-            rows[-1] = Row(0, lengths)
-            return
-    rows.append(Row(0, (length,)))
 
 
 def line_places(prompts: Sequence[Prompt]) -> list[torch.Tensor]:

@@ -130,19 +130,6 @@ def behind(prompt, words):
     return dataclasses.replace(prompt, ids=torch.cat([prompt.ids[:keep], torch.tensor(words)]), positions=positions)
 
 
-def test_rows_that_share_nothing_go_through_attention_together_when_about_as_long(policy, prompts):
-    ids, mask = torch.full((4, 60), 9), torch.zeros(4, 60, dtype=torch.bool)
-    for row, length in enumerate((5, 7, 60, 3)):
-        mask[row, :length] = True
-    asked = [dataclasses.replace(prompts[0], features=prompts[0].features.clone()) for _ in range(4)]  # a clip each
-    row = pack(asked, ids, mask, [1] * 4)
-    size = len(prompts[0].ids) - 1
-    assert [each.tails for each in row.inputs["layout"].rows] == [(size + 5, size + 7), (size + 60,), (size + 3,)]
-    together, _ = row.log_probs(policy.model)
-    alone = [pack([one], ids[k, None], mask[k, None], [1]).log_probs(policy.model)[0] for k, one in enumerate(asked)]
-    assert (together - torch.cat(alone)).abs().max() < 1e-5
-
-
 def test_questions_about_one_clip_share_it(policy, prompts, completions):
     """Values and gradients are those of one question at a time; the clip is read once."""
     ids, mask = completions
