@@ -30,11 +30,9 @@ TITLES = {
 """What figures are called where people read them."""
 
 
-class Printed:
-    """What a viewer without HTML shows of an object is what `print` shows."""
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        printer.text(str(self))
+def printed(shown: object, printer: Any, cycle: bool) -> None:
+    """As `_repr_pretty_` of a class: a viewer without HTML shows what `print` shows."""
+    printer.text(str(shown))
 
 
 def score_card(score: Score) -> str:

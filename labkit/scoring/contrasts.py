@@ -10,7 +10,7 @@ from labkit.chain.anchors import AnchorChain, parse
 from labkit.chain.rules import RULES, Pair
 from labkit.data.moments import Moment
 from labkit.errors import LabError
-from labkit.scoring.cards import Printed, disagreements_html
+from labkit.scoring.cards import disagreements_html, printed
 from labkit.scoring.predictions import Answers, as_predictions
 
 KINDS = {
@@ -52,11 +52,13 @@ class Disagreement:
         )
 
 
-class Disagreements(Printed, list[Disagreement]):
+class Disagreements(list[Disagreement]):
     """Disagreements that show as a table in a notebook and print as lines."""
 
     def __str__(self) -> str:
         return "\n\n".join(map(str, self))
+
+    _repr_pretty_ = printed
 
     def _repr_html_(self) -> str:
         return disagreements_html(self)

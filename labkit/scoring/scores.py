@@ -44,7 +44,7 @@ _EXAMPLES = 3
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Score(cards.Printed):
+class Score:
     """Figures as fractions by name, and what they rest on.
 
     `columns` holds each question's own value of each figure, in the order of `qids`; NaN where the question doesn't have it
@@ -79,12 +79,14 @@ class Score(cards.Printed):
         miou = 100 * self.figures["miou"]
         return f"<Score mIoU {miou:.1f} on {self.protocol.rows:,} questions, rules {self.protocol.rules}>"
 
+    _repr_pretty_ = cards.printed
+
     def _repr_html_(self) -> str:
         return cards.score_card_html(self)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Paired(cards.Printed):
+class Paired:
     """Two models on the same questions: `differences` are the first's figures less the second's.
 
     `wins`, `losses` and `ties` count the questions by IoU, seen from the first.
@@ -115,15 +117,19 @@ class Paired(cards.Printed):
     def __repr__(self) -> str:
         return f"<Paired mIoU {100 * self.differences['miou'].value:+.1f}, wins {self.wins}, losses {self.losses}>"
 
+    _repr_pretty_ = cards.printed
+
     def _repr_html_(self) -> str:
         return cards.paired_card_html(self)
 
 
-class RuleScores(cards.Printed, dict[str, Score]):
+class RuleScores(dict[str, Score]):
     """Scores of one set of texts by the rule's name; a table in a notebook, and lines in a terminal."""
 
     def __str__(self) -> str:
         return cards.rules_card(self)
+
+    _repr_pretty_ = cards.printed
 
     def _repr_html_(self) -> str:
         return cards.rules_card_html(self)

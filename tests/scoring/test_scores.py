@@ -308,6 +308,16 @@ def test_a_score_is_shown_with_all_that_belongs_to_it():
     assert repr(got) == "<Score mIoU 46.0 on 5 questions, rules labkit>"
 
 
+def test_where_no_table_can_be_shown_stands_what_print_shows():
+    """On GitHub, in a terminal, and in the alternative text of an executed notebook."""
+    from IPython.lib.pretty import pretty
+
+    moments, texts = [moment("q0", (0, 10))], {"q0": says(0, 5)}
+    one, chain = score(texts, moments), render([Span(0, 30)], Span(2, 9))
+    for shown in (one, compare(one, one), under_every_rule(texts, moments), disagreements({"q0": chain}, moments)):
+        assert pretty(shown) == str(shown), type(shown)
+
+
 def test_markup_in_names_stays_text():
     page = score({"<script>": "t"}, MOMENTS)._repr_html_()
     assert "<script>" not in page and "&lt;script&gt;" in page
