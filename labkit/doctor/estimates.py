@@ -195,15 +195,16 @@ def run_disk(
     def saved(model: Shape) -> float:
         return moved(model) + (0.0 if p.lora_rank else model.vision_parameters * BYTES[p.dtype])
 
-    first = harvester or shape
+    first, copies = harvester or shape, 2 if p.sharding == "fsdp2" and world > 1 else 1
     rollouts = (
         p.grpo_steps + p.final_steps
     ) * p.prompts_per_step * p.group_size + p.harvest_prompts * p.harvest_samples
     text = 4 * ANSWER_SHARE * p.max_new_tokens
     return {
         "frame cache": (load.train_clips + load.test_clips) * load.frame_bytes,
-        # A saved checkpoint holds the optimizer's two moments; a third one is written before the oldest is removed.
-        "checkpoints": max(3 * (saved(model) + 2 * moved(model)) for model in (shape, first)),
+        # A saved checkpoint holds the optimizer's two moments, and under fsdp2 the weights twice, for transformers and for
+        # accelerate; a third one is written before the oldest is removed.
+        "checkpoints": max(3 * (copies * saved(model) + 2 * moved(model)) for model in (shape, first)),
         "final models": saved(first) + 2 * saved(shape),
         "rollouts and notebooks": rollouts * (text + 100) + 5e6 * 5,
     }

@@ -211,6 +211,8 @@ def test_a_harvester_is_trained_and_asked_in_the_first_two_stages() -> None:
     disk = run_disk(SMALL, PARAMS, LOAD, harvester=large)
     assert disk["final models"] == 4 * (20_500 + 2 * 2500)
     assert disk["checkpoints"] == 3 * 4 * (3 * 20_000 + 500), "those of the larger model"
+    shared = run_disk(SMALL, changed(sharding="fsdp2"), LOAD, harvester=large, world=2)
+    assert shared["checkpoints"] == 3 * 4 * (4 * 20_000 + 2 * 500), "the weights twice"
 
 
 def test_traces_of_one_clip_read_it_once() -> None:
