@@ -110,6 +110,7 @@ class Chains {
       push(this.asked, moment[i], i);
     }
     this.keys = new Map();
+    this.orders = new Map();
     this.lowered = [];
   }
 
@@ -175,6 +176,24 @@ class Chains {
     return key;
   }
 
+  /** All chains in the order of a column; kept, since a filter leaves the order of the others as it is. */
+  ordered({ name, down }) {
+    const id = `${name} ${down}`;
+    if (this.orders.has(id)) return this.orders.get(id);
+    const key = this.sortKey(name);
+    const way = down ? -1 : 1;
+    const order = Uint32Array.from({ length: this.count }, (_, i) => i).sort((a, b) => {
+      const x = key[a];
+      const y = key[b];
+      if (x === y) return a - b;
+      // What has no value stands last, whichever way is up.
+      if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) ? (Number.isNaN(y) ? a - b : 1) : -1;
+      return way * (x - y);
+    });
+    this.orders.set(id, order);
+    return order;
+  }
+
   /** Places of the chains that pass a filter, sorted. */
   list(filter, sort) {
     const needle = filter.text.trim().toLowerCase();
@@ -184,7 +203,7 @@ class Chains {
     const columns = this.columns;
     const anchors = filter.anchors === "" ? null : Number(filter.anchors);
     const kept = [];
-    for (let i = 0; i < this.count; i++) {
+    for (const i of this.ordered(sort)) {
       if (filter.stage && columns.stage[i] !== stage) continue;
       if (filter.status && columns.status[i] !== status) continue;
       if (filter.kind && columns.kind[i] !== kind) continue;
@@ -194,15 +213,7 @@ class Chains {
       if (needle && !haystack[i].includes(needle)) continue;
       kept.push(i);
     }
-    const key = this.sortKey(sort.name);
-    const way = sort.down ? -1 : 1;
-    // What has no value stands last, whichever way is up.
-    return kept.sort((a, b) => {
-      const [x, y] = [key[a], key[b]];
-      if (x === y) return a - b;
-      if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) ? (Number.isNaN(y) ? a - b : 1) : -1;
-      return way * (x - y);
-    });
+    return kept;
   }
 }
 

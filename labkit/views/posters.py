@@ -15,7 +15,7 @@ MOST_PIXELS = 20_000_000
 """A larger picture is left as it is: a small file may claim to be one that no memory could hold."""
 SMALL = 8_000
 """Bytes of a PNG that isn't worth another form."""
-_QUALITY = 82
+_QUALITY = 76
 
 
 @functools.lru_cache(256)
