@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+CACHED = 2048
+"""Patches that the vision tower reads at once on a CPU: of more, what a layer leaves for the next does not stay in the cache."""
+
 
 @dataclass
 class Prompt:
@@ -221,12 +224,17 @@ def features_of(policy: Policy, clip: Clip) -> torch.Tensor:
     import torch
 
     install(policy.base)
-    grid = torch.tensor([clip.grid], device=policy.device)
-    with torch.no_grad():
-        found = policy.base.model.get_video_features(clip.patches.to(policy.device), grid, return_dict=True)
-    if policy.family.deepstack:
-        return torch.stack([level[0] for level in (found.pooler_output, *found.deepstack_features)], 1)
-    return found.pooler_output[0]
+    pairs, height, width = clip.grid
+    # In no family does a pair of frames see another one.
+    most = max(1, CACHED // (height * width)) if policy.device.type == "cpu" else pairs
+    parts = []
+    for patches in clip.patches.split(most * height * width):
+        grid = torch.tensor([[len(patches) // (height * width), height, width]], device=policy.device)
+        with torch.no_grad():
+            found = policy.base.model.get_video_features(patches.to(policy.device), grid, return_dict=True)
+        levels = (found.pooler_output, *found.deepstack_features) if policy.family.deepstack else None
+        parts.append(torch.stack([level[0] for level in levels], 1) if levels else found.pooler_output[0])
+    return torch.cat(parts)
 
 
 def vision_kwargs(prompts: Sequence[Prompt], device: torch.device) -> dict[str, Any]:

@@ -11,9 +11,18 @@ from labkit.chain.anchors import parse
 from labkit.cli import main
 from labkit.data.video import FrameCache
 from labkit.doctor.estimates import read_shape
+from labkit.policy import inputs
 from labkit.policy.families import FAMILIES, PLACEHOLDER, VIDEO_PAD
 from labkit.policy.generate import generate
-from labkit.policy.inputs import Sampling, patchify, read_clip, rotary_positions, vision_kwargs, with_completion
+from labkit.policy.inputs import (
+    Sampling,
+    features_of,
+    patchify,
+    read_clip,
+    rotary_positions,
+    vision_kwargs,
+    with_completion,
+)
 from labkit.policy.model import Policy, _with_lora, load_policy, old_names, save_policy
 from labkit.policy.packed import pack
 from labkit.stages.checkpoints import load_weights
@@ -45,6 +54,25 @@ def completions():
     ids = torch.randint(20, 380, (len(lengths), int(lengths.max())), generator=torch.Generator().manual_seed(0))
     mask = torch.arange(ids.shape[1]) < lengths[:, None]
     return ids * mask, mask
+
+
+@pytest.mark.parametrize(
+    ("at_once", "reason"), [(1, "a pair of frames at a time"), (48, "pieces that do not come out even")]
+)
+def test_a_long_clip_is_encoded_in_pieces_as_it_would_be_at_once(policy, monkeypatch, at_once, reason):
+    vision = policy.base.config.vision_config
+    sizes = (vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
+    height, width = (side * vision.patch_size * vision.spatial_merge_size for side in (2, 3))
+    rgb = torch.randint(
+        0, 256, (10, height, width, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    ).numpy()
+    patches, grid = patchify(rgb, policy.family, *sizes)
+    clip = SimpleNamespace(patches=patches, grid=grid)
+    whole = features_of(policy, clip)
+    monkeypatch.setattr(inputs, "CACHED", at_once)
+    pieces = features_of(policy, clip)
+    assert grid[0] == 5 and whole.shape == pieces.shape
+    assert (whole - pieces).abs().max() < 1e-6, reason
 
 
 def logits_of(policy, prompt, completion):
