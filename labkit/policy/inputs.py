@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-CACHED = 2048
+CACHED = 1024
 """Patches that the vision tower reads at once on a CPU: of more, what a layer leaves for the next does not stay in the cache."""
 
 
