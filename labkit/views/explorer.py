@@ -253,8 +253,11 @@ def scrub(
         from labkit.data.video import probe
 
         duration = probe(video).duration - start
-    listed = spans if isinstance(spans, Mapping) else _several(spans or ())
-    named = listed if isinstance(listed, Mapping) else {str(k + 1): each for k, each in enumerate(listed)}
+    named: Mapping[str, Any] = (
+        spans
+        if isinstance(spans, Mapping)
+        else {str(k): each for k, each in enumerate(_several(() if spans is None else spans), 1)}
+    )
     rows = [
         {"label": label, "spans": [_pair(label, each) for each in _several(value)]} for label, value in named.items()
     ]

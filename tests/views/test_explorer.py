@@ -326,6 +326,8 @@ def test_a_scrubber_shows_any_spans_over_any_video(clip: Path) -> None:
     part = told(scrub(clip, [(0, 1), np.array([1.0, 2.0])], start=2.0, duration=3.0))
     assert part["duration"] == 3.0 and [row["label"] for row in part["rows"]] == ["1", "2"]
     assert told(scrub(clip))["rows"] == []
+    for one in ((3, 8), Span(3, 8), np.array([3, 8]), np.array([3, 8], np.float32)):
+        assert told(scrub(clip, one))["rows"] == [{"label": "1", "spans": [[3.0, 8.0]]}], repr(one)
 
 
 @pytest.mark.parametrize("span", [(4, 2), (1, 2, 3), ("a", "b"), (float("nan"), 2)])
