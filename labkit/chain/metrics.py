@@ -74,7 +74,9 @@ def answer_iou(chain: AnchorChain, windows: Sequence[Span], duration: float) -> 
     return 0.0 if chain.answer is None else _iou(clip_span(chain.answer, duration), windows)
 
 
-def recall_figures(ious: ArrayLike, reaches: Reaches = ">=") -> dict[str, float]:
+def recall_figures(
+    ious: ArrayLike, reaches: Reaches = ">=", thresholds: Sequence[float] = THRESHOLDS
+) -> dict[str, float]:
     """MIoU and R1@m of one IoU per query, or of several guesses per query, each query counting the same.
 
     Raises: ValueError when there is none.
@@ -85,7 +87,7 @@ def recall_figures(ious: ArrayLike, reaches: Reaches = ">=") -> dict[str, float]
     values = np.asarray(ious, dtype=np.float64)
     if not values.size:
         raise ValueError("no query to take figures of; give at least one")
-    hits = {f"r1@{m}": values >= m if reaches == ">=" else values > m for m in THRESHOLDS}
+    hits = {f"r1@{m}": values >= m if reaches == ">=" else values > m for m in thresholds}
     return {"miou": float(values.mean())} | {name: float(hit.mean()) for name, hit in hits.items()}
 
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from labkit.chain.intervals import few_videos
+
 SETTINGS = (
     "model",
     "prompt",
@@ -51,8 +53,6 @@ class Protocol:
     statuses: Mapping[str, int] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     level: float = 0.95
-    draws: int = 1000
-    seed: int = 0
     videos: int = 0
 
     def lines(self) -> list[tuple[str, str]]:
@@ -80,10 +80,7 @@ class Protocol:
             ("threshold", f"IoU {self.reaches} m reaches R1@m"),
             ("window rule", "of several truth windows the best one counts"),
             ("cut to the video", "yes" if self.clips else "no"),
-            (
-                "interval",
-                f"{100 * self.level:g} %, {self.draws:,} draws of {self.videos:,} whole videos, seed {self.seed}",
-            ),
+            ("interval", self._interval()),
         ]
         lines += [(name, _shown(self.settings.get(name))) for name in SETTINGS]
         return lines + [(name, _shown(value)) for name, value in self.settings.items() if name not in SETTINGS]
@@ -109,6 +106,10 @@ class Protocol:
             )
             for name, value in lines
         )
+
+    def _interval(self) -> str:
+        clusters = f"{100 * self.level:g} %, clustered by {self.videos:,} source video{'' if self.videos == 1 else 's'}"
+        return f"{clusters}. {few}" if (few := few_videos(self.videos)) else clusters
 
     def _count(self, what: str) -> str:
         count, examples = getattr(self, what), self.first.get(what, ())

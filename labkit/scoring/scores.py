@@ -2,7 +2,7 @@
 
     score(read_predictions("predictions.jsonl"), load_moments("charades-sta/test"))
 
-Beside each figure stand its interval, drawn by whole videos, and what answers get that never look at the video; below
+Beside each figure stand its interval, by whole videos, and what answers get that never look at the video; below
 them the protocol card. A question without a prediction counts 0. Two models are compared question by question, and one
 set of texts can be scored under the rules of other people's programs (`labkit.chain.rules`).
 """
@@ -29,7 +29,7 @@ from labkit.chain.baselines import (
     prior_ious,
     relative_spans,
 )
-from labkit.chain.intervals import Difference, Interval, bootstrap_intervals, paired_differences
+from labkit.chain.intervals import Difference, Interval, mean_intervals, paired_differences
 from labkit.chain.metrics import Reaches, recall_figures
 from labkit.chain.protocol import Protocol
 from labkit.chain.rules import RULES, ReadingRule, find_rule
@@ -141,8 +141,6 @@ def score(
     *,
     rules: str = "labkit",
     train: Sequence[Moment] | None = None,
-    draws: int = 1000,
-    seed: int = 0,
 ) -> Score:
     """Score predictions, texts or ranked windows, on every moment; each counts the same.
 
@@ -161,12 +159,12 @@ def score(
     qids = _names(moments)
     readings = read_all(answers, moments, rule)
     columns = marks(readings, answers, moments, rule)
-    videos = tuple(moment.video for moment in moments)
+    videos = tuple(moment.source_video for moment in moments)
     return Score(
         figures={name: float(np.nanmean(column)) for name, column in columns.items()},
-        intervals=_intervals(columns, videos, draws, seed),
+        intervals=_intervals(columns, videos),
         baselines=_baselines(moments, train, rule.reaches),
-        protocol=_protocol(answers, moments, rule, readings, draws, seed),
+        protocol=_protocol(answers, moments, rule, readings),
         qids=qids,
         videos=videos,
         columns=columns,
@@ -174,7 +172,7 @@ def score(
 
 
 def compare(first: Score, second: Score) -> Paired:
-    """Pair two scores question by question; whole videos are drawn, as for the intervals.
+    """Pair two scores question by question, clustered by source video as the intervals are.
 
     Raises: LabError unless both were taken on the same questions, under the same rules.
     """
@@ -191,22 +189,20 @@ def compare(first: Score, second: Score) -> Paired:
     for names, rows in _groups(shared):
         one, other = (np.stack([side.columns[name][rows] for name in names], axis=1) for side in (first, second))
         clusters = _clusters(first.videos, rows)
-        gaps = paired_differences(one, other, clusters, level=card.level, draws=card.draws, seed=card.seed)
+        gaps = paired_differences(one, other, clusters, level=card.level)
         differences |= dict(zip(names, gaps, strict=True))
     differences = {name: differences[name] for name in shared}
     a, b = first.columns["miou"], second.columns["miou"]
     return Paired(differences, int((a > b).sum()), int((a < b).sum()), int((a == b).sum()), first, second)
 
 
-def under_every_rule(
-    predictions: Answers, moments: Sequence[Moment], *, draws: int = 1000, seed: int = 0
-) -> RuleScores:
+def under_every_rule(predictions: Answers, moments: Sequence[Moment]) -> RuleScores:
     """One set of texts scored under every rule, labkit's first; `labkit.scoring.contrasts.disagreements` shows texts read differently.
 
     Raises: LabError for ranked windows, which need no reading.
     """
     answers = as_predictions(predictions)
-    return RuleScores((name, score(answers, moments, rules=name, draws=draws, seed=seed)) for name in RULES)
+    return RuleScores((name, score(answers, moments, rules=name)) for name in RULES)
 
 
 def score_text(
@@ -287,11 +283,11 @@ def _clusters(videos: Sequence[str], rows: NDArray[np.bool_]) -> list[str]:
     return [video for video, row in zip(videos, rows, strict=True) if row]
 
 
-def _intervals(columns: Mapping[str, Floats], videos: Sequence[str], draws: int, seed: int) -> dict[str, Interval]:
+def _intervals(columns: Mapping[str, Floats], videos: Sequence[str]) -> dict[str, Interval]:
     intervals: dict[str, Interval] = {}
     for names, rows in _groups(columns):
         matrix = np.stack([columns[name][rows] for name in names], axis=1)
-        found = bootstrap_intervals(matrix, _clusters(videos, rows), level=LEVEL, draws=draws, seed=seed)
+        found = mean_intervals(matrix, _clusters(videos, rows), level=LEVEL)
         intervals |= dict(zip(names, found, strict=True))
     return {name: intervals[name] for name in columns}
 
@@ -301,8 +297,6 @@ def _protocol(
     moments: Sequence[Moment],
     rule: ReadingRule,
     readings: Sequence[Reading],
-    draws: int,
-    seed: int,
 ) -> Protocol:
     asked = {moment.qid for moment in moments}
     missing = [moment.qid for moment in moments if moment.qid not in answers.rows]
@@ -329,9 +323,7 @@ def _protocol(
         statuses=dict(Counter(reading.status for reading in given).most_common()),
         settings=answers.settings,
         level=LEVEL,
-        draws=draws,
-        seed=seed,
-        videos=len({moment.video for moment in moments}),
+        videos=len({moment.source_video for moment in moments}),
     )
 
 

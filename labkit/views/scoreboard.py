@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from labkit.chain.intervals import few_videos
 from labkit.views import style
 
 if TYPE_CHECKING:
@@ -35,8 +36,9 @@ def scoreboard(scores: Mapping[str, Score], title: str = "Scores beside answers 
     looks = style.looks(scores)
     rows += [_Row(style.plain(name, 40), looks[name], s.figures, s.intervals) for name, s in scores.items()]
     caption = (
-        f"Percent, {style.count(first.protocol.rows, 'query', 'queries')}. Bars: 95 % interval, drawn by video. In italics "
+        f"Percent, {style.count(first.protocol.rows, 'query', 'queries')}. Bars: 95 % interval, by video. In italics "
         "what an answer gets that never saw the video; a model whose bar reaches down to it has shown nothing."
+        + (f" {note}" if (note := few_videos(first.protocol.videos)) else "")
     )
     return _board(title, caption, rows)
 

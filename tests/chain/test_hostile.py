@@ -70,6 +70,7 @@ def long_ones(size: int) -> dict[str, str]:
         "NUL": "\x00",
     }
     made = {name: "<think>" + unit * (size // len(unit)) for name, unit in units.items()}
+    made["ends of turn"] = "<think></think><answer>1 to 2</answer>" + "</s> " * (size // 5) + "x"
     made["digits in an anchor"] = f"<think><timestamp>{'1' * size}</timestamp></think>"
     made["digits, twice"] = f"<think><timestamp>{'1' * (size // 2)} to {'1' * (size // 2)}</timestamp></think>"
     made["decimals"] = f"<think></think><answer>0.{'1' * (size // 2)} to 0.{'2' * (size // 2)}</answer>"
@@ -137,6 +138,8 @@ def test_a_hundred_thousand_hostile_texts_earn_no_more_than_an_honest_chain():
 
 def test_the_short_way_of_reading_reads_what_the_long_way_reads(monkeypatch):
     written = [*many(20_000, seed=1), *(form.replace("{}", body) for form in FORMS for body in ("", *FRAGMENTS))]
+    written += [form.replace("{}", "") + end + more for form in FORMS for end in anchors.END_OF_TURN for more in FRAGMENTS]
+    written += [text.removeprefix("<think>") for text in written[:5000]]
     short = [parse(text) for text in written]
     taken = sum(anchors._WELL_FORMED.fullmatch(text) is not None for text in written)
     monkeypatch.setattr(anchors, "_WELL_FORMED", re.compile(r"(?!)"))
