@@ -71,11 +71,12 @@ def _parser() -> argparse.ArgumentParser:
     publish.set_defaults(command=_publish)
 
     score = commands.add_parser("score", help="what any model's predictions are worth: intervals, baselines, protocol")
-    score.add_argument("predictions", help="JSON Lines of qid and text, or of qid and windows")
+    score.add_argument("predictions", help="JSON Lines of qid and text, or of qid and windows; or what lmms-eval or ms-swift wrote")
     score.add_argument("--moments", required=True, metavar="FILE_OR_NAME",
                        help="annotation file, or a name such as charades-sta/test")  # fmt: skip
     score.add_argument("--videos", metavar="DIR", help="folder of the videos")
-    score.add_argument("--rules", default="labkit", help="whose reading rules (default labkit); `all` for every one")
+    score.add_argument("--rules", metavar="NAME", help="whose reading rules (default: of the program that wrote the file, or "
+                       "else labkit); `all` for every one, `qvhighlights` not to cut windows to the video")  # fmt: skip
     score.add_argument("--train", metavar="FILE_OR_NAME", help="training set, for two more baselines")
     score.add_argument("--against", metavar="PREDICTIONS", help="another model's predictions to compare with")
     score.add_argument("--json", action="store_true", help="everything, for a program")

@@ -157,7 +157,9 @@ def _means(matrix: Floats, clusters: Sequence[Hashable] | None, level: float) ->
     if not 0 < level < 1:
         raise ValueError(f"level={level}: must lie between 0 and 1")
     numbers: dict[Hashable, int] = {}
-    index = np.array([numbers.setdefault(name, len(numbers)) for name in (range(rows) if clusters is None else clusters)])
+    index = np.array(
+        [numbers.setdefault(name, len(numbers)) for name in (range(rows) if clusters is None else clusters)]
+    )
     means, videos = matrix.mean(axis=0), len(numbers)
     if videos < 2:
         return _Means(means, np.full(len(means), math.nan), videos, math.nan)

@@ -33,7 +33,8 @@ class Protocol:
     `rows` are the questions that were scored, each counting the same: the usable ones of the `listed` in the moments' file.
     `missing` have no prediction and count 0; `extra` have no moment and aren't scored; `duplicates` are predictions on a
     question that had one already. `parse_failure_rate` is the share of predictions from which no span was read, and
-    `statuses` counts how they were read. `first` names the first few of `missing`, `extra` and `duplicates`.
+    `statuses` counts how they were read, and `unread` says what to do where little was. `cut_line` is the number of the last
+    line of the predictions' file where it broke off. `first` names the first few of `missing`, `extra` and `duplicates`.
     """
 
     rules: str
@@ -51,6 +52,8 @@ class Protocol:
     first: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     parse_failure_rate: float = 0.0
     statuses: Mapping[str, int] = field(default_factory=dict)
+    unread: str = ""
+    cut_line: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
     level: float = 0.95
     videos: int = 0
@@ -64,13 +67,14 @@ class Protocol:
         statuses = ", ".join(f"{name} {count:,}" for name, count in self.statuses.items())
         rate = self.parse_failure_rate
         failures = "no prediction" if math.isnan(rate) else f"{100 * rate:.2f} % of the predictions"
-        strangers = "; none of the predictions is on these moments" if self.missing == self.rows and self.extra else ""
+        failures += f"; {self.unread}" if self.unread else ""
+        cut = f"; the file broke off in line {self.cut_line:,}, which was not read" if self.cut_line else ""
         lines = [
             ("predictions", self.predictions or UNKNOWN),
             ("moments", self.moments or UNKNOWN),
             ("questions scored", scored),
             ("faults in the moments", found or "none"),
-            ("missing predictions", f"{self._count('missing')}, each counts 0{strangers}"),
+            ("missing predictions", f"{self._count('missing')}, each counts 0{cut}"),
             ("extra predictions", f"{self._count('extra')}, not scored"),
             ("duplicate predictions", f"{self._count('duplicates')}, the first one counts"),
             ("rules", self.rules),

@@ -282,16 +282,16 @@ RULES: Mapping[str, ReadingRule] = MappingProxyType({rule.name: rule for rule in
 """Every rule that reads texts by name, ours first. Source: the projects' own programs, read in 2025 and 2026."""
 
 WINDOW_RULES: Mapping[str, ReadingRule] = MappingProxyType(
-  {
-    "qvhighlights": ReadingRule(
-        "qvhighlights",
-        "QVHighlights, standalone evaluation",
-        lambda text: None,
-        ">=",
-        False,
-        "The first window of each question in the file is its answer, not cut to the video.",
-        windows=True,
-    )
-  }
+    {
+        "qvhighlights": ReadingRule(
+            "qvhighlights",
+            "QVHighlights, standalone evaluation",
+            lambda text: None,
+            ">=",
+            False,
+            "The first window of each question in the file is its answer, not cut to the video.",
+            windows=True,
+        )
+    }
 )
 """Rules for ranked windows beside labkit's own, which cuts the first window to the video before R1."""

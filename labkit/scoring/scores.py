@@ -36,7 +36,7 @@ from labkit.chain.rules import RULES, ReadingRule, find_rule
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.scoring import cards
-from labkit.scoring.marks import Floats, Reading, marks, read_all
+from labkit.scoring.marks import SCORE_THRESHOLDS, Floats, Reading, asked, marks, read_all, reads_more
 from labkit.scoring.predictions import Answers, Predictions, as_predictions, read_predictions
 
 LEVEL = 0.95
@@ -139,15 +139,17 @@ def score(
     predictions: Answers,
     moments: Sequence[Moment],
     *,
-    rules: str = "labkit",
+    rules: str | None = None,
     train: Sequence[Moment] | None = None,
 ) -> Score:
     """Score predictions, texts or ranked windows, on every moment; each counts the same.
 
-    `train` is the training set, for the two baselines that need one. Figures: miou, r1@0.3, r1@0.5, r1@0.7; map, map@0.5 and
-    map@0.75 of ranked windows, of which the first one is the answer; acc_qa, acc_gqa, miop, iop@0.3 and iop@0.5 over the
-    moments with options, under labkit's rules.
-    Raises: LabError for unknown rules, rules that read texts on windows, or no moment.
+    `rules` are labkit's by default, or those of the program that wrote the file. `train` is the training set, for the two
+    baselines that need one. Figures: miou, and r1@0.3 to r1@0.9; of ranked windows, of which the first one is the answer, map,
+    map_short, map_middle and map_long by the truth's length, and map@0.5 to
+    map@0.95; acc_qa, acc_gqa, miop, iop@0.3 and iop@0.5 over the moments with options, under labkit's rules.
+    Raises: LabError for unknown rules, rules that read texts on windows, no moment, or predictions of which none is on any of
+    these moments.
 
     >>> from labkit.chain.spans import Span
     >>> moments = [Moment(f"q{n}", f"/v/{n}.mp4", "a door opens", (Span(0, 10),), 40.0) for n in range(2)]
@@ -155,8 +157,9 @@ def score(
     >>> got.figures["miou"], got.figures["r1@0.5"], got.protocol.missing, got.baselines["whole video"]["miou"]
     (0.25, 0.5, 1, 0.25)
     """
-    answers, rule = as_predictions(predictions), find_rule(rules)
     qids = _names(moments)
+    answers = asked(predictions, moments)
+    rule = find_rule(rules or answers.rules)
     readings = read_all(answers, moments, rule)
     columns = marks(readings, answers, moments, rule)
     videos = tuple(moment.source_video for moment in moments)
@@ -210,7 +213,7 @@ def score_text(
     moments: str,
     *,
     videos: str | None = None,
-    rules: str = "labkit",
+    rules: str | None = None,
     train: str | None = None,
     against: str | Path | None = None,
     as_json: bool = False,
@@ -222,20 +225,20 @@ def score_text(
     from labkit.data.benchmarks import load_moments
     from labkit.scoring.contrasts import disagreements
 
-    answers, asked = read_predictions(predictions), load_moments(moments, videos=videos)
+    answers, questions = read_predictions(predictions), load_moments(moments, videos=videos)
     seen = None if train is None else load_moments(train, videos=videos)
     if rules == "all":
         if against is not None or train is not None:
             raise LabError("'--rules all' goes with neither --against nor --train; name one of the rules for them")
-        scores, texts = under_every_rule(answers, asked), disagreements(answers, asked)
+        scores, texts = under_every_rule(answers, questions), disagreements(answers, questions)
         if as_json:
             parts = {name: one.as_dict() for name, one in scores.items()}
             return json.dumps({"rules": parts, "disagreements": [asdict(text) for text in texts]}, indent=1)
         return "\n\n".join([str(scores), *map(str, texts), str(scores["labkit"].protocol)])
-    first = score(answers, asked, rules=rules, train=seen)
+    first = score(answers, questions, rules=rules, train=seen)
     if against is None:
         return json.dumps(first.as_dict(), indent=1) if as_json else str(first)
-    second = score(read_predictions(against), asked, rules=rules, train=seen)
+    second = score(read_predictions(against), questions, rules=rules, train=seen)
     paired = compare(first, second)
     if as_json:
         both = {"first": first.as_dict(), "second": second.as_dict(), "paired": paired.as_dict()}
@@ -267,7 +270,7 @@ def _baselines(
     # Who doesn't look can still pick an option, each with the same chance.
     chances = [1 / len(moment.options) for moment in moments if moment.options]
     blind = {"acc_qa": math.fsum(chances) / len(chances)} if chances else {}
-    return {name: recall_figures(values, reaches) | blind for name, values in ious.items()}
+    return {name: recall_figures(values, reaches, SCORE_THRESHOLDS) | blind for name, values in ious.items()}
 
 
 def _groups(columns: Mapping[str, Floats]) -> list[tuple[list[str], NDArray[np.bool_]]]:
@@ -298,16 +301,16 @@ def _protocol(
     rule: ReadingRule,
     readings: Sequence[Reading],
 ) -> Protocol:
-    asked = {moment.qid for moment in moments}
+    known = {moment.qid for moment in moments}
     missing = [moment.qid for moment in moments if moment.qid not in answers.rows]
-    extra = [qid for qid in answers.rows if qid not in asked]
+    extra = [qid for qid in answers.rows if qid not in known]
     given = [reading for reading in readings if reading.status]
     counts = getattr(moments, "counts", dict)
     sources = dict.fromkeys(moment.source for moment in moments if moment.source)
     names = {"missing": missing, "extra": extra, "duplicates": answers.duplicates}
     return Protocol(
         rules=f"{rule.name}",
-        reading=_WINDOW_RULE if answers.ranked else rule.note,
+        reading=_window_rule(rule) if answers.ranked else rule.note,
         reaches=rule.reaches,
         clips=rule.clips,
         moments=getattr(moments, "source", ", ".join(islice(sources, _EXAMPLES))),
@@ -321,16 +324,23 @@ def _protocol(
         first={name: tuple(qids[:_EXAMPLES]) for name, qids in names.items()},
         parse_failure_rate=sum(r.pair is None for r in given) / len(given) if given else math.nan,
         statuses=dict(Counter(reading.status for reading in given).most_common()),
+        unread=reads_more(readings, answers, moments, rule),
+        cut_line=answers.cut_line,
         settings=answers.settings,
         level=LEVEL,
         videos=len({moment.source_video for moment in moments}),
     )
 
 
-_WINDOW_RULE = (
-    "The first window of each question in the file is its answer. For mAP its first 10 windows count, ordered by score where "
-    "they have one, not cut to the video, as QVHighlights' evaluator does."
-)
+def _window_rule(rule: ReadingRule) -> str:
+    first = (
+        rule.note if rule.windows else "The first window of each question in the file is its answer, cut to the video for R1; "
+        "`qvhighlights` are the rules that don't cut it."
+    )
+    return (
+        f"{first} For mAP its first 10 windows count, ordered by score where they have one, not cut to the video, as "
+        "QVHighlights' evaluator does."
+    )
 
 
 def _known(value: float) -> float | None:

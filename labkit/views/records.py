@@ -17,6 +17,8 @@ from labkit.chain.rewards import TERMS, RewardSpec, score_chain
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.errors import LabError
+from labkit.scoring.predictions import Answers
+from labkit.scoring.shown import PredictedChain, are_predictions, shown_chains
 from labkit.stages.rollouts import NAMES, Rollout
 from labkit.views.columns import Zipped, anchor_places, answer_place, as_json, option_chars, places, rounded
 from labkit.views.failures import KINDS, MEANINGS, failure_kind, kind_by_ious
@@ -67,6 +69,28 @@ class Packed(NamedTuple):
     """The clip of each chain."""
     kinds: list[str]
     """The classes of failure that occur, "" among them when some chain is right."""
+
+
+def with_predictions(
+    records: Chains | Answers, moments: Sequence[Moment], rules: str | None = None
+) -> tuple[Chains, str]:
+    """Records with predictions in the place of what `labkit.score` takes, and what to say where little was read of it.
+
+    With `rules` all records are read as predictions, by stage or not.
+    """
+    if are_predictions(records):
+        return shown_chains(records, moments, rules)
+    if isinstance(records, Mapping):
+        found: dict[str, Any] = dict(records)
+        notes = dict.fromkeys([""])
+        for stage, each in found.items():
+            if rules is not None or are_predictions(each):
+                found[stage], note = shown_chains(each, moments, rules)
+                notes[note] = None
+        return found, " ".join(filter(None, notes))
+    if rules is None:
+        return records, ""
+    return shown_chains([r for _, r in _of_table(records)] if hasattr(records, "columns") else records, moments, rules)
 
 
 def listed(records: Chains, moments: Mapping[str, Moment]) -> list[Listed]:
@@ -264,6 +288,12 @@ def _ledgers(
     }
     for stage, reading in rows:
         record, moment = reading.record, reading.moment
+        if isinstance(record, PredictedChain):  # nobody paid for it, and its rules may not be labkit's
+            earned.append([math.nan] * len(terms))
+            reasons.append([0] * len(terms))
+            totals.append(math.nan)
+            weighed.append(1)
+            continue
         ledger = score_chain(reading.chain, moment.windows, moment.duration, specs[stage], moment.choice)
         total = getattr(record, "total", ledger.total)
         explained = 0.0

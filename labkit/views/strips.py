@@ -11,6 +11,8 @@ import numpy as np
 from labkit.chain.spans import Span, clip_span
 from labkit.data.moments import Moment
 from labkit.errors import LabError
+from labkit.scoring.predictions import Answers
+from labkit.scoring.shown import are_predictions, shown_chains
 from labkit.views import style
 from labkit.views.frames import HEIGHT as _STRIP
 from labkit.views.frames import Film, data_uri, film, places
@@ -45,21 +47,26 @@ def chain_picture(record: ChainRecord, moment: Moment, frames: Film | Frames | N
 
 
 def gallery(
-    records: Sequence[ChainRecord],
-    moments: Mapping[str, Moment],
+    records: Sequence[ChainRecord] | Answers,
+    moments: Mapping[str, Moment] | Sequence[Moment],
     ranks: Mapping[str, float] | None = None,
     *,
+    rules: str | None = None,
     title: str = "Best, median and worst chain",
 ) -> go.Figure:
     """Several chains over their videos, one under the other, chosen by their rank in the answer's IoU.
 
     `ranks` names places between 0 (worst) and 1 (best); None means best, median and worst. Among chains of equal IoU
-    the one that gained most since its first anchor stands higher. Frames are read from the moments' videos.
+    the one that gained most since its first anchor stands higher. Frames are read from the moments' videos. Whatever
+    `labkit.score` takes is shown as its `rules` read it.
     """
+    by_qid = moments if isinstance(moments, Mapping) else {moment.qid: moment for moment in moments}
+    predicted = rules is not None or are_predictions(records)
+    shown: tuple[Any, str] = shown_chains(records, list(by_qid.values()), rules) if predicted else (records, "")
     ranks = {"best": 1.0, "median": 0.5, "worst": 0.0} if ranks is None else ranks
     if wrong := [name for name, rank in ranks.items() if not 0 <= rank <= 1]:
         raise LabError(f"rank '{wrong[0]}' of a gallery is {ranks[wrong[0]]}; give a place from 0 (worst) to 1 (best)")
-    readings = sorted(read(records, moments), key=lambda r: (r.answer_iou, _gain(r), r.record.qid))
+    readings = sorted(read(shown[0], by_qid), key=lambda r: (r.answer_iou, _gain(r), r.record.qid))
     if not readings or not ranks:
         return style.nothing(style.plain(title), "there are no chains")
     chosen: dict[int, str] = {}
@@ -74,8 +81,8 @@ def gallery(
         blocks.append((header, reading, film(reading.moment)))
     caption = (
         f"Of {style.count(len(readings), 'chain')}, ranked by the answer's IoU. Bars: the anchors in order, then the answer; "
-        "green: the truth."
-    )
+        f"green: the truth. {style.plain(shown[1])}"
+    ).rstrip()
     return _blocks(style.plain(title), caption, blocks)
 
 
