@@ -215,7 +215,7 @@ def explore(
     moments: Sequence[Moment],
     *,
     rules: str | None = None,
-    base: Sequence[ChainRecord] | None = None,
+    base: Sequence[ChainRecord] | Answers | None = None,
     spec: Specs | None = None,
     folder: str | Path | None = None,
     clips: int = 20,
@@ -237,7 +237,8 @@ def explore(
     records, note = packing.with_predictions(rollouts, moments, rules)
     if note:
         logging.getLogger("labkit.views").warning("%s", note)
-    context = Context(by_qid, packing.listed({"base": base or []}, by_qid), spec, kind)
+    compared = packing.with_predictions([] if base is None else base, moments)[0]
+    context = Context(by_qid, packing.listed({"base": compared}, by_qid), spec, kind)
     return ChainExplorer(records, context, SheetCache(folder), clips, height)
 
 
