@@ -185,6 +185,9 @@ def test_score_prints_a_card_and_compares(tmp_path, capsys):
     assert "timelens" in capsys.readouterr().out
     assert main(["score", predictions, *moments, "--rules", "timer"]) == 2
     assert "did you mean 'timer1'" in capsys.readouterr().err
+    Path(predictions).write_text('{"qid": "stranger", "text": "<answer>1 to 2</answer>"}\n')
+    assert main(["score", predictions, *moments]) == 2
+    assert "predictions are on 'stranger', moments are called" in capsys.readouterr().err
 
 
 def test_doctor_ends_with_1_when_a_run_would_fail(project, capsys):

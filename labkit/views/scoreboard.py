@@ -56,8 +56,8 @@ def under_rules(scores: Mapping[str, Score], title: str = "The same chains under
     miou = {name: 100 * score.figures["miou"] for name, score in scores.items()}
     caption = (
         "Not a word of the chains differs between rows: only which span a rule takes for the answer, and whether a threshold "
-        f"is reached with > or >=. {_span_of(miou)}"
-    )
+        f"is reached with > or >=. {_span_of(miou)} {few_videos(next(iter(scores.values())).protocol.videos)}"
+    ).rstrip()
     return _board(title, caption, rows)
 
 
