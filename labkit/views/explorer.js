@@ -873,7 +873,8 @@ const line = (name, cells, attributes = {}) =>
 /** Every term of a chain's reward, what it counts for, and why. */
 function ledger(chains, i) {
   const { earned, total, advantage, weighed, reasons } = chains.columns;
-  if (total[i] === null) return [h("div", { class: "lk-side-title" }, "No reward ", h("small", {}, "a prediction is not paid"))];
+  const unpaid = total[i] === null && earned[i].every((each) => each === null);
+  if (unpaid) return [h("div", { class: "lk-side-title" }, "No reward ", h("small", {}, "a prediction is not paid"))];
   const stage = chains.name("stage", i);
   const weights = weighed[i] ? chains.page.weights[stage] : null;
   const counts = chains.terms.map((term, k) => (weights ? weights[term] : 1) * (earned[i][k] ?? 0));
