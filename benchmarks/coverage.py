@@ -46,7 +46,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tries", type=int, default=4000, help="made-up benchmarks for each cell")
     tries = parser.parse_args().tries
-    print(f"95 % intervals of one model, {tries:,} tries a cell: percent that hold the truth, and mean width of mIoU's in points")
+    print(
+        f"95 % intervals of one model, {tries:,} tries a cell: percent that hold the truth, and mean width of mIoU's in points"
+    )
     for name, model in MODELS.items():
         print(f"\n{name}: {figures_line(truth(model))}")
         for videos in VIDEOS:

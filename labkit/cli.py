@@ -71,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     publish.set_defaults(command=_publish)
 
     score = commands.add_parser("score", help="what any model's predictions are worth: intervals, baselines, protocol")
-    score.add_argument("predictions", help="JSON Lines of qid and text, or of qid and windows; or what lmms-eval or ms-swift wrote")
+    score.add_argument(
+        "predictions", help="JSON Lines of qid and text, or of qid and windows; or what lmms-eval or ms-swift wrote"
+    )
     score.add_argument("--moments", required=True, metavar="FILE_OR_NAME",
                        help="annotation file, or a name such as charades-sta/test")  # fmt: skip
     score.add_argument("--videos", metavar="DIR", help="folder of the videos")

@@ -112,7 +112,9 @@ class Protocol:
         )
 
     def _interval(self) -> str:
-        clusters = f"{100 * self.level:g} %, clustered by {self.videos:,} source video{'' if self.videos == 1 else 's'}"
+        clusters = (
+            f"{100 * self.level:g} %, clustered by {self.videos:,} source video{'' if self.videos == 1 else 's'}"
+        )
         return f"{clusters}. {few}" if (few := few_videos(self.videos)) else clusters
 
     def _count(self, what: str) -> str:

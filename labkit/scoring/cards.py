@@ -48,7 +48,9 @@ def score_card(score: Score) -> str:
 
 def score_card_html(score: Score) -> str:
     """The same for a notebook."""
-    return _html(_score_rows(score), _score_note(score)) + _html([["protocol", ""], *map(list, score.protocol.lines())])
+    return _html(_score_rows(score), _score_note(score)) + _html(
+        [["protocol", ""], *map(list, score.protocol.lines())]
+    )
 
 
 def paired_card(paired: Paired) -> str:

@@ -37,7 +37,7 @@ from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.scoring import cards
 from labkit.scoring.marks import SCORE_THRESHOLDS, Floats, Reading, asked, marks, read_all, reads_more
-from labkit.scoring.predictions import Answers, Predictions, as_predictions, read_predictions
+from labkit.scoring.predictions import Answers, Predictions, read_predictions
 
 LEVEL = 0.95
 _EXAMPLES = 3
@@ -48,7 +48,8 @@ class Score:
     """Figures as fractions by name, and what they rest on.
 
     `columns` holds each question's own value of each figure, in the order of `qids`; NaN where the question doesn't have it
-    (an option, say). `intervals` are of `figures` by name; `baselines` hold the same figures of answers that never look.
+    (an option, say). `videos` are the questions' source videos. `intervals` are of `figures` by name; `baselines` hold the same
+    figures of answers that never look.
     """
 
     figures: dict[str, float]
@@ -161,17 +162,8 @@ def score(
     answers = asked(predictions, moments)
     rule = find_rule(rules or answers.rules)
     readings = read_all(answers, moments, rule)
-    columns = marks(readings, answers, moments, rule)
-    videos = tuple(moment.source_video for moment in moments)
-    return Score(
-        figures={name: float(np.nanmean(column)) for name, column in columns.items()},
-        intervals=_intervals(columns, videos),
-        baselines=_baselines(moments, train, rule.reaches),
-        protocol=_protocol(answers, moments, rule, readings),
-        qids=qids,
-        videos=videos,
-        columns=columns,
-    )
+    unread = reads_more(readings, answers, moments, rule)
+    return _scored(answers, moments, rule, readings, qids, _baselines(moments, train, rule.reaches), unread)
 
 
 def compare(first: Score, second: Score) -> Paired:
@@ -204,8 +196,13 @@ def under_every_rule(predictions: Answers, moments: Sequence[Moment]) -> RuleSco
 
     Raises: LabError for ranked windows, which need no reading.
     """
-    answers = as_predictions(predictions)
-    return RuleScores((name, score(answers, moments, rules=name)) for name in RULES)
+    qids = _names(moments)
+    answers = asked(predictions, moments)
+    found = RuleScores()
+    for name, rule in RULES.items():
+        readings = read_all(answers, moments, rule)
+        found[name] = _scored(answers, moments, rule, readings, qids, _baselines(moments, None, rule.reaches))
+    return found
 
 
 def score_text(
@@ -244,6 +241,28 @@ def score_text(
         both = {"first": first.as_dict(), "second": second.as_dict(), "paired": paired.as_dict()}
         return json.dumps(both, indent=1)
     return f"{paired}\n\nfirst\n\n{first}\n\nsecond\n\n{second}"
+
+
+def _scored(
+    answers: Predictions,
+    moments: Sequence[Moment],
+    rule: ReadingRule,
+    readings: Sequence[Reading],
+    qids: tuple[str, ...],
+    baselines: dict[str, dict[str, float]],
+    unread: str = "",
+) -> Score:
+    columns = marks(readings, answers, moments, rule)
+    videos = tuple(moment.source_video for moment in moments)
+    return Score(
+        figures={name: float(np.nanmean(column)) for name, column in columns.items()},
+        intervals=_intervals(columns, videos),
+        baselines=baselines,
+        protocol=_protocol(answers, moments, rule, readings, unread),
+        qids=qids,
+        videos=videos,
+        columns=columns,
+    )
 
 
 def _names(moments: Sequence[Moment]) -> tuple[str, ...]:
@@ -300,6 +319,7 @@ def _protocol(
     moments: Sequence[Moment],
     rule: ReadingRule,
     readings: Sequence[Reading],
+    unread: str,
 ) -> Protocol:
     known = {moment.qid for moment in moments}
     missing = [moment.qid for moment in moments if moment.qid not in answers.rows]
@@ -324,7 +344,7 @@ def _protocol(
         first={name: tuple(qids[:_EXAMPLES]) for name, qids in names.items()},
         parse_failure_rate=sum(r.pair is None for r in given) / len(given) if given else math.nan,
         statuses=dict(Counter(reading.status for reading in given).most_common()),
-        unread=reads_more(readings, answers, moments, rule),
+        unread=unread,
         cut_line=answers.cut_line,
         settings=answers.settings,
         level=LEVEL,
@@ -334,7 +354,9 @@ def _protocol(
 
 def _window_rule(rule: ReadingRule) -> str:
     first = (
-        rule.note if rule.windows else "The first window of each question in the file is its answer, cut to the video for R1; "
+        rule.note
+        if rule.windows
+        else "The first window of each question in the file is its answer, cut to the video for R1; "
         "`qvhighlights` are the rules that don't cut it."
     )
     return (

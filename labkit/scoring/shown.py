@@ -89,7 +89,9 @@ def _of_windows(row: PredictedRow, reading: Reading) -> AnchorChain:
     lines = [f"{start:g} to {end:g}" for start, end in row.windows or ()]
     answer = _span(reading.pair)
     scores: Sequence[Any] = row.scores or [None] * len(lines)
-    text = "\n".join(line if mark is None else f"{line}, score {mark:g}" for line, mark in zip(lines, scores, strict=True))
+    text = "\n".join(
+        line if mark is None else f"{line}, score {mark:g}" for line, mark in zip(lines, scores, strict=True)
+    )
     return AnchorChain(text, (), answer, reading.status, None if answer is None else (0, len(lines[0])))
 
 

@@ -138,7 +138,9 @@ def test_a_hundred_thousand_hostile_texts_earn_no_more_than_an_honest_chain():
 
 def test_the_short_way_of_reading_reads_what_the_long_way_reads(monkeypatch):
     written = [*many(20_000, seed=1), *(form.replace("{}", body) for form in FORMS for body in ("", *FRAGMENTS))]
-    written += [form.replace("{}", "") + end + more for form in FORMS for end in anchors.END_OF_TURN for more in FRAGMENTS]
+    written += [
+        form.replace("{}", "") + end + more for form in FORMS for end in anchors.END_OF_TURN for more in FRAGMENTS
+    ]
     written += [text.removeprefix("<think>") for text in written[:5000]]
     short = [parse(text) for text in written]
     taken = sum(anchors._WELL_FORMED.fullmatch(text) is not None for text in written)

@@ -88,7 +88,9 @@ def test_perfect_predictions_score_one_hundred_and_none_score_nothing():
 
 def test_predictions_on_other_moments_are_an_error_that_shows_both_kinds_of_ids():
     other = {f"q{n}": says(0, 1) for n in range(5)}
-    message = r"none of the 5 predictions is on any of the 5 moments: .* 'q0', 'q1', 'q2', moments are called 'a', 'b', 'c'"
+    message = (
+        r"none of the 5 predictions is on any of the 5 moments: .* 'q0', 'q1', 'q2', moments are called 'a', 'b', 'c'"
+    )
     for attempt in (score, under_every_rule, disagreements):
         with pytest.raises(LabError, match=message):
             attempt(other, MOMENTS)

@@ -53,7 +53,9 @@ def test_figures_of_few_source_videos_say_what_their_intervals_are_worth(figure:
     clips = {str(k): moment(str(k), video=f"V_{40 * k}.0_{40 * k + 40}.0") for k in range(30)}  # all of one source
     apart = {str(k): moment(str(k)) for k in range(30)}
     records = [Record(str(k), chain((0, 40), (10, 20))) for k in range(30)]
-    assert "Only 1 video: nothing can be said" in figure(records, clips).layout.title.subtitle.text.replace("<br>", " ")
+    assert "Only 1 video: nothing can be said" in figure(records, clips).layout.title.subtitle.text.replace(
+        "<br>", " "
+    )
     assert "Only" not in figure(records, apart).layout.title.subtitle.text
     two = figure(records, {**apart, **{str(k): moment(str(k), video=f"v{k % 2}") for k in range(30)}})
     assert "Only 2 videos" in two.layout.title.subtitle.text.replace("<br>", " ")

@@ -196,7 +196,9 @@ def test_gallery_shows_best_median_and_worst(video: Path) -> None:
 
 def test_gallery_takes_what_score_takes(video: Path) -> None:
     asked = [Moment(qid, str(video), "the door opens", (Span(1, 2),), 4.0) for qid in ("a", "b")]
-    fig = gallery({"a": "from 1 to 2", "b": "<think><timestep>0 to 3</timestep></think> 2 to 3"}, asked, rules="timer1")
+    fig = gallery(
+        {"a": "from 1 to 2", "b": "<think><timestep>0 to 3</timestep></think> 2 to 3"}, asked, rules="timer1"
+    )
     assert "Of 2 chains" in words(fig) and (0, 3) in bars(fig, 1)
     unread = gallery({"a": "from 1 to 2"}, {moment.qid: moment for moment in asked})
     assert "rules 'timer1' find a span in 100 % of them" in plain(words(unread)).replace("&#39;", "'")
