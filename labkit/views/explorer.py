@@ -225,19 +225,20 @@ def explore(
     """Chains to look at: a table of all, and one over its video with every anchor, reward and sibling.
 
     `rollouts` may also be predictions, either of them by stage, or a table of `RolloutStore.frame()`; `moments` are
-    those they were made from. Whatever `labkit.score` takes is shown as its `rules` read it, one chain a question:
-    of ranked windows the first is the answer, anchors are those of the rules' own models, and nothing has a reward.
-    `base` are the base model's chains, shown as the stage `base`, which the others are compared with. `spec` is what
-    was paid, in all stages or by stage; without it weights are shown only where the default ones explain a total.
-    `folder` keeps the clips' pictures between runs. `clips` of them travel along with the notebook: those of the
-    worst, the best and the most regressed chains; the kernel makes the others on demand. `kind` names a chain's
-    class of failure, "" for none. Raises LabError when a chain's moment isn't there.
+    those they were made from. `base` are the base model's chains, shown as the stage `base`, which the others are
+    compared with. `spec` is what was paid, in all stages or by stage; without it weights are shown only where the
+    default ones explain a total. `folder` keeps the clips' pictures between runs. `clips` of them travel along with
+    the notebook: those of the worst, the best and the most regressed chains; the kernel makes the others on demand.
+    `kind` names a chain's class of failure, "" for none. Raises LabError when a chain's moment isn't there.
+
+    Whatever `labkit.score` takes is shown as its `rules` read it, one chain a question: of ranked windows the first is the
+    answer, anchors are those of the rules' own models, and nothing has a reward.
     """
     by_qid = {moment.qid: moment for moment in moments}
     records, note = packing.with_predictions(rollouts, moments, rules)
     if note:
         logging.getLogger("labkit.views").warning("%s", note)
-    compared = packing.with_predictions([] if base is None else base, moments)[0]
+    compared = packing.with_predictions(base, moments, rules)[0] if base else []
     context = Context(by_qid, packing.listed({"base": compared}, by_qid), spec, kind)
     return ChainExplorer(records, context, SheetCache(folder), clips, height)
 

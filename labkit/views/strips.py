@@ -57,8 +57,8 @@ def gallery(
     """Several chains over their videos, one under the other, chosen by their rank in the answer's IoU.
 
     `ranks` names places between 0 (worst) and 1 (best); None means best, median and worst. Among chains of equal IoU
-    the one that gained most since its first anchor stands higher. Frames are read from the moments' videos. Whatever
-    `labkit.score` takes is shown as its `rules` read it.
+    the one that gained most since its first anchor stands higher. Frames are read from the moments' videos.
+    Whatever `labkit.score` takes is shown as its `rules` read it.
     """
     by_qid = moments if isinstance(moments, Mapping) else {moment.qid: moment for moment in moments}
     predicted = rules is not None or are_predictions(records)
