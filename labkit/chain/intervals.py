@@ -123,8 +123,8 @@ def paired_differences(
     """For each column of two (N, K) matrices over the same queries: the mean difference, its interval and p.
 
     Pairing takes out what both models find hard, which is most of what moves a single figure. Matrices that are equal
-    throughout differ by exactly 0. Where only one figure differs by the same on every query, its videos count as that many
-    trials that agreed, and p is that of turning their signs.
+    throughout differ by exactly 0. A figure that differs by the same on every query shows no spread: few videos then count as
+    that many trials that agreed, and p is that of turning their signs.
     Raises: as `mean_interval`, and ValueError when the matrices differ in shape.
 
     >>> paired_differences([[1.0], [0.5]], [[0.5], [0.25]])[0].value
@@ -144,8 +144,11 @@ def paired_differences(
     for mean, variance in zip(means.tolist(), variances.tolist(), strict=True):
         if variance > _EQUAL:
             reach, p = quantile * math.sqrt(variance), _t_tails(mean / math.sqrt(variance), freedom)
+        elif abs(mean) < _EQUAL:
+            reach, p = agreed, 1.0
         else:
-            reach, p = agreed, 1.0 if abs(mean) < _EQUAL else 0.5 ** (videos - 1)
+            # Other videos may lose as much as these gain: below six the interval holds 0, as p says.
+            reach, p = 2 * agreed * abs(mean) if videos < FEW_VIDEOS else 0.0, 0.5 ** (videos - 1)
         found.append(Difference(mean, Interval(max(-1.0, mean - reach), min(1.0, mean + reach)), p))
     return found
 

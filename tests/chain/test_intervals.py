@@ -186,6 +186,14 @@ def test_a_figure_in_which_two_models_agree_is_not_proved_equal():
     assert (gap.value, gap.p) == (0.0, 1.0) and gap.interval.low < -0.3 and gap.interval.high > 0.3
 
 
+@pytest.mark.parametrize("videos", [2, 5, 6, 19, 30])
+def test_the_same_gain_on_every_video_is_believed_as_far_as_the_videos_go(videos):
+    (gap,) = paired_differences(np.ones((videos, 1)), np.full((videos, 1), 0.5))
+    assert gap.value == 0.5 and gap.p == pytest.approx(2 / 2**videos)
+    assert (gap.interval.low <= 0) == (gap.p > 0.05), "interval and p say the same"
+    assert videos < 20 or gap.interval == (0.5, 0.5)
+
+
 def test_one_video_says_nothing_about_a_difference():
     (gap,) = paired_differences([[1.0], [1.0]], [[0.0], [0.0]], ["a", "a"])
     assert gap.value == 1.0 and all(map(math.isnan, (*gap.interval, gap.p)))
