@@ -18,6 +18,7 @@ from labkit.chain.rewards import RewardSpec
 from labkit.data.moments import Moment, read_moments, require_videos
 from labkit.data.world import moments_file, write_world
 from labkit.errors import LabError
+from labkit.launchers import single_process
 from labkit.measured import Measured, read_measured
 from labkit.progress import Progress, Tally, say
 from labkit.runs import NOTEBOOK_OF, Run, read_manifest
@@ -81,6 +82,7 @@ class Lab(Run):
         several = count(self.params.processes) > 1
         return Elsewhere(stage, self._weights(stage)) if several else self.load(stage)
 
+    @single_process()
     def load(self, stage: str) -> Policy:
         """The same model, in this process."""
         from labkit.policy.model import load_policy
@@ -307,7 +309,8 @@ class Lab(Run):
     ) -> None:
         """Do a task with a policy that is here, or have workers do it; `hear` takes what they tell, with their ranks."""
         if not isinstance(policy, Elsewhere):
-            tasks.TASKS[task](self, policy, lambda event: hear(0, event), **asked)
+            with single_process():
+                tasks.TASKS[task](self, policy, lambda event: hear(0, event), **asked)
             return
         self._data()  # written by one, before several look for it
         logs = self.folder(at) / "logs"

@@ -25,6 +25,7 @@ from labkit.doctor.surroundings import (
     busy_findings,
     find_machine,
     find_model,
+    launcher_findings,
     machine_findings,
     machine_table,
     package_findings,
@@ -54,7 +55,7 @@ def examine(params: Params, *, quick: bool = False, on_video: Callable[[int, int
     report.findings += package_findings(python, packages)
     machine = find_machine(params.device)
     report.tables.append(machine_table(machine, packages, report.findings))
-    report.findings += machine_findings(machine, params) + _run_findings(params, root)
+    report.findings += launcher_findings() + machine_findings(machine, params) + _run_findings(params, root)
     model, findings = find_model(params.model, root)
     report.findings += findings
     harvester = None

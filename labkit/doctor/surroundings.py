@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from labkit.doctor.estimates import Shape, read_shape
 from labkit.doctor.reports import Finding, Table, size_text
 from labkit.errors import LabError
+from labkit.launchers import launcher_variables
 from labkit.params import Params
 
 _PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
@@ -157,6 +158,16 @@ def busy_findings(machine: Machine) -> list[Finding]:
         return []
     message = f"has a load of {load:.1f} on {machine.cores} cores: beside that, a run takes longer than is told here"
     return [Finding("note", "busy machine", "this machine", message, "ask again when it is quiet")]
+
+
+def launcher_findings() -> list[Finding]:
+    """Whether a launcher has told this process that it is one of several, or which number type to use."""
+    return [
+        Finding("note", "launcher", f"{launcher}'s variables ({', '.join(names)})",
+                "are set here; a run ignores them, its parameters say how many processes it has and which dtype",
+                "start labkit without a launcher" if launcher in ("torchrun", "MPI") else "nothing needs to be done")
+        for launcher, names in launcher_variables(os.environ).items()
+    ]  # fmt: skip
 
 
 def machine_table(machine: Machine, packages: list[str], findings: list[Finding]) -> Table:
