@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -20,6 +21,15 @@ def project_root(start: str | Path = ".") -> Path:
         if (folder / "notebooks").is_dir() and (folder / "params").is_dir():
             return folder
     return start
+
+
+def under(root: Path, path: str | Path) -> Path:
+    """A path of the parameters or the command line: `~` is the user's home, and what is relative stands under `root`.
+
+    >>> under(Path("/project"), "outputs"), under(Path("/project"), "/data/runs")
+    (PosixPath('/project/outputs'), PosixPath('/data/runs'))
+    """
+    return (root / os.path.expanduser(path)).resolve()
 
 
 @contextmanager
@@ -63,7 +73,7 @@ def lock(path: Path, who: str) -> None:
 
     if path in _locks:
         return
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = open_lock(path)
     deadline = time.monotonic() + LOCK_PATIENCE
     while True:
         try:
@@ -81,9 +91,37 @@ def lock(path: Path, who: str) -> None:
                     "(a notebook: shut down its kernel), or choose another `run` name"
                 ) from None
             time.sleep(0.1)
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, f"{who}, process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+    with contextlib.suppress(
+        OSError
+    ):  # the file may be another's, to be read only: the lock itself is had all the same
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{who}, process {os.getpid()} on {socket.gethostname()}".encode(), 0)
     _locks[path] = handle
+
+
+@contextmanager
+def locked(path: Path, who: str) -> Iterator[None]:
+    """Hold the lock `path` within the block; raises what `lock` raises. One that this process held before it keeps."""
+    held = path in _locks
+    lock(path, who)
+    try:
+        yield
+    finally:
+        if not held:
+            unlock(path)
+
+
+def open_lock(path: Path) -> int:
+    """A handle on the lock file `path`, made with the rights that the umask leaves, so that a group may go on with a run.
+
+    One that belongs to somebody else and is closed to writing is opened for reading, which is enough for a lock.
+    """
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:
+        if not path.exists():
+            raise
+        return os.open(path, os.O_RDONLY)
 
 
 def without_locks(path: Path, error: OSError) -> LabError:

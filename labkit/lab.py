@@ -97,7 +97,7 @@ class Lab(Run):
             name = str(self.path / NOTEBOOK_OF[stage] / "final")
             if not Path(name).is_dir():
                 raise LabError(f"there is no model '{name}'; run notebooks/{NOTEBOOK_OF[stage]}.ipynb first")
-        elif (self.root / Path(name).expanduser()).is_dir():
+        elif self.resolve(name).is_dir():
             name = str(self.resolve(name))
         return name
 
@@ -115,7 +115,7 @@ class Lab(Run):
     @property
     def sheets(self) -> Path:
         """Where explorers keep the pictures of clips; all runs share them."""
-        return self.root / self.params.outputs / "sheets"
+        return self.resolve(self.params.outputs) / "sheets"
 
     def rewards(self, final: bool = False) -> RewardSpec:
         """What is paid in stage 1, or in the final stage."""
@@ -331,7 +331,7 @@ class Lab(Run):
     def _cache(self) -> FrameCache:
         from labkit.data.video import FrameCache
 
-        return FrameCache(self.root / self.params.outputs / "frames")
+        return FrameCache(self.resolve(self.params.outputs) / "frames")
 
     def _data(self) -> Path:
         p = self.params
@@ -339,7 +339,7 @@ class Lab(Run):
             return self.resolve(p.data)
         counts = (p.world_train, p.world_validation, p.world_test)
         # All runs share a world of one size and seed; its clips are written once.
-        folder = self.root / p.outputs / "-".join(["world", *map(str, counts), f"seed{p.world_seed}"])
+        folder = self.resolve(p.outputs) / "-".join(["world", *map(str, counts), f"seed{p.world_seed}"])
         if not moments_file(folder, "test", p.task).exists():
             progress = Progress("clips of the embedded world", sum(counts))
             write_world(folder, *counts, seed=p.world_seed, progress=lambda done, _: progress(done), task=p.task)

@@ -33,6 +33,7 @@ from labkit.concerns import (
     SftParams,
 )
 from labkit.errors import LabError, nearest
+from labkit.files import project_root, under
 from labkit.values import coerce, read_yaml
 
 
@@ -179,9 +180,15 @@ def documentation() -> dict[str, str]:
 def read_params(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Params:
     """Read a YAML file of overrides; `overrides` go on top. An empty file is the embedded lab.
 
-    Raises LabError, naming the file, when it is missing, no YAML, holds a key twice or holds a bad parameter.
+    The params.yaml of a run's directory means that run, also when the directory was renamed, copied or moved. Raises LabError,
+    naming the file, when it is missing, no YAML, holds a key twice or holds a bad parameter.
     """
     values = read_yaml(path)
+    folder = Path(path).resolve().parent
+    if "run" in values and (folder / "manifest.json").is_file():
+        values["run"] = folder.name
+        if under(project_root(), str(values.get("outputs", DEFAULTS.outputs))) != folder.parent:
+            values["outputs"] = str(folder.parent)
     try:
         return Params.build({**values, **(overrides or {})})
     except LabError as error:

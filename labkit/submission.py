@@ -135,8 +135,7 @@ def submit(
     name = read_params(params_file, {**overrides, "processes": "1"}).run
     variants = sweep(name, sweeps)
     chosen = [_chosen(params_file, {**overrides, **variant}, resources) for variant in variants]
-    runs = [Run.open(params) for params in chosen]
-    notebooks_of(runs[0].root)
+    runs = [Run.open(params, check=notebooks_of) for params in chosen]
     waiting = []
     for run in runs:
         if (job := read_job(run.path)) and job.active:
@@ -239,7 +238,9 @@ def _executor_class(resources: Resources, local: bool) -> Callable[[Path, int], 
     try:
         import submitit
     except ImportError:
-        raise LabError("jobs need submitit: pip install 'labkit[slurm]'") from None
+        raise LabError(
+            "jobs need submitit; `pip install submitit`, or `pip install -e '.[slurm]'` in labkit's checkout"
+        ) from None
     if local:
         if resources.nodes > 1:
             raise LabError(f"nodes: {resources.nodes}, and --local has one; leave out one of the two")

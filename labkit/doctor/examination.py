@@ -32,7 +32,7 @@ from labkit.doctor.surroundings import (
     requirements,
 )
 from labkit.errors import LabError
-from labkit.files import project_root
+from labkit.files import project_root, under
 from labkit.params import Params, read_params
 from labkit.progress import Progress
 from labkit.runs import differing, read_manifest
@@ -117,10 +117,10 @@ def _run_findings(params: Params, root: Path) -> list[Finding]:
         found.append(Finding("error", "prompt", f"prompt = {params.prompt}", "is not a template", step))
     for other in params.compare:
         try:
-            read_manifest(root / Path(other).expanduser())
+            read_manifest(under(root, other))
         except LabError as error:
             found.append(Finding("error", "compare", "compare:", str(error)))
-    folder = (root / params.outputs / params.run).resolve()
+    folder = under(root, params.outputs) / params.run
     if (folder / "manifest.json").exists():
         if names := differing(folder / "params.yaml", params):
             message = f"is a run of other parameters ({', '.join(names)})"
@@ -142,11 +142,11 @@ def _inspect(
     if params.data == "world":
         found = _inspect_world(params, vision)
     else:
-        folder = (root / Path(params.data).expanduser()).resolve()
+        folder = under(root, params.data)
         if not folder.is_dir():
             step = "give `world` or a folder with train.jsonl, validation.jsonl and test.jsonl"
             return Inspection(findings=[Finding("error", "data", f"data = {params.data}", "is not a folder", step)])
-        cache = root / params.outputs / "checkups.json"
+        cache = under(root, params.outputs) / "checkups.json"
         found = inspect_folder(folder, params, vision, quick=quick, cache=cache, on_video=on_video)
     if 0 < found.queries.get("train", 0) < params.prompts_per_step:
         message = f"but the training split has {found.queries['train']} usable queries"

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from labkit.doctor.estimates import Shape, read_shape
 from labkit.doctor.reports import Finding, Table, size_text
 from labkit.errors import LabError
+from labkit.files import under
 from labkit.launchers import launcher_variables
 from labkit.params import Params
 
@@ -205,7 +206,7 @@ def find_model(name: str, root: Path) -> tuple[Model | None, list[Finding]]:
     )
 
     subject = f"model {name}"
-    folder = SHIPPED.get(name) or (root / Path(name).expanduser())
+    folder = SHIPPED.get(name) or under(root, name)
     found: list[Finding] = []
     rank = 0
     try:
