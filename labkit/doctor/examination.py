@@ -35,7 +35,7 @@ from labkit.errors import LabError
 from labkit.files import project_root, under
 from labkit.params import Params, read_params
 from labkit.progress import Progress
-from labkit.runs import differing, read_manifest
+from labkit.runs import differing, notebooks_of, read_manifest
 
 # Clips of the embedded world and questions whose lengths are looked at; the others are like them.
 _SAMPLE = 400
@@ -115,6 +115,10 @@ def _run_findings(params: Params, root: Path) -> list[Finding]:
     if params.prompt not in TEMPLATES:
         step = f"choose one of {', '.join(TEMPLATES)}"
         found.append(Finding("error", "prompt", f"prompt = {params.prompt}", "is not a template", step))
+    try:
+        notebooks_of(root)
+    except LabError as error:
+        found.append(Finding("error", "notebooks", "notebooks:", str(error)))
     for other in params.compare:
         try:
             read_manifest(under(root, other))
