@@ -55,6 +55,19 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def apply_umask(folder: Path) -> None:
+    """Give each file below `folder` the rights of files that this process makes.
+
+    safetensors writes weights by way of a temporary file that only its owner may read, so that a group could not go on from
+    them.
+    """
+    mask = os.umask(0o022)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and path.stat().st_uid == os.geteuid():
+            path.chmod(0o666 & ~mask)
+
+
 LOCK_PATIENCE = 5.0
 """Seconds that a lock is waited for: a kernel outlives its killed parent by one or two."""
 TAKEN = (errno.EWOULDBLOCK, errno.EACCES)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from labkit.files import replacing
+from labkit.files import apply_umask, replacing
 from labkit.policy.model import Policy, save_policy
 from labkit.stages.sharding import full_state, load_full_state
 from labkit.workers import place, wait
@@ -52,7 +52,9 @@ def resumable(trainer: Any) -> Any:
             super()._save_checkpoint(model, trial)
             wait()  # each process has written its part
             if self.args.should_save:
-                (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
+                folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+                apply_umask(folder)
+                (folder / COMPLETE).touch()
 
         def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
             if hasattr(self.model, "get_base_model"):  # an adapter is saved under its own names
