@@ -6,12 +6,13 @@ A stage is finished when the manifest says so, which is written last. Whoever op
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 from labkit.errors import LabError, Stopped
 from labkit.files import lock, locked, project_root, replacing, under, unlock
 from labkit.journal import kept
+from labkit.launchers import launcher_variables
 from labkit.params import DEFAULTS, Params, read_params, read_yaml
 from labkit.progress import say as to_stdout
 from labkit.stopping import asked, stoppable
@@ -199,7 +201,7 @@ class Run:
                 manifest["stages"][name] = dict(entry)
             self._write(manifest)
 
-    def _manifest_lock(self) -> AbstractContextManager[None]:
+    def _manifest_lock(self) -> contextlib.AbstractContextManager[None]:
         """Nobody else writes the manifest within the block: what is read there is still so when it is written."""
         return locked(self.path / ".manifest.lock", "labkit, for a moment")
 
@@ -225,7 +227,8 @@ class Run:
             self._update("05_analysis", None)
             self._write_params()
         elif there.get("run") != here["run"]:
-            self._write_params()  # the folder was renamed or copied, and its name is the run's
+            with contextlib.suppress(OSError):  # whoever only looks at another's run may not write there
+                self._write_params()  # the folder was renamed or copied, and its name is the run's
 
 
 def differing(written: Path, params: Params) -> list[str]:
@@ -294,8 +297,14 @@ def run_notebooks(
     sources = notebooks_of(run.root)
     lock(run.path / ".sequence.lock", "labkit run")
     try:
+        tell = kept(run.path, say or to_stdout)
+        for launcher, names in launcher_variables(os.environ).items():
+            if launcher != "srun":  # which has them in every job
+                tell(
+                    f"ignored: {launcher}'s variables ({', '.join(names)}); the parameters say how many processes work"
+                )
         with stoppable(run.path / ".stop"):
-            _in_sequence(run, sources, kept(run.path, say or to_stdout))
+            _in_sequence(run, sources, tell)
     finally:
         unlock(run.path / ".sequence.lock")
     return run

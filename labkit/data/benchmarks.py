@@ -177,5 +177,5 @@ def _find(name: str, published: Published) -> Path:
 def _data_root() -> Path:
     """$LABKIT_DATA, or data/ of the project."""
     if given := os.environ.get("LABKIT_DATA"):
-        return Path(os.path.abspath(given))
+        return Path(os.path.abspath(os.path.expanduser(given)))
     return project_root() / "data"
