@@ -135,7 +135,9 @@ def _links(files: Mapping[str, Path], here: str) -> list[Link]:
 
 def _parameters(folder: Path) -> dict[str, Any]:
     path = folder / "params.yaml"
-    return read_yaml(path) if path.is_file() else {}
+    values = read_yaml(path) if path.is_file() else {}
+    # A run that was renamed goes by its folder.
+    return values | {"run": folder.resolve().name} if "run" in values else values
 
 
 def _changed(parameters: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
