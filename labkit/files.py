@@ -76,18 +76,19 @@ _locks: dict[Path, int] = {}
 """Locks that this process holds: it may claim them again, as when a cell is run twice."""
 
 
-def lock(path: Path, who: str) -> None:
+def lock(path: Path, who: str, patience: float | None = None) -> None:
     """Take the lock `path`; the system itself releases it when the process dies, however it dies.
 
-    `who` is written into the file, for the message of others. Taking a lock twice in one process is allowed. Raises
-    LabError, which names the owner, when another process holds it, and the file system when that has no locks.
+    `who` is written into the file, for the message of others, and `patience` is how many seconds to wait for them. Taking a
+    lock twice in one process is allowed. Raises LabError, which names the owner, when another process holds it, and the file
+    system when that has no locks.
     """
     import fcntl
 
     if path in _locks:
         return
     handle = open_lock(path)
-    deadline = time.monotonic() + LOCK_PATIENCE
+    deadline = time.monotonic() + (LOCK_PATIENCE if patience is None else patience)
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -113,10 +114,10 @@ def lock(path: Path, who: str) -> None:
 
 
 @contextmanager
-def locked(path: Path, who: str) -> Iterator[None]:
+def locked(path: Path, who: str, patience: float | None = None) -> Iterator[None]:
     """Hold the lock `path` within the block; raises what `lock` raises. One that this process held before it keeps."""
     held = path in _locks
-    lock(path, who)
+    lock(path, who, patience)
     try:
         yield
     finally:

@@ -37,6 +37,9 @@ FREE = ("run", "outputs", "compare", "processes")
 """Parameters that may change in a run: what its folder is called and where it stands, what 05_analysis shows beside it, and how
 many work on it."""
 
+MANIFEST_PATIENCE = 60.0
+"""Seconds to wait for somebody else who writes the manifest: a moment, unless the file system is very busy."""
+
 
 class Run:
     """A run's directory: parameters in force, manifest, and a folder for each stage."""
@@ -203,7 +206,7 @@ class Run:
 
     def _manifest_lock(self) -> contextlib.AbstractContextManager[None]:
         """Nobody else writes the manifest within the block: what is read there is still so when it is written."""
-        return locked(self.path / ".manifest.lock", "labkit, for a moment")
+        return locked(self.path / ".manifest.lock", "labkit, for a moment", MANIFEST_PATIENCE)
 
     def _write_params(self) -> None:
         import yaml

@@ -47,7 +47,7 @@ def _start(number: int, barrier, held, told) -> None:
     try:
         run = Run.open(params)
         run.begin("01_grpo")
-        held.wait(20)
+        held.wait(120)
         run.finish("01_grpo", {"n": os.getpid()})
         told.put("finished")
     except LabError as error:
@@ -65,7 +65,7 @@ def test_of_two_notebooks_that_start_a_new_run_at_once_one_finishes_and_one_is_r
         both = [context.Process(target=_start, args=(number, barrier, held, told)) for _ in range(2)]
         for each in both:
             each.start()
-        words = sorted(told.get(timeout=60) for _ in both)
+        words = sorted(told.get(timeout=180) for _ in both)
         for each in both:
             each.join()
         assert words[0] == "finished" and "is in use by a notebook" in words[1], (number, words)
@@ -82,7 +82,8 @@ def test_whoever_waited_for_a_stage_that_another_finished_has_nothing_to_do(proj
     assert run.manifest["stages"]["01_grpo"]["figures"] == {"n": 1}, "it was not begun again"
 
 
-def test_a_manifest_is_not_written_while_another_writes_it(project):
+def test_a_manifest_is_not_written_while_another_writes_it(project, monkeypatch):
+    monkeypatch.setattr("labkit.runs.MANIFEST_PATIENCE", 0.3)
     run = Run.open(DEFAULTS)
     context = multiprocessing.get_context("fork")
     files._locks.clear()
@@ -216,6 +217,18 @@ def test_a_read_only_run_is_reported_elsewhere(tmp_path, monkeypatch, capsys):
     assert main(["report", str(folder)]) == 0
     assert "x-report/report.html" in capsys.readouterr().out
     assert not list(folder.glob("*.html"))
+
+
+@pytest.mark.parametrize(
+    "arguments", [["run"], ["doctor", "--quick"], ["submit", "--local"]], ids=lambda each: each[0]
+)
+def test_without_notebooks_every_command_says_so_and_leaves_nothing(tmp_path, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(tmp_path)
+    Path("p.yaml").write_text("run: x\n")
+    assert main([arguments[0], "p.yaml", *arguments[1:]]) != 0  # the doctor saw nothing wrong, the run left a folder
+    told = capsys.readouterr()
+    assert "there is no notebook" in told.out + told.err and "`labkit new FOLDER`" in told.out + told.err
+    assert [path.name for path in tmp_path.iterdir()] == ["p.yaml"]
 
 
 # --- paths and versions
