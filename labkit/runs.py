@@ -36,7 +36,8 @@ NOTEBOOK_OF = {"grpo": "01_grpo", "distill": "02_distill", "sft": "03_sft", "grp
 FREE = ("run", "outputs", "compare", "processes")
 """Parameters that may change in a run: what its folder is called and where it stands, what 05_analysis shows beside it, and how
 many work on it."""
-
+STAGE_LOCK = ".stage.lock"
+"""Held by the process that works on a stage."""
 MANIFEST_PATIENCE = 60.0
 """Seconds to wait for somebody else who writes the manifest: a moment, unless the file system is very busy."""
 
@@ -127,9 +128,9 @@ class Run:
                     f"{name} needs {earlier}, which is {self.state(earlier)} in '{self.path}'; "
                     f"run notebooks/{earlier}.ipynb with the same parameters first"
                 )
-        lock(self.path / ".stage.lock", "a notebook")
+        lock(self.path / STAGE_LOCK, "a notebook")
         if self.finished(name):  # by another process, for which the lock had to be waited for
-            unlock(self.path / ".stage.lock")
+            unlock(self.path / STAGE_LOCK)
             return True
         entry = {"state": "running", "started": _now()}
         self._update(name, {**entry, **source_version()})
@@ -148,7 +149,7 @@ class Run:
         seconds = (datetime.now(UTC) - datetime.fromisoformat(entry["started"])).total_seconds()
         self._update(name, {**entry, "state": "finished", "finished": _now(), "seconds": round(seconds, 1),
                             "figures": _plain(figures)})  # fmt: skip
-        unlock(self.path / ".stage.lock")
+        unlock(self.path / STAGE_LOCK)
 
     def keep(self, name: str, what: str, work: Callable[[], Any]) -> Any:
         """Do `work` once: its result, plain data, is stored as 01_grpo/`what`.json and read from there next time."""
