@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,10 @@ from labkit.errors import LabError
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 """What a video file ends in; of several by one name the earlier is taken, after the published one."""
+
+_CLOCK = r"(\d+):(\d\d):(\d\d[:.]\d+)"
+_SECONDS = re.compile(r"(.+)_(\d+\.\d+)_(\d+\.\d+)", re.ASCII)
+_CLOCKS = re.compile(rf"(.+)_{_CLOCK}_{_CLOCK}", re.ASCII)
 
 
 class Found(NamedTuple):
@@ -60,6 +65,27 @@ def stem_of(name: str) -> tuple[str, str]:
     base = name.replace("\\", "/").rpartition("/")[2]
     stem, suffix = os.path.splitext(base)
     return (stem, suffix) if suffix.lower() in SUFFIXES else (base, "")
+
+
+def trim_window(stem: str) -> tuple[str, float, float] | None:
+    """The source video's name and the trim window in seconds, where a clip's name states them as its owners do.
+
+    Numbers without a decimal point are left alone: take_1_2 is nobody's window.
+
+    >>> trim_window("NUsG9BgSes0_210.0_360.0"), trim_window("4jujh_00:00:39:000_00:01:24:700"), trim_window("take_1_2")
+    (('NUsG9BgSes0', 210.0, 360.0), ('4jujh', 39.0, 84.7), None)
+    """
+    if match := _SECONDS.fullmatch(stem):
+        begin, end = float(match[2]), float(match[3])
+    elif match := _CLOCKS.fullmatch(stem):
+        begin, end = _clock(*match.groups()[1:4]), _clock(*match.groups()[4:7])
+    else:
+        return None
+    return (match[1], begin, end) if begin < end else None
+
+
+def _clock(hours: str, minutes: str, seconds: str) -> float:
+    return int(hours) * 3600 + int(minutes) * 60 + float(seconds.replace(":", "."))
 
 
 def walk(folder: str) -> Iterator[tuple[str, list[str]]]:

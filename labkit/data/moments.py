@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.chain.spans import Span
+from labkit.data.folders import stem_of, trim_window
 from labkit.data.owners import fetch_videos
 from labkit.errors import LabError
 from labkit.files import replacing
@@ -126,6 +127,19 @@ class Moment:
     def start(self) -> float:
         """Where the clip begins in the video, in seconds: what `read_frames` takes as `start`."""
         return self.clip.start if self.clip is not None else 0.0
+
+    @property
+    def source_video(self) -> str:
+        """The untrimmed video that the clip was cut from: what moments are grouped by that are not independent.
+
+        The path without its suffix, and without the trim window that a clip's name states.
+
+        >>> Moment("q1", "/videos/NUsG9BgSes0_210.0_360.0.mp4", "she cooks", (Span(1.0, 4.0),), 150.0).source_video
+        '/videos/NUsG9BgSes0'
+        """
+        stem, _ = stem_of(self.video)
+        window = trim_window(stem)
+        return os.path.join(os.path.dirname(self.video), window[0] if window else stem)
 
 
 def read_moments(path: str | Path) -> list[Moment]:

@@ -102,6 +102,24 @@ def test_qvhighlights_has_530_queries_with_several_windows() -> None:
 
 
 @real
+@pytest.mark.parametrize(
+    ("file", "videos", "sources", "reason"),
+    [
+        (QVHIGHLIGHTS, 1519, 474, "several clips of 150 s were cut from one video"),
+        (TIMERFT, 2475, 2475, "one query a video, whatever was cut from it"),
+        (TVGBENCH, 462, 462, "its trim windows stand beside the source video's name"),
+        (TEST, 1334, 1334, "whole videos"),
+    ],
+)
+def test_moments_know_the_untrimmed_video_that_they_come_from(
+    file: Path, videos: int, sources: int, reason: str
+) -> None:
+    moments = load_moments(file)
+    assert len({moment.video for moment in moments}) == videos
+    assert len({moment.source_video for moment in moments}) == sources, reason
+
+
+@real
 def test_trimmed_rows_are_252_in_tvgbench_and_665_in_timerft() -> None:
     trimmed = [moment for moment in load_moments(TVGBENCH) if moment.clip is not None]
     assert len(trimmed) == 252

@@ -233,6 +233,21 @@ def test_a_moment_made_in_code_is_checked_too() -> None:
         moment(video="a.mp4")
 
 
+@pytest.mark.parametrize(
+    ("video", "source", "reason"),
+    [
+        ("/v/abc_60.0_210.0.mp4", "/v/abc", "QVHighlights' name of a clip"),
+        ("/v/abc_00:00:39:000_00:01:24:700.mp4", "/v/abc", "TimeRFT's"),
+        ("/v/abc.mp4", "/v/abc", "a whole video"),
+        ("/v/take_1_2.mp4", "/v/take_1_2", "numbers that are no seconds"),
+        ("/v/abc_9.0_2.0.mp4", "/v/abc_9.0_2.0", "no window: it ends before it begins"),
+        ("/w/abc.mp4", "/w/abc", "another folder's video of the same name is another video"),
+    ],
+)
+def test_a_moment_knows_its_untrimmed_video(video: str, source: str, reason: str) -> None:
+    assert moment(video=video).source_video == source, reason
+
+
 def test_missing_and_empty_videos_are_found_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "good.mp4").write_bytes(b"x")
     (tmp_path / "empty.mp4").touch()
