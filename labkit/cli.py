@@ -86,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     moments.add_argument("source", metavar="NAME_OR_PATH", help="such as charades-sta/test, or a file")
     moments.add_argument("--videos", metavar="DIR", help="folder of the videos (default: videos beside the file)")
+    moments.add_argument("--durations", metavar="CSV", help="columns id and length, for a file without durations")
     moments.add_argument("--write", metavar="FILE.jsonl", help="write the usable moments as labkit's own jsonl")
     moments.add_argument("--list", nargs="?", const="", metavar="KIND", dest="listing",
                          help="list what was found, or what was found of one kind")  # fmt: skip
@@ -199,7 +200,8 @@ def _moments(options: argparse.Namespace) -> None:
     from labkit.data.benchmarks import moments_text
 
     o = options
-    _say(moments_text(o.source, videos=o.videos, write=o.write, listing=o.listing, strict=o.strict))
+    _say(moments_text(o.source, videos=o.videos, durations=o.durations, write=o.write, listing=o.listing,
+                      strict=o.strict))  # fmt: skip
 
 
 def _world(options: argparse.Namespace) -> None:

@@ -7,16 +7,15 @@ prediction of exactly the label can reach IoU 1. Blanks around a query are no fa
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
 
 from labkit.chain.spans import Span
 from labkit.data.findings import RULES, Finding
-from labkit.data.folders import Found, VideoFolder
+from labkit.data.folders import Found, VideoFolder, is_elsewhere, stem_of
 from labkit.data.moments import FRAME, OPTION_LETTERS, ROUNDING, BadField, Moment
-from labkit.data.rows import Row
+from labkit.data.rows import Row, to_seconds
 from labkit.errors import LabError
 
 POINT = 0.5
@@ -55,7 +54,7 @@ class Judge:
         self._lines: dict[str, int | str] = {}
         self._noted: set[str] = set()
         self._headers: dict[str, float] = {}
-        self._measured: dict[str, float] = {}
+        self._measured: dict[str, tuple[float, float]] = {}
 
     def moment(self, row: Row) -> Moment | None:
         """The row's moment, or None when it is dropped: then exactly one finding says "dropped"."""
@@ -86,19 +85,14 @@ class Judge:
             raise _Dropped("empty query", row.query)
         if not row.video.strip():
             raise _Dropped("malformed row", row.video, "it names no video")
-        try:
-            f"{qid}{row.query}{row.video}".encode()
-        except UnicodeEncodeError as error:
-            raise _Dropped(
-                "malformed row", repr(row.query), f"half a character in its text ({error.reason})"
-            ) from None
         for field in row.unknown:
             self._note(row, "unknown field", field, field)
         video, clip = self._video(row)
+        labels = self._labels(row, video)
         duration = self._duration(row, video, clip)
         if clip is not None:
             clip, duration = self._clip(row, clip, duration)
-        windows = self._windows(row, duration)
+        windows = self._windows(row, labels, duration)
         options, choice = _options(row)
         try:
             return Moment(qid, video.path, row.query.strip(), windows, duration, clip, row.source, options, choice)
@@ -114,19 +108,25 @@ class Judge:
             found = Found(own, os.path.exists(own)) if self.videos.implied else self.videos.find(row.video)
         elif row.cut and ((whole := self.videos.find(row.cut)).there or not self.videos.find(row.video).there):
             found, clip = whole, None
+        elif clip is not None and (alone := self.videos.find(_named(row.video, clip))).there:
+            found, clip = alone, None
         else:
             found = self.videos.find(row.video)
-            if clip is not None and found.there and self._is_cut(found.path, clip):
+            if clip is not None and found.there and self._is_cut(row, found.path, clip):
                 self._find(row, "already cut", "noted", f"{clip.start:g} to {clip.end:g}")
                 clip = None
+        if is_elsewhere(row.video):
+            self._note(row, "path of elsewhere", "path of elsewhere", row.video)
         if found.others:
             self._note(row, "duplicate video names", found.path, [found.path, *found.others])
         return found, clip
 
-    def _is_cut(self, path: str, clip: Span) -> bool:
+    def _is_cut(self, row: Row, path: str, clip: Span) -> bool:
         """Whether a file is the clip itself: as long as the trim window, and over before the window is.
 
-        Only its header is read; a window from second 0 shows the same frames either way.
+        A whole video may be just as long, where its window overshoots its end: it is taken for that when most of the window
+        lies inside it and so do the labels. Only its header is read; a window from second 0 shows the same frames either
+        way.
         """
         if clip.start <= 0:
             return False
@@ -134,10 +134,43 @@ class Judge:
             self._headers[path] = _header_seconds(path)
         seconds = self._headers[path]
         slack = max(1.0, 0.02 * clip.length)
-        return 0 < seconds < clip.end - slack and abs(seconds - clip.length) <= slack
+        if not (0 < seconds < clip.end - slack and abs(seconds - clip.length) <= slack):
+            return False
+        windows = row.windows if isinstance(row.windows, list) else []
+        last = max((pair[1] for window in windows if (pair := _pair(window))), default=0.0)
+        if seconds - clip.start <= clip.length / 2 or clip.start + last > seconds + slack:
+            return True
+        self._find(row, "window past the video", "noted", f"{clip.start:g} to {clip.end:g} of {seconds:g} s")
+        return False
+
+    def _labels(self, row: Row, video: Found) -> object:
+        """The row's windows as numbers, in seconds where they count frames."""
+        rate = 1.0 if row.rate is None else to_seconds(row.rate)
+        if rate is None and video.there:
+            rate = self._probe(row, "no frame rate", video.path)[1]
+            self._find(row, "no frame rate", "repaired", row.windows, f"measured, {rate:g} frames a second")
+        if rate is None or rate <= 0:
+            raise _Dropped("no frame rate", row.windows, f"{video.path} is not there to be measured")
+        # One label may stand without a list around it.
+        windows = [row.windows] if _pair(row.windows) else row.windows
+        if not isinstance(windows, list):
+            return windows
+        return [_numbers(window, rate) if _pair(window) else window for window in windows]
+
+    def _probe(self, row: Row, kind: str, path: str) -> tuple[float, float]:
+        """A video's seconds and frames a second; the row is dropped where it cannot be read."""
+        from labkit.data.video import probe
+
+        if path not in self._measured:
+            try:
+                info = probe(path)
+            except LabError as error:
+                raise _Dropped(kind, row.duration, str(error)) from None
+            self._measured[path] = info.duration, info.fps
+        return self._measured[path]
 
     def _duration(self, row: Row, video: Found, clip: Span | None) -> float:
-        seconds = _seconds(row.duration)
+        seconds = to_seconds(row.duration)
         if seconds is not None and seconds > 0:
             return seconds
         # A file of the clip alone is measured where it is there: it may be shorter than its window.
@@ -148,14 +181,7 @@ class Judge:
             return clip.length
         if not video.there:
             raise _Dropped("no duration", row.duration, f"{video.path} is not there to be measured")
-        if video.path not in self._measured:
-            from labkit.data.video import probe
-
-            try:
-                self._measured[video.path] = probe(video.path).duration
-            except LabError as error:
-                raise _Dropped("no duration", row.duration, str(error)) from None
-        measured = self._measured[video.path]
+        measured = self._probe(row, "no duration", video.path)[0]
         if measured <= 0:
             raise _Dropped("no duration", row.duration, f"{video.path} has no length either")
         self._find(row, "no duration", "repaired", row.duration, f"measured, {measured:.2f} s")
@@ -169,12 +195,12 @@ class Judge:
         self._find(row, "clip window", "repaired", said)
         return (clip, clip.length) if clip.length < duration else (Span(clip.start, clip.start + duration), duration)
 
-    def _windows(self, row: Row, duration: float) -> tuple[Span, ...]:
-        if not isinstance(row.windows, list) or not row.windows:
-            raise _Dropped("no window", row.windows)
+    def _windows(self, row: Row, labels: object, duration: float) -> tuple[Span, ...]:
+        if not isinstance(labels, list) or not labels:
+            raise _Dropped("no window", labels)
         kept: list[Span] = []
         lost: list[tuple[str, object]] = []
-        for window in row.windows:
+        for window in labels:
             pair = _pair(window)
             if pair is None:
                 lost.append(("malformed row", window))
@@ -189,7 +215,7 @@ class Judge:
         if not kept:
             kind, window = lost[0]
             note = f"{_say(window)} is no pair of seconds" if kind == "malformed row" else ""
-            raise _Dropped(kind, _beside(row.windows if len(row.windows) > 1 else window, duration), note)
+            raise _Dropped(kind, _beside(labels if len(labels) > 1 else window, duration), note)
         for kind, window in lost:
             self._find(row, kind, "repaired", _beside(window, duration), "this label is left out, the others stand")
         return tuple(kept)
@@ -197,7 +223,7 @@ class Judge:
     def _find(self, row: Row, kind: str, action: str, value: object, note: str = "") -> None:
         rule = RULES[kind]
         own = f"{note}; {rule}" if note else rule
-        finding = Finding(kind, action, self.file, row.line, _qid(row.qid), _say(value), own)
+        finding = Finding(kind, action, self.file, row.line, _whole(_qid(row.qid)), _say(value), _whole(own))
         if self.strict and action != "noted":
             raise LabError(f"{finding}; correct the row, or read the file without strict")
         self.findings.append(finding)
@@ -222,17 +248,18 @@ def _qid(value: object) -> str:
     return value if isinstance(value, str) and value.strip() else ""
 
 
-def _seconds(value: object) -> float | None:
-    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9 and math.isfinite(value):
-        return float(value)
-    return None
-
-
 def _pair(value: object) -> tuple[float, float] | None:
     if not isinstance(value, list) or len(value) != 2:
         return None
-    start, end = map(_seconds, value)
+    start, end = map(to_seconds, value)
     return None if start is None or end is None else (start, end)
+
+
+def _numbers(window: list[object], rate: float) -> list[object]:
+    """A pair as numbers of seconds; what is one already stays as it was written."""
+    if rate == 1.0 and not any(isinstance(at, str) for at in window):
+        return window
+    return [(to_seconds(at) or 0.0) / rate for at in window]
 
 
 def _clip_of(value: object) -> Span:
@@ -240,6 +267,11 @@ def _clip_of(value: object) -> Span:
     if pair is None or not 0 <= pair[0] < pair[1]:
         raise _Dropped("clip window", value, "where the clip lies in its video cannot be known")
     return Span(*pair)
+
+
+def _named(video: str, clip: Span) -> str:
+    """What a file of the clip alone is called where its owners gave it no name: as QVHighlights does."""
+    return f"{stem_of(video)[0]}_{clip.start}_{clip.end}"
 
 
 def _options(row: Row) -> tuple[tuple[str, ...], int | None]:
@@ -276,4 +308,10 @@ def _say(value: Any) -> str:
         text = value
     else:
         text = "none" if value is None else json.dumps(value, ensure_ascii=False, default=repr)
+    text = _whole(text)
     return text if len(text) <= 160 else f"{text[:140]}...{text[-15:]}"
+
+
+def _whole(text: str) -> str:
+    """`text` with what no terminal can show, half a character, as its code."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -143,7 +143,7 @@ def test_the_first_row_keeps_an_id_and_a_query_must_say_something(tmp_path: Path
 def test_a_missing_duration_is_measured(tmp_path: Path) -> None:
     film(tmp_path / "a.mp4", CONSTANT)
     (tmp_path / "b.mp4").write_bytes(b"no film")
-    durations = [None, 0, -3, float("nan"), float("inf"), "12", True]
+    durations = [None, 0, -3, float("nan"), float("inf"), "twelve", True]
     rows = [row(line=k, qid=k, duration=duration) for k, duration in enumerate(durations)]
     moments, found = judged(tmp_path, *rows, row(video="b", qid="b", duration=0), row(video="c", qid="c", duration=0))
     assert [moment and moment.duration for moment in moments] == [8.0] * 7 + [None, None]
