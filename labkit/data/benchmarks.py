@@ -89,7 +89,8 @@ def load_moments(
     if not usable:
         step = _step(table, moments)
         found = ", ".join(f"{kind} {count:,}" for kind, count in moments.counts().items())
-        raise LabError(f"no row of {path} is usable ({found}; the first: {moments.findings[0]}); {step}")
+        first = next(finding for finding in moments.findings if finding.action == "dropped")
+        raise LabError(f"no row of {path} is usable ({found}; the first: {first}); {step}")
     return moments
 
 

@@ -307,10 +307,10 @@ FORMS = (
         ("video_id", "question", "moment_end_frame"),
         _qaego4d,
     ),
-    _Form("moments", ("qid", "query", "video"), REQUIRED[:3], _moment),
     _Form("moments", ("qid", "query", "windows"), REQUIRED[:3], _moment),
-    _Form("moments", ("qid", "video", "windows"), REQUIRED[:3], _moment),
     *(_Form("labels", ("video", "start", "end", name), ("video", "start", "end"), _labels) for name in _SENTENCES),
+    _Form("moments", ("qid", "query", "video"), REQUIRED[:3], _moment),
+    _Form("moments", ("qid", "video", "windows"), REQUIRED[:3], _moment),
 )
 """Forms of objects, in the order in which they are tried."""
 

@@ -15,7 +15,7 @@ from labkit.chain.spans import Span
 from labkit.data.findings import RULES, Finding
 from labkit.data.folders import Found, VideoFolder, is_elsewhere, stem_of
 from labkit.data.moments import FRAME, OPTION_LETTERS, ROUNDING, BadField, Moment
-from labkit.data.rows import Row, to_seconds
+from labkit.data.rows import Row, printable, to_seconds
 from labkit.errors import LabError
 
 POINT = 0.5
@@ -155,7 +155,7 @@ class Judge:
         windows = [row.windows] if _pair(row.windows) else row.windows
         if not isinstance(windows, list):
             return windows
-        return [_numbers(window, rate) if _pair(window) else window for window in windows]
+        return [_numbers(window, pair, rate) if (pair := _pair(window)) else window for window in windows]
 
     def _probe(self, row: Row, kind: str, path: str) -> tuple[float, float]:
         """A video's seconds and frames a second; the row is dropped where it cannot be read."""
@@ -223,7 +223,7 @@ class Judge:
     def _find(self, row: Row, kind: str, action: str, value: object, note: str = "") -> None:
         rule = RULES[kind]
         own = f"{note}; {rule}" if note else rule
-        finding = Finding(kind, action, self.file, row.line, _whole(_qid(row.qid)), _say(value), _whole(own))
+        finding = Finding(kind, action, self.file, row.line, printable(_qid(row.qid)), _say(value), printable(own))
         if self.strict and action != "noted":
             raise LabError(f"{finding}; correct the row, or read the file without strict")
         self.findings.append(finding)
@@ -255,11 +255,10 @@ def _pair(value: object) -> tuple[float, float] | None:
     return None if start is None or end is None else (start, end)
 
 
-def _numbers(window: list[object], rate: float) -> list[object]:
-    """A pair as numbers of seconds; what is one already stays as it was written."""
-    if rate == 1.0 and not any(isinstance(at, str) for at in window):
-        return window
-    return [(to_seconds(at) or 0.0) / rate for at in window]
+def _numbers(window: list[object], pair: tuple[float, float], rate: float) -> list[Any]:
+    """A label as numbers of seconds; what is that already stays as it was written."""
+    written = rate == 1.0 and not any(isinstance(at, str) for at in window)
+    return window if written else [at / rate for at in pair]
 
 
 def _clip_of(value: object) -> Span:
@@ -308,10 +307,5 @@ def _say(value: Any) -> str:
         text = value
     else:
         text = "none" if value is None else json.dumps(value, ensure_ascii=False, default=repr)
-    text = _whole(text)
+    text = printable(text)
     return text if len(text) <= 160 else f"{text[:140]}...{text[-15:]}"
-
-
-def _whole(text: str) -> str:
-    """`text` with what no terminal can show, half a character, as its code."""
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -29,11 +29,13 @@ from typing import Any
 from labkit.chain.spans import Span
 from labkit.data.folders import is_elsewhere, local_path, stem_of, trim_window
 from labkit.data.owners import fetch_videos
+from labkit.data.rows import no_utf8, printable
 from labkit.errors import LabError
 from labkit.files import replacing
 
 REQUIRED = ("qid", "video", "query", "windows", "duration")
 FIELDS = (*REQUIRED, "clip", "source", "options", "choice")
+_MAKES = "`labkit moments FILE --write NEW.jsonl` makes moments of it"
 SCORE_STEP = "`labkit score PREDICTIONS --moments FILE` scores them"
 ANSWERS = (
     ("pred_relevant_windows",), ("qid", "text"), ("qid", "windows"), ("qid", "output_text"), ("qid", "pred"),
@@ -57,7 +59,7 @@ class BadField(ValueError):
     def __init__(self, field: str, value: object, wrong: str, step: str) -> None:
         """Keep the parts, so that a reader can put file and line in front."""
         self.field, self.value, self.wrong, self.step = field, value, wrong, step
-        super().__init__(f"{field} = {_short(value)} {wrong}; {step}")
+        super().__init__(f"{printable(field)} = {_short(value)} {wrong}; {step}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +185,12 @@ def read_moments(path: str | Path) -> list[Moment]:
 def read_lines(path: Path) -> Iterator[tuple[int, Moment | BadField]]:
     """Each line of a moments file that holds text, by its number: the moment, or why there is none. Raises OSError."""
     raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    if kind := no_utf8(raw):
+        yield (
+            1,
+            BadField("file", path.name, f"is {kind}, no UTF-8 text", f"unpack it or save it as UTF-8, or {_MAKES}"),
+        )
+        return
     # Old Macs end a line by a carriage return alone.
     lines = raw.split(b"\n" if b"\n" in raw else b"\r")
     seen: dict[str, int] = {}
@@ -318,7 +326,7 @@ def moment_of(row: dict[str, Any], folder: Path) -> Moment:
     # An empty or ill-typed video stays as it is, for Moment to name it by what stands in the file.
     if isinstance(video, str) and video.strip():
         if is_elsewhere(video):
-            step = "write where it lies here, such as by `labkit moments FILE --videos DIR --write NEW.jsonl`"
+            step = "write where it lies here, or `labkit moments FILE --videos DIR --write NEW.jsonl`"
             raise BadField("video", video, "is a link, or a path of another system", step)
         video = local_path(video, folder)
     return Moment(

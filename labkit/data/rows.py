@@ -28,6 +28,7 @@ _WHOLE_TIME = re.compile(TIME, re.ASCII)
 _DECIMAL_COMMA = re.compile(r"\d+,\d+", re.ASCII)
 
 # What a file of another kind begins with, and what it is.
+_GZIP = b"\x1f\x8b"
 _BINARY = {b"PAR1": "Parquet", b"PK\x03\x04": "a zip archive", b"\x89HDF": "HDF5", b"\x80": "a Python pickle"}
 _MARKED = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _NAMES = {"ISO-8859-1": "Latin-1", "WINDOWS-1252": "Windows-1252"}
@@ -108,22 +109,23 @@ def read_encoded(path: Path) -> tuple[str, str]:
     """
     try:
         raw = path.read_bytes()
-        if raw.startswith(b"\x1f\x8b"):
+        if raw.startswith(_GZIP):
             raw = gzip.decompress(raw)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise LabError(f"{path} is gzip that cannot be unpacked ({error}); download it again") from None
     except OSError as error:
         reason = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
         raise LabError(f"annotation file {path} {reason}; correct its path or its access rights") from None
-    for begin, kind in _BINARY.items():
-        if raw.startswith(begin):
-            raise LabError(f"{path} is {kind}, no text; give the annotations as their owners publish them")
-    encoding = next((name for mark, name in _MARKED.items() if raw.startswith(mark)), "")
+    if kind := _begun(raw, _BINARY):
+        raise LabError(f"{path} is {kind}, no text; give the annotations as their owners publish them")
+    encoding = _begun(raw, _MARKED)
     try:
         text = raw.decode(encoding or "utf-8-sig")
     except UnicodeDecodeError as error:
         if encoding:
             raise LabError(f"{path} is {encoding} that breaks off ({error.reason}); download it again") from None
+        if b"\0" in raw[:1000] and not _encoding(raw).startswith("UTF-16"):
+            raise LabError(f"{path} is no text; give the annotations as their owners publish them") from None
         line, kind = raw[: error.start].count(b"\n") + 1, _encoding(raw)
         command = f"iconv -f {kind} -t UTF-8 '{path.name}' > new"
         wrong = f"not UTF-8; save the file as UTF-8 (it looks like {_NAMES.get(kind, kind)}: {command})"
@@ -135,6 +137,20 @@ def read_encoded(path: Path) -> tuple[str, str]:
     text = text.replace("\r\n", "\n")
     # The ends of lines on old Macs, and in what spreadsheets export there.
     return (text if "\n" in text else text.replace("\r", "\n")), encoding or "UTF-8"
+
+
+def no_utf8(raw: bytes) -> str:
+    """What a file is, by its first bytes, where they tell that it is no UTF-8; else ""."""
+    return _begun(raw, {_GZIP: "gzip"} | _BINARY | _MARKED)
+
+
+def _begun(raw: bytes, kinds: dict[bytes, str]) -> str:
+    return next((kind for begin, kind in kinds.items() if raw.startswith(begin)), "")
+
+
+def printable(text: str) -> str:
+    """`text` with what no terminal can show, half a character, as its code."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _encoding(raw: bytes) -> str:

@@ -216,6 +216,45 @@ def test_a_file_that_holds_the_clip_alone_is_not_cut_twice(tmp_path: Path, clip:
     assert found == ([("already cut", "noted")] if kept is None else [])
 
 
+@pytest.mark.parametrize(
+    ("clip", "label", "kept", "reason"),
+    [
+        (
+            [2.5, 10.5],
+            [1, 4],
+            (2.5, 10.5),
+            "most of the window and the label lie in the whole video: it overshoots the end",
+        ),
+        ([2.5, 10.5], [6.6, 7], None, "in the whole video the label would lie behind its end: it is the clip"),
+        ([4, 12], [1, 4], None, "half of the window behind the end is no overshooting"),
+    ],
+)
+def test_a_whole_video_whose_window_overshoots_its_end_is_not_taken_for_the_clip(
+    tmp_path: Path, clip: list[float], label: list[float], kept: Any, reason: str
+) -> None:
+    film(tmp_path / "a.mp4", CONSTANT)
+    (moment,), found = judged(tmp_path, row(clip=clip, duration=8, windows=[label]))
+    assert moment is not None and moment.clip == (None if kept is None else Span(*kept)), reason
+    assert found == ([("already cut", "noted")] if kept is None else [("window past the video", "noted")])
+
+
+def test_a_clip_alone_may_be_named_by_its_window(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "a_2.5_10.5.mp4").touch()
+    (moment,), found = judged(tmp_path, row(clip=[2.5, 10.5], duration=8))
+    assert moment is not None and (Path(moment.video).name, moment.clip) == ("a_2.5_10.5.mp4", None) and found == []
+
+
+def test_half_a_character_is_told_without_being_printed(tmp_path: Path) -> None:
+    bench = judge(tmp_path)
+    assert [
+        bench.moment(row(qid="\ud83d")),
+        bench.moment(row(query="\ud83d")),
+        bench.moment(row(qid="q2", source="\ud83d")),
+    ] == [None] * 3
+    assert all("half a character" in str(finding) and str(finding).encode() for finding in bench.findings)
+
+
 def test_a_video_that_cannot_be_opened_is_left_to_the_doctor(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"no film")
     (moment,), found = judged(tmp_path, row(clip=[30, 42]))
