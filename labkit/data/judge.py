@@ -125,7 +125,7 @@ class Judge:
         """Whether a file is the clip itself: as long as the trim window, and over before the window is.
 
         A whole video may be just as long, where its window overshoots its end: it is taken for that when most of the window
-        lies inside it and so do the labels. Only its header is read; a window from second 0 shows the same frames either
+        lies inside it and the labels begin there. Only its header is read; a window from second 0 shows the same frames either
         way.
         """
         if clip.start <= 0:
@@ -137,8 +137,9 @@ class Judge:
         if not (0 < seconds < clip.end - slack and abs(seconds - clip.length) <= slack):
             return False
         windows = row.windows if isinstance(row.windows, list) else []
-        last = max((pair[1] for window in windows if (pair := _pair(window))), default=0.0)
-        if seconds - clip.start <= clip.length / 2 or clip.start + last > seconds + slack:
+        # An end may overshoot with the window, but no label begins where there is no video.
+        last = max((pair[0] for window in windows if (pair := _pair(window))), default=0.0)
+        if seconds - clip.start <= clip.length / 2 or clip.start + last >= seconds:
             return True
         self._find(row, "window past the video", "noted", f"{clip.start:g} to {clip.end:g} of {seconds:g} s")
         return False

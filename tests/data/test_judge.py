@@ -225,6 +225,7 @@ def test_a_file_that_holds_the_clip_alone_is_not_cut_twice(tmp_path: Path, clip:
             (2.5, 10.5),
             "most of the window and the label lie in the whole video: it overshoots the end",
         ),
+        ([2.5, 10.5], [4, 8], (2.5, 10.5), "a label's end may overshoot with its window"),
         ([2.5, 10.5], [6.6, 7], None, "in the whole video the label would lie behind its end: it is the clip"),
         ([4, 12], [1, 4], None, "half of the window behind the end is no overshooting"),
     ],
