@@ -82,7 +82,7 @@ def load_moments(
         raise LabError(f"videos = {str(videos)!r} is not a folder; give the folder that the videos lie in")
     table = read_rows(path, durations)
     folder = VideoFolder(path.parent / "videos" if videos is None else videos, implied=videos is None)
-    judge = Judge(path, folder, strict)
+    judge = Judge(path, folder, strict, table.rows)
     usable = [moment for row in table.rows if (moment := judge.moment(row)) is not None]
     encoding = "" if table.encoding == "UTF-8" else f", {table.encoding}"
     moments = Moments(usable, len(table.rows), judge.findings, f"{title or table.title} ({path}{encoding})")

@@ -219,7 +219,7 @@ def _captions(document: dict[str, Any], stamped: str, said: str) -> Iterator[Row
 
 def _qvhighlights(file: _File, line: int | str, number: int, row: dict[str, Any]) -> Iterator[Row]:
     video = str(row["vid"])
-    trimmed = _WINDOW_IN_NAME.fullmatch(video)
+    trimmed = _WINDOW_IN_NAME.fullmatch(stem_of(video)[0])
     clip = [float(trimmed[2]), float(trimmed[3])] if trimmed else None
     yield Row(
         line, row["qid"], trimmed[1] if trimmed else video, row["query"], row.get("relevant_windows"),

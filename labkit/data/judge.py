@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +49,14 @@ def mend_window(start: float, end: float, duration: float) -> tuple[Span | None,
 class Judge:
     """Judges the rows of one file in their order, and keeps what it found."""
 
-    def __init__(self, file: Path, videos: VideoFolder, strict: bool) -> None:
-        """With `strict` the first fault raises LabError."""
+    def __init__(self, file: Path, videos: VideoFolder, strict: bool, rows: Sequence[Row] = ()) -> None:
+        """With `strict` the first fault raises LabError; `rows` are all of the file's, to compare one with."""
         self.file, self.videos, self.strict = str(file), videos, strict
         self.findings: list[Finding] = []
         self._lines: dict[str, int | str] = {}
         self._noted: set[str] = set()
+        self._rows = rows
+        self._cut: bool | None = None
         self._headers: dict[str, float] = {}
         self._measured: dict[str, tuple[float, float]] = {}
 
@@ -122,27 +126,47 @@ class Judge:
         return found, clip
 
     def _is_cut(self, row: Row, path: str, clip: Span) -> bool:
-        """Whether a file is the clip itself: as long as the trim window, and over before the window is.
+        """Whether a file is the clip itself; where it may be either, what the file's other videos are decides."""
+        kind = self._holds(row, path, clip)
+        if kind == "either" and not self._others_are_cut():
+            note = f"{clip.start:g} to {clip.end:g} of {self._header(path):g} s"
+            self._find(row, "window past the video", "noted", note)
+            return False
+        return kind in ("clip", "either")
 
-        A whole video may be just as long, where its window overshoots its end: it is taken for that when most of the window
-        lies inside it and the labels begin there. Only its header is read; a window from second 0 shows the same frames either
-        way.
+    def _holds(self, row: Row, path: str, clip: Span) -> str:
+        """What a file holds by its length: "clip", "whole" or "either"; "" where that does not tell.
+
+        A clip is as long as its trim window. So may be a whole video whose window overshoots its end: it may be either where
+        most of the window lies inside it and the labels begin there. A window from second 0 shows the same frames either way.
         """
-        if clip.start <= 0:
-            return False
-        if path not in self._headers:
-            self._headers[path] = _header_seconds(path)
-        seconds = self._headers[path]
-        slack = max(1.0, 0.02 * clip.length)
-        if not (0 < seconds < clip.end - slack and abs(seconds - clip.length) <= slack):
-            return False
+        seconds, slack = self._header(path), max(1.0, 0.02 * clip.length)
+        if clip.start <= 0 or seconds <= 0:
+            return ""
+        if seconds >= clip.end - slack:
+            return "whole"
+        if abs(seconds - clip.length) > slack:
+            return ""
         windows = row.windows if isinstance(row.windows, list) else []
         # An end may overshoot with the window, but no label begins where there is no video.
         last = max((pair[0] for window in windows if (pair := _pair(window))), default=0.0)
-        if seconds - clip.start <= clip.length / 2 or clip.start + last >= seconds:
-            return True
-        self._find(row, "window past the video", "noted", f"{clip.start:g} to {clip.end:g} of {seconds:g} s")
-        return False
+        return "clip" if seconds - clip.start <= clip.length / 2 or clip.start + last >= seconds else "either"
+
+    def _others_are_cut(self) -> bool:
+        """Whether more of the file's videos are clips for certain than whole: who cuts some cuts them all."""
+        if self._cut is None:
+            kinds: Counter[str] = Counter()
+            for row in self._rows:
+                pair, found = _pair(row.clip), self.videos.find(row.video)
+                if not row.cut and not row.path and found.there and pair and 0 <= pair[0] < pair[1]:
+                    kinds[self._holds(row, found.path, Span(*pair))] += 1
+            self._cut = kinds["clip"] > kinds["whole"]
+        return self._cut
+
+    def _header(self, path: str) -> float:
+        if path not in self._headers:
+            self._headers[path] = _header_seconds(path)
+        return self._headers[path]
 
     def _labels(self, row: Row, video: Found) -> object:
         """The row's windows as numbers, in seconds where they count frames."""

@@ -171,6 +171,13 @@ def test_qvhighlights(tmp_path: Path, files: list[str], video: str, clip: Span |
     ], reason
 
 
+def test_qvhighlights_ids_may_end_in_mp4(tmp_path: Path) -> None:
+    (tmp_path / "abc_-D.mp4").touch()
+    path = as_lines(tmp_path / "val.jsonl", QV | {"vid": "abc_-D_60.0_210.0.mp4"})
+    (moment,) = load_moments(path, videos=tmp_path)
+    assert (Path(moment.video).name, moment.clip, moment.source) == ("abc_-D.mp4", Span(60, 210), "qvhighlights")
+
+
 def test_a_qvhighlights_clip_ends_where_its_video_ended(tmp_path: Path) -> None:
     # 39 of 1,550 clips of the validation set are shorter than the 150 s that their names say.
     (tmp_path / "abc_-D.mp4").touch()

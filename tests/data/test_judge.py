@@ -239,6 +239,17 @@ def test_a_whole_video_whose_window_overshoots_its_end_is_not_taken_for_the_clip
     assert found == ([("already cut", "noted")] if kept is None else [("window past the video", "noted")])
 
 
+def test_who_has_cut_some_videos_has_cut_them_all(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        film(tmp_path / name, CONSTANT)
+    either = row(clip=[2.5, 10.5], duration=8)
+    rows = [either, row(qid="q2", video="b", clip=[30, 38], duration=8)]
+    whole = [row(qid="q3", video="c", clip=[1, 5], duration=4), row(qid="q4", video="c", clip=[2, 6], duration=4)]
+    for all_rows, clip in ((rows, None), (rows + whole, Span(2.5, 10.5))):
+        moment = Judge(tmp_path / "file", VideoFolder(tmp_path), False, all_rows).moment(either)
+        assert moment is not None and moment.clip == clip
+
+
 def test_a_clip_alone_may_be_named_by_its_window(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").touch()
     (tmp_path / "a_2.5_10.5.mp4").touch()
