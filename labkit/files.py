@@ -86,6 +86,18 @@ def lock(path: Path, who: str) -> None:
     _locks[path] = handle
 
 
+@contextmanager
+def locked(path: Path, who: str) -> Iterator[None]:
+    """Hold a lock for the block, as `lock` takes it; one that this process held before, it holds afterwards too."""
+    mine = path in _locks
+    lock(path, who)
+    try:
+        yield
+    finally:
+        if not mine:
+            unlock(path)
+
+
 def without_locks(path: Path, error: OSError) -> LabError:
     """What to raise where the lock `path` cannot be had from anybody, because its file system has none."""
     return LabError(

@@ -33,6 +33,8 @@ NOTEBOOK_OF = {"grpo": "01_grpo", "distill": "02_distill", "sft": "03_sft", "grp
 """Where the rollouts of a stage stand."""
 FREE = ("outputs", "compare", "processes")
 """Parameters that may change in a run: where it stands, what 05_analysis shows beside it, and how many work on it."""
+STAGE_LOCK = ".stage.lock"
+"""Held by the process that works on a stage."""
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "decord", "av", "numpy")
 
 
@@ -121,7 +123,7 @@ class Run:
                     f"{name} needs {earlier}, which is {self.state(earlier)} in '{self.path}'; "
                     f"run notebooks/{earlier}.ipynb with the same parameters first"
                 )
-        lock(self.path / ".stage.lock", "a notebook")
+        lock(self.path / STAGE_LOCK, "a notebook")
         self._update(name, {"state": "running", "started": _now()})
         return False
 
@@ -138,7 +140,7 @@ class Run:
         seconds = (datetime.now(UTC) - datetime.fromisoformat(entry["started"])).total_seconds()
         self._update(name, {**entry, "state": "finished", "finished": _now(), "seconds": round(seconds, 1),
                             "figures": _plain(figures)})  # fmt: skip
-        unlock(self.path / ".stage.lock")
+        unlock(self.path / STAGE_LOCK)
 
     def keep(self, name: str, what: str, work: Callable[[], Any]) -> Any:
         """Do `work` once: its result, plain data, is stored as 01_grpo/`what`.json and read from there next time."""

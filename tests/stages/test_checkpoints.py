@@ -1,3 +1,4 @@
+import json
 from contextlib import nullcontext
 
 import pytest
@@ -121,6 +122,44 @@ def test_an_incomplete_checkpoint_is_left_out_and_removed(tmp_path):
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"  # by number, not by name
     assert not (tmp_path / "checkpoint-11").exists()
     assert newest_checkpoint(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said", "reason"),
+    [
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(b"short"),
+            "has 5 bytes, of 9",
+            "cut off by a full disk",
+        ),
+        (lambda folder: (folder / "optimizer.pt").unlink(), "optimizer.pt", "lost when the run was copied"),
+        (lambda folder: (folder / COMPLETE).write_text("{"), "Expecting", "the marker itself"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(spoil, said, reason, tmp_path, capsys):
+    for step in (2, 4):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"9 letters")
+        (folder / "optimizer.pt").write_bytes(b"7 bytes")
+        (folder / COMPLETE).write_text(json.dumps({"model.safetensors": 9, "optimizer.pt": 7}))
+    assert newest_checkpoint(tmp_path) == folder
+    spoil(folder)
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-2", reason
+    line = capsys.readouterr().out
+    assert f"'{folder}' is damaged" in line and said in line and not folder.exists()
+
+
+def test_a_checkpoint_is_kept_with_the_sizes_of_its_files(policy, source, moments, tmp_path):
+    def stop(row):
+        if row["step"] == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        small.train_sft(policy, source, moments, tmp_path, on_step=stop)
+    sizes = json.loads((tmp_path / "checkpoint-2" / COMPLETE).read_text())
+    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json"} <= sizes.keys()
+    assert all((tmp_path / "checkpoint-2" / name).stat().st_size == size for name, size in sizes.items())
 
 
 @pytest.mark.parametrize(
