@@ -153,6 +153,9 @@ def _parser() -> argparse.ArgumentParser:
         "--videos", type=_path, metavar="DIR", help="folder of the videos (default: videos beside the file)"
     )
     moments.add_argument(
+        "--durations", type=_path, metavar="CSV", help="columns id and length, for a file without durations"
+    )
+    moments.add_argument(
         "--write", type=_path, metavar="FILE.jsonl", help="write the usable moments as labkit's own jsonl"
     )
     moments.add_argument("--list", nargs="?", const="", metavar="KIND", dest="listing",
@@ -274,7 +277,8 @@ def _moments(options: argparse.Namespace) -> None:
     from labkit.data.benchmarks import moments_text
 
     o = options
-    say(moments_text(o.source, videos=o.videos, write=o.write, listing=o.listing, strict=o.strict))
+    say(moments_text(o.source, videos=o.videos, durations=o.durations, write=o.write, listing=o.listing,
+                     strict=o.strict))  # fmt: skip
 
 
 def _world(options: argparse.Namespace) -> None:
