@@ -22,6 +22,7 @@ from labkit.errors import LabError, Stopped
 from labkit.files import lock, project_root, replacing, unlock
 from labkit.journal import kept
 from labkit.params import DEFAULTS, Params, read_params, read_yaml
+from labkit.progress import duration
 from labkit.stopping import asked, stoppable
 
 if TYPE_CHECKING:
@@ -309,17 +310,13 @@ def _in_sequence(run: Run, sources: Mapping[str, Path], say: Callable[[str], Non
             raise Stopped(f"run '{params.run}' stopped as asked; the same command goes on from there")
         if not run.finished(name):
             raise LabError(f"'{sources[name]}' did not finish its stage; it must end in run.finish('{name}', ...)")
-        say(f"{label} finished in {_minutes(time.monotonic() - begin)}")
-    say(f"all stages finished in {_minutes(time.monotonic() - start)}; look at {run.path}")
+        say(f"{label} finished in {duration(time.monotonic() - begin)}")
+    say(f"all stages finished in {duration(time.monotonic() - start)}; look at {run.path}")
 
 
 def _to_stdout(line: str) -> None:
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
-
-
-def _minutes(seconds: float) -> str:
-    return f"{int(seconds // 60)} min {seconds % 60:.0f} s" if seconds >= 60 else f"{seconds:.0f} s"
 
 
 def _plain(value: Any) -> Any:

@@ -129,9 +129,9 @@ def quiet(source: str, words: bool = False) -> str:
     >>> quiet("[x](y) *a*", words=True)
     '\\[x\\](y) \\*a\\*'
     """
-    source = markup.harmless(source)
     if words:
-        return re.sub(r"([\\\[\]*_`!#|~$])", r"\\\1", source.replace("&", "&amp;").replace("<", "&lt;"))
+        return markup.literal(source)
+    source = markup.harmless(source)
     parts = _CODE.split(source)
     for at in range(0, len(parts), 2):
         parts[at] = _quiet_words(parts[at])
@@ -169,7 +169,7 @@ def _front(run: str, told: Mapping[str, Any], pages: Mapping[str, _Page]) -> str
         ]
         blocks += [
             f"## Results, {table['title']}",
-            _table(["model", *table["columns"]], rows, "l" + "r" * len(table["columns"])),
+            _table(["model", *map(markup.literal, table["columns"])], rows, "l" + "r" * len(table["columns"])),
         ]
     if told["results"]:
         blocks.append(" ".join(told["legend"].split()) + " Bold: the highest of its column.")

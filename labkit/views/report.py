@@ -13,6 +13,7 @@ from labkit.errors import LabError
 from labkit.files import replacing
 from labkit.params import DEFAULTS, documentation
 from labkit.params import show as shown
+from labkit.progress import duration
 from labkit.results import DECODINGS, LEGEND, MODELS, columns_of, read_results
 from labkit.runs import STAGES, read_manifest
 from labkit.values import read_yaml
@@ -92,7 +93,7 @@ def summary(folder: Path) -> dict[str, Any]:
         ("test queries", " or ".join(f"{n:,.0f}" for n in sorted(queries)) or "none yet"),
         ("seed", manifest.get("seed", "not written down")),
         ("begun", str(manifest.get("created", ""))[:16].replace("T", " ")),
-        ("time of all stages", f"{seconds / 60:.1f} min"),
+        ("time of all stages", duration(seconds)),
         ("labkit", manifest.get("labkit", "not written down")),
     ]
     if harvest := results["harvest"]:
