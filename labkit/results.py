@@ -38,10 +38,11 @@ LEGEND = (
 
 
 def read_results(folder: str | Path) -> dict[str, Any]:
-    """What a run has reported so far: `run`, `stages` (state and seconds), `models` and `harvest`.
+    """What a run has reported so far: `run`, `stages` (state and seconds), `models`, `scores` and `harvest`.
 
     `models` holds, by model and decoding, the flat figures of `labkit.stages.evaluate.Evaluation`; IoU is a fraction.
-    Raises LabError when `folder` holds no run.
+    `scores` holds, by model, greedy figures with intervals and baselines (`labkit.scoring.scores.Score.as_dict`), once 05_analysis has
+    scored them. Raises LabError when `folder` holds no run.
     """
     manifest = read_manifest(folder)
     figures = {name: entry.get("figures", {}) for name, entry in manifest["stages"].items()}
@@ -56,6 +57,7 @@ def read_results(folder: str | Path) -> dict[str, Any]:
             name: {key: manifest["stages"].get(name, {}).get(key) for key in ("state", "seconds")} for name in STAGES
         },
         "models": models,
+        "scores": figures.get("05_analysis", {}).get("scores", {}),
         "harvest": figures.get("02_distill", {}).get("harvest", {}),
     }
 

@@ -1,6 +1,7 @@
 """Reports: a run's executed notebooks as HTML files that open anywhere, without kernel and without network.
 
-One file for each notebook, and one for the run with its results, its parameters and all notebooks as chapters.
+One file for each notebook, and one for the run: what it came to on its first page (`labkit.views.front`), then its results, its
+parameters and all notebooks as chapters.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from labkit.results import DECODINGS, LEGEND, MODELS, columns_of, read_results
 from labkit.runs import STAGES, read_manifest
 from labkit.values import read_yaml
 from labkit.views.cells import read_chapter
+from labkit.views.front import Front
 from labkit.views.pages import Link, page
 
 WHOLE = "report"
@@ -38,7 +40,10 @@ def write_report(run_folder: str | Path) -> list[Path]:
         _write(files[name], page(f"{results['run']} · {chapter.title}", [chapter], links=_links(files, name)))
     seen: set[str] = set()
     chapters = [read_chapter(notebook, name, shift=1, seen=seen) for name, notebook in notebooks.items()]
-    told = page(f"Run {results['run']}", chapters, summary=summary(folder), links=_links(files, WHOLE))
+    told = page(
+        f"Run {results['run']}", chapters, summary=summary(folder), links=_links(files, WHOLE),
+        front=Front.of(notebooks, {chapter.name: chapter.title for chapter in chapters}, results["scores"]),
+    )  # fmt: skip
     _write(files[WHOLE], told)
     return list(files.values())
 

@@ -25,8 +25,8 @@ def true_words(figures: Mapping[str, Mapping[str, float | None]], title: str = "
     labels = style.in_stage_order(shown)
     looks = style.looks(labels)
     caption = (
-        "Percent of the words of a kind that are true of the asked thing and event; hollow bars: what the same words would have, "
-        "dealt out at random among the queries. Colour and shape stand in the query, and so does the action unless there are "
+        "Words that are true of the asked thing and event, in percent of all of their kind. Hollow bars: what the same words would "
+        "have, dealt out at random among the queries. Colour and shape stand in the query, and so does the action unless there are "
         "options; place and time do not. No reward reads any of them. "
         f"Distinct thoughts, object words and numbers blanked: {_distinct(shown, labels)}."
     )
@@ -45,14 +45,14 @@ def true_words(figures: Mapping[str, Mapping[str, float | None]], title: str = "
                 marker={"color": "rgba(0, 0, 0, 0)", "line": {"color": style.FAINT, "width": 1}}, row=row, col=col,
             )  # fmt: skip
             fig.add_scatter(
-                x=[100 * true], y=[place], mode="markers+text", text=[f"  {100 * true:.1f}"], textposition="top center",
+                x=[100 * true], y=[place], mode="markers+text", text=[f"{100 * true:.1f} of {said:,.0f}"], textposition="top left" if true > 0.7 else "top center",
                 textfont={"size": 10.5, "color": style.TEXT}, showlegend=False, cliponaxis=False,
                 marker={"symbol": looks[label].symbol, "size": 9, "color": looks[label].color,
                         "line": {"width": 2, "color": looks[label].color}},
                 hovertemplate=f"{style.plain(label)}: %{{x:.1f}} % of {said:,.0f} true, {100 * chance:.1f} % by chance"
                 "<extra></extra>", row=row, col=col,
             )  # fmt: skip
-        fig.update_xaxes(range=[0, 112], tickvals=[0, 50, 100], row=row, col=col, zeroline=False)
+        fig.update_xaxes(range=[0, 125], tickvals=[0, 50, 100], row=row, col=col, zeroline=False)
     names = [style.plain(label, 40) for label in labels]
     fig.update_layout(barmode="overlay")
     fig.update_yaxes(range=[len(labels) - 0.4, -0.8], showgrid=False, zeroline=False)
