@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from labkit.chain.intervals import bootstrap_interval
 from labkit.data.moments import Moment
 from labkit.data.true_words import KINDS, held
-from labkit.measured import Measured
+from labkit.measured import Measured, Prediction
 from labkit.views.markup import literal
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def _difference(before: Measured, after: Measured, key: str, moments: Moments, d
     from labkit.scoring.scores import compare
 
     if not moments or not _predictions(before, decoding) or not _predictions(after, decoding):
-        return _Change(*[math.nan] * 5, 0)
+        return _Change(math.nan, math.nan, math.nan, math.nan, math.nan, 0)
     first, second = (_scored(model, moments, decoding) for model in (before, after))
     gap = compare(second, first).differences[key]
     return _Change(first.figures[key], second.figures[key], gap.value, *gap.interval, len(first.qids))
@@ -217,7 +217,7 @@ def _scored(model: Measured, moments: Moments, decoding: str) -> Score:
     return score(as_predictions(_predictions(model, decoding), {}), list(moments.values()))
 
 
-def _predictions(model: Measured, decoding: str) -> Sequence:
+def _predictions(model: Measured, decoding: str) -> Sequence[Prediction]:
     return model.greedy if decoding == "greedy" else model.sampled
 
 

@@ -120,7 +120,7 @@ def conclusions(notebooks: Mapping[str, Any], titles: Mapping[str, str]) -> list
 
 def narrowing(notebooks: Mapping[str, Any]) -> tuple[str, Any] | None:
     """The newest figure of narrowing: its notebook's name, and its forms."""
-    for name, notebook in reversed(notebooks.items()):
+    for name, notebook in reversed(list(notebooks.items())):
         for output in _outputs(notebook):
             if shows_narrowing(data := output.get("data", {})):
                 return name, data

@@ -45,7 +45,8 @@ def true_words(figures: Mapping[str, Mapping[str, float | None]], title: str = "
                 marker={"color": "rgba(0, 0, 0, 0)", "line": {"color": style.FAINT, "width": 1}}, row=row, col=col,
             )  # fmt: skip
             fig.add_scatter(
-                x=[100 * true], y=[place], mode="markers+text", text=[f"{100 * true:.1f} of {said:,.0f}"], textposition="top left" if true > 0.7 else "top center",
+                x=[100 * true], y=[place], mode="markers+text", text=[f"{100 * true:.1f} of {said:,.0f}"],
+                textposition="top left" if true > 0.7 else "top center",
                 textfont={"size": 10.5, "color": style.TEXT}, showlegend=False, cliponaxis=False,
                 marker={"symbol": looks[label].symbol, "size": 9, "color": looks[label].color,
                         "line": {"width": 2, "color": looks[label].color}},
