@@ -164,6 +164,12 @@ def after_all(
     return Conclusion(claims)
 
 
+def about_words(base: Measured, final: Measured, moments: Moments) -> Conclusion:
+    """Whether a thought's words are true, where that can be checked."""
+    claims = _words(base, final, moments)
+    return Conclusion(claims or [Claim("Not measured", None, "only clips of the embedded world say what is true of them")])
+
+
 def _words(base: Measured, final: Measured, moments: Moments) -> list[Claim]:
     """What thoughts say, held against the simulator; nothing where there is none."""
     now, before = final.figures["greedy"], base.figures["greedy"]

@@ -10,7 +10,7 @@ import pytest
 from labkit.chain.anchors import parse, render
 from labkit.chain.metrics import chain_figures
 from labkit.chain.spans import Span
-from labkit.conclusions import Claim, Conclusion, after_all, after_final, after_grpo, after_harvest, after_sft
+from labkit.conclusions import Claim, Conclusion, about_words, after_all, after_final, after_grpo, after_harvest, after_sft
 from labkit.data.moments import Moment
 from labkit.data.true_words import word_figures
 from labkit.data.world import PLACES, asked_about, make_scene, scene_moments
@@ -172,6 +172,7 @@ def test_words_are_held_against_the_world_and_counted():
 
 def test_nothing_is_said_of_words_where_no_simulator_knows():
     assert not any("ords" in claim.text for claim in after_final(BASE, SFT, FINAL, MOMENTS).claims)
+    assert "Not measured: only clips of the embedded world" in str(about_words(BASE, FINAL, MOMENTS))
 
 
 def test_a_claim_is_shown_as_it_is_written_whatever_viewer_reads_its_markdown():

@@ -75,7 +75,7 @@ def harmless(text: str) -> str:
 
 
 def literal(text: str) -> str:
-    r"""Plain text as markdown that shows it and makes nothing of it, in whatever viewer: no emphasis, no maths, no address.
+    r"""Plain text as markdown that shows it and makes nothing of it, in whatever viewer: no emphasis, no markup, no address.
 
     An `@` is spelled out, since viewers take `R1@0.7` for a mail address.
 
