@@ -11,7 +11,7 @@ from labkit.views import style
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-_ROW = 34
+_ROW = 40
 
 
 def true_words(figures: Mapping[str, Mapping[str, float | None]], title: str = "Are the words true?") -> go.Figure:
@@ -41,7 +41,7 @@ def true_words(figures: Mapping[str, Mapping[str, float | None]], title: str = "
                 fig.add_annotation(x=0, y=place, text="none said", xanchor="left", font={"size": 10.5}, row=row, col=col)
                 continue
             fig.add_bar(
-                x=[100 * chance], y=[place], orientation="h", width=0.62, showlegend=False, hoverinfo="skip",
+                x=[100 * chance], y=[place], orientation="h", width=0.42, showlegend=False, hoverinfo="skip",
                 marker={"color": "rgba(0, 0, 0, 0)", "line": {"color": style.FAINT, "width": 1}}, row=row, col=col,
             )  # fmt: skip
             fig.add_scatter(
