@@ -10,7 +10,16 @@ import pytest
 from labkit.chain.anchors import parse, render
 from labkit.chain.metrics import chain_figures
 from labkit.chain.spans import Span
-from labkit.conclusions import Claim, Conclusion, about_words, after_all, after_final, after_grpo, after_harvest, after_sft
+from labkit.conclusions import (
+    Claim,
+    Conclusion,
+    about_words,
+    after_all,
+    after_final,
+    after_grpo,
+    after_harvest,
+    after_sft,
+)
 from labkit.data.moments import Moment
 from labkit.data.true_words import word_figures
 from labkit.data.world import PLACES, asked_about, make_scene, scene_moments
