@@ -95,6 +95,11 @@ def test_a_change_counts_where_its_interval_leaves_out_nothing_happened(before, 
     assert claim.holds is better and says in claim.evidence, why
 
 
+def test_a_gain_that_may_be_less_than_was_hoped_for_is_not_said_to_be_reached():
+    claim = after_final(model(plain(9, without=9)), SFT, FINAL, MOMENTS).claims[3]
+    assert claim.holds is False and "+30.0 (95 % interval +" in claim.evidence and "which may be less" in claim.evidence
+
+
 def test_one_video_shows_no_change():
     alone = {f"q{n}": Moment(f"q{n}", "/v/0.mp4", "a door opens", (Span(10, 20),), 40.0) for n in range(4)}
     claim = after_sft(*(model(plain(length), alone) for length in (5, 5, 9)), alone).claims[1]
