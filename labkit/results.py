@@ -9,6 +9,7 @@ from typing import Any
 from labkit.data.true_words import KINDS
 from labkit.progress import duration
 from labkit.runs import STAGES, read_manifest
+from labkit.versions import version_text
 
 MODELS = {"base": "base", "grpo": "stage 1", "sft": "sft", "grpo_final": "final"}
 """The models that are evaluated, in the order in which they come to be, and what the table calls them."""
@@ -38,7 +39,9 @@ LEGEND = (
 
 
 def read_results(folder: str | Path) -> dict[str, Any]:
-    """What a run has reported so far: `run`, `stages` (state and seconds), `models`, `scores` and `harvest`.
+    """What a run has reported so far.
+
+    `run`, `labkit` (version, commit), `stages` (state and seconds), `models`, `scores` and `harvest`.
 
     `models` holds, by model and decoding, the flat figures of `labkit.stages.evaluate.Evaluation`; IoU is a fraction.
     `scores` holds, by model, greedy figures with intervals and baselines (`labkit.scoring.scores.Score.as_dict`), once 05_analysis has
@@ -53,6 +56,7 @@ def read_results(folder: str | Path) -> dict[str, Any]:
                 models[model] = stage[model]
     return {
         "run": Path(folder).resolve().name,
+        "labkit": {key: manifest[key] for key in ("labkit", "commit", "changed") if key in manifest},
         "stages": {
             name: {key: manifest["stages"].get(name, {}).get(key) for key in ("state", "seconds")} for name in STAGES
         },
@@ -87,6 +91,7 @@ def results_text(results: Mapping[str, Any]) -> str:
         for name, entry in results["stages"].items()
     ]
     blocks.append(_table(states, "stages"))
+    blocks.append(f"labkit {version_text(results['labkit'])}")
     if results["models"]:
         blocks.append(f"{LEGEND}\n{WORDS_LEGEND}" if words else LEGEND)
     return "\n\n".join(blocks)
