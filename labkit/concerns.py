@@ -1,7 +1,8 @@
 """Concerns: what can be set, one dataclass for each part of the lab, with a default and a range.
 
 The string under each field says what it is, its unit, and where its value comes from: the paper (TAR-TVG), Time-R1's
-recipe (the nearest open one), or ours. Most defaults are ours: they fit a model of 1.4 million parameters.
+recipe (the nearest open one), or ours. The paper's full text, its prompt included, is public (arXiv 2508.07683); we have not read
+it, only what is told of it in public. Most defaults are ours: they fit a model of 1.4 million parameters.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class ModelParams:
     lora_alpha: int = _within(32, 1, 4096)
     """Scale of the LoRA adapters. Ours."""
     prompt: str = "query"
-    """Name of the question template. The paper's prompt is not public; the templates are ours."""
+    """Name of the question template. Ours: the paper's prompt is public, and we have not read it."""
 
 
 @dataclass(frozen=True, kw_only=True)

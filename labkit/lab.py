@@ -232,7 +232,8 @@ class Lab(Run):
             self._work("train_grpo", policy, hear, NOTEBOOK_OF[stage], stage=stage)
             result = read_result(self.stage_folder(stage), GrpoResult)
         assert result is not None  # written last of all by what has just ended
-        monitor.end(result.history)
+        progress.end(result.end_reason)
+        monitor.end(result.history, result.end_reason if result.stopped_by == "condition" else "")
         return result
 
     def harvest(self, policy: Policy | Elsewhere) -> Harvest:
@@ -289,6 +290,7 @@ class Lab(Run):
             self._work("train_sft", policy, hear, "03_sft", traces=traces)
             result = read_result(self.folder("03_sft"), SftResult)
         assert result is not None  # written last of all by what has just ended
+        progress.end()
         return result
 
     def harvested_moments(self) -> list[Moment]:

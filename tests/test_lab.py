@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +21,7 @@ from labkit.measured import Prediction
 from labkit.params import DEFAULTS
 from labkit.scoring.predictions import read_predictions
 from labkit.stages import distill
+from labkit.stages.grpo import GrpoResult
 from labkit.stages.rollouts import JOINED, Rollout
 
 SMALL = replace(DEFAULTS, world_train=2, world_validation=1, world_test=2)
@@ -207,6 +208,24 @@ def test_a_harvester_is_trained_first_and_the_model_stays_the_base(project):
     lab = Lab.open(replace(SMALL, model="embedded", harvester="embedded-gqa"))
     assert (lab.policy("base").name, lab.policy("harvester").name) == ("embedded", "embedded-gqa")
     assert Lab.open(replace(SMALL, run="y")).policy("harvester").name == "embedded", "where none is named, the base is"
+
+
+def test_a_stage_that_stopped_by_condition_ends_its_progress_with_the_reason(project, monkeypatch, capsys):
+    lab = Lab.open(SMALL)
+    history = [{"step": step, "anchor_rate": 0.96, "strict_share": 0.7, "total": 1.0} for step in range(1, 8)]
+
+    def work(self, task, policy, hear, at, **asked):
+        for row in history:
+            hear(0, {"row": row})
+        result = GrpoResult(7, "condition", history, 1.0)
+        (self.folder("01_grpo") / "final").mkdir()
+        (self.folder("01_grpo") / "result.json").write_text(json.dumps(asdict(result)))
+
+    monkeypatch.setattr(Lab, "_work", work)
+    assert lab.train_grpo("grpo", Elsewhere("base", "b")).steps == 7
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "grpo: 7 of 150, 0 s; stopped by condition: in the last 5 steps 96.0 % of chains had anchors and 70.0 % narrowed"
+    )
 
 
 def test_the_model_of_another_stage_is_not_measured_as_a_stages(project):

@@ -32,6 +32,10 @@ _FAR = 1000.0
 _T = TypeVar("_T")
 
 
+NARROWING = "Do anchors narrow toward the truth?"
+"""Title of `funnel`, by which a report finds it for its first page."""
+
+
 def iou_by_step(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
     """Mean IoU of anchor 1, anchor 2, ... and the answer, for each stage.
 
@@ -85,7 +89,7 @@ def funnel(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
 
     x = (time - middle of the truth) / half its length; lines are medians, bands hold the middle half of the chains.
     """
-    title = "Anchors narrow toward the truth"
+    title = NARROWING
     found = read_groups(records, moments)
     scaled = {label: steps for label, g in found.items() if (steps := _common(_scaled_steps(g), len(g)))}
     groups = {label: found[label] for label in scaled}

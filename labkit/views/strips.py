@@ -52,13 +52,13 @@ def gallery(
     ranks: Mapping[str, float] | None = None,
     *,
     rules: str | None = None,
-    title: str = "Best, median and worst chain",
+    title: str = "",
 ) -> go.Figure:
     """Several chains over their videos, one under the other, chosen by their rank in the answer's IoU.
 
     `ranks` names places between 0 (worst) and 1 (best); None means best, median and worst. Among chains of equal IoU
-    the one that gained most since its first anchor stands higher. Frames are read from the moments' videos.
-    Whatever `labkit.score` takes is shown as its `rules` read it.
+    the one that gained most since its first anchor stands higher. Without a `title` the names of the ranks are the
+    title. Frames are read from the moments' videos. Whatever `labkit.score` takes is shown as its `rules` read it.
     """
     by_qid = moments if isinstance(moments, Mapping) else {moment.qid: moment for moment in moments}
     predicted = rules is not None or are_predictions(records)
@@ -66,6 +66,9 @@ def gallery(
     ranks = {"best": 1.0, "median": 0.5, "worst": 0.0} if ranks is None else ranks
     if wrong := [name for name, rank in ranks.items() if not 0 <= rank <= 1]:
         raise LabError(f"rank '{wrong[0]}' of a gallery is {ranks[wrong[0]]}; give a place from 0 (worst) to 1 (best)")
+    if not title:
+        names = _listed(list(ranks))
+        title = f"{names[:1].upper()}{names[1:]} of the chains" if names else "Chains"
     readings = sorted(read(shown[0], by_qid), key=lambda r: (r.answer_iou, _gain(r), r.record.qid))
     if not readings or not ranks:
         return style.nothing(style.plain(title), "there are no chains")
@@ -84,6 +87,15 @@ def gallery(
         f"green: the truth. {style.plain(shown[1])}"
     ).rstrip()
     return _blocks(style.plain(title), caption, blocks)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names as a sentence lists them.
+
+    >>> _listed(["best", "median", "worst"])
+    'best, median and worst'
+    """
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def through_stages(

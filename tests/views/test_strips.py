@@ -204,6 +204,18 @@ def test_gallery_takes_what_score_takes(video: Path) -> None:
     assert "rules 'timer1' find a span in 100 % of them" in plain(words(unread)).replace("&#39;", "'")
 
 
+def test_a_gallery_is_headed_by_what_it_shows(video: Path) -> None:
+    moments = {q: Moment(q, str(video), "a query", (Span(1, 2),), 2.0) for q in "ab"}
+    records = [Record("a", render([], Span(1, 2))), Record("b", render([], Span(0, 0.5)))]
+    for ranks, title in [
+        (None, "Best, median and worst of the chains"),
+        ({"luckiest": 1.0, "typical": 0.5}, "Luckiest and typical of the chains"),
+        ({"median of the base": 0.5}, "Median of the base of the chains"),
+    ]:
+        assert f"<b>{title}</b>" in gallery(records, moments, ranks).layout.title.text
+    assert "<b>Mine</b>" in gallery(records, moments, {"top": 1}, title="Mine").layout.title.text
+
+
 def test_gallery_of_one_chain_draws_it_once_under_all_names(video: Path) -> None:
     moments = {"a": Moment("a", str(video), "query", (Span(1, 2),), 2.0)}
     fig = gallery([Record("a", render([], Span(1, 2)))], moments)
