@@ -153,8 +153,9 @@ class GrpoParams:
     """Tokens of one chain at most. Ours; a real model needs 512 or more, 200 cuts anchors off."""
     stop_anchor_rate: float = _within(0.95, 0, 1)
     """Stage 1 stops when more sampled chains than this have anchors and the next holds too. 1 means never. Ours."""
-    stop_progress: float = _within(0.6, 0, 1)
-    """Share of sampled chains whose anchors get strictly better, from which stage 1 stops. 1 means never. Ours."""
+    stop_progress: float = _within(0.5, 0, 1)
+    """Share of sampled chains that gain at least 0.05 IoU from anchor to anchor, from which stage 1 stops. 1 means never. Ours: where
+    0.6 get better by any amount."""
     prompts_per_pass: int = _within(0, 0, 4096)
     """Queries of one process's forward and backward pass, a divisor of its part of `prompts_per_step`; 0 is all of that part.
     Less takes less memory. Ours."""

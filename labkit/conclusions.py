@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from labkit.chain.steps import LEAST_GAIN
+
 if TYPE_CHECKING:
     from labkit.stages.grpo import GrpoResult
 
 ENOUGH_ANCHORS = 0.95
 """Share of chains with anchors from which on they are the rule."""
 ENOUGH_STRICT = 0.8
-"""Share of chains that narrow strictly from which on narrowing is the rule."""
+"""Share of chains that narrow from which on narrowing is the rule."""
 ENOUGH_GAIN = 0.25
 """What R1@0.7 gains from the base to the final model, on the embedded lab."""
 
@@ -107,7 +109,10 @@ def after_final(base: Figures, sft: Figures, final: Figures) -> Conclusion:
     return Conclusion(
         [
             Claim("Chains have anchors", rate >= ENOUGH_ANCHORS, f"{rate:.1%} of greedy chains"),
-            Claim("They narrow", strict >= ENOUGH_STRICT, f"{strict:.1%} get strictly better from anchor to anchor"),
+            Claim(
+                "They narrow", strict >= ENOUGH_STRICT,
+                f"{strict:.1%} gain at least {LEAST_GAIN:g} IoU from anchor to anchor",
+            ),
             Claim(
                 "Each step is better than the one before on average",
                 first < last < answer,

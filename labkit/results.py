@@ -25,7 +25,7 @@ COLUMNS = {
 ANSWERED = {"acc_qa": "Acc@QA", "acc_gqa": "Acc@GQA"}
 """Columns beside these where moments have options."""
 LEGEND = (
-    "All in percent. anchors: chains with an anchor. strict: with two or more, each better than the one before.\n"
+    "All in percent. anchors: chains with an anchor. strict: with two or more, each by 0.05 IoU better.\n"
     "first, last, answer: mean IoU of the first anchor, the last anchor and the answer, of the chains with anchors."
 )
 

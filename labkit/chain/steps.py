@@ -38,6 +38,8 @@ RIGHT = 0.5
 
 A step that starts below it is paid in proportion: the price of a bad first anchor.
 """
+_MOST_ORIGINALS = 64
+"""Spans of one chain that later ones are compared with: hostile texts hold ten thousands."""
 _ROUNDING = 1e-9
 """0.55 - 0.5 is a hair below 0.05 in floats for some such pairs."""
 
@@ -67,7 +69,7 @@ def copies(spans: Sequence[Span]) -> list[bool]:
     found = []
     for span in spans:
         found.append(any([is_copy(span, earlier) for earlier in originals]))
-        if not found[-1]:
+        if not found[-1] and len(originals) < _MOST_ORIGINALS:
             originals.append(span)
     return found
 
@@ -79,6 +81,16 @@ def is_step(before: float, after: float) -> bool:
     (True, False, False)
     """
     return before > 0 and after - before >= LEAST_GAIN - _ROUNDING
+
+
+def way(before: float, after: float) -> int:
+    """1 where a step came closer by LEAST_GAIN, -1 where it fell back by as much, else 0; what views mark a step with.
+
+    >>> way(0.5, 0.8), way(0.5, 0.51), way(0.5, 0.2)
+    (1, 0, -1)
+    """
+    change = after - before
+    return 0 if abs(change) < LEAST_GAIN - _ROUNDING else 1 if change > 0 else -1
 
 
 def narrows(values: Sequence[float]) -> bool:

@@ -124,7 +124,8 @@ class RolloutStore:
         path = self.folder / f"part-{step:06d}.parquet"
         spec = rollouts[0].spec if rollouts else None
         table = _table(rollouts).replace_schema_metadata(
-            ({} if origin is None else {ORIGIN: _plain(origin)}) | ({} if spec is None else {REWARD: _plain(spec.as_dict())})
+            ({} if origin is None else {ORIGIN: _plain(origin)})
+            | ({} if spec is None else {REWARD: _plain(spec.as_dict())})
         )
         with replacing(path) as temporary:
             parquet.write_table(table, temporary)
