@@ -45,7 +45,7 @@ from typing import Any, get_args
 
 from labkit.chain.anchors import AnchorChain, option_letter
 from labkit.chain.spans import Span, best_value, best_window, clip_span, iou, soft_iou
-from labkit.chain.steps import copies, placed, step_worths
+from labkit.chain.steps import copies, step_worths
 from labkit.concerns import AnswerReward, RewardParams
 from labkit.errors import LabError
 
@@ -164,9 +164,10 @@ def score_chain(
     scored = [anchor.span for anchor in chain.anchors[: spec.max_anchors]]
     answer_span = None if chain.answer is None else clip_span(chain.answer, duration)
     answer_value = _worth(answer_span, windows)
-    copied = copies(placed(scored, duration))
-    found = [_worth(clip_span(span, duration), windows) for span, copy in zip(scored, copied, strict=True) if not copy]
-    bounded = [min(value, answer_value) for value in found]
+    cut = [clip_span(span, duration) for span in scored]
+    copied = copies([part or span for part, span in zip(cut, scored, strict=True)])  # as `labkit.chain.steps.placed`
+    found = [_worth(part, windows) for part, copy in zip(cut, copied, strict=True) if not copy]
+    bounded = [value if value < answer_value else answer_value for value in found]
 
     terms: dict[str, float] = {}
     reasons: dict[str, str] = {}
@@ -210,7 +211,8 @@ def _anchors(found: Sequence[float], bounded: Sequence[float], written: int, sco
     # Lists where a generator would do: twice as fast for a handful of values, and asked for each chain of a harvest.
     value = sum([weight * worth for weight, worth in enumerate(bounded, 1)]) / sum(range(1, len(bounded) + 1))
     notes = [f"soft IoU {' '.join([f'{worth:.3f}' for worth in found])}"]
-    if above := sum([worth < value for worth, value in zip(bounded, found, strict=True)]):
+    if bounded != found:
+        above = sum([worth < value for worth, value in zip(bounded, found, strict=True)])
         notes.append(f"{above} counted as the answer, which is worse")
     if written > scored:
         notes.append(f"{written - scored} anchors over the limit not counted")

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from labkit.chain.spans import Span, clip_span, iou
+from labkit.chain.spans import Span, clip_span, soft_iou
 
 LEAST_GAIN = 0.05
 """IoU that a step gains at least to be one.
@@ -55,7 +55,7 @@ def is_copy(span: Span, earlier: Span) -> bool:
     >>> is_copy(Span(10.02, 19.98), Span(10, 20)), is_copy(Span(10, 21), Span(10, 20))
     (True, False)
     """
-    return iou(span, earlier) >= COPY_IOU - _ROUNDING
+    return soft_iou(span, earlier) >= COPY_IOU - _ROUNDING
 
 
 def copies(spans: Sequence[Span]) -> list[bool]:
@@ -68,8 +68,13 @@ def copies(spans: Sequence[Span]) -> list[bool]:
     originals: list[Span] = []
     found = []
     for span in spans:
-        found.append(any([is_copy(span, earlier) for earlier in originals]))
-        if not found[-1] and len(originals) < _MOST_ORIGINALS:
+        copied = False
+        for earlier in originals:  # a loop where `any` would do: twice as fast, and asked for each chain of a harvest
+            if is_copy(span, earlier):
+                copied = True
+                break
+        found.append(copied)
+        if not copied and len(originals) < _MOST_ORIGINALS:
             originals.append(span)
     return found
 
@@ -111,7 +116,9 @@ def step_worths(values: Sequence[float]) -> list[float]:
     worths = []
     best = values[0] if values else 0.0
     for value in values[1:]:
-        gain = value - best
-        worths.append(min(1.0, gain / FULL_GAIN) * min(1.0, best / RIGHT) if gain > 0 and best > 0 else 0.0)
-        best = max(best, value)
+        if value <= best:
+            worths.append(0.0)
+            continue
+        worths.append(min(1.0, (value - best) / FULL_GAIN) * min(1.0, best / RIGHT) if best > 0 else 0.0)
+        best = value
     return worths
