@@ -124,16 +124,7 @@ class Lab(Run):
 
     def rewards(self, final: bool = False) -> RewardSpec:
         """What is paid in stage 1, or in the final stage."""
-        p = self.params
-        weights = {
-            "format": p.format_weight,
-            "answer": p.final_answer_weight if final else p.answer_weight,
-            "anchors": p.anchors_weight,
-            "progress": p.final_progress_weight if final else p.progress_weight,
-            "option": p.option_weight,
-        }
-        progress = p.final_progress_reward if final else p.progress_reward
-        return RewardSpec(weights, p.answer_reward, progress, p.min_anchors, p.max_anchors)
+        return RewardSpec.of(self.params, final)
 
     def measure(self, stage: str, policy: Policy | Elsewhere) -> Measured:
         """Evaluate a policy on the test split, once: called again, it reads what was measured.
@@ -255,13 +246,8 @@ class Lab(Run):
         """What the filter keeps of the chains that were sampled."""
         from labkit.stages.distill import HarvestRules, filter_traces
 
-        p = self.params
-        rules = HarvestRules(
-            min_anchors=p.min_anchors, max_anchors=p.max_anchors, min_answer_iou=p.min_answer_iou,
-            max_per_query=p.max_per_query,
-        )  # fmt: skip
         moments = {moment.qid: moment for moment in self.harvested_moments()}
-        return filter_traces(self.rollouts("distill").stream(), moments, rules)
+        return filter_traces(self.rollouts("distill").stream(), moments, HarvestRules.of(self.params))
 
     def train_sft(self, policy: Policy | Elsewhere, kept: Sequence[Rollout]) -> SftResult:
         """Train a fresh base on the kept traces: goes on where it was broken off, and only reads when it has ended."""

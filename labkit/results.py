@@ -33,7 +33,7 @@ WORDS_LEGEND = (
     "distinct: thoughts that differ once object words and numbers are blanked."
 )
 LEGEND = (
-    "All in percent. anchors: chains with an anchor. strict: with two or more, each better than the one before.\n"
+    "All in percent. anchors: chains with an anchor. strict: with two or more, each by 0.05 IoU better.\n"
     "first, last, answer: mean IoU of the first anchor, the last anchor and the answer, of the chains with anchors."
 )
 

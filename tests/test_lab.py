@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from labkit import files, tasks
+from labkit.chain.rewards import RewardSpec
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment, write_moments
 from labkit.errors import LabError
@@ -21,6 +22,7 @@ from labkit.measured import Prediction
 from labkit.params import DEFAULTS
 from labkit.scoring.predictions import read_predictions
 from labkit.stages import distill
+from labkit.stages.distill import HarvestRules
 from labkit.stages.grpo import GrpoResult
 from labkit.stages.rollouts import JOINED, Rollout
 
@@ -82,11 +84,18 @@ def test_a_clip_that_has_gone_is_named(project):
         lab.moments("test")
 
 
-def test_the_final_stage_gates_progress_and_pays_more_for_it(project):
+def test_the_defaults_of_a_spec_and_of_the_harvest_are_those_of_the_parameters(project):
     lab = Lab.open(DEFAULTS)
+    assert lab.rewards() == RewardSpec() == RewardSpec.of(DEFAULTS)
+    assert HarvestRules() == HarvestRules.of(DEFAULTS)
+
+
+def test_the_final_stage_has_weights_of_its_own(project):
+    lab = Lab.open(replace(DEFAULTS, final_answer_weight=3.0, final_progress_weight=0.25))
     first, final = lab.rewards(), lab.rewards(final=True)
-    assert (first.weights["progress"], first.progress) == (0.5, "share")
-    assert (final.weights["progress"], final.progress) == (2.0, "gated")
+    changed = {name: (first.weights[name], final.weights[name]) for name in first.weights}
+    assert changed["answer"] == (2.0, 3.0) and changed["progress"] == (0.75, 0.25)
+    assert all(one == other for name, (one, other) in changed.items() if name not in ("answer", "progress"))
 
 
 def test_a_score_has_baselines_fitted_on_train_and_a_file_for_labkit_score(project):

@@ -338,7 +338,7 @@ def trainer_class() -> Any:
             return Rollout(
                 **self.names, step=step, qid=each.qid, sample=each.sample, text=each.text, status=each.chain.status,
                 **terms, total=each.ledger.total, advantage=advantage, prompt_tokens=len(prompt.ids),
-                completion_tokens=each.tokens, finished=each.finished,
+                completion_tokens=each.tokens, finished=each.finished, spec=self.spec,
             )  # fmt: skip
 
         def _prepare_inputs(self, generation_batch: Any) -> Any:

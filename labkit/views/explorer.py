@@ -226,8 +226,9 @@ def explore(
 
     `rollouts` may also be predictions, either of them by stage, or a table of `RolloutStore.frame()`; `moments` are
     those they were made from. `base` are the base model's chains, shown as the stage `base`, which the others are
-    compared with. `spec` is what was paid, in all stages or by stage; without it weights are shown only where the
-    default ones explain a total. `folder` keeps the clips' pictures between runs. `clips` of them travel along with
+    compared with. Rollouts say themselves what they were paid by. Of chains that don't (a table, stores of earlier versions),
+    `spec` is what is paid, in all stages or by stage, or the default; where that does not explain a recorded total, the
+    page says so and shows no weights. `folder` keeps the clips' pictures between runs. `clips` of them travel along with
     the notebook: those of the worst, the best and the most regressed chains; the kernel makes the others on demand.
     `kind` names a chain's class of failure, "" for none. Raises LabError when a chain's moment isn't there.
 

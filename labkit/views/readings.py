@@ -12,6 +12,7 @@ from typing import Protocol, TypeAlias
 from labkit.chain.anchors import AnchorChain, ChainRecord, parse
 from labkit.chain.metrics import many_chain_ious
 from labkit.chain.spans import Span, iou
+from labkit.chain.steps import narrows
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.scoring.shown import PredictedChain
@@ -62,9 +63,8 @@ class Reading:
 
     @property
     def strict(self) -> bool:
-        """Two anchors or more, and each has a higher IoU than the one before it."""
-        anchors = self.anchor_ious
-        return len(anchors) >= 2 and all(a < b for a, b in zip(anchors, anchors[1:], strict=False))
+        """Two anchors or more that narrow from each to the next, as `labkit.chain.steps` says."""
+        return len(self.chain.anchors) >= 2 and narrows(self.anchor_ious)
 
 
 def read(records: Iterable[ChainRecord], moments: Mapping[str, Moment]) -> list[Reading]:

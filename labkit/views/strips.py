@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from labkit.chain.spans import Span, clip_span
+from labkit.chain.steps import way
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.scoring.predictions import Answers
@@ -319,7 +320,7 @@ def _colors(reading: Reading) -> list[str]:
 def _compared(iou: float, before: float | None) -> str:
     if before is None:
         return f"<b>{iou:.2f}</b>"
-    mark, color = ("=", style.TEXT) if iou == before else ("▲", style.BETTER) if iou > before else ("▼", style.WORSE)
+    mark, color = {0: ("=", style.TEXT), 1: ("▲", style.BETTER), -1: ("▼", style.WORSE)}[way(before, iou)]
     return f'<b>{iou:.2f}</b> <span style="color:{color}">{mark}</span>'
 
 

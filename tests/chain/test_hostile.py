@@ -83,10 +83,9 @@ def long_ones(size: int) -> dict[str, str]:
 
 TRUTH, DURATION = Span(10.0, 20.0), 60.0
 PLAIN = {**DEFAULT_WEIGHTS, "option": 0.0}  # these texts answer questions without options
-SPECS = [RewardSpec(PLAIN, answer, progress) for answer in ("soft_iou", "iou", "timer1")
-         for progress in ("share", "gated")]  # fmt: skip
-# Narrows to the truth by a hundredth of a second, which no fragment above can do better.
-HONEST = parse(render([Span(9.98, 20.0), Span(9.99, 20.0)], TRUTH))
+SPECS = [RewardSpec(PLAIN, answer) for answer in ("soft_iou", "iou", "timer1")]
+# Each step gains just what it must, to the truth itself: the most that can be had.
+HONEST = parse(render([Span(7.5, 20.0), Span(10 - 10 / 9, 20.0)], TRUTH))
 BEST = {id(spec): score_chain(HONEST, [TRUTH], DURATION, spec).total for spec in SPECS}
 
 
@@ -159,10 +158,10 @@ def test_hostile_texts_are_read_with_options_too():
     assert seen >= {"ok", "bad_option"}
 
 
-def test_an_honest_chain_comes_as_close_to_the_sum_of_the_weights_as_it_likes():
+def test_an_honest_chain_that_is_right_lacks_only_what_its_anchors_were_from_the_truth():
     for spec in SPECS:
         total = score_chain(HONEST, [TRUTH], DURATION, spec).total
-        assert sum(spec.weights.values()) - 0.01 < total < sum(spec.weights.values())
+        assert total == pytest.approx(sum(spec.weights.values()) - spec.weights["anchors"] * (1 - (0.8 + 2 * 0.9) / 3))
 
 
 @pytest.mark.parametrize("name", long_ones(10))

@@ -95,16 +95,38 @@ def test_weights_and_reasons_are_told_only_where_they_explain_what_was_recorded(
     paid = RewardSpec(WEIGHTS)
     page = told(explore([rollout(spec=paid)], moments, spec={"grpo": paid}, clips=0))
     shown = {term: weight for term, weight in WEIGHTS.items() if term != "option"}  # no moment has options
-    assert page["weights"] == {"grpo": shown} and page["columns"]["weighed"] == [1]
+    assert page["weights"] == [shown] and page["columns"]["weighed"] == [1]
     reasons = [page["names"]["reason"][k] for k in page["columns"]["reasons"][0]]
-    assert reasons == ["form kept, 2 anchors", "soft_iou 1.000", "soft IoU 0.250 0.500", "2 of 2 steps closer"]
-    # format 1, answer 1, anchors (1 * 1/4 + 2 * 1/2) / 3, progress 1; 1 + 2 + 5/24 + 1/2
-    assert page["columns"]["earned"][0] == [1, 1, 0.4167, 1] and page["columns"]["total"] == [3.7083]
+    assert reasons == ["form kept, 2 anchors", "soft_iou 1.000", "soft IoU 0.250 0.500", "steps worth 0.50 1.00"]
+    # format 1, answer 1, anchors (1 * 1/4 + 2 * 1/2) / 3, progress (1/2 + 1) / 2; 1 + 2 + 5/24 + 3/8
+    assert page["columns"]["earned"][0] == [1, 1, 0.4167, 0.75] and page["columns"]["total"] == [3.5833]
 
-    other = told(explore([rollout(spec=paid)], moments, spec=RewardSpec(progress="gated"), clips=0))
-    assert other["columns"]["weighed"] == [0]
+    other = told(explore([rollout(spec=paid)], moments, spec=RewardSpec(answer="timer1", min_anchors=3), clips=0))
+    assert other["columns"]["weighed"] == [0] and other["weights"] == []
     reasons = [other["names"]["reason"][k] for k in other["columns"]["reasons"][0]]
-    assert reasons[:3] == ["form kept, 2 anchors", "soft_iou 1.000", "soft IoU 0.250 0.500"] and reasons[3] == ""
+    assert reasons[0] == "" and reasons[2:] == ["soft IoU 0.250 0.500", "steps worth 0.50 1.00"]
+
+
+def test_rollouts_of_a_store_explain_themselves(moments: list[Moment], tmp_path: Path) -> None:
+    """Two stages of other weights than the default, handed in as they were read, and nothing else."""
+    specs = {"grpo": RewardSpec(WEIGHTS), "grpo_final": RewardSpec({**WEIGHTS, "progress": 3.0}, "iou")}
+    rollouts = []
+    for stage, spec in specs.items():
+        store = RolloutStore(tmp_path / stage)
+        store.write(3, [replace(rollout(spec=spec, stage=stage, sample=k), spec=spec) for k in range(2)])
+        rollouts += store.read()
+    page = told(explore(rollouts, moments, clips=0))
+    assert page["columns"]["weighed"] == [1, 1, 2, 2]
+    assert [weights["progress"] for weights in page["weights"]] == [WEIGHTS["progress"], 3.0]
+    # What is on record comes before what is assumed.
+    assert told(explore(rollouts, moments, spec=RewardSpec(), clips=0))["columns"]["weighed"] == [1, 1, 2, 2]
+
+
+def test_rollouts_that_do_not_say_what_they_were_paid_by_are_shown_without_weights(moments: list[Moment]) -> None:
+    page = told(explore([rollout(spec=RewardSpec(WEIGHTS))], moments, clips=0))
+    assert page["columns"]["weighed"] == [0] and page["weights"] == []
+    default = told(explore([rollout(spec=RewardSpec())], moments, clips=0))
+    assert default["columns"]["weighed"] == [1], "the default run's own totals"
 
 
 def test_a_reward_that_is_no_number_is_told_as_none(moments: list[Moment]) -> None:
@@ -116,7 +138,7 @@ def test_predictions_get_the_reward_that_would_have_been_paid(moments: list[Mome
     widget = explore({"sft": [Row("q2", GOOD, "ok")], "base": [Row("q2", LOST, "ok")]}, moments, clips=0)
     page = told(widget)
     assert page["names"]["stage"] == ["base", "sft"] and page["columns"]["stage"] == [1, 0]
-    assert page["columns"]["total"][0] == pytest.approx(1 + 1 + 5 / 24 + 0.5, abs=1e-4)
+    assert page["columns"]["total"][0] == pytest.approx(1 + 2 + 0.75 * 5 / 12 + 0.75 * 0.75, abs=1e-4)
     assert page["columns"]["advantage"] == [None, None] and page["moments"][0]["base"] == 0.0
 
 
