@@ -91,6 +91,8 @@ class Chains {
     this.names = page.names;
     this.moments = page.moments;
     this.terms = page.terms;
+    this.left = page.left_out ?? null;
+    if (this.left) this.spots = new Map(this.left.places.map((place, i) => [place, i]));
     const count = (this.count = this.columns.text.length);
     const column = () => new Float64Array(count);
     this.iou = column();
@@ -128,6 +130,9 @@ class Chains {
     this.delta[i] = base === null ? NaN : answer - base;
   }
 
+  /** Where a chain stands among all of them, of which some may not have travelled; and back, -1 for those. */
+  place = (i) => this.left?.places[i] ?? i;
+  at = (place) => (this.left ? (this.spots.get(place) ?? -1) : place);
   moment = (i) => this.moments[this.columns.moment[i]];
   name = (column, i) => this.names[column][this.columns[column][i]];
   group = (i) => {
@@ -997,6 +1002,7 @@ function stagesPanel(chains, i) {
     h("div", { class: "lk-side-title" }, "This query through the stages"),
     table({ class: "lk-ledger lk-stages-table" }, ["stage", "chains", "anchors", "mean IoU", "IoU ≥ 0.5"], ...rows),
     missing.length ? h("p", { class: "lk-aside" }, `Not asked in: ${harmless(missing.join(", "))}.`) : "",
+    chains.left ? h("p", { class: "lk-aside" }, "Counted over the chains that travelled along.") : "",
     h("p", { class: "lk-aside" }, "The bars show one chain of each stage: the selected one, else the latest step's first sample."),
   ];
 }
@@ -1062,7 +1068,7 @@ class Explorer {
     );
     this.panel = panel;
     this.detail = h("div", { class: "lk-detail" }, h("div", { class: "lk-heading" }, h("div", {}, this.title, this.facts), this.tabs), panel);
-    this.root.append(this.toolbar(), h("div", { class: "lk-main" }, this.table.frame, this.detail), this.help());
+    this.root.append(this.toolbar(), ...this.notes(), h("div", { class: "lk-main" }, this.table.frame, this.detail), this.help());
     this.root.addEventListener("keydown", (event) => this.key(event));
     // JupyterLab's commands listen to what is typed in an output, too.
     for (const kind of ["keyup", "keypress"]) this.root.addEventListener(kind, (event) => event.stopPropagation());
@@ -1077,7 +1083,8 @@ class Explorer {
       for (const [value, text] of options) select.append(h("option", { value }, harmless(text)));
       return select;
     };
-    const named = (column, all) => [["", all], ...this.chains.names[column].filter(Boolean).map((name) => [name, spaced(name)])];
+    const names = this.chains.left?.names ?? this.chains.names;
+    const named = (column, all) => [["", all], ...names[column].filter(Boolean).map((name) => [name, spaced(name)])];
     const bound = (name, label, empty) =>
       h("input", { type: "number", min: 0, max: 1, step: 0.05, placeholder: empty, "aria-label": label, "data-filter": name, oninput: changed(name, (value) => (value === "" ? NO_FILTER[name] : Number(value))) });
     const regressions = Object.entries(REGRESSIONS).filter(([name]) => name !== "base" || this.chains.compared);
@@ -1091,13 +1098,37 @@ class Explorer {
       low: bound("low", "lowest IoU", "0"),
       high: bound("high", "highest IoU", "1"),
     };
-    this.fields.kind.hidden = !this.chains.names.kind.some(Boolean);
+    this.fields.kind.hidden = !names.kind.some(Boolean);
     this.count = h("span", { class: "lk-count", role: "status" });
     this.lift = h("button", { type: "button", class: "lk-quiet", title: "lift all filters (0)", onclick: () => this.clear() }, "clear");
     const help = h("button", { type: "button", class: "lk-quiet lk-help-button", "aria-label": "keys", title: "keys (?)", onclick: () => this.dialog.showModal() }, "?");
     const { text, low, high, ...choices } = this.fields;
     const range = h("span", { class: "lk-range" }, h("span", { "aria-hidden": "true" }, "IoU"), low, "–", high);
     return h("div", { class: "lk-bar-top", role: "search", "aria-label": "filters" }, text, ...Object.values(choices), range, this.lift, this.count, help);
+  }
+
+  /** Grey lines under the filters: chains that did not travel, and what the kernel has to say. */
+  notes() {
+    const { left } = this.chains;
+    const hint = this.host.get("hint");
+    const search = h("button", { type: "button", class: "lk-quiet", onclick: () => this.searchAll() }, "");
+    this.searchButton = left && this.host.find ? search : null;
+    this.leftText = left && h("span", { role: "status" }, harmless(left.text));
+    return [
+      left && h("p", { class: "lk-notes lk-left-out" }, this.leftText, this.searchButton),
+      hint && h("p", { class: "lk-notes" }, harmless(hint)),
+    ].filter(Boolean);
+  }
+
+  /** Ask the kernel for the chains that pass the filters among all; they come in the place of those that are here. */
+  searchAll() {
+    this.searchButton.disabled = true;
+    this.leftText.textContent = "Asking the kernel …";
+    this.host.find(this.filter);
+    this.asking = setTimeout(() => {
+      this.searchButton.disabled = false;
+      this.leftText.textContent = "The kernel has not answered: it does once no cell is running; without one, run the notebook's cells. " + harmless(this.chains.left.text);
+    }, PATIENCE);
   }
 
   help() {
@@ -1136,9 +1167,10 @@ class Explorer {
     const wanted = this.host.get("selected") ?? -1;
     this.view = this.host.get("view") || "chain";
     this.draw();
-    this.select(wanted >= 0 && wanted < this.chains.count ? wanted : (this.table.view[0] ?? -1));
+    const here = this.chains.at(wanted);
+    this.select(here >= 0 && here < this.chains.count ? here : (this.table.view[0] ?? -1));
     this.listeners = [
-      ["selected", () => this.selected !== this.host.get("selected") && this.select(this.host.get("selected"))],
+      ["selected", () => this.select(this.chains.at(this.host.get("selected")))],
       ["view", () => this.view !== this.host.get("view") && this.show(this.host.get("view"))],
       ...Object.entries(SHARED).map(([name, field]) => [name, () => this.filter[field] !== this.host.get(name) && this.setFilter(field, this.host.get(name), true)]),
     ];
@@ -1177,10 +1209,14 @@ class Explorer {
     const view = this.chains.list(this.filter, this.sort);
     this.table.node.scrollTop = 0;
     this.table.set(view, this.sort);
-    const all = this.chains.count.toLocaleString("en");
-    this.count.textContent = view.length === this.chains.count ? many(view.length, "chain") : `${view.length.toLocaleString("en")} of ${all}`;
+    const all = (this.chains.left?.all ?? this.chains.count).toLocaleString("en");
+    const whole = !this.chains.left && view.length === this.chains.count;
+    this.count.textContent = whole ? many(view.length, "chain") : `${view.length.toLocaleString("en")} of ${all}`;
     this.lift.disabled = Object.keys(NO_FILTER).every((name) => this.filter[name] === NO_FILTER[name]);
     this.root.dataset.count = view.length;
+    if (!this.searchButton) return;
+    this.searchButton.hidden = this.lift.disabled && !this.chains.left.found;
+    this.searchButton.textContent = this.lift.disabled ? `a share of all ${all} again` : `search all ${all}`;
   }
 
   pick(i) {
@@ -1194,9 +1230,10 @@ class Explorer {
     const before = this.selected >= 0 ? this.chains.moment(this.selected) : null;
     this.selected = i;
     this.step = null;
-    this.root.dataset.chain = i;
-    if (this.host.get("selected") !== i) this.host.set("selected", i);
-    this.host.onSelect?.(i);
+    const place = this.chains.place(i);
+    this.root.dataset.chain = place;
+    if (this.host.get("selected") !== place) this.host.set("selected", place);
+    this.host.onSelect?.(place);
     this.table.select(i, reveal);
     const moment = this.chains.moment(i);
     // One chain's siblings ask about the same clip: the frame that is looked at stays.
@@ -1388,6 +1425,7 @@ class Explorer {
   close() {
     for (const [name, listener] of this.listeners) this.host.off?.(name, listener);
     clearTimeout(this.ahead);
+    clearTimeout(this.asking);
     this.player.close();
     this.table.close();
     this.clips.close();
@@ -1556,6 +1594,13 @@ async function render({ model, el }) {
     });
   const host = {
     get: (name) => model.get(name),
+    find: (filters) => {
+      try {
+        model.send({ ask: "chains", filters });
+      } catch {
+        // Nobody is there to ask: after a while the page says so.
+      }
+    },
     set: (name, value) => {
       model.set(name, value);
       try {
