@@ -6,11 +6,11 @@ answers when a clip is asked for that did not travel along. A step of the scrub 
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
-import logging
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -29,6 +29,8 @@ from labkit.views.readings import ChainRecord
 from labkit.views.records import Chains, Clip, Kind, Listed, Packed, Specs
 from labkit.views.saving import hint_here
 from labkit.views.sprites import Sheet, SheetCache
+from labkit.views.still import WIDTH as STILL_WIDTH
+from labkit.views.still import still
 from labkit.views.style import count, in_stage_order
 from labkit.views.widget import PageWidget
 
@@ -92,10 +94,12 @@ class ChainExplorer(PageWidget):
         self.on_msg(self._answer)
 
     def __repr__(self) -> str:
+        return f"ChainExplorer({self._counted()}, {count(len(self.clips), 'clip')} inside)"
+
+    def _counted(self) -> str:
         queries = len({row.reading.moment.qid for row in self._rows})
-        told = (count(len(self), "chain"), count(queries, "query", "queries"), count(len(self.clips), "clip"))
-        here = f", {len(self._places):,} of the chains travel" if len(self._places) < len(self) else ""
-        return "ChainExplorer({} of {}, {} inside{})".format(*told, here)
+        told = f"{count(len(self), 'chain')} of {count(queries, 'query', 'queries')}"
+        return told if len(self._places) == len(self) else f"{told}, {len(self._places):,} of the chains travel along"
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -275,8 +279,21 @@ class ChainExplorer(PageWidget):
         self.send({"clip": key, **clip}, [] if sheet is None else [sheet])
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        chosen = self.selection
-        return _with_poster(super()._repr_mimebundle_(**kwargs), repr(self), chosen)
+        return _with_words(super()._repr_mimebundle_(**kwargs), repr(self), self._poster)
+
+    def _poster(self) -> bytes | None:
+        """A still picture for viewers that run nothing; None where there is no chain."""
+        with self._lock:
+            if self.selected < 0:
+                return None
+            place = self._places.index(self.selected) if self.selected in self._here else 0
+            packed = self._packed
+            clip, sheet, problem = packed.clips[packed.clip_of[place]], None, ""
+            try:
+                sheet = self._cache.get(clip.video, clip.duration, clip.start)
+            except LabError as error:  # the rest of the picture is as good without its frames
+                problem = str(error)
+            return still(packed.rows, place, sheet, self._counted(), problem)
 
 
 class Scrubber(PageWidget):
@@ -297,7 +314,7 @@ class Scrubber(PageWidget):
         return f"Scrubber('{self._name}', {self._seconds:.1f} s)"
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        return _with_poster(super()._repr_mimebundle_(**kwargs), repr(self), None)
+        return _with_words(super()._repr_mimebundle_(**kwargs), repr(self))
 
 
 def explore(
@@ -389,29 +406,13 @@ def _pair(label: str, value: Any) -> list[float]:
     return [span.start, span.end]
 
 
-def _with_poster(bundle: Any, text: str, chosen: Selection | None) -> Any:
-    """A widget's bundle with what viewers show that run nothing: a picture where one can be drawn, and a line of text."""
+def _with_words(bundle: Any, text: str, poster: Callable[[], bytes | None] | None = None) -> Any:
+    """A widget's bundle with what viewers show that run nothing: a still picture, and a line of text."""
     if bundle is None:
         return None
     data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
     data["text/plain"] = f"{text}. Alive in JupyterLab, once the notebook is trusted, and in the report."
-    try:
-        if chosen is not None and (picture := _poster(chosen)):
-            data["image/png"] = picture
-    except LabError as error:  # the video is gone: the explorer says so itself
-        logging.getLogger("labkit.views").info("no poster: %s", error)
+    if poster is not None and (picture := poster()):
+        data["image/png"] = base64.b64encode(picture).decode("ascii")
+        metadata = {**metadata, "image/png": {"width": STILL_WIDTH}}
     return data, metadata
-
-
-def _poster(chosen: Selection) -> str | None:
-    """The selected chain as PNG in base64; None without a browser to draw it."""
-    import plotly.io as pio
-
-    from labkit.views.display import setup
-    from labkit.views.strips import chain_picture
-
-    if "png" not in setup():
-        return None
-    fig = chain_picture(chosen.record, chosen.moment)
-    found: str | None = pio.renderers["labkit"].to_mimebundle(fig.to_dict()).get("image/png")
-    return found
