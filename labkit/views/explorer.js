@@ -349,7 +349,7 @@ class Player {
       this.over,
       h("div", { class: "lk-track-row lk-film-row" }, h("span", {}), this.slider, h("span", {})),
       this.rows,
-      h("div", { class: "lk-track-row" }, h("span", {}), this.axis, h("span", {})),
+      h("div", { class: "lk-track-row lk-axis-row" }, h("span", {}), this.axis, h("span", {})),
       h("div", { class: "lk-over lk-over-top" }, h("div", { class: "lk-focus-frame" }, this.focus), this.head),
     );
     this.drag(this.slider);
@@ -640,17 +640,25 @@ class Table {
 
   static columns(chains) {
     const columns = [
-      { name: "stage", label: "stage", width: "minmax(92px, .6fr)", cell: (i) => stageName(chains.name("stage", i)) },
+      { name: "stage", label: "stage", width: "minmax(86px, .5fr)", cell: (i) => stageName(chains.name("stage", i)) },
       { name: "step", label: "step", width: "34px", cell: (i) => [chains.columns.step[i] || "–"], right: true, wide: true },
-      { name: "query", label: "query", width: "minmax(90px, 2.4fr)", cell: (i) => [harmless(chains.moment(i).query)] },
+      { name: "query", label: "query", width: "minmax(120px, 3fr)", cell: (i) => [harmless(chains.moment(i).query)] },
       { name: "anchors", label: "anchors", width: "48px", cell: (i) => [chains.anchors[i]], right: true, down: true },
-      { name: "iou", label: "IoU", width: "68px", cell: (i) => iouCell(chains.iou[i]), right: true, down: true },
-      { name: "gain", label: "gain", title: "IoU of the answer less that of the first anchor", width: "46px", cell: (i) => change(chains.gain[i]), right: true, down: true, wide: chains.compared },
+      { name: "iou", label: "IoU", width: "62px", cell: (i) => iouCell(chains.iou[i]), right: true, down: true },
+      { name: "gain", label: "gain", title: "IoU of the answer less that of the first anchor", width: "46px", cell: (i) => change(chains.gain[i]), right: true, down: true, wide: true },
       { name: "delta", label: "vs base", title: "IoU less the base model's on the same query", width: "54px", cell: (i) => change(chains.delta[i]), right: true, down: true, off: !chains.compared },
       { name: "total", label: "reward", width: "50px", cell: (i) => [number(chains.total[i])], right: true, down: true },
-      { name: "fault", label: "fault", title: "class of failure, or how the form was broken", width: "minmax(56px, .9fr)", cell: (i) => [h("span", { title: chains.meaning(i) }, spaced(chains.fault(i)))], off: !someFault(chains) },
+      { name: "fault", label: "fault", title: "class of failure, or how the form was broken", width: "minmax(62px, .8fr)", cell: (i) => [h("span", { title: chains.meaning(i) }, spaced(chains.fault(i)))], off: !someFault(chains) },
     ];
-    return columns.filter((column) => !column.off);
+    const used = columns.filter((column) => !column.off);
+    return chains.count < 2 ? used : used.filter((column) => !Table.constant(chains, column.name));
+  }
+
+  /** Whether a column says the same of all chains, which is then said once and not in every row. */
+  static constant(chains, name) {
+    if (["query", "iou"].includes(name)) return false;
+    const key = chains.sortKey(name);
+    return key.every((value) => value === key[0] || (Number.isNaN(value) && Number.isNaN(key[0])));
   }
 
   build() {
@@ -1111,13 +1119,29 @@ class Explorer {
   notes() {
     const { left } = this.chains;
     const hint = this.host.get("hint");
+    const same = this.said();
     const search = h("button", { type: "button", class: "lk-quiet", onclick: () => this.searchAll() }, "");
     this.searchButton = left && this.host.find ? search : null;
     this.leftText = left && h("span", { role: "status" }, harmless(left.text));
     return [
-      left && h("p", { class: "lk-notes lk-left-out" }, this.leftText, this.searchButton),
+      (left || same.length) && h("p", { class: "lk-notes lk-about" }, ...(same.length ? ["all chains: ", ...same, left ? ". " : ""] : []), this.leftText, this.searchButton),
       hint && h("p", { class: "lk-notes" }, harmless(hint)),
     ].filter(Boolean);
+  }
+
+  /** What all chains have in common, which no column repeats. */
+  said() {
+    const { chains } = this;
+    if (chains.count < 2) return [];
+    const said = {
+      stage: () => h("span", { class: "lk-stage" }, ...stageName(chains.name("stage", 0))),
+      step: () => (chains.columns.step[0] ? `step ${chains.columns.step[0]}` : null),
+      anchors: () => many(chains.anchors[0], "anchor"),
+      total: () => (Number.isNaN(chains.total[0]) ? null : `reward ${number(chains.total[0])}`),
+      fault: () => (chains.fault(0) ? spaced(chains.fault(0)) : null),
+    };
+    const found = Object.entries(said).map(([name, say]) => Table.constant(chains, name) && say()).filter(Boolean);
+    return found.flatMap((each, at) => (at ? [" · ", each] : [each]));
   }
 
   /** Ask the kernel for the chains that pass the filters among all; they come in the place of those that are here. */

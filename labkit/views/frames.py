@@ -11,8 +11,8 @@ from labkit.data.moments import Moment
 
 HEIGHT = 72
 """Pixels of a strip of frames."""
-WIDTH = 600
-"""Pixels that the frames of a strip fill side by side; in a wider figure they stand apart, in a narrower one they shrink."""
+WIDTH = 680
+"""Pixels that whole frames of a strip fill side by side; in a wider or narrower figure they lose their edges."""
 
 
 class Film(NamedTuple):
