@@ -5,42 +5,54 @@ Papermill imports this module by its entry point, whichever engine is asked for.
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from typing import Any
 
-from papermill.engines import NBClientEngine
-
 from labkit.progress import last_lines
 
 
-class HonestEngine(NBClientEngine):
-    """Executes as Papermill does; when the kernel is lost, it leaves cells marked as what they are.
+def __getattr__(name: str) -> Any:
+    """`HonestEngine`, made when it is asked for: Papermill asks while it is itself being imported."""
+    if name == "HonestEngine":
+        return _engine()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-    A notebook whose parameters were injected shows them once, and of a work's progress the last line.
-    """
 
-    @classmethod
-    def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **options: Any) -> None:
-        """Execute all cells; raises what the client raised."""
-        _hide_defaults(nb_man.nb)
-        try:
-            super().execute_managed_notebook(nb_man, kernel_name, **options)
-        except BaseException:
-            broken = False
-            for cell in nb_man.nb.cells:
-                status = cell.metadata.get("papermill", {})
-                if broken:
-                    status.update(status="pending", exception=None)
-                elif cell.cell_type == "code" and not _answered(cell):
-                    status.update(status="failed", exception=True)
-                    broken = True
+@functools.cache
+def _engine() -> type:
+    from papermill.engines import NBClientEngine
+
+    class HonestEngine(NBClientEngine):
+        """Executes as Papermill does; when the kernel is lost, it leaves cells marked as what they are.
+
+        A notebook whose parameters were injected shows them once, and of a work's progress the last line.
+        """
+
+        @classmethod
+        def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **options: Any) -> None:
+            """Execute all cells; raises what the client raised."""
+            _hide_defaults(nb_man.nb)
+            try:
+                super().execute_managed_notebook(nb_man, kernel_name, **options)
+            except BaseException:
+                broken = False
+                for cell in nb_man.nb.cells:
+                    status = cell.metadata.get("papermill", {})
+                    if broken:
+                        status.update(status="pending", exception=None)
+                    elif cell.cell_type == "code" and not _answered(cell):
+                        status.update(status="failed", exception=True)
+                        broken = True
+                _fold_progress(nb_man.nb)
+                nb_man.save()
+                # Papermill marks every cell completed on its way out; it must not, now that this is said.
+                nb_man.notebook_complete = lambda: None
+                raise
             _fold_progress(nb_man.nb)
-            nb_man.save()
-            # Papermill marks every cell completed on its way out; it must not, now that this is said.
-            nb_man.notebook_complete = lambda: None
-            raise
-        _fold_progress(nb_man.nb)
+
+    return HonestEngine
 
 
 def _answered(cell: Any) -> bool:

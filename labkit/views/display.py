@@ -42,7 +42,7 @@ def setup() -> str:
     # a picture that could not be drawn, is said by the renderer itself.
     logging.getLogger("choreographer").setLevel(logging.CRITICAL)
     if not (draws := _browser_draws()):
-        say("Figures come without static pictures for GitHub and other viewers: no Chrome or Chromium was found that draws them.")
+        say("Figures come without static pictures: no Chrome or Chromium was found to draw them.")
 
     class LabRenderer(MimetypeRenderer):
         """Plotly's own mime type, a PNG where one can be drawn, and the caption as plain text."""
