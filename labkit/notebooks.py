@@ -101,7 +101,9 @@ def sign(path: Path, say: Callable[[str], None]) -> None:
     except Exception as error:  # a home that is read-only, a locked or broken database: the notebook is none the worse
         why = str(error)
     if not trusted:
-        say(f"{path.name} is not signed ({why}); JupyterLab shows its explorers after: jupyter trust {quote(str(path))}")
+        say(
+            f"{path.name} is not signed ({why}); JupyterLab shows its explorers after: jupyter trust {quote(str(path))}"
+        )
 
 
 def _kernel_manager_class() -> type:

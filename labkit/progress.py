@@ -73,10 +73,10 @@ class Tally:
 
 
 def last_lines(text: str) -> str:
-    """Printed text with the last line of each work's progress, and all other lines.
+    r"""Printed text with the last line of each work's progress, and all other lines.
 
-    >>> last_lines("grpo: 1 of 3, 9 s, 18 s left\\nsaved\\ngrpo: 3 of 3, 27 s\\n")
-    'saved\\ngrpo: 3 of 3, 27 s\\n'
+    >>> last_lines("grpo: 1 of 3, 9 s, 18 s left\nsaved\ngrpo: 3 of 3, 27 s\n")
+    'saved\ngrpo: 3 of 3, 27 s\n'
     """
     lines = text.splitlines(keepends=True)
     works = [found[1] if (found := _LINE.match(line)) else None for line in lines]

@@ -26,7 +26,7 @@ from labkit.views import records as packing
 from labkit.views import travel
 from labkit.views.failures import failure_kind
 from labkit.views.readings import ChainRecord
-from labkit.views.records import Chains, Clip, Kind, Listed, Packed, Specs
+from labkit.views.records import Chains, Clip, Kind, Listed, Specs
 from labkit.views.saving import hint_here
 from labkit.views.sprites import Sheet, SheetCache
 from labkit.views.still import WIDTH as STILL_WIDTH
@@ -185,7 +185,9 @@ class ChainExplorer(PageWidget):
                 + (f"the rollouts of {where}." if where else "the records that this was made from.")
             )
         elif found:
-            text = f"{count(len(found), 'chain')} of {every} pass these filters; {here} are here, whole groups of theirs."
+            text = (
+                f"{count(len(found), 'chain')} of {every} pass these filters; {here} are here, whole groups of theirs."
+            )
         else:
             text = f"None of {every} chains passes these filters."
         names = {
@@ -193,7 +195,13 @@ class ChainExplorer(PageWidget):
             "status": list(dict.fromkeys(row.reading.chain.status for row in self._rows)),
             "kind": list(dict.fromkeys(self._kinds)),
         }
-        return {"all": len(self._rows), "text": text, "found": found is not None, "places": self._places, "names": names}
+        return {
+            "all": len(self._rows),
+            "text": text,
+            "found": found is not None,
+            "places": self._places,
+            "names": names,
+        }
 
     def _clips_to_send(self, most: int) -> tuple[dict[str, Any], dict[str, bytes]]:
         """Clips that travel along, and their pictures, by the keys a page asks with."""

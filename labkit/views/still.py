@@ -87,7 +87,9 @@ class _Pen:
         font = _font(size)
         shown = harmless(text)
         while font.getlength(shown) > most * _SCALE and len(shown) > 1:
-            shown = shown[: min(len(shown) - 2, int(len(shown) * most * _SCALE / font.getlength(shown)))].rstrip() + "…"
+            shown = (
+                shown[: min(len(shown) - 2, int(len(shown) * most * _SCALE / font.getlength(shown)))].rstrip() + "…"
+            )
         self.draw.text((x * _SCALE, y * _SCALE), shown, color, font, anchor)
         return float(font.getlength(shown)) / _SCALE
 
@@ -157,7 +159,14 @@ def _table(pen: _Pen, rows: Sequence[Listed], chosen: int, most: int) -> None:
         iou = row.reading.answer_iou
         pen.text(query, middle, row.reading.moment.query, 12, most=_TABLE - 132 - query)
         pen.box(_TABLE - 124, middle - 3, _TABLE - 94, middle + 3, _LINE, 3)
-        pen.box(_TABLE - 124, middle - 3, _TABLE - 124 + 30 * iou, middle + 3, style.ANCHOR if iou >= 0.5 else style.WORSE, 3)
+        pen.box(
+            _TABLE - 124,
+            middle - 3,
+            _TABLE - 124 + 30 * iou,
+            middle + 3,
+            style.ANCHOR if iou >= 0.5 else style.WORSE,
+            3,
+        )
         pen.text(_TABLE - 66, middle, f"{iou:.2f}", 12, anchor="rm")
         total = getattr(row.reading.record, "total", None)
         pen.text(_TABLE - 12, middle, "-" if total is None else f"{total:.2f}", 12, anchor="rm")
@@ -166,17 +175,23 @@ def _table(pen: _Pen, rows: Sequence[Listed], chosen: int, most: int) -> None:
 def _chain(
     pen: _Pen, row: Listed, steps: Sequence[_Step], sheet: Sheet | None, problem: str, words: Sequence[str]
 ) -> None:
-    moment, record, left, right = row.reading.moment, row.reading.record, _TABLE + 14, WIDTH - 14
+    moment, left, right = row.reading.moment, _TABLE + 14, WIDTH - 14
+    record: Any = row.reading.record
     pen.text(left, 52, f"“{moment.query}”", 15, most=right - left)
-    facts = [row.stage, moment.qid, f"step {record.step}" if getattr(record, "step", 0) else "", row.reading.chain.status]
+    facts = [
+        row.stage,
+        moment.qid,
+        f"step {record.step}" if getattr(record, "step", 0) else "",
+        row.reading.chain.status,
+    ]
     pen.text(left, 71, "   ".join(filter(None, facts)), 11.5, _SOFT, right - left)
     picture = None if sheet is None else Image.open(io.BytesIO(sheet.webp)).convert("RGB")
     wide = 224 if sheet is None else min(250.0, 140 * sheet.width / sheet.height)
     pen.box(left, 84, left + wide, 224, _SCREEN, 6)
     answer = row.reading.chain.answer or moment.windows[0]
     if sheet is None:
-        for at, line in enumerate(textwrap.wrap(problem, 34)[:6]):
-            pen.text(left + wide / 2, 110 + 16 * at, line, 11, "#d5dae0", wide - 12, "mm")
+        for number, line in enumerate(textwrap.wrap(problem, 34)[:6]):
+            pen.text(left + wide / 2, 110 + 16 * number, line, 11, "#d5dae0", wide - 12, "mm")
     else:
         pen.paste(_frame(picture, sheet, answer.start), left, 84, wide, 140)
     _earned(pen, record, left + wide + 18, right)
@@ -207,7 +222,9 @@ def _chain(
         middle = top + _FILM + 15 + 22 * number
         clipped = step.span and clip_span(step.span, moment.duration)
         _line(pen, middle, step.name, [clipped] if clipped else [], step.color, at, left)
-        pen.text(end + 12, middle, f"{step.span.start:.1f} to {step.span.end:.1f}" if step.span else "none", 11.5, _SOFT, 70)
+        pen.text(
+            end + 12, middle, f"{step.span.start:.1f} to {step.span.end:.1f}" if step.span else "none", 11.5, _SOFT, 70
+        )
         pen.text(right - 12, middle, f"{step.iou:.2f}", 11.5, anchor="rm")
         if before is not None and step.iou != before:
             better = step.iou > before

@@ -465,7 +465,9 @@ def test_what_all_chains_share_is_said_once_and_no_column_repeats_it(
     sight = look(page(explore(alike, moments)))
     assert "all chains" in sight.text(".lk-about") and "grpo" in sight.text(".lk-about")
     assert "step 5" in sight.text(".lk-about")
-    shown = sight.page.locator(".lk-header .lk-cell").evaluate_all("(cells) => cells.map((cell) => cell.dataset.column)")
+    shown = sight.page.locator(".lk-header .lk-cell").evaluate_all(
+        "(cells) => cells.map((cell) => cell.dataset.column)"
+    )
     assert not {"stage", "step"} & set(shown) and {"query", "iou", "anchors"} <= set(shown)
 
 

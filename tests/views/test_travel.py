@@ -20,11 +20,12 @@ from labkit.views.explorer import ChainExplorer, explore
 from labkit.views.records import Row, listed
 
 GROUP, STEPS = 4, 10
+NEAR = Span(3, 7)
 MOMENTS = [Moment(f"q{k}", f"/videos/v{k}.mp4", f"thing {k}", (Span(2, 4),), 8.0) for k in range(5)]
 WORDS = "the person walks to a door and opens it slowly while light falls into the room before that nothing".split()
 
 
-def rollout(step: int, qid: str, sample: int, answer: Span = Span(3, 7), words: str = "so") -> Rollout:
+def rollout(step: int, qid: str, sample: int, answer: Span = NEAR, words: str = "so") -> Rollout:
     text = render([Span(0, 8), Span(1, 6)], answer, ["far", "near", words])
     return Rollout(
         run="big", stage="grpo", step=step, qid=qid, sample=sample, seed=0, checkpoint="", text=text, status="ok",
@@ -111,7 +112,9 @@ def test_a_page_finds_among_all_what_its_filters_ask_for(bounded: ChainExplorer,
     bounded._answer(None, {"ask": "chains", "filters": {"text": " NEEDLE ", "low": 0, "high": 1, "anchors": "2"}}, [])
     found = told(bounded)
     assert hidden in places(bounded) and found["left_out"]["text"].startswith("1 chain of 200 pass these filters")
-    assert set(range(hidden // GROUP * GROUP, hidden // GROUP * GROUP + GROUP)) <= set(places(bounded)), "with its group"
+    assert set(range(hidden // GROUP * GROUP, hidden // GROUP * GROUP + GROUP)) <= set(places(bounded)), (
+        "with its group"
+    )
     bounded._answer(None, {"ask": "chains", "filters": {"text": "", "low": 0, "high": 1}}, [])
     assert told(bounded)["left_out"]["text"].startswith("80 of 200 chains travel")
 
