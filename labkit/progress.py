@@ -1,8 +1,9 @@
-"""Progress of long work: a bar in a live notebook, plain lines with the time left in a batch log."""
+"""Progress of long work: a bar where somebody watches a notebook, plain lines with the time left in a batch log."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -10,6 +11,8 @@ from typing import Any
 
 EVERY = 10.0
 """Seconds between two lines, at least."""
+_LINE = re.compile(r"([^:\n]+): [\d,]+ of [\d,]+, \d")
+"""How a line of progress begins."""
 
 
 def duration(seconds: float) -> str:
@@ -43,6 +46,7 @@ class Progress:
         self.first: int | None = None
         self.last: int | None = None
         self.bar: Any = _bar()
+        self.watched = self.bar is not None and "JPY_SESSION_NAME" in os.environ
 
     def __call__(self, done: int, note: str = "") -> None:
         """Tell that `done` of the steps are done; `note` says something about the last."""
@@ -58,7 +62,8 @@ class Progress:
         text += f"; {note}" if note else ""
         if self.bar is not None:
             self.bar.update(_Bar(done, self.total, text))
-        if now - self.said >= EVERY or done >= self.total:
+        # Where somebody sees the bar, lines would only pile up below what is shown.
+        if (now - self.said >= EVERY and not self.watched) or done >= self.total:
             say(text)
             self.said = now
 
@@ -91,6 +96,18 @@ class Tally:
             self._bars[what] = Progress(what, self.total)
         self._done[what] = max(self._done.get(what, 0), event["done"])
         self._bars[what](self._done[what])
+
+
+def last_lines(text: str) -> str:
+    r"""Printed text with the last line of each work's progress, and all other lines.
+
+    >>> last_lines("grpo: 1 of 3, 9 s, 18 s left\nsaved\ngrpo: 3 of 3, 27 s\n")
+    'saved\ngrpo: 3 of 3, 27 s\n'
+    """
+    lines = text.splitlines(keepends=True)
+    works = [found[1] if (found := _LINE.match(line)) else None for line in lines]
+    last = {work: at for at, work in enumerate(works)}
+    return "".join(line for at, line in enumerate(lines) if works[at] is None or last[works[at]] == at)
 
 
 def say(line: str) -> None:

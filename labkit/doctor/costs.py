@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from labkit.data.moments import Moment
-from labkit.doctor.estimates import KEPT_SHARE, STAGES, Load, one_process, run_disk
+from labkit.doctor.estimates import KEPT_SHARE, STAGES, Load, explorers, one_process, run_disk
 from labkit.doctor.hours import stage_seconds
 from labkit.doctor.inspection import Inspection, Vision
 from labkit.doctor.memory import OTHER_PROCESSES, stage_memory
@@ -77,6 +77,16 @@ def add_costs(
     report.tables.append(
         Table(f"disk at {place}", ("", "size"), sizes, "at its fullest, with two checkpoints and one more")
     )
+    report.findings += [
+        Finding(
+            "note", "chains that do not travel", each.stage,
+            f"samples {each.chains:,} chains, of which about {each.travelling:,} travel with the notebook "
+            f"({size_text(each.notebook)})",
+            "open it with a kernel to search the others",
+        )
+        for each in explorers(params, load)
+        if each.travelling < each.chains
+    ]  # fmt: skip
     held = {stage: {name: times * part for name, part in parts.items()} for stage, parts in memory.items()}
     report.findings += [
         *(each for stage, parts in held.items() for each in _tight_memory(stage, parts, others, planned.memory)),

@@ -114,7 +114,7 @@ class Monitor:
         first = not len(self.explorer)
         self.explorer.update(self.store.newest())
         if first:  # from then on the widget changes by itself
-            self._chains.update(_bundle(self.explorer, poster=False), raw=True)
+            self._chains.update(**_bundle(self.explorer, poster=False), raw=True)
         self.changed = self.clock()
 
     def _show_end(self) -> None:
@@ -126,7 +126,7 @@ class Monitor:
         figure = dials_figure(f"{self.stage}, {count(len(self.rows), 'step')}", self.rows, self.why)
         self._dials.update(pio.renderers["labkit"].to_mimebundle(figure.to_dict()), raw=True)
         self.explorer.update(self.store.newest(), clips=CLIPS)
-        self._chains.update(_bundle(self.explorer, poster=True), raw=True)
+        self._chains.update(**_bundle(self.explorer, poster=True), raw=True)
 
 
 def _in_notebook() -> bool:
@@ -145,8 +145,9 @@ def _place(text: str) -> Any:
 
 
 def _bundle(explorer: ChainExplorer, poster: bool) -> dict[str, Any]:
-    """What a notebook shows of a widget; drawing the poster that static viewers want takes as long as a step."""
+    """What a notebook shows of a widget, as a display takes it; the poster takes as long as a step."""
     from labkit.views.explorer import ChainExplorer
 
     bundle: Any = explorer._repr_mimebundle_() if poster else super(ChainExplorer, explorer)._repr_mimebundle_()
-    return bundle[0] if isinstance(bundle, tuple) else bundle
+    data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
+    return {"obj": data, "metadata": metadata}

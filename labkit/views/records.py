@@ -117,8 +117,11 @@ def pack(
     base: Mapping[str, float] | None = None,
     spec: Specs | None = None,
     kind: Kind = failure_kind,
+    left_out: Mapping[str, Any] | None = None,
 ) -> Packed:
     """Columns of all chains as gzipped JSON, moments and names once.
+
+    `left_out` is what a page says of chains that do not travel; with `places`, those of the rows among all chains.
 
     `base` is the base model's IoU by qid. A chain is explained by the spec that it has on record; where it has none by
     `spec`, and without that by the default one. Weights are given only where they explain its recorded total, and the
@@ -153,7 +156,7 @@ def pack(
     columns["stage"] = places(names["stage"], [row.stage for row in rows])
     columns["status"] = places(names["status"], [row.reading.chain.status for row in rows])
     columns["run"] = places(names["run"], [str(getattr(row.reading.record, "run", "")) for row in rows])
-    kinds = [_kind(kind, each) for _, each in rows]
+    kinds = [kind_of(kind, each) for _, each in rows]
     names["kind"] = _in_order(kinds, KINDS)
     columns["kind"] = places(names["kind"], kinds)
     for name, empty in (("step", 0), ("sample", 0), ("completion_tokens", None)):
@@ -176,6 +179,8 @@ def pack(
             _moment(moment, clip, (base or {}).get(moment.qid)) for moment, clip in zip(used, clip_at, strict=True)
         ],
     }
+    if left_out:
+        page["left_out"] = dict(left_out)
     file.add(b"," + as_json(columns)[1:] + b"," + as_json(page)[1:])
     return Packed(
         file.close(), list(rows), list(clips), [clip_at[moment] for moment in columns["moment"]], names["kind"]
@@ -265,7 +270,8 @@ def _moment(moment: Moment, clip: int, base: float | None) -> dict[str, Any]:
     return told
 
 
-def _kind(kind: Kind, reading: Reading) -> str:
+def kind_of(kind: Kind, reading: Reading) -> str:
+    """A chain's class of failure."""
     if kind is failure_kind:  # its IoUs are here already
         return kind_by_ious(reading.chain, reading.ious, reading.moment.duration)
     return kind(reading.chain, reading.moment.windows, reading.moment.duration)

@@ -217,10 +217,11 @@ class _Block:
             if abs(times[nearest] - middle) > slot:
                 continue  # the video is shorter than its annotation says: nothing is shown where nothing was seen
             inside = any(w.start < middle + slot / 2 and middle - slot / 2 < w.end for w in moment.windows)
+            # In a figure wider than it was composed for a frame fills its place and loses its edges: no gaps.
             self.fig.add_layout_image(
                 source=data_uri(frames.rgb[nearest]),
                 xref=self.x, yref="paper", x=middle, y=self.paper(top + _STRIP / 2), sizex=slot,
-                sizey=_STRIP / self.inner, xanchor="center", yanchor="middle", sizing="contain",
+                sizey=_STRIP / self.inner, xanchor="center", yanchor="middle", sizing="fill",
                 opacity=1.0 if inside else 0.6, layer="below",
             )  # fmt: skip
         for window in moment.windows:

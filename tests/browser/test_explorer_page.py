@@ -489,3 +489,51 @@ def split(state: dict[str, Any]) -> tuple[dict[str, Any], list[list[str]], list[
     from ipywidgets.widgets.widget import _remove_buffers
 
     return tuple(_remove_buffers(state))  # type: ignore[return-value]
+
+
+def test_what_all_chains_share_is_said_once_and_no_column_repeats_it(
+    look: Callable[..., Sight], moments: list[Moment]
+) -> None:
+    alike = [rollout(f"q{k % 3}", 5, k, text) for k, text in enumerate([NARROW, render([Span(0, 4)], Span(1, 4))])]
+    sight = look(page(explore(alike, moments)))
+    assert "all chains" in sight.text(".lk-about") and "grpo" in sight.text(".lk-about")
+    assert "step 5" in sight.text(".lk-about")
+    shown = sight.page.locator(".lk-header .lk-cell").evaluate_all(
+        "(cells) => cells.map((cell) => cell.dataset.column)"
+    )
+    assert not {"stage", "step"} & set(shown) and {"query", "iou", "anchors"} <= set(shown)
+
+
+@pytest.mark.parametrize("width", [1280, 800])
+def test_queries_that_begin_alike_can_be_told_apart(
+    look: Callable[..., Sight], moments: list[Moment], width: int
+) -> None:
+    queries = [f"when does the person in the blue coat {verb} the door?" for verb in ("open", "close", "lock")]
+    asked = [replace(moment, query=query) for moment, query in zip(moments, queries, strict=True)]
+    chains = [rollout(m.qid, 5, k, NARROW, stage) for k, m in enumerate(asked) for stage in ("grpo", "grpo_final")]
+    sight = look(page(explore(chains, asked, base=chains[:1])), width)
+    cut = "(cells) => cells.filter((cell) => cell.scrollHeight > cell.clientHeight + 2).length"
+    assert sight.page.locator(".lk-rows .lk-c-query").evaluate_all(cut) == 0
+
+
+def test_the_axis_of_a_long_group_stays_in_sight(look: Callable[..., Sight], moments: list[Moment]) -> None:
+    spans = [Span(k / 2, k / 2 + 3) for k in range(9)]
+    long = render(spans[:-1], spans[-1], ["and so on"] * 9)
+    sight = look(page(explore([rollout("q0", 5, k, long) for k in range(12)], moments)))
+    sight.press("2")
+    panel, axis = (sight.page.locator(each).bounding_box() for each in (".lk-panel", ".lk-axis-row"))
+    assert panel and axis and axis["y"] + axis["height"] <= panel["y"] + panel["height"] + 1
+    assert sight.page.locator(".lk-panel").evaluate("(panel) => panel.scrollHeight > panel.clientHeight")
+
+
+def test_a_page_says_which_chains_did_not_travel_and_counts_all(
+    look: Callable[..., Sight], moments: list[Moment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("labkit.views.travel.MOST_CHAINS", 8)
+    widget = explore([rollout("q0", step, k, NARROW) for step in range(1, 11) for k in range(4)], moments)
+    widget.selected = 39
+    sight = look(page(widget))
+    assert sight.text(".lk-about").endswith("The others are in the rollouts of run 'r'.")
+    assert "8 of 40 chains travel" in sight.text(".lk-about") and sight.text(".lk-count") == "8 of 40"
+    assert sight.root("chain") == "39", "places are those in the whole"
+    assert sight.page.locator(".lk-about button").count() == 0, "there is no kernel to ask"

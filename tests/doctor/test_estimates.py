@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from labkit.doctor.estimates import Load, Shape, count_parameters, read_shape, run_disk, traces_of_a_clip
+from labkit.doctor.estimates import Load, Shape, count_parameters, explorers, read_shape, run_disk, traces_of_a_clip
 from labkit.doctor.hours import stage_seconds
 from labkit.doctor.memory import LOGITS_AT_ONCE, stage_memory
 from labkit.doctor.rehearsal import Pace
@@ -273,3 +273,12 @@ def test_disk_by_hand() -> None:
     assert disk["final models"] == 3 * 4 * 2500
     lora = run_disk(SMALL, changed(lora_rank=4), LOAD)
     assert lora["final models"] == 3 * 4 * SMALL.lora_parameters(4), "an adapter is saved alone"
+
+
+def test_notebooks_of_a_large_run_stay_small_and_what_does_not_travel_is_counted() -> None:
+    large = changed(grpo_steps=775, prompts_per_step=32, group_size=8, max_new_tokens=768)
+    first, harvest, analysis = explorers(large, LOAD)
+    assert first.chains == 198_400 and first.travelling < 12_001 and first.notebook < 15e6
+    assert harvest.travelling == harvest.chains == 12 and analysis.travelling == 4 * LOAD.test
+    # by hand: all 12 chains at 60 bytes and a quarter of 4 x 768 / 2 letters, clips of 2.5 MB, all a third larger in base64
+    assert harvest.notebook == pytest.approx(4 / 3 * (12 * (60 + 384) + 2.5e6) + 1e6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import re
@@ -379,14 +380,12 @@ def test_an_update_shows_other_chains_and_lifts_a_stage_that_is_gone(moments: li
     assert told(widget)["columns"]["step"] == [9] and list(widget.clips) == ["0"]
 
 
-def test_it_names_itself_and_offers_a_line_to_viewers_that_run_nothing(
-    moments: list[Moment], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("labkit.views.explorer._poster", lambda chosen: "cGljdHVyZQ==")
+def test_it_names_itself_and_offers_a_line_and_a_picture_to_viewers_that_run_nothing(moments: list[Moment]) -> None:
     widget = explore([rollout(), rollout(LOST)], moments)
     assert repr(widget) == "ChainExplorer(2 chains of 1 query, 1 clip inside)"
-    data, _ = widget._repr_mimebundle_()
-    assert data["image/png"] == "cGljdHVyZQ==" and data["text/plain"].startswith("ChainExplorer(2 chains")
+    data, metadata = widget._repr_mimebundle_()
+    assert base64.b64decode(data["image/png"]).startswith(b"\x89PNG"), "drawn without any browser"
+    assert metadata["image/png"] == {"width": 960} and data["text/plain"].startswith("ChainExplorer(2 chains")
     assert "application/vnd.jupyter.widget-view+json" in data
 
 

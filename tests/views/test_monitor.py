@@ -43,9 +43,9 @@ class Place:
     def __init__(self, text: str) -> None:
         self.shown: list[dict[str, Any]] = [{"text/plain": text}]
 
-    def update(self, bundle: dict[str, Any], raw: bool) -> None:
+    def update(self, obj: dict[str, Any], raw: bool, metadata: dict[str, Any] | None = None) -> None:
         assert raw
-        self.shown.append(bundle)
+        self.shown.append(obj)
 
 
 def row(step: int, **changes: float) -> dict[str, Any]:
@@ -82,7 +82,6 @@ def places(monkeypatch: pytest.MonkeyPatch) -> list[Place]:
     monkeypatch.setattr(views, "_in_notebook", lambda: True)
     monkeypatch.setattr(views, "_place", lambda text: made.append(Place(text)) or made[-1])
     monkeypatch.setattr("labkit.views.display._browser_draws", lambda: False)
-    monkeypatch.setattr("labkit.views.explorer._poster", lambda chosen: "cGljdHVyZQ==")
     return made
 
 
