@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
