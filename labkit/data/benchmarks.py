@@ -14,7 +14,6 @@ clock times in their names), it is read whole, so that nothing is cut twice.
 
 from __future__ import annotations
 
-import difflib
 import filecmp
 import os
 import re
@@ -28,7 +27,7 @@ from labkit.data.formats import read_rows
 from labkit.data.judge import Judge
 from labkit.data.moments import write_moments
 from labkit.data.rows import Table
-from labkit.errors import LabError
+from labkit.errors import LabError, nearest
 from labkit.files import project_root
 
 
@@ -152,8 +151,8 @@ def _resolve(name_or_path: str | Path) -> tuple[Path, str]:
         parts = [name for name in BENCHMARKS if "/" in name and _plain(name.partition("/")[0]) == wanted]
         if parts:
             raise LabError(f"{name_or_path!r} has several sets of questions; say which: {', '.join(parts)}")
-    near = difflib.get_close_matches(str(name_or_path).lower(), BENCHMARKS, n=1)
-    guess = f"did you mean {near[0]!r}? " if near else ""
+    near = nearest(str(name_or_path).lower(), BENCHMARKS)
+    guess = f"did you mean {near!r}? " if near else ""
     what = "is a folder, not an annotation file" if os.path.isdir(path) else "is neither a file nor a benchmark's name"
     raise LabError(f"'{name_or_path}' {what}; {guess}the names are {', '.join(BENCHMARKS)}")
 
@@ -197,5 +196,5 @@ def _find(name: str, published: Published) -> Path:
 def _data_root() -> Path:
     """$LABKIT_DATA, or data/ of the project."""
     if given := os.environ.get("LABKIT_DATA"):
-        return Path(os.path.abspath(given))
+        return Path(os.path.abspath(os.path.expanduser(given)))
     return project_root() / "data"

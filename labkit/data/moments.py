@@ -15,7 +15,6 @@ A moments file is JSON Lines: UTF-8, one object a line, lines without any text a
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
@@ -30,7 +29,7 @@ from labkit.chain.spans import Span
 from labkit.data.folders import is_elsewhere, local_path, stem_of, trim_window
 from labkit.data.owners import fetch_videos
 from labkit.data.rows import no_utf8, printable
-from labkit.errors import LabError
+from labkit.errors import LabError, nearest
 from labkit.files import replacing
 
 REQUIRED = ("qid", "video", "query", "windows", "duration")
@@ -308,8 +307,8 @@ def moment_of(row: dict[str, Any], folder: Path) -> Moment:
         raise BadField("line", row, "is a prediction, not a moment", SCORE_STEP)
     for name, value in row.items():
         if name not in FIELDS:
-            near = difflib.get_close_matches(name, FIELDS, n=1)
-            step = f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(FIELDS)}"
+            near = nearest(name, FIELDS)
+            step = f"did you mean {near!r}?" if near else f"the fields are {', '.join(FIELDS)}"
             raise BadField(name, value, "is not a field of a moment", step)
     for name in REQUIRED:
         if name not in row:
