@@ -19,6 +19,7 @@ from labkit.data.moments import Moment, read_moments, require_videos
 from labkit.data.world import moments_file, write_world
 from labkit.errors import LabError
 from labkit.files import locked
+from labkit.launchers import single_process
 from labkit.measured import Measured, read_measured
 from labkit.progress import Progress, Tally, say
 from labkit.runs import NOTEBOOK_OF, STAGE_LOCK, Run, read_manifest
@@ -82,6 +83,7 @@ class Lab(Run):
         several = count(self.params.processes) > 1
         return Elsewhere(stage, self._weights(stage)) if several else self.load(stage)
 
+    @single_process()
     def load(self, stage: str) -> Policy:
         """The same model, in this process."""
         from labkit.policy.model import load_policy
@@ -100,7 +102,7 @@ class Lab(Run):
             name = str(self.path / NOTEBOOK_OF[stage] / "final")
             if not Path(name).is_dir():
                 raise LabError(f"there is no model '{name}'; run notebooks/{NOTEBOOK_OF[stage]}.ipynb first")
-        elif (self.root / Path(name).expanduser()).is_dir():
+        elif self.resolve(name).is_dir():
             name = str(self.resolve(name))
         return name
 
@@ -118,7 +120,7 @@ class Lab(Run):
     @property
     def sheets(self) -> Path:
         """Where explorers keep the pictures of clips; all runs share them."""
-        return self.root / self.params.outputs / "sheets"
+        return self.resolve(self.params.outputs) / "sheets"
 
     def rewards(self, final: bool = False) -> RewardSpec:
         """What is paid in stage 1, or in the final stage."""
@@ -317,7 +319,8 @@ class Lab(Run):
         """
         with locked(self.path / STAGE_LOCK, "a notebook"):
             if not isinstance(policy, Elsewhere):
-                tasks.TASKS[task](self, policy, lambda event: hear(0, event), **asked)
+                with single_process():
+                    tasks.TASKS[task](self, policy, lambda event: hear(0, event), **asked)
                 return
             self._data()  # written by one, before several look for it
             logs = self.folder(at) / "logs"
@@ -349,7 +352,7 @@ class Lab(Run):
     def _cache(self) -> FrameCache:
         from labkit.data.video import FrameCache
 
-        return FrameCache(self.root / self.params.outputs / "frames")
+        return FrameCache(self.resolve(self.params.outputs) / "frames")
 
     def _data(self) -> Path:
         p = self.params
@@ -357,7 +360,7 @@ class Lab(Run):
             return self.resolve(p.data)
         counts = (p.world_train, p.world_validation, p.world_test)
         # All runs share a world of one size and seed; its clips are written once.
-        folder = self.root / p.outputs / "-".join(["world", *map(str, counts), f"seed{p.world_seed}"])
+        folder = self.resolve(p.outputs) / "-".join(["world", *map(str, counts), f"seed{p.world_seed}"])
         if not moments_file(folder, "test", p.task).exists():
             progress = Progress("clips of the embedded world", sum(counts))
             write_world(folder, *counts, seed=p.world_seed, progress=lambda done, _: progress(done), task=p.task)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit.errors import LabError
+from labkit.files import apply_umask
 from labkit.policy.families import FAMILIES, Family
 from labkit.policy.hub import check_checkpoint, fetch_step
 
@@ -159,6 +160,7 @@ def save_policy(policy: Policy, folder: Path, state: dict[str, Any] | None = Non
     policy.model.save_pretrained(draft, state_dict=state, **adapters)
     policy.tokenizer.save_pretrained(draft)
     _copy_processor(policy, draft)
+    apply_umask(draft)
     if folder.exists():
         raise LabError(
             f"{folder} exists already; a checkpoint is never overwritten, choose another folder or delete it"
@@ -177,7 +179,7 @@ def _copy_processor(policy: Policy, folder: Path) -> None:
             _raise_exceptions_for_gated_repo=False, _raise_exceptions_for_connection_errors=False,
         )  # fmt: skip
         if found is not None:
-            shutil.copy(found, folder / name)
+            shutil.copyfile(found, folder / name)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from labkit.errors import LabError
-from labkit.files import replacing
+from labkit.files import apply_umask, replacing
 from labkit.policy.model import Policy, save_policy
 from labkit.progress import say
 from labkit.stages.sharding import full_state, load_full_state
@@ -76,6 +76,7 @@ def resumable(trainer: Any) -> Any:
             wait()  # each process has written its part
             if self.args.should_save:
                 folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+                apply_umask(folder)
                 files = [path for path in folder.rglob("*") if path.is_file()]
                 # Those of random numbers are each process's own: of another machine's, sizes are known late.
                 sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files if "rng" not in path.name}

@@ -18,6 +18,7 @@ from typing import Any
 from labkit.chain.rewards import RewardSpec
 from labkit.data.moments import Moment
 from labkit.errors import LabError
+from labkit.launchers import single_process
 from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy, old_names
 from labkit.policy.packed import pack
@@ -75,6 +76,7 @@ class GrpoResult:
     """Time of training, without what earlier attempts took before they were killed."""
 
 
+@single_process()
 def train_grpo(
     policy: Policy,
     source: Mapping[str, Prompt],

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from labkit.errors import LabError
+from labkit.launchers import single_process
 from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy, old_names
 from labkit.policy.packed import pack
@@ -62,6 +63,7 @@ class SftResult:
     """Time of training, without what earlier attempts took before they were killed."""
 
 
+@single_process()
 def train_sft(
     policy: Policy,
     source: Mapping[str, Prompt],

@@ -1,5 +1,7 @@
 import json
+import os
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -215,3 +217,23 @@ def test_trained_weights_in_float32_are_loaded_as_they_are_beside_a_tower_in_bfl
     load_weights(fresh.model, tmp_path)
     assert equal(weights(fresh), weights(policy))
     assert {weight.dtype for weight in fresh.model.model.visual.parameters()} == {torch.bfloat16}
+
+
+def test_weights_have_the_rights_that_the_umask_leaves(policy, source, moments, tmp_path):
+    """safetensors makes them 0600: a second user of a group folder could not load what a stage ended with."""
+
+    def rights(folder: Path) -> set[int]:
+        return {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
+
+    seen = []
+
+    def on_step(row: dict) -> None:
+        seen.extend(rights(folder) for folder in tmp_path.glob("checkpoint-*"))
+
+    before = os.umask(0o002)
+    try:
+        small.train_sft(policy, source, moments[:4], tmp_path, epochs=4.0, save_steps=1, on_step=on_step)
+    finally:
+        os.umask(before)
+    assert seen and all(each == {0o664} for each in seen)
+    assert rights(tmp_path / "final") == {0o664}
