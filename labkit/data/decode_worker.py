@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from labkit.data import answerers, decoders, decord_check
 from labkit.data.answerers import Answerer, Unanswered
@@ -32,7 +32,7 @@ DEADLINE = 60.0
 START_DEADLINE = 600.0
 """Seconds in which a process that reads videos has to start: many that import from one network disk at once take minutes."""
 _COMMAND = [sys.executable, "-m", "labkit.data.decode_worker"]
-_STEP = "convert it to H.264 mp4 or leave its moments out"
+STEP = "convert it to H.264 mp4 or leave its moments out"
 
 
 class Decoded(NamedTuple):
@@ -57,17 +57,22 @@ def decode(path: str | Path, wanted: Times, shrink: Shrink | None, folder: Path 
         parts.append(shrink(rgb) if shrink else rgb)
 
     question = {"path": str(path), "wanted": wanted.tolist(), "folder": None if folder is None else str(folder)}
-    span = (
-        f" at seconds {wanted.min():.2f} to {wanted.max():.2f}"
-        if wanted.max() > wanted.min()
-        else f" at second {wanted.min():.2f}"
-    )
-    answer = _ask(path, question, deadline, span, take)
+    answer = _ask(path, question, deadline, between(wanted), take)
     where, times = np.array(answer["where"]), np.array(answer["times"], np.float64)
     rgb = parts[0] if len(parts) == 1 else np.concatenate(parts)
     if not np.array_equal(where, np.arange(len(rgb))):
         rgb = rgb[where]
     return Decoded(Shown(rgb, times, answer["end"], answer["trouble"]), answer["backend"], answer["note"])
+
+
+def between(times: ArrayLike, start: float = 0.0) -> str:
+    """The seconds asked for, as an error names them.
+
+    >>> between([0.5, 2.0], 10.0), between([])
+    (' between second 10.50 and 12.00', '')
+    """
+    wanted = np.asarray(times, np.float64) + start
+    return f" between second {wanted.min():.2f} and {wanted.max():.2f}" if wanted.size else ""
 
 
 def measure(path: str | Path, deadline: float) -> Measures:
@@ -119,9 +124,9 @@ def _ask(
             answer = _State.worker.ask(question, deadline, take)
         except Unanswered as error:
             if error.late:
-                text = f"video {path} hangs{span}: its decoder stood still for {deadline:g} s, and was ended; {_STEP}"
+                text = f"video {path} hangs{span}: its decoder stood still for {deadline:g} s, and was ended; {STEP}"
                 raise LabError(text) from None
-            raise LabError(f"video {path} killed its decoder{span} ({error}); {_STEP}") from None
+            raise LabError(f"video {path} killed its decoder{span} ({error}); {STEP}") from None
     if "error" in answer:
         raise LabError(answer["error"])
     return answer["found"]

@@ -57,7 +57,8 @@ class _Layout(NamedTuple):
     """(N,) in the order in which they are shown, which is increasing."""
     keys: list[int]
     """Places of the key frames among them."""
-    key_dts: list[int]
+    key_ticks: list[int]
+    """What the file is sought by: the decoder's clock, where it has one."""
     base: float
     """Seconds of a tick."""
 
@@ -129,7 +130,7 @@ def _layout(path: str | Path) -> _Layout:
                 beat()
                 if not packet.size:
                     continue
-                if packet.pts is None or packet.dts is None:
+                if packet.pts is None:
                     raise _Misread("packets without timestamps")
                 if packet.is_discard:
                     raise _Misread("its edit list hides frames, which decord counts and may hang on")
@@ -141,7 +142,7 @@ def _layout(path: str | Path) -> _Layout:
                         raise _Misread(
                             f"key frames from which decoding cannot begin ({where}: intra refresh or open groups)"
                         )
-                    keys.append((len(pts), packet.dts))
+                    keys.append((len(pts), packet.pts if packet.dts is None else packet.dts))
                 pts.append(packet.pts)
         except av.FFmpegError as error:
             raise _Misread(f"breaks off: {error.strerror}") from None
@@ -156,7 +157,7 @@ def _layout(path: str | Path) -> _Layout:
     shown = np.sort(order)
     if (np.diff(shown) <= 0).any():
         raise _Misread("two frames of one timestamp")
-    return _Layout(shown, [place for place, _ in keys], [dts for _, dts in keys], base)
+    return _Layout(shown, [place for place, _ in keys], [ticks for _, ticks in keys], base)
 
 
 def is_cover(stream: av.VideoStream) -> bool:
@@ -229,7 +230,7 @@ def _by_pyav(path: str | Path, layout: _Layout, wanted: list[int]) -> dict[int, 
         stream.thread_type = "NONE"
         while left:
             group = bisect.bisect_right(layout.keys, left[0]) - 1
-            container.seek(layout.key_dts[group], stream=stream)
+            container.seek(layout.key_ticks[group], stream=stream)
             for packet in container.demux(stream):
                 beat()
                 for frame in packet.decode():

@@ -14,6 +14,7 @@ import numpy as np
 
 from labkit.data import decoders, decord_check
 from labkit.data.answerers import answer
+from labkit.data.checkups import SET_BACK
 from labkit.data.decord_check import is_cover
 from labkit.data.fingerprints import fingerprint
 from labkit.errors import LabError
@@ -26,7 +27,6 @@ _BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
 _BEGINNINGS = (b"\x1a\x45\xdf\xa3", b"RIFF", b"FLV\x01", b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3")
 # A file that holds less than this share of what its header promises broke off; headers round, and so do editors.
 _PROMISED = 0.98
-SET_BACK = "its clock is set back"
 
 
 def examine(path: str) -> dict[str, Any]:
@@ -76,11 +76,11 @@ def _walk(container: av.container.InputContainer, stream: av.VideoStream) -> dic
 
     promised, promised_end = stream.frames, _promised_seconds(container, stream)
     first: av.VideoFrame | None = None
-    packets = 0
+    packets, hidden = 0, False
 
     def look(packet: av.Packet[Any]) -> None:
-        nonlocal first, packets
-        packets += packet.size > 0
+        nonlocal first, packets, hidden
+        packets, hidden = packets + (packet.size > 0), hidden or packet.is_discard
         if first is None:
             try:
                 first = next(iter(packet.decode()), None)
@@ -93,9 +93,11 @@ def _walk(container: av.container.InputContainer, stream: av.VideoStream) -> dic
         return {"state": "truncated" if broken else "ok", "frames": 0, "notes": [broken] if broken else []}
     starts = np.concatenate([np.sort(take[:, 0]) for take in walked.takes]) if walked.takes else np.zeros(1)
     duration = walked.duration
-    if not broken and promised and packets < promised * _PROMISED:
-        broken = f"holds {packets} of {promised} pictures"
-    if not broken and promised_end - duration > max(0.5, (1 - _PROMISED) * promised_end):
+    # AVI's number counts also the pictures that are left out to wait, an mp4's those behind the end of its edit list.
+    if promised and container.format.name != "avi" and not hidden:
+        if not broken and packets < promised * _PROMISED:
+            broken = f"holds {packets} of {promised} pictures"
+    elif not broken and promised_end - duration > max(0.5, (1 - _PROMISED) * promised_end):
         broken = f"ends at {duration:.2f} s; its header promises {promised_end:.2f} s"
     height, width = decoders.upright_size(first)
     notes = [broken] if broken else []

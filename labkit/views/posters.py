@@ -39,7 +39,7 @@ def to_webp(png: bytes) -> bytes:
     if _pixels(png) > MOST_PIXELS:
         raise ValueError(f"its {_pixels(png):,} pixels are too many")
     try:
-        with av.open(io.BytesIO(png), "r", format="png_pipe") as container:
+        with av.open(io.BytesIO(png), "r", format="png_pipe", metadata_errors="ignore") as container:
             frame = next(container.decode(video=0))
     except (av.error.FFmpegError, StopIteration) as error:
         raise ValueError(f"not a picture: {error}") from None
