@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,6 @@ from labkit.data.decode_worker import header_seconds
 from labkit.data.moments import Moment
 from labkit.data.video import FrameCache, probe, read_frames, thumbnails
 from labkit.errors import LabError
-from labkit.stages.rollouts import Rollout
 from labkit.views import explorer as explorer_module
 from labkit.views.explorer import explore, scrub
 from labkit.views.frames import film as strip
@@ -110,6 +110,13 @@ def test_a_length_that_is_only_looked_up_is_none(files: dict[str, str], odd: Ans
     assert [header_seconds(files[name]) for name in ("fine", "hangs", "dies")] == [2.0, 0.0, 0.0]
 
 
+@dataclass(frozen=True)
+class Record:
+    qid: str
+    text: str
+    status: str = "ok"
+
+
 @pytest.mark.parametrize("error", [LabError("it hangs"), RuntimeError("it is odd")])
 def test_a_bad_clip_is_told_in_its_place_and_kills_no_explorer(
     files: dict[str, str], monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -124,7 +131,7 @@ def test_a_bad_clip_is_told_in_its_place_and_kills_no_explorer(
     monkeypatch.setattr(explorer_module.SheetCache, "get", odd)
     moments = [moment(files["fine"]), moment(files["hangs"])]
     text = "<think>it</think><answer>0.5 to 1.0</answer>"
-    shown = explore([Rollout("r", "grpo", 1, m.qid, 0, text, 4, {}, 0.0, 0.0) for m in moments], moments)
+    shown = explore([Record(each.qid, text) for each in moments], moments)
     told = [clip.get("error", "") for clip in shown.clips.values()]
     assert len(told) == 2 and sum(str(error) in each for each in told) == 1
 

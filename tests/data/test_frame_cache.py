@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from labkit.data import decoders
+from labkit.data import decode_worker
 from labkit.data.video import FrameCache, Frames, probe, read_frames, resize
 from labkit.errors import LabError
 from tests.data.films import CONSTANT, film, numbers
@@ -29,8 +29,8 @@ def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any) -> None:
         raise AssertionError("a video was opened")
 
-    for name in ("by_decord", "by_pyav", "measure", "open_video"):
-        monkeypatch.setattr(decoders, name, refuse)
+    for name in ("decode", "measure"):
+        monkeypatch.setattr(decode_worker, name, refuse)
 
 
 def test_no_clip_is_decoded_twice(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
-from labkit.data import decoders, readers
+from labkit.data import decode_worker, readers
 from labkit.data.readers import Reader, Readers
 from labkit.data.video import FrameCache, read_frames, resize
 from labkit.errors import LabError
@@ -26,7 +26,7 @@ TIMES = [0.0, 0.5, 1.0]
 AS_THEY_ARE = (HEIGHT, WIDTH)  # frames that need no resizing spare the reader torch, and the test its start
 ODD = """
 import os, time
-from labkit.data import decoders, readers
+from labkit.data import decode_worker, readers
 
 by_decord = decoders.by_decord
 
@@ -103,8 +103,8 @@ def test_what_is_wanted_is_found_on_disk_and_this_process_opens_no_video(
 ) -> None:
     paths, small = clips(tmp_path, "a", "b", "c"), (48, 80)
     expected = {name: resize(read_frames(path, TIMES).rgb, small) for name, path in paths.items()}
-    for name in ("by_decord", "by_pyav", "measure", "open_video"):
-        monkeypatch.setattr(decoders, name, None)
+    for name in ("decode", "measure"):
+        monkeypatch.setattr(decode_worker, name, None)
     pool = opened(2)
     jobs = [(name, job(cache, path, small)) for name, path in paths.items()]
     pool.want(jobs)
