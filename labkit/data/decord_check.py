@@ -4,7 +4,7 @@ decord numbers packets, seeks to a key frame and counts frames from there. That 
 and all earlier frames have been shown before it. Elsewhere (open groups of pictures, intra refresh, containers without an index,
 clocks that are guesses) it gives the frames of other seconds without a word, and it hangs behind the end that an edit list sets. So
 the packets of the whole file are checked first, without a call of decord; then its frame times are compared with theirs, and its
-pictures with PyAV's beside, on and behind later key frames, in the middle, and at the end.
+pictures with PyAV's behind later key frames, on and before the last of them, and at the end.
 """
 
 from __future__ import annotations
@@ -210,11 +210,16 @@ def _compare(path: str | Path, layout: _Layout) -> None:
 
 
 def _places(layout: _Layout) -> list[int]:
-    """Frames to compare: beside, on and behind key frames that are spread over the file, the middle, and the end."""
+    """Frames to compare: a little behind key frames spread over the file, on the last of them and before it, first and last.
+
+    Whatever lies late in a group costs the decoding of all of it, so that there are two of these, and the packets vouch for the rest.
+    """
     count, later = len(layout.pts), layout.keys[1:]
     spread = {later[round(k * (len(later) - 1) / max(1, _KEYS - 1))] for k in range(_KEYS)} if later else set()
-    near = {key + step for key in spread for step in (-1, 0, 1)}
-    return sorted(place for place in {0, count // 2, count - 1} | near if place < count)
+    places = {0, count - 1} | {key + _NEAR for key in spread}
+    if later:
+        places |= {later[-1] - 1, later[-1]}
+    return sorted(place for place in places if place < count)
 
 
 def _by_pyav(path: str | Path, layout: _Layout, wanted: list[int]) -> dict[int, _Picture]:

@@ -26,7 +26,7 @@ TIMES = [0.0, 0.5, 1.0]
 AS_THEY_ARE = (HEIGHT, WIDTH)  # frames that need no resizing spare the reader torch, and the test its start
 ODD = """
 import os, time
-from labkit.data import decode_worker, readers
+from labkit.data import decoders, readers
 
 by_decord = decoders.by_decord
 
