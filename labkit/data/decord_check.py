@@ -79,15 +79,18 @@ def distrust(path: str | Path, key: str, folder: Path | None) -> str:
     What was found is kept in memory, and in `folder` where there is one. Raises ImportError where decord is not installed, and
     LabError where the file is no video.
     """
-    if key in _known:
-        return _known[key]
     file = folder / f"{key}.decord" if folder is not None else None
-    if file is not None and (found := _load(file)) is not None:
-        return _known.setdefault(key, found)
-    import decord  # noqa: F401 - its absence is not the file's fault, and not kept
+    found = _known.get(key)
+    kept = found is not None and file is not None and file.exists()
+    if found is None and file is not None:
+        found = _load(file)
+        kept = found is not None
+    if found is None:
+        import decord  # noqa: F401 - its absence is not the file's fault, and not kept
 
-    found = _known[key] = _check(path)
-    if file is not None:
+        found = _check(path)
+    _known[key] = found
+    if file is not None and not kept:
         with replacing(file) as temporary:
             temporary.write_text(json.dumps({"heading": _heading(), "distrust": found}), encoding="utf-8")
     return found

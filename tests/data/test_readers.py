@@ -127,8 +127,11 @@ def test_what_is_on_disk_already_starts_no_process(tmp_path: Path, cache: FrameC
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("hangs", "hangs.mp4 hangs: its reader was not done after 1 s, and ended; convert it .* raise video_deadline"),
-        ("dies", "dies.mp4 cost its reader's life .ended by signal 6.; convert it"),
+        (
+            "hangs",
+            "hangs.mp4 hangs between second 0.00 and 1.00: its reader was not done after 1 s, and ended; .* raise video_deadline",
+        ),
+        ("dies", "dies.mp4 cost its reader's life between second 0.00 and 1.00 .ended by signal 6.; convert it"),
         ("text", "text.mp4 cannot be opened .*; replace the file"),
         ("gone", "gone.mp4 is not there; put the file there"),
     ],
