@@ -7,93 +7,164 @@ Bad input ends in one message on standard error and exit code 2; a run that brea
 from __future__ import annotations
 
 import argparse
+import codecs
+import contextlib
+import errno
+import io
 import json
 import os
+import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from labkit.errors import LabError, Stopped
+from labkit.errors import LabError, Stopped, Terminated, file_trouble
+from labkit.progress import say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     from labkit.notebooks import NotebookError
 
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args(_guarded(sys.argv[1:] if arguments is None else arguments))
+    _show_all_text(json_text=getattr(options, "json", False))
     try:
         return options.command(options) or 0
     except LabError as error:
-        sys.stderr.write(f"labkit: {error}\n")
-        return 2
+        return _end(str(error), 2)
     except NotebookError as error:
-        sys.stderr.write(f"labkit: {error}\n")
-        return 2 if error.user_error else 1
+        return _end(str(error), 2 if error.user_error else 1)
     except Stopped as stop:
-        sys.stderr.write(f"labkit: {stop}\n")
-        return os.EX_TEMPFAIL
+        return _end(str(stop), os.EX_TEMPFAIL)
     except KeyboardInterrupt:
-        sys.stderr.write("labkit: interrupted; the same command goes on from the newest checkpoint\n")
-        return 130
+        return _end("interrupted; the same command goes on from the newest checkpoint", 130)
+    except Terminated as end:
+        return _end(f"ended by {end.signal}; the same command goes on from the newest checkpoint", int(end.code or 1))
+    except OSError as error:
+        if (text := file_trouble(error)) is None:
+            raise
+        return _end(text, 1 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE) else 2)
+
+
+def _end(message: str, code: int) -> int:
+    with contextlib.suppress(OSError):  # its reader may have gone
+        sys.stderr.write(f"labkit: {message}\n")
+        sys.stderr.flush()
+    return code
+
+
+def _guarded(arguments: Sequence[str]) -> list[str]:
+    """The arguments with a blank before each negative number behind `-p NAME`: argparse takes -1e-4 for an option.
+
+    >>> _guarded(["run", "p.yaml", "-p", "learning_rate", "-1e-4"])
+    ['run', 'p.yaml', '-p', 'learning_rate', ' -1e-4']
+    """
+    found = list(arguments)
+    for k in range(2, len(found)):
+        if found[k - 2] == "-p" and re.match(r"-\.?(\d|inf|nan)", found[k]):
+            found[k] = " " + found[k]
+    return found
+
+
+def _show_all_text(json_text: bool) -> None:
+    """Let characters that a stream's encoding lacks end no command: ASCII, or a file name that is no UTF-8."""
+    codecs.register_error("labkit_json", _as_json)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="labkit_json" if json_text else "replace")
+
+
+def _as_json(error: UnicodeError) -> tuple[str, int]:
+    """What stands for characters that JSON text cannot hold in its encoding: its escape, which means the same."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+def _path(text: str) -> str:
+    """A path of the command line; a shell leaves `~` as it is behind an equals sign."""
+    return os.path.expanduser(text)
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("params", type=_path, help="YAML file, such as params/embedded.yaml")
+    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides",
+                        help="a parameter that goes before the file's; may be given several times")  # fmt: skip
+
+
+def _overrides(options: argparse.Namespace) -> dict[str, str]:
+    return {name: value.lstrip() for name, value in options.overrides}
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="labkit", description="A lab for video grounding with verifiable anchors.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    new = commands.add_parser("new", help="lay out a project: the five notebooks and the params files, to be changed")
+    new.add_argument("folder", type=_path, help="folder to write to")
+    new.set_defaults(command=_new)
+
     run = commands.add_parser("run", help="run the five notebooks of a params file, or go on with a run")
-    run.add_argument("params", help="YAML file, such as params/embedded.yaml")
-    run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides",
-                     help="a parameter that goes before the file's; may be given several times")  # fmt: skip
+    _add_overrides(run)
     run.set_defaults(command=_run)
 
     doctor = commands.add_parser("doctor", help="what would keep a run from going well, and what it will cost")
-    doctor.add_argument("params", help="YAML file, such as params/embedded.yaml")
-    doctor.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides",
-                        help="a parameter that goes before the file's; may be given several times")  # fmt: skip
+    _add_overrides(doctor)
     doctor.add_argument("--quick", action="store_true", help="open no video and measure nothing")
     doctor.add_argument("--json", action="store_true", help="everything, for a program")
     doctor.set_defaults(command=_doctor)
 
     results = commands.add_parser("results", help="every stage's figures at a glance")
-    results.add_argument("folder", help="a run's directory, such as outputs/embedded")
+    results.add_argument("folder", type=_path, help="a run's directory, such as outputs/embedded")
     results.add_argument("--json", action="store_true", help="all figures, for a program")
     results.set_defaults(command=_results)
 
     report = commands.add_parser("report", help="a run as HTML files that need neither kernel nor network")
-    report.add_argument("folder", help="a run's directory, such as outputs/embedded")
+    report.add_argument("folder", type=_path, help="a run's directory, such as outputs/embedded")
+    report.add_argument("-o", "--output", type=_path, metavar="FOLDER",
+                        help="folder for the files (default: the run's own, or RUN-report here where that is read-only)")  # fmt: skip
     report.set_defaults(command=_report)
 
     publish = commands.add_parser("publish", help="a small copy of a run with pictures only, for GitHub")
-    publish.add_argument("run", help="a run's directory, such as outputs/embedded")
-    publish.add_argument("folder", help="folder to write to, such as outputs/example")
+    publish.add_argument("run", type=_path, help="a run's directory, such as outputs/embedded")
+    publish.add_argument("folder", type=_path, help="folder to write to, such as outputs/example")
     publish.set_defaults(command=_publish)
 
     score = commands.add_parser("score", help="what any model's predictions are worth: intervals, baselines, protocol")
-    score.add_argument("predictions", help="JSON Lines of qid and text, or of qid and windows")
-    score.add_argument("--moments", required=True, metavar="FILE_OR_NAME",
+    score.add_argument("predictions", type=_path, help="JSON Lines of qid and text, or of qid and windows")
+    score.add_argument("--moments", type=_path, required=True, metavar="FILE_OR_NAME",
                        help="annotation file, or a name such as charades-sta/test")  # fmt: skip
-    score.add_argument("--videos", metavar="DIR", help="folder of the videos")
+    score.add_argument("--videos", type=_path, metavar="DIR", help="folder of the videos")
     score.add_argument("--rules", default="labkit", help="whose reading rules (default labkit); `all` for every one")
-    score.add_argument("--train", metavar="FILE_OR_NAME", help="training set, for two more baselines")
-    score.add_argument("--against", metavar="PREDICTIONS", help="another model's predictions to compare with")
+    score.add_argument("--train", type=_path, metavar="FILE_OR_NAME", help="training set, for two more baselines")
+    score.add_argument(
+        "--against", type=_path, metavar="PREDICTIONS", help="another model's predictions to compare with"
+    )
     score.add_argument("--json", action="store_true", help="everything, for a program")
     score.set_defaults(command=_score)
 
     moments = commands.add_parser(
         "moments", help="read a benchmark or an annotation file, and say what is wrong in it"
     )
-    moments.add_argument("source", metavar="NAME_OR_PATH", help="such as charades-sta/test, or a file")
-    moments.add_argument("--videos", metavar="DIR", help="folder of the videos (default: videos beside the file)")
-    moments.add_argument("--write", metavar="FILE.jsonl", help="write the usable moments as labkit's own jsonl")
+    moments.add_argument("source", type=_path, metavar="NAME_OR_PATH", help="such as charades-sta/test, or a file")
+    moments.add_argument(
+        "--videos", type=_path, metavar="DIR", help="folder of the videos (default: videos beside the file)"
+    )
+    moments.add_argument(
+        "--durations", type=_path, metavar="CSV", help="columns id and length, for a file without durations"
+    )
+    moments.add_argument(
+        "--write", type=_path, metavar="FILE.jsonl", help="write the usable moments as labkit's own jsonl"
+    )
     moments.add_argument("--list", nargs="?", const="", metavar="KIND", dest="listing",
                          help="list what was found, or what was found of one kind")  # fmt: skip
     moments.add_argument("--strict", action="store_true", help="stop at the first fault")
     moments.set_defaults(command=_moments)
 
     world = commands.add_parser("world", help="write clips and queries of the embedded world")
-    world.add_argument("folder", help="folder to write to")
+    world.add_argument("folder", type=_path, help="folder to write to")
     for split, clips in (("train", 300), ("validation", 40), ("test", 150)):
         note = f"clips, about 4 queries each (default {clips})"
         world.add_argument(f"--{split}", type=int, default=clips, help=note)
@@ -104,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     world.set_defaults(command=_world)
 
     base = commands.add_parser("base", help="train the embedded base anew, about ten minutes on one CPU core")
-    base.add_argument("folder", help="folder to write to; must not exist")
+    base.add_argument("folder", type=_path, help="folder to write to; must not exist")
     base.add_argument("--seed", type=int, default=0, help="seed of weights and lessons (default 0)")
     base.add_argument(
         "--task", choices=("grounding", "gqa"), default="grounding", help="what it is taught (default grounding)"
@@ -120,9 +191,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_jobs(commands: Any) -> None:
     submit = commands.add_parser("submit", help="give a run, or a sweep of runs, to SLURM as a job for all notebooks")
-    submit.add_argument("params", help="YAML file, such as params/embedded.yaml")
-    submit.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides",
-                        help="a parameter that goes before the file's; may be given several times")  # fmt: skip
+    _add_overrides(submit)
     submit.add_argument("--sweep", action="append", default=[], metavar="NAME=VALUE,VALUE,...",
                         help="a run for each value, as a job array; several sweeps are combined")  # fmt: skip
     submit.add_argument(
@@ -150,48 +219,57 @@ def _add_jobs(commands: Any) -> None:
     status = commands.add_parser(
         "status", help="how far a run is: stages, step, time left, job, last lines of its log"
     )
-    status.add_argument("folder", help="a run's directory, or a folder of runs, such as outputs")
+    status.add_argument("folder", type=_path, help="a run's directory, or a folder of runs, such as outputs")
     status.add_argument("--json", action="store_true", help="everything of one run, for a program")
     status.set_defaults(command=_status)
+
+
+def _new(options: argparse.Namespace) -> None:
+    from labkit.project import lay_out
+
+    files = lay_out(options.folder)
+    notebooks = sum(file.suffix == ".ipynb" for file in files)
+    say(f"{options.folder}: {notebooks} notebooks and {len(files) - notebooks} params files; go on with")
+    say(f"  cd {shlex.quote(options.folder)} && labkit run params/embedded.yaml")
 
 
 def _run(options: argparse.Namespace) -> None:
     from labkit.runs import run_notebooks
 
-    run_notebooks(options.params, dict(options.overrides))
+    run_notebooks(options.params, _overrides(options))
 
 
 def _doctor(options: argparse.Namespace) -> int:
     from labkit.doctor.examination import run_doctor
 
-    return run_doctor(options.params, dict(options.overrides), _say, quick=options.quick, as_json=options.json)
+    return run_doctor(options.params, _overrides(options), say, quick=options.quick, as_json=options.json)
 
 
 def _results(options: argparse.Namespace) -> None:
     from labkit.results import read_results, results_text
 
     results = read_results(options.folder)
-    _say(json.dumps(results, indent=1) if options.json else results_text(results))
+    say(json.dumps(results, indent=1) if options.json else results_text(results))
 
 
 def _report(options: argparse.Namespace) -> None:
     from labkit.views.report import report_text, write_report
 
-    _say(report_text(write_report(options.folder)))
+    say(report_text(write_report(options.folder, options.output)))
 
 
 def _publish(options: argparse.Namespace) -> None:
     from labkit.views.publish import publish
 
     files = publish(options.run, options.folder)
-    _say(f"{options.folder}: {len(files)} files, {sum(file.stat().st_size for file in files) / 1e6:.2f} MB")
+    say(f"{options.folder}: {len(files)} files, {sum(file.stat().st_size for file in files) / 1e6:.2f} MB")
 
 
 def _score(options: argparse.Namespace) -> None:
     from labkit.scoring.scores import score_text
 
     o = options
-    _say(score_text(o.predictions, o.moments, videos=o.videos, rules=o.rules, train=o.train, against=o.against,
+    say(score_text(o.predictions, o.moments, videos=o.videos, rules=o.rules, train=o.train, against=o.against,
                     as_json=o.json))  # fmt: skip
 
 
@@ -199,7 +277,8 @@ def _moments(options: argparse.Namespace) -> None:
     from labkit.data.benchmarks import moments_text
 
     o = options
-    _say(moments_text(o.source, videos=o.videos, write=o.write, listing=o.listing, strict=o.strict))
+    say(moments_text(o.source, videos=o.videos, durations=o.durations, write=o.write, listing=o.listing,
+                     strict=o.strict))  # fmt: skip
 
 
 def _world(options: argparse.Namespace) -> None:
@@ -208,7 +287,7 @@ def _world(options: argparse.Namespace) -> None:
     splits = write_world(
         options.folder, options.train, options.validation, options.test, seed=options.seed, task=options.task
     )
-    _say(f"{options.folder}: " + ", ".join(f"{len(moments)} {split} queries" for split, moments in splits.items()))
+    say(f"{options.folder}: " + ", ".join(f"{len(moments)} {split} queries" for split, moments in splits.items()))
 
 
 def _base(options: argparse.Namespace) -> None:
@@ -222,7 +301,7 @@ def _base(options: argparse.Namespace) -> None:
     elif options.family != "qwen2_5_vl":
         raise LabError(f"the recipe trains a qwen2_5_vl, not a {options.family}; add --untrained for random weights")
     else:
-        train_base(options.folder, seed=options.seed, report=_say, task=options.task)
+        train_base(options.folder, seed=options.seed, report=say, task=options.task)
 
 
 def _submit(options: argparse.Namespace) -> None:
@@ -236,18 +315,13 @@ def _submit(options: argparse.Namespace) -> None:
         account=o.account, qos=o.qos, options=dict(text.split("=", 1) for text in o.slurm), notice=o.notice,
         requeues=o.requeues,
     )  # fmt: skip
-    submit(o.params, dict(o.overrides), resources, o.sweep, local=o.local, say=_say)
+    submit(o.params, _overrides(o), resources, o.sweep, local=o.local, say=say)
 
 
 def _status(options: argparse.Namespace) -> None:
     from labkit.status import read_status, status_text
 
-    _say(json.dumps(read_status(options.folder), indent=1) if options.json else status_text(options.folder))
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    say(json.dumps(read_status(options.folder), indent=1) if options.json else status_text(options.folder))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ class RunParams:
     outputs: str = "outputs"
     """Folder of all runs, relative to the project's root or absolute. Ours."""
     seed: int = _within(0, 0, 2**31 - 1)
-    """Seed of everything that is drawn while training and sampling; the world has its own. Ours."""
+    """Seed of everything that is drawn while training and sampling: the order of queries, chains, LoRA's beginning, in each stage
+    other numbers; the world has its own. Ours."""
     threads: int = _within(1, 1, 256)
     """CPU threads of torch. One is the fastest for the embedded model. Ours."""
     processes: int = _within(1, 0, 1024)
@@ -143,11 +144,13 @@ class GrpoParams:
     group_size: int = _within(8, 2, 256)
     """Rollouts of one query. Time-R1: 8."""
     learning_rate: float = _within(5e-4, 0, 1, open_low=True)
-    """Step size of AdamW in stages 1 and 3. Ours; Time-R1: 1e-6 at 7B."""
+    """Step size of AdamW in stages 1 and 3: reached in ten equal rises, the first step's included, then down to a tenth by a cosine.
+    Ours; Time-R1: 1e-6 at 7B."""
     temperature: float = _within(1.0, 0, 5, open_low=True)
     """Sampling temperature of rollouts, harvest and sampled evaluation. Time-R1: 1.0."""
     beta: float = _within(0.04, 0, 10)
-    """Weight of the KL term to the stage's start. Ours: without it, words that no reward reads decay."""
+    """Weight of the KL term to the stage's start: r - log r - 1 of each token, r = start / policy, with its own gradient, as in GRPO
+    and Time-R1 (TRL would weigh it by the sampler). Ours: without it, words that no reward reads decay."""
     max_new_tokens: int = _within(64, 4, 32_768)
     """Tokens of one chain at most. Ours; a real model needs 512 or more, 200 cuts anchors off."""
     stop_anchor_rate: float = _within(0.95, 0, 1)
@@ -188,7 +191,7 @@ class SftParams:
     sft_batch: int = _within(24, 1, 4096)
     """Traces of one step; where fewer are kept, as many of them as divide evenly among `processes`. Ours."""
     sft_learning_rate: float = _within(5e-4, 0, 1, open_low=True)
-    """Step size of AdamW. Ours."""
+    """Step size of AdamW: reached in ten equal rises, the first step's included, then down to a twentieth by a cosine. Ours."""
     pack_clips: bool = False
     """Put traces of one clip into one batch, where they share the pass over its video; the order is less random. Ours."""
 

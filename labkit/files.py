@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
@@ -21,6 +22,15 @@ def project_root(start: str | Path = ".") -> Path:
         if (folder / "notebooks").is_dir() and (folder / "params").is_dir():
             return folder
     return start
+
+
+def under(root: Path, path: str | Path) -> Path:
+    """A path of the parameters or the command line: `~` is the user's home, and what is relative stands under `root`.
+
+    >>> under(Path("/project"), "outputs"), under(Path("/project"), "/data/runs")
+    (PosixPath('/project/outputs'), PosixPath('/data/runs'))
+    """
+    return (root / os.path.expanduser(path)).resolve()
 
 
 @contextmanager
@@ -47,6 +57,19 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def apply_umask(folder: Path) -> None:
+    """Give each file below `folder` the rights of files that this process makes.
+
+    safetensors writes weights by way of a temporary file that only its owner may read, so that a group could not go on from
+    them.
+    """
+    mask = os.umask(0o022)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and path.stat().st_uid == os.geteuid():
+            path.chmod(0o666 & ~mask)
+
+
 LOCK_PATIENCE = 5.0
 """Seconds that a lock is waited for: a kernel outlives its killed parent by one or two."""
 TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
@@ -55,18 +78,19 @@ _locks: dict[Path, int] = {}
 """Locks that this process holds: it may claim them again, as when a cell is run twice."""
 
 
-def lock(path: Path, who: str) -> None:
+def lock(path: Path, who: str, patience: float | None = None) -> None:
     """Take the lock `path`; the system itself releases it when the process dies, however it dies.
 
-    `who` is written into the file, for the message of others. Taking a lock twice in one process is allowed. Raises
-    LabError, which names the owner, when another process holds it, and the file system when that has no locks.
+    `who` is written into the file, for the message of others, and `patience` is how many seconds to wait for them. Taking a
+    lock twice in one process is allowed. Raises LabError, which names the owner, when another process holds it, and the file
+    system when that has no locks.
     """
     import fcntl
 
     if path in _locks:
         return
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    deadline = time.monotonic() + LOCK_PATIENCE
+    handle = open_lock(path)
+    deadline = time.monotonic() + (LOCK_PATIENCE if patience is None else patience)
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -83,9 +107,37 @@ def lock(path: Path, who: str) -> None:
                     "(a notebook: shut down its kernel), or choose another `run` name"
                 ) from None
             time.sleep(0.1)
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, f"{who}, process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+    with contextlib.suppress(
+        OSError
+    ):  # the file may be another's, to be read only: the lock itself is had all the same
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{who}, process {os.getpid()} on {socket.gethostname()}".encode(), 0)
     _locks[path] = handle
+
+
+@contextmanager
+def locked(path: Path, who: str, patience: float | None = None) -> Iterator[None]:
+    """Hold the lock `path` within the block; raises what `lock` raises. One that this process held before it keeps."""
+    held = path in _locks
+    lock(path, who, patience)
+    try:
+        yield
+    finally:
+        if not held:
+            unlock(path)
+
+
+def open_lock(path: Path) -> int:
+    """A handle on the lock file `path`, made with the rights that the umask leaves, so that a group may go on with a run.
+
+    One that belongs to somebody else and is closed to writing is opened for reading, which is enough for a lock.
+    """
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:
+        if not path.exists():
+            raise
+        return os.open(path, os.O_RDONLY)
 
 
 def without_locks(path: Path, error: OSError) -> LabError:

@@ -6,6 +6,7 @@ newest step is saved, and is put back into the queue. What it notes in the run's
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -20,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from labkit.files import without_locks
+from labkit.files import open_lock, without_locks
 
 RECORD = "job.jsonl"
 """File of a run's directory: a line for each thing that happened to its jobs."""
@@ -38,6 +39,8 @@ ACTIVE = (
 """Words of `squeue` and `sacct` for jobs that hold their place."""
 LOCAL_STARTS = 6
 """How often submitit starts a local job; told to requeue it once more, it drops it without a word."""
+GRACE = 15.0
+"""Seconds that a cancelled command has to write its notebook; SLURM waits for 30 before it kills all."""
 ANSWER = 60.0
 """Seconds that SLURM has to answer."""
 
@@ -68,7 +71,7 @@ class RunJob:
         """Run to the end; raises JobError when the command fails."""
         signal.signal(signal.SIGTERM, _cancel)  # submitit lets it pass, and nothing could then end a local job
         overrides = [word for name, value in self.overrides.items() for word in ("-p", name, value)]
-        command = [sys.executable, "-m", "labkit.cli", "run", str(self.folder / "params.yaml"), *overrides]
+        command = [sys.executable, "-m", "labkit", "run", str(self.folder / "params.yaml"), *overrides]
         changed = {**os.environ, **self.environment}
         environment = {name: value for name, value in changed.items() if value is not None}
         try:
@@ -90,8 +93,17 @@ class RunJob:
             raise
         finally:
             if self.process is not None:
-                self.process.kill()
-                self.process.wait()
+                self._end()
+
+    def _end(self) -> None:
+        """End the command where it has not ended; it leaves its notebook as far as it came, unless it has had its time."""
+        assert self.process is not None
+        if not self.noticed:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(GRACE)
+        self.process.kill()
+        self.process.wait()
 
     def checkpoint(self) -> Any:
         """Have the run save and stop, and return the job that goes on; submitit calls this in its signal handler.
@@ -139,7 +151,7 @@ def _await_turn() -> None:
     environment = JobEnvironment()
     if environment.cluster == "local":
         turn = environment.paths.folder / ".turn"
-        handle = os.open(turn, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = open_lock(turn)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError as error:

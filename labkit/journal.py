@@ -37,9 +37,9 @@ def kept(folder: Path, say: Callable[[str], None]) -> Callable[[str], None]:
     path = folder / NAME
 
     def say_and_keep(line: str) -> None:
-        say(line)
-        with path.open("a", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8", errors="replace") as file:
             file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {line}\n")
+        say(line)
 
     return say_and_keep
 

@@ -18,9 +18,11 @@ from labkit.chain.rewards import RewardSpec
 from labkit.data.moments import Moment, read_moments, require_videos
 from labkit.data.world import moments_file, write_world
 from labkit.errors import LabError
+from labkit.files import locked
+from labkit.launchers import single_process
 from labkit.measured import Measured, read_measured
 from labkit.progress import Progress, Tally, say
-from labkit.runs import NOTEBOOK_OF, Run, read_manifest
+from labkit.runs import NOTEBOOK_OF, STAGE_LOCK, Run, read_manifest
 from labkit.workers import Job, count, launch
 
 if TYPE_CHECKING:
@@ -81,12 +83,17 @@ class Lab(Run):
         several = count(self.params.processes) > 1
         return Elsewhere(stage, self._weights(stage)) if several else self.load(stage)
 
+    @single_process()
     def load(self, stage: str) -> Policy:
         """The same model, in this process."""
         from labkit.policy.model import load_policy
+        from labkit.stages.start import stage_seed
 
         p, name = self.params, self._weights(stage)
-        return load_policy(name, dtype=p.dtype, device=p.device, lora_rank=p.lora_rank, lora_alpha=p.lora_alpha)
+        return load_policy(
+            name, dtype=p.dtype, device=p.device, lora_rank=p.lora_rank, lora_alpha=p.lora_alpha,
+            seed=stage_seed(p.seed, stage),
+        )  # fmt: skip
 
     def _weights(self, stage: str) -> str:
         p = self.params
@@ -95,7 +102,7 @@ class Lab(Run):
             name = str(self.path / NOTEBOOK_OF[stage] / "final")
             if not Path(name).is_dir():
                 raise LabError(f"there is no model '{name}'; run notebooks/{NOTEBOOK_OF[stage]}.ipynb first")
-        elif (self.root / Path(name).expanduser()).is_dir():
+        elif self.resolve(name).is_dir():
             name = str(self.resolve(name))
         return name
 
@@ -113,7 +120,7 @@ class Lab(Run):
     @property
     def sheets(self) -> Path:
         """Where explorers keep the pictures of clips; all runs share them."""
-        return self.root / self.params.outputs / "sheets"
+        return self.resolve(self.params.outputs) / "sheets"
 
     def rewards(self, final: bool = False) -> RewardSpec:
         """What is paid in stage 1, or in the final stage."""
@@ -135,7 +142,7 @@ class Lab(Run):
         """
         decodings = ("greedy", "sampled") if self.params.sampled_evaluation else ("greedy",)
         asked = [(f"{stage}-{decoding}", decoding, "own") for decoding in decodings]
-        self._evaluate(policy, NOTEBOOK_OF.get(stage, "01_grpo"), asked)
+        self._evaluate(policy, NOTEBOOK_OF.get(stage, "01_grpo"), asked, stage)
         return self.measured(stage)
 
     @property
@@ -294,25 +301,42 @@ class Lab(Run):
         return self.folder(NOTEBOOK_OF[stage])
 
     def _evaluate(
-        self, policy: Policy | Elsewhere, notebook: str, asked: Sequence[tuple[str, str, str]]
+        self, policy: Policy | Elsewhere, notebook: str, asked: Sequence[tuple[str, str, str]], stage: str = ""
     ) -> dict[str, dict[str, Any]]:
-        """What `tasks.evaluate` keeps under the names in `asked`."""
+        """What `tasks.evaluate` keeps under the names in `asked`; `stage` is whose model it must be, if any's."""
         files = {what: self.folder(notebook) / f"{what}.json" for what, _, _ in asked}
         if new := [each for each in asked if not files[each[0]].exists()]:
+            self._require_model_of(stage, policy)
             self._work("evaluate", policy, Tally(len(self.moments("test"))), notebook, notebook=notebook, asked=new)
         return {what: json.loads(file.read_text(encoding="utf-8")) for what, file in files.items()}
 
     def _work(
         self, task: str, policy: Policy | Elsewhere, hear: Callable[[int, dict[str, Any]], None], at: str, **asked: Any
     ) -> None:
-        """Do a task with a policy that is here, or have workers do it; `hear` takes what they tell, with their ranks."""
-        if not isinstance(policy, Elsewhere):
-            tasks.TASKS[task](self, policy, lambda event: hear(0, event), **asked)
+        """Do a task with a policy that is here, or have workers do it; `hear` takes what they tell, with their ranks.
+
+        Meanwhile no other process works in the run: a cell may be run by itself, before `begin` or after `finish`.
+        """
+        with locked(self.path / STAGE_LOCK, "a notebook"):
+            if not isinstance(policy, Elsewhere):
+                with single_process():
+                    tasks.TASKS[task](self, policy, lambda event: hear(0, event), **asked)
+                return
+            self._data()  # written by one, before several look for it
+            logs = self.folder(at) / "logs"
+            job = Job(task, policy.stage, self.params.as_dict(), asked)
+            launch(job.command(logs), count(self.params.processes), logs, hear=hear, cwd=self.root)
+
+    def _require_model_of(self, stage: str, policy: Policy | Elsewhere) -> None:
+        """Raise LabError where a policy is not what a stage has ended with: a notebook may hold one that has been trained since."""
+        from labkit.stages.start import require_final
+
+        if stage not in NOTEBOOK_OF:
             return
-        self._data()  # written by one, before several look for it
-        logs = self.folder(at) / "logs"
-        job = Job(task, policy.stage, self.params.as_dict(), asked)
-        launch(job.command(logs), count(self.params.processes), logs, hear=hear, cwd=self.root)
+        if not isinstance(policy, Elsewhere):
+            require_final(policy, self.stage_folder(stage))
+        elif policy.stage != stage:
+            raise LabError(f"the model of '{policy.stage}' is not that of '{stage}'; give lab.policy('{stage}')")
 
     def _source(self, policy: Policy, moments: Sequence[Moment], cache: FrameCache | None = None) -> PromptSource:
         from labkit.policy.inputs import Sampling
@@ -328,7 +352,7 @@ class Lab(Run):
     def _cache(self) -> FrameCache:
         from labkit.data.video import FrameCache
 
-        return FrameCache(self.root / self.params.outputs / "frames", self.params.video_deadline)
+        return FrameCache(self.resolve(self.params.outputs) / "frames", self.params.video_deadline)
 
     def _data(self) -> Path:
         p = self.params
@@ -336,7 +360,7 @@ class Lab(Run):
             return self.resolve(p.data)
         counts = (p.world_train, p.world_validation, p.world_test)
         # All runs share a world of one size and seed; its clips are written once.
-        folder = self.root / p.outputs / "-".join(["world", *map(str, counts), f"seed{p.world_seed}"])
+        folder = self.resolve(p.outputs) / "-".join(["world", *map(str, counts), f"seed{p.world_seed}"])
         if not moments_file(folder, "test", p.task).exists():
             progress = Progress("clips of the embedded world", sum(counts))
             write_world(folder, *counts, seed=p.world_seed, progress=lambda done, _: progress(done), task=p.task)

@@ -6,6 +6,7 @@ killed kernel the saved notebook calls cells completed that never ran, and shows
 
 from __future__ import annotations
 
+import builtins
 import logging
 import os
 import re
@@ -13,6 +14,8 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from labkit.errors import NEXT_STEPS, Terminated
 
 BANNER_TAG = "labkit-error"
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -61,7 +64,9 @@ def execute(
         _mark(temporary, f"{error.ename}: {error.evalue}")
         message = f"{target.name}, cell [{error.exec_count}]: {error.ename}: {error.evalue}"
         user_error = error.ename == "LabError"
-        if not user_error:
+        if trouble := _file_trouble(error.ename, error.evalue):
+            message += f"; {trouble}"
+        elif not user_error:
             message += "\n" + COLOURS.sub("", "\n".join(error.traceback))
         raise NotebookError(f"{message}\nwhat it had reached is in {target}", user_error) from None
     except DeadKernelError:
@@ -71,12 +76,24 @@ def execute(
             f"is in {target}. The same command goes on from the newest checkpoint"
         ) from None
     except BaseException as error:
-        _mark(temporary, type(error).__name__)
+        _mark(temporary, _how_it_ended(error))
         raise
     finally:
         lines.close()
         if temporary.exists():
             os.replace(temporary, target)
+
+
+def _how_it_ended(error: BaseException) -> str:
+    if isinstance(error, Terminated):
+        return f"ended from outside ({error.signal})"
+    return "interrupted (Ctrl-C)" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+
+
+def _file_trouble(name: str, value: str) -> str | None:
+    """The next step where a cell was ended by an OSError of the file system, from its name and text."""
+    found = re.match(r"\[Errno (\d+)\]", value) if isinstance(getattr(builtins, name, None), type) else None
+    return NEXT_STEPS.get(int(found[1])) if found else None
 
 
 def _kernel_manager_class() -> type:

@@ -12,11 +12,11 @@ import ast
 import functools
 import math
 import re
+import symtable
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ from labkit.concerns import (
     RunParams,
     SftParams,
 )
-from labkit.errors import LabError
+from labkit.errors import LabError, nearest
+from labkit.files import project_root, under
 from labkit.values import coerce, read_yaml
 
 
@@ -40,13 +41,19 @@ from labkit.values import coerce, read_yaml
 class Params(EvaluateParams, SftParams, DistillParams, GrpoParams, RewardParams, DataParams, ModelParams, RunParams):
     """All parameters of a run under flat names: `params.learning_rate`, and `params` itself where a concern is asked.
 
-    Raises LabError when constructed with a value out of its range or two values that contradict each other; use
-    `Params.build` for values that come from a file, a command line or a notebook.
+    However it is made, values are put right and checked alike. Raises LabError that lists every value of a wrong type, out of
+    its range, or in contradiction to another.
+
+    >>> Params(grpo_steps="ten")
+    Traceback (most recent call last):
+    labkit.errors.LabError: grpo_steps: 'ten' is not a whole number
     """
 
     def __post_init__(self) -> None:
-        problems = [problem for name in names() if (problem := _outside(name, getattr(self, name)))]
-        problems += _contradictions(self)
+        values, problems = _checked({name: getattr(self, name) for name in names()})
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        problems = problems or _contradictions(self)
         if problems:
             raise LabError(_report(problems))
 
@@ -62,40 +69,30 @@ class Params(EvaluateParams, SftParams, DistillParams, GrpoParams, RewardParams,
         Traceback (most recent call last):
         labkit.errors.LabError: unknown parameter 'learning_rat'; did you mean 'learning_rate'?
         """
-        hints, known = _types(), names()
-        values: dict[str, Any] = {}
-        problems = []
-        for name, value in mapping.items():
-            if name not in known:
-                problems.append(_unknown(str(name)))
-                continue
-            try:
-                values[name] = coerce(value, hints[name])
-            except ValueError as error:
-                problems.append(f"{name}: {error}")
-                continue
-            if problem := _outside(name, values[name]):
-                problems.append(problem)
-                del values[name]
-        if problems:
-            raise LabError(_report(problems))
+        unknown = [_unknown(str(name)) for name in mapping if name not in names()]
+        values, problems = _checked({name: value for name, value in mapping.items() if name in names()})
+        if unknown or problems:
+            raise LabError(_report([*unknown, *problems]))
         return cls(**values)
 
     @classmethod
     def from_notebook(cls, namespace: dict[str, Any]) -> Params:
         """Make parameters of what a notebook's parameter cells defined; call it as `Params.from_notebook(globals())`.
 
-        IPython's own names, names that begin with an underscore, modules, functions and classes are left alone.
-        Anything else is a parameter, whoever set it, so that a mistyped `papermill -p` ends here. When the cell is run
-        again in a live notebook, names that later cells made are left alone too, unless they look like a mistyped
-        parameter.
+        Names that no cell has assigned (a startup file's or a platform's), the paths that Papermill injects, names that
+        begin with an underscore, modules, functions and classes are left alone. Anything else is a parameter, so that a
+        mistyped `papermill -p` ends here. When the cell is run again in a live notebook, names that later cells made
+        are left alone too, unless they look like a mistyped parameter.
         """
-        first = namespace.setdefault("_names_of_parameter_cells", frozenset(namespace))
+        assigned = _assigned_by_cells(namespace)
+        first = namespace.setdefault("_names_of_parameter_cells", assigned)
         given = {}
         for name, value in namespace.items():
-            if name.startswith("_") or name in IPYTHON_NAMES or isinstance(value, NOT_PARAMETERS):
+            if name.startswith(("_", "PAPERMILL_")) or name in IPYTHON_NAMES or isinstance(value, NOT_PARAMETERS):
                 continue
-            if name in names() or name in first or get_close_matches(name, names(), n=1, cutoff=0.85):
+            if name not in assigned:
+                continue
+            if name in names() or name in first or nearest(name, names(), like=0.85):
                 given[name] = value
         return cls.build(given)
 
@@ -135,6 +132,33 @@ IPYTHON_NAMES = frozenset({"In", "Out", "exit", "quit", "get_ipython", "open"})
 NOT_PARAMETERS = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, type, Params)
 
 
+def _assigned_by_cells(namespace: Mapping[str, Any]) -> frozenset[str]:
+    """The names in a notebook's namespace that its cells, as far as they were run, have assigned themselves.
+
+    All names of a namespace that belongs to no notebook.
+    """
+    cells = namespace.get("In")
+    if not isinstance(cells, list) or not cells or "from_notebook" not in str(cells[-1]):
+        return frozenset(namespace)
+    found: set[str] = set()
+    for cell in cells:
+        try:
+            found |= assigned_names(cell)
+        except (SyntaxError, ValueError):
+            continue  # a cell that failed has assigned nothing
+    return frozenset(found)
+
+
+def assigned_names(source: str) -> set[str]:
+    """The names that a module of this source assigns at its top level.
+
+    >>> sorted(assigned_names("import os; seed: int = 3; run = [x for x in 'ab']"))
+    ['os', 'run', 'seed']
+    """
+    table = symtable.symtable(source, "cell", "exec")
+    return {each.get_name() for each in table.get_symbols() if each.is_assigned() or each.is_imported()}
+
+
 @functools.cache
 def names() -> tuple[str, ...]:
     """The names of all parameters, concern by concern."""
@@ -156,9 +180,15 @@ def documentation() -> dict[str, str]:
 def read_params(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Params:
     """Read a YAML file of overrides; `overrides` go on top. An empty file is the embedded lab.
 
-    Raises LabError, naming the file, when it is missing, no YAML, holds a key twice or holds a bad parameter.
+    The params.yaml of a run's directory means that run, also when the directory was renamed, copied or moved. Raises LabError,
+    naming the file, when it is missing, no YAML, holds a key twice or holds a bad parameter.
     """
     values = read_yaml(path)
+    folder = Path(path).resolve().parent
+    if "run" in values and (folder / "manifest.json").is_file():
+        values["run"] = folder.name
+        if under(project_root(), str(values.get("outputs", DEFAULTS.outputs))) != folder.parent:
+            values["outputs"] = str(folder.parent)
     try:
         return Params.build({**values, **(overrides or {})})
     except LabError as error:
@@ -173,6 +203,22 @@ def _types() -> dict[str, Any]:
 @functools.cache
 def _ranges() -> dict[str, tuple[float, float, bool]]:
     return {item.name: item.metadata["range"] for item in fields(Params) if "range" in item.metadata}
+
+
+def _checked(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Values of known names in their fields' types, and what is wrong with each of the others."""
+    values: dict[str, Any] = {}
+    problems = []
+    for name, value in given.items():
+        try:
+            values[name] = coerce(value, _types()[name])
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+            continue
+        if problem := _outside(name, values[name]):
+            problems.append(problem)
+            del values[name]
+    return values, problems
 
 
 def _outside(name: str, value: Any) -> str | None:
@@ -227,8 +273,8 @@ def _default(name: str) -> Any:
 
 
 def _unknown(name: str) -> str:
-    near = get_close_matches(name, names(), n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else "labkit/concerns.py lists all of them"
+    near = nearest(name, names())
+    hint = f"did you mean '{near}'?" if near else "labkit/concerns.py lists all of them"
     return f"unknown parameter '{name}'; {hint}"
 
 

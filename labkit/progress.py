@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -67,9 +68,23 @@ class Tally:
 
 
 def say(line: str) -> None:
-    """Write a line at once, so that it stands in a batch log before the work that it is about."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    """Write a line at once, so that it stands in a batch log before the work that it is about.
+
+    What the terminal cannot show becomes a question mark. A reader that goes away, as `head` does, ends no work.
+    """
+    if sys.stdout is None:  # closed by whoever started the process
+        return
+    try:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+    except UnicodeEncodeError:
+        encoding = sys.stdout.encoding or "ascii"
+        sys.stdout.write(line.encode(encoding, errors="replace").decode(encoding) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        silence = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silence, sys.stdout.fileno())
+        os.close(silence)
 
 
 class _Bar:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.runs import STAGES, read_manifest
+from labkit.versions import version_text
 
 MODELS = {"base": "base", "grpo": "stage 1", "sft": "sft", "grpo_final": "final"}
 """The models that are evaluated, in the order in which they come to be, and what the table calls them."""
@@ -31,7 +32,7 @@ LEGEND = (
 
 
 def read_results(folder: str | Path) -> dict[str, Any]:
-    """What a run has reported so far: `run`, `stages` (state and seconds), `models` and `harvest`.
+    """What a run has reported so far: `run`, `labkit` (version, commit), `stages` (state and seconds), `models` and `harvest`.
 
     `models` holds, by model and decoding, the flat figures of `labkit.chain.metrics.chain_figures`; IoU is a fraction.
     Raises LabError when `folder` holds no run.
@@ -45,6 +46,7 @@ def read_results(folder: str | Path) -> dict[str, Any]:
                 models[model] = stage[model]
     return {
         "run": Path(folder).resolve().name,
+        "labkit": {key: manifest[key] for key in ("labkit", "commit", "changed") if key in manifest},
         "stages": {
             name: {key: manifest["stages"].get(name, {}).get(key) for key in ("state", "seconds")} for name in STAGES
         },
@@ -75,6 +77,7 @@ def results_text(results: Mapping[str, Any]) -> str:
         for name, entry in results["stages"].items()
     ]
     blocks.append(_table(states, "stages"))
+    blocks.append(f"labkit {version_text(results['labkit'])}")
     if results["models"]:
         blocks.append(LEGEND)
     return "\n\n".join(blocks)

@@ -6,23 +6,25 @@ A stage is finished when the manifest says so, which is written last. Whoever op
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
-import platform
-import sys
+import os
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from labkit.errors import LabError, Stopped
-from labkit.files import lock, project_root, replacing, unlock
+from labkit.files import lock, locked, project_root, replacing, under, unlock
 from labkit.journal import kept
+from labkit.launchers import launcher_variables
 from labkit.params import DEFAULTS, Params, read_params, read_yaml
+from labkit.progress import say as to_stdout
 from labkit.stopping import asked, stoppable
+from labkit.versions import package_version, package_versions, source_version
 
 if TYPE_CHECKING:
     from labkit.stages.rollouts import RolloutStore
@@ -31,9 +33,13 @@ STAGES = ("01_grpo", "02_distill", "03_sft", "04_grpo_final", "05_analysis")
 """The notebooks, in order; each needs the one before."""
 NOTEBOOK_OF = {"grpo": "01_grpo", "distill": "02_distill", "sft": "03_sft", "grpo_final": "04_grpo_final"}
 """Where the rollouts of a stage stand."""
-FREE = ("outputs", "compare", "processes")
-"""Parameters that may change in a run: where it stands, what 05_analysis shows beside it, and how many work on it."""
-PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "decord", "av", "numpy")
+FREE = ("run", "outputs", "compare", "processes")
+"""Parameters that may change in a run: what its folder is called and where it stands, what 05_analysis shows beside it, and how
+many work on it."""
+STAGE_LOCK = ".stage.lock"
+"""Held by the process that works on a stage."""
+MANIFEST_PATIENCE = 60.0
+"""Seconds to wait for somebody else who writes the manifest: a moment, unless the file system is very busy."""
 
 
 class Run:
@@ -44,29 +50,30 @@ class Run:
         self.params, self.path, self.root = params, folder, root
 
     @classmethod
-    def open(cls, params: Params) -> Run:
-        """Open the run that `params` names, or make it.
+    def open(cls, params: Params, check: Callable[[Path], Any] = lambda root: None) -> Self:
+        """Open the run that `params` names, or make it; `check` is called with the project's root before anything is written.
 
         Raises LabError, before anything is written, when the directory belongs to other parameters or is no run, and
         when a model or data folder that the parameters name is not one.
         """
         root = project_root()
-        run = cls(params, (root / params.outputs / params.run).resolve(), root)
+        run = cls(params, under(root, params.outputs) / params.run, root)
         check_inputs(params, root)
+        if run.path.exists() and not run.path.is_dir():
+            raise LabError(f"'{run.path}' is a file, so it cannot be the run's directory; choose another `run` name")
+        # In this order, since another process may make the run in the meantime.
+        strange = run.path.is_dir() and any(run._contents())
         if run._manifest_path.exists():
             run._refuse_other_parameters()
-        elif run.path.is_dir() and any(run._contents()):
+        elif strange and not run._manifest_path.exists():
             raise LabError(
                 f"'{run.path}' is not a run (it has no manifest.json) and not empty; choose another `run` name or "
                 "remove the directory"
             )
-        elif run.path.exists() and not run.path.is_dir():
-            raise LabError(f"'{run.path}' is a file, so it cannot be the run's directory; choose another `run` name")
-        else:
-            run.path.mkdir(parents=True, exist_ok=True)
-            run._write_params()
-            run._write({"labkit": _version("labkit"), "created": _now(), "versions": _versions(),
-                        "seed": params.seed, "data": {}, "stages": {}})  # fmt: skip
+        check(root)
+        run.path.mkdir(parents=True, exist_ok=True)
+        if not run._manifest_path.exists() and not run._create():
+            run._refuse_other_parameters()
         return run
 
     def __repr__(self) -> str:
@@ -104,7 +111,7 @@ class Run:
 
     def resolve(self, path: str | Path) -> Path:
         """A path of the parameters, relative ones taken from the project's root."""
-        return (self.root / Path(path).expanduser()).resolve()
+        return under(self.root, path)
 
     def begin(self, name: str) -> bool:
         """Claim the run's directory for a stage; True when the stage is already finished and there is nothing to do.
@@ -121,8 +128,12 @@ class Run:
                     f"{name} needs {earlier}, which is {self.state(earlier)} in '{self.path}'; "
                     f"run notebooks/{earlier}.ipynb with the same parameters first"
                 )
-        lock(self.path / ".stage.lock", "a notebook")
-        self._update(name, {"state": "running", "started": _now()})
+        lock(self.path / STAGE_LOCK, "a notebook")
+        if self.finished(name):  # by another process, for which the lock had to be waited for
+            unlock(self.path / STAGE_LOCK)
+            return True
+        entry = {"state": "running", "started": _now()}
+        self._update(name, {**entry, **source_version()})
         return False
 
     def finish(self, name: str, figures: Mapping[str, Any]) -> None:
@@ -138,7 +149,7 @@ class Run:
         seconds = (datetime.now(UTC) - datetime.fromisoformat(entry["started"])).total_seconds()
         self._update(name, {**entry, "state": "finished", "finished": _now(), "seconds": round(seconds, 1),
                             "figures": _plain(figures)})  # fmt: skip
-        unlock(self.path / ".stage.lock")
+        unlock(self.path / STAGE_LOCK)
 
     def keep(self, name: str, what: str, work: Callable[[], Any]) -> Any:
         """Do `work` once: its result, plain data, is stored as 01_grpo/`what`.json and read from there next time."""
@@ -152,16 +163,17 @@ class Run:
     def fingerprint(self, name: str, path: str | Path) -> None:
         """Note a data file in the manifest; raises LabError when it is not the file that the run began with."""
         digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
-        manifest = self.manifest
-        known = name in manifest["data"]  # workers look too, and must not write at once
-        before = manifest["data"].setdefault(name, digest)
+        before = self.manifest["data"].get(name)
+        if before is None:
+            with self._manifest_lock():
+                manifest = self.manifest
+                before = manifest["data"].setdefault(name, digest)
+                self._write(manifest)
         if before != digest:
             raise LabError(
                 f"'{path}' has changed since run '{self.params.run}' began ({before}, now {digest}); "
                 "put it back or choose another `run` name"
             )
-        if not known:
-            self._write(manifest)
 
     @property
     def _manifest_path(self) -> Path:
@@ -175,12 +187,27 @@ class Run:
         with replacing(self._manifest_path) as temporary:
             temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
+    def _create(self) -> bool:
+        """Write parameters and manifest of a new run; False where another process has done so in the meantime."""
+        with self._manifest_lock():
+            new = not self._manifest_path.exists()
+            if new:
+                self._write_params()
+                self._write({"labkit": package_version("labkit"), **source_version(), "created": _now(),
+                             "versions": package_versions(), "seed": self.params.seed, "data": {}, "stages": {}})  # fmt: skip
+        return new
+
     def _update(self, name: str, entry: Mapping[str, Any] | None) -> None:
-        manifest = self.manifest
-        manifest["stages"].pop(name, None)
-        if entry is not None:
-            manifest["stages"][name] = dict(entry)
-        self._write(manifest)
+        with self._manifest_lock():
+            manifest = self.manifest
+            manifest["stages"].pop(name, None)
+            if entry is not None:
+                manifest["stages"][name] = dict(entry)
+            self._write(manifest)
+
+    def _manifest_lock(self) -> contextlib.AbstractContextManager[None]:
+        """Nobody else writes the manifest within the block: what is read there is still so when it is written."""
+        return locked(self.path / ".manifest.lock", "labkit, for a moment", MANIFEST_PATIENCE)
 
     def _write_params(self) -> None:
         import yaml
@@ -203,6 +230,9 @@ class Run:
             # The comparison is shown by the last notebook alone, which is therefore to be run again.
             self._update("05_analysis", None)
             self._write_params()
+        elif there.get("run") != here["run"]:
+            with contextlib.suppress(OSError):  # whoever only looks at another's run may not write there
+                self._write_params()  # the folder was renamed or copied, and its name is the run's
 
 
 def differing(written: Path, params: Params) -> list[str]:
@@ -246,12 +276,12 @@ def check_inputs(params: Params, root: Path) -> None:
         if name := getattr(params, parameter):
             require_model(name, root, parameter)
     for other in params.compare:
-        read_manifest(root / Path(other).expanduser())
+        read_manifest(under(root, other))
     if params.data == "world":
         return
     from labkit.data.moments import read_moments, require_videos
 
-    folder = root / Path(params.data).expanduser()
+    folder = under(root, params.data)
     if not folder.is_dir():
         raise LabError(f"data: there is no folder '{folder}'; give `world` or a folder with train.jsonl and so on")
     splits = [read_moments(folder / f"{split}.jsonl") for split in ("train", "validation", "test")]
@@ -267,12 +297,18 @@ def run_notebooks(
     Raises LabError for bad input, `labkit.notebooks.NotebookError` when a cell fails, and Stopped when SIGUSR2 asked the
     run to stop; what the notebook had reached then stands in the run's directory.
     """
-    run = Run.open(read_params(params_file, overrides))
+    run = Run.open(read_params(params_file, overrides), check=notebooks_of)
     sources = notebooks_of(run.root)
     lock(run.path / ".sequence.lock", "labkit run")
     try:
+        tell = kept(run.path, say or to_stdout)
+        for launcher, names in launcher_variables(os.environ).items():
+            if launcher != "srun":  # which has them in every job
+                tell(
+                    f"ignored: {launcher}'s variables ({', '.join(names)}); the parameters say how many processes work"
+                )
         with stoppable(run.path / ".stop"):
-            _in_sequence(run, sources, kept(run.path, say or _to_stdout))
+            _in_sequence(run, sources, tell)
     finally:
         unlock(run.path / ".sequence.lock")
     return run
@@ -283,7 +319,10 @@ def notebooks_of(root: Path) -> dict[str, Path]:
     sources = {name: root / "notebooks" / f"{name}.ipynb" for name in STAGES}
     for source in sources.values():
         if not source.is_file():
-            raise LabError(f"there is no notebook '{source}'; run labkit inside the project")
+            raise LabError(
+                f"there is no notebook '{source}'; run labkit inside a project, such as the one that `labkit new FOLDER` "
+                "lays out"
+            )
     return sources
 
 
@@ -313,11 +352,6 @@ def _in_sequence(run: Run, sources: Mapping[str, Path], say: Callable[[str], Non
     say(f"all stages finished in {_minutes(time.monotonic() - start)}; look at {run.path}")
 
 
-def _to_stdout(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
 def _minutes(seconds: float) -> str:
     return f"{int(seconds // 60)} min {seconds % 60:.0f} s" if seconds >= 60 else f"{seconds:.0f} s"
 
@@ -333,17 +367,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _now() -> str:

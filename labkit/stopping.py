@@ -15,29 +15,46 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from labkit.errors import Stopped
+from labkit.errors import Stopped, Terminated
 
 VARIABLE = "LABKIT_STOP_FILE"
 """Environment variable with the file that asks a run to stop; without it nothing does."""
 
 
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+"""Signals that end a process from outside: `kill`, `scancel`, and a terminal that is closed."""
+
+
 @contextmanager
 def stoppable(file: Path) -> Iterator[None]:
-    """Within the block SIGUSR2 asks this process, and all that it starts, to stop, by way of `file`."""
+    """Within the block SIGUSR2 asks this process, and all that it starts, to stop, by way of `file`.
+
+    SIGTERM and SIGHUP raise Terminated, the first time, so that what was reached can still be written.
+    """
     file.unlink(missing_ok=True)
     before, os.environ[VARIABLE] = os.environ.get(VARIABLE), str(file)
-    listening = threading.current_thread() is threading.main_thread()  # only there may Python handle signals
-    handler = signal.signal(signal.SIGUSR2, lambda *_: file.touch()) if listening else None
+    handlers: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # only there may Python handle signals
+        handlers[signal.SIGUSR2] = signal.signal(signal.SIGUSR2, lambda *_: file.touch())
+        for number in ENDING:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish
+                handlers[number] = signal.signal(number, _terminate)
     try:
         yield
     finally:
-        if listening:
-            signal.signal(signal.SIGUSR2, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         file.unlink(missing_ok=True)
         if before is None:
             del os.environ[VARIABLE]
         else:
             os.environ[VARIABLE] = before
+
+
+def _terminate(number: int, _: Any) -> None:
+    for each in ENDING:
+        signal.signal(each, signal.SIG_IGN)
+    raise Terminated(number)
 
 
 def asked() -> bool:

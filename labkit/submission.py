@@ -7,6 +7,7 @@ before the end goes to the script alone (`--signal=B:`), and what it asks to sto
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -14,7 +15,7 @@ import shlex
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,8 +136,7 @@ def submit(
     name = read_params(params_file, {**overrides, "processes": "1"}).run
     variants = sweep(name, sweeps)
     chosen = [_chosen(params_file, {**overrides, **variant}, resources) for variant in variants]
-    runs = [Run.open(params) for params in chosen]
-    notebooks_of(runs[0].root)
+    runs = [Run.open(params, check=notebooks_of) for params in chosen]
     waiting = []
     for run in runs:
         if (job := read_job(run.path)) and job.active:
@@ -159,16 +159,15 @@ def submit(
     ]  # fmt: skip
     executor = executor_class(runs[0].path.parent / "jobs" / name, len(jobs))
     try:
-        submitted = executor.submit_array(jobs)
+        with _detached() if local else contextlib.nullcontext():
+            submitted = executor.submit_array(jobs)
     except Exception as error:
         if type(error).__module__.startswith("submitit"):
             raise LabError(f"the scheduler did not take the job: {error}") from None
         raise
     cluster = "local" if local else "slurm"
-    size = "the GPUs of this machine" if local else "no GPU"
-    if resources.gpus:
-        size = f"{resources.nodes} x {resources.gpus} GPUs"
     for run, job in zip(waiting, submitted, strict=True):
+        size = f"{resources.nodes} x {resources.gpus} GPUs" if resources.gpus else _without_gpus(run.params, local)
         log = str(job.paths.stdout)
         note(run.path, "submitted", job=job.job_id, cluster=cluster, log=log, host=socket.gethostname())
         work = f"{cluster} job {job.job_id}, {size}, {_processes_text(run.params.processes)}"
@@ -226,6 +225,40 @@ def _gpus_in_sight(count: int) -> dict[str, str | None]:
     return {"CUDA_VISIBLE_DEVICES": ",".join(names[:count])}
 
 
+@contextlib.contextmanager
+def _detached() -> Iterator[None]:
+    """What is started within the block does not inherit this process's streams.
+
+    submitit lets a local job keep them, and `labkit submit --local | tail` would wait for the end of the run.
+    """
+    silence = os.open(os.devnull, os.O_RDWR)
+    kept = {}
+    for number in (0, 1, 2):
+        with contextlib.suppress(OSError):  # it is closed already
+            kept[number] = os.dup(number)
+        os.dup2(silence, number)
+    try:
+        yield
+    finally:
+        for number in (0, 1, 2):
+            if number in kept:
+                os.dup2(kept[number], number)
+                os.close(kept[number])
+            else:
+                os.close(number)
+        os.close(silence)
+
+
+def _without_gpus(params: Params, local: bool) -> str:
+    """What a job that asks for no GPU finds, in words."""
+    if not local or params.device == "cpu":
+        return "no GPU"
+    import torch
+
+    count = torch.cuda.device_count()
+    return f"the {count} GPU{'s' * (count > 1)} of this machine" if count else "no GPU (this machine shows none)"
+
+
 def _executor_class(resources: Resources, local: bool) -> Callable[[Path, int], Any]:
     """What makes the executor once its folder and how many jobs it gets are known.
 
@@ -239,7 +272,9 @@ def _executor_class(resources: Resources, local: bool) -> Callable[[Path, int], 
     try:
         import submitit
     except ImportError:
-        raise LabError("jobs need submitit: pip install 'labkit[slurm]'") from None
+        raise LabError(
+            "jobs need submitit; `pip install submitit`, or `pip install -e '.[slurm]'` in labkit's checkout"
+        ) from None
     if local:
         if resources.nodes > 1:
             raise LabError(f"nodes: {resources.nodes}, and --local has one; leave out one of the two")

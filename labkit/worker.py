@@ -21,6 +21,7 @@ from typing import Any
 
 from labkit.errors import LabError
 from labkit.files import replacing
+from labkit.launchers import WORKERS
 from labkit.workers import MEETING, Job, Place, place
 
 MEETING_TIME = 600.0
@@ -45,7 +46,7 @@ class Report:
 def main(file: Path) -> None:
     """Do this worker's share of the job in `file`."""
     job = Job(**json.loads(file.read_text(encoding="utf-8")))
-    with joined(Path(os.environ["LABKIT_WORKERS"]), job.params["device"]) as report:
+    with joined(Path(os.environ[WORKERS]), job.params["device"]) as report:
         from labkit.lab import Lab
         from labkit.params import Params
         from labkit.tasks import TASKS

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from labkit import errors
 from labkit.errors import LabError
 from labkit.files import replacing
+from labkit.launchers import WORKERS, without_launchers
 
 EVERY = 0.05
 """Seconds between two looks at the processes, and at first at what the workers write."""
@@ -122,7 +123,7 @@ def place() -> Place:
     Clusters set these variables for processes of their own too; a worker is only what `launch` has started.
     """
     environment = os.environ
-    if "LABKIT_WORKERS" not in environment:
+    if WORKERS not in environment:
         return Place(0, 1, 0)
     names = (("RANK", "SLURM_PROCID"), ("WORLD_SIZE", "SLURM_NTASKS"), ("LOCAL_RANK", "SLURM_LOCALID"))
     return Place(*(int(environment.get(name) or environment[other]) for name, other in names))
@@ -203,7 +204,10 @@ MEETING = "meeting.json"
 
 def _started(command: Sequence[str], workers: Sequence[Worker], cwd: Path | None) -> Iterator[subprocess.Popen[bytes]]:
     """The processes to wait for, one after the other: the workers, or srun that starts them on several machines."""
-    environment = {**os.environ, "LABKIT_WORKERS": str(workers[0].folder)}
+    # Whoever started the notebook's process meant that one. srun's variables stay: srun itself and `place` read them.
+    environment = without_launchers(os.environ, but=("srun",))
+    # What a worker writes goes into a log in UTF-8, whatever the terminal is.
+    environment |= {WORKERS: str(workers[0].folder), "PYTHONIOENCODING": "utf-8"}
     world, machines = len(workers), _machines()
     if machines > 1:
         if world % machines:

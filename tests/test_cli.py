@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -97,6 +99,114 @@ def test_the_command_is_quick_and_imports_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0
     assert done.stderr.startswith("labkit: 'nowhere' is not a run: it has no manifest.json")
+
+
+def test_python_m_labkit_is_the_command_line():
+    done = subprocess.run(
+        [sys.executable, "-m", "labkit", "results", "nowhere"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert (done.returncode, done.stderr[:18]) == (2, "labkit: 'nowhere' ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("learning_rate", "-1e-4", "learning_rate: -0.0001 is out of range (0, 1]"),
+        ("beta", "-.5", "beta: -0.5 is out of range [0, 10]"),
+        ("seed", "-3", "seed: -3 is out of range"),
+        ("beta", "-inf", "beta: '-inf' is not a finite number"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "doctor"])
+def test_a_parameter_may_be_given_a_negative_number(project, capsys, command, name, value, says):
+    assert main([command, params_file(project, ""), "-p", name, value]) == 2  # an argparse error before
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "outputs/x/log.txt"), 1, "make room there"),
+        (PermissionError(errno.EACCES, "Permission denied", "outputs/x"), 2, "ask its owner"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a.mp4/x"), 2, "a part of this path is a file"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 300), 2, "choose a shorter name"),
+        (OSError(errno.EROFS, "Read-only file system", "outputs"), 2, "a folder that can be written to"),
+    ],
+)
+def test_what_the_file_system_refuses_is_one_line_with_path_and_next_step(monkeypatch, capsys, error, code, says):
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("labkit.results.read_results", fail)
+    assert main(["results", "outputs/x"]) == code
+    told = capsys.readouterr().err
+    assert told.startswith(f"labkit: '{error.filename}': {error.strerror}; ") and says in told
+    assert told.count("\n") == 1
+
+
+def test_an_oserror_that_is_no_files_fault_keeps_its_traceback(monkeypatch):
+    def fail(*_: object) -> None:
+        raise OSError(errno.ECONNREFUSED, "Connection refused")
+
+    monkeypatch.setattr("labkit.results.read_results", fail)
+    with pytest.raises(OSError, match="Connection refused"):
+        main(["results", "outputs/x"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run", "params/p.yaml", "-p", "run", "x" * 300], "File name too long"),
+        (["run", "params/p.yaml", "-p", "outputs", "params/p.yaml"], "Not a directory"),
+        (["world", "params/p.yaml/w"], "Not a directory"),
+        (["results", "x" * 300], "File name too long"),
+        (["publish", "x" * 300, "y"], "File name too long"),
+    ],
+)
+def test_paths_that_cannot_be_are_one_line(project, capsys, arguments, says):
+    from labkit.runs import STAGES
+
+    params_file(project, "{}\n")
+    for stage in STAGES:
+        (project / "notebooks" / f"{stage}.ipynb").touch()
+    assert main(arguments) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("labkit: ") and says in told and told.count("\n") == 1
+
+
+def test_a_path_behind_an_equals_sign_may_begin_with_home(project, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(project / "home"))
+    (project / "home").mkdir()
+    (project / "home" / "val.jsonl").write_text('{"qid": "1"}\n')
+    assert main(["moments", "~/val.jsonl", "--write=~/ours.jsonl"]) in (0, 2)
+    assert "is neither a file" not in capsys.readouterr().err
+    assert main(["world", "~/w", "--train", "0"]) == 2
+    assert not list(project.rglob("~*"))
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_stream_in_ascii_ends_no_command(project, as_json):
+    folder = project / "outputs" / "d\u00e9j\u00e0"
+    Run.open(replace(DEFAULTS, run="x")).path.rename(folder)
+    command = [sys.executable, "-m", "labkit", "status", str(folder), *(["--json"] if as_json else [])]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    if as_json:
+        assert json.loads(done.stdout)["run"] == "d\u00e9j\u00e0"
+    else:
+        assert b"d?j?" in done.stdout
+
+
+def test_a_reader_that_goes_away_ends_a_command_without_a_word(project):
+    Run.open(replace(DEFAULTS, run="x"))
+    code = "import sys, time; time.sleep(1); from labkit.cli import main; sys.exit(main(['status', 'outputs/x']))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b"", 0)
+    process.stderr.close()
 
 
 def finished_run() -> Run:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from labkit import files, tasks
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment, write_moments
 from labkit.errors import LabError
+from labkit.files import lock, locked, unlock
 from labkit.lab import Elsewhere, Lab
 from labkit.measured import Prediction
 from labkit.params import DEFAULTS
@@ -203,3 +207,61 @@ def test_a_harvester_is_trained_first_and_the_model_stays_the_base(project):
     lab = Lab.open(replace(SMALL, model="embedded", harvester="embedded-gqa"))
     assert (lab.policy("base").name, lab.policy("harvester").name) == ("embedded", "embedded-gqa")
     assert Lab.open(replace(SMALL, run="y")).policy("harvester").name == "embedded", "where none is named, the base is"
+
+
+def test_the_model_of_another_stage_is_not_measured_as_a_stages(project):
+    """Such as the base, which the notebook still holds when another process has ended the stage."""
+    lab = Lab.open(SMALL)
+    (lab.folder("01_grpo") / "start.json").write_text(json.dumps({"final": "0123456789abcdef"}))
+    with pytest.raises(LabError, match=r"'embedded' has not the weights that .*01_grpo' ended with .* with lab.policy"):
+        lab.measure("grpo", lab.policy("base"))
+    lab = Lab.open(replace(SMALL, processes=2))
+    with pytest.raises(LabError, match=r"the model of 'base' is not that of 'grpo'; give lab.policy\('grpo'\)"):
+        lab.measure("grpo", Elsewhere("base", "embedded"))
+
+
+def test_a_cell_run_by_itself_waits_for_no_begin_to_keep_others_out(project, monkeypatch):
+    """Two notebooks on one run, of which neither has claimed it, or whose stage has ended."""
+    monkeypatch.setattr(files, "LOCK_PATIENCE", 0.2)
+    lab, calls = Lab.open(SMALL), []
+
+    def work(lab, policy, tell, **asked):
+        calls.append(asked["notebook"])
+        with (lab.path / ".stage.lock").open() as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for what, *_ in asked["asked"]:
+            lab.keep("01_grpo", what, lambda: {"figures": {}, "predictions": []})
+
+    monkeypatch.setitem(tasks.TASKS, "evaluate", work)
+    with (lab.path / ".stage.lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        other.write("a notebook, process 1 on node7")
+        other.flush()
+        with pytest.raises(LabError, match="is in use by a notebook, process 1 on node7; wait until it has ended"):
+            lab.measure("base", None)  # type: ignore[arg-type]
+    assert not calls
+    lab.measure("base", None)  # type: ignore[arg-type]
+    assert calls == ["01_grpo"]
+    with (lab.path / ".stage.lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it is free again
+
+
+def test_a_lock_that_was_held_before_is_held_behind_the_block(tmp_path):
+    lock(tmp_path / "lock", "a notebook")
+    with locked(tmp_path / "lock", "a notebook"):
+        pass
+    with (tmp_path / "lock").open() as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    unlock(tmp_path / "lock")
+
+
+def test_adapters_begin_by_the_runs_seed_and_by_who_is_adapted(project):
+    def adapter(stage, seed, drawn):
+        torch.manual_seed(drawn)  # whatever else a notebook has drawn
+        policy = Lab.open(replace(SMALL, run=f"s{seed}", seed=seed, lora_rank=2)).load(stage)
+        return torch.cat([p.flatten() for name, p in policy.model.named_parameters() if "lora_A" in name])
+
+    one = adapter("base", 0, drawn=1)
+    assert torch.equal(one, adapter("base", 0, drawn=2))
+    assert not torch.equal(one, adapter("base", 1, drawn=1))
+    assert not torch.equal(one, adapter("harvester", 0, drawn=1)), "stage 1 and SFT begin apart"

@@ -9,6 +9,7 @@ import inspect
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -21,7 +22,7 @@ import pytest
 
 from labkit.cli import main
 from labkit.errors import LabError
-from labkit.job import LOCAL_STARTS, JobError, RunJob
+from labkit.job import LOCAL_STARTS, JobError, RunJob, read_job
 from labkit.runs import STAGES
 
 pytest.importorskip("submitit")
@@ -100,6 +101,66 @@ def test_more_gpus_than_are_in_sight_are_refused(project, monkeypatch, capsys, s
     assert main(["submit", "params/p.yaml", "--local", "--gpus", "2"]) == 2
     assert f"gpus: 2, and CUDA_VISIBLE_DEVICES='{shown}' shows {int('3' in shown)}" in capsys.readouterr().err
     assert not (project / "outputs").exists()
+
+
+def test_what_goes_on_in_the_background_does_not_hold_the_callers_pipe(project):
+    """`labkit submit --local | tail` waited for the end of the run; standard input is not taken away either."""
+    code = (
+        "import subprocess, sys, time; from submitit.local import local; from types import SimpleNamespace\n"
+        "wait = [sys.executable, '-c', 'import time; time.sleep(90)']\n"
+        "local.start_controller = lambda **asked: subprocess.Popen(wait)\n"
+        "from labkit.cli import main; sys.exit(main(['submit', 'params/p.yaml', '--local']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=75,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 0 and "x: local job" in done.stdout, done.stderr
+    job = read_job(project / "outputs" / "x")
+    assert job is not None
+    os.kill(int(job.id), signal.SIGKILL)  # which fails where it has ended
+
+
+@pytest.mark.parametrize(
+    ("there", "options", "says"),
+    [
+        (0, [], "no GPU (this machine shows none)"),  # it was told of "the GPUs of this machine"
+        (1, [], "the 1 GPU of this machine"),
+        (2, [], "the 2 GPUs of this machine"),
+        (2, ["-p", "device", "cpu"], "no GPU"),
+        (2, ["--gpus", "2"], "1 x 2 GPUs"),
+    ],
+)
+def test_a_local_job_is_told_of_the_gpus_that_there_are(local, monkeypatch, capsys, there, options, says):
+    import torch
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    local(*options)
+    assert f", {says}, " in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("signals")
+@pytest.mark.parametrize("writes", [True, False], ids=["ends when asked", "does not end"])
+def test_a_cancelled_job_lets_the_command_write_its_notebook(project, monkeypatch, writes):
+    folder = project / "x"
+    played(monkeypatch, folder, project / "jobs")
+    monkeypatch.setattr("labkit.job.GRACE", 5.0 if writes else 0.3)
+    trap = "trap 'touch written; exit 143' TERM" if writes else "trap '' TERM"
+    command = script(folder, f"{trap}\ntouch begun\nwhile :; do sleep 0.05; done")
+    monkeypatch.setattr(sys, "executable", command)
+    job = RunJob(folder, folder, {}, patience=60.0)
+
+    def cancel() -> None:
+        while not (folder / "begun").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=cancel, daemon=True).start()
+    with pytest.raises(SystemExit):
+        job()
+    assert (folder / "written").exists() is writes
+    assert job.process and job.process.returncode == (143 if writes else -signal.SIGKILL)
 
 
 def script(folder: Path, text: str) -> str:

@@ -39,6 +39,18 @@ def smoke(outputs) -> Run:
         return run_notebooks("params/smoke.yaml", {"outputs": str(outputs)}, say=lambda line: None)
 
 
+LAUNCHED = {
+    "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517",
+    "TORCHELASTIC_RUN_ID": "none", "OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2", "PMI_SIZE": "2",
+    "ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_USE_FSDP": "true", "DEEPSPEED_CONFIG": "none",
+}  # fmt: skip
+"""What torchrun, mpirun and `accelerate launch` put into the environment of what they start."""
+
+
+def weights(folder: Path, stage: str) -> bytes:
+    return (folder / stage / "final" / "model.safetensors").read_bytes()
+
+
 def shown(path: Path) -> list[dict]:
     return [output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])]
 
@@ -155,6 +167,27 @@ def test_one_notebook_runs_by_papermill_alone_and_two_workers_do_what_one_proces
     assert json.loads((outputs / "x" / "manifest.json").read_text())["data"].keys() >= {"train", "test"}
 
 
+@pytest.mark.usefixtures("without_pictures")
+def test_papermill_under_a_launcher_trains_the_same_weights(smoke, outputs, tmp_path):
+    startup = tmp_path / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "platform.py").write_text("spark = 'a session'\nseed = 7\n")  # names that are no parameters
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        "notebooks/01_grpo.ipynb",
+        str(tmp_path / "out.ipynb"),
+        "--inject-paths",
+    ]
+    command += ["-f", "params/smoke.yaml", "-p", "run", "launched", "-p", "outputs", str(outputs), "-k", "python3"]
+    environment = {**os.environ, **LAUNCHED, "IPYTHONDIR": str(tmp_path / "ipython")}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert weights(outputs / "launched", "01_grpo") == weights(smoke.path, "01_grpo")
+    assert read_params(outputs / "launched" / "params.yaml").seed == smoke.params.seed
+
+
 def test_a_mistyped_parameter_ends_before_any_work(outputs, tmp_path):
     command = [sys.executable, "-m", "papermill", "notebooks/01_grpo.ipynb", str(tmp_path / "out.ipynb")]
     command += ["-p", "run", "y", "-p", "outputs", str(outputs), "-p", "learning_rat", "2e-4", "-k", "python3"]
@@ -169,6 +202,8 @@ def test_a_submitted_sequence_stopped_by_the_scheduler_is_requeued_and_ends_with
     """`labkit submit --local`: notice comes in stage 1, and the only checkpoint is the one that the notice asks for."""
     pytest.importorskip("submitit")
     monkeypatch.chdir(ROOT)
+    for name, value in LAUNCHED.items():  # `labkit run` does not hear them either
+        monkeypatch.setenv(name, value)
     folder = smoke.path.parent / "submitted"
     command = [
         sys.executable,
@@ -201,6 +236,8 @@ def test_a_submitted_sequence_stopped_by_the_scheduler_is_requeued_and_ends_with
     assert status["job"]["attempts"] == 2
     assert [stage["state"] for stage in status["stages"].values()] == ["finished"] * 5
     assert (found["models"], found["harvest"]) == (expected["models"], expected["harvest"])
+    for stage in ("01_grpo", "03_sft", "04_grpo_final"):
+        assert weights(folder, stage) == weights(smoke.path, stage)
     for stage in ("grpo", "distill", "grpo_final"):
         frames = [
             run.rollouts(stage).frame().drop(columns=["run", "checkpoint"])

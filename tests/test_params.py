@@ -111,6 +111,50 @@ def test_an_unknown_name_gets_the_nearest():
     assert refusal(xyzzy=1) == "unknown parameter 'xyzzy'; labkit/concerns.py lists all of them"
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("grpo_step", "grpo_steps"),  # a letter lost
+        ("temprature", "temperature"),
+        ("modle", "model"),  # two letters changed places
+        ("max_tokens", "max_new_tokens"),
+        ("num_processes", "processes"),
+        ("outputs_dir", "outputs"),
+        ("lr", None),  # another library's word for learning_rate; nearest by letters is `run`
+        ("warmup", None),  # `run`
+        ("batch_size", None),  # sft_batch, group_size or prompts_per_step?
+        ("verbose", None),  # `processes`
+        ("weight_decay", None),  # `option_weight`
+        ("gpus", None),  # `fps`
+        ("workers", None),  # `world_test`
+    ],
+)
+def test_a_slip_is_guessed_and_another_word_is_not(typed, meant):
+    hint = f"did you mean '{meant}'?" if meant else "labkit/concerns.py lists all of them"
+    assert refusal(**{typed: 1}) == f"unknown parameter '{typed}'; {hint}"
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"answer_reward": "x"}, "answer_reward: 'x' is not one of soft_iou, iou, timer1"),  # passed before
+        ({"grpo_steps": "ten"}, "grpo_steps: 'ten' is not a whole number"),  # a bare TypeError before
+        ({"model": None}, "model: has no value"),
+        ({"seed": -1, "sampled_evaluation": 2}, "2 problems"),
+    ],
+)
+@pytest.mark.parametrize("make", [Params, lambda **values: replace(DEFAULTS, **values)], ids=["Params", "replace"])
+def test_construction_says_what_a_file_would(make, values, says):
+    with pytest.raises(LabError) as caught:
+        make(**values)
+    assert str(caught.value).startswith(says) and str(caught.value) == refusal(**values)
+
+
+def test_construction_puts_right_what_a_file_would():
+    params = Params(grpo_steps="75", compare=["outputs/a"])  # type: ignore[arg-type]
+    assert (params.grpo_steps, params.compare) == (75, ("outputs/a",))
+
+
 def test_all_errors_are_told_together():
     message = refusal(learning_rat=1e-6, fps="fast", seed=-1)
     assert message.splitlines() == [
@@ -260,6 +304,34 @@ def test_the_cell_may_be_run_again_when_later_cells_have_made_names():
     namespace["learning_rat"] = 1e-4  # typed into the parameters cell, then both cells run again
     with pytest.raises(LabError, match="did you mean 'learning_rate'"):
         Params.from_notebook(namespace)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("spark", "a session"),  # a platform's
+        ("seed", 3),  # a startup file's: it would have become a parameter without a word
+        ("seeds", 3),
+        ("PAPERMILL_INPUT_PATH", "a.ipynb"),
+    ],
+)
+def test_what_was_there_before_the_first_cell_is_no_parameter(name, value):
+    cells = ["", "run = 'x'\nlearning_rate = 5e-4", "# Parameters\nlearning_rate = 1e-4\n"]
+    cells += ["from labkit import Params\nparams = Params.from_notebook(globals())"]
+    namespace = {**OWN, name: value, "In": cells, "Params": Params, "run": "x", "learning_rate": 1e-4}
+    params = Params.from_notebook(namespace)
+    assert params.changed() == ["run", "learning_rate"] and params.seed == 0
+
+
+def test_paths_that_papermill_injects_are_no_parameters_though_a_cell_assigns_them():
+    cells = ["", 'run = "x"', '# Parameters\nPAPERMILL_OUTPUT_PATH = "o.ipynb"\n', "Params.from_notebook(globals())"]
+    assert Params.from_notebook({**OWN, "In": cells, "run": "x", "PAPERMILL_OUTPUT_PATH": "o.ipynb"}).run == "x"
+
+
+def test_a_mistyped_parameter_is_refused_by_the_cell_that_assigns_it():
+    cells = ["", "learning_rat = 1e-4", "%broken", "Params.from_notebook(globals())"]
+    with pytest.raises(LabError, match="did you mean 'learning_rate'"):
+        Params.from_notebook({**OWN, "In": cells, "learning_rat": 1e-4})
 
 
 # --- what is shown

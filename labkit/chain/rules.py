@@ -10,7 +10,6 @@ program could use as seconds (infinity, or a number with several dots) is read a
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections import deque
@@ -23,7 +22,7 @@ from typing import TypeVar
 from labkit.chain.anchors import parse
 from labkit.chain.metrics import Reaches
 from labkit.chain.spans import Span
-from labkit.errors import LabError
+from labkit.errors import LabError, nearest
 
 Pair = tuple[float, float]
 T = TypeVar("T")
@@ -73,8 +72,8 @@ def find_rule(name: str) -> ReadingRule:
     """
     if name in RULES:
         return RULES[name]
-    near = difflib.get_close_matches(name, RULES, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    near = nearest(name, RULES)
+    hint = f"did you mean {near!r}? " if near else ""
     raise LabError(f"rules {name!r}: {hint}choose one of {', '.join(RULES)}")
 
 

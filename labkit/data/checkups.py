@@ -245,6 +245,9 @@ def _read_cache(path: Path) -> dict[str, dict[str, Any]]:
 def _write_cache(path: Path, fresh: dict[str, dict[str, Any]]) -> None:
     # Read again: another checkup may have written meanwhile, and its videos are as true as ours.
     found = _read_cache(path) | {key: answer for key, answer in fresh.items() if answer["state"] in _KEPT}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps({"heading": _heading(), "found": found}), encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps({"heading": _heading(), "found": found}), encoding="utf-8")
+    except OSError as error:  # what was found is true all the same, and is told
+        log.warning("%s cannot be written (%s); the videos are opened again next time", path, error)

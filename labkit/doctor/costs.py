@@ -18,6 +18,7 @@ from labkit.doctor.memory import OTHER_PROCESSES, stage_memory
 from labkit.doctor.reports import Finding, Report, Table, size_text, time_text
 from labkit.doctor.surroundings import Machine, Model, planned_for
 from labkit.errors import LabError
+from labkit.files import under
 from labkit.params import Params
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def add_costs(
         note += f"; {world} processes are taken to share the work evenly" if world > 1 else ""
     report.tables.append(Table("estimate", tuple(head), lines, note))
     disk = run_disk(shapes[0], params, load, harvester=harvester, world=world)
-    place = existing(root / params.outputs)
+    place = existing(under(root, params.outputs))
     free = float(shutil.disk_usage(place).free)
     sizes = [(name, size_text(size)) for name, size in (*disk.items(), ("free", free))]
     report.tables.append(

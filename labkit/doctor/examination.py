@@ -25,16 +25,17 @@ from labkit.doctor.surroundings import (
     busy_findings,
     find_machine,
     find_model,
+    launcher_findings,
     machine_findings,
     machine_table,
     package_findings,
     requirements,
 )
 from labkit.errors import LabError
-from labkit.files import project_root
+from labkit.files import project_root, under
 from labkit.params import Params, read_params
 from labkit.progress import Progress
-from labkit.runs import differing, read_manifest
+from labkit.runs import differing, notebooks_of, read_manifest
 
 # Clips of the embedded world and questions whose lengths are looked at; the others are like them.
 _SAMPLE = 400
@@ -54,7 +55,7 @@ def examine(params: Params, *, quick: bool = False, on_video: Callable[[int, int
     report.findings += package_findings(python, packages)
     machine = find_machine(params.device)
     report.tables.append(machine_table(machine, packages, report.findings))
-    report.findings += machine_findings(machine, params) + _run_findings(params, root)
+    report.findings += launcher_findings() + machine_findings(machine, params) + _run_findings(params, root)
     model, findings = find_model(params.model, root)
     report.findings += findings
     harvester = None
@@ -114,12 +115,16 @@ def _run_findings(params: Params, root: Path) -> list[Finding]:
     if params.prompt not in TEMPLATES:
         step = f"choose one of {', '.join(TEMPLATES)}"
         found.append(Finding("error", "prompt", f"prompt = {params.prompt}", "is not a template", step))
+    try:
+        notebooks_of(root)
+    except LabError as error:
+        found.append(Finding("error", "notebooks", "notebooks:", str(error)))
     for other in params.compare:
         try:
-            read_manifest(root / Path(other).expanduser())
+            read_manifest(under(root, other))
         except LabError as error:
             found.append(Finding("error", "compare", "compare:", str(error)))
-    folder = (root / params.outputs / params.run).resolve()
+    folder = under(root, params.outputs) / params.run
     if (folder / "manifest.json").exists():
         if names := differing(folder / "params.yaml", params):
             message = f"is a run of other parameters ({', '.join(names)})"
@@ -141,11 +146,11 @@ def _inspect(
     if params.data == "world":
         found = _inspect_world(params, vision)
     else:
-        folder = (root / Path(params.data).expanduser()).resolve()
+        folder = under(root, params.data)
         if not folder.is_dir():
             step = "give `world` or a folder with train.jsonl, validation.jsonl and test.jsonl"
             return Inspection(findings=[Finding("error", "data", f"data = {params.data}", "is not a folder", step)])
-        cache = root / params.outputs / "checkups.json"
+        cache = under(root, params.outputs) / "checkups.json"
         found = inspect_folder(folder, params, vision, quick=quick, cache=cache, on_video=on_video)
     if 0 < found.queries.get("train", 0) < params.prompts_per_step:
         message = f"but the training split has {found.queries['train']} usable queries"

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 from labkit.doctor.estimates import Shape, read_shape
 from labkit.doctor.reports import Finding, Table, size_text
 from labkit.errors import LabError
+from labkit.files import under
+from labkit.launchers import launcher_variables
 from labkit.params import Params
 
 _PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
@@ -159,6 +161,16 @@ def busy_findings(machine: Machine) -> list[Finding]:
     return [Finding("note", "busy machine", "this machine", message, "ask again when it is quiet")]
 
 
+def launcher_findings() -> list[Finding]:
+    """Whether a launcher has told this process that it is one of several, or which number type to use."""
+    return [
+        Finding("note", "launcher", f"{launcher}'s variables ({', '.join(names)})",
+                "are set here; a run ignores them, its parameters say how many processes it has and which dtype",
+                "start labkit without a launcher" if launcher in ("torchrun", "MPI") else "nothing needs to be done")
+        for launcher, names in launcher_variables(os.environ).items()
+    ]  # fmt: skip
+
+
 def machine_table(machine: Machine, packages: list[str], findings: list[Finding]) -> Table:
     """The surroundings at a glance."""
     bad = sum(finding.kind == "package" for finding in findings)
@@ -194,7 +206,7 @@ def find_model(name: str, root: Path) -> tuple[Model | None, list[Finding]]:
     )
 
     subject = f"model {name}"
-    folder = SHIPPED.get(name) or (root / Path(name).expanduser())
+    folder = SHIPPED.get(name) or under(root, name)
     found: list[Finding] = []
     rank = 0
     try:

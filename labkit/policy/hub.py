@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from labkit.errors import LabError
+from labkit.files import under
 
 
 def is_path(name: str) -> bool:
@@ -26,7 +27,7 @@ def require_model(name: str, root: Path, parameter: str = "model") -> None:
     """
     from labkit.policy.embedded import SHIPPED
 
-    folder = root / Path(name).expanduser()
+    folder = under(root, name)
     if name in SHIPPED:
         return
     if folder.is_dir() or is_path(name):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit.errors import LabError
+from labkit.files import apply_umask
 from labkit.policy.families import FAMILIES, Family
 from labkit.policy.hub import check_checkpoint, fetch_step
 
@@ -42,7 +43,12 @@ class Policy:
     @property
     def base(self) -> Any:
         """The Hugging Face model itself, below LoRA if there is any."""
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return self.model.get_base_model() if self.adapted else self.model
+
+    @property
+    def adapted(self) -> bool:
+        """Whether only an adapter of it is trained, LoRA's."""
+        return hasattr(self.model, "get_base_model")
 
     @property
     def family(self) -> Family:
@@ -76,7 +82,13 @@ class Policy:
 
 
 def load_policy(
-    name: str, *, dtype: str = "float32", device: str = "auto", lora_rank: int = 0, lora_alpha: int = 32
+    name: str,
+    *,
+    dtype: str = "float32",
+    device: str = "auto",
+    lora_rank: int = 0,
+    lora_alpha: int = 32,
+    seed: int = 0,
 ) -> Policy:
     """Load a policy, ready to train, with its vision tower frozen.
 
@@ -86,6 +98,7 @@ def load_policy(
         device: `auto` takes the first GPU if there is one.
         lora_rank: 0 trains every weight of the language model; above, LoRA of that rank on its linear layers.
         lora_alpha: LoRA's scale is `lora_alpha / lora_rank`.
+        seed: Of the numbers that LoRA's new matrices are filled with; no other random numbers are touched.
 
     Raises:
         LabError: the directory is not a checkpoint, or its model family is not one of ours.
@@ -121,15 +134,14 @@ def load_policy(
         ) from error
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = model.to(device)
     with old_names():
         if adapter:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, source, is_trainable=True)
         elif lora_rank:
-            model = _with_lora(model, lora_rank, lora_alpha)
-    policy = Policy(model.eval(), tokenizer, name)
+            model = _with_lora(model, lora_rank, lora_alpha, seed)
+    policy = Policy(model.to(device).eval(), tokenizer, name)
     policy.base.model.visual.requires_grad_(False)
     return policy
 
@@ -143,9 +155,12 @@ def save_policy(policy: Policy, folder: Path, state: dict[str, Any] | None = Non
     The folder appears whole or not at all: a killed save leaves a folder with another name behind.
     """
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    policy.model.save_pretrained(draft, state_dict=state)
+    # PEFT would save the adapter that a trainer keeps as its reference, too.
+    adapters = {"selected_adapters": ["default"]} if policy.adapted else {}
+    policy.model.save_pretrained(draft, state_dict=state, **adapters)
     policy.tokenizer.save_pretrained(draft)
     _copy_processor(policy, draft)
+    apply_umask(draft)
     if folder.exists():
         raise LabError(
             f"{folder} exists already; a checkpoint is never overwritten, choose another folder or delete it"
@@ -164,7 +179,7 @@ def _copy_processor(policy: Policy, folder: Path) -> None:
             _raise_exceptions_for_gated_repo=False, _raise_exceptions_for_connection_errors=False,
         )  # fmt: skip
         if found is not None:
-            shutil.copy(found, folder / name)
+            shutil.copyfile(found, folder / name)
 
 
 @contextmanager
@@ -181,11 +196,13 @@ def _adapter_base(folder: Path) -> str:
     return str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
 
 
-def _with_lora(model: Any, rank: int, alpha: int) -> Any:
+def _with_lora(model: Any, rank: int, alpha: int, seed: int) -> Any:
+    import torch
     from peft import LoraConfig, get_peft_model
 
     # Only the language model's linear layers: the vision tower shares some of their names and stays as it is.
     targets = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-    return get_peft_model(
-        model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM", lora_dropout=0.0)
-    )
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM", lora_dropout=0.0)
+    with torch.random.fork_rng([]):  # the model is still on the CPU, and its adapter is the same on every device
+        torch.default_generator.manual_seed(seed)
+        return get_peft_model(model, config)

@@ -12,27 +12,50 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from labkit.files import replacing
+from labkit.errors import LabError
+from labkit.files import apply_umask, replacing
 from labkit.policy.model import Policy, save_policy
+from labkit.progress import say
 from labkit.stages.sharding import full_state, load_full_state
+from labkit.stages.start import note_end
 from labkit.workers import place, wait
 
 COMPLETE = "labkit_complete"
-"""Empty file, written last into a checkpoint: a kill while saving leaves a directory without it."""
+"""File written last into a checkpoint, with the sizes of the others: a kill while saving leaves a directory without it."""
 
 Result = TypeVar("Result")
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest complete `checkpoint-N` of a stage, or None; incomplete ones are removed."""
+    """The newest complete `checkpoint-N` of a stage, or None; incomplete ones are removed, and those that have been damaged since."""
     found = {}
     for path in folder.glob("checkpoint-*"):
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / COMPLETE).exists():
+        damaged = damage(path)
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and damaged is None:
             found[int(match[1])] = path
         elif place().rank == 0:
+            if damaged:
+                say(f"'{path}' is damaged ({damaged}); it is removed, and the stage goes on from the one before, if any")
             shutil.rmtree(path)
     wait()
     return found[max(found)] if found else None
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, by the sizes of its files; nothing is said of one that was never complete.
+
+    One without sizes, as earlier versions of labkit wrote them, is taken to be whole.
+    """
+    marker = checkpoint / COMPLETE
+    if not marker.exists():
+        return ""
+    try:
+        for name, size in json.loads(marker.read_text(encoding="utf-8") or "{}").items():
+            if (there := (checkpoint / name).stat().st_size) != size:
+                return f"{name} has {there} bytes, of {size}"
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
 
 
 def step_of(checkpoint: Path | None) -> int:
@@ -52,7 +75,22 @@ def resumable(trainer: Any) -> Any:
             super()._save_checkpoint(model, trial)
             wait()  # each process has written its part
             if self.args.should_save:
-                (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
+                folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+                apply_umask(folder)
+                files = [path for path in folder.rglob("*") if path.is_file()]
+                # Those of random numbers are each process's own: of another machine's, sizes are known late.
+                sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files if "rng" not in path.name}
+                with replacing(folder / COMPLETE) as draft:
+                    draft.write_text(json.dumps(sizes), encoding="utf-8")
+
+        def train_from(self, checkpoint: Path | None) -> None:
+            """Train, from a checkpoint if there is one, and let go of what only training needs."""
+            try:
+                self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            finally:
+                # A notebook keeps the traceback of a cell that failed, and with it this trainer.
+                self.optimizer = self.lr_scheduler = None
+                self.accelerator.free_memory()
 
         def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
             if hasattr(self.model, "get_base_model"):  # an adapter is saved under its own names
@@ -89,10 +127,16 @@ def _plain_type(model: Any) -> Any:
 
 
 def read_result(folder: Path, kind: type[Result]) -> Result | None:
-    """The result of a stage that has ended, or None."""
+    """The result of a stage that has ended, or None. Raises LabError where its model stands there and its result does not."""
     if not (folder / "final").is_dir():
         return None
-    return kind(**json.loads((folder / "result.json").read_text(encoding="utf-8")))
+    path = folder / "result.json"
+    try:
+        return kind(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise LabError(
+            f"'{path}' cannot be read ({error}), though the stage has ended; put it back, or remove '{folder}' to train again"
+        ) from error
 
 
 def end_stage(policy: Policy, result: Any, folder: Path) -> None:
@@ -104,6 +148,8 @@ def end_stage(policy: Policy, result: Any, folder: Path) -> None:
     if place().rank == 0:
         with replacing(folder / "result.json") as draft:
             draft.write_text(json.dumps(asdict(result)), encoding="utf-8")
+        if state is None:
+            note_end(policy, folder)
         save_policy(policy, folder / "final", state)
         for leftover in [*folder.glob("checkpoint-*"), *folder.glob(".final.*")]:
             shutil.rmtree(leftover)

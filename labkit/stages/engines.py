@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit.errors import LabError
 from labkit.policy.generate import Completion, generate
+from labkit.stages.arguments import VLLM_CORRECTION
 from labkit.stages.sharding import whole_weights
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def vllm_options(policy: Policy, source: Any, max_new_tokens: int) -> dict[str, 
         "vllm_mode": "colocate",
         "vllm_gpu_memory_utilization": SHARE,
         "vllm_max_model_length": video + WORDS + max_new_tokens,
+        **VLLM_CORRECTION,
     }
 
 

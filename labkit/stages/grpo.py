@@ -7,7 +7,6 @@ hook and the log-prob pass look the real prompt up. All that TRL does with ids (
 
 from __future__ import annotations
 
-import copy
 import functools
 import os
 import time
@@ -19,14 +18,17 @@ from typing import Any
 from labkit.chain.rewards import RewardSpec
 from labkit.data.moments import Moment
 from labkit.errors import LabError
+from labkit.launchers import single_process
 from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy, old_names
 from labkit.policy.packed import pack
 from labkit.policy.sources import expect
+from labkit.stages.arguments import OBJECTIVE, training_arguments
 from labkit.stages.checkpoints import end_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
 from labkit.stages.engines import vllm_options, write_rollouts
 from labkit.stages.rollouts import Rollout, RolloutStore
-from labkit.stages.sharding import keep_vision_whole, require_same_sharing, require_sharding, sharing
+from labkit.stages.sharding import keep_vision_whole, require_same_sharing, require_sharding
+from labkit.stages.start import frozen_copy, require_start, restored, stage_seed
 from labkit.stages.steps import Sampled, judge, may_stop, paid_terms, recorded_figures, step_figures
 from labkit.stopping import stop_callback
 from labkit.workers import gathered, place, wait
@@ -54,6 +56,7 @@ class GrpoSettings:
     """Prompts of one process's forward and backward pass; 0 is all that it has of a step."""
     gradient_checkpointing: bool = False
     warmup_steps: int = 10
+    """Steps until the learning rate is whole, see `labkit.stages.arguments.training_arguments`."""
     sharding: str = "ddp"
     """What several processes share, `ddp` or `fsdp2`."""
     generation: str = "hf"
@@ -73,6 +76,7 @@ class GrpoResult:
     """Time of training, without what earlier attempts took before they were killed."""
 
 
+@single_process()
 def train_grpo(
     policy: Policy,
     source: Mapping[str, Prompt],
@@ -91,14 +95,23 @@ def train_grpo(
     `on_step` hears the row of each step once it is taken, `on_resume` those of the steps that an earlier attempt took.
 
     Called again on the same folder it goes on from the newest complete checkpoint, samples the same rollouts again from there, and
-    ends with the weights of a run that was never interrupted. Once `final/` is there, it only reads.
+    ends with the weights of a run that was never interrupted. Once `final/` is there, it only reads. Where it is broken off,
+    `policy` gets back the weights that it came with, so that the same object may be given again.
+
+    With `beta`, the policy is held to the weights that it has now, token by token: beta * (r - log r - 1) is added to the loss, where
+    r is the probability under the start over that under the policy. Its gradient is (1 - r) times that of the policy's
+    log-prob. Source: DeepSeekMath's GRPO, eq. 4, and Time-R1's trainer; see `labkit.stages.arguments.OBJECTIVE` for all
+    that is chosen in the loss, and for what TRL would take by default.
+
+    The stage enters the random numbers: `grpo` and `grpo_final` of one seed ask other queries, and sample other chains.
 
     Several workers (`labkit.workers`) call it together. Each samples and learns from whole groups, `prompts_per_step` / workers of
     them; rank 0 writes what all have sampled. The weights do not depend on how many they are.
 
     Raises:
         LabError: fewer moments than a step asks for, a step cannot be divided into the passes of all processes, one process
-            would go on from what several had sharded, or the reverse, or vLLM is asked for and cannot write.
+            would go on from what several had sharded, or the reverse, vLLM is asked for and cannot write, or the stage in
+            `folder` began from other weights or another seed, or has lost rollouts.
     """
     from datasets import Dataset
     from trl import GRPOConfig
@@ -115,15 +128,18 @@ def train_grpo(
         )
     checkpoint = newest_checkpoint(folder)
     require_same_sharing(checkpoint, settings.sharding)
+    require_start(policy, folder, seed=settings.seed)
     store = RolloutStore(folder / "rollouts")
+    require_rollouts(store, checkpoint)
     if place().rank == 0:
         store.truncate(step_of(checkpoint))
     wait()
+    seed = stage_seed(settings.seed, stage)
     asked = {moment.qid: moment for moment in moments}
     figures = recorded_figures(store.read(), asked, spec, settings.group_size)
     # A run that was killed between its last step and its end has no step left to take.
     steps = step_of(checkpoint) if may_stop(figures, step_of(checkpoint), settings) else settings.steps
-    order = shuffled_order(list(asked), steps * size, settings.seed, block=size)
+    order = shuffled_order(list(asked), steps * size, seed, block=size)
     mine = slice(place().rank * (size // world), (place().rank + 1) * (size // world))
     expect(
         source,
@@ -134,48 +150,35 @@ def train_grpo(
         ],
     )
     arguments = GRPOConfig(
-        output_dir=str(folder),
-        seed=settings.seed,
-        max_steps=steps,
+        **training_arguments(
+            policy, folder, seed=seed, steps=steps, learning_rate=settings.learning_rate, warmup_steps=settings.warmup_steps,
+            min_lr_rate=0.1, save_steps=settings.save_steps, gradient_checkpointing=settings.gradient_checkpointing,
+            sharding=settings.sharding,
+        ),
+        **OBJECTIVE,
         per_device_train_batch_size=per_pass * settings.group_size,
         gradient_accumulation_steps=size // (world * per_pass),
         steps_per_generation=size // (world * per_pass),
         num_generations=settings.group_size,
         shuffle_dataset=False,  # `shuffled_order` has shuffled, epoch by epoch, in a way that a resumed run repeats
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": 0.1},
-        warmup_steps=min(settings.warmup_steps, settings.steps // 2),
         adam_beta2=0.95,
         weight_decay=0.0,
-        max_grad_norm=1.0,
         temperature=settings.temperature,
-        beta=settings.beta if hasattr(policy.model, "get_base_model") else 0.0,  # see VideoGRPOTrainer
-        loss_type="dapo",  # the mean over all tokens of the step, however it is split into passes
+        beta=settings.beta if policy.adapted else 0.0,  # see VideoGRPOTrainer
         reward_weights=[spec.weights[term] for term in paid_terms(moments)],
         max_completion_length=settings.max_new_tokens,
-        activation_checkpointing=settings.gradient_checkpointing,
-        save_strategy="steps",
-        save_steps=settings.save_steps,
-        save_total_limit=2,
-        logging_steps=1,
-        report_to=[],
-        disable_tqdm=True,
-        bf16=str(policy.base.dtype) == "torch.bfloat16",
-        use_cpu=policy.device.type == "cpu",
-        remove_unused_columns=False,
-        **sharing(policy, settings.sharding),
         **(vllm_options(policy, source, settings.max_new_tokens) if settings.generation == "vllm" else {}),
     )
     keep_vision_whole(policy, arguments)
-    with old_names():
+    reference = frozen_copy(policy) if settings.beta and not policy.adapted else None
+    with old_names(), restored(policy, reference):
         trainer = trainer_class()(
-            policy, source, asked, spec, settings, store, figures,
+            policy, source, asked, spec, settings, store, figures, reference, seed,
             names={"run": run, "stage": stage, "seed": settings.seed, "checkpoint": policy.name},
             on_step=on_step, on_resume=on_resume, args=arguments, train_dataset=Dataset.from_dict({"prompt": order}),
         )  # fmt: skip
         require_sharding(trainer)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train_from(checkpoint)
     if place().rank == 0:
         store.compact()
     stopped_by = "steps" if trainer.state.global_step >= settings.steps else "condition"
@@ -197,6 +200,15 @@ def prompts_of_a_pass(settings: GrpoSettings, world: int) -> int:
         text += f" x prompts_per_pass, {asked}" if world > 1 and asked else ""
         raise LabError(f"{text}; change one of them")
     return asked or size // world
+
+
+def require_rollouts(store: RolloutStore, checkpoint: Path | None) -> None:
+    """Raise LabError where rollouts of steps that a checkpoint has seen have gone: the record of the stage would have a hole."""
+    if missing := sorted(set(range(1, step_of(checkpoint) + 1)) - set(store.steps())):
+        raise LabError(
+            f"'{store.folder}' lacks the rollouts of {len(missing)} steps that '{checkpoint}' has seen (the first: {missing[0]}); "
+            "put them back, or remove the stage's checkpoints to start it over"
+        )
 
 
 @functools.cache
@@ -243,6 +255,8 @@ def trainer_class() -> Any:
             settings: GrpoSettings,
             store: RolloutStore,
             figures: dict[int, dict[str, float]],
+            reference: Any,
+            seed: int,
             *,
             names: dict[str, Any],
             on_step: Callable[[dict[str, Any]], None] | None,
@@ -251,13 +265,11 @@ def trainer_class() -> Any:
         ) -> None:
             self.policy, self.source, self.moments, self.spec, self.settings = policy, source, moments, spec, settings
             self.store, self.names, self.on_step, self.on_resume = store, names, on_step, on_resume
-            self.figures = figures
+            self.figures, self.rollout_seed = figures, seed * 1_000_003
             self.asked: list[Prompt] = []
             self.sampled: list[Sampled] = []
             # KL is against the model as it is given, which need not lie on a disk where TRL would look for it. Under
-            # LoRA, TRL takes the model below the adapter, or a copy of the adapter.
-            lora = hasattr(policy.model, "get_base_model")
-            reference = copy.deepcopy(policy.model) if settings.beta and not lora else None
+            # LoRA there is no `reference`: TRL adds a copy of the adapter.
             super().__init__(
                 model=policy.model,
                 processing_class=policy.tokenizer,
@@ -266,7 +278,7 @@ def trainer_class() -> Any:
                 **kwargs,
             )
             if reference is not None:
-                self.beta, self.ref_model = settings.beta, reference.requires_grad_(False).eval()
+                self.beta, self.ref_model = settings.beta, reference
             self.remove_callback(transformers.PrinterCallback)
             self.add_callback(AfterStep(self))
             self.add_callback(stop_callback())
@@ -275,7 +287,7 @@ def trainer_class() -> Any:
             """TRL's hook: qids, each repeated for its group, to prompt ids and completion ids."""
             group = self.num_generations
             self.asked = [self.source[qid] for qid in prompts[::group]]
-            seed = self.settings.seed * 1_000_003 + self.state.global_step + 1
+            seed = self.rollout_seed + self.state.global_step + 1
             limits = {"max_new_tokens": self.settings.max_new_tokens, "temperature": self.temperature}
             written = write_rollouts(self, group, seed=seed, **limits)
             self.sampled = [

@@ -7,6 +7,7 @@ frozen tower's features stand in for the pixels, and traces of one clip in one b
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +16,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from labkit.errors import LabError
+from labkit.launchers import single_process
 from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy, old_names
 from labkit.policy.packed import pack
 from labkit.policy.sources import expect
+from labkit.stages.arguments import training_arguments
 from labkit.stages.checkpoints import end_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
-from labkit.stages.sharding import keep_vision_whole, require_same_sharing, require_sharding, sharing
+from labkit.stages.sharding import keep_vision_whole, require_same_sharing, require_sharding
+from labkit.stages.start import require_start, restored, stage_seed
 from labkit.stopping import stop_callback
 from labkit.workers import place
 
@@ -43,6 +47,7 @@ class SftSettings:
     seed: int
     gradient_checkpointing: bool = False
     warmup_steps: int = 10
+    """Steps until the learning rate is whole, see `labkit.stages.arguments.training_arguments`."""
     sharding: str = "ddp"
     """What several processes share, `ddp` or `fsdp2`."""
 
@@ -58,6 +63,7 @@ class SftResult:
     """Time of training, without what earlier attempts took before they were killed."""
 
 
+@single_process()
 def train_sft(
     policy: Policy,
     source: Mapping[str, Prompt],
@@ -76,8 +82,9 @@ def train_sft(
     `clips`, which names the clip of each qid, puts traces of one clip next to each other.
 
     Raises:
-        LabError: there is no trace, a batch cannot be divided among the processes or there are fewer traces than these, or
-            one process would go on from what several had sharded, or the reverse.
+        LabError: there is no trace, a batch cannot be divided among the processes or there are fewer traces than these,
+            one process would go on from what several had sharded, or the reverse, or the stage in `folder` began from
+            other weights, traces or another seed.
     """
     import transformers
     from datasets import Dataset
@@ -98,34 +105,21 @@ def train_sft(
             f"processes; let `processes` be {fits}, which may change within a run"
         )
     steps = steps_of(settings.epochs, len(traces), batch)
-    order = shuffled_order(range(len(traces)), steps * batch, settings.seed)
+    seed = stage_seed(settings.seed, "sft")
+    order = shuffled_order(range(len(traces)), steps * batch, seed)
     if clips is not None:
         order = by_clip(order, [clips[trace.qid] for trace in traces])
     arguments = SFTConfig(
-        output_dir=str(folder),
-        seed=settings.seed,
-        max_steps=steps,
+        **training_arguments(
+            policy, folder, seed=seed, steps=steps, learning_rate=settings.learning_rate, warmup_steps=settings.warmup_steps,
+            min_lr_rate=0.05, save_steps=settings.save_steps, gradient_checkpointing=settings.gradient_checkpointing,
+            sharding=settings.sharding,
+        ),
         per_device_train_batch_size=batch // world,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": 0.05},
-        warmup_steps=min(settings.warmup_steps, steps // 2),
         adam_beta2=0.98,
         weight_decay=0.01,
-        max_grad_norm=1.0,
-        activation_checkpointing=settings.gradient_checkpointing,
-        save_strategy="steps",
-        save_steps=settings.save_steps,
-        save_total_limit=2,
-        logging_steps=1,
-        report_to=[],
-        disable_tqdm=True,
-        bf16=str(policy.base.dtype) == "torch.bfloat16",
-        use_cpu=policy.device.type == "cpu",
-        remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
-        **sharing(policy, settings.sharding),
     )
     keep_vision_whole(policy, arguments)
 
@@ -138,8 +132,10 @@ def train_sft(
 
     checkpoint = newest_checkpoint(folder)
     require_same_sharing(checkpoint, settings.sharding)
+    learnt = hashlib.sha256(repr([tuple(trace) for trace in traces]).encode()).hexdigest()[:16]
+    require_start(policy, folder, seed=settings.seed, traces=learnt)
     expect(source, [traces[index].qid for index in order[step_of(checkpoint) * batch :]])
-    with old_names():
+    with old_names(), restored(policy):
         trainer = trainer_class()(
             model=policy.model,
             args=arguments,
@@ -150,7 +146,7 @@ def train_sft(
         )
         trainer.remove_callback(transformers.PrinterCallback)
         require_sharding(trainer)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train_from(checkpoint)
     names = ("step", "loss", "grad_norm", "learning_rate")
     rows = [{name: float(row[name]) for name in names} for row in trainer.state.log_history if "loss" in row]
     result = SftResult(trainer.state.global_step, rows, round(time.monotonic() - begin, 1))

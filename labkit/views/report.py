@@ -5,6 +5,7 @@ One file for each notebook, and one for the run with its results, its parameters
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,22 +17,30 @@ from labkit.params import show as shown
 from labkit.results import DECODINGS, LEGEND, MODELS, columns_of, read_results
 from labkit.runs import STAGES, read_manifest
 from labkit.values import read_yaml
+from labkit.versions import version_text
 from labkit.views.cells import read_chapter
 from labkit.views.pages import Link, page
 
 WHOLE = "report"
 
 
-def write_report(run_folder: str | Path) -> list[Path]:
+def write_report(run_folder: str | Path, output: str | Path | None = None) -> list[Path]:
     """Write `01_grpo.html` and so on beside the executed notebooks of a run, then `report.html` of the whole run.
 
-    A run that is still going on, or broke off, gets a report of what there is. Returns the files written, the whole
-    one last. Raises LabError when the folder holds no run, none of its notebooks, or a damaged one.
+    They go to the folder `output`, made if it is not there. Without it to the run's own, or, where that may not be written to,
+    to RUN-report in the working directory. A run that is still going on, or broke off, gets a report of what there is.
+    Returns the files written, the whole one last. Raises LabError when the folder holds no run, none of its notebooks, or a
+    damaged one.
     """
     folder = Path(run_folder)
+    if output is None:
+        target = folder if os.access(folder, os.W_OK) else Path(f"{folder.resolve().name}-report")
+    else:
+        target = Path(output)
     results = read_results(folder)
     notebooks = {name: read_notebook(path) for name, path in executed(folder).items()}
-    files = {name: folder / f"{name}.html" for name in (*notebooks, WHOLE)}
+    files = {name: target / f"{name}.html" for name in (*notebooks, WHOLE)}
+    target.mkdir(parents=True, exist_ok=True)
     for name, notebook in notebooks.items():
         chapter = read_chapter(notebook, name)
         _write(files[name], page(f"{results['run']} · {chapter.title}", [chapter], links=_links(files, name)))
@@ -93,7 +102,7 @@ def summary(folder: Path) -> dict[str, Any]:
         ("seed", manifest.get("seed", "not written down")),
         ("begun", str(manifest.get("created", ""))[:16].replace("T", " ")),
         ("time of all stages", f"{seconds / 60:.1f} min"),
-        ("labkit", manifest.get("labkit", "not written down")),
+        ("labkit", version_text(manifest)),
     ]
     if harvest := results["harvest"]:
         kept = f"{harvest.get('kept', 0):,.0f}" if "kept" in harvest else ""
@@ -126,7 +135,9 @@ def _links(files: Mapping[str, Path], here: str) -> list[Link]:
 
 def _parameters(folder: Path) -> dict[str, Any]:
     path = folder / "params.yaml"
-    return read_yaml(path) if path.is_file() else {}
+    values = read_yaml(path) if path.is_file() else {}
+    # A run that was renamed goes by its folder.
+    return values | {"run": folder.resolve().name} if "run" in values else values
 
 
 def _changed(parameters: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:

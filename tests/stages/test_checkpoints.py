@@ -1,4 +1,7 @@
+import json
+import os
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -124,6 +127,44 @@ def test_an_incomplete_checkpoint_is_left_out_and_removed(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("spoil", "said", "reason"),
+    [
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(b"short"),
+            "has 5 bytes, of 9",
+            "cut off by a full disk",
+        ),
+        (lambda folder: (folder / "optimizer.pt").unlink(), "optimizer.pt", "lost when the run was copied"),
+        (lambda folder: (folder / COMPLETE).write_text("{"), "Expecting", "the marker itself"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(spoil, said, reason, tmp_path, capsys):
+    for step in (2, 4):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"9 letters")
+        (folder / "optimizer.pt").write_bytes(b"7 bytes")
+        (folder / COMPLETE).write_text(json.dumps({"model.safetensors": 9, "optimizer.pt": 7}))
+    assert newest_checkpoint(tmp_path) == folder
+    spoil(folder)
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-2", reason
+    line = capsys.readouterr().out
+    assert f"'{folder}' is damaged" in line and said in line and not folder.exists()
+
+
+def test_a_checkpoint_is_kept_with_the_sizes_of_its_files(policy, source, moments, tmp_path):
+    def stop(row):
+        if row["step"] == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        small.train_sft(policy, source, moments, tmp_path, on_step=stop)
+    sizes = json.loads((tmp_path / "checkpoint-2" / COMPLETE).read_text())
+    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json"} <= sizes.keys()
+    assert all((tmp_path / "checkpoint-2" / name).stat().st_size == size for name, size in sizes.items())
+
+
+@pytest.mark.parametrize(
     ("written", "processes", "sharding", "refused", "reason"),
     [
         ("optimizer.bin", 8, "fsdp2", None, "in parts before, in parts now"),
@@ -176,3 +217,23 @@ def test_trained_weights_in_float32_are_loaded_as_they_are_beside_a_tower_in_bfl
     load_weights(fresh.model, tmp_path)
     assert equal(weights(fresh), weights(policy))
     assert {weight.dtype for weight in fresh.model.model.visual.parameters()} == {torch.bfloat16}
+
+
+def test_weights_have_the_rights_that_the_umask_leaves(policy, source, moments, tmp_path):
+    """safetensors makes them 0600: a second user of a group folder could not load what a stage ended with."""
+
+    def rights(folder: Path) -> set[int]:
+        return {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
+
+    seen = []
+
+    def on_step(row: dict) -> None:
+        seen.extend(rights(folder) for folder in tmp_path.glob("checkpoint-*"))
+
+    before = os.umask(0o002)
+    try:
+        small.train_sft(policy, source, moments[:4], tmp_path, epochs=4.0, save_steps=1, on_step=on_step)
+    finally:
+        os.umask(before)
+    assert seen and all(each == {0o664} for each in seen)
+    assert rights(tmp_path / "final") == {0o664}

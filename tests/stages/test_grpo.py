@@ -11,6 +11,7 @@ from labkit.policy.generate import generate
 from labkit.policy.model import load_policy
 from labkit.stages import engines, grpo, steps
 from labkit.stages.rollouts import RolloutStore
+from labkit.stages.start import stage_seed
 from labkit.stages.steps import judge, may_stop, step_figures
 from tests.stages import small
 from tests.stages.small import distance, farthest, plain_log_probs, weights
@@ -61,7 +62,7 @@ def by_hand(policy, source, moments, rollouts, settings):
         qids = [r.qid for r in rollouts if r.step == step + 1]
         completions = generate(
             policy, [source[qid] for qid in qids[::group]], group, max_new_tokens=settings.max_new_tokens,
-            seed=settings.seed * 1_000_003 + step + 1,
+            seed=stage_seed(settings.seed, "grpo") * 1_000_003 + step + 1,
         )  # fmt: skip
         totals = []
         for qid, completion in zip(qids, completions, strict=True):
@@ -81,14 +82,12 @@ def by_hand(policy, source, moments, rollouts, settings):
                 with torch.no_grad():
                     apart = plain_log_probs(reference, source[qid], ids) - log_probs
                 apart = apart + log_probs.detach() - log_probs
-                loss = (
-                    loss + settings.beta * (apart.exp() - apart - 1) * ratio
-                )  # so weighted, its gradient is the KL's
+                loss = loss + settings.beta * (apart.exp() - apart - 1)  # not weighted by the ratio, which has a gradient
             (loss.sum() / tokens).backward()  # the mean over all tokens of the step
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        cosine = 0.5 * (1 + math.cos(math.pi * max(0, step - 1) / (settings.steps - 1)))
+        cosine = 0.5 * (1 + math.cos(math.pi * step / (settings.steps - 1)))  # one step of warm-up, which has it whole
         for parameters in optimizer.param_groups:
-            parameters["lr"] = settings.learning_rate * (0.9 * cosine + 0.1 if step else 0.0)  # one step of warm-up
+            parameters["lr"] = settings.learning_rate * (0.9 * cosine + 0.1)
         optimizer.step()
     return weights(policy), advantages
 
@@ -149,7 +148,7 @@ def test_every_rollout_is_recorded_and_the_history_agrees(policy, source, moment
         assert rollout.prompt_tokens == len(source[rollout.qid].ids)
     given = torch.cat([inputs["advantages"] for inputs in loss_inputs])
     assert [r.advantage for r in rollouts] == given.tolist()
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"final", "result.json", "rollouts"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"final", "result.json", "rollouts", "start.json"}
     again = small.train_grpo(policy, source, moments, tmp_path / "run", steps=2, on_step=pytest.fail)
     assert repr(again) == repr(result)  # means over nothing are NaN, which equals nothing
     assert capfd.readouterr() == ("", ""), "a notebook shows what it wants to show"

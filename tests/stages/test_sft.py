@@ -7,6 +7,7 @@ from labkit.errors import LabError
 from labkit.policy.model import load_policy
 from labkit.stages.checkpoints import shuffled_order
 from labkit.stages.sft import SftSettings, Trace, batch_of, collate, train_sft
+from labkit.stages.start import stage_seed
 from tests.stages import small
 from tests.stages.small import distance, farthest, plain_log_probs, weights
 
@@ -53,9 +54,9 @@ def by_hand(policy, source, rows, steps, learning_rate):
         losses.append(loss.item())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        cosine = 0.5 * (1 + math.cos(math.pi * max(0, step - 1) / (steps - 1)))
+        cosine = 0.5 * (1 + math.cos(math.pi * step / (steps - 1)))  # one step of warm-up, which has it whole
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * (0.95 * cosine + 0.05 if step else 0.0)
+            group["lr"] = learning_rate * (0.95 * cosine + 0.05)
         optimizer.step()
     return weights(policy), losses
 
@@ -68,7 +69,7 @@ def test_weights_after_some_steps_equal_the_textbook_one_sample_at_a_time(policy
     result = train_sft(policy, source, rows, settings=settings, folder=tmp_path / "run", on_step=heard.append)
     assert result.steps == 3 and [row["step"] for row in heard] == [1, 2, 3]
     assert capfd.readouterr() == ("", ""), "a notebook shows what it wants to show"
-    order = [rows[i] for i in shuffled_order(range(len(rows)), 12, seed=3)]
+    order = [rows[i] for i in shuffled_order(range(len(rows)), 12, seed=stage_seed(3, "sft"))]
     fresh = load_policy("embedded", device="cpu")
     expected, losses = by_hand(fresh, source, order, 3, 1e-3)
     assert [row["loss"] for row in result.history] == pytest.approx(losses, abs=1e-4)
