@@ -93,7 +93,7 @@ class DataParams:
     """Processes that decode the clips to come ahead of their use, for each process that trains; 0 decodes where the model
     is, when a clip is needed. One that resizes takes 0.25 GB. Ours."""
     video_deadline: float = _within(60.0, 0, 86_400, open_low=True)
-    """Seconds after which a reader that is stuck in a clip is ended and the clip named; counts with `readers` only. Ours."""
+    """Seconds that the decoding of a clip may stand still before its process is ended and the clip named. Ours."""
     feature_memory: float = _within(4.0, 0, 1024, open_low=True)
     """GB of clips' features that are kept beside the model; what has to leave is made again from cached frames. Ours."""
     train_limit: int = _within(0, 0)

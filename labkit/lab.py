@@ -340,7 +340,7 @@ class Lab(Run):
     def _cache(self) -> FrameCache:
         from labkit.data.video import FrameCache
 
-        return FrameCache(self.resolve(self.params.outputs) / "frames")
+        return FrameCache(self.resolve(self.params.outputs) / "frames", self.params.video_deadline)
 
     def _data(self) -> Path:
         p = self.params

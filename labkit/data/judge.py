@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.chain.spans import Span
+from labkit.data import decode_worker
 from labkit.data.findings import RULES, Finding
 from labkit.data.folders import Found, VideoFolder, is_elsewhere, stem_of
 from labkit.data.moments import FRAME, OPTION_LETTERS, ROUNDING, BadField, Moment
@@ -165,7 +166,7 @@ class Judge:
 
     def _header(self, path: str) -> float:
         if path not in self._headers:
-            self._headers[path] = _header_seconds(path)
+            self._headers[path] = decode_worker.header_seconds(path)
         return self._headers[path]
 
     def _labels(self, row: Row, video: Found) -> object:
@@ -310,17 +311,6 @@ def _options(row: Row) -> tuple[tuple[str, ...], int | None]:
     if type(choice) is not int or not 0 <= choice < len(options):
         raise _Dropped("options", options, "the answer is none of them")
     return tuple(options), choice
-
-
-def _header_seconds(path: str) -> float:
-    """The length that a video's header states; 0 where it states none or cannot be opened, which is doctor's to tell."""
-    import av
-
-    try:
-        with av.open(path) as container:
-            return (container.duration or 0) / av.time_base
-    except (OSError, ValueError):
-        return 0.0
 
 
 def _beside(window: object, duration: float) -> str:

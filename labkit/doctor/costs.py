@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -122,30 +123,31 @@ def _pace(params: Params, model: Model, load: Load, found: Inspection, machine: 
     clock = clock_for(machine.device, params.threads)
     if params.data != "world":
         readable = [moment for moment in found.moments["train"] if found.videos[moment.video].readable]
-        return pace._replace(reading=_reading(params, readable, vision, clock))
+        return pace._replace(reading=_reading(params, readable, vision))
     from labkit.data.world import write_world
 
     with tempfile.TemporaryDirectory() as folder:
         begin = clock()
         splits = write_world(folder, 2, 1, 1, seed=params.world_seed)
         writing = (clock() - begin) / 4
-        reading = _reading(params, [moment for split in splits.values() for moment in split], vision, clock)
+        reading = _reading(params, [moment for split in splits.values() for moment in split], vision)
     return pace._replace(reading=reading, writing=writing)
 
 
-def _reading(params: Params, moments: Sequence[Moment], vision: Vision, clock: Callable[[], float]) -> float:
-    """Seconds for decoding one clip, on average over up to three."""
-    from labkit.data.video import read_frames, sample_times
+def _reading(params: Params, moments: Sequence[Moment], vision: Vision) -> float:
+    """Seconds for decoding one clip, on average over up to three; of the wall, since another process does it."""
+    from labkit.data.video import probe, read_frames, sample_times
 
     seconds: list[float] = []
     for moment in {m.video: m for m in moments}.values():
         times = sample_times(moment.duration, params.fps, params.max_frames, vision.temporal)
-        begin = clock()
         try:
+            probe(moment.video)  # starts the process that decodes
+            begin = time.perf_counter()
             read_frames(moment.video, times, moment.start)
         except LabError:
             continue  # the inspection has told it
-        seconds.append(clock() - begin)
+        seconds.append(time.perf_counter() - begin)
         if len(seconds) == 3:
             break
     return fmean(seconds) if seconds else 0.0

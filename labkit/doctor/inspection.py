@@ -10,7 +10,7 @@ from statistics import median
 from typing import NamedTuple
 
 from labkit.data import moments as rows
-from labkit.data.checkups import Checkup, check_videos, look
+from labkit.data.checkups import SET_BACK, Checkup, check_videos, look
 from labkit.data.folders import SUFFIXES
 from labkit.data.moments import BadField, Moment
 from labkit.data.video import sample_times
@@ -145,9 +145,18 @@ def video_findings(videos: dict[str, Checkup]) -> list[Finding]:
                 found.append(Finding("error", _KINDS.get(checkup.state, checkup.state), subject, message, step))
         elif checkup.codec == "av1" or checkup.backend == "pyav":
             note = f"is {checkup.codec}, read by {checkup.backend}" + (f" ({notes})" if notes else "")
-            kind = "AV1 video" if checkup.codec == "av1" else "not read by decord"
             step = "nothing need be done: labkit reads it, if more slowly; many tools do not"
+            kind = "AV1 video"
+            if checkup.codec != "av1":
+                fails = any(each.startswith("decord: ") for each in checkup.notes)
+                kind = "read by PyAV because decord " + ("cannot read it" if fails else "shows wrong frames, or may")
+                step = (
+                    "nothing need be done: labkit reads it, if more slowly; tools that trust decord see other frames"
+                )
             found.append(Finding("note", kind, subject, note, step))
+        if turned := [each for each in checkup.notes if each.startswith(SET_BACK)]:
+            step = "cut the file where it was joined, or make sure that the times of its questions count on from there"
+            found.append(Finding("warning", "clock set back", subject, f"is joined of takes: {turned[0]}", step))
         if checkup.wrong_suffix:
             step = f"rename it to {checkup.wrong_suffix}; labkit reads it as it is, other tools may not"
             found.append(

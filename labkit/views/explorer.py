@@ -264,6 +264,10 @@ class ChainExplorer(PageWidget):
             sheet = self._cache.get(clip.video, clip.duration, clip.start)
         except LabError as error:
             return {"error": str(error)}
+        except Exception as error:
+            # An error nobody foresaw is this clip's: thousands of other chains are still to be seen.
+            logging.getLogger("labkit.views").warning("%s: no frames", clip.video, exc_info=True)
+            return {"error": f"video {clip.video} cannot be shown ({type(error).__name__}: {error}); replace it"}
         return {**sheet.meta(), "sheet": sheet.webp}
 
     def _answer(self, _: Any, message: Any, __: Any) -> None:

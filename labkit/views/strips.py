@@ -78,11 +78,15 @@ def gallery(
         index = round(rank * (len(readings) - 1))
         # with one or two chains several ranks fall on the same one, which is drawn once under all its names
         chosen[index] = f"{chosen[index]}, {name}" if index in chosen else name
-    blocks = []
+    blocks: list[tuple[str, Reading, Film | Frames | None]] = []
     for index, name in chosen.items():
         reading = readings[index]
         header = f"{_header(name, reading)} · “{style.plain(reading.moment.query, _TITLE_LENGTH)}”"
-        blocks.append((header, reading, film(reading.moment)))
+        try:
+            frames = film(reading.moment)
+        except LabError as error:  # the others are still to be seen
+            frames, header = None, f"{header} · {style.plain(str(error), _TITLE_LENGTH)}"
+        blocks.append((header, reading, frames))
     caption = (
         f"Of {style.count(len(readings), 'chain')}, ranked by the answer's IoU. Bars: the anchors in order, then the answer; "
         f"green: the truth. {style.plain(shown[1])}"

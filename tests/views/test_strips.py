@@ -216,6 +216,15 @@ def test_a_gallery_is_headed_by_what_it_shows(video: Path) -> None:
     assert "<b>Mine</b>" in gallery(records, moments, {"top": 1}, title="Mine").layout.title.text
 
 
+def test_a_gallery_outlives_a_video_that_cannot_be_read(video: Path, tmp_path: Path) -> None:
+    moments = {
+        "a": Moment("a", str(video), "it", (Span(1, 2),), 4.0),
+        "b": Moment("b", "/gone.mp4", "it", (Span(1, 2),), 4.0),
+    }
+    fig = gallery([Record("a", render([], Span(1, 2))), Record("b", render([], Span(3, 4)))], moments)
+    assert "gone.mp4 is not there" in words(fig) and len(fig.layout.images) > 0
+
+
 def test_gallery_of_one_chain_draws_it_once_under_all_names(video: Path) -> None:
     moments = {"a": Moment("a", str(video), "query", (Span(1, 2),), 2.0)}
     fig = gallery([Record("a", render([], Span(1, 2)))], moments)
