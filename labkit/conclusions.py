@@ -1,6 +1,6 @@
 """Conclusions: what a reader should take home from a stage, computed from its figures and never written beforehand.
 
-What a claim says follows from the numbers that stand behind it: a change counts where its interval, drawn by whole videos over
+What a claim says follows from the numbers that stand behind it: a change counts where its interval, by whole videos over
 the same queries, leaves out 0, and a threshold stands beside what was measured.
 """
 
