@@ -89,11 +89,30 @@ def main() -> None:
         # Imports, and the clips' sheets, which a second look finds on disk.
         explore(rollouts(GROUP * len(moments), moments), moments, clips=len(moments), folder=folder / "sheets")
         load(30_000, moments, folder)
-        widget = explore(rollouts(chains, moments), moments, folder=folder / "sheets")
+        made, begin = rollouts(chains, moments), time.perf_counter()
+        widget = explore(made, moments, folder=folder / "sheets")
+        print(f"{chains:,} rollouts to the explorer: {time.perf_counter() - begin:.1f} s; {widget!r}")
+        begin = time.perf_counter()
+        widget._answer(None, {"ask": "chains", "filters": {"text": "door", "low": 0.5}}, [])
+        print(f"a search among all by the kernel: {time.perf_counter() - begin:.1f} s")
+        widget._answer(None, {"ask": "chains", "filters": {}}, [])
+        print(f"a notebook with it: {notebook_bytes(widget) / 1e6:.2f} MB, goal below 15")
         file = folder / "page.html"
         file.write_text(page(widget), encoding="utf-8")
         print(f"page of {chains:,} chains and {len(widget.clips)} clips: {file.stat().st_size / 1e6:.2f} MB")
         look(file)
+
+
+def notebook_bytes(widget: Any) -> int:
+    """Of a notebook that holds nothing but the explorer, its state and its picture."""
+    import nbformat
+    from ipywidgets import Widget
+
+    data, metadata = widget._repr_mimebundle_()
+    output = nbformat.v4.new_output("display_data", data, metadata=metadata)
+    saved = {"application/vnd.jupyter.widget-state+json": Widget.get_manager_state(widgets=[widget])}
+    cells = [nbformat.v4.new_code_cell("explore(...)", outputs=[output])]
+    return len(nbformat.writes(nbformat.v4.new_notebook(cells=cells, metadata={"widgets": saved})).encode())
 
 
 def load(count: int, moments: list[Moment], folder: Path) -> None:

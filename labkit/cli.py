@@ -133,11 +133,13 @@ def _parser() -> argparse.ArgumentParser:
     publish.set_defaults(command=_publish)
 
     score = commands.add_parser("score", help="what any model's predictions are worth: intervals, baselines, protocol")
-    score.add_argument("predictions", type=_path, help="JSON Lines of qid and text, or of qid and windows")
+    score.add_argument("predictions", type=_path, help="JSON Lines of qid and text, or of qid and windows; or what lmms-eval "
+                       "or ms-swift wrote")  # fmt: skip
     score.add_argument("--moments", type=_path, required=True, metavar="FILE_OR_NAME",
                        help="annotation file, or a name such as charades-sta/test")  # fmt: skip
     score.add_argument("--videos", type=_path, metavar="DIR", help="folder of the videos")
-    score.add_argument("--rules", default="labkit", help="whose reading rules (default labkit); `all` for every one")
+    score.add_argument("--rules", metavar="NAME", help="whose reading rules (default: of the program that wrote the file, or "
+                       "else labkit); `all` for every one, `qvhighlights` not to cut windows to the video")  # fmt: skip
     score.add_argument("--train", type=_path, metavar="FILE_OR_NAME", help="training set, for two more baselines")
     score.add_argument(
         "--against", type=_path, metavar="PREDICTIONS", help="another model's predictions to compare with"

@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from labkit.errors import NEXT_STEPS, Terminated
@@ -82,6 +83,32 @@ def execute(
         lines.close()
         if temporary.exists():
             os.replace(temporary, target)
+            sign(target, say)
+
+
+def sign(path: Path, say: Callable[[str], None]) -> None:
+    """Trust a notebook that this program wrote, in the user's own database, as `jupyter trust` does.
+
+    JupyterLab shows the widgets and the HTML of no other. What keeps it from being signed is one line to `say`.
+    """
+    import nbformat
+    from nbformat.sign import NotebookNotary
+
+    trusted, why = False, "its signature was not kept"
+    try:
+        notebook = nbformat.read(path, 4)
+        for step in ("sign", "check_signature"):  # a database that cannot be written is one in memory, without a word
+            notary = NotebookNotary()
+            try:
+                trusted = bool(getattr(notary, step)(notebook))
+            finally:
+                notary.store.close()
+    except Exception as error:  # a home that is read-only, a locked or broken database: the notebook is none the worse
+        why = str(error)
+    if not trusted:
+        say(
+            f"{path.name} is not signed ({why}); JupyterLab shows its explorers after: jupyter trust {quote(str(path))}"
+        )
 
 
 def _how_it_ended(error: BaseException) -> str:
@@ -111,35 +138,13 @@ def _kernel_manager_class() -> type:
 
 
 def _register_engine() -> str:
-    """Teach Papermill an engine that, when the kernel is lost, leaves cells marked as what they are."""
-    from papermill.engines import NBClientEngine, papermill_engines
+    """Papermill's name of the engine that keeps the saved notebook honest, and easy to read."""
+    from papermill.engines import papermill_engines
 
-    class HonestEngine(NBClientEngine):
-        @classmethod
-        def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **options: Any) -> None:
-            try:
-                super().execute_managed_notebook(nb_man, kernel_name, **options)
-            except BaseException:
-                broken = False
-                for cell in nb_man.nb.cells:
-                    status = cell.metadata.get("papermill", {})
-                    if broken:
-                        status.update(status="pending", exception=None)
-                    elif cell.cell_type == "code" and not _answered(cell):
-                        status.update(status="failed", exception=True)
-                        broken = True
-                nb_man.save()
-                # Papermill marks every cell completed on its way out; it must not, now that this is said.
-                nb_man.notebook_complete = lambda: None
-                raise
+    from labkit.papermill_engine import HonestEngine
 
-    papermill_engines.register("labkit", HonestEngine)
+    papermill_engines.register("labkit", HonestEngine)  # an entry point, too, once labkit is installed
     return "labkit"
-
-
-def _answered(cell: Any) -> bool:
-    """Whether the kernel reported the end of this cell; its number, which comes first, says only that it began."""
-    return "shell.execute_reply" in cell.metadata.get("execution", {}) or not cell.source.strip()
 
 
 def _mark(path: Path, what: str) -> None:

@@ -1,8 +1,9 @@
-"""Progress of long work: a bar in a live notebook, plain lines with the time left in a batch log."""
+"""Progress of long work: a bar where somebody watches a notebook, plain lines with the time left in a batch log."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -10,6 +11,25 @@ from typing import Any
 
 EVERY = 10.0
 """Seconds between two lines, at least."""
+_LINE = re.compile(r"([^:\n]+): [\d,]+ of [\d,]+, \d")
+"""How a line of progress begins."""
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people read them, rounded to what is shown: whole seconds, from an hour on whole minutes.
+
+    >>> duration(7.4), duration(95), duration(7260)
+    ('7 s', '1 min 35 s', '2 h 1 min')
+    >>> duration(59.6), duration(239.7), duration(3599.7)
+    ('1 min 0 s', '4 min 0 s', '1 h 0 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min"
 
 
 class Progress:
@@ -26,6 +46,7 @@ class Progress:
         self.first: int | None = None
         self.last: int | None = None
         self.bar: Any = _bar()
+        self.watched = self.bar is not None and "JPY_SESSION_NAME" in os.environ
 
     def __call__(self, done: int, note: str = "") -> None:
         """Tell that `done` of the steps are done; `note` says something about the last."""
@@ -36,14 +57,24 @@ class Progress:
             self.first = done - 1
         self.last = done
         left = (now - self.begin) / max(1, done - self.first) * (self.total - done)
-        text = f"{self.what}: {done} of {self.total}, {_time(now - self.begin)}"
-        text += f", {_time(left)} left" if done < self.total else ""
+        text = f"{self.what}: {done} of {self.total}, {duration(now - self.begin)}"
+        text += f", {duration(left)} left" if done < self.total else ""
         text += f"; {note}" if note else ""
         if self.bar is not None:
             self.bar.update(_Bar(done, self.total, text))
-        if now - self.said >= EVERY or done >= self.total:
+        # Where somebody sees the bar, lines would only pile up below what is shown.
+        if (now - self.said >= EVERY and not self.watched) or done >= self.total:
             say(text)
             self.said = now
+
+
+    def end(self, why: str = "") -> None:
+        """Tell that there will be no more steps: the bar goes, and where not all were taken a line says `why`."""
+        if self.bar is not None:
+            self.bar.update(_Bar(self.total, self.total, why))
+        if self.last is not None and self.last < self.total:
+            spent = duration(self.clock() - self.begin)
+            say(f"{self.what}: {self.last} of {self.total}, {spent}" + (f"; {why}" if why else ""))
 
 
 class Tally:
@@ -65,6 +96,18 @@ class Tally:
             self._bars[what] = Progress(what, self.total)
         self._done[what] = max(self._done.get(what, 0), event["done"])
         self._bars[what](self._done[what])
+
+
+def last_lines(text: str) -> str:
+    r"""Printed text with the last line of each work's progress, and all other lines.
+
+    >>> last_lines("grpo: 1 of 3, 9 s, 18 s left\nsaved\ngrpo: 3 of 3, 27 s\n")
+    'saved\ngrpo: 3 of 3, 27 s\n'
+    """
+    lines = text.splitlines(keepends=True)
+    works = [found[1] if (found := _LINE.match(line)) else None for line in lines]
+    last = {work: at for at, work in enumerate(works)}
+    return "".join(line for at, line in enumerate(lines) if works[at] is None or last[works[at]] == at)
 
 
 def say(line: str) -> None:
@@ -116,17 +159,3 @@ def _bar() -> Any:
     if get_ipython() is None:
         return None
     return display(_Bar(0, 1, "..."), display_id=True)
-
-
-def _time(seconds: float) -> str:
-    """Seconds as people read them.
-
-    >>> _time(7.4), _time(95), _time(7260)
-    ('7 s', '1 min 35 s', '2 h 1 min')
-    """
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60} min"

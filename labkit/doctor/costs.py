@@ -11,15 +11,16 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from labkit.data.moments import Moment
-from labkit.doctor.estimates import KEPT_SHARE, STAGES, Load, one_process, run_disk
+from labkit.doctor.estimates import KEPT_SHARE, STAGES, Load, explorers, one_process, run_disk
 from labkit.doctor.hours import stage_seconds
 from labkit.doctor.inspection import Inspection, Vision
 from labkit.doctor.memory import OTHER_PROCESSES, stage_memory
-from labkit.doctor.reports import Finding, Report, Table, size_text, time_text
+from labkit.doctor.reports import Finding, Report, Table, size_text
 from labkit.doctor.surroundings import Machine, Model, planned_for
 from labkit.errors import LabError
 from labkit.files import under
 from labkit.params import Params
+from labkit.progress import duration
 
 if TYPE_CHECKING:
     from labkit.doctor.rehearsal import Pace
@@ -56,7 +57,7 @@ def add_costs(
     lines = []
     for stage in STAGES:
         cells = [stage, *_most(memory[stage], size_text)]
-        lines.append((*cells, *_most(seconds[stage], time_text)) if seconds else tuple(cells))
+        lines.append((*cells, *_most(seconds[stage], duration)) if seconds else tuple(cells))
     peak = max(sum(parts.values()) for parts in memory.values())
     head = ["stage", "memory", "most of it"] + (["time", "most of it"] if seconds else [])
     weights = " and ".join(f"{shape.text_parameters + shape.vision_parameters:,}" for shape in shapes)
@@ -65,7 +66,7 @@ def add_costs(
     note += f"at its peak {size_text(times * peak + others)} with the processes around it" if on_cpu else where
     if seconds:
         whole = sum(sum(parts.values()) for parts in seconds.values())
-        note += f"\ntime: {time_text(whole)} in all, by {paces[0].basis}"
+        note += f"\ntime: {duration(whole)} in all, by {paces[0].basis}"
         note += f"\nif stages 1 and 3 take all their steps ({params.grpo_steps} and {params.final_steps}), chains are half of "
         note += f"max_new_tokens long, and {KEPT_SHARE:.0%} of what the filter may keep is kept"
         note += f"; {world} processes are taken to share the work evenly" if world > 1 else ""
@@ -77,6 +78,16 @@ def add_costs(
     report.tables.append(
         Table(f"disk at {place}", ("", "size"), sizes, "at its fullest, with two checkpoints and one more")
     )
+    report.findings += [
+        Finding(
+            "note", "chains that do not travel", each.stage,
+            f"samples {each.chains:,} chains, of which about {each.travelling:,} travel with the notebook "
+            f"({size_text(each.notebook)})",
+            "open it with a kernel to search the others",
+        )
+        for each in explorers(params, load)
+        if each.travelling < each.chains
+    ]  # fmt: skip
     held = {stage: {name: times * part for name, part in parts.items()} for stage, parts in memory.items()}
     report.findings += [
         *(each for stage, parts in held.items() for each in _tight_memory(stage, parts, others, planned.memory)),

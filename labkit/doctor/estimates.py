@@ -12,7 +12,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from labkit.errors import LabError
 from labkit.params import Params
@@ -206,5 +206,35 @@ def run_disk(
         # accelerate; a third one is written before the oldest is removed.
         "checkpoints": max(3 * (copies * saved(model) + 2 * moved(model)) for model in (shape, first)),
         "final models": saved(first) + 2 * saved(shape),
-        "rollouts and notebooks": rollouts * (text + 100) + 5e6 * 5,
+        "rollouts": rollouts * (text + 100),
+        "notebooks": sum(explorer.notebook for explorer in explorers(p, load)) + 2 * 3e6,  # two have none
     }
+
+
+class Explorer(NamedTuple):
+    """Chains that a notebook lets its reader explore."""
+
+    stage: str
+    chains: int
+    travelling: int
+    """Those of them that are in the notebook itself; the others stay in the stage's rollouts."""
+    notebook: float
+    """Bytes of the notebook, about: half of a text's length in base64, its clips, and figures."""
+
+
+def explorers(params: Params, load: Load) -> list[Explorer]:
+    """The notebooks that hold an explorer: what travels with them is bounded, see `labkit.views.travel`."""
+    from labkit.views.travel import MOST_BYTES, MOST_CHAINS, MOST_SHEET_BYTES
+
+    p = params
+    chains = {
+        "01_grpo": p.grpo_steps * p.prompts_per_step * p.group_size,
+        "02_distill": p.harvest_prompts * p.harvest_samples,
+        "05_analysis": 4 * load.test,
+    }
+    each = 60 + 0.25 * 4 * ANSWER_SHARE * p.max_new_tokens  # packed: a quarter of its characters, and its columns
+    found = []
+    for stage, count in chains.items():
+        travelling = int(min(count, MOST_CHAINS, MOST_BYTES / each))
+        found.append(Explorer(stage, count, travelling, 4 / 3 * (travelling * each + MOST_SHEET_BYTES) + 1e6))
+    return found

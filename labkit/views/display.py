@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from labkit.progress import say
 from labkit.views.style import WIDTH
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def setup() -> str:
     # A browser on its way out sends half a message, and the log of it would stand in the notebook as an error. What matters,
     # a picture that could not be drawn, is said by the renderer itself.
     logging.getLogger("choreographer").setLevel(logging.CRITICAL)
-    draws = _browser_draws()
+    if not (draws := _browser_draws()):
+        say("Figures come without static pictures: no Chrome or Chromium was found to draw them.")
 
     class LabRenderer(MimetypeRenderer):
         """Plotly's own mime type, a PNG where one can be drawn, and the caption as plain text."""

@@ -91,6 +91,8 @@ class Chains {
     this.names = page.names;
     this.moments = page.moments;
     this.terms = page.terms;
+    this.left = page.left_out ?? null;
+    if (this.left) this.spots = new Map(this.left.places.map((place, i) => [place, i]));
     const count = (this.count = this.columns.text.length);
     const column = () => new Float64Array(count);
     this.iou = column();
@@ -114,6 +116,18 @@ class Chains {
     this.lowered = [];
   }
 
+  /** What a chain was paid by, by term; null where that is not known. */
+  weights(i) {
+    const which = this.columns.weighed[i];
+    return which ? this.page.weights[which - 1] : null;
+  }
+
+  /** Whether a step came closer to the truth, fell back, or did neither by the least gain of a step. */
+  way(before, after) {
+    const least = this.page.least_gain - EPSILON;
+    return after - before >= least ? "▲" : before - after >= least ? "▼" : "=";
+  }
+
   derive(i) {
     const ious = this.columns.ious[i];
     const anchors = this.columns.anchors[i].length;
@@ -122,12 +136,15 @@ class Chains {
     this.iou[i] = answer;
     this.gain[i] = anchors ? answer - ious[0] : NaN;
     this.lost[i] = Math.max(0, ...ious.slice(0, MOST_STEPS)) - answer;
-    for (let k = 1; k < ious.length; k++) if (ious[k] < ious[k - 1] - EPSILON) this.worse[i]++;
+    for (let k = 1; k < ious.length; k++) if (this.way(ious[k - 1], ious[k]) === "▼") this.worse[i]++;
     this.total[i] = this.columns.total[i] ?? NaN;
     const base = this.moments[this.columns.moment[i]].base;
     this.delta[i] = base === null ? NaN : answer - base;
   }
 
+  /** Where a chain stands among all of them, of which some may not have travelled; and back, -1 for those. */
+  place = (i) => this.left?.places[i] ?? i;
+  at = (place) => (this.left ? (this.spots.get(place) ?? -1) : place);
   moment = (i) => this.moments[this.columns.moment[i]];
   name = (column, i) => this.names[column][this.columns[column][i]];
   group = (i) => {
@@ -344,7 +361,7 @@ class Player {
       this.over,
       h("div", { class: "lk-track-row lk-film-row" }, h("span", {}), this.slider, h("span", {})),
       this.rows,
-      h("div", { class: "lk-track-row" }, h("span", {}), this.axis, h("span", {})),
+      h("div", { class: "lk-track-row lk-axis-row" }, h("span", {}), this.axis, h("span", {})),
       h("div", { class: "lk-over lk-over-top" }, h("div", { class: "lk-focus-frame" }, this.focus), this.head),
     );
     this.drag(this.slider);
@@ -635,17 +652,25 @@ class Table {
 
   static columns(chains) {
     const columns = [
-      { name: "stage", label: "stage", width: "minmax(92px, .6fr)", cell: (i) => stageName(chains.name("stage", i)) },
+      { name: "stage", label: "stage", width: "minmax(86px, .5fr)", cell: (i) => stageName(chains.name("stage", i)) },
       { name: "step", label: "step", width: "34px", cell: (i) => [chains.columns.step[i] || "–"], right: true, wide: true },
-      { name: "query", label: "query", width: "minmax(90px, 2.4fr)", cell: (i) => [harmless(chains.moment(i).query)] },
+      { name: "query", label: "query", width: "minmax(120px, 3fr)", cell: (i) => [harmless(chains.moment(i).query)] },
       { name: "anchors", label: "anchors", width: "48px", cell: (i) => [chains.anchors[i]], right: true, down: true },
-      { name: "iou", label: "IoU", width: "68px", cell: (i) => iouCell(chains.iou[i]), right: true, down: true },
-      { name: "gain", label: "gain", title: "IoU of the answer less that of the first anchor", width: "46px", cell: (i) => change(chains.gain[i]), right: true, down: true, wide: chains.compared },
+      { name: "iou", label: "IoU", width: "62px", cell: (i) => iouCell(chains.iou[i]), right: true, down: true },
+      { name: "gain", label: "gain", title: "IoU of the answer less that of the first anchor", width: "46px", cell: (i) => change(chains.gain[i]), right: true, down: true, wide: true },
       { name: "delta", label: "vs base", title: "IoU less the base model's on the same query", width: "54px", cell: (i) => change(chains.delta[i]), right: true, down: true, off: !chains.compared },
       { name: "total", label: "reward", width: "50px", cell: (i) => [number(chains.total[i])], right: true, down: true },
-      { name: "fault", label: "fault", title: "class of failure, or how the form was broken", width: "minmax(56px, .9fr)", cell: (i) => [h("span", { title: chains.meaning(i) }, spaced(chains.fault(i)))], off: !someFault(chains) },
+      { name: "fault", label: "fault", title: "class of failure, or how the form was broken", width: "minmax(62px, .8fr)", cell: (i) => [h("span", { title: chains.meaning(i) }, spaced(chains.fault(i)))], off: !someFault(chains) },
     ];
-    return columns.filter((column) => !column.off);
+    const used = columns.filter((column) => !column.off);
+    return chains.count < 2 ? used : used.filter((column) => !Table.constant(chains, column.name));
+  }
+
+  /** Whether a column says the same of all chains, which is then said once and not in every row. */
+  static constant(chains, name) {
+    if (["query", "iou"].includes(name)) return false;
+    const key = chains.sortKey(name);
+    return key.every((value) => value === key[0] || (Number.isNaN(value) && Number.isNaN(key[0])));
   }
 
   build() {
@@ -754,8 +779,8 @@ function steps(chains, i) {
 }
 
 /** @returns {Bar} */
-function stepBar(step, before, count) {
-  const way = before === undefined ? "" : step.iou > before + EPSILON ? "▲" : step.iou < before - EPSILON ? "▼" : "=";
+function stepBar(chains, step, before, count) {
+  const way = before === undefined ? "" : chains.way(before, step.iou);
   const mark = way && h("span", { class: { "▲": "lk-up", "▼": "lk-down" }[way] ?? "" }, ` ${way}`);
   return {
     span: step.at.slice(0, 2),
@@ -786,7 +811,7 @@ function chainRows(chains, i) {
   const shown = all.filter((step) => step.look === "answer" || step.step < MOST_STEPS);
   const rows = shown.map((step, k) => ({
     label: [step.name],
-    bars: [stepBar(step, shown[k - 1]?.iou, Math.min(anchors.length, MOST_STEPS))],
+    bars: [stepBar(chains, step, shown[k - 1]?.iou, Math.min(anchors.length, MOST_STEPS))],
     end: [times(step.at)],
   }));
   if (anchors.length > MOST_STEPS) rows.splice(MOST_STEPS, 0, { label: [`${anchors.length - MOST_STEPS} more`], bars: [] });
@@ -798,7 +823,7 @@ function chainRows(chains, i) {
 function thinRow(chains, i, label, end, on, title) {
   const all = steps(chains, i).filter((step) => step.look === "answer" || step.step < 5);
   const count = all.filter((step) => step.look === "anchor").length;
-  return { label, end, on, thin: true, chain: i, title, bars: all.map((step, k) => stepBar(step, all[k - 1]?.iou, count)) };
+  return { label, end, on, thin: true, chain: i, title, bars: all.map((step, k) => stepBar(chains, step, all[k - 1]?.iou, count)) };
 }
 
 /** A chain's own words: its anchors and its answer as chips, tags only where they are what went wrong. */
@@ -872,9 +897,10 @@ const line = (name, cells, attributes = {}) =>
 
 /** Every term of a chain's reward, what it counts for, and why. */
 function ledger(chains, i) {
-  const { earned, total, advantage, weighed, reasons } = chains.columns;
-  const stage = chains.name("stage", i);
-  const weights = weighed[i] ? chains.page.weights[stage] : null;
+  const { earned, total, advantage, reasons } = chains.columns;
+  const unpaid = total[i] === null && earned[i].every((each) => each === null);
+  if (unpaid) return [h("div", { class: "lk-side-title" }, "No reward ", h("small", {}, "a prediction is not paid"))];
+  const weights = chains.weights(i);
   const counts = chains.terms.map((term, k) => (weights ? weights[term] : 1) * (earned[i][k] ?? 0));
   const scale = Math.max(1, ...counts.map(Math.abs));
   const rows = chains.terms.map((term, k) => {
@@ -896,7 +922,7 @@ function ledger(chains, i) {
   ];
 }
 
-const OTHER_WEIGHTS = "The total was paid with other weights than those given to the explorer, so terms are shown without.";
+const OTHER_WEIGHTS = "These rollouts do not say what they were paid by, and no weights that are known here explain the total: terms are shown without.";
 
 /** A bar to the right for what was earned, to the left for what was lost. */
 function amount(share) {
@@ -911,10 +937,9 @@ function ranked(chains, i) {
   return [...chains.group(i)].sort((a, b) => value(b) - value(a) || chains.iou[b] - chains.iou[a] || a - b);
 }
 
-/** What a term adds to a chain's total. */
+/** What a term adds to a chain's total; what it earned, where its weight is not known. */
 function contribution(chains, i, k) {
-  const weight = chains.columns.weighed[i] ? chains.page.weights[chains.name("stage", i)][chains.terms[k]] : 1;
-  return weight * (chains.columns.earned[i][k] ?? 0);
+  return (chains.weights(i)?.[chains.terms[k]] ?? 1) * (chains.columns.earned[i][k] ?? 0);
 }
 
 /** Why the chains of a group earned differently: in words, then term by term. */
@@ -924,6 +949,7 @@ function groupPanel(chains, i) {
     return [h("p", { class: "lk-why" }, "One chain was sampled for this prompt: there is no other to compare it with."), ...ledger(chains, i)];
   }
   const [best, worst] = [order[0], order.at(-1)];
+  const known = order.every((each) => chains.weights(each));
   const falls = chains.terms.map((term, k) => ({ term, k, fall: contribution(chains, best, k) - contribution(chains, worst, k) }));
   const scale = Math.max(0.01, ...chains.terms.flatMap((_, k) => order.map((each) => Math.abs(contribution(chains, each, k)))));
   const rows = falls.map(({ term, k, fall }) => {
@@ -935,9 +961,9 @@ function groupPanel(chains, i) {
   const totals = [best, i, worst].map((each) => [h("b", {}, number(chains.total[each]))]);
   return [
     h("div", { class: "lk-side-title" }, "Why they differ"),
-    h("p", { class: "lk-why" }, why(chains, order, falls)),
-    table({ class: "lk-ledger lk-compare" }, ["adds", "best", "this", "worst", "all"], ...rows, line(["total"], [...totals, [""]], { class: "lk-sum" })),
-    ...(order.every((each) => chains.columns.weighed[each]) ? [] : [h("p", { class: "lk-aside" }, OTHER_WEIGHTS)]),
+    h("p", { class: "lk-why" }, why(chains, order, known ? falls : [])),
+    table({ class: "lk-ledger lk-compare" }, [known ? "adds" : "earned", "best", "this", "worst", "all"], ...rows, line(["total"], [...totals, [""]], { class: "lk-sum" })),
+    ...(known ? [] : [h("p", { class: "lk-aside" }, OTHER_WEIGHTS)]),
   ];
 }
 
@@ -951,7 +977,7 @@ function why(chains, order, falls) {
   } else {
     const parts = falls.filter((each) => Math.abs(each.fall) > 0.005).sort((a, b) => Math.abs(b.fall) - Math.abs(a.fall));
     const named = parts.slice(0, 2).map((each) => `${each.term} ${signed(-each.fall)}`);
-    said.unshift(`From best to worst the reward falls by ${number(fall)}: ${named.join(", then ")}.`);
+    said.unshift(`From best to worst the reward falls by ${number(fall)}${named.length ? `: ${named.join(", then ")}` : ""}.`);
   }
   const broken = order.filter((each) => !["ok", "no_anchor"].includes(chains.name("status", each))).length;
   if (broken) said.push(`${broken} broke the form.`);
@@ -997,6 +1023,7 @@ function stagesPanel(chains, i) {
     h("div", { class: "lk-side-title" }, "This query through the stages"),
     table({ class: "lk-ledger lk-stages-table" }, ["stage", "chains", "anchors", "mean IoU", "IoU ≥ 0.5"], ...rows),
     missing.length ? h("p", { class: "lk-aside" }, `Not asked in: ${harmless(missing.join(", "))}.`) : "",
+    chains.left ? h("p", { class: "lk-aside" }, "Counted over the chains that travelled along.") : "",
     h("p", { class: "lk-aside" }, "The bars show one chain of each stage: the selected one, else the latest step's first sample."),
   ];
 }
@@ -1062,7 +1089,7 @@ class Explorer {
     );
     this.panel = panel;
     this.detail = h("div", { class: "lk-detail" }, h("div", { class: "lk-heading" }, h("div", {}, this.title, this.facts), this.tabs), panel);
-    this.root.append(this.toolbar(), h("div", { class: "lk-main" }, this.table.frame, this.detail), this.help());
+    this.root.append(this.toolbar(), ...this.notes(), h("div", { class: "lk-main" }, this.table.frame, this.detail), this.help());
     this.root.addEventListener("keydown", (event) => this.key(event));
     // JupyterLab's commands listen to what is typed in an output, too.
     for (const kind of ["keyup", "keypress"]) this.root.addEventListener(kind, (event) => event.stopPropagation());
@@ -1077,7 +1104,8 @@ class Explorer {
       for (const [value, text] of options) select.append(h("option", { value }, harmless(text)));
       return select;
     };
-    const named = (column, all) => [["", all], ...this.chains.names[column].filter(Boolean).map((name) => [name, spaced(name)])];
+    const names = this.chains.left?.names ?? this.chains.names;
+    const named = (column, all) => [["", all], ...names[column].filter(Boolean).map((name) => [name, spaced(name)])];
     const bound = (name, label, empty) =>
       h("input", { type: "number", min: 0, max: 1, step: 0.05, placeholder: empty, "aria-label": label, "data-filter": name, oninput: changed(name, (value) => (value === "" ? NO_FILTER[name] : Number(value))) });
     const regressions = Object.entries(REGRESSIONS).filter(([name]) => name !== "base" || this.chains.compared);
@@ -1091,13 +1119,53 @@ class Explorer {
       low: bound("low", "lowest IoU", "0"),
       high: bound("high", "highest IoU", "1"),
     };
-    this.fields.kind.hidden = !this.chains.names.kind.some(Boolean);
+    this.fields.kind.hidden = !names.kind.some(Boolean);
     this.count = h("span", { class: "lk-count", role: "status" });
     this.lift = h("button", { type: "button", class: "lk-quiet", title: "lift all filters (0)", onclick: () => this.clear() }, "clear");
     const help = h("button", { type: "button", class: "lk-quiet lk-help-button", "aria-label": "keys", title: "keys (?)", onclick: () => this.dialog.showModal() }, "?");
     const { text, low, high, ...choices } = this.fields;
     const range = h("span", { class: "lk-range" }, h("span", { "aria-hidden": "true" }, "IoU"), low, "–", high);
     return h("div", { class: "lk-bar-top", role: "search", "aria-label": "filters" }, text, ...Object.values(choices), range, this.lift, this.count, help);
+  }
+
+  /** Grey lines under the filters: chains that did not travel, and what the kernel has to say. */
+  notes() {
+    const { left } = this.chains;
+    const hint = this.host.get("hint");
+    const same = this.said();
+    const search = h("button", { type: "button", class: "lk-quiet", onclick: () => this.searchAll() }, "");
+    this.searchButton = left && this.host.find ? search : null;
+    this.leftText = left && h("span", { role: "status" }, harmless(left.text));
+    return [
+      (left || same.length) && h("p", { class: "lk-notes lk-about" }, ...(same.length ? ["all chains: ", ...same, left ? ". " : ""] : []), this.leftText, this.searchButton),
+      hint && h("p", { class: "lk-notes" }, harmless(hint)),
+    ].filter(Boolean);
+  }
+
+  /** What all chains have in common, which no column repeats. */
+  said() {
+    const { chains } = this;
+    if (chains.count < 2) return [];
+    const said = {
+      stage: () => h("span", { class: "lk-stage" }, ...stageName(chains.name("stage", 0))),
+      step: () => (chains.columns.step[0] ? `step ${chains.columns.step[0]}` : null),
+      anchors: () => many(chains.anchors[0], "anchor"),
+      total: () => (Number.isNaN(chains.total[0]) ? null : `reward ${number(chains.total[0])}`),
+      fault: () => (chains.fault(0) ? spaced(chains.fault(0)) : null),
+    };
+    const found = Object.entries(said).map(([name, say]) => Table.constant(chains, name) && say()).filter(Boolean);
+    return found.flatMap((each, at) => (at ? [" · ", each] : [each]));
+  }
+
+  /** Ask the kernel for the chains that pass the filters among all; they come in the place of those that are here. */
+  searchAll() {
+    this.searchButton.disabled = true;
+    this.leftText.textContent = "Asking the kernel …";
+    this.host.find(this.filter);
+    this.asking = setTimeout(() => {
+      this.searchButton.disabled = false;
+      this.leftText.textContent = "The kernel has not answered: it does once no cell is running; without one, run the notebook's cells. " + harmless(this.chains.left.text);
+    }, PATIENCE);
   }
 
   help() {
@@ -1136,9 +1204,10 @@ class Explorer {
     const wanted = this.host.get("selected") ?? -1;
     this.view = this.host.get("view") || "chain";
     this.draw();
-    this.select(wanted >= 0 && wanted < this.chains.count ? wanted : (this.table.view[0] ?? -1));
+    const here = this.chains.at(wanted);
+    this.select(here >= 0 && here < this.chains.count ? here : (this.table.view[0] ?? -1));
     this.listeners = [
-      ["selected", () => this.selected !== this.host.get("selected") && this.select(this.host.get("selected"))],
+      ["selected", () => this.select(this.chains.at(this.host.get("selected")))],
       ["view", () => this.view !== this.host.get("view") && this.show(this.host.get("view"))],
       ...Object.entries(SHARED).map(([name, field]) => [name, () => this.filter[field] !== this.host.get(name) && this.setFilter(field, this.host.get(name), true)]),
     ];
@@ -1177,10 +1246,14 @@ class Explorer {
     const view = this.chains.list(this.filter, this.sort);
     this.table.node.scrollTop = 0;
     this.table.set(view, this.sort);
-    const all = this.chains.count.toLocaleString("en");
-    this.count.textContent = view.length === this.chains.count ? many(view.length, "chain") : `${view.length.toLocaleString("en")} of ${all}`;
+    const all = (this.chains.left?.all ?? this.chains.count).toLocaleString("en");
+    const whole = !this.chains.left && view.length === this.chains.count;
+    this.count.textContent = whole ? many(view.length, "chain") : `${view.length.toLocaleString("en")} of ${all}`;
     this.lift.disabled = Object.keys(NO_FILTER).every((name) => this.filter[name] === NO_FILTER[name]);
     this.root.dataset.count = view.length;
+    if (!this.searchButton) return;
+    this.searchButton.hidden = this.lift.disabled && !this.chains.left.found;
+    this.searchButton.textContent = this.lift.disabled ? `a share of all ${all} again` : `search all ${all}`;
   }
 
   pick(i) {
@@ -1194,9 +1267,10 @@ class Explorer {
     const before = this.selected >= 0 ? this.chains.moment(this.selected) : null;
     this.selected = i;
     this.step = null;
-    this.root.dataset.chain = i;
-    if (this.host.get("selected") !== i) this.host.set("selected", i);
-    this.host.onSelect?.(i);
+    const place = this.chains.place(i);
+    this.root.dataset.chain = place;
+    if (this.host.get("selected") !== place) this.host.set("selected", place);
+    this.host.onSelect?.(place);
     this.table.select(i, reveal);
     const moment = this.chains.moment(i);
     // One chain's siblings ask about the same clip: the frame that is looked at stays.
@@ -1388,6 +1462,7 @@ class Explorer {
   close() {
     for (const [name, listener] of this.listeners) this.host.off?.(name, listener);
     clearTimeout(this.ahead);
+    clearTimeout(this.asking);
     this.player.close();
     this.table.close();
     this.clips.close();
@@ -1556,6 +1631,13 @@ async function render({ model, el }) {
     });
   const host = {
     get: (name) => model.get(name),
+    find: (filters) => {
+      try {
+        model.send({ ask: "chains", filters });
+      } catch {
+        // Nobody is there to ask: after a while the page says so.
+      }
+    },
     set: (name, value) => {
       model.set(name, value);
       try {

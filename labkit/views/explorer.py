@@ -6,11 +6,12 @@ answers when a clip is asked for that did not travel along. A step of the scrub 
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import logging
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -21,14 +22,18 @@ from labkit.chain.anchors import AnchorChain
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.errors import LabError
+from labkit.scoring.predictions import Answers
 from labkit.stages.rollouts import only_growing
 from labkit.views import records as packing
+from labkit.views import travel
 from labkit.views.failures import failure_kind
 from labkit.views.readings import ChainRecord
-from labkit.views.records import Chains, Clip, Kind, Listed, Packed, Specs
-from labkit.views.saving import hint_once
+from labkit.views.records import Chains, Clip, Kind, Listed, Specs
+from labkit.views.saving import hint_here
 from labkit.views.sprites import Sheet, SheetCache
-from labkit.views.style import count
+from labkit.views.still import WIDTH as STILL_WIDTH
+from labkit.views.still import still
+from labkit.views.style import count, in_stage_order
 from labkit.views.widget import PageWidget
 
 SCRUBBER_WIDTH = 320
@@ -54,6 +59,8 @@ class Context(NamedTuple):
     base: list[Listed]
     spec: Specs | None
     kind: Kind
+    kept: frozenset[tuple[str, str]]
+    """Query and text of the chains that travel before others."""
 
 
 class ChainExplorer(PageWidget):
@@ -80,18 +87,24 @@ class ChainExplorer(PageWidget):
         self._lock = threading.RLock()
         self._context = context
         self._cache = cache
-        self._packed, first, told, sheets = self._pack(rollouts, clips)
+        self._read(rollouts)
+        told, sheets = self._clips_to_send(clips)
         data = self._packed.data
+        first = self._first
         super().__init__(shows="explorer", data=data, clips=told, sheets=sheets, selected=first, height=height)
+        self.hint = hint_here()
         self.on_msg(self._answer)
 
     def __repr__(self) -> str:
-        queries = len({row.reading.moment.qid for row in self._packed.rows})
-        told = (count(len(self), "chain"), count(queries, "query", "queries"), count(len(self.clips), "clip"))
-        return "ChainExplorer({} of {}, {} inside)".format(*told)
+        return f"ChainExplorer({self._counted()}, {count(len(self.clips), 'clip')} inside)"
+
+    def _counted(self) -> str:
+        queries = len({row.reading.moment.qid for row in self._rows})
+        told = f"{count(len(self), 'chain')} of {count(queries, 'query', 'queries')}"
+        return told if len(self._places) == len(self) else f"{told}, {len(self._places):,} of the chains travel along"
 
     def __len__(self) -> int:
-        return len(self._packed.rows)
+        return len(self._rows)
 
     @property
     def selection(self) -> Selection | None:
@@ -99,7 +112,7 @@ class ChainExplorer(PageWidget):
         with self._lock:
             if self.selected < 0:
                 return None
-            reading = self._packed.rows[self.selected].reading
+            reading = self._rows[self.selected].reading
             return Selection(reading.record, reading.moment, reading.chain)
 
     def find(self, **wanted: object) -> list[int]:
@@ -111,7 +124,7 @@ class ChainExplorer(PageWidget):
         def value(row: Listed, name: str) -> object:
             return row.stage if name == "stage" else getattr(row.reading.record, name, None)
 
-        rows = self._packed.rows
+        rows = self._rows
         return [at for at, row in enumerate(rows) if all(value(row, name) == each for name, each in wanted.items())]
 
     def update(self, rollouts: Chains, clips: int = 1) -> None:
@@ -119,27 +132,111 @@ class ChainExplorer(PageWidget):
 
         `clips` of them travel along: while a cell runs, the kernel can't be asked for more.
         """
-        packed, first, told, sheets = self._pack(rollouts, clips)
         with self._lock, self.hold_sync():
-            self._packed = packed
-            if self.stage not in {row.stage for row in packed.rows}:
+            self._read(rollouts)
+            if self.stage not in {row.stage for row in self._rows}:
                 self.stage = ""
-            if self.kind not in packed.kinds:
+            if self.kind not in self._kinds:
                 self.kind = ""
-            self.clips, self.sheets = told, sheets
-            self.selected = first
-            self.data = packed.data
+            self.clips, self.sheets = self._clips_to_send(clips)
+            self.selected = self._first
+            self.data = self._packed.data
 
-    def _pack(self, rollouts: Chains, clips: int) -> tuple[Packed, int, dict[str, Any], dict[str, bytes]]:
+    def _read(self, rollouts: Chains) -> None:
+        """Read all chains, and pack those that travel."""
+        context = self._context
         with only_growing():
-            rows = packing.listed(rollouts, self._context.moments) + self._context.base
-            compared = packing.base_ious(rows)
-            packed = packing.pack(rows, base=compared, spec=self._context.spec, kind=self._context.kind)
-        first = packing.telling(rows)
-        embedded = packing.worth_showing(packed, first, compared, clips)
-        found = {str(key): self._clip(packed.clips[key]) for key in embedded}
-        sheets = {key: clip.pop("sheet") for key, clip in found.items() if "sheet" in clip}
-        return packed, first, found, sheets
+            self._rows = packing.listed(rollouts, context.moments) + context.base
+            self._kinds = [packing.kind_of(context.kind, row.reading) for row in self._rows]
+            self._base = packing.base_ious(self._rows)
+        self._first = packing.telling(self._rows)
+        self._pack(self._first)
+
+    def _pack(self, first: int, asked: Mapping[str, Any] | None = None) -> None:
+        """Pack the chains that travel: that one and others, or those that pass the filters that a page has `asked` with."""
+        context, rows, most = self._context, self._rows, travel.MOST_CHAINS
+        with only_growing():
+            found = None if asked is None else travel.matching(rows, self._kinds, self._base, asked)
+            while True:
+                self._places = travel.travelling(
+                    rows, first, self._base, most=most, among=found,
+                    kept=lambda row: (row.reading.moment.qid, row.reading.record.text) in context.kept,
+                )  # fmt: skip
+                chosen = rows if len(self._places) == len(rows) else [rows[place] for place in self._places]
+                self._packed = packing.pack(
+                    chosen, base=self._base, spec=context.spec, kind=context.kind, left_out=self._left_out(found)
+                )
+                size = len(self._packed.data)
+                if size <= travel.MOST_BYTES or len(chosen) <= travel.FEWEST_CHAINS:
+                    break
+                most = max(travel.FEWEST_CHAINS, int(0.95 * len(chosen) * travel.MOST_BYTES / size))
+        self._here = frozenset(self._places)
+
+    def _left_out(self, found: Sequence[int] | None) -> dict[str, Any] | None:
+        """What the page says beside the table of chains that do not travel; None where all do."""
+        if len(self._places) == len(self._rows):
+            return None
+        here, every = f"{len(self._places):,}", f"{len(self._rows):,}"
+        if found is None:
+            runs = dict.fromkeys(str(getattr(row.reading.record, "run", "")) for row in self._rows)
+            where = " and ".join(f"run '{run}'" for run in list(runs)[:3] if run)
+            kept = "kept, " if self._context.kept else ""
+            text = (
+                f"{here} of {every} chains travel with this notebook: whole groups, some of each step, and those with the "
+                f"{kept}worst, best and most regressed chains. The others are in "
+                + (f"the rollouts of {where}." if where else "the records that this was made from.")
+            )
+        elif found:
+            text = (
+                f"{count(len(found), 'chain')} of {every} pass these filters; {here} are here, whole groups of theirs."
+            )
+        else:
+            text = f"None of {every} chains passes these filters."
+        names = {
+            "stage": in_stage_order(row.stage for row in self._rows),
+            "status": list(dict.fromkeys(row.reading.chain.status for row in self._rows)),
+            "kind": list(dict.fromkeys(self._kinds)),
+        }
+        return {
+            "all": len(self._rows),
+            "text": text,
+            "found": found is not None,
+            "places": self._places,
+            "names": names,
+        }
+
+    def _clips_to_send(self, most: int) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """Clips that travel along, and their pictures, by the keys a page asks with."""
+        first = self._places.index(self._first) if self._first >= 0 else -1
+        found: dict[str, Any] = {}
+        sheets: dict[str, bytes] = {}
+        for key in packing.worth_showing(self._packed, first, self._base, most):
+            clip = self._clip(self._packed.clips[key])
+            sheet = clip.pop("sheet", b"")
+            if sheets and sum(map(len, sheets.values())) + len(sheet) > travel.MOST_SHEET_BYTES:
+                break
+            found[str(key)] = clip
+            if sheet:
+                sheets[str(key)] = sheet
+        return found, sheets
+
+    def _exchange(self, first: int, asked: Mapping[str, Any] | None = None) -> None:
+        """Have other chains travel; clips that are already there stay."""
+        held = {self._packed.clips[int(key)]: key for key in self.clips}
+        self._pack(first, asked)
+        with self.hold_sync():
+            kept = {str(new): held[clip] for new, clip in enumerate(self._packed.clips) if clip in held}
+            self.clips, self.sheets = (
+                {new: told[old] for new, old in kept.items() if old in told} for told in (self.clips, self.sheets)
+            )
+            self.data = self._packed.data
+
+    @traitlets.observe("selected")
+    def _bring(self, change: Any) -> None:
+        """A chain that was selected from here, and did not travel, comes along."""
+        with self._lock:
+            if change["new"] >= 0 and change["new"] not in self._here:
+                self._exchange(change["new"])
 
     @traitlets.validate("selected")
     def _check_selected(self, proposal: Any) -> int:
@@ -150,12 +247,12 @@ class ChainExplorer(PageWidget):
 
     @traitlets.validate("stage")
     def _check_stage(self, proposal: Any) -> str:
-        stages = dict.fromkeys(row.stage for row in self._packed.rows)
+        stages = dict.fromkeys(row.stage for row in self._rows)
         return _one_of("stage", proposal["value"], ("", *stages))
 
     @traitlets.validate("kind")
     def _check_kind(self, proposal: Any) -> str:
-        return _one_of("kind", proposal["value"], ("", *filter(None, self._packed.kinds)))
+        return _one_of("kind", proposal["value"], ("", *dict.fromkeys(filter(None, self._kinds))))
 
     @traitlets.validate("view")
     def _check_view(self, proposal: Any) -> str:
@@ -174,8 +271,16 @@ class ChainExplorer(PageWidget):
         return {**sheet.meta(), "sheet": sheet.webp}
 
     def _answer(self, _: Any, message: Any, __: Any) -> None:
-        """A page asks for a clip: it always gets an answer. Called in whichever thread runs the kernel's messages."""
-        if not isinstance(message, dict) or message.get("ask") != "clip":
+        """A page asks for a clip: it always gets an answer. Called in whichever thread runs the kernel's messages.
+
+        Or it asks for the chains that pass its filters among all, which then travel in the place of those that did.
+        """
+        if not isinstance(message, dict):
+            return
+        if message.get("ask") == "chains" and isinstance(message.get("filters"), dict):
+            with self._lock:
+                self._exchange(self.selected, message["filters"] if _narrows(message["filters"]) else None)
+        if message.get("ask") != "clip":
             return
         key = message.get("key")
         with self._lock:
@@ -188,8 +293,21 @@ class ChainExplorer(PageWidget):
         self.send({"clip": key, **clip}, [] if sheet is None else [sheet])
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        chosen = self.selection
-        return _with_poster(super()._repr_mimebundle_(**kwargs), repr(self), chosen)
+        return _with_words(super()._repr_mimebundle_(**kwargs), repr(self), self._poster)
+
+    def _poster(self) -> bytes | None:
+        """A still picture for viewers that run nothing; None where there is no chain."""
+        with self._lock:
+            if self.selected < 0:
+                return None
+            place = self._places.index(self.selected) if self.selected in self._here else 0
+            packed = self._packed
+            clip, sheet, problem = packed.clips[packed.clip_of[place]], None, ""
+            try:
+                sheet = self._cache.get(clip.video, clip.duration, clip.start)
+            except LabError as error:  # the rest of the picture is as good without its frames
+                problem = str(error)
+            return still(packed.rows, place, sheet, self._counted(), problem)
 
 
 class Scrubber(PageWidget):
@@ -210,32 +328,47 @@ class Scrubber(PageWidget):
         return f"Scrubber('{self._name}', {self._seconds:.1f} s)"
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        return _with_poster(super()._repr_mimebundle_(**kwargs), repr(self), None)
+        return _with_words(super()._repr_mimebundle_(**kwargs), repr(self))
 
 
 def explore(
-    rollouts: Chains,
+    rollouts: Chains | Answers,
     moments: Sequence[Moment],
     *,
-    base: Sequence[ChainRecord] | None = None,
+    rules: str | None = None,
+    base: Sequence[ChainRecord] | Answers | None = None,
     spec: Specs | None = None,
     folder: str | Path | None = None,
     clips: int = 20,
     kind: Kind = failure_kind,
+    kept: Sequence[ChainRecord] = (),
     height: int = 700,
 ) -> ChainExplorer:
     """Chains to look at: a table of all, and one over its video with every anchor, reward and sibling.
 
     `rollouts` may also be predictions, either of them by stage, or a table of `RolloutStore.frame()`; `moments` are
     those they were made from. `base` are the base model's chains, shown as the stage `base`, which the others are
-    compared with. `spec` is what was paid, in all stages or by stage; without it weights are shown only where the
-    default ones explain a total. `folder` keeps the clips' pictures between runs. `clips` of them travel along with
+    compared with. Rollouts say themselves what they were paid by. Of chains that don't (a table, stores of earlier versions),
+    `spec` is what is paid, in all stages or by stage, or the default; where that does not explain a recorded total, the
+    page says so and shows no weights. `folder` keeps the clips' pictures between runs. `clips` of them travel along with
     the notebook: those of the worst, the best and the most regressed chains; the kernel makes the others on demand.
+    Up to `labkit.views.travel.MOST_CHAINS` chains travel, too: whole groups of each step, and those with the worst, the
+    best and the most regressed chain and with one that was `kept`; the page finds the others with the kernel's help.
     `kind` names a chain's class of failure, "" for none. Raises LabError when a chain's moment isn't there.
+
+    Whatever `labkit.score` takes is shown as its `rules` read it, one chain a question: of ranked windows the first is the
+    answer, anchors are those of the rules' own models, and nothing has a reward.
     """
     by_qid = {moment.qid: moment for moment in moments}
-    context = Context(by_qid, packing.listed({"base": base or []}, by_qid), spec, kind)
-    return ChainExplorer(rollouts, context, SheetCache(folder), clips, height)
+    records, note = packing.with_predictions(rollouts, moments, rules)
+    if note:
+        logging.getLogger("labkit.views").warning("%s", note)
+    compared = packing.with_predictions(base, moments, rules)[0] if base else []
+    context = Context(
+        by_qid, packing.listed({"base": compared}, by_qid), spec, kind,
+        frozenset((record.qid, record.text) for record in kept),
+    )  # fmt: skip
+    return ChainExplorer(records, context, SheetCache(folder), clips, height)
 
 
 def scrub(
@@ -268,6 +401,12 @@ def scrub(
     return Scrubber({"name": Path(video).name, "duration": duration, "rows": rows}, sheet)
 
 
+def _narrows(filters: Mapping[str, Any]) -> bool:
+    """Whether a page's filters keep any chain out."""
+    bounds = (filters.get("low") or 0) > 0 or (1 if filters.get("high") is None else filters["high"]) < 1
+    return bounds or any(filters.get(name) for name in ("text", "stage", "status", "kind", "anchors", "regress"))
+
+
 def _one_of(name: str, value: str, allowed: Sequence[str]) -> str:
     if value not in allowed:
         raise LabError(f"{name} {value!r} is not one of {', '.join(repr(each) for each in allowed)}")
@@ -290,30 +429,13 @@ def _pair(label: str, value: Any) -> list[float]:
     return [span.start, span.end]
 
 
-def _with_poster(bundle: Any, text: str, chosen: Selection | None) -> Any:
-    """A widget's bundle with what viewers show that run nothing: a picture where one can be drawn, and a line of text."""
+def _with_words(bundle: Any, text: str, poster: Callable[[], bytes | None] | None = None) -> Any:
+    """A widget's bundle with what viewers show that run nothing: a still picture, and a line of text."""
     if bundle is None:
         return None
-    hint_once()
     data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
     data["text/plain"] = f"{text}. Alive in JupyterLab, once the notebook is trusted, and in the report."
-    try:
-        if chosen is not None and (picture := _poster(chosen)):
-            data["image/png"] = picture
-    except LabError as error:  # the video is gone: the explorer says so itself
-        logging.getLogger("labkit.views").info("no poster: %s", error)
+    if poster is not None and (picture := poster()):
+        data["image/png"] = base64.b64encode(picture).decode("ascii")
+        metadata = {**metadata, "image/png": {"width": STILL_WIDTH}}
     return data, metadata
-
-
-def _poster(chosen: Selection) -> str | None:
-    """The selected chain as PNG in base64; None without a browser to draw it."""
-    import plotly.io as pio
-
-    from labkit.views.display import setup
-    from labkit.views.strips import chain_picture
-
-    if "png" not in setup():
-        return None
-    fig = chain_picture(chosen.record, chosen.moment)
-    found: str | None = pio.renderers["labkit"].to_mimebundle(fig.to_dict()).get("image/png")
-    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +11,8 @@ from labkit.data.moments import Moment
 
 HEIGHT = 72
 """Pixels of a strip of frames."""
-WIDTH = 600
-"""Pixels that the frames of a strip fill side by side; in a wider figure they stand apart, in a narrower one they shrink."""
+WIDTH = 680
+"""Pixels that whole frames of a strip fill side by side; in a wider or narrower figure they lose their edges."""
 
 
 class Film(NamedTuple):
@@ -48,14 +48,10 @@ def places(aspect: float) -> int:
 def data_uri(rgb: NDArray[np.uint8]) -> str:
     """A frame as a JPEG inside the figure (a few kB)."""
     import base64
-    from fractions import Fraction
+    import io
 
-    import av
+    from PIL import Image
 
-    codec: Any = av.CodecContext.create("mjpeg", "w")
-    codec.height, codec.width = rgb.shape[:2]
-    codec.pix_fmt, codec.time_base = "yuvj420p", Fraction(1, 25)
-    codec.options = {"qmin": "3", "qmax": "6"}
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24").reformat(format="yuvj420p")
-    jpeg = b"".join(bytes(packet) for packet in [*codec.encode(frame), *codec.encode(None)])
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
+    file = io.BytesIO()
+    Image.fromarray(rgb).save(file, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")

@@ -53,6 +53,7 @@ class Monitor:
         """
         self.stage, self.steps, self.store, self.clock = stage, steps, store, clock
         self.rows: list[Mapping[str, Any]] = []
+        self.why = ""
         self.spent = 0.0
         """Seconds that drawing took while the stage ran."""
         self.costs = {"dials": 0.01, "chains": 0.1}
@@ -80,9 +81,12 @@ class Monitor:
         if self._may("chains") and self.clock() - self.changed >= EVERY:
             self._timed("chains", self._show_chains)
 
-    def end(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Show all steps as figures are shown, with a picture for viewers that run nothing."""
-        self.rows = list(rows)
+    def end(self, rows: Sequence[Mapping[str, Any]], why: str = "") -> None:
+        """Show all steps as figures are shown, with a picture for viewers that run nothing.
+
+        `why` says what ended the stage before all of its steps were taken.
+        """
+        self.rows, self.why = list(rows), why
         if self.shown:
             self._careful(self._show_end)
 
@@ -110,7 +114,7 @@ class Monitor:
         first = not len(self.explorer)
         self.explorer.update(self.store.newest())
         if first:  # from then on the widget changes by itself
-            self._chains.update(_bundle(self.explorer, poster=False), raw=True)
+            self._chains.update(**_bundle(self.explorer, poster=False), raw=True)
         self.changed = self.clock()
 
     def _show_end(self) -> None:
@@ -119,10 +123,10 @@ class Monitor:
         from labkit.views.display import setup
 
         setup()
-        figure = dials_figure(f"{self.stage}, {count(len(self.rows), 'step')}", self.rows)
+        figure = dials_figure(f"{self.stage}, {count(len(self.rows), 'step')}", self.rows, self.why)
         self._dials.update(pio.renderers["labkit"].to_mimebundle(figure.to_dict()), raw=True)
         self.explorer.update(self.store.newest(), clips=CLIPS)
-        self._chains.update(_bundle(self.explorer, poster=True), raw=True)
+        self._chains.update(**_bundle(self.explorer, poster=True), raw=True)
 
 
 def _in_notebook() -> bool:
@@ -141,8 +145,9 @@ def _place(text: str) -> Any:
 
 
 def _bundle(explorer: ChainExplorer, poster: bool) -> dict[str, Any]:
-    """What a notebook shows of a widget; drawing the poster that static viewers want takes as long as a step."""
+    """What a notebook shows of a widget, as a display takes it; the poster takes as long as a step."""
     from labkit.views.explorer import ChainExplorer
 
     bundle: Any = explorer._repr_mimebundle_() if poster else super(ChainExplorer, explorer)._repr_mimebundle_()
-    return bundle[0] if isinstance(bundle, tuple) else bundle
+    data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
+    return {"obj": data, "metadata": metadata}

@@ -7,9 +7,6 @@ import binascii
 import functools
 import io
 import struct
-from collections.abc import Mapping
-from fractions import Fraction
-from typing import Any
 
 MOST_PIXELS = 20_000_000
 """A larger picture is left as it is: a small file may claim to be one that no memory could hold."""
@@ -34,18 +31,20 @@ def to_webp(png: bytes) -> bytes:
 
     Raises ValueError when `png` is no picture.
     """
-    import av
+    from PIL import Image
 
     if _pixels(png) > MOST_PIXELS:
         raise ValueError(f"its {_pixels(png):,} pixels are too many")
     try:
-        with av.open(io.BytesIO(png), "r", format="png_pipe", metadata_errors="ignore") as container:
-            frame = next(container.decode(video=0))
-    except (av.error.FFmpegError, StopIteration) as error:
+        with Image.open(io.BytesIO(png), formats=("PNG",)) as opened:
+            picture = opened.convert("RGBA")
+    except (OSError, SyntaxError, struct.error) as error:  # what Pillow raises for a file that is none, or cut off
         raise ValueError(f"not a picture: {error}") from None
-    exact = _encode(frame, "bgra", {"lossless": "1", "quality": "90"})
-    close = _encode(frame, "yuva420p", {"quality": str(_QUALITY)})
-    return close if 3 * len(close) < 2 * len(exact) else exact
+    exact, close = io.BytesIO(), io.BytesIO()
+    picture.save(exact, "WEBP", lossless=True, quality=90, method=4)
+    picture.save(close, "WEBP", quality=_QUALITY, method=4)
+    smaller = 3 * close.tell() < 2 * exact.tell()
+    return (close if smaller else exact).getvalue()
 
 
 def _pixels(png: bytes) -> int:
@@ -54,13 +53,3 @@ def _pixels(png: bytes) -> int:
         return 0
     width, height = struct.unpack(">II", png[16:24])
     return int(width * height)
-
-
-def _encode(frame: Any, kind: str, options: Mapping[str, str]) -> bytes:
-    import av
-
-    codec: Any = av.CodecContext.create("libwebp", "w")
-    codec.width, codec.height = frame.width, frame.height
-    codec.pix_fmt, codec.time_base = kind, Fraction(1, 25)
-    codec.options = {"compression_level": "4", **options}
-    return b"".join(bytes(packet) for packet in [*codec.encode(frame.reformat(format=kind)), *codec.encode(None)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import re
 import sys
@@ -43,7 +42,6 @@ def saving_hint() -> str:
 
 
 @functools.cache
-def hint_once() -> None:
-    """Say it once a process, where somebody works in JupyterLab: a notebook that a batch runs keeps its widgets anyway."""
-    if "JPY_SESSION_NAME" in os.environ and (hint := saving_hint()):
-        logging.getLogger("labkit.views").warning("%s", hint)
+def hint_here() -> str:
+    """The same, where somebody works in JupyterLab; "" in a batch, whose notebooks keep their widgets anyway."""
+    return saving_hint() if "JPY_SESSION_NAME" in os.environ else ""

@@ -7,10 +7,10 @@ by frame in well under a millisecond. A minute at two frames a second takes abou
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import threading
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,14 +119,11 @@ def _even(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _webp(picture: NDArray[np.uint8]) -> bytes:
-    import av
+    from PIL import Image
 
-    codec: Any = av.CodecContext.create("libwebp", "w")
-    codec.height, codec.width = picture.shape[:2]
-    codec.pix_fmt, codec.time_base = "yuv420p", Fraction(1, 25)
-    codec.options = {"quality": str(_QUALITY), "compression_level": "2"}
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24").reformat(format="yuv420p")
-    return b"".join(bytes(packet) for packet in [*codec.encode(frame), *codec.encode(None)])
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "WEBP", quality=_QUALITY, method=2)
+    return file.getvalue()
 
 
 def _load(file: Path) -> Sheet | None:

@@ -32,6 +32,8 @@ class PageWidget(anywidget.AnyWidget):
     """The sheets themselves, by the same keys. A notebook keeps the bytes of every state that it has ever seen: beside each
     other they lie in a place that is always there, and those of clips that are gone are never looked at."""
     height = traitlets.Int(700).tag(sync=True)
+    hint = traitlets.Unicode().tag(sync=True)
+    """A grey line for whoever works with a kernel; a page without one is not told."""
 
     def page_state(self) -> dict[str, Any]:
         """All that `mountFromState` of explorer.js needs to draw this widget, as JSON can hold it."""

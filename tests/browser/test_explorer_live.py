@@ -152,6 +152,31 @@ def test_who_types_a_filter_while_chains_are_replaced_goes_on_typing(sight: Any)
     until(sight, "lk.dataset.count === '2'")
 
 
+def test_chains_that_did_not_travel_are_found_by_the_kernel(sight: Any) -> None:
+    python(
+        sight,
+        """from labkit.views import travel
+travel.MOST_CHAINS, before = 4, travel.MOST_CHAINS
+texts = [render([Span(0, 8)], Span(2, 3 + k / 10), ["needle" if k == 13 else "hay", "so"]) for k in range(20)]
+explorer.update({f"stage-{k}": [Row("q0", texts[k])] for k in range(20)})
+None""",
+    )
+    until(sight, "lk.dataset.count === '4' && lk.querySelector('.lk-about').textContent.includes('4 of 20 chains')")
+    sight.locator(".lk-search").fill("needle")
+    until(sight, "lk.dataset.count === '0'")
+    sight.locator(".lk-about button").click()
+    until(sight, "lk.dataset.count === '1' && lk.querySelector('.lk-about').textContent.includes('1 chain of 20')")
+    sight.locator(".lk-rows .lk-row").first.click()
+    until(sight, "lk.dataset.chain === '13'")
+    deadline = time.monotonic() + 10
+    while python(sight, "explorer.selected") != 13:
+        assert time.monotonic() < deadline
+    python(sight, "explorer.filter = ''\nexplorer.selected = 7\nNone")
+    until(sight, "lk.dataset.chain === '7'")
+    python(sight, "travel.MOST_CHAINS = before\nexplorer.update({'sft': rows[:2]})\nNone")
+    until(sight, "lk.dataset.count === '2'")
+
+
 def test_no_text_of_a_model_can_run_in_the_notebook(sight: Any) -> None:
     # It ends in a number: Playwright would call what it takes for a function.
     sight.evaluate("window.hit = () => { window.hits += 1 }; window.hits = 0")

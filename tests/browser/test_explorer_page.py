@@ -18,6 +18,7 @@ from labkit.chain.metrics import chain_ious
 from labkit.chain.rewards import RewardSpec, score_chain
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
+from labkit.scoring.predictions import PredictedRow
 from labkit.stages.rollouts import Rollout
 from labkit.views.explorer import explore, scrub
 from labkit.views.records import Row
@@ -144,7 +145,39 @@ def test_it_opens_with_the_narrowing_chain_and_its_frame(look: Callable[..., Sig
         "anchor 2: 1.0 to 5.0 s, IoU 0.50",
         "answer: 2.0 to 4.0 s, IoU 1.00",
     ]
-    assert "2 of 2 steps closer" in sight.text(".lk-ledger") and "2.71" in sight.text(".lk-side")
+    assert "steps worth 0.50 1.00" in sight.text(".lk-ledger") and "× 0.75" in sight.text(".lk-ledger")
+    assert "3.88" in sight.text(".lk-side") or "3.87" in sight.text(".lk-side")
+
+
+def test_a_total_that_no_known_weights_explain_is_shown_without_weights_and_says_so(
+    look: Callable[..., Sight], moments: list[Moment]
+) -> None:
+    """As rollouts of a store from before they knew what they were paid by."""
+    paid = [rollout("q0", 5, sample, NARROW, total=total) for sample, total in enumerate((2.5, 1.5))]
+    sight = look(page(explore(paid, moments, clips=1)))
+    assert "× ?" in sight.text(".lk-ledger") and "× 0.75" not in sight.text(".lk-ledger")
+    assert "do not say what they were paid by" in sight.text(".lk-side")
+
+
+def test_a_step_is_marked_better_from_the_least_gain_on(look: Callable[..., Sight], moments: list[Moment]) -> None:
+    text = render([Span(0, 8), Span(0, 7.9), Span(1, 5)], Span(2, 4))
+    sight = look(page(explore([rollout("q0", 5, 0, text)], moments, clips=1)))
+    tracks = sight.text(".lk-tracks")
+    assert (tracks.count("▲"), tracks.count("="), tracks.count("▼")) == (2, 1, 0)
+
+
+def test_predictions_of_other_models_show_what_their_rules_read_and_no_reward(
+    look: Callable[..., Sight], moments: list[Moment]
+) -> None:
+    said = "<think>all <timestep>0.0 to 8.0</timestep></think><answer>2 to 4</answer><|im_end|>"
+    sight = look(page(explore({"q0": said, "q1": "It happens from 5 to 6."}, moments, rules="timer1", clips=2)))
+    bars = [bar.get_attribute("aria-label") for bar in sight.page.locator(".lk-tracks .lk-bar").all()]
+    assert bars[1:] == ["anchor 1: 0.0 to 8.0 s, IoU 0.25", "answer: 2.0 to 4.0 s, IoU 1.00"]
+    assert "all 0.0 to 8.0 s" in sight.text(".lk-words") and "2 to 4 s" in sight.text(".lk-words")
+    assert "No reward a prediction is not paid" in " ".join(sight.text(".lk-side").split())
+    windows = PredictedRow(windows=((2.0, 4.0), (5.0, 6.0)))
+    sight = look(page(explore({"q0": windows}, moments, clips=1)))
+    assert " ".join(sight.text(".lk-words").split()) == "2 to 4 s 5 to 6"
 
 
 def test_dragging_to_twenty_places_shows_the_frame_of_each(look: Callable[..., Sight], html: str) -> None:
@@ -456,3 +489,51 @@ def split(state: dict[str, Any]) -> tuple[dict[str, Any], list[list[str]], list[
     from ipywidgets.widgets.widget import _remove_buffers
 
     return tuple(_remove_buffers(state))  # type: ignore[return-value]
+
+
+def test_what_all_chains_share_is_said_once_and_no_column_repeats_it(
+    look: Callable[..., Sight], moments: list[Moment]
+) -> None:
+    alike = [rollout(f"q{k % 3}", 5, k, text) for k, text in enumerate([NARROW, render([Span(0, 4)], Span(1, 4))])]
+    sight = look(page(explore(alike, moments)))
+    assert "all chains" in sight.text(".lk-about") and "grpo" in sight.text(".lk-about")
+    assert "step 5" in sight.text(".lk-about")
+    shown = sight.page.locator(".lk-header .lk-cell").evaluate_all(
+        "(cells) => cells.map((cell) => cell.dataset.column)"
+    )
+    assert not {"stage", "step"} & set(shown) and {"query", "iou", "anchors"} <= set(shown)
+
+
+@pytest.mark.parametrize("width", [1280, 800])
+def test_queries_that_begin_alike_can_be_told_apart(
+    look: Callable[..., Sight], moments: list[Moment], width: int
+) -> None:
+    queries = [f"when does the person in the blue coat {verb} the door?" for verb in ("open", "close", "lock")]
+    asked = [replace(moment, query=query) for moment, query in zip(moments, queries, strict=True)]
+    chains = [rollout(m.qid, 5, k, NARROW, stage) for k, m in enumerate(asked) for stage in ("grpo", "grpo_final")]
+    sight = look(page(explore(chains, asked, base=chains[:1])), width)
+    cut = "(cells) => cells.filter((cell) => cell.scrollHeight > cell.clientHeight + 2).length"
+    assert sight.page.locator(".lk-rows .lk-c-query").evaluate_all(cut) == 0
+
+
+def test_the_axis_of_a_long_group_stays_in_sight(look: Callable[..., Sight], moments: list[Moment]) -> None:
+    spans = [Span(k / 2, k / 2 + 3) for k in range(9)]
+    long = render(spans[:-1], spans[-1], ["and so on"] * 9)
+    sight = look(page(explore([rollout("q0", 5, k, long) for k in range(12)], moments)))
+    sight.press("2")
+    panel, axis = (sight.page.locator(each).bounding_box() for each in (".lk-panel", ".lk-axis-row"))
+    assert panel and axis and axis["y"] + axis["height"] <= panel["y"] + panel["height"] + 1
+    assert sight.page.locator(".lk-panel").evaluate("(panel) => panel.scrollHeight > panel.clientHeight")
+
+
+def test_a_page_says_which_chains_did_not_travel_and_counts_all(
+    look: Callable[..., Sight], moments: list[Moment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("labkit.views.travel.MOST_CHAINS", 8)
+    widget = explore([rollout("q0", step, k, NARROW) for step in range(1, 11) for k in range(4)], moments)
+    widget.selected = 39
+    sight = look(page(widget))
+    assert sight.text(".lk-about").endswith("The others are in the rollouts of run 'r'.")
+    assert "8 of 40 chains travel" in sight.text(".lk-about") and sight.text(".lk-count") == "8 of 40"
+    assert sight.root("chain") == "39", "places are those in the whole"
+    assert sight.page.locator(".lk-about button").count() == 0, "there is no kernel to ask"

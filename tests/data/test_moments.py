@@ -196,6 +196,8 @@ def test_a_bad_line_is_named_with_field_value_and_next_step(
         (gzip.compress(json.dumps(GOOD).encode()), "is gzip, no UTF-8 text"),
         (json.dumps(GOOD).encode("utf-16"), "is UTF-16, no UTF-8 text"),
     ],
+    # Gzip writes the time of day.
+    ids=["a list", "Charades-STA", "QVHighlights", "gzip", "UTF-16"],
 )
 def test_another_annotation_file_comes_with_the_command_that_makes_moments_of_it(
     tmp_path: Path, data: bytes, words: str

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from labkit.doctor.estimates import Load, Shape, count_parameters, read_shape, run_disk, traces_of_a_clip
+from labkit.doctor.estimates import Load, Shape, count_parameters, explorers, read_shape, run_disk, traces_of_a_clip
 from labkit.doctor.hours import stage_seconds
 from labkit.doctor.memory import LOGITS_AT_ONCE, stage_memory
 from labkit.doctor.rehearsal import Pace
@@ -96,6 +96,10 @@ def test_memory_by_hand() -> None:
     grpo = memory["grpo"]
     assert grpo["weights"] == 4 * 2500
     assert (grpo["gradients"], grpo["optimizer"], grpo["reference"]) == (4 * 2000, 8 * 2000, 0)
+    # What a broken-off stage goes back to: the reference, where there is one, and elsewhere than on a CPU beside the device.
+    assert grpo["start"] == 4 * 2000 and "start" not in stage_memory(SMALL, PARAMS, LOAD, "cuda")["grpo"]
+    held = stage_memory(SMALL, changed(beta=0.1), LOAD, "cpu")["grpo"]
+    assert "start" not in held and held["reference"] > 0
     # 2 clips of 16 tokens of 8 numbers
     assert grpo["features"] == 2 * 16 * 8 * 4
     # 2 rows of 50 + 4 x 10 tokens; a token of a layer keeps 9 x 8 + 2 x 4 + 4 x 16 numbers, and 2 x 90 weights a head;
@@ -273,3 +277,12 @@ def test_disk_by_hand() -> None:
     assert disk["final models"] == 3 * 4 * 2500
     lora = run_disk(SMALL, changed(lora_rank=4), LOAD)
     assert lora["final models"] == 3 * 4 * SMALL.lora_parameters(4), "an adapter is saved alone"
+
+
+def test_notebooks_of_a_large_run_stay_small_and_what_does_not_travel_is_counted() -> None:
+    large = changed(grpo_steps=775, prompts_per_step=32, group_size=8, max_new_tokens=768)
+    first, harvest, analysis = explorers(large, LOAD)
+    assert first.chains == 198_400 and first.travelling < 12_001 and first.notebook < 15e6
+    assert harvest.travelling == harvest.chains == 12 and analysis.travelling == 4 * LOAD.test
+    # by hand: all 12 chains at 60 bytes and a quarter of 4 x 768 / 2 letters, clips of 2.5 MB, all a third larger in base64
+    assert harvest.notebook == pytest.approx(4 / 3 * (12 * (60 + 384) + 2.5e6) + 1e6)

@@ -43,9 +43,9 @@ class Place:
     def __init__(self, text: str) -> None:
         self.shown: list[dict[str, Any]] = [{"text/plain": text}]
 
-    def update(self, bundle: dict[str, Any], raw: bool) -> None:
+    def update(self, obj: dict[str, Any], raw: bool, metadata: dict[str, Any] | None = None) -> None:
         assert raw
-        self.shown.append(bundle)
+        self.shown.append(obj)
 
 
 def row(step: int, **changes: float) -> dict[str, Any]:
@@ -82,7 +82,6 @@ def places(monkeypatch: pytest.MonkeyPatch) -> list[Place]:
     monkeypatch.setattr(views, "_in_notebook", lambda: True)
     monkeypatch.setattr(views, "_place", lambda text: made.append(Place(text)) or made[-1])
     monkeypatch.setattr("labkit.views.display._browser_draws", lambda: False)
-    monkeypatch.setattr("labkit.views.explorer._poster", lambda chosen: "cGljdHVyZQ==")
     return made
 
 
@@ -167,6 +166,11 @@ def test_a_stage_that_had_ended_shows_its_last_state_at_once(
     monitor = watch()
     monitor.end([row(step) for step in range(1, 8)])
     assert places[0].shown[-1]["text/plain"].startswith("grpo, 7 steps") and listed(monitor) == [7]
+
+
+def test_a_stage_that_stopped_by_condition_says_so_at_its_end(watch: Callable[[], Monitor], places: list[Place]) -> None:
+    watch().end([row(1), row(2)], "stopped by condition: anchors are the rule")
+    assert "grpo, 2 steps. Stopped by condition: anchors are the rule." in places[0].shown[-1]["text/plain"]
 
 
 def test_steps_from_before_a_run_was_killed_are_shown_too(watch: Callable[[], Monitor], places: list[Place]) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from labkit.views.saving import hint_once, saving_hint
+from labkit.views.explorer import explore
+from labkit.views.saving import hint_here, saving_hint
 
 KEEPS = '{"@jupyter-widgets/jupyterlab-manager:plugin": {"saveState": true}}'
 
@@ -54,15 +54,17 @@ def test_without_jupyterlab_in_this_environment_nothing_is_said(lab: Path) -> No
     assert saving_hint() == ""
 
 
-def test_it_is_said_once_and_only_where_somebody_works(
-    lab: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_it_is_a_line_of_the_explorer_where_somebody_works_and_never_a_message(
+    lab: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
-    for name, said in ((None, 0), ("look.ipynb", 1)):
-        hint_once.cache_clear()
+    for name in (None, "look.ipynb"):
+        hint_here.cache_clear()
+        monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
         if name:
             monkeypatch.setenv("JPY_SESSION_NAME", name)
-        hint_once()
-        hint_once()
-        assert len([each for each in caplog.records if each.levelno == logging.WARNING]) == said, name
-    hint_once.cache_clear()
+        widget = explore([], [])
+        widget._repr_mimebundle_()
+        assert ("saves notebooks without" in widget.hint) == bool(name)
+        assert "hint" not in widget.page_state(), "a report has nothing to save"
+    assert not caplog.records and capsys.readouterr() == ("", ""), "a notebook shows messages as red blocks"
+    hint_here.cache_clear()

@@ -1,0 +1,95 @@
+"""What labkit brings to Papermill."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from labkit.notebooks import NotebookError, execute, sign
+from labkit.papermill_engine import KnownParameters
+from tests.browser.sights import write_notebook
+
+CELL = """
+from labkit.progress import Progress
+class Clock:
+    now = 0.0
+    def __call__(self):
+        Clock.now += 20
+        return Clock.now
+print("begins")
+progress = Progress("grpo", 5, Clock())
+for step in range(1, 6):
+    progress(step)
+print("ends")
+"""
+
+
+@pytest.mark.parametrize(
+    ("message", "logged", "why"),
+    [
+        ("Passed unknown parameter: learning_rate", False, "one file serves all notebooks"),
+        ("Passed unknown parameter: learning_rat", True, "really unknown"),
+        ("Executing notebook with kernel: python3", True, "anything else"),
+    ],
+)
+def test_papermill_calls_only_those_parameters_unknown_that_are(message: str, logged: bool, why: str) -> None:
+    record = logging.LogRecord("papermill", logging.WARNING, "", 0, message, None, None)
+    assert KnownParameters().filter(record) == logged, why
+    assert any(isinstance(each, KnownParameters) for each in logging.getLogger("papermill").filters)
+
+
+@pytest.fixture
+def notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One with parameters and a work that tells its progress."""
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
+    write_notebook(tmp_path / "in.ipynb", "run = 'x'", CELL)
+    made = nbformat.read(tmp_path / "in.ipynb", 4)
+    made.cells[0].metadata.tags = ["parameters"]
+    nbformat.write(made, tmp_path / "in.ipynb")
+    return tmp_path / "in.ipynb"
+
+
+def test_a_batch_log_has_every_line_and_the_notebook_the_last_of_each_work(notebook: Path) -> None:
+    said: list[str] = []
+    out = notebook.with_name("out.ipynb")
+    execute(notebook, out, {"run": "y"}, cwd=notebook.parent, say=said.append)
+    assert [line.split(",")[0] for line in said if line.startswith("grpo")] == [f"grpo: {k} of 5" for k in range(1, 6)]
+    cells = nbformat.read(out, 4).cells
+    text = "".join(o.text for cell in cells for o in cell.get("outputs", []) if o.output_type == "stream")
+    assert [line.split(",")[0] for line in text.splitlines()] == ["begins", "grpo: 5 of 5", "ends"]
+    assert cells[0].metadata.jupyter.source_hidden and "injected-parameters" in cells[1].metadata.tags
+
+
+def test_what_was_executed_is_trusted_by_its_user_and_by_nobody_else(
+    notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nbformat.sign import NotebookNotary
+
+    def trusted(path: Path) -> bool:
+        notary = NotebookNotary()
+        try:
+            return bool(notary.check_signature(nbformat.read(path, 4)))
+        finally:
+            notary.store.close()
+
+    out = tmp_path / "out.ipynb"
+    execute(notebook, out, {}, cwd=tmp_path, say=lambda line: None)
+    assert trusted(out) and not trusted(notebook)
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "another user's"))
+    assert not trusted(out)
+    write_notebook(notebook, "1 / 0")
+    with pytest.raises(NotebookError):
+        execute(notebook, out, {}, cwd=tmp_path, say=lambda line: None)
+    assert trusted(out), "what a failed run leaves behind is its own, too"
+
+
+def test_a_signature_that_cannot_be_kept_is_one_line_and_no_error(
+    notebook: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(notebook))  # a file, where a folder is needed
+    said: list[str] = []
+    sign(notebook, said.append)
+    assert len(said) == 1 and said[0].startswith("in.ipynb is not signed") and "jupyter trust" in said[0]
