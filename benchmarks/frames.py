@@ -17,7 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from importlib import metadata
 from pathlib import Path
@@ -28,9 +29,10 @@ import numpy as np
 import torch
 
 from labkit.chain.spans import Span
+from labkit.data import answerers, decode_worker, decoders, decord_check
 from labkit.data.moments import Moment
 from labkit.data.readers import Reader, Readers
-from labkit.data.video import FrameCache, sample_times
+from labkit.data.video import FrameCache, read_frames, sample_times
 from labkit.policy.families import FAMILIES
 from labkit.policy.inputs import Sampling, patchify, smart_resize
 from labkit.policy.sources import PromptSource
@@ -39,7 +41,27 @@ REPEATS = 7
 PACKAGES = ("torch", "numpy", "av", "decord")
 
 
-def write_film(path: Path, seconds: float, height: int, width: int, seed: int, rate: int = 25) -> str:
+@contextmanager
+def decoded_here() -> Iterator[None]:
+    """Decode in this process, whose processor time is measured, and not in one beside it."""
+    elsewhere = answerers.answering
+    answerers.answering = lambda: True
+    try:
+        yield
+    finally:
+        answerers.answering = elsewhere
+
+
+def write_film(
+    path: Path,
+    seconds: float,
+    height: int,
+    width: int,
+    seed: int,
+    rate: int = 25,
+    codec: str = "libx264",
+    **options: str,
+) -> str:
     """An H.264 film of textured ground that slides, with a square that crosses it: about as hard to decode as a phone's."""
     import av
 
@@ -47,7 +69,7 @@ def write_film(path: Path, seconds: float, height: int, width: int, seed: int, r
     coarse = rng.integers(0, 255, (height // 8 + 1, width // 8 + 9, 3), dtype=np.uint8)
     ground = coarse.repeat(8, 0).repeat(8, 1)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"threads": "1", "preset": "veryfast"})
+        stream = container.add_stream(codec, rate=rate, options={"threads": "1", "preset": "veryfast"} | options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.time_base = Fraction(1, rate)
         for number in range(round(seconds * rate)):
@@ -79,7 +101,8 @@ def one_clip(folder: Path, seconds: float, height: int, width: int, max_pixels: 
     cache = FrameCache(folder / f"frames-{width}")
     frames = cache.get(video, times, size)
     numbers = iter(range(100))
-    decode = cpu_ms(lambda: FrameCache(folder / f"cold-{width}-{next(numbers)}").get(video, times, size), 3)
+    with decoded_here():
+        decode = cpu_ms(lambda: FrameCache(folder / f"cold-{width}-{next(numbers)}").get(video, times, size), 4)
     cached = cpu_ms(lambda: cache.get(video, times, size))
     patches = cpu_ms(lambda: patchify(frames.rgb, FAMILIES["qwen2_5_vl"], 14, 2, 2))
     raw = folder / "raw.npy"
@@ -107,6 +130,61 @@ def one_clip(folder: Path, seconds: float, height: int, width: int, max_pixels: 
     )
     kinds = f"pixels {frames.rgb.nbytes:,}, cache file {entry.stat().st_size:,}, features of a 7B in bf16"
     print(f"bytes: {kinds} {tokens * 3584 * 2:,}, video file {Path(video).stat().st_size:,}")
+
+
+def two_decoders(folder: Path) -> None:
+    """What decord gains over PyAV where both are right, and what it costs not to believe either; by turns, as the pace moves."""
+    films = [
+        ("H.264, 16 s of 56 x 56", 16.0, 56, 56, "libx264", 2.0),
+        ("H.264, 30 s of 640 x 360", 30.0, 360, 640, "libx264", 2.0),
+        ("H.264, 30 s of 640 x 360", 30.0, 360, 640, "libx264", 0.2),
+        ("H.264, 150 s of 640 x 360", 150.0, 360, 640, "libx264", 0.2),
+        ("H.264, 20 s of 1280 x 720", 20.0, 720, 1280, "libx264", 2.0),
+        ("HEVC, 10 s of 640 x 360", 10.0, 360, 640, "libx265", 2.0),
+        ("VP9, 10 s of 640 x 360", 10.0, 360, 640, "libvpx-vp9", 2.0),
+    ]
+    options = {
+        "libx265": {"x265-params": "open-gop=0:log-level=none:pools=none:frame-threads=1", "preset": "ultrafast"},
+        "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8", "g": "128"},
+    }
+    print(
+        f"\n{'CPU ms':<28}{'fps':>5}{'decord':>9}{'PyAV':>9}{'ratio':>7}{'check, once':>13}{'beside':>9}{'share':>8}"
+    )
+    for number, (name, seconds, height, width, codec, fps) in enumerate(films):
+        suffix = ".webm" if codec == "libvpx-vp9" else ".mp4"
+        extra = options.get(codec, {})
+        video = write_film(folder / f"both{number}{suffix}", seconds, height, width, 0, 25, codec, **extra)
+        times = sample_times(seconds, fps, 768)
+        if reason := decord_check._check(video):
+            raise SystemExit(f"decord would not read {name}: {reason}")
+        works: dict[str, Callable[[], Any]] = {
+            "decord": functools.partial(decoders.by_decord, video, times, None),
+            "pyav": functools.partial(decoders.by_pyav, video, times, None),
+            "check": functools.partial(decord_check._check, video),
+            "here": functools.partial(decode_worker._decode, video, times, None, None),
+            "beside": functools.partial(read_frames, video, times),
+        }
+        taken: dict[str, list[float]] = {kind: [] for kind in works}
+        for turn in range(1 + (3 if height > 300 else REPEATS)):
+            for kind, work in works.items():
+                begin = both_processes()
+                work()
+                if turn:
+                    taken[kind].append(1e3 * (both_processes() - begin))
+        ms = {kind: median(each) for kind, each in taken.items()}
+        print(
+            f"{name:<28}{fps:>5g}{ms['decord']:>9.1f}{ms['pyav']:>9.1f}{ms['pyav'] / ms['decord']:>6.1f}x"
+            f"{ms['check']:>13.1f}{ms['beside'] - ms['here']:>9.1f}{ms['beside'] / ms['here'] - 1:>8.0%}"
+        )
+
+
+def both_processes() -> float:
+    """Processor seconds of this process and of the one that decodes beside it."""
+    import psutil
+
+    worker = decode_worker._State.worker.process
+    times = psutil.Process(worker.pid).cpu_times() if worker else None
+    return time.process_time() + (times.user + times.system if times else 0.0)
 
 
 def epochs(folder: Path, clips: int) -> None:
@@ -184,8 +262,8 @@ def starts() -> None:
     """What a reader costs before it decodes."""
     print(f"\n{'a reader starts':<34}{'CPU s':>8}{'MB':>8}")
     for name, imports in (
-        ("frames fit as they are", "import decord"),
-        ("frames are resized (torch)", "import torch, decord"),
+        ("decodes only, beside this process", "import decord, av"),
+        ("a reader that resizes (torch)", "import torch, decord"),
     ):
         code = (
             f"import time, labkit.data.readers\n{imports}\n"
@@ -209,6 +287,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         starts()
+        two_decoders(folder)
         one_clip(folder, 16.0, 56, 56, 3136)
         one_clip(folder, 20.0, 360, 640, 3584 * 28 * 28 // 40)
         epochs(folder, options.clips)

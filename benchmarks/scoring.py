@@ -52,7 +52,7 @@ def main() -> None:
         write_predictions(texts, {m.qid: chain(m, seed) for seed, m in enumerate(moments)})
         write_predictions(windows, Predictions({m.qid: ranked(m, seed) for seed, m in enumerate(moments)}))
         answers, others = read_predictions(texts), read_predictions(windows)
-        report("labkit score, from files to the printed table, 1,000 draws", lambda: score_text(texts, source))
+        report("labkit score, from files to the printed table", lambda: score_text(texts, source))
         report("  of this: moments read", lambda: load_moments(source))
         report("  of this: predictions read", lambda: read_predictions(texts))
         report("  of this: scored", lambda: score(answers, moments))

@@ -133,11 +133,13 @@ def _parser() -> argparse.ArgumentParser:
     publish.set_defaults(command=_publish)
 
     score = commands.add_parser("score", help="what any model's predictions are worth: intervals, baselines, protocol")
-    score.add_argument("predictions", type=_path, help="JSON Lines of qid and text, or of qid and windows")
+    score.add_argument("predictions", type=_path, help="JSON Lines of qid and text, or of qid and windows; or what lmms-eval "
+                       "or ms-swift wrote")  # fmt: skip
     score.add_argument("--moments", type=_path, required=True, metavar="FILE_OR_NAME",
                        help="annotation file, or a name such as charades-sta/test")  # fmt: skip
     score.add_argument("--videos", type=_path, metavar="DIR", help="folder of the videos")
-    score.add_argument("--rules", default="labkit", help="whose reading rules (default labkit); `all` for every one")
+    score.add_argument("--rules", metavar="NAME", help="whose reading rules (default: of the program that wrote the file, or "
+                       "else labkit); `all` for every one, `qvhighlights` not to cut windows to the video")  # fmt: skip
     score.add_argument("--train", type=_path, metavar="FILE_OR_NAME", help="training set, for two more baselines")
     score.add_argument(
         "--against", type=_path, metavar="PREDICTIONS", help="another model's predictions to compare with"
@@ -151,6 +153,9 @@ def _parser() -> argparse.ArgumentParser:
     moments.add_argument("source", type=_path, metavar="NAME_OR_PATH", help="such as charades-sta/test, or a file")
     moments.add_argument(
         "--videos", type=_path, metavar="DIR", help="folder of the videos (default: videos beside the file)"
+    )
+    moments.add_argument(
+        "--durations", type=_path, metavar="CSV", help="columns id and length, for a file without durations"
     )
     moments.add_argument(
         "--write", type=_path, metavar="FILE.jsonl", help="write the usable moments as labkit's own jsonl"
@@ -274,7 +279,8 @@ def _moments(options: argparse.Namespace) -> None:
     from labkit.data.benchmarks import moments_text
 
     o = options
-    say(moments_text(o.source, videos=o.videos, write=o.write, listing=o.listing, strict=o.strict))
+    say(moments_text(o.source, videos=o.videos, durations=o.durations, write=o.write, listing=o.listing,
+                     strict=o.strict))  # fmt: skip
 
 
 def _world(options: argparse.Namespace) -> None:

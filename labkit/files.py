@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import socket
 import time
 from collections.abc import Iterator
@@ -46,8 +47,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
     'whole'
     """
     path = Path(path)
-    # The process number keeps two writers apart; the leading dot keeps leftovers of a kill out of every glob.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # By chance, since writers may be threads of one process, or processes of one number on two machines that share a disk;
+    # the leading dot keeps leftovers of a kill out of every glob.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)

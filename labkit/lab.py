@@ -124,16 +124,7 @@ class Lab(Run):
 
     def rewards(self, final: bool = False) -> RewardSpec:
         """What is paid in stage 1, or in the final stage."""
-        p = self.params
-        weights = {
-            "format": p.format_weight,
-            "answer": p.final_answer_weight if final else p.answer_weight,
-            "anchors": p.anchors_weight,
-            "progress": p.final_progress_weight if final else p.progress_weight,
-            "option": p.option_weight,
-        }
-        progress = p.final_progress_reward if final else p.progress_reward
-        return RewardSpec(weights, p.answer_reward, progress, p.min_anchors, p.max_anchors)
+        return RewardSpec.of(self.params, final)
 
     def measure(self, stage: str, policy: Policy | Elsewhere) -> Measured:
         """Evaluate a policy on the test split, once: called again, it reads what was measured.
@@ -232,7 +223,8 @@ class Lab(Run):
             self._work("train_grpo", policy, hear, NOTEBOOK_OF[stage], stage=stage)
             result = read_result(self.stage_folder(stage), GrpoResult)
         assert result is not None  # written last of all by what has just ended
-        monitor.end(result.history)
+        progress.end(result.end_reason)
+        monitor.end(result.history, result.end_reason if result.stopped_by == "condition" else "")
         return result
 
     def harvest(self, policy: Policy | Elsewhere) -> Harvest:
@@ -254,13 +246,8 @@ class Lab(Run):
         """What the filter keeps of the chains that were sampled."""
         from labkit.stages.distill import HarvestRules, filter_traces
 
-        p = self.params
-        rules = HarvestRules(
-            min_anchors=p.min_anchors, max_anchors=p.max_anchors, min_answer_iou=p.min_answer_iou,
-            max_per_query=p.max_per_query,
-        )  # fmt: skip
         moments = {moment.qid: moment for moment in self.harvested_moments()}
-        return filter_traces(self.rollouts("distill").stream(), moments, rules)
+        return filter_traces(self.rollouts("distill").stream(), moments, HarvestRules.of(self.params))
 
     def train_sft(self, policy: Policy | Elsewhere, kept: Sequence[Rollout]) -> SftResult:
         """Train a fresh base on the kept traces: goes on where it was broken off, and only reads when it has ended."""
@@ -289,6 +276,7 @@ class Lab(Run):
             self._work("train_sft", policy, hear, "03_sft", traces=traces)
             result = read_result(self.folder("03_sft"), SftResult)
         assert result is not None  # written last of all by what has just ended
+        progress.end()
         return result
 
     def harvested_moments(self) -> list[Moment]:
@@ -352,7 +340,7 @@ class Lab(Run):
     def _cache(self) -> FrameCache:
         from labkit.data.video import FrameCache
 
-        return FrameCache(self.resolve(self.params.outputs) / "frames")
+        return FrameCache(self.resolve(self.params.outputs) / "frames", self.params.video_deadline)
 
     def _data(self) -> Path:
         p = self.params

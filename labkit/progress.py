@@ -15,6 +15,23 @@ _LINE = re.compile(r"([^:\n]+): [\d,]+ of [\d,]+, \d")
 """How a line of progress begins."""
 
 
+def duration(seconds: float) -> str:
+    """Seconds as people read them, rounded to what is shown: whole seconds, from an hour on whole minutes.
+
+    >>> duration(7.4), duration(95), duration(7260)
+    ('7 s', '1 min 35 s', '2 h 1 min')
+    >>> duration(59.6), duration(239.7), duration(3599.7)
+    ('1 min 0 s', '4 min 0 s', '1 h 0 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
 class Progress:
     """Says how far `what` has come; call it after each step as `progress(done, note)`.
 
@@ -40,8 +57,8 @@ class Progress:
             self.first = done - 1
         self.last = done
         left = (now - self.begin) / max(1, done - self.first) * (self.total - done)
-        text = f"{self.what}: {done} of {self.total}, {_time(now - self.begin)}"
-        text += f", {_time(left)} left" if done < self.total else ""
+        text = f"{self.what}: {done} of {self.total}, {duration(now - self.begin)}"
+        text += f", {duration(left)} left" if done < self.total else ""
         text += f"; {note}" if note else ""
         if self.bar is not None:
             self.bar.update(_Bar(done, self.total, text))
@@ -49,6 +66,15 @@ class Progress:
         if (now - self.said >= EVERY and not self.watched) or done >= self.total:
             say(text)
             self.said = now
+
+
+    def end(self, why: str = "") -> None:
+        """Tell that there will be no more steps: the bar goes, and where not all were taken a line says `why`."""
+        if self.bar is not None:
+            self.bar.update(_Bar(self.total, self.total, why))
+        if self.last is not None and self.last < self.total:
+            spent = duration(self.clock() - self.begin)
+            say(f"{self.what}: {self.last} of {self.total}, {spent}" + (f"; {why}" if why else ""))
 
 
 class Tally:
@@ -133,17 +159,3 @@ def _bar() -> Any:
     if get_ipython() is None:
         return None
     return display(_Bar(0, 1, "..."), display_id=True)
-
-
-def _time(seconds: float) -> str:
-    """Seconds as people read them.
-
-    >>> _time(7.4), _time(95), _time(7260)
-    ('7 s', '1 min 35 s', '2 h 1 min')
-    """
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60} min"

@@ -22,6 +22,7 @@ from labkit.files import lock, locked, project_root, replacing, under, unlock
 from labkit.journal import kept
 from labkit.launchers import launcher_variables
 from labkit.params import DEFAULTS, Params, read_params, read_yaml
+from labkit.progress import duration
 from labkit.progress import say as to_stdout
 from labkit.stopping import asked, stoppable
 from labkit.versions import package_version, package_versions, source_version
@@ -348,12 +349,8 @@ def _in_sequence(run: Run, sources: Mapping[str, Path], say: Callable[[str], Non
             raise Stopped(f"run '{params.run}' stopped as asked; the same command goes on from there")
         if not run.finished(name):
             raise LabError(f"'{sources[name]}' did not finish its stage; it must end in run.finish('{name}', ...)")
-        say(f"{label} finished in {_minutes(time.monotonic() - begin)}")
-    say(f"all stages finished in {_minutes(time.monotonic() - start)}; look at {run.path}")
-
-
-def _minutes(seconds: float) -> str:
-    return f"{int(seconds // 60)} min {seconds % 60:.0f} s" if seconds >= 60 else f"{seconds:.0f} s"
+        say(f"{label} finished in {duration(time.monotonic() - begin)}")
+    say(f"all stages finished in {duration(time.monotonic() - start)}; look at {run.path}")
 
 
 def _plain(value: Any) -> Any:

@@ -16,6 +16,7 @@ from labkit.errors import LabError
 from labkit.files import TAKEN
 from labkit.job import read_job
 from labkit.journal import NAME, last_lines, last_step
+from labkit.progress import duration
 from labkit.results import MODELS
 from labkit.runs import STAGES, read_manifest
 
@@ -86,7 +87,7 @@ def _run_text(status: Mapping[str, Any]) -> str:
     rows = []
     for name, stage in status["stages"].items():
         figures = ", ".join(f"{MODELS[model]} {100 * miou:.1f} mIoU" for model, miou in stage["figures"].items())
-        took = f"{stage['seconds']:.0f} s" if stage["seconds"] is not None else ""
+        took = duration(stage["seconds"]) if stage["seconds"] is not None else ""
         rows.append([name, stage["state"], took, _step_text(stage) or figures])
     blocks.append(_aligned(rows))
     blocks.append("\n".join([f"log {status['log']}", *(f"  {line}" for line in status["lines"])]))

@@ -234,6 +234,26 @@ def test_results_at_a_glance(project, capsys):
     assert "03_sft not run".split() in lines
 
 
+def test_true_words_stand_in_the_results_of_the_embedded_world_alone(project, capsys):
+    words = {
+        "said_color": 500.0, "true_color": 0.981, "chance_color": 0.169, "said_shape": 500.0, "true_shape": 0.817,
+        "chance_shape": 0.249, "said_place": 437.0, "true_place": 0.238, "chance_place": 0.244, "said_action": 0.0,
+        "true_action": None, "chance_action": None, "said_time": 2.0, "true_time": 1.0, "chance_time": 0.3,
+        "distinct_thoughts": 19.0,
+    }  # fmt: skip
+    for name, more in (("world", words), ("films", {})):
+        run = Run.open(replace(DEFAULTS, run=name))
+        run.begin("01_grpo")
+        run.finish("01_grpo", {"base": {"greedy": {**FIGURES, **more}}})
+    assert main(["results", "outputs/world"]) == 0
+    text = capsys.readouterr().out
+    assert "true words, greedy" in text and "dealt out at random" in text
+    row = next(line for line in text.splitlines() if "23.8" in line)
+    assert row.split("  ")[-1].strip() == "19 of 500" and "23.8 (24.4) of 437" in row and "  -  " in row
+    assert main(["results", "outputs/films"]) == 0
+    assert "true words" not in capsys.readouterr().out
+
+
 def test_results_for_a_program(project, capsys):
     finished_run()
     assert main(["results", "outputs/x", "--json"]) == 0
@@ -295,6 +315,9 @@ def test_score_prints_a_card_and_compares(tmp_path, capsys):
     assert "timelens" in capsys.readouterr().out
     assert main(["score", predictions, *moments, "--rules", "timer"]) == 2
     assert "did you mean 'timer1'" in capsys.readouterr().err
+    Path(predictions).write_text('{"qid": "stranger", "text": "<answer>1 to 2</answer>"}\n')
+    assert main(["score", predictions, *moments]) == 2
+    assert "predictions are on 'stranger', moments are called" in capsys.readouterr().err
 
 
 def test_doctor_ends_with_1_when_a_run_would_fail(project, capsys):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from labkit import files, tasks
+from labkit.chain.rewards import RewardSpec
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment, write_moments
 from labkit.errors import LabError
@@ -21,6 +22,8 @@ from labkit.measured import Prediction
 from labkit.params import DEFAULTS
 from labkit.scoring.predictions import read_predictions
 from labkit.stages import distill
+from labkit.stages.distill import HarvestRules
+from labkit.stages.grpo import GrpoResult
 from labkit.stages.rollouts import JOINED, Rollout
 
 SMALL = replace(DEFAULTS, world_train=2, world_validation=1, world_test=2)
@@ -81,11 +84,18 @@ def test_a_clip_that_has_gone_is_named(project):
         lab.moments("test")
 
 
-def test_the_final_stage_gates_progress_and_pays_more_for_it(project):
+def test_the_defaults_of_a_spec_and_of_the_harvest_are_those_of_the_parameters(project):
     lab = Lab.open(DEFAULTS)
+    assert lab.rewards() == RewardSpec() == RewardSpec.of(DEFAULTS)
+    assert HarvestRules() == HarvestRules.of(DEFAULTS)
+
+
+def test_the_final_stage_has_weights_of_its_own(project):
+    lab = Lab.open(replace(DEFAULTS, final_answer_weight=3.0, final_progress_weight=0.25))
     first, final = lab.rewards(), lab.rewards(final=True)
-    assert (first.weights["progress"], first.progress) == (0.5, "share")
-    assert (final.weights["progress"], final.progress) == (2.0, "gated")
+    changed = {name: (first.weights[name], final.weights[name]) for name in first.weights}
+    assert changed["answer"] == (2.0, 3.0) and changed["progress"] == (0.75, 0.25)
+    assert all(one == other for name, (one, other) in changed.items() if name not in ("answer", "progress"))
 
 
 def test_a_score_has_baselines_fitted_on_train_and_a_file_for_labkit_score(project):
@@ -207,6 +217,24 @@ def test_a_harvester_is_trained_first_and_the_model_stays_the_base(project):
     lab = Lab.open(replace(SMALL, model="embedded", harvester="embedded-gqa"))
     assert (lab.policy("base").name, lab.policy("harvester").name) == ("embedded", "embedded-gqa")
     assert Lab.open(replace(SMALL, run="y")).policy("harvester").name == "embedded", "where none is named, the base is"
+
+
+def test_a_stage_that_stopped_by_condition_ends_its_progress_with_the_reason(project, monkeypatch, capsys):
+    lab = Lab.open(SMALL)
+    history = [{"step": step, "anchor_rate": 0.96, "strict_share": 0.7, "total": 1.0} for step in range(1, 8)]
+
+    def work(self, task, policy, hear, at, **asked):
+        for row in history:
+            hear(0, {"row": row})
+        result = GrpoResult(7, "condition", history, 1.0)
+        (self.folder("01_grpo") / "final").mkdir()
+        (self.folder("01_grpo") / "result.json").write_text(json.dumps(asdict(result)))
+
+    monkeypatch.setattr(Lab, "_work", work)
+    assert lab.train_grpo("grpo", Elsewhere("base", "b")).steps == 7
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "grpo: 7 of 150, 0 s; stopped by condition: in the last 5 steps 96.0 % of chains had anchors and 70.0 % narrowed"
+    )
 
 
 def test_the_model_of_another_stage_is_not_measured_as_a_stages(project):

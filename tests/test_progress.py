@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from labkit.progress import Progress
+import pytest
+
+from labkit import progress as module
+from labkit.journal import read_step
+from labkit.progress import Progress, duration
 
 
 class Clock:
@@ -41,3 +45,58 @@ def test_a_resumed_run_reckons_with_its_own_steps_alone(capsys):
 
 def test_a_step_that_is_told_twice_is_heard_once(capsys):
     assert lines_of(capsys, [(1, 2, ""), (2, 2, "")], 2) == ["grpo: 2 of 2, 1 s"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said", "why"),
+    [
+        (0, "0 s", "nothing yet"),
+        (59.4, "59 s", "rounded down"),
+        (59.6, "1 min 0 s", "never 60 s"),
+        (119.7, "2 min 0 s", "the seconds carry"),
+        (239.9, "4 min 0 s", "never 3 min 60 s"),
+        (3599.4, "59 min 59 s", "below the hour"),
+        (3599.7, "1 h 0 min", "never 60 min 0 s"),
+        (7199.0, "2 h 0 min", "from an hour on to whole minutes, which carry too"),
+        (360_000, "100 h 0 min", "no comma: lines of progress are read by their commas"),
+    ],
+)
+def test_a_duration_is_rounded_to_what_it_shows(seconds, said, why):
+    assert duration(seconds) == said, why
+
+
+class Bar:
+    """What a notebook's display would be given."""
+
+    def __init__(self) -> None:
+        self.shown = []
+
+    def update(self, bar) -> None:
+        self.shown.append(bar._repr_html_())
+
+
+def test_a_stage_that_stopped_by_condition_is_over_and_says_why(capsys, monkeypatch):
+    bar, clock = Bar(), Clock()
+    monkeypatch.setattr(module, "_bar", lambda: bar)
+    progress = Progress("grpo", 150, clock)
+    clock.now += 60
+    progress(92, "anchors 0.97")
+    progress.end("stopped by condition: 97.0 % had anchors")
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == "grpo: 92 of 150, 1 min 0 s; stopped by condition: 97.0 % had anchors"
+    step = read_step(line)
+    assert step is not None and step.left is None, "no time is left"
+    assert "<progress" in bar.shown[0] and bar.shown[-1] == "", "and the bar is gone"
+
+
+def test_a_stage_that_took_all_its_steps_or_was_only_read_says_nothing_more(capsys, monkeypatch):
+    bar = Bar()
+    monkeypatch.setattr(module, "_bar", lambda: bar)
+    progress = Progress("grpo", 2, Clock())
+    progress(2)
+    told = capsys.readouterr().out
+    progress.end("all steps were taken")
+    read = Progress("grpo", 150, Clock())
+    read.end("stopped by condition")
+    assert told == "grpo: 2 of 2, 0 s\n" and capsys.readouterr().out == ""
+    assert bar.shown[-1] == "", "no empty bar is left"

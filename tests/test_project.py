@@ -56,3 +56,25 @@ def test_parameter_cells_name_parameters_at_their_defaults():
         for name, value in values.items():
             default = getattr(DEFAULTS, name)
             assert value == (list(default) if isinstance(default, tuple) else default), (path, name)
+
+
+def test_nothing_claims_that_the_paper_is_not_public():
+    claim = re.compile(
+        r"(?:(?:not|never|nowhere|isn't|aren't|n't)\s+(?:yet\s+)?(?:been\s+)?(?:public|published|released|available)"
+        r"|unpublished|neither says)"
+    )
+    paper = re.compile(r"paper(?!mill|_bg|\.)|TAR-TVG", re.IGNORECASE)
+    folders = [ROOT / name for name in ("labkit", "notebooks", "params", "benchmarks")]
+    files = [path for folder in folders for path in folder.rglob("*") if path.suffix in (".py", ".ipynb", ".yaml", ".md")]
+    for path in [*files, *ROOT.glob("*.md"), ROOT / "pyproject.toml"]:
+        text = " ".join(re.sub(r"[#>*]", " ", path.read_text(encoding="utf-8")).split())
+        for found in claim.finditer(text):
+            around = text[max(0, found.start() - 120) : found.end() + 60]
+            assert not paper.search(around), f"{path}: ...{around}... (it is public, and we have not read it)"
+
+
+def test_where_the_paper_is_named_as_a_source_it_is_said_that_it_was_not_read():
+    for path in [ROOT / "README.md", ROOT / "labkit/concerns.py", *(ROOT / "params").glob("*b*.yaml")]:
+        text = " ".join(path.read_text(encoding="utf-8").replace("#", " ").replace("*", "").split()).lower()
+        if "paper:" in text or path.suffix != ".yaml":
+            assert "we have not read it" in text, path

@@ -4,14 +4,16 @@ The form is `<think> ... <timestamp>a to b</timestamp> ... </think> <answer>a to
 decimals. A question with options to choose from adds `<option>B</option>` behind the answer, which then is the span of
 the evidence. Reading is strict where a second reading would be possible and never guesses:
 
-- the thought runs from the first `<think>` to the first `</think>` behind it, or to the end of the text;
+- the thought runs from the first `<think>` to the first `</think>` behind it, or to the end of the text; where no `<think>`
+  is written, to the first `</think>` from the text's beginning: the prompt has opened it, as Qwen3's thinking models have it;
 - an anchor is a `<timestamp>` in the thought, directly closed, around one span;
 - the answer is the first closed `<answer>` behind the thought; a model that wrote no `<think>` at all is still read,
   but what stands in a thought that never ends is thought, not answer;
 - a span is `a to b`, ASCII digits, a < b. Anything else (a sign, a unit, a colon, an exponent) is not a span;
 - the option is the first closed `<option>` behind the answer, or behind the thought where there is no answer, around one
   letter. Case and blanks don't matter, since a tokenizer may change both and neither makes another letter of it; a dot,
-  a bracket or the option's words beside the letter are not read. Where no options were given, `<option>` is plain text.
+  a bracket or the option's words beside the letter are not read. Where no options were given, `<option>` is plain text;
+- what a tokenizer marks the end of a turn with (`<|im_end|>`, `</s>`) is no text where it ends the text.
 
 What breaks the form gives the chain a status. What could be read is kept all the same, so that a view can show it.
 """
@@ -22,7 +24,7 @@ import math
 import re
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import accumulate, pairwise
 from typing import NamedTuple, Protocol
@@ -43,7 +45,8 @@ STATUSES = (
 """How a text kept to the form. `ok`, then the failures in the order in which they are looked for; the first one wins.
 
 cut_off      the generation hit its token limit; first, because it explains every failure behind it
-no_think     not exactly one `<think>` followed by exactly one `</think>`
+no_think     not exactly one `<think>` followed by exactly one `</think>`; a thought that the prompt opened is read, but
+             isn't labkit's form, whose own prompts leave the opening to the model
 bad_anchor   a `<timestamp>` that is unclosed, nested, outside the thought, or holds no span
 no_answer    no closed `<answer>` behind the thought
 bad_answer   the answer holds no span, or there are more answer tags than its two
@@ -52,16 +55,24 @@ extra_text   something besides the thought, the answer and the option
 no_anchor    none of these, but the thought has no anchor: the form of a model that thinks without anchors
 """
 
-_TAG = re.compile(r"(</?(?:think|timestamp|answer)>)")
+ANCHOR_TAGS = ("timestamp", "timestep")
+"""What anchors stand in: labkit's own, and that of Time-R1's and VideoChat-R1's models, which is read only when asked for."""
+END_OF_TURN = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<end_of_turn>", "<eos>", "</s>")
+"""How tokenizers write the end of a turn, where special tokens weren't taken out of a text."""
+
+_TAGS = {name: re.compile(rf"(</?(?:think|{name}|answer)>)") for name in ANCHOR_TAGS}
+_TAG = _TAGS["timestamp"]
 _OPTION_TAG = re.compile(r"</?option>")
 # What was matched is never given back (`+` behind a quantifier), so a failing match gives up in linear time.
 _SECONDS = r"\d++(?:\.\d++)?+"
 _PAIR = rf"\s*+({_SECONDS})\s*+to\s*+({_SECONDS})\s*+"
 _SPAN = re.compile(_PAIR, re.ASCII)
 _ANCHOR = re.compile(rf"<timestamp>{_PAIR}</timestamp>", re.ASCII)
+_END = rf"(?:(?:{'|'.join(map(re.escape, END_OF_TURN))})\s*+)*+"
+_ENDS = re.compile(rf"\s*+{_END}", re.ASCII)
 _WELL_FORMED = re.compile(
     rf"\s*+<think>([^<]*+(?:<timestamp>\s*+{_SECONDS}\s*+to\s*+{_SECONDS}\s*+</timestamp>[^<]*+)*+)</think>"
-    rf"\s*+(<answer>{_PAIR}</answer>)\s*+",
+    rf"\s*+(<answer>{_PAIR}</answer>)\s*+{_END}",
     re.ASCII,
 )
 _LETTER = re.compile(r"\s*([A-Za-z])\s*", re.ASCII)
@@ -119,6 +130,23 @@ class _Tag(NamedTuple):
     end: int
 
 
+class _Tagged(NamedTuple):
+    """A text at its tags: `pieces` are texts and tags in turn, `begins` and `ends` the tags' characters.
+
+    `opened` and `closed` say whether the thought's own tags are there, `thought` is [begin, end) of what it holds, and an
+    answer is looked for from `behind` on.
+    """
+
+    pieces: list[str]
+    names: list[str]
+    begins: list[int]
+    ends: list[int]
+    opened: bool
+    closed: bool
+    thought: tuple[int, int]
+    behind: int
+
+
 class _Option(NamedTuple):
     """The first closed `<option>`, and whether it is the only one."""
 
@@ -128,11 +156,13 @@ class _Option(NamedTuple):
     alone: bool
 
 
-def parse(text: str, *, finished: bool = True, options: int = 0) -> AnchorChain:
+def parse(text: str, *, finished: bool = True, options: int = 0, anchor_tag: str = "timestamp") -> AnchorChain:
     """Read a text as an anchor chain. Any string gives a chain, in time linear in its length.
 
     `finished=False` says that the generation hit its token limit: the status is `cut_off`, whatever the text holds.
-    `options` is how many the question had to choose from; with 0 none is looked for.
+    `options` is how many the question had to choose from; with 0 none is looked for. `anchor_tag="timestep"` reads the
+    anchors of other models in the place of labkit's, for views: the status stays that of labkit's own form, and rewards never
+    read that way.
     Source: TAR-TVG paper for the form without options; the option, and how to read what breaks the form, is our choice.
 
     >>> chain = parse("<think>near <timestamp>2.0 to 9.5</timestamp></think><answer>3 to 8</answer>")
@@ -143,54 +173,41 @@ def parse(text: str, *, finished: bool = True, options: int = 0) -> AnchorChain:
     >>> parse("<think></think><answer>3 to 8</answer><option>b</option>", options=4).option
     1
     """
+    if anchor_tag != "timestamp":
+        own = parse(text, finished=finished, options=options)
+        return replace(own, anchors=tuple(_anchors_in(_tagged(text, anchor_tag), anchor_tag)))
     if finished and not options and (whole := _WELL_FORMED.fullmatch(text)):
         # Nearly every text of a trained model; read in half the time, and never otherwise than below.
         if (chain := _read_well_formed(text, whole)) is not None:
             return chain
-    # Texts and tags take turns. No object is made for a tag: a store holds millions, and most are never asked for.
-    pieces = _TAG.split(text)
-    tags, places = pieces[1::2], list(accumulate(map(len, pieces)))
-    begins, ends = places[:-1:2], places[1::2]
-    opening = tags.index("<think>") if "<think>" in tags else None
-    closing = None if opening is None or "</think>" not in tags[opening:] else tags.index("</think>", opening)
-
-    if opening is None:
-        thought, behind = (0, 0), 0
-    elif closing is None:
-        thought, behind = (ends[opening], len(text)), len(text)
-    else:
-        thought, behind = (ends[opening], begins[closing]), ends[closing]
-
-    anchors = []
+    tags = _tagged(text, "timestamp")
+    thought, behind = tags.thought, tags.behind
+    anchors = _anchors_in(tags, "timestamp")
     answer_block: tuple[int, int, Span | None] | None = None
-    for at, (tag, following) in enumerate(pairwise(tags)):
-        if tag == "<timestamp>" and following == "</timestamp>":
-            if thought[0] <= begins[at] and ends[at + 1] <= thought[1]:
-                span = _read_span(pieces[2 * at + 2])
-                if span is not None:
-                    anchors.append(Anchor(span, begins[at], ends[at + 1]))
-        elif tag == "<answer>" and following == "</answer>" and begins[at] >= behind and answer_block is None:
-            answer_block = (begins[at], ends[at + 1], _read_span(pieces[2 * at + 2]))
+    for at, pair in enumerate(pairwise(tags.names)):
+        if pair == ("<answer>", "</answer>") and tags.begins[at] >= behind:
+            answer_block = (tags.begins[at], tags.ends[at + 1], _read_span(tags.pieces[2 * at + 2]))
+            break
 
     answer = answer_block[2] if answer_block else None
     option = _read_option(text, answer_block[1] if answer_block else behind, options) if options else None
     if not finished:
         status = "cut_off"
-    elif opening is None or closing is None or tags.count("<think>") > 1 or tags.count("</think>") > 1:
+    elif not tags.opened or not tags.closed or tags.names.count("<think>") > 1 or tags.names.count("</think>") > 1:
         status = "no_think"
-    elif tags.count("<timestamp>") != len(anchors) or tags.count("</timestamp>") != len(anchors):
+    elif tags.names.count("<timestamp>") != len(anchors) or tags.names.count("</timestamp>") != len(anchors):
         status = "bad_anchor"
     elif answer_block is None:
         status = "no_answer"
-    elif answer is None or tags.count("<answer>") > 1 or tags.count("</answer>") > 1:
+    elif answer is None or tags.names.count("<answer>") > 1 or tags.names.count("</answer>") > 1:
         status = "bad_answer"
     elif options and (option is None or option.number is None or not option.alone):
         status = "bad_option"
     else:
-        last = option[:2] if option else (len(text), len(text))
-        between = (text[behind : answer_block[0]], text[answer_block[1] : last[0]])
-        outside = (text[: begins[opening]], *between, text[last[1] :])
-        if any(part.strip(string.whitespace) for part in outside):
+        before = text[: thought[0] - len("<think>")]
+        between = [text[behind : answer_block[0]], text[answer_block[1] : option.begin] if option else ""]
+        tail = text[option.end if option else answer_block[1] :]
+        if any(part.strip(string.whitespace) for part in (before, *between)) or not _ENDS.fullmatch(tail):
             status = "extra_text"
         else:
             status = "ok" if anchors else "no_anchor"
@@ -261,6 +278,34 @@ def _read_well_formed(text: str, whole: re.Match[str]) -> AnchorChain | None:
     if answer is None:
         return None
     return AnchorChain(text, tuple(anchors), answer, "ok" if anchors else "no_anchor", whole.span(2))
+
+
+def _tagged(text: str, anchor_tag: str) -> _Tagged:
+    # Texts and tags take turns. No object is made for a tag: a store holds millions, and most are never asked for.
+    pieces = _TAGS[anchor_tag].split(text)
+    names, places = pieces[1::2], list(accumulate(map(len, pieces)))
+    begins, ends = places[:-1:2], places[1::2]
+    opening = names.index("<think>") if "<think>" in names else None
+    closing = "</think>" in names[opening or 0 :]
+    if not closing:
+        thought = (0, 0) if opening is None else (ends[opening], len(text))
+        return _Tagged(pieces, names, begins, ends, opening is not None, False, thought, thought[1])
+    at = names.index("</think>", opening or 0)
+    thought = (0 if opening is None else ends[opening], begins[at])
+    return _Tagged(pieces, names, begins, ends, opening is not None, True, thought, ends[at])
+
+
+def _anchors_in(tags: _Tagged, anchor_tag: str) -> list[Anchor]:
+    """The anchors of the thought."""
+    begin, end = tags.thought
+    pair = (f"<{anchor_tag}>", f"</{anchor_tag}>")
+    anchors = []
+    for at, both in enumerate(pairwise(tags.names)):
+        if both == pair and begin <= tags.begins[at] and tags.ends[at + 1] <= end:
+            span = _read_span(tags.pieces[2 * at + 2])
+            if span is not None:
+                anchors.append(Anchor(span, tags.begins[at], tags.ends[at + 1]))
+    return anchors
 
 
 def _read_span(text: str) -> Span | None:

@@ -1,13 +1,21 @@
-"""How far a figure would move for other videos: bootstrap intervals, and whether two models differ.
+"""How far a figure would move for other videos: intervals of a mean, and whether two models differ.
 
-Queries on one video rise and fall together, so whole videos are drawn, with replacement: drawing single queries would
-claim too narrow an interval. The figures of one table share their draws, and so do two models that are compared.
+Queries on one video rise and fall together, so that the videos are the sample and not the queries: the spread between whole
+videos is what an interval rests on, and few videos make it wide, whatever the number of queries. The spread is estimated
+with the small-sample correction CR2, and Student's t has Satterthwaite's degrees of freedom, which are fewer than videos
+less one where some hold most of the queries. A figure between 0 and 1 gets Wilson's interval, which stays in there and
+doesn't shrink to nothing where few videos happen to agree; a difference gets the plain one. `benchmarks/coverage.py`
+measures how often they hold the truth.
+
+Source: Bell and McCaffrey 2002 (CR2), Satterthwaite 1946, Wilson 1927; that spread never counts as less than that of
+single queries is our choice.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -15,123 +23,201 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 
-_BLOCK = 2_000_000
-"""Draws times videos that are held at once: near 16 MB."""
+FEW_VIDEOS = 20
+"""Below so many videos a reader is told what an interval is worth."""
+_EQUAL = 1e-18
+"""A variance up to this is rounding: all values are equal."""
 
 
 class Interval(NamedTuple):
-    """Where a figure would fall for another draw of videos."""
+    """Where a figure would fall for other videos."""
 
     low: float
     high: float
 
 
 class Difference(NamedTuple):
-    """By how much a figure of one model exceeds the other's, on the same queries.
-
-    `p` is two-sided: how often draws of videos fall on the less frequent side of 0, twice.
-    """
+    """By how much a figure of one model exceeds the other's, on the same queries; `p` is two-sided."""
 
     value: float
     interval: Interval
     p: float
 
 
-def bootstrap_interval(
-    values: ArrayLike,
-    clusters: Sequence[Hashable] | None = None,
-    *,
-    level: float = 0.95,
-    draws: int = 1000,
-    seed: int = 0,
-) -> Interval:
-    """Percentile interval of the mean of `values`, drawing whole clusters (the videos) with replacement.
+def few_videos(videos: int) -> str:
+    """What to say beside figures of few videos; "" of `FEW_VIDEOS` and more.
+
+    >>> few_videos(1)
+    'Only 1 video: nothing can be said about others.'
+    >>> few_videos(20)
+    ''
+    """
+    if videos < 2:
+        return f"Only {videos} video{'' if videos else 's'}: nothing can be said about others."
+    if videos >= FEW_VIDEOS:
+        return ""
+    return (
+        f"Only {videos} videos: intervals of so few are wide on purpose (as measured, they hold the truth in 96 to 100 % of "
+        "tries, where narrower ones don't), and a difference must be large to show."
+    )
+
+
+class _Means(NamedTuple):
+    """The mean of each column, its variance between videos, and what both rest on."""
+
+    means: Floats
+    variances: Floats
+    videos: int
+    freedom: float
+
+
+def mean_interval(values: ArrayLike, clusters: Sequence[Hashable] | None = None, *, level: float = 0.95) -> Interval:
+    """Interval of the mean of `values`, each in [0, 1], for other clusters (videos).
 
     `clusters` names each value's video; None makes each value its own. With one cluster nothing can be said: NaN.
-    Raises: ValueError when values and clusters differ in length, there is no value, or level or draws make no sense.
+    Where all values are equal they tell nothing of the spread, and the videos count as that many trials that agreed.
+    Raises: ValueError when values and clusters differ in length, there is no value or one outside [0, 1], or level makes
+    no sense.
 
-    >>> bootstrap_interval([0.0, 0.0, 1.0, 1.0], ["a", "a", "b", "b"])
-    Interval(low=0.0, high=1.0)
-    >>> bootstrap_interval([0.5, 0.5, 0.5])
-    Interval(low=0.5, high=0.5)
+    >>> low, high = mean_interval([0.4, 0.6, 0.5, 0.7, 0.9, 0.5], ["a", "a", "b", "b", "c", "c"])
+    >>> round(low, 2), round(high, 2)
+    (0.3, 0.84)
+    >>> low, high = mean_interval([1.0] * 5)  # five of five
+    >>> round(low, 2), high
+    (0.39, 1.0)
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1:
         raise ValueError(f"values of shape {array.shape}: need a list of at least one number")
-    return bootstrap_intervals(array[:, None], clusters, level=level, draws=draws, seed=seed)[0]
+    return mean_intervals(array[:, None], clusters, level=level)[0]
 
 
-def bootstrap_intervals(
-    matrix: ArrayLike,
-    clusters: Sequence[Hashable] | None = None,
-    *,
-    level: float = 0.95,
-    draws: int = 1000,
-    seed: int = 0,
+def mean_intervals(
+    matrix: ArrayLike, clusters: Sequence[Hashable] | None = None, *, level: float = 0.95
 ) -> list[Interval]:
-    """`bootstrap_interval` of each column of an (N, K) matrix, all from the same draws.
+    """`mean_interval` of each column of an (N, K) matrix.
 
-    >>> bootstrap_intervals([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0]], ["a", "a", "b"])
-    [Interval(low=0.0, high=1.0), Interval(low=0.0, high=1.0)]
+    >>> mean_intervals([[0.25, 1.0], [0.25, 1.0]], ["a", "a"])
+    [Interval(low=nan, high=nan), Interval(low=nan, high=nan)]
     """
-    means = _drawn_means(_matrix(matrix), clusters, level, draws, seed)
-    return [_interval(column, level) for column in means.T]
+    array = _matrix(matrix)
+    if not ((array >= 0) & (array <= 1 + _EQUAL**0.5)).all():
+        raise ValueError("values outside 0 to 1: give fractions, such as IoU")
+    means, variances, videos, freedom = _means(array, clusters, level)
+    if videos < 2:
+        return [Interval(math.nan, math.nan)] * len(means)
+    spread = np.maximum(means * (1 - means), 0.0)
+    told = (variances > _EQUAL) & (spread > 0)
+    # As many independent yes-or-no trials as would have this variance.
+    trials = np.where(told, spread / np.where(told, variances, 1.0), float(videos))
+    weight = _t_quantile(level, freedom) ** 2 / trials
+    middles = (means + weight / 2) / (1 + weight)
+    reach = np.sqrt(weight * spread + weight**2 / 4) / (1 + weight)
+    ends = np.clip(np.stack([middles - reach, middles + reach], axis=1), 0.0, 1.0)
+    return [Interval(float(low), float(high)) for low, high in ends]
 
 
 def paired_differences(
-    ours: ArrayLike,
-    theirs: ArrayLike,
-    clusters: Sequence[Hashable] | None = None,
-    *,
-    level: float = 0.95,
-    draws: int = 1000,
-    seed: int = 0,
+    ours: ArrayLike, theirs: ArrayLike, clusters: Sequence[Hashable] | None = None, *, level: float = 0.95
 ) -> list[Difference]:
     """For each column of two (N, K) matrices over the same queries: the mean difference, its interval and p.
 
-    Pairing takes out what both models find hard, which is most of what moves a single figure.
-    Raises: as `bootstrap_interval`, and ValueError when the matrices differ in shape.
+    Pairing takes out what both models find hard, which is most of what moves a single figure. Matrices that are equal
+    throughout differ by exactly 0. A figure that differs by the same on every query shows no spread: few videos then count as
+    that many trials that agreed, and p is that of turning their signs.
+    Raises: as `mean_interval`, and ValueError when the matrices differ in shape.
 
-    >>> paired_differences([[1.0], [1.0]], [[0.5], [0.5]])[0].value
-    0.5
+    >>> paired_differences([[1.0], [0.5]], [[0.5], [0.25]])[0].value
+    0.375
     """
     first, second = _matrix(ours), _matrix(theirs)
     if first.shape != second.shape:
         raise ValueError(f"matrices of shapes {first.shape} and {second.shape}: pair the same queries and figures")
     gaps = first - second
-    means = _drawn_means(gaps, clusters, level, draws, seed)
-    return [
-        Difference(float(gap.mean()), _interval(column, level), _p_value(column))
-        for gap, column in zip(gaps.T, means.T, strict=True)
-    ]
+    means, variances, videos, freedom = _means(gaps, clusters, level)
+    if videos < 2:
+        return [Difference(float(mean), Interval(math.nan, math.nan), math.nan) for mean in means]
+    if not gaps.any():
+        return [Difference(0.0, Interval(0.0, 0.0), 1.0)] * len(means)
+    quantile, agreed = _t_quantile(level, freedom), 1 - ((1 - level) / 2) ** (1 / videos)
+    found = []
+    for mean, variance in zip(means.tolist(), variances.tolist(), strict=True):
+        if variance > _EQUAL:
+            reach, p = quantile * math.sqrt(variance), _t_tails(mean / math.sqrt(variance), freedom)
+        elif abs(mean) < _EQUAL:
+            reach, p = agreed, 1.0
+        else:
+            # Other videos may lose as much as these gain: below six the interval holds 0, as p says.
+            reach, p = 2 * agreed * abs(mean) if videos < FEW_VIDEOS else 0.0, 0.5 ** (videos - 1)
+        found.append(Difference(mean, Interval(max(-1.0, mean - reach), min(1.0, mean + reach)), p))
+    return found
 
 
-def _drawn_means(matrix: Floats, clusters: Sequence[Hashable] | None, level: float, draws: int, seed: int) -> Floats:
-    """Means of the columns in each draw, (draws, K); NaN when there is one cluster only."""
-    rows, columns = matrix.shape
+def _means(matrix: Floats, clusters: Sequence[Hashable] | None, level: float) -> _Means:
+    rows = len(matrix)
     if clusters is not None and len(clusters) != rows:
         raise ValueError(f"{rows} values and {len(clusters)} clusters: name one cluster for each value")
-    if not 0 < level < 1 or draws < 1:
-        raise ValueError(f"level={level}, draws={draws}: level must lie between 0 and 1, draws above 0")
-    names: Sequence[Hashable] = range(rows) if clusters is None else clusters
+    if not 0 < level < 1:
+        raise ValueError(f"level={level}: must lie between 0 and 1")
     numbers: dict[Hashable, int] = {}
-    index = np.array([numbers.setdefault(name, len(numbers)) for name in names])
-    groups = len(numbers)
-    if groups < 2:
-        return np.full((draws, columns), math.nan)
-    sums = np.stack([np.bincount(index, column) for column in matrix.T], axis=1)
-    sizes = np.bincount(index).astype(np.float64)
-    generator = np.random.default_rng(seed)
-    means = np.empty((draws, columns))
-    block = max(1, _BLOCK // groups)
-    for begin in range(0, draws, block):
-        count = min(block, draws - begin)
-        picked = generator.integers(0, groups, (count, groups))
-        # How often each video was drawn turns the sums over its draws into one matrix product for all figures.
-        picked += np.arange(count)[:, None] * groups
-        times = np.bincount(picked.ravel(), minlength=count * groups).reshape(count, groups).astype(np.float64)
-        means[begin : begin + count] = (times @ sums) / (times @ sizes)[:, None]
-    return means
+    index = np.array(
+        [numbers.setdefault(name, len(numbers)) for name in (range(rows) if clusters is None else clusters)]
+    )
+    means, videos = matrix.mean(axis=0), len(numbers)
+    if videos < 2:
+        return _Means(means, np.full(len(means), math.nan), videos, math.nan)
+    weights = np.bincount(index) / rows
+    # What each video adds to the mean, beyond what its share of the queries would.
+    residuals = np.stack([np.bincount(index, column) for column in matrix.T], axis=1) / rows - weights[:, None] * means
+    between = (residuals**2 / (1 - weights)[:, None]).sum(axis=0)
+    # Videos that happen to agree don't make queries more certain than they are one by one.
+    single = matrix.var(axis=0, ddof=1) / rows
+    return _Means(means, np.maximum(between, single), videos, _freedom(weights))
+
+
+def _freedom(weights: Floats) -> float:
+    """Satterthwaite's degrees of freedom of CR2, were the videos' means equally uncertain.
+
+    >>> round(_freedom(np.full(10, 0.1)), 9), round(_freedom(np.array([0.9, 0.05, 0.05])), 2)
+    (9.0, 1.04)
+    """
+    total, part = (weights**2).sum(), weights**2 / (1 - weights)
+    first, second = (part * weights).sum(), (part * weights**2).sum()
+    # Trace of the quadratic form's matrix, and of its square without making a matrix of videos by videos.
+    trace = (part * (1 - 2 * weights + total)).sum()
+    square = total**2 * part.sum() ** 2 + 2 * part.sum() * second - 4 * total * part.sum() * first + 2 * first**2
+    square += (part**2 * (1 + 2 * (total - 2 * weights))).sum()
+    return max(1.0, float(trace**2 / square))
+
+
+@lru_cache(maxsize=16)  # figures of one table share it
+def _t_table(freedom: float) -> tuple[Floats, Floats]:
+    """Angles atan(t / sqrt(freedom)) from 0 to a right angle, and the chance of lying beyond each on both sides."""
+    # In the angle Student's density is a power of its cosine, which has no tail to cut off.
+    angles = np.linspace(0.0, math.pi / 2, 50_001)
+    density = np.cos(angles) ** (freedom - 1)
+    areas = (density[1:] + density[:-1]) / 2
+    beyond = np.concatenate([np.cumsum(areas[::-1])[::-1], [0.0]])
+    return angles, beyond / beyond[0]
+
+
+def _t_quantile(level: float, freedom: float) -> float:
+    """What |t| stays below with chance `level`.
+
+    >>> [round(_t_quantile(0.95, freedom), 3) for freedom in (1, 4, 19, 1000)]
+    [12.706, 2.776, 2.093, 1.962]
+    """
+    angles, beyond = _t_table(freedom)
+    return math.sqrt(freedom) * math.tan(float(np.interp(level, 1 - beyond, angles)))
+
+
+def _t_tails(t: float, freedom: float) -> float:
+    """The chance that |t| is as large as this.
+
+    >>> round(_t_tails(-2.776, 4), 3), _t_tails(0.0, 4)
+    (0.05, 1.0)
+    """
+    return float(np.interp(math.atan(abs(t) / math.sqrt(freedom)), *_t_table(freedom)))
 
 
 def _matrix(values: ArrayLike) -> Floats:
@@ -139,16 +225,3 @@ def _matrix(values: ArrayLike) -> Floats:
     if array.ndim != 2 or not array.size:
         raise ValueError(f"values of shape {array.shape}: need at least one number for at least one figure")
     return array
-
-
-def _interval(means: Floats, level: float) -> Interval:
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high))
-
-
-def _p_value(means: Floats) -> float:
-    if np.isnan(means).any():
-        return math.nan
-    # One is added on both sides, so that no finite number of draws claims that a difference cannot be chance.
-    rarer = 1 + min(int((means <= 0).sum()), int((means >= 0).sum()))
-    return min(1.0, 2 * rarer / (len(means) + 1))

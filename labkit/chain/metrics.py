@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from labkit.chain.anchors import STATUSES, AnchorChain
 from labkit.chain.spans import Span, best_value, clip_span, iou_array
+from labkit.chain.steps import copies, is_step, narrows, placed
 
 THRESHOLDS = (0.3, 0.5, 0.7)
 
@@ -74,7 +75,9 @@ def answer_iou(chain: AnchorChain, windows: Sequence[Span], duration: float) -> 
     return 0.0 if chain.answer is None else _iou(clip_span(chain.answer, duration), windows)
 
 
-def recall_figures(ious: ArrayLike, reaches: Reaches = ">=") -> dict[str, float]:
+def recall_figures(
+    ious: ArrayLike, reaches: Reaches = ">=", thresholds: Sequence[float] = THRESHOLDS
+) -> dict[str, float]:
     """MIoU and R1@m of one IoU per query, or of several guesses per query, each query counting the same.
 
     Raises: ValueError when there is none.
@@ -85,7 +88,7 @@ def recall_figures(ious: ArrayLike, reaches: Reaches = ">=") -> dict[str, float]
     values = np.asarray(ious, dtype=np.float64)
     if not values.size:
         raise ValueError("no query to take figures of; give at least one")
-    hits = {f"r1@{m}": values >= m if reaches == ">=" else values > m for m in THRESHOLDS}
+    hits = {f"r1@{m}": values >= m if reaches == ">=" else values > m for m in thresholds}
     return {"miou": float(values.mean())} | {name: float(hit.mean()) for name, hit in hits.items()}
 
 
@@ -97,7 +100,11 @@ def chain_figures(
     What a good chain does is a share of **all** chains (anchor_rate, two_anchor_rate, strict_share, improved_share,
     non_decreasing_share, answer_improves_share), so that a model without anchors can't look good. What a lazy one
     does is a share of the chains that could: copy_rate of those with an anchor and an answer, anchor_copy_rate of
-    those with two anchors. iou_first, iou_last, iou_answer and gain are means over the chains with an anchor,
+    those with two anchors. A step and a copy are what `labkit.chain.steps` says: strict_share are the chains of two anchors
+    or more that narrow from each to the next, improved_share those that do from the first to the last,
+    answer_improves_share those that do from the last anchor to the answer; copy_rate is the share of answers that copy an
+    anchor, anchor_copy_rate that of chains with an anchor that copies another. non_decreasing_share takes any step that
+    does not lose. iou_first, iou_last, iou_answer and gain are means over the chains with an anchor,
     iou_step_k over those with a k-th one. A mean over nothing is NaN.
     oracle_miou takes each chain's best step; parse_failure_rate is the share without an answer.
 
@@ -115,7 +122,7 @@ def chain_figures(
         raise ValueError(f"{len(chains)} chains, {len(windows)} windows, {len(durations)} durations: one row each")
     statuses = Counter(chain.status for chain in chains)
     answers, anchors, best = [], [], []
-    copies, anchor_copies = [], []
+    answer_copies, anchor_copies = [], []
     for chain, gold, duration in zip(chains, windows, durations, strict=True):
         spans = [clip_span(span, duration) for span in chain.steps]
         ious = [_iou(span, gold) for span in spans]
@@ -123,16 +130,17 @@ def chain_figures(
         answers.append(0.0 if chain.answer is None else ious[-1])
         anchors.append(ious[:found])
         best.append(max(ious, default=0.0))
+        copied = copies(placed(chain.steps, duration))
         if found and chain.answer is not None:
-            copies.append(spans[-1] == spans[found - 1])
+            answer_copies.append(copied[-1])
         if found > 1:
-            anchor_copies.append(any(a == b for a, b in pairwise(spans[:found])))
+            anchor_copies.append(any(copied[:found]))
 
     total = len(chains)
     anchored = [(row, answer) for row, answer in zip(anchors, answers, strict=True) if row]
     several = [row for row in anchors if len(row) > 1]
     improves = sum(
-        answer >= row[-1]
+        is_step(row[-1], answer)
         for chain, row, answer in zip(chains, anchors, answers, strict=True)
         if row and chain.answer is not None
     )
@@ -145,11 +153,11 @@ def chain_figures(
         "iou_last": _mean([row[-1] for row, _ in anchored]),
         "iou_answer": _mean([answer for _, answer in anchored]),
         "gain": _mean([answer - row[0] for row, answer in anchored]),
-        "strict_share": sum(all(b > a for a, b in pairwise(row)) for row in several) / total,
-        "improved_share": sum(row[-1] > row[0] for row in several) / total,
+        "strict_share": sum(map(narrows, several)) / total,
+        "improved_share": sum(is_step(row[0], row[-1]) for row in several) / total,
         "non_decreasing_share": sum(all(b >= a for a, b in pairwise(row)) for row in several) / total,
         "answer_improves_share": improves / total,
-        "copy_rate": _mean(copies),
+        "copy_rate": _mean(answer_copies),
         "anchor_copy_rate": _mean(anchor_copies),
         "oracle_miou": _mean(best),
         "parse_failure_rate": sum(chain.answer is None for chain in chains) / total,

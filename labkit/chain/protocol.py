@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from labkit.chain.intervals import few_videos
+
 SETTINGS = (
     "model",
     "prompt",
@@ -31,7 +33,8 @@ class Protocol:
     `rows` are the questions that were scored, each counting the same: the usable ones of the `listed` in the moments' file.
     `missing` have no prediction and count 0; `extra` have no moment and aren't scored; `duplicates` are predictions on a
     question that had one already. `parse_failure_rate` is the share of predictions from which no span was read, and
-    `statuses` counts how they were read. `first` names the first few of `missing`, `extra` and `duplicates`.
+    `statuses` counts how they were read, and `unread` says what to do where little was. `cut_line` is the number of the last
+    line of the predictions' file where it broke off. `first` names the first few of `missing`, `extra` and `duplicates`.
     """
 
     rules: str
@@ -49,10 +52,10 @@ class Protocol:
     first: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     parse_failure_rate: float = 0.0
     statuses: Mapping[str, int] = field(default_factory=dict)
+    unread: str = ""
+    cut_line: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
     level: float = 0.95
-    draws: int = 1000
-    seed: int = 0
     videos: int = 0
 
     def lines(self) -> list[tuple[str, str]]:
@@ -64,13 +67,14 @@ class Protocol:
         statuses = ", ".join(f"{name} {count:,}" for name, count in self.statuses.items())
         rate = self.parse_failure_rate
         failures = "no prediction" if math.isnan(rate) else f"{100 * rate:.2f} % of the predictions"
-        strangers = "; none of the predictions is on these moments" if self.missing == self.rows and self.extra else ""
+        failures += f"; {self.unread}" if self.unread else ""
+        cut = f"; the file broke off in line {self.cut_line:,}, which was not read" if self.cut_line else ""
         lines = [
             ("predictions", self.predictions or UNKNOWN),
             ("moments", self.moments or UNKNOWN),
             ("questions scored", scored),
             ("faults in the moments", found or "none"),
-            ("missing predictions", f"{self._count('missing')}, each counts 0{strangers}"),
+            ("missing predictions", f"{self._count('missing')}, each counts 0{cut}"),
             ("extra predictions", f"{self._count('extra')}, not scored"),
             ("duplicate predictions", f"{self._count('duplicates')}, the first one counts"),
             ("rules", self.rules),
@@ -80,10 +84,7 @@ class Protocol:
             ("threshold", f"IoU {self.reaches} m reaches R1@m"),
             ("window rule", "of several truth windows the best one counts"),
             ("cut to the video", "yes" if self.clips else "no"),
-            (
-                "interval",
-                f"{100 * self.level:g} %, {self.draws:,} draws of {self.videos:,} whole videos, seed {self.seed}",
-            ),
+            ("interval", self._interval()),
         ]
         lines += [(name, _shown(self.settings.get(name))) for name in SETTINGS]
         return lines + [(name, _shown(value)) for name, value in self.settings.items() if name not in SETTINGS]
@@ -109,6 +110,12 @@ class Protocol:
             )
             for name, value in lines
         )
+
+    def _interval(self) -> str:
+        clusters = (
+            f"{100 * self.level:g} %, clustered by {self.videos:,} source video{'' if self.videos == 1 else 's'}"
+        )
+        return f"{clusters}. {few}" if (few := few_videos(self.videos)) else clusters
 
     def _count(self, what: str) -> str:
         count, examples = getattr(self, what), self.first.get(what, ())

@@ -7,6 +7,7 @@ monotone and averaged over the truth windows. Everything is done for all queries
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +21,9 @@ Pair = tuple[float, float]
 
 AP_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 """0.5, 0.55, ... 0.95; each is reached with `>=`. Source: QVHighlights."""
+LENGTH_CLASSES = {"short": (0.0, 10.0), "middle": (10.0, 30.0), "long": (30.0, math.inf)}
+"""Truth windows by their length in seconds, above the first and up to the second number. Source: QVHighlights, whose long
+ones end at the 150 s of its clips."""
 MOST_WINDOWS = 10
 """Windows of a query that count: the first ones in the file, before they are ordered by score. Source: QVHighlights."""
 
@@ -53,6 +57,30 @@ def average_precisions(
     envelope = np.maximum.accumulate(precision[..., ::-1], axis=2)[..., ::-1]
     truths = (~np.isnan(gold[..., 0])).sum(1)
     return np.asarray((found * envelope).sum(2) / truths[:, None])
+
+
+def class_precisions(
+    ranked: Sequence[Sequence[Pair]],
+    windows: Sequence[Sequence[Span]],
+    scores: Sequence[Sequence[float] | None],
+    name: str,
+) -> Floats:
+    """Mean average precision of each query, only its truth windows of one of LENGTH_CLASSES counting, (N,).
+
+    NaN for a query that has none of that length. All predictions stay, as in QVHighlights' evaluator.
+
+    >>> truth = [[Span(0, 5), Span(20, 60)], [Span(0, 20)]]
+    >>> class_precisions([[(0, 5), (20, 60)], []], truth, [None, None], "long").tolist()
+    [0.5, nan]
+    """
+    low, high = LENGTH_CLASSES[name]
+    kept = [[window for window in row if low < window.length <= high] for row in windows]
+    found = np.full(len(windows), np.nan)
+    rows = [n for n, row in enumerate(kept) if row]
+    if rows:
+        precisions = average_precisions([ranked[n] for n in rows], [kept[n] for n in rows], [scores[n] for n in rows])
+        found[rows] = precisions.mean(1)
+    return found
 
 
 def _matches(pred: Floats, gold: Floats) -> NDArray[np.bool_]:

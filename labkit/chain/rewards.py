@@ -2,29 +2,36 @@
 
 format    1 or 0: the form was kept and there are at least `min_anchors` anchors
 answer    agreement of the answer with the truth, -1 without one
-anchors   soft IoU of the anchors, later ones weighted more, -1 without one
-progress  the share of steps (anchor to anchor, last anchor to answer) that come strictly closer to the truth
+anchors   soft IoU of the anchors, later ones weighted more, none above the answer's; -1 without one
+progress  mean worth of the steps (anchor to anchor, last anchor to answer), as `labkit.chain.steps` defines it
 option    1 for the right option, 0 for a wrong one, none, or a question without options
 
-No text can earn more than the sum of the weights (without that of `option` where there are none), which an honest
-chain that narrows to the truth comes as close to as it likes. What closes the shortcuts:
+No text can earn more than the sum of the weights (without that of `option` where there are none). What closes the shortcuts:
 
 - Predictions are cut to the video first. A span wholly outside it is worth what silence is worth, -1.
 - Only the first `max_anchors` anchors count; what is appended behind them changes nothing.
-- An anchor equal to the one before is a copy: `anchors` leaves it out and `progress` counts it as a step that failed,
-  so inserting one never raises either.
-- A missing answer is a failed step too.
+- A copy of an earlier anchor, told by closeness, is left out of `anchors` and is a step that failed in `progress`, so inserting
+  one never raises either.
+- A step is paid by its gain: 0.01 IoU is a tenth of a step. What shaves hundredths of a second off the answer earns what exact
+  copies earn.
+- Gains are counted from the best span before, so that going back and forth earns once.
+- No anchor counts for more than the answer. Who finds the truth on the way and answers something else has not narrowed, and
+  who misses, or gives no answer, earns nothing in `progress`.
+- A better answer with the same anchors never earns less (measured by soft IoU or by IoU).
 - A wrong option costs nothing against none, so choosing never pays less than keeping silent.
-- A step earns only when it starts from an anchor that overlaps the truth. Making the first anchor miss on purpose
-  therefore earns nothing in `progress` and costs in `anchors`, under all weights above 0 and any number of anchors
-  (copies aside, which aren't counted in the first place).
 
-What no rule that pays for strict improvement can close: where the second anchor is no better than the first, lowering
-the first just below the second wins that step. With anchors and progress at 0.5 each, two anchors tied at IoU q, and
-the first lowered by d, `share` pays 1/4 for a price of d/6, so it pays as long as the first anchor still overlaps the
-truth; the price is higher only if anchors' weight exceeds progress' weight times 1.5/d. `gated` multiplies the share
-by the mean anchor IoU: with an answer better than both it pays (q - d)/4, so that lowering by more than 0.6 q is a
-loss. Hence `share` while anchors must be found, and `gated` for the last stage.
+A bad first anchor, in sums. Let two anchors tie at IoU q, with an answer at q + FULL_GAIN or better, and lower the first by d.
+Its step then pays progress' weight x min(1, d / 0.1) x min(1, (q - d) / 0.5) / 2, and anchors lose their weight x d / 3. With
+equal weights w, which both stages have by default, and q = 0.8:
+
+    d      0.05    0.1     0.2     0.3     0.4     0.5     0.6     0.7     0.8
+    sum  +0.23w  +0.47w  +0.43w  +0.40w  +0.27w  +0.13w    0w   -0.13w  -0.27w
+
+So any rule that pays for a step pays for making one, but it pays most for the smallest that is paid in full, and less for
+every bit beyond: the best first anchor stands 0.1 below the second. A chain whose steps gain that much already loses by
+lowering any anchor, under all weights. An anchor that misses starts no step and costs in `anchors`.
+
+How much can be had beyond an honest chain with the same answer is searched for by `benchmarks/exploits.py`.
 """
 
 from __future__ import annotations
@@ -33,47 +40,65 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import Any, get_args
 
 from labkit.chain.anchors import AnchorChain, option_letter
 from labkit.chain.spans import Span, best_value, best_window, clip_span, iou, soft_iou
+from labkit.chain.steps import copies, step_worths
+from labkit.concerns import AnswerReward, RewardParams
 from labkit.errors import LabError
 
 TERMS = ("format", "answer", "anchors", "progress", "option")
 WORST = -1.0
 """What a missing answer and a missing anchor are worth: below every wrong one, so that silence never pays."""
 
-AnswerReward = Literal["soft_iou", "iou", "timer1"]
-ProgressReward = Literal["share", "gated"]
-
 _MEASURES: Mapping[str, Callable[[Span, Span], float]] = {"soft_iou": soft_iou, "iou": iou}
 
-DEFAULT_WEIGHTS: Mapping[str, float] = MappingProxyType(
-    {"format": 1.0, "answer": 1.0, "anchors": 0.5, "progress": 0.5, "option": 1.0}
-)
+
+def _weights(params: RewardParams, final: bool) -> dict[str, float]:
+    return {
+        "format": params.format_weight,
+        "answer": params.final_answer_weight if final else params.answer_weight,
+        "anchors": params.anchors_weight,
+        "progress": params.final_progress_weight if final else params.progress_weight,
+        "option": params.option_weight,
+    }
+
+
+DEFAULT_WEIGHTS: Mapping[str, float] = MappingProxyType(_weights(RewardParams(), final=False))
+"""What stage 1 pays by default."""
 
 
 @dataclass(frozen=True, slots=True)
 class RewardSpec:
-    """Which terms count how much, and which form of each is meant.
+    """Which terms count how much, and which form of the answer's is meant.
 
+    The defaults are those of `labkit.concerns.RewardParams` for stage 1; `of` makes the spec of any parameters.
     `min_anchors=0` makes `format` accept a thought without anchors: the plain control, with the weights of `anchors`
     and `progress` at 0. Terms with weight 0 are computed and recorded all the same.
     Raises: LabError for a missing or unknown term, a weight below 0, an unknown name, or anchors out of order.
     Source: the terms, but for `option`, and the two anchors are the TAR-TVG paper's; weights, upper bound and `option`
     are our choice.
 
-    >>> RewardSpec().weights["anchors"]
-    0.5
+    >>> RewardSpec() == RewardSpec.of(RewardParams())
+    True
     """
 
     weights: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
-    answer: AnswerReward = "soft_iou"
-    progress: ProgressReward = "share"
-    min_anchors: int = 2
-    max_anchors: int = 4
+    answer: AnswerReward = RewardParams.answer_reward
+    min_anchors: int = RewardParams.min_anchors
+    max_anchors: int = RewardParams.max_anchors
+
+    @classmethod
+    def of(cls, params: RewardParams, final: bool = False) -> RewardSpec:
+        """What parameters say is paid in stage 1, or in the final stage."""
+        return cls(_weights(params, final), params.answer_reward, params.min_anchors, params.max_anchors)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain data; `RewardSpec(**spec.as_dict())` is equal to it."""
+        names = ("answer", "min_anchors", "max_anchors")
+        return {"weights": dict(self.weights), **{name: getattr(self, name) for name in names}}
 
     def __post_init__(self) -> None:
         """Check the values once, so that scoring never meets a bad one."""
@@ -84,8 +109,6 @@ class RewardSpec:
                 raise LabError(f"reward weight {term}={weight}: must be a finite number, 0 or above")
         if self.answer not in get_args(AnswerReward):
             raise LabError(f"answer reward {self.answer!r}: choose one of {', '.join(get_args(AnswerReward))}")
-        if self.progress not in get_args(ProgressReward):
-            raise LabError(f"progress reward {self.progress!r}: choose one of {', '.join(get_args(ProgressReward))}")
         if not 0 <= self.min_anchors <= self.max_anchors or self.max_anchors < 1:
             raise LabError(
                 f"min_anchors={self.min_anchors}, max_anchors={self.max_anchors}: "
@@ -126,7 +149,7 @@ def score_chain(
     as the moment has.
     Raises: ValueError when there is no window or the duration isn't above 0 (a fault of the data, never of the text).
     Source: soft IoU, later anchors weighted more and pay for progress are the TAR-TVG paper's; the anchor weights
-    i / sum(i), the share over the steps, the gate, the -1 and the option are our choice.
+    i / sum(i), the answer as their bound, the worth of a step, the -1 and the option are our choice.
 
     >>> from labkit.chain.anchors import parse, render
     >>> truth = Span(10.0, 20.0)
@@ -135,28 +158,29 @@ def score_chain(
     >>> {term: round(value, 3) for term, value in ledger.terms.items()}
     {'format': 1.0, 'answer': 1.0, 'anchors': 0.611, 'progress': 1.0, 'option': 0.0}
     >>> round(ledger.total, 3)
-    2.806
+    4.208
     """
     spec = spec or RewardSpec()
-    scored = chain.anchors[: spec.max_anchors]
-    kept = [clip_span(anchor.span, duration) for anchor in scored]
-    values = [_worth(span, windows, soft_iou) for span in kept]
+    scored = [anchor.span for anchor in chain.anchors[: spec.max_anchors]]
     answer_span = None if chain.answer is None else clip_span(chain.answer, duration)
-    answer_value = _worth(answer_span, windows, soft_iou)
-    distinct = [value for i, value in enumerate(values) if i == 0 or kept[i] != kept[i - 1]]
+    answer_value = _worth(answer_span, windows)
+    cut = [clip_span(span, duration) for span in scored]
+    copied = copies([part or span for part, span in zip(cut, scored, strict=True)])  # as `labkit.chain.steps.placed`
+    found = [_worth(part, windows) for part, copy in zip(cut, copied, strict=True) if not copy]
+    bounded = [value if value < answer_value else answer_value for value in found]
 
     terms: dict[str, float] = {}
     reasons: dict[str, str] = {}
     terms["format"], reasons["format"] = _format(chain, spec)
     terms["answer"], reasons["answer"] = _answer(chain, answer_span, windows, duration, spec)
-    terms["anchors"], reasons["anchors"] = _anchors(distinct, len(chain.anchors), len(scored))
-    terms["progress"], reasons["progress"] = _progress([*values, answer_value], distinct, spec)
+    terms["anchors"], reasons["anchors"] = _anchors(found, bounded, len(chain.anchors), len(scored))
+    terms["progress"], reasons["progress"] = _progress([*bounded, answer_value], len(scored))
     terms["option"], reasons["option"] = _option(chain, choice)
     return Ledger(terms, math.fsum([spec.weights[term] * terms[term] for term in TERMS]), reasons)
 
 
-def _worth(span: Span | None, windows: Sequence[Span], measure: Callable[[Span, Span], float]) -> float:
-    return WORST if span is None else best_value(span, windows, measure)
+def _worth(span: Span | None, windows: Sequence[Span]) -> float:
+    return WORST if span is None else best_value(span, windows, soft_iou)
 
 
 def _format(chain: AnchorChain, spec: RewardSpec) -> tuple[float, str]:
@@ -181,29 +205,31 @@ def _answer(
     return best.value, f"{spec.answer} {best.value:.3f}, window {best.index + 1} of {len(windows)}"
 
 
-def _anchors(distinct: Sequence[float], found: int, scored: int) -> tuple[float, str]:
-    if not distinct:
+def _anchors(found: Sequence[float], bounded: Sequence[float], written: int, scored: int) -> tuple[float, str]:
+    if not found:
         return WORST, "no anchor"
     # Lists where a generator would do: twice as fast for a handful of values, and asked for each chain of a harvest.
-    value = sum([weight * worth for weight, worth in enumerate(distinct, 1)]) / sum(range(1, len(distinct) + 1))
-    notes = [f"soft IoU {' '.join([f'{worth:.3f}' for worth in distinct])}"]
-    if found > scored:
-        notes.append(f"{found - scored} anchors over the limit not counted")
-    if scored > len(distinct):
-        notes.append(f"{scored - len(distinct)} copies not counted")
+    value = sum([weight * worth for weight, worth in enumerate(bounded, 1)]) / sum(range(1, len(bounded) + 1))
+    notes = [f"soft IoU {' '.join([f'{worth:.3f}' for worth in found])}"]
+    if bounded != found:
+        above = sum([worth < value for worth, value in zip(bounded, found, strict=True)])
+        notes.append(f"{above} counted as the answer, which is worse")
+    if written > scored:
+        notes.append(f"{written - scored} anchors over the limit not counted")
+    if scored > len(found):
+        notes.append(f"{scored - len(found)} copies not counted")
     return value, ", ".join(notes)
 
 
-def _progress(steps: Sequence[float], distinct: Sequence[float], spec: RewardSpec) -> tuple[float, str]:
-    if not distinct:
+def _progress(steps: Sequence[float], scored: int) -> tuple[float, str]:
+    """Mean worth of as many steps as anchors were scored; `steps` are the values of those that are no copies, then the answer's."""
+    if not scored:
         return 0.0, "no anchor to start from"
-    won = sum([after > before > 0 for before, after in pairwise(steps)])
-    share = won / (len(steps) - 1)
-    reason = f"{won} of {len(steps) - 1} steps closer"
-    if spec.progress == "share":
-        return share, reason
-    gate = sum(max(0.0, worth) for worth in distinct) / len(distinct)
-    return share * gate, f"{reason}, times mean anchor IoU {gate:.3f}"
+    worths = step_worths(steps)
+    reason = f"steps worth {' '.join([f'{worth:.2f}' for worth in worths])}"
+    if scored > len(worths):
+        reason += f", {scored - len(worths)} copies worth 0"
+    return sum(worths) / scored, reason
 
 
 def _option(chain: AnchorChain, choice: int | None) -> tuple[float, str]:

@@ -33,7 +33,8 @@ class ReadingRule:
     """One program's way from a text to a span, and from IoU to R1@m.
 
     `read` gives start and end in seconds as the program takes them, or None; `clips` says whether predictions are cut
-    to the video; `note` is what to know when its scores differ from ours.
+    to the video; `note` is what to know when its scores differ from ours. `anchor_tag` is the tag that anchors of its
+    models stand in, which labkit's own rewards never pay for. With `windows` a rule is for ranked windows and reads no text.
     """
 
     name: str
@@ -42,6 +43,8 @@ class ReadingRule:
     reaches: Reaches
     clips: bool
     note: str
+    anchor_tag: str = "timestamp"
+    windows: bool = False
 
 
 def rule_iou(pair: Pair | None, windows: Sequence[Span]) -> float:
@@ -70,11 +73,12 @@ def find_rule(name: str) -> ReadingRule:
     >>> find_rule("timer1").reaches
     '>'
     """
-    if name in RULES:
-        return RULES[name]
-    near = nearest(name, RULES)
+    known = {**RULES, **WINDOW_RULES}
+    if name in known:
+        return known[name]
+    near = nearest(name, known)
     hint = f"did you mean {near!r}? " if near else ""
-    raise LabError(f"rules {name!r}: {hint}choose one of {', '.join(RULES)}")
+    raise LabError(f"rules {name!r}: {hint}choose one of {', '.join(known)}")
 
 
 # A pattern that begins with digits is tried at each digit of a run and walks the rest of it each time, so that a megabyte
@@ -216,6 +220,7 @@ _ALL = (
         False,
         "Takes the last `a to b` or `a and b` anywhere: a cut-off thought is scored by its last anchor, and a remark "
         "behind the answer replaces it. An IoU equal to the threshold does not reach it.",
+        anchor_tag="timestep",
     ),
     ReadingRule(
         "timer1-reward",
@@ -224,6 +229,7 @@ _ALL = (
         ">",
         False,
         "Takes the last `a to b` or `a and b` in the last <answer>: another program than its evaluation.",
+        anchor_tag="timestep",
     ),
     ReadingRule(
         "videochat-r1",
@@ -232,6 +238,7 @@ _ALL = (
         ">=",
         False,
         "Reads as Time-R1's evaluation does, with the other threshold operator.",
+        anchor_tag="timestep",
     ),
     ReadingRule(
         "timelens",
@@ -271,4 +278,19 @@ _ALL = (
 )
 
 RULES: Mapping[str, ReadingRule] = MappingProxyType({rule.name: rule for rule in _ALL})
-"""Every rule by name, ours first. Source: the projects' own programs, read in 2025 and 2026."""
+"""Every rule that reads texts by name, ours first. Source: the projects' own programs, read in 2025 and 2026."""
+
+WINDOW_RULES: Mapping[str, ReadingRule] = MappingProxyType(
+    {
+        "qvhighlights": ReadingRule(
+            "qvhighlights",
+            "QVHighlights, standalone evaluation",
+            lambda text: None,
+            ">=",
+            False,
+            "The first window of each question in the file is its answer, not cut to the video.",
+            windows=True,
+        )
+    }
+)
+"""Rules for ranked windows beside labkit's own, which cuts the first window to the video before R1."""

@@ -20,12 +20,13 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from labkit.data.companions import DURATIONS
+from labkit.data.companions import CHARADES, DURATIONS
 from labkit.data.findings import Moments
 from labkit.data.folders import VideoFolder, walk
 from labkit.data.formats import read_rows
 from labkit.data.judge import Judge
 from labkit.data.moments import write_moments
+from labkit.data.rows import Table
 from labkit.errors import LabError, nearest
 from labkit.files import project_root
 
@@ -69,7 +70,7 @@ def load_moments(
         name_or_path: one of BENCHMARKS, or a file.
         videos: folder of the videos, at any depth and with any suffix; by default `videos` beside the file. A video that
             is not there gets the path where it would be expected: whether it is there is looked at before a run, not here.
-        durations: csv with columns id and length, where Charades-STA's txt has none beside it.
+        durations: csv with columns id and length, for rows without; by default Charades-STA's own beside the file.
         strict: raise at the first fault instead of repairing or dropping.
 
     Raises LabError when the file cannot be found or read, when no row of it is usable, or, with `strict`, at the first
@@ -80,21 +81,34 @@ def load_moments(
         raise LabError(f"videos = {str(videos)!r} is not a folder; give the folder that the videos lie in")
     table = read_rows(path, durations)
     folder = VideoFolder(path.parent / "videos" if videos is None else videos, implied=videos is None)
-    judge = Judge(path, folder, strict)
+    judge = Judge(path, folder, strict, table.rows)
     usable = [moment for row in table.rows if (moment := judge.moment(row)) is not None]
-    moments = Moments(usable, len(table.rows), judge.findings, f"{title or table.title} ({path})")
+    encoding = "" if table.encoding == "UTF-8" else f", {table.encoding}"
+    moments = Moments(usable, len(table.rows), judge.findings, f"{title or table.title} ({path}{encoding})")
     if not usable:
-        missing = table.title.startswith("Charades") and set(moments.counts()) == {"no duration"}
-        step = f"put {' and '.join(DURATIONS)} beside it, or give durations=" if missing else "correct the rows"
+        step = _step(table, moments)
         found = ", ".join(f"{kind} {count:,}" for kind, count in moments.counts().items())
-        raise LabError(f"no row of {path} is usable ({found}; the first: {moments.findings[0]}); {step}")
+        first = next(finding for finding in moments.findings if finding.action == "dropped")
+        raise LabError(f"no row of {path} is usable ({found}; the first: {first}); {step}")
     return moments
+
+
+def _step(table: Table, moments: Moments) -> str:
+    """What to do about a file of which nothing is usable."""
+    counts = moments.counts()
+    measured = "give the folder of the videos, of which they are then measured: videos= (--videos)"
+    if counts.get("no duration", 0) < moments.rows:
+        return measured.replace("they are", "it is") if "no frame rate" in counts else "correct the rows"
+    if any(row.source == CHARADES for row in table.rows):
+        return f"put {' and '.join(DURATIONS)} beside it, or give durations= (--durations), or {measured}"
+    return f"add the seconds of each video as duration, or {measured}"
 
 
 def moments_text(
     name_or_path: str | Path,
     *,
     videos: str | Path | None = None,
+    durations: str | Path | None = None,
     write: str | Path | None = None,
     listing: str | None = None,
     strict: bool = False,
@@ -103,12 +117,15 @@ def moments_text(
 
     `listing` is None for none, "" for every finding, or a kind of finding.
     """
-    moments = load_moments(name_or_path, videos=videos, strict=strict)
+    moments = load_moments(name_or_path, videos=videos, durations=durations, strict=strict)
     lines = [str(moments), _videos_line(moments)]
     if listing is not None:
         lines.append(moments.listing(listing or None) or f"nothing to list{f' of {listing!r}' if listing else ''}")
     if write is not None:
-        write_moments(moments, write)
+        try:
+            write_moments(moments, write)
+        except OSError as error:
+            raise LabError(f"'{write}' cannot be written ({error.strerror}); give another file to write") from None
         lines.append(f"{len(moments):,} moments written to {write}")
     return "\n".join(lines)
 
@@ -123,7 +140,8 @@ def _videos_line(moments: Moments) -> str:
 def _resolve(name_or_path: str | Path) -> tuple[Path, str]:
     """The file, and the benchmark's name where it was asked for by name."""
     path = Path(name_or_path)
-    if path.is_file():
+    # Not Path.is_file, which raises at a name that is too long for a file.
+    if os.path.isfile(path):
         return Path(os.path.abspath(path)), ""
     if isinstance(name_or_path, str):
         wanted = _plain(name_or_path)
@@ -135,7 +153,7 @@ def _resolve(name_or_path: str | Path) -> tuple[Path, str]:
             raise LabError(f"{name_or_path!r} has several sets of questions; say which: {', '.join(parts)}")
     near = nearest(str(name_or_path).lower(), BENCHMARKS)
     guess = f"did you mean {near!r}? " if near else ""
-    what = "is a folder, not an annotation file" if path.is_dir() else "is neither a file nor a benchmark's name"
+    what = "is a folder, not an annotation file" if os.path.isdir(path) else "is neither a file nor a benchmark's name"
     raise LabError(f"'{name_or_path}' {what}; {guess}the names are {', '.join(BENCHMARKS)}")
 
 
@@ -158,7 +176,8 @@ def _find(name: str, published: Published) -> Path:
     found: list[tuple[int, str]] = []
     for folder, files in walk(str(root)):
         if published.folder in _plain(os.path.relpath(folder, root.parent)):
-            found += [(wanted[file.lower()], os.path.join(folder, file)) for file in files if file.lower() in wanted]
+            named = [(file.lower().removesuffix(".gz"), file) for file in files]
+            found += [(wanted[name], os.path.join(folder, file)) for name, file in named if name in wanted]
     if not found:
         inside = f" in a folder called {published.folder}" if published.folder else ""
         there = "" if root.is_dir() else " (which is not there)"

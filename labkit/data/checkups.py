@@ -33,9 +33,11 @@ STATES = ("ok", "not opened", "missing", "empty", "unreadable rights", "not a vi
           "crashed")  # fmt: skip
 """What a video can be; `not opened` is a file that is there, can be read, and was only looked for."""
 # Kept: what the file itself decides. A machine under load may make a file hang or an examiner die.
+SET_BACK = "its clock is set back"
+"""How the note on a file begins that is joined of takes."""
 _KEPT = ("ok", "not a video", "audio only", "truncated")
 # Raise it when the examiner finds out other things.
-_FORMAT = 1
+_FORMAT = 2
 _EXAMINER = [sys.executable, "-m", "labkit.data.examiner"]
 # Seconds between two writings of the cache: what an interrupted checkup costs at most.
 _SAVE_EVERY = 20.0

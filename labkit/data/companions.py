@@ -6,24 +6,28 @@ is a JSON file.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from labkit.data.rows import Row, read_text, short, to_number, unrepeated
+from labkit.data.folders import stem_of
+from labkit.data.rows import Row, read_table, read_text, short, to_seconds, unrepeated
 from labkit.errors import LabError
 
 DURATIONS = ("Charades_v1_train.csv", "Charades_v1_test.csv")
 """Charades' own tables, with a column length."""
+CHARADES = "charades-sta"
+"""The source of a moment of Charades-STA, in whatever form."""
+QUESTIONS = ("video_id", "question", "answer", "qid", "a0", "a1")
+"""Columns that NExT-GQA's questions have."""
 
 
-def charades(lines: list[tuple[int, str]], durations: dict[str, float]) -> Iterator[Row]:
-    """Rows of numbered lines of Charades-STA's txt; a video that `durations` lacks has none."""
+def charades(lines: list[tuple[int, str]]) -> Iterator[Row]:
+    """Rows of numbered lines of Charades-STA's txt, which holds no durations."""
     count: Counter[str] = Counter()
     for number, line in lines:
         head, mark, sentence = line.partition("##")
@@ -32,36 +36,46 @@ def charades(lines: list[tuple[int, str]], durations: dict[str, float]) -> Itera
             yield Row(number, "", fault=f"{short(line.strip())} is not 'VIDEO start end##sentence'")
             continue
         video = parts[0]
-        yield Row(
-            number, f"{video}-{count[video]}", video, sentence, [[to_number(parts[1]), to_number(parts[2])]],
-            durations.get(video), source="charades-sta",
-        )  # fmt: skip
-        count[video] += 1
+        stem = stem_of(video)[0]
+        yield Row(number, f"{stem}-{count[stem]}", video, sentence, [parts[1:]])
+        count[stem] += 1
 
 
-def charades_durations(path: Path, durations: str | Path | None) -> dict[str, float]:
-    """Seconds by video, of the csv `durations` or of those beside `path`; without any they may yet be measured."""
-    beside = [path.parent / name for name in DURATIONS]
+def with_durations(rows: list[Row], path: Path, durations: str | Path | None) -> list[Row]:
+    """The rows, with seconds for those that lack them, of the csv `durations` or else of Charades' own beside `path`.
+
+    What neither knows may yet be measured.
+    """
+    beside = [path.parent / f"{name}{packed}" for name in DURATIONS for packed in ("", ".gz")]
     lengths: dict[str, float] = {}
-    for file in [file for file in beside if file.is_file()] if durations is None else [Path(durations)]:
-        lengths |= _lengths(file)
-    return lengths
+    if durations is not None:
+        lengths = _lengths(Path(durations))
+    elif any(row.duration is None and row.source == CHARADES for row in rows):
+        for file in filter(Path.is_file, beside):
+            lengths |= _lengths(file)
+    return [
+        replace(row, duration=lengths.get(stem_of(row.video)[0])) if row.duration is None and lengths else row
+        for row in rows
+    ]
 
 
 def _lengths(path: Path) -> dict[str, float]:
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
-    if not {"id", "length"} <= set(reader.fieldnames or ()):
+    try:
+        head, rows = read_table(read_text(path))
+    except ValueError as error:
+        if isinstance(error, LabError):
+            raise
+        raise LabError(f"{path} {error}; give Charades_v1_train.csv or Charades_v1_test.csv") from None
+    if not {"id", "length"} <= set(head):
         raise LabError(f"{path} has no columns id and length; give Charades_v1_train.csv or Charades_v1_test.csv")
-    read = ((row["id"], to_number(row["length"])) for row in reader)
-    return {video: length for video, length in read if isinstance(length, float)}
+    read = ((row["id"], to_seconds(row["length"])) for _, row in rows if isinstance(row["id"], str))
+    return {stem_of(video)[0]: length for video, length in read if length is not None}
 
 
-def nextgqa(path: Path, text: str) -> Iterator[Row]:
+def nextgqa(path: Path, head: tuple[str, ...], numbered: list[tuple[int, dict[str, Any]]]) -> Iterator[Row]:
     """Rows of NExT-GQA's questions, with the evidence of the file beside `path` that knows their videos."""
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    numbered = [(reader.line_num, row) for row in reader]
     evidence = _evidence(path, [row for _, row in numbered])
-    letters = sorted(name for name in reader.fieldnames or () if re.fullmatch(r"a\d", name))
+    letters = sorted(name for name in head if re.fullmatch(r"a\d", name))
     # Published with the answer's text, in NExT-QA's form with its number. An option may be a number itself, so that the
     # file decides, not the row.
     by_number = all(re.fullmatch(r"\d", (row["answer"] or "").strip()) for _, row in numbered)

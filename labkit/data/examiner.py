@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from labkit.data import decoders
+from labkit.data import decoders, decord_check
 from labkit.data.answerers import answer
+from labkit.data.checkups import SET_BACK
+from labkit.data.decord_check import is_cover
+from labkit.data.fingerprints import fingerprint
 from labkit.errors import LabError
 
 if TYPE_CHECKING:
@@ -35,7 +38,7 @@ def examine(path: str) -> dict[str, Any]:
     import av
 
     try:
-        container = av.open(path)
+        container = decoders.open_container(path)
     except av.FFmpegError as error:
         with open(path, "rb") as file:
             head = file.read(12)
@@ -48,14 +51,16 @@ def examine(path: str) -> dict[str, Any]:
         kind = container.format.name
         if kind == "tty" or kind.endswith("_pipe") or kind.startswith("image2"):
             return _bad("not a video", f"a still picture or text ({kind})", kind)
-        pictures = [stream for stream in container.streams.video if not _is_cover(stream)]
+        pictures = [stream for stream in container.streams.video if not is_cover(stream)]
         if not pictures:
             kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
             state = "audio only" if container.streams.audio else "not a video"
             return _bad(state, f"holds no moving pictures (only {kinds})", kind)
-        found = _walk(container, pictures[0]) | {"format": kind}
+        best = decoders.picture_stream(container)
+        found = _walk(container, pictures[0] if is_cover(best) else best) | {"format": kind}
     if found["frames"]:
-        found |= _backend(path, found["duration"])
+        backend, why = _backend(path, found["duration"])
+        found |= {"backend": backend, "notes": [*found["notes"], *why]}
     elif found["state"] == "ok":
         found |= {"state": "not a video", "notes": ["not one of its pictures can be decoded"]}
     return found
@@ -65,56 +70,50 @@ def _bad(state: str, note: str, kind: str = "") -> dict[str, Any]:
     return {"state": state, "notes": [note], "format": kind}
 
 
-def _is_cover(stream: av.VideoStream) -> bool:
-    """A picture of a record's cover is a video stream by name alone."""
-    from av.stream import Disposition
-
-    return bool(stream.disposition & Disposition.attached_pic)
-
-
 def _walk(container: av.container.InputContainer, stream: av.VideoStream) -> dict[str, Any]:
     """Read all packets, decode up to the first picture, and compare with what the header promises."""
     import av
 
     promised, promised_end = stream.frames, _promised_seconds(container, stream)
-    base = float(stream.time_base) if stream.time_base else 0.0
-    usual = float(1 / stream.average_rate) if stream.average_rate else 0.0
     first: av.VideoFrame | None = None
-    shown: list[tuple[float, float]] = []
-    packets, broken = 0, ""
-    try:
-        for packet in container.demux(stream):
-            packets += packet.size > 0
-            if first is None:
-                try:
-                    first = next(iter(packet.decode()), None)
-                except av.FFmpegError:
-                    pass  # a later picture may be whole
-            if packet.pts is not None and not packet.is_discard:
-                shown.append((packet.pts * base, packet.duration * base if packet.duration else usual))
-    except av.FFmpegError as error:
-        broken = f"breaks off: {error.strerror}"
+    packets, hidden = 0, False
+
+    def look(packet: av.Packet[Any]) -> None:
+        nonlocal first, packets, hidden
+        packets, hidden = packets + (packet.size > 0), hidden or packet.is_discard
+        if first is None:
+            try:
+                first = next(iter(packet.decode()), None)
+            except av.FFmpegError:
+                pass  # a later picture may be whole
+
+    walked = decoders.walk(container, stream, look)
+    broken = walked.broken
     if first is None:
         return {"state": "truncated" if broken else "ok", "frames": 0, "notes": [broken] if broken else []}
-    starts = np.sort([start for start, _ in shown]) if shown else np.zeros(1)
-    duration = max((start + length for start, length in shown), default=0.0) - float(starts[0])
-    if not broken and promised and packets < promised * _PROMISED:
-        broken = f"holds {packets} of {promised} pictures"
-    if not broken and promised_end - duration > max(0.5, (1 - _PROMISED) * promised_end):
+    starts = np.concatenate([np.sort(take[:, 0]) for take in walked.takes]) if walked.takes else np.zeros(1)
+    duration = walked.duration
+    # AVI's number counts also the pictures that are left out to wait, an mp4's those behind the end of its edit list.
+    if promised and container.format.name != "avi" and not hidden:
+        if not broken and packets < promised * _PROMISED:
+            broken = f"holds {packets} of {promised} pictures"
+    elif not broken and promised_end - duration > max(0.5, (1 - _PROMISED) * promised_end):
         broken = f"ends at {duration:.2f} s; its header promises {promised_end:.2f} s"
-    width, height = first.width, first.height
-    rotation = round(first.rotation) % 360
+    height, width = decoders.upright_size(first)
+    notes = [broken] if broken else []
+    if len(walked.takes) > 1:
+        notes.append(f"{SET_BACK} {len(walked.takes) - 1} times: what follows is counted on from there")
     return {
         "state": "truncated" if broken else "ok",
         "duration": round(duration, 6),
-        "fps": round(len(shown) / duration, 6) if duration > 0 else 0.0,
-        "frames": len(shown),
-        "width": height if rotation % 180 else width,
-        "height": width if rotation % 180 else height,
+        "fps": round(walked.frames / duration, 6) if duration > 0 else 0.0,
+        "frames": walked.frames,
+        "width": width,
+        "height": height,
         "codec": stream.codec_context.codec.canonical_name,
-        "rotation": rotation,
+        "rotation": round(first.rotation) % 360,
         "variable_rate": is_variable(starts),
-        "notes": [broken] if broken else [],
+        "notes": notes,
     }
 
 
@@ -142,15 +141,19 @@ def _promised_seconds(container: av.container.InputContainer, stream: av.VideoSt
     return 0.0
 
 
-def _backend(path: str, duration: float) -> dict[str, Any]:
-    """Who will read it: decord, or PyAV with decord's reason."""
+def _backend(path: str, duration: float) -> tuple[str, list[str]]:
+    """Who will read it, decord, or PyAV with the reason why decord does not."""
     places = np.array([0.0, duration / 2, max(0.0, duration - 0.1)])
     try:
-        decoders.by_decord(path, places, None)
+        distrust = decord_check.distrust(path, fingerprint(path), None)
+        if not distrust:
+            decoders.by_decord(path, places, None)
+            return "decord", []
     except Exception as error:
-        # All of them, as in `video`: whatever decord raises, PyAV takes over.
-        return {"backend": "pyav", "notes": [decoders.reason(error)]}
-    return {"backend": "decord"}
+        # All of them, as in `decode_worker`: whatever decord raises, PyAV takes over.
+        distrust = decoders.reason(error)
+    trouble = decoders.by_pyav(path, places[:1], None).note
+    return "pyav", [distrust, *filter(None, [trouble])]
 
 
 def found_in(path: str) -> dict[str, Any]:

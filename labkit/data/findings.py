@@ -24,6 +24,10 @@ RULES = {
     "no duration": "the trim window's length is taken, or the video is measured; with neither the row is of no use",
     "clip window": "where trim window and duration differ the shorter holds; without a true window the row is of no use",
     "already cut": "the video at hand is as long as the trim window and ends before it, so that it is read whole",
+    "no frame rate": "labels count frames and the file does not say how many make a second: the video is measured",
+    "window past the video": "most of the trim window lies in the video, which is taken for the whole one: if it is the "
+    "clip itself, name it ID_start_end",
+    "path of elsewhere": "what lies behind a link or on another system is looked for by its name, in the folder of videos",
     "no window": "there is no label",
     "start after end": "which end is wrong cannot be known",
     "start past the end": "the label begins where the clip has ended, or later",

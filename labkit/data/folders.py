@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
 
 from labkit.errors import LabError
 
-SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
+SUFFIXES = (
+    ".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".ts", ".wmv", ".flv", ".mpg", ".mpeg", ".mts", ".m2ts", ".ogv", ".3gp",
+)  # fmt: skip
 """What a video file ends in; of several by one name the earlier is taken, after the published one."""
+
+_ELSEWHERE = re.compile(r"[A-Za-z]:[\\/]|\\\\|(?!file:)[A-Za-z][A-Za-z0-9+.-]+://")
+_CLOCK = r"(\d+):(\d\d):(\d\d[:.]\d+)"
+_SECONDS = re.compile(r"(.+)_(\d+\.\d+)_(\d+\.\d+)", re.ASCII)
+_CLOCKS = re.compile(rf"(.+)_{_CLOCK}_{_CLOCK}", re.ASCII)
 
 
 class Found(NamedTuple):
@@ -38,8 +48,8 @@ class VideoFolder:
         if self._index is None:
             self._index = {}
             for path in _videos(self.path):
-                self._index.setdefault(stem_of(path)[0], []).append(path)
-        candidates = self._index.get(stem)
+                self._index.setdefault(_composed(stem_of(path)[0]), []).append(path)
+        candidates = self._index.get(_composed(stem))
         if not candidates:
             return Found(os.path.join(self.path, stem + (suffix or ".mp4")), False)
 
@@ -60,6 +70,59 @@ def stem_of(name: str) -> tuple[str, str]:
     base = name.replace("\\", "/").rpartition("/")[2]
     stem, suffix = os.path.splitext(base)
     return (stem, suffix) if suffix.lower() in SUFFIXES else (base, "")
+
+
+def is_elsewhere(video: str) -> bool:
+    r"""Whether a video's path is a link, or one of Windows where there are none: its name is all that can be used.
+
+    >>> is_elsewhere("s3://bucket/a.mp4"), is_elsewhere("C:\\data\\a.mp4"), is_elsewhere("file:///data/a.mp4")
+    (True, True, False)
+    """
+    return _ELSEWHERE.match(video) is not None and os.name != "nt"
+
+
+def local_path(video: str, folder: str | Path) -> str:
+    r"""The absolute path that a file in `folder` means by `video`: as it stands, or as this machine writes it.
+
+    Home, variables and file:// are resolved; backslashes, and accents in their other spelling (a Mac takes letters with
+    accents apart), are tried where the path as it stands is not there.
+
+    >>> local_path("file:///data/a%20b.mp4", "/here"), local_path("clips\\a.mp4", "/here")
+    ('/data/a b.mp4', '/here/clips/a.mp4')
+    """
+    if video.startswith("file:"):
+        video = unquote(urlsplit(video).path)
+    path = os.path.abspath(os.path.join(folder, os.path.expandvars(os.path.expanduser(video))))
+    if path.isascii() and "\\" not in video or os.path.exists(path):
+        return path
+    slashed = path if video.startswith("/") else path.replace("\\", "/")
+    spelled = (unicodedata.normalize(form, slashed) for form in ("NFC", "NFD"))
+    return next((other for other in spelled if os.path.exists(other)), slashed)
+
+
+def _composed(name: str) -> str:
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def trim_window(stem: str) -> tuple[str, float, float] | None:
+    """The source video's name and the trim window in seconds, where a clip's name states them as its owners do.
+
+    Numbers without a decimal point are left alone: take_1_2 is nobody's window.
+
+    >>> trim_window("NUsG9BgSes0_210.0_360.0"), trim_window("4jujh_00:00:39:000_00:01:24:700"), trim_window("take_1_2")
+    (('NUsG9BgSes0', 210.0, 360.0), ('4jujh', 39.0, 84.7), None)
+    """
+    if match := _SECONDS.fullmatch(stem):
+        begin, end = float(match[2]), float(match[3])
+    elif match := _CLOCKS.fullmatch(stem):
+        begin, end = _clock(*match.groups()[1:4]), _clock(*match.groups()[4:7])
+    else:
+        return None
+    return (match[1], begin, end) if begin < end else None
+
+
+def _clock(hours: str, minutes: str, seconds: str) -> float:
+    return int(hours) * 3600 + int(minutes) * 60 + float(seconds.replace(":", "."))
 
 
 def walk(folder: str) -> Iterator[tuple[str, list[str]]]:

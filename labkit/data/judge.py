@@ -7,16 +7,18 @@ prediction of exactly the label can reach IoU 1. Blanks around a query are no fa
 from __future__ import annotations
 
 import json
-import math
 import os
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from labkit.chain.spans import Span
+from labkit.data import decode_worker
 from labkit.data.findings import RULES, Finding
-from labkit.data.folders import Found, VideoFolder
+from labkit.data.folders import Found, VideoFolder, is_elsewhere, stem_of
 from labkit.data.moments import FRAME, OPTION_LETTERS, ROUNDING, BadField, Moment
-from labkit.data.rows import Row
+from labkit.data.rows import Row, printable, to_seconds
 from labkit.errors import LabError
 
 POINT = 0.5
@@ -48,14 +50,16 @@ def mend_window(start: float, end: float, duration: float) -> tuple[Span | None,
 class Judge:
     """Judges the rows of one file in their order, and keeps what it found."""
 
-    def __init__(self, file: Path, videos: VideoFolder, strict: bool) -> None:
-        """With `strict` the first fault raises LabError."""
+    def __init__(self, file: Path, videos: VideoFolder, strict: bool, rows: Sequence[Row] = ()) -> None:
+        """With `strict` the first fault raises LabError; `rows` are all of the file's, to compare one with."""
         self.file, self.videos, self.strict = str(file), videos, strict
         self.findings: list[Finding] = []
         self._lines: dict[str, int | str] = {}
         self._noted: set[str] = set()
+        self._rows = rows
+        self._cut: bool | None = None
         self._headers: dict[str, float] = {}
-        self._measured: dict[str, float] = {}
+        self._measured: dict[str, tuple[float, float]] = {}
 
     def moment(self, row: Row) -> Moment | None:
         """The row's moment, or None when it is dropped: then exactly one finding says "dropped"."""
@@ -86,19 +90,14 @@ class Judge:
             raise _Dropped("empty query", row.query)
         if not row.video.strip():
             raise _Dropped("malformed row", row.video, "it names no video")
-        try:
-            f"{qid}{row.query}{row.video}".encode()
-        except UnicodeEncodeError as error:
-            raise _Dropped(
-                "malformed row", repr(row.query), f"half a character in its text ({error.reason})"
-            ) from None
         for field in row.unknown:
             self._note(row, "unknown field", field, field)
         video, clip = self._video(row)
+        labels = self._labels(row, video)
         duration = self._duration(row, video, clip)
         if clip is not None:
             clip, duration = self._clip(row, clip, duration)
-        windows = self._windows(row, duration)
+        windows = self._windows(row, labels, duration)
         options, choice = _options(row)
         try:
             return Moment(qid, video.path, row.query.strip(), windows, duration, clip, row.source, options, choice)
@@ -114,30 +113,90 @@ class Judge:
             found = Found(own, os.path.exists(own)) if self.videos.implied else self.videos.find(row.video)
         elif row.cut and ((whole := self.videos.find(row.cut)).there or not self.videos.find(row.video).there):
             found, clip = whole, None
+        elif clip is not None and (alone := self.videos.find(_named(row.video, clip))).there:
+            found, clip = alone, None
         else:
             found = self.videos.find(row.video)
-            if clip is not None and found.there and self._is_cut(found.path, clip):
+            if clip is not None and found.there and self._is_cut(row, found.path, clip):
                 self._find(row, "already cut", "noted", f"{clip.start:g} to {clip.end:g}")
                 clip = None
+        if is_elsewhere(row.video):
+            self._note(row, "path of elsewhere", "path of elsewhere", row.video)
         if found.others:
             self._note(row, "duplicate video names", found.path, [found.path, *found.others])
         return found, clip
 
-    def _is_cut(self, path: str, clip: Span) -> bool:
-        """Whether a file is the clip itself: as long as the trim window, and over before the window is.
-
-        Only its header is read; a window from second 0 shows the same frames either way.
-        """
-        if clip.start <= 0:
+    def _is_cut(self, row: Row, path: str, clip: Span) -> bool:
+        """Whether a file is the clip itself; where it may be either, what the file's other videos are decides."""
+        kind = self._holds(row, path, clip)
+        if kind == "either" and not self._others_are_cut():
+            note = f"{clip.start:g} to {clip.end:g} of {self._header(path):g} s"
+            self._find(row, "window past the video", "noted", note)
             return False
+        return kind in ("clip", "either")
+
+    def _holds(self, row: Row, path: str, clip: Span) -> str:
+        """What a file holds by its length: "clip", "whole" or "either"; "" where that does not tell.
+
+        A clip is as long as its trim window. So may be a whole video whose window overshoots its end: it may be either where
+        most of the window lies inside it and the labels begin there. A window from second 0 shows the same frames either way.
+        """
+        seconds, slack = self._header(path), max(1.0, 0.02 * clip.length)
+        if clip.start <= 0 or seconds <= 0:
+            return ""
+        if seconds >= clip.end - slack:
+            return "whole"
+        if abs(seconds - clip.length) > slack:
+            return ""
+        windows = row.windows if isinstance(row.windows, list) else []
+        # An end may overshoot with the window, but no label begins where there is no video.
+        last = max((pair[0] for window in windows if (pair := _pair(window))), default=0.0)
+        return "clip" if seconds - clip.start <= clip.length / 2 or clip.start + last >= seconds else "either"
+
+    def _others_are_cut(self) -> bool:
+        """Whether more of the file's videos are clips for certain than whole: who cuts some cuts them all."""
+        if self._cut is None:
+            kinds: Counter[str] = Counter()
+            for row in self._rows:
+                pair, found = _pair(row.clip), self.videos.find(row.video)
+                if not row.cut and not row.path and found.there and pair and 0 <= pair[0] < pair[1]:
+                    kinds[self._holds(row, found.path, Span(*pair))] += 1
+            self._cut = kinds["clip"] > kinds["whole"]
+        return self._cut
+
+    def _header(self, path: str) -> float:
         if path not in self._headers:
-            self._headers[path] = _header_seconds(path)
-        seconds = self._headers[path]
-        slack = max(1.0, 0.02 * clip.length)
-        return 0 < seconds < clip.end - slack and abs(seconds - clip.length) <= slack
+            self._headers[path] = decode_worker.header_seconds(path)
+        return self._headers[path]
+
+    def _labels(self, row: Row, video: Found) -> object:
+        """The row's windows as numbers, in seconds where they count frames."""
+        rate = 1.0 if row.rate is None else to_seconds(row.rate)
+        if rate is None and video.there:
+            rate = self._probe(row, "no frame rate", video.path)[1]
+            self._find(row, "no frame rate", "repaired", row.windows, f"measured, {rate:g} frames a second")
+        if rate is None or rate <= 0:
+            raise _Dropped("no frame rate", row.windows, f"{video.path} is not there to be measured")
+        # One label may stand without a list around it.
+        windows = [row.windows] if _pair(row.windows) else row.windows
+        if not isinstance(windows, list):
+            return windows
+        return [_numbers(window, pair, rate) if (pair := _pair(window)) else window for window in windows]
+
+    def _probe(self, row: Row, kind: str, path: str) -> tuple[float, float]:
+        """A video's seconds and frames a second; the row is dropped where it cannot be read."""
+        from labkit.data.video import probe
+
+        if path not in self._measured:
+            try:
+                info = probe(path)
+            except LabError as error:
+                raise _Dropped(kind, row.duration, str(error)) from None
+            self._measured[path] = info.duration, info.fps
+        return self._measured[path]
 
     def _duration(self, row: Row, video: Found, clip: Span | None) -> float:
-        seconds = _seconds(row.duration)
+        seconds = to_seconds(row.duration)
         if seconds is not None and seconds > 0:
             return seconds
         # A file of the clip alone is measured where it is there: it may be shorter than its window.
@@ -148,14 +207,7 @@ class Judge:
             return clip.length
         if not video.there:
             raise _Dropped("no duration", row.duration, f"{video.path} is not there to be measured")
-        if video.path not in self._measured:
-            from labkit.data.video import probe
-
-            try:
-                self._measured[video.path] = probe(video.path).duration
-            except LabError as error:
-                raise _Dropped("no duration", row.duration, str(error)) from None
-        measured = self._measured[video.path]
+        measured = self._probe(row, "no duration", video.path)[0]
         if measured <= 0:
             raise _Dropped("no duration", row.duration, f"{video.path} has no length either")
         self._find(row, "no duration", "repaired", row.duration, f"measured, {measured:.2f} s")
@@ -169,12 +221,12 @@ class Judge:
         self._find(row, "clip window", "repaired", said)
         return (clip, clip.length) if clip.length < duration else (Span(clip.start, clip.start + duration), duration)
 
-    def _windows(self, row: Row, duration: float) -> tuple[Span, ...]:
-        if not isinstance(row.windows, list) or not row.windows:
-            raise _Dropped("no window", row.windows)
+    def _windows(self, row: Row, labels: object, duration: float) -> tuple[Span, ...]:
+        if not isinstance(labels, list) or not labels:
+            raise _Dropped("no window", labels)
         kept: list[Span] = []
         lost: list[tuple[str, object]] = []
-        for window in row.windows:
+        for window in labels:
             pair = _pair(window)
             if pair is None:
                 lost.append(("malformed row", window))
@@ -189,7 +241,7 @@ class Judge:
         if not kept:
             kind, window = lost[0]
             note = f"{_say(window)} is no pair of seconds" if kind == "malformed row" else ""
-            raise _Dropped(kind, _beside(row.windows if len(row.windows) > 1 else window, duration), note)
+            raise _Dropped(kind, _beside(labels if len(labels) > 1 else window, duration), note)
         for kind, window in lost:
             self._find(row, kind, "repaired", _beside(window, duration), "this label is left out, the others stand")
         return tuple(kept)
@@ -197,7 +249,7 @@ class Judge:
     def _find(self, row: Row, kind: str, action: str, value: object, note: str = "") -> None:
         rule = RULES[kind]
         own = f"{note}; {rule}" if note else rule
-        finding = Finding(kind, action, self.file, row.line, _qid(row.qid), _say(value), own)
+        finding = Finding(kind, action, self.file, row.line, printable(_qid(row.qid)), _say(value), printable(own))
         if self.strict and action != "noted":
             raise LabError(f"{finding}; correct the row, or read the file without strict")
         self.findings.append(finding)
@@ -222,17 +274,17 @@ def _qid(value: object) -> str:
     return value if isinstance(value, str) and value.strip() else ""
 
 
-def _seconds(value: object) -> float | None:
-    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9 and math.isfinite(value):
-        return float(value)
-    return None
-
-
 def _pair(value: object) -> tuple[float, float] | None:
     if not isinstance(value, list) or len(value) != 2:
         return None
-    start, end = map(_seconds, value)
+    start, end = map(to_seconds, value)
     return None if start is None or end is None else (start, end)
+
+
+def _numbers(window: list[object], pair: tuple[float, float], rate: float) -> list[Any]:
+    """A label as numbers of seconds; what is that already stays as it was written."""
+    written = rate == 1.0 and not any(isinstance(at, str) for at in window)
+    return window if written else [at / rate for at in pair]
 
 
 def _clip_of(value: object) -> Span:
@@ -240,6 +292,11 @@ def _clip_of(value: object) -> Span:
     if pair is None or not 0 <= pair[0] < pair[1]:
         raise _Dropped("clip window", value, "where the clip lies in its video cannot be known")
     return Span(*pair)
+
+
+def _named(video: str, clip: Span) -> str:
+    """What a file of the clip alone is called where its owners gave it no name: as QVHighlights does."""
+    return f"{stem_of(video)[0]}_{clip.start}_{clip.end}"
 
 
 def _options(row: Row) -> tuple[tuple[str, ...], int | None]:
@@ -256,17 +313,6 @@ def _options(row: Row) -> tuple[tuple[str, ...], int | None]:
     return tuple(options), choice
 
 
-def _header_seconds(path: str) -> float:
-    """The length that a video's header states; 0 where it states none or cannot be opened, which is doctor's to tell."""
-    import av
-
-    try:
-        with av.open(path) as container:
-            return (container.duration or 0) / av.time_base
-    except (OSError, ValueError):
-        return 0.0
-
-
 def _beside(window: object, duration: float) -> str:
     return f"{_say(window)} of {duration:g} s"
 
@@ -276,4 +322,5 @@ def _say(value: Any) -> str:
         text = value
     else:
         text = "none" if value is None else json.dumps(value, ensure_ascii=False, default=repr)
+    text = printable(text)
     return text if len(text) <= 160 else f"{text[:140]}...{text[-15:]}"

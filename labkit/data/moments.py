@@ -18,19 +18,29 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from labkit.chain.spans import Span
+from labkit.data.folders import is_elsewhere, local_path, stem_of, trim_window
 from labkit.data.owners import fetch_videos
+from labkit.data.rows import no_utf8, printable
 from labkit.errors import LabError, nearest
 from labkit.files import replacing
 
 REQUIRED = ("qid", "video", "query", "windows", "duration")
 FIELDS = (*REQUIRED, "clip", "source", "options", "choice")
+_MAKES = "`labkit moments FILE --write NEW.jsonl` makes moments of it"
+SCORE_STEP = "`labkit score PREDICTIONS --moments FILE` scores them"
+ANSWERS = (
+    ("pred_relevant_windows",), ("qid", "text"), ("qid", "windows"), ("qid", "output_text"), ("qid", "pred"),
+    ("doc_id", "resps"), ("response",), ("completion",), ("input", "output"), ("video_id", "query_id", "answer"),
+)  # fmt: skip
+"""Fields by which an object is told to be a prediction, of labkit or another program, and no moment."""
 OPTION_LETTERS = "ABCDEFGH"
 """What options are called in a prompt and in an answer, in order."""
 ROUNDING = 1e-3
@@ -39,13 +49,16 @@ FRAME = 0.05
 """Seconds by which a clip may differ from its trim window, which cuts at frames: half of one at 10 fps."""
 
 
+_HALF = re.compile("[\ud800-\udfff]")
+
+
 class BadField(ValueError):
     """A moment's field that cannot be used: which one, its value, what is wrong and what to write instead."""
 
     def __init__(self, field: str, value: object, wrong: str, step: str) -> None:
         """Keep the parts, so that a reader can put file and line in front."""
         self.field, self.value, self.wrong, self.step = field, value, wrong, step
-        super().__init__(f"{field} = {_short(value)} {wrong}; {step}")
+        super().__init__(f"{printable(field)} = {_short(value)} {wrong}; {step}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +97,11 @@ class Moment:
                 raise BadField(field, value, "is not text", f'write it as "{field}": "..."')
             if not value.strip():
                 raise BadField(field, value, "is empty", "fill it in or take the line out")
+        named = (("qid", self.qid), ("video", self.video), ("query", self.query), ("source", self.source))
+        for field, text in (*named, *(("options", option) for option in self.options)):
+            if isinstance(text, str) and (half := _HALF.search(text)):
+                step = f"write the character that {ascii(half[0])} is half of, or take it out"
+                raise BadField(field, text, "holds half a character, which no file can", step)
         if "\0" in self.video or not os.path.isabs(self.video):
             raise BadField("video", self.video, "is no absolute path", "resolve it against the moments file's folder")
         if not (math.isfinite(self.duration) and self.duration > 0):
@@ -126,6 +144,19 @@ class Moment:
         """Where the clip begins in the video, in seconds: what `read_frames` takes as `start`."""
         return self.clip.start if self.clip is not None else 0.0
 
+    @property
+    def source_video(self) -> str:
+        """The untrimmed video that the clip was cut from: what moments are grouped by that are not independent.
+
+        The path without its suffix, and without the trim window that a clip's name states.
+
+        >>> Moment("q1", "/videos/NUsG9BgSes0_210.0_360.0.mp4", "she cooks", (Span(1.0, 4.0),), 150.0).source_video
+        '/videos/NUsG9BgSes0'
+        """
+        stem, _ = stem_of(self.video)
+        window = trim_window(stem)
+        return os.path.join(os.path.dirname(self.video), window[0] if window else stem)
+
 
 def read_moments(path: str | Path) -> list[Moment]:
     """Moments of a JSON Lines file, in the file's order; relative videos are resolved against its folder.
@@ -135,29 +166,56 @@ def read_moments(path: str | Path) -> list[Moment]:
     came before. Likewise for a file that is missing, unreadable or holds no moment.
     """
     path = Path(path)
+    moments: list[Moment] = []
     try:
-        raw = path.read_bytes()
+        for number, moment in read_lines(path):
+            if isinstance(moment, BadField):
+                raise LabError(f"{path}, line {number}: {moment}") from None
+            moments.append(moment)
     except OSError as error:
         reason = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
         raise LabError(f"moments file {path} {reason}; correct its path or its access rights") from None
-    moments: list[Moment] = []
-    lines: dict[str, int] = {}
-    for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            moment = moment_of(decode(line), path.parent)
-            if moment.qid in lines:
-                wrong = f"was used before, on line {lines[moment.qid]}"
-                raise BadField("qid", moment.qid, wrong, "give every question a name of its own")
-        except BadField as error:
-            raise LabError(f"{path}, line {number}: {error}") from None
-        lines[moment.qid] = number
-        moments.append(moment)
     if not moments:
         fields = ", ".join(REQUIRED)
         raise LabError(f"moments file {path} holds no moment; write one JSON object a line with {fields}")
     return moments
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, Moment | BadField]]:
+    """Each line of a moments file that holds text, by its number: the moment, or why there is none. Raises OSError."""
+    raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    if kind := no_utf8(raw):
+        yield (
+            1,
+            BadField("file", path.name, f"is {kind}, no UTF-8 text", f"unpack it or save it as UTF-8, or {_MAKES}"),
+        )
+        return
+    # Old Macs end a line by a carriage return alone.
+    lines = raw.split(b"\n" if b"\n" in raw else b"\r")
+    seen: dict[str, int] = {}
+    first = True
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        row: dict[str, Any] = {}
+        try:
+            row = decode(line)
+            moment = moment_of(row, path.parent)
+            if moment.qid in seen:
+                wrong = f"was used before, on line {seen[moment.qid]}"
+                raise BadField("qid", moment.qid, wrong, "give every question a name of its own")
+        except BadField as error:
+            # Only its first line can tell that a file is none of moments at all.
+            if first and not set(REQUIRED) <= set(row) and error.step != SCORE_STEP:
+                other = (
+                    "if this is another annotation file, `labkit moments FILE --write NEW.jsonl` makes moments of it"
+                )
+                error = BadField(error.field, error.value, error.wrong, f"{error.step}; {other}")
+            yield number, error
+        else:
+            seen[moment.qid] = number
+            yield number, moment
+        first = False
 
 
 def write_moments(moments: Iterable[Moment], path: str | Path) -> None:
@@ -245,6 +303,8 @@ def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def moment_of(row: dict[str, Any], folder: Path) -> Moment:
     """The moment of a line's object; a relative video is resolved against `folder`. Raises BadField."""
+    if not {"video", "duration"} & set(row) and any(all(name in row for name in names) for names in ANSWERS):
+        raise BadField("line", row, "is a prediction, not a moment", SCORE_STEP)
     for name, value in row.items():
         if name not in FIELDS:
             near = nearest(name, FIELDS)
@@ -264,7 +324,10 @@ def moment_of(row: dict[str, Any], folder: Path) -> Moment:
         raise BadField("options", options, "is not a list", 'write ["...", ...] or leave it out')
     # An empty or ill-typed video stays as it is, for Moment to name it by what stands in the file.
     if isinstance(video, str) and video.strip():
-        video = os.path.abspath(os.path.join(folder, video))
+        if is_elsewhere(video):
+            step = "write where it lies here, or `labkit moments FILE --videos DIR --write NEW.jsonl`"
+            raise BadField("video", video, "is a link, or a path of another system", step)
+        video = local_path(video, folder)
     return Moment(
         qid=row["qid"],
         video=video,

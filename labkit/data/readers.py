@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from labkit.data.answerers import Answerer, Unanswered, answer
+from labkit.data.decode_worker import START_DEADLINE, STEP, between
 from labkit.data.video import FrameCache, VideoInfo
 from labkit.errors import LabError
 
@@ -27,8 +28,6 @@ log = logging.getLogger(__name__)
 _COMMAND = [sys.executable, "-m", "labkit.data.readers"]
 # One thread a process, and none of the GPU's memory for torch's resizing.
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-START_DEADLINE = 600.0
-"""Seconds in which a reader has to start: many that import torch from one network disk at once take minutes."""
 REST = 60.0
 """Seconds without work after which a reader is ended."""
 
@@ -37,7 +36,7 @@ class Reader(Answerer):
     """One process that decodes into caches; for one thread."""
 
     def __init__(self, deadline: float) -> None:
-        """`deadline`: seconds for one clip."""
+        """`deadline`: seconds that the decoding of a clip may stand still."""
         super().__init__(_COMMAND, deadline, _ENVIRONMENT)
         self._ready: tuple[Any, bool] = (None, False)
 
@@ -67,12 +66,12 @@ class Reader(Answerer):
         try:
             found = self.ask(question)
         except Unanswered as error:
-            step = "convert it to H.264 mp4 or leave its moments out"
+            step, place = STEP, between(question.get("times", ()), question.get("start", 0.0))
             if error.late:
                 raise LabError(
-                    f"video {path} hangs: its reader was {error}, and ended; {step}, or raise video_deadline"
+                    f"video {path} hangs{place}: its reader was {error}, and ended; {step}, or raise video_deadline"
                 ) from None
-            raise LabError(f"video {path} cost its reader's life ({error}); {step}") from None
+            raise LabError(f"video {path} cost its reader's life{place} ({error}); {step}") from None
         if "error" in found:
             raise LabError(found["error"])
         return found
@@ -154,7 +153,7 @@ class Readers:
     """A pool of readers; closed when it is dropped, at the program's end, or by `close`."""
 
     def __init__(self, processes: int, deadline: float) -> None:
-        """At most so many `processes`, and `deadline` seconds for one clip; nothing is started yet."""
+        """At most so many `processes`, and `deadline` seconds that a clip may stand still; nothing is started yet."""
         self._board = _Board(processes, deadline)
         self.close = weakref.finalize(self, self._board.close)
 

@@ -1,12 +1,17 @@
-"""Rows: a query as it stands in an annotation file, and the files read into text and objects.
+"""Rows: a query as it stands in an annotation file, and the files read into text, tables and objects.
 
 Nothing is judged here: what is missing or ill-typed stays as it is, for `labkit.data.judge` to decide.
 """
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
 import json
+import math
 import re
+import zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +21,17 @@ from labkit.errors import LabError
 
 NUMBER = r"[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?"
 """A number as annotation files write it; ASCII digits alone."""
+_CLOCK = r"(?:\d+:)?\d?\d:\d\d(?:\.\d+)?"
+TIME = rf"(?:{_CLOCK}|{NUMBER})"
+"""A number of seconds, or minutes and seconds as a clock shows them."""
+_WHOLE_TIME = re.compile(TIME, re.ASCII)
+_DECIMAL_COMMA = re.compile(r"\d+,\d+", re.ASCII)
+
+# What a file of another kind begins with, and what it is.
+_GZIP = b"\x1f\x8b"
+_BINARY = {b"PAR1": "Parquet", b"PK\x03\x04": "a zip archive", b"\x89HDF": "HDF5", b"\x80": "a Python pickle"}
+_MARKED = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_NAMES = {"ISO-8859-1": "Latin-1", "WINDOWS-1252": "Windows-1252"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +40,8 @@ class Row:
 
     `video` is the source video's name, in which `clip` is the trim window; `cut` is the name of a file that holds the
     clip alone, "" where none was published. `path` is the video's path where the file gives it for good. `fault` says
-    why the row cannot be read, `unknown` names fields that no moment has.
+    why the row cannot be read, `unknown` names fields that no moment has. `rate` is None where windows are in seconds;
+    where they count frames it is the frames of a second, or "" when the file does not say.
     """
 
     line: int | str
@@ -41,13 +58,15 @@ class Row:
     choice: object = None
     fault: str = ""
     unknown: tuple[str, ...] = ()
+    rate: object = None
 
 
 class Table(NamedTuple):
-    """A file's format, by its title, and its rows."""
+    """A file's rows, whose they are by its `title`, and its encoding."""
 
     title: str
     rows: list[Row]
+    encoding: str = "UTF-8"
 
 
 class Unread(str):
@@ -78,15 +97,104 @@ def read_object(line: str) -> Any:
 
 
 def read_text(path: Path) -> str:
-    """A file's text, without a byte order mark. Raises LabError when it cannot be read or is not UTF-8."""
+    """A file's text; see `read_encoded`."""
+    return read_encoded(path)[0]
+
+
+def read_encoded(path: Path) -> tuple[str, str]:
+    r"""A file's text without a byte order mark, its lines ended by "\n", and its encoding.
+
+    Gzip is unpacked, UTF-16 and UTF-32 are read where a byte order mark states them. Raises LabError that names what the
+    file is when it cannot be read or holds another encoding.
+    """
     try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise LabError(f"{path}, line {line}: not UTF-8; save the file as UTF-8") from None
+        raw = path.read_bytes()
+        if raw.startswith(_GZIP):
+            raw = gzip.decompress(raw)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise LabError(f"{path} is gzip that cannot be unpacked ({error}); download it again") from None
     except OSError as error:
         reason = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
         raise LabError(f"annotation file {path} {reason}; correct its path or its access rights") from None
+    if kind := _begun(raw, _BINARY):
+        raise LabError(f"{path} is {kind}, no text; give the annotations as their owners publish them")
+    encoding = _begun(raw, _MARKED)
+    try:
+        text = raw.decode(encoding or "utf-8-sig")
+    except UnicodeDecodeError as error:
+        if encoding:
+            raise LabError(f"{path} is {encoding} that breaks off ({error.reason}); download it again") from None
+        if b"\0" in raw[:1000] and not _encoding(raw).startswith("UTF-16"):
+            raise LabError(f"{path} is no text; give the annotations as their owners publish them") from None
+        line, kind = raw[: error.start].count(b"\n") + 1, _encoding(raw)
+        command = f"iconv -f {kind} -t UTF-8 '{path.name}' > new"
+        wrong = f"not UTF-8; save the file as UTF-8 (it looks like {_NAMES.get(kind, kind)}: {command})"
+        raise LabError(f"{path}, line {line}: {wrong}") from None
+    if not encoding and "\0" in text[:1000]:
+        kind = _encoding(raw)
+        if kind.startswith("UTF-16"):
+            raise LabError(f"{path} is {kind} without a byte order mark; save the file as UTF-8")
+    text = text.replace("\r\n", "\n")
+    # The ends of lines on old Macs, and in what spreadsheets export there.
+    return (text if "\n" in text else text.replace("\r", "\n")), encoding or "UTF-8"
+
+
+def no_utf8(raw: bytes) -> str:
+    """What a file is, by its first bytes, where they tell that it is no UTF-8; else ""."""
+    return _begun(raw, {_GZIP: "gzip"} | _BINARY | _MARKED)
+
+
+def _begun(raw: bytes, kinds: dict[bytes, str]) -> str:
+    return next((kind for begin, kind in kinds.items() if raw.startswith(begin)), "")
+
+
+def printable(text: str) -> str:
+    """`text` with what no terminal can show, half a character, as its code."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _encoding(raw: bytes) -> str:
+    """What bytes that are no UTF-8 are likely to be."""
+    head = raw[:2000]
+    for zeros, kind in ((head[1::2], "UTF-16LE"), (head[::2], "UTF-16BE")):
+        if zeros and zeros.count(0) > len(zeros) / 2:
+            return kind
+    if not any(0x80 <= byte < 0xA0 for byte in raw):
+        return "ISO-8859-1"
+    for encoding in ("WINDOWS-1252", "GB18030"):
+        try:
+            raw.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        return encoding
+    return "ISO-8859-1"
+
+
+def read_table(text: str) -> tuple[tuple[str, ...], list[tuple[int, dict[str, Any]]]]:
+    r"""Column names, and rows by their line, of a table whose cells are parted by comma, semicolon or tab.
+
+    A cell that a row lacks is None. Raises ValueError when the text is no table.
+
+    >>> read_table("id;length\nAMT7R;30,08")
+    (('id', 'length'), [(2, {'id': 'AMT7R', 'length': '30.08'})])
+    """
+    head = text.partition("\n")[0]
+    delimiter = max(",;\t", key=head.count)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        names = tuple(name.strip() for name in reader.fieldnames or ())
+        reader.fieldnames = names
+        rows = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise ValueError(f"is no table ({error})") from None
+    if delimiter == ";":
+        # Where cells are parted by semicolons the comma is the decimal point.
+        rows = [(line, {name: _decimal(cell) for name, cell in row.items()}) for line, row in rows]
+    return names, rows
+
+
+def _decimal(cell: Any) -> Any:
+    return cell.replace(",", ".") if isinstance(cell, str) and _DECIMAL_COMMA.fullmatch(cell.strip()) else cell
 
 
 def has(row: Any, *fields: str) -> bool:
@@ -94,13 +202,21 @@ def has(row: Any, *fields: str) -> bool:
     return isinstance(row, dict) and all(field in row for field in fields)
 
 
-def to_number(text: str | None) -> float | str | None:
-    """The number that `text` writes, or the text itself, for the judge to name.
+def to_seconds(value: object) -> float | None:
+    """A number, the text of one, or a clock's minutes and seconds; None for all else.
 
-    >>> to_number("24.3"), to_number("24,3")
-    (24.3, '24,3')
+    >>> to_seconds("24.3"), to_seconds("01:02:03.5"), to_seconds("24,3"), to_seconds(True)
+    (24.3, 3723.5, None, None)
     """
-    return float(text) if text and re.fullmatch(NUMBER, text.strip(), re.ASCII) else text
+    if isinstance(value, str) and _WHOLE_TIME.fullmatch(value.strip()):
+        *clock, last = value.strip().split(":")
+        minutes = 0
+        for part in clock:
+            minutes = minutes * 60 + int(part)
+        value = minutes * 60 + float(last)
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9 and math.isfinite(value):
+        return float(value)
+    return None
 
 
 def short(value: object) -> str:

@@ -1,8 +1,8 @@
 """Videos: the frames shown at true seconds, small enough for a model, decoded once.
 
 Second 0 is the moment the first frame is shown, whatever clock the file carries. The frame shown at second t is the
-last one whose timestamp is not after t; beyond the end that is the last frame. decord reads by default; PyAV, slower
-on long files but more patient, takes over where decord fails or cannot be trusted, and `Frames` says so.
+last one whose timestamp is not after t; beyond the end that is the last frame. decord reads the files on which it was found
+right, PyAV all others, and `Frames` says so. Either does it in a process that may be lost, see `decode_worker`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,15 +19,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from labkit.data import decoders
+from labkit.data import decode_worker, decoders
+from labkit.data.decode_worker import DEADLINE
 from labkit.data.decoders import Pixels, Shrink, Times
-from labkit.errors import LabError
+from labkit.data.fingerprints import fingerprint, require
 from labkit.files import replacing
 
 log = logging.getLogger(__name__)
 
 # Part of every cache key: raise it when the same request would give other pixels.
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 
 
 class Frames(NamedTuple):
@@ -60,7 +60,8 @@ def sample_times(duration: float, fps: float, max_frames: int, multiple: int = 2
     """Seconds (T,) at which a clip is looked at: t_k = k * step from 0, all inside [0, duration).
 
     step is 1 / fps; longer when `max_frames` binds; shorter only for a clip too short to hold `multiple` frames.
-    T is a multiple of `multiple` (a temporal patch), rounded down, but never 0.
+    T is a multiple of `multiple` (a temporal patch): what is missing repeats the last time, as Qwen-VL's processors repeat the last
+    frame. Rounding down would lose the clip's last second, and spreading fewer frames would see the others more thinly.
 
     >>> sample_times(3.0, fps=2.0, max_frames=32)
     array([0. , 0.5, 1. , 1.5, 2. , 2.5])
@@ -68,6 +69,8 @@ def sample_times(duration: float, fps: float, max_frames: int, multiple: int = 2
     array([ 0., 15., 30., 45.])
     >>> sample_times(0.4, fps=2.0, max_frames=32)
     array([0. , 0.2])
+    >>> sample_times(3.0, fps=1.0, max_frames=32)
+    array([0., 1., 2., 2.])
     """
     if not (math.isfinite(duration) and duration > 0 and math.isfinite(fps) and fps > 0):
         raise ValueError(f"duration and fps must be finite and above 0, not {duration!r} and {fps!r}")
@@ -75,28 +78,41 @@ def sample_times(duration: float, fps: float, max_frames: int, multiple: int = 2
         raise ValueError(f"max_frames must hold one multiple of {multiple} frames, not {max_frames!r}")
     # The small number keeps 8.0 s at 2 fps at 16 frames when 8.0 was computed as 8.000000001.
     fitting = math.ceil(duration * fps - 1e-6)
-    count = max(multiple, min(fitting, max_frames) // multiple * multiple)
-    step = duration / count if fitting > max_frames or fitting < multiple else 1 / fps
-    return np.arange(count, dtype=np.float64) * step
+    whole, most = -(-fitting // multiple) * multiple, max_frames // multiple * multiple
+    if fitting < multiple or whole > most:
+        count = min(whole, most)
+        return np.arange(count, dtype=np.float64) * (duration / count)
+    return np.minimum(np.arange(whole), fitting - 1) * (1 / fps)
 
 
-def read_frames(path: str | Path, times: ArrayLike, start: float = 0.0) -> Frames:
+def read_frames(
+    path: str | Path,
+    times: ArrayLike,
+    start: float = 0.0,
+    *,
+    folder: str | Path | None = None,
+    deadline: float = DEADLINE,
+) -> Frames:
     """Frames of `path` shown at `start + times`, in the video's own size, rotated as a player shows them.
 
-    `start` is the trim window's beginning in the video; times in the result are relative to it.
+    `start` is the trim window's beginning in the video; times in the result are relative to it. `folder` keeps between processes
+    whether decord is right on the file. A recording that is turned or changes its size is shown at its first frame's size.
 
-    Raises LabError when the file is missing, empty, not a video, or ends before the first time asked for.
+    Raises LabError when the file is missing, empty, not a video, or ends before the first time asked for, and when its decoder
+    dies or stands still for `deadline` seconds.
     """
-    return _read(path, times, start, None)
+    return _read(path, times, start, None, None if folder is None else Path(folder), deadline)
 
 
-def thumbnails(path: str | Path, times: ArrayLike, width: int) -> Pixels:
-    """Small frames (T, H, W, 3) for figures, `width` pixels wide, heights in proportion. Raises as `read_frames`."""
+def thumbnails(
+    path: str | Path, times: ArrayLike, width: int, *, folder: str | Path | None = None, deadline: float = DEADLINE
+) -> Pixels:
+    """Small frames (T, H, W, 3) for figures, `width` pixels wide, heights in proportion. Otherwise as `read_frames`."""
 
     def shrink(rgb: Pixels) -> Pixels:
         return resize(rgb, (max(1, round(rgb.shape[1] * width / rgb.shape[2])), width))
 
-    return _read(path, times, 0.0, shrink).rgb
+    return _read(path, times, 0.0, shrink, None if folder is None else Path(folder), deadline).rgb
 
 
 def resize(rgb: Pixels, size: tuple[int, int]) -> Pixels:
@@ -114,39 +130,27 @@ def resize(rgb: Pixels, size: tuple[int, int]) -> Pixels:
     return np.ascontiguousarray(frames.permute(0, 2, 3, 1).numpy())
 
 
-def probe(path: str | Path) -> VideoInfo:
+def probe(path: str | Path, *, deadline: float = DEADLINE) -> VideoInfo:
     """Measure a video by its packets and its first frame; a truncated file is measured by what is left of it.
 
-    Raises LabError when the file is missing, empty or shows no frame.
+    Raises LabError when the file is missing, empty or shows no frame, and when its decoder dies or stands still for
+    `deadline` seconds.
     """
-    duration, frames, height, width = decoders.measure(path)
+    duration, frames, height, width = decode_worker.measure(path, deadline)
     return VideoInfo(duration, frames / duration if duration > 0 else 0.0, width, height, frames)
-
-
-def fingerprint(path: str | Path) -> str:
-    """32 hex digits from size, modification time, first and last 64 KiB: a changed file has another one.
-
-    Raises LabError when the file is missing or empty.
-    """
-    size = decoders.require(path)
-    with open(path, "rb") as file:
-        digest = hashlib.blake2b(f"{size} {os.fstat(file.fileno()).st_mtime_ns} ".encode(), digest_size=16)
-        digest.update(file.read(65536))
-        file.seek(max(0, size - 65536))
-        digest.update(file.read(65536))
-    return digest.hexdigest()
 
 
 class FrameCache:
     """Frames at the model's size on disk, so that no clip is decoded twice, by this run or the next.
 
-    One file per video content, times and size; files appear whole, so several processes may share the folder.
-    `hits` and `decoded` count what `get` did, `decoded` also what `labkit.data.readers` did for this cache.
+    One file per video content, times and size; files appear whole, so several processes may share the folder, and a data
+    folder that was moved finds its frames again. Beside them stands for each video what it measures, and whether decord
+    is right on it. `hits` and `decoded` count what `get` did, `decoded` also what `labkit.data.readers` did for this cache.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        """Use `folder`, making it when it is not there."""
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, deadline: float = DEADLINE) -> None:
+        """Use `folder`, making it when it is not there; `deadline`: seconds that the decoding of a video may stand still."""
+        self.folder, self.deadline = Path(folder), deadline
         self.folder.mkdir(parents=True, exist_ok=True)
         self.hits = 0
         self.decoded = 0
@@ -166,7 +170,7 @@ class FrameCache:
         if frames is not None:
             self.hits += 1
             return frames
-        frames = _read(path, wanted, start, lambda rgb: resize(rgb, size))
+        frames = _read(path, wanted, start, lambda rgb: resize(rgb, size), self.folder, self.deadline)
         self.decoded += 1
         # Uncompressed: frames of real videos hardly shrink, and reading them back is what is done often. The archive's
         # checksum costs a twentieth of what patches of these frames cost, and finds a damaged file.
@@ -198,7 +202,7 @@ class FrameCache:
             pass
         except (ValueError, TypeError) as error:
             log.warning("%s is damaged (%s); measuring %s again", file, error, path)
-        info = probe(path)
+        info = probe(path, deadline=self.deadline)
         with replacing(file) as temporary:
             temporary.write_text(json.dumps(asdict(info)))
         return info
@@ -230,27 +234,21 @@ def _load(file: Path) -> Frames | None:
         return None
 
 
-def _read(path: str | Path, times: ArrayLike, start: float, shrink: Shrink | None) -> Frames:
-    """Choose the decoder, check what it found, and put times on the clip's clock."""
+def _read(
+    path: str | Path, times: ArrayLike, start: float, shrink: Shrink | None, folder: Path | None, deadline: float
+) -> Frames:
+    """Have the frames decoded, check what was found, and put times on the clip's clock."""
     wanted = np.asarray(times, np.float64) + start
     if wanted.ndim != 1 or wanted.size == 0 or not np.isfinite(wanted).all() or wanted.min() < 0:
         raise ValueError(f"times must be one row of seconds from 0 on, not {times!r} from {start!r} s")
-    decoders.require(path)
-    backend, notes = "decord", []
-    try:
-        shown = decoders.by_decord(path, wanted, shrink)
-    except Exception as error:
-        # All of them: decord raises errors of its own, assertions and RuntimeErrors, or its library is not there.
-        backend, notes = "pyav", [decoders.reason(error)]
-        log.info("%s: %s; reading with PyAV", path, notes[0])
-        shown = decoders.by_pyav(path, wanted, shrink)
+    require(path)
+    shown, backend, reason = decode_worker.decode(path, wanted, shrink, folder, deadline)
+    if reason:
+        log.info("%s: %s; read with PyAV", path, reason)
+    decoders.require_within(path, wanted, shown.end)
     late = int((wanted > shown.end + decoders.TICK).sum())
-    if late == wanted.size:
-        step = "correct the clip's window or replace the video"
-        raise LabError(f"video {path} ends at {shown.end:.2f} s but is asked for second {wanted.min():.2f} on; {step}")
     past = f"{late} of {wanted.size} times lie past the end ({shown.end:.2f} s) and show the last frame"
-    for trouble in (shown.note, past if late else ""):
-        if trouble:
-            log.warning("%s: %s", path, trouble)
-            notes.append(trouble)
-    return Frames(shown.rgb, shown.times - start, backend, "; ".join(notes))
+    troubles = [shown.note, past if late else ""]
+    for trouble in filter(None, troubles):
+        log.warning("%s: %s", path, trouble)
+    return Frames(shown.rgb, shown.times - start, backend, "; ".join(filter(None, [reason, *troubles])))

@@ -11,6 +11,8 @@ Everything follows from the seed. The splits draw from disjoint ranges of seeds,
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -50,6 +52,13 @@ ACTIONS = {
 }
 """Each with the two forms that queries use."""
 
+PLACES = ("top left", "top right", "bottom left", "bottom right")
+"""Words for the quadrants, by their numbers. A thing never leaves its own, whatever it does."""
+TIMES_OF_CLIP = ("early", "in the middle", "late")
+"""Words for when an event is, by its middle."""
+SOURCE = "embedded world"
+"""What moments of this world say of where they come from."""
+
 OPTIONS = 4
 """Options of a question: one that the thing does, and three that it does not."""
 
@@ -76,7 +85,7 @@ class Thing:
     color: str
     shape: str
     quadrant: int
-    """0 top left, 1 top right, 2 bottom left, 3 bottom right."""
+    """Place in `PLACES`."""
     x: float
     y: float
     radius: float
@@ -329,9 +338,48 @@ def scene_moments(scene: Scene, path: Path, task: Task = "grounding") -> list[Mo
         window = Span(event.start, event.end)
         moments.append(
             Moment(f"{path.stem}-{number}", str(path), asked.text, (window,), float(SECONDS),
-                   source="embedded world", options=asked.options, choice=asked.choice)
+                   source=SOURCE, options=asked.options, choice=asked.choice)
         )  # fmt: skip
     return moments
+
+
+def time_of(event: Event) -> str:
+    """Which of `TIMES_OF_CLIP` an event's middle lies in.
+
+    >>> time_of(Event("blinks", 2.0, 5.0)), time_of(Event("blinks", 6.0, 9.0))
+    ('early', 'in the middle')
+    """
+    middle = (event.start + event.end) / 2
+    return TIMES_OF_CLIP[0] if middle < 5.5 else TIMES_OF_CLIP[2] if middle > 10.5 else TIMES_OF_CLIP[1]
+
+
+def asked_about(moment: Moment) -> tuple[Thing, Event] | None:
+    """The thing and the event that a moment of this world asks about, drawn again from the seed in its clip's name.
+
+    None for any other moment, and for one whose window is not what the seed draws: its clip then shows something else.
+
+    >>> moment = scene_moments(make_scene(7), Path("/world/clips/test-00000-7.mp4"))[1]
+    >>> thing, event = asked_about(moment)
+    >>> f"{thing.color} {thing.shape}, {PLACES[thing.quadrant]}, {event.action}; {moment.query}"
+    'white square, bottom left, slides; the white square is sliding when?'
+    """
+    named = _CLIP.fullmatch(moment.qid)
+    if moment.source != SOURCE or named is None or not moment.video.endswith(f"{named['clip']}.mp4"):
+        return None
+    scene = _known_scene(int(named["seed"]))
+    events = [(thing, event) for thing in scene.things for event in thing.events]
+    if int(named["number"]) >= len(events):
+        return None
+    thing, event = events[int(named["number"])]
+    return (thing, event) if moment.windows == (Span(event.start, event.end),) else None
+
+
+_CLIP = re.compile(r"(?P<clip>[a-z]+-\d{5,}-(?P<seed>\d+))-(?P<number>\d+)", re.ASCII)
+
+
+@functools.lru_cache(1024)
+def _known_scene(seed: int) -> Scene:
+    return make_scene(seed)
 
 
 def _write_mp4(path: Path, states: np.ndarray) -> None:

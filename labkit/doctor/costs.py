@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -14,11 +15,12 @@ from labkit.doctor.estimates import KEPT_SHARE, STAGES, Load, explorers, one_pro
 from labkit.doctor.hours import stage_seconds
 from labkit.doctor.inspection import Inspection, Vision
 from labkit.doctor.memory import OTHER_PROCESSES, stage_memory
-from labkit.doctor.reports import Finding, Report, Table, size_text, time_text
+from labkit.doctor.reports import Finding, Report, Table, size_text
 from labkit.doctor.surroundings import Machine, Model, planned_for
 from labkit.errors import LabError
 from labkit.files import under
 from labkit.params import Params
+from labkit.progress import duration
 
 if TYPE_CHECKING:
     from labkit.doctor.rehearsal import Pace
@@ -55,7 +57,7 @@ def add_costs(
     lines = []
     for stage in STAGES:
         cells = [stage, *_most(memory[stage], size_text)]
-        lines.append((*cells, *_most(seconds[stage], time_text)) if seconds else tuple(cells))
+        lines.append((*cells, *_most(seconds[stage], duration)) if seconds else tuple(cells))
     peak = max(sum(parts.values()) for parts in memory.values())
     head = ["stage", "memory", "most of it"] + (["time", "most of it"] if seconds else [])
     weights = " and ".join(f"{shape.text_parameters + shape.vision_parameters:,}" for shape in shapes)
@@ -64,7 +66,7 @@ def add_costs(
     note += f"at its peak {size_text(times * peak + others)} with the processes around it" if on_cpu else where
     if seconds:
         whole = sum(sum(parts.values()) for parts in seconds.values())
-        note += f"\ntime: {time_text(whole)} in all, by {paces[0].basis}"
+        note += f"\ntime: {duration(whole)} in all, by {paces[0].basis}"
         note += f"\nif stages 1 and 3 take all their steps ({params.grpo_steps} and {params.final_steps}), chains are half of "
         note += f"max_new_tokens long, and {KEPT_SHARE:.0%} of what the filter may keep is kept"
         note += f"; {world} processes are taken to share the work evenly" if world > 1 else ""
@@ -121,30 +123,31 @@ def _pace(params: Params, model: Model, load: Load, found: Inspection, machine: 
     clock = clock_for(machine.device, params.threads)
     if params.data != "world":
         readable = [moment for moment in found.moments["train"] if found.videos[moment.video].readable]
-        return pace._replace(reading=_reading(params, readable, vision, clock))
+        return pace._replace(reading=_reading(params, readable, vision))
     from labkit.data.world import write_world
 
     with tempfile.TemporaryDirectory() as folder:
         begin = clock()
         splits = write_world(folder, 2, 1, 1, seed=params.world_seed)
         writing = (clock() - begin) / 4
-        reading = _reading(params, [moment for split in splits.values() for moment in split], vision, clock)
+        reading = _reading(params, [moment for split in splits.values() for moment in split], vision)
     return pace._replace(reading=reading, writing=writing)
 
 
-def _reading(params: Params, moments: Sequence[Moment], vision: Vision, clock: Callable[[], float]) -> float:
-    """Seconds for decoding one clip, on average over up to three."""
-    from labkit.data.video import read_frames, sample_times
+def _reading(params: Params, moments: Sequence[Moment], vision: Vision) -> float:
+    """Seconds for decoding one clip, on average over up to three; of the wall, since another process does it."""
+    from labkit.data.video import probe, read_frames, sample_times
 
     seconds: list[float] = []
     for moment in {m.video: m for m in moments}.values():
         times = sample_times(moment.duration, params.fps, params.max_frames, vision.temporal)
-        begin = clock()
         try:
+            probe(moment.video)  # starts the process that decodes
+            begin = time.perf_counter()
             read_frames(moment.video, times, moment.start)
         except LabError:
             continue  # the inspection has told it
-        seconds.append(clock() - begin)
+        seconds.append(time.perf_counter() - begin)
         if len(seconds) == 3:
             break
     return fmean(seconds) if seconds else 0.0

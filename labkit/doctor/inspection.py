@@ -10,7 +10,8 @@ from statistics import median
 from typing import NamedTuple
 
 from labkit.data import moments as rows
-from labkit.data.checkups import Checkup, check_videos, look
+from labkit.data.checkups import SET_BACK, Checkup, check_videos, look
+from labkit.data.folders import SUFFIXES
 from labkit.data.moments import BadField, Moment
 from labkit.data.video import sample_times
 from labkit.doctor.reports import Finding, Table
@@ -32,7 +33,6 @@ _STEPS = {
     "crashed": ("kills the process that opens it", "replace the file, or convert it to H.264 mp4"),
 }
 _KINDS = {"missing": "missing video", "empty": "empty video", "truncated": "truncated video"}
-_VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".ts", ".mpg", ".wmv", ".ogv", ".3gp")
 
 
 class Vision(NamedTuple):
@@ -114,27 +114,17 @@ def inspect_folder(
 def read_rows(path: Path) -> tuple[list[Moment], list[Finding]]:
     """Usable rows of a moments file and every bad one, judged by the rules of `read_moments`, which stops at the first."""
     kind, findings = "moments file", []
+    moments: list[Moment] = []
     try:
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        for number, moment in rows.read_lines(path):
+            if isinstance(moment, BadField):
+                findings.append(Finding("error", "bad row", f"{path}, line {number}:", str(moment)))
+            else:
+                moments.append(moment)
     except OSError as error:
         step = "write it, or correct `data`"
         message = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
         return [], [Finding("error", kind, str(path), message, step)]
-    moments: list[Moment] = []
-    first: dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            moment = rows.moment_of(rows.decode(line), path.parent)
-            if moment.qid in first:
-                step = "give every question a name of its own"
-                raise BadField("qid", moment.qid, f"was used before, on line {first[moment.qid]}", step)
-        except BadField as error:
-            findings.append(Finding("error", "bad row", f"{path}, line {number}:", str(error)))
-        else:
-            first[moment.qid] = number
-            moments.append(moment)
     if not moments:
         findings.append(Finding("error", kind, str(path), "holds no usable row", "write one JSON object a line"))
     return moments, findings
@@ -155,9 +145,18 @@ def video_findings(videos: dict[str, Checkup]) -> list[Finding]:
                 found.append(Finding("error", _KINDS.get(checkup.state, checkup.state), subject, message, step))
         elif checkup.codec == "av1" or checkup.backend == "pyav":
             note = f"is {checkup.codec}, read by {checkup.backend}" + (f" ({notes})" if notes else "")
-            kind = "AV1 video" if checkup.codec == "av1" else "not read by decord"
             step = "nothing need be done: labkit reads it, if more slowly; many tools do not"
+            kind = "AV1 video"
+            if checkup.codec != "av1":
+                fails = any(each.startswith("decord: ") for each in checkup.notes)
+                kind = "read by PyAV because decord " + ("cannot read it" if fails else "shows wrong frames, or may")
+                step = (
+                    "nothing need be done: labkit reads it, if more slowly; tools that trust decord see other frames"
+                )
             found.append(Finding("note", kind, subject, note, step))
+        if turned := [each for each in checkup.notes if each.startswith(SET_BACK)]:
+            step = "cut the file where it was joined, or make sure that the times of its questions count on from there"
+            found.append(Finding("warning", "clock set back", subject, f"is joined of takes: {turned[0]}", step))
         if checkup.wrong_suffix:
             step = f"rename it to {checkup.wrong_suffix}; labkit reads it as it is, other tools may not"
             found.append(
@@ -208,7 +207,7 @@ def same_names(paths: Sequence[str]) -> list[Finding]:
     for folder in {os.path.dirname(path) for path in paths}:
         try:
             with os.scandir(folder) as entries:
-                files |= {entry.path for entry in entries if entry.name.lower().endswith(_VIDEO_SUFFIXES)}
+                files |= {entry.path for entry in entries if entry.name.lower().endswith(SUFFIXES)}
         except OSError:
             continue  # its videos are reported as missing
     stems: dict[str, list[str]] = {}

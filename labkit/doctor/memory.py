@@ -72,6 +72,8 @@ class _Held:
         frozen = tower + (text * self.each / self.shares if p.lora_rank else 0.0)
         self.weights = frozen + self.trained
         self.reference = 0.0 if p.lora_rank or not p.beta else tower + text * self.each / self.shares
+        # What a stage that is broken off goes back to (`labkit.stages.start`); on a GPU it lies beside, in the machine's memory.
+        self.start = self.trained if device == "cpu" and world == 1 else 0.0
         self.always = {"process": process_bytes(device), "weights": self.weights}
 
     def gathered(self, whole: bool) -> dict[str, float]:
@@ -88,7 +90,8 @@ class _Held:
 
     def training(self) -> dict[str, float]:
         state = {"gradients": (2 if self.doubled else 1) * self.trained, "optimizer": 2 * self.trained}
-        return {**self.always, **state, **self.features(self.load.train_clips), **self.gathered(False)}
+        start = {"start": self.start} if self.start else {}
+        return {**self.always, **state, **start, **self.features(self.load.train_clips), **self.gathered(False)}
 
     def sampling(self, prompts: float, group: int) -> dict[str, float]:
         """Keys and values of each prompt once and of each chain, and the larger of reading the prompts and choosing words."""
@@ -120,6 +123,8 @@ class _Held:
 
     def grpo(self) -> list[dict[str, float]]:
         p, training = self.params, {**self.training(), "reference": self.reference}
+        if self.reference:
+            training.pop("start", None)  # the reference is the start
         prompts, row = p.prompts_per_pass, self.load.prompt_tokens + p.group_size * self.answer
         sampling = self.sampling(p.prompts_per_step, p.group_size)
         shown = prompts * p.group_size * self.answer

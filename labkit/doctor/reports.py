@@ -151,16 +151,3 @@ def size_text(count: float) -> str:
             return f"{count:.1f} {unit}" if count < 10 and unit != "B" else f"{count:,.0f} {unit}"
         count /= 1000
     raise AssertionError
-
-
-def time_text(seconds: float) -> str:
-    """Seconds as people read them.
-
-    >>> time_text(7.4), time_text(95), time_text(7260)
-    ('7 s', '1 min 35 s', '2.0 h')
-    """
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{int(seconds // 60)} min {seconds % 60:.0f} s"
-    return f"{seconds / 3600:,.1f} h"

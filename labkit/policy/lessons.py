@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from labkit.chain.anchors import option_letter
-from labkit.data.world import SECONDS, Event, Question, Scene, Task, Thing, ask, ask_what
+from labkit.data.world import PLACES, SECONDS, Event, Question, Scene, Task, Thing, ask, ask_what, time_of
 from labkit.policy.prompts import one_line
 
 
@@ -87,12 +87,10 @@ def teach(thing: Thing, event: Event, rng: np.random.Generator, recipe: Recipe, 
 
 def _opening(thing: Thing, event: Event, rng: np.random.Generator) -> str:
     name = f"the {thing.color} {thing.shape}"
-    middle = (event.start + event.end) / 2
-    when = "early" if middle < 5.5 else "late" if middle > 10.5 else "in the middle"
-    place = f"{('top', 'bottom')[thing.quadrant // 2]} {('left', 'right')[thing.quadrant % 2]}"
+    when = time_of(event)
     return (
         f"look at {name}. it {event.action} {when}.",
-        f"i see {name} on the {place}.",
+        f"i see {name} on the {PLACES[thing.quadrant]}.",
         f"{name} {event.action} {when}.",
     )[int(rng.integers(0, 3))]
 

@@ -74,7 +74,7 @@ class PromptSource(Mapping[str, Prompt]):
             sampling: how a video is looked at.
             cache: where frames are kept.
             readers: processes that decode; 0 decodes in this process, when a prompt is asked for.
-            video_deadline: seconds that a reader may take for a clip.
+            video_deadline: seconds that a reader's clip may stand still.
             feature_memory: GB, of 10**9 bytes.
         """
         self.policy, self.template, self.sampling, self.cache = policy, template, sampling, cache

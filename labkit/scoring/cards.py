@@ -8,6 +8,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from labkit.chain.intervals import few_videos
+from labkit.chain.ranked import AP_THRESHOLDS
+
 if TYPE_CHECKING:
     from labkit.chain.intervals import Interval
     from labkit.scoring.contrasts import Disagreement
@@ -18,9 +21,12 @@ TITLES = {
     "r1@0.3": "R1@0.3",
     "r1@0.5": "R1@0.5",
     "r1@0.7": "R1@0.7",
+    "r1@0.9": "R1@0.9",
     "map": "mAP",
-    "map@0.5": "mAP@0.5",
-    "map@0.75": "mAP@0.75",
+    "map_short": "mAP short, to 10 s",
+    "map_middle": "mAP middle, to 30 s",
+    "map_long": "mAP long",
+    **{f"map@{m}": f"mAP@{m}" for m in AP_THRESHOLDS},
     "acc_qa": "Acc@QA",
     "acc_gqa": "Acc@GQA",
     "miop": "mIoP",
@@ -37,12 +43,14 @@ def printed(shown: object, printer: Any, cycle: bool) -> None:
 
 def score_card(score: Score) -> str:
     """A score's table, then its protocol card."""
-    return f"{_text(_score_rows(score))}\n(percent)\n\n{score.protocol}"
+    return f"{_text(_score_rows(score))}\n{_score_note(score)}\n\n{score.protocol}"
 
 
 def score_card_html(score: Score) -> str:
     """The same for a notebook."""
-    return _html(_score_rows(score), "percent") + _html([["protocol", ""], *map(list, score.protocol.lines())])
+    return _html(_score_rows(score), _score_note(score)) + _html(
+        [["protocol", ""], *map(list, score.protocol.lines())]
+    )
 
 
 def paired_card(paired: Paired) -> str:
@@ -87,6 +95,17 @@ def _score_rows(score: Score) -> list[list[str]]:
     return rows
 
 
+def _score_note(score: Score) -> str:
+    """What to know before believing the table."""
+    card = score.protocol
+    notes = [few_videos(card.videos)]
+    if card.unread:
+        notes.append(f"Nothing was read in {100 * card.parse_failure_rate:.0f} % of the predictions: {card.unread}.")
+    if card.cut_line:
+        notes.append(f"The predictions' file broke off in line {card.cut_line:,}.")
+    return " ".join(filter(None, ["Percent.", *notes]))
+
+
 def _paired_rows(paired: Paired) -> list[list[str]]:
     level = f"{100 * paired.first.protocol.level:g} % interval"
     rows = [["", "first", "second", "difference", level, "p"]]
@@ -94,7 +113,7 @@ def _paired_rows(paired: Paired) -> list[list[str]]:
         low, high = gap.interval
         between = "-" if math.isnan(low) else f"{100 * low:+.1f} to {100 * high:+.1f}"
         figures = [_percent(score.figures[name]) for score in (paired.first, paired.second)]
-        p = "-" if math.isnan(gap.p) else f"{gap.p:.3f}"
+        p = "-" if math.isnan(gap.p) else "<0.001" if gap.p < 0.001 else f"{gap.p:.3f}"
         rows.append([TITLES.get(name, name), *figures, f"{100 * gap.value:+.1f}", between, p])
     return rows
 
@@ -103,8 +122,9 @@ def _paired_note(paired: Paired) -> str:
     first, second = (score.protocol.predictions or "not stated" for score in (paired.first, paired.second))
     return (
         f"first: {first}, second: {second}. Percent; of {paired.first.protocol.rows:,} questions the first is better on "
-        f"{paired.wins:,}, the second on {paired.losses:,}, equal on {paired.ties:,} (by IoU). p is two-sided."
-    )
+        f"{paired.wins:,}, the second on {paired.losses:,}, equal on {paired.ties:,} (by IoU). p is two-sided. "
+        f"{few_videos(paired.first.protocol.videos)}"
+    ).rstrip()
 
 
 def _rule_rows(scores: Mapping[str, Score]) -> list[list[str]]:

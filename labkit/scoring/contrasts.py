@@ -11,7 +11,8 @@ from labkit.chain.rules import RULES, Pair
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.scoring.cards import disagreements_html, printed
-from labkit.scoring.predictions import Answers, as_predictions
+from labkit.scoring.marks import asked
+from labkit.scoring.predictions import Answers
 
 KINDS = {
     "an anchor": "takes an anchor of the thought for the answer",
@@ -76,7 +77,7 @@ def disagreements(predictions: Answers, moments: Sequence[Moment], *, most: int 
     >>> [(found.rule, found.theirs) for found in disagreements({"q1": text}, moments)]
     [('timelens', (0.0, 30.0)), ('lmms-eval', (0.0, 30.0)), ('lmms-eval-timelens', (0.0, 30.0))]
     """
-    answers = as_predictions(predictions)
+    answers = asked(predictions, moments)
     if answers.ranked:
         raise LabError("these predictions hold windows, which every rule reads alike; give texts")
     rows = [(moment.qid, row) for moment in moments if (row := answers.rows.get(moment.qid)) is not None]

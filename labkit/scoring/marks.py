@@ -7,6 +7,7 @@ prediction, or none that can be read, is marked 0; NaN says that a figure doesn'
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -16,14 +17,59 @@ from labkit.chain.anchors import AnchorChain, parse
 from labkit.chain.answering import GROUNDED, answer_iop
 from labkit.chain.baselines import padded_windows
 from labkit.chain.metrics import THRESHOLDS, Reaches
-from labkit.chain.ranked import AP_THRESHOLDS, average_precisions
-from labkit.chain.rules import Pair, ReadingRule
+from labkit.chain.ranked import AP_THRESHOLDS, LENGTH_CLASSES, average_precisions, class_precisions
+from labkit.chain.rules import RULES, Pair, ReadingRule
 from labkit.chain.spans import iou_array
 from labkit.data.moments import Moment
 from labkit.errors import LabError
-from labkit.scoring.predictions import PredictedRow, Predictions
+from labkit.scoring.predictions import Answers, PredictedRow, Predictions, as_predictions
 
 Floats = NDArray[np.float64]
+
+SCORE_THRESHOLDS = (*THRESHOLDS, 0.9)
+"""The IoUs at which R1 is scored."""
+LITTLE_READ = 0.9
+"""Below this share of predictions read, a card says which rule reads more."""
+_EXAMPLES = 3
+
+
+def asked(predictions: Answers, moments: Sequence[Moment]) -> Predictions:
+    """Predictions whose questions are among these moments' qids.
+
+    Raises: LabError that shows both kinds of qids where there are predictions and none is on any of the moments.
+    """
+    answers = as_predictions(predictions).on(moments)
+    known = {moment.qid for moment in moments}
+    if answers.rows and known.isdisjoint(answers.rows):
+        theirs, ours = (
+            ", ".join(repr(qid) for qid in islice(qids, _EXAMPLES))
+            for qids in (answers.rows, (moment.qid for moment in moments))
+        )
+        raise LabError(
+            f"none of the {len(answers.rows):,} predictions{f' of {answers.file}' if answers.file else ''} is on any of the "
+            f"{len(known):,} moments: predictions are on {theirs}, moments are called {ours}; give the moments that were asked, "
+            "or write the moments' own qids into the predictions"
+        )
+    return answers
+
+
+def reads_more(readings: Sequence[Reading], answers: Predictions, moments: Sequence[Moment], rule: ReadingRule) -> str:
+    """Which rule reads more of these predictions, in words, where this one reads little; "" where it reads enough."""
+    given = [reading for reading in readings if reading.status]
+    read = sum(_usable(reading) for reading in given)
+    if not given or read >= LITTLE_READ * len(given):
+        return ""
+    if answers.ranked:
+        turned = sum(reading.status == "start not before end" for reading in given)
+        return "most windows start behind their end; are start and end exchanged?" if 2 * turned > len(given) else ""
+    counts = {other.name: sum(map(_usable, read_all(answers, moments, other))) for other in RULES.values()}
+    best = max(counts, key=counts.__getitem__)
+    if counts[best] <= read:
+        return "no other rule reads more of them"
+    return (
+        f"rules {best!r} find a span in {100 * counts[best] / len(given):.0f} % of them; what they take for an answer shows "
+        "with rules 'all'"
+    )
 
 
 class Reading(NamedTuple):
@@ -37,13 +83,23 @@ class Reading(NamedTuple):
     chain: AnchorChain | None = None
 
 
+def _usable(reading: Reading) -> bool:
+    return reading.pair is not None and reading.pair[0] < reading.pair[1]
+
+
 def read_all(answers: Predictions, moments: Sequence[Moment], rule: ReadingRule) -> list[Reading]:
     """What a rule reads for each moment.
 
     Raises: LabError where the predictions hold windows, which no rule but labkit's own takes, or windows and texts.
     """
-    if answers.ranked and rule.name != "labkit":
-        raise LabError(f"rules {rule.name!r} read texts, but these predictions hold windows; leave the rules out")
+    if answers.ranked and rule.name != "labkit" and not rule.windows:
+        raise LabError(
+            f"rules {rule.name!r} read texts, but these predictions hold windows; leave the rules out, or name qvhighlights"
+        )
+    if rule.windows and answers.rows and not answers.ranked:
+        raise LabError(
+            f"rules {rule.name!r} take windows, but these predictions hold texts; name rules that read them"
+        )
     if answers.ranked and any(row.text is not None for row in answers.rows.values()):
         raise LabError("these predictions hold texts and windows; score the two apart")
     return [_read(answers.rows.get(moment.qid), moment, rule) for moment in moments]
@@ -90,17 +146,19 @@ def _ious(readings: Sequence[Reading], moments: Sequence[Moment], clips: bool) -
 
 
 def _recalls(ious: Floats, reaches: Reaches) -> dict[str, Floats]:
-    hits = {f"r1@{m}": (ious >= m if reaches == ">=" else ious > m).astype(np.float64) for m in THRESHOLDS}
+    hits = {f"r1@{m}": (ious >= m if reaches == ">=" else ious > m).astype(np.float64) for m in SCORE_THRESHOLDS}
     return {"miou": ious} | hits
 
 
 def _precisions(answers: Predictions, moments: Sequence[Moment]) -> dict[str, Floats]:
     rows = [answers.rows.get(moment.qid, PredictedRow(windows=())) for moment in moments]
-    precisions = average_precisions(
-        [row.windows or () for row in rows], [moment.windows for moment in moments], [row.scores for row in rows]
-    )
-    at = {f"map@{m}": precisions[:, AP_THRESHOLDS.index(m)] for m in (0.5, 0.75)}
-    return {"map": precisions.mean(1)} | at
+    ranked, scores = [row.windows or () for row in rows], [row.scores for row in rows]
+    truth = [moment.windows for moment in moments]
+    precisions = average_precisions(ranked, truth, scores)
+    classes = {f"map_{name}": class_precisions(ranked, truth, scores, name) for name in LENGTH_CLASSES}
+    at = {f"map@{m}": column for m, column in zip(AP_THRESHOLDS, precisions.T, strict=True)}
+    present = {name: column for name, column in classes.items() if not np.isnan(column).all()}
+    return {"map": precisions.mean(1)} | present | at
 
 
 def _answering(chains: Sequence[AnchorChain | None], moments: Sequence[Moment]) -> dict[str, Floats]:

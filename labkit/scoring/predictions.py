@@ -8,23 +8,31 @@ A predictions file is JSON Lines: UTF-8, one object a line, lines without any te
     pred_relevant_windows   another name for windows, the one of QVHighlights submissions
     finished                false when the generation hit its token limit (may be left out; goes with text)
 
-and whatever else its model wrote down, which isn't read. The first line may be {"settings": {...}} without a qid: how the
-answers were decoded and what the model saw of the video, for the protocol card (see `labkit.chain.protocol`).
+and whatever else its model wrote down, which isn't read; output_text is another name for text, the one of Time-R1's files.
+The first line may be {"settings": {...}} without a qid: how the answers were decoded and what the model saw of
+the video, for the protocol card (see `labkit.chain.protocol`). The same rows in a JSON list, and gzip, are read too, and so is
+what some other programs write (`labkit.scoring.programs`). A last line that broke off, as a killed evaluation leaves it,
+counts as missing.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from labkit.chain.anchors import ChainRecord
+from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.files import replacing
+from labkit.scoring.programs import NamedAnswer, Refused, match, named_answers, refuse_table
 
+_TEXTS = ("text", "output_text")
 _WINDOWS = ("windows", "pred_relevant_windows")
 
 
@@ -43,12 +51,32 @@ class PredictedRow:
 
 @dataclass(frozen=True)
 class Predictions:
-    """A model's answers by question; `duplicates` are the qids that came again, of which the first row counts."""
+    """A model's answers by question; `duplicates` are the qids that came again, of which the first row counts.
+
+    `rules` are those that are scored under unless others are named: of the program that wrote the file, labkit's otherwise.
+    `named` are answers whose question has no qid but a video and words, see `on`. `cut_line` is the number of the file's last
+    line where it broke off, 0 otherwise.
+    """
 
     rows: Mapping[str, PredictedRow]
     settings: Mapping[str, Any] = field(default_factory=dict)
     duplicates: tuple[str, ...] = ()
     file: str = ""
+    rules: str = "labkit"
+    named: tuple[NamedAnswer, ...] = ()
+    cut_line: int = 0
+
+    def on(self, moments: Sequence[Moment]) -> Predictions:
+        """These predictions, with answers that name a video and words put to the moment that they are about."""
+        if not self.named:
+            return self
+        rows, again = dict(self.rows), list(self.duplicates)
+        for qid, answer in match(self.named, moments):
+            if qid in rows:
+                again.append(qid)
+            else:
+                rows[qid] = PredictedRow(answer.text)
+        return replace(self, rows=rows, duplicates=tuple(again), named=())
 
     @property
     def ranked(self) -> bool:
@@ -56,8 +84,8 @@ class Predictions:
         return any(row.windows is not None for row in self.rows.values())
 
 
-Answers = Predictions | str | Path | Mapping[str, str | PredictedRow] | Iterable[ChainRecord]
-"""What can be scored: predictions, the path of their file, texts by qid, or chains on record."""
+Answers = Predictions | str | Path | Mapping[str, str | PredictedRow] | Iterable[ChainRecord | Mapping[str, Any]]
+"""What can be scored: predictions, the path of their file, texts by qid, chains on record, or a file's rows."""
 
 
 def as_predictions(
@@ -76,15 +104,19 @@ def as_predictions(
     if isinstance(source, Predictions):
         return source if settings is None else replace(source, settings=settings)
     if isinstance(source, Mapping):
-        rows = {qid: PredictedRow(row) if isinstance(row, str) else row for qid, row in source.items()}
-        return Predictions(rows, settings or {})
-    rows, again = {}, []
-    for record in source:
-        if record.qid in rows:
-            again.append(record.qid)
-        else:
-            rows[record.qid] = PredictedRow(record.text, finished=record.status != "cut_off")
-    return Predictions(rows, settings or {}, tuple(again))
+        given = {qid: PredictedRow(row) if isinstance(row, str) else row for qid, row in source.items()}
+        return Predictions(given, settings or {})
+    reader = _Reader()
+    for number, record in enumerate(source):
+        try:
+            if isinstance(record, Mapping):
+                reader.take(dict(record))
+            else:
+                reader.keep(record.qid, PredictedRow(record.text, finished=record.status != "cut_off"))
+        except (_Fault, Refused) as fault:
+            raise LabError(f"predictions, row {number}: {fault}") from None
+    read = reader.predictions()
+    return read if settings is None else replace(read, settings=settings)
 
 
 def read_predictions(path: str | Path) -> Predictions:
@@ -94,40 +126,34 @@ def read_predictions(path: str | Path) -> Predictions:
     missing or unreadable. An empty file is no fault: all its questions are unanswered.
     """
     path = Path(path)
-    try:
-        # Not splitlines(), which also splits at characters that may stand inside a text.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise LabError(f"predictions '{path}' can't be read ({error.strerror}); check the path") from None
-    except UnicodeDecodeError as error:
-        raise LabError(f"predictions '{path}' is not UTF-8 text ({error.reason}); write it as JSON Lines") from None
-    rows: dict[str, PredictedRow] = {}
-    settings: Mapping[str, Any] = {}
-    again: list[str] = []
-    kind, first = "", True
+    data, reader = _bytes(path), _Reader()
+    document = _document(path, data)
+    if document is not None:
+        for number, row in enumerate(document):
+            try:
+                reader.take(row if isinstance(row, dict) else _no_object(row))
+            except (_Fault, Refused) as fault:
+                raise LabError(f"{path}, row {number}: {fault}") from None
+        return replace(reader.predictions(), file=str(path))
+    # Not splitlines(), which also splits at characters that may stand inside a text; CR alone ended lines once.
+    lines = data.split(b"\n" if b"\n" in data else b"\r")
+    cut_line = 0
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             row = _object(line)
-            if "qid" not in row and "settings" in row:
-                if not first:
-                    raise _Fault("settings are not in the first line; move them to the top")
-                settings = _settings(row["settings"])
-            else:
-                qid, answer = _row(row)
-                found = "text" if answer.text is not None else "windows"
-                if kind not in ("", found):
-                    raise _Fault(f"holds {found} while rows before hold {kind}; score the two in files of their own")
-                kind = found
-                if qid in rows:
-                    again.append(qid)
-                else:
-                    rows[qid] = answer
         except _Fault as fault:
+            # What a killed evaluation leaves: the last line, which has no end.
+            if number < len(lines) or not reader.any:
+                raise LabError(f"{path}, line {number}: {fault}") from None
+            cut_line = number
+            break
+        try:
+            reader.take(row)
+        except (_Fault, Refused) as fault:
             raise LabError(f"{path}, line {number}: {fault}") from None
-        first = False
-    return Predictions(rows, settings, tuple(again), str(path))
+    return replace(reader.predictions(), file=str(path), cut_line=cut_line)
 
 
 def write_predictions(
@@ -137,6 +163,9 @@ def write_predictions(
 ) -> None:
     """Write predictions that `read_predictions` reads back, whole or not at all; duplicates are left out."""
     predictions = as_predictions(source, settings)
+    if predictions.named:
+        step = "call on(moments) first, which finds their questions"
+        raise LabError(f"{len(predictions.named):,} of these predictions have no qid; {step}")
     objects: list[dict[str, Any]] = [{"settings": dict(predictions.settings)}] if predictions.settings else []
     for qid, row in predictions.rows.items():
         entry: dict[str, Any] = {"qid": qid}
@@ -158,16 +187,109 @@ class _Fault(ValueError):
     """What is wrong with one line, and what to do; the reader puts file and line in front."""
 
 
-def _object(line: str) -> dict[str, Any]:
+class _Reader:
+    """Takes a file's rows one by one."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, PredictedRow] = {}
+        self.settings: Mapping[str, Any] = {}
+        self.again: list[str] = []
+        self.named: list[NamedAnswer] = []
+        self.kind, self.any = "", False
+
+    def take(self, row: dict[str, Any]) -> None:
+        """Read a row. Raises _Fault or Refused."""
+        if "qid" not in row and "settings" in row:
+            if self.any:
+                raise _Fault("settings are not in the first line; move them to the top")
+            self.settings = _settings(row["settings"])
+        elif "qid" not in row and (found := named_answers(row)):
+            self._same("text")
+            self.named += found
+        else:
+            if not any(name in row for name in (*_TEXTS, *_WINDOWS)):
+                named_answers(row)  # refused by name where it is another program's
+            qid, answer = _row(row)
+            self.keep(qid, answer)
+        self.any = True
+
+    def keep(self, qid: str, answer: PredictedRow) -> None:
+        """Keep an answer, the first of each question. Raises _Fault for windows among texts."""
+        self._same("text" if answer.text is not None else "windows")
+        if qid in self.rows:
+            self.again.append(qid)
+        else:
+            self.rows[qid] = answer
+
+    def _same(self, kind: str) -> None:
+        if self.kind not in ("", kind):
+            raise _Fault(f"holds {kind} while rows before hold {self.kind}; score the two in files of their own")
+        self.kind = kind
+
+    def predictions(self) -> Predictions:
+        rules = self.named[0].rules if self.named else "labkit"
+        return Predictions(self.rows, self.settings, tuple(self.again), rules=rules, named=tuple(self.named))
+
+
+def _bytes(path: Path) -> bytes:
+    """A file's bytes, unzipped and without a byte order mark. Raises LabError where they can't be read or are no UTF-8 text."""
     try:
-        row = json.loads(line)
+        data = path.read_bytes()
+        if data.startswith(b"\x1f\x8b"):
+            data = gzip.decompress(data)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise LabError(
+            f"predictions '{path}': its gzip is damaged ({error}); unzip what is there and give that"
+        ) from None
+    except OSError as error:
+        raise LabError(f"predictions '{path}' can't be read ({error.strerror}); check the path") from None
+    if data.startswith(b"PAR1"):
+        import pyarrow.parquet
+
+        try:
+            refuse_table(pyarrow.parquet.read_schema(path).names)
+        except (Refused, pyarrow.ArrowException) as fault:
+            raise LabError(f"predictions '{path}': {fault}") from None
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise LabError(f"predictions '{path}' is not UTF-8 text but UTF-16; save it as UTF-8")
+    return data.removeprefix(b"\xef\xbb\xbf")
+
+
+def _document(path: Path, data: bytes) -> list[Any] | None:
+    """The rows of a file that is one JSON list, or one object over several lines; None for JSON Lines."""
+    text = data.strip()
+    if not text.startswith((b"[", b"{")):
+        return None
+    if text.startswith(b"{"):
+        first, _, more = text.partition(b"\n")
+        try:
+            json.loads(first)
+        except (ValueError, RecursionError):
+            if not more:
+                return None
+        else:
+            return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, list) else [found]
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise _Fault(f"is not UTF-8 text ({error.reason}); write it as JSON Lines") from None
     except RecursionError:
         raise _Fault("is nested too deeply; write one object a line") from None
     except ValueError as error:
         raise _Fault(f"is not JSON ({error}); write one object a line") from None
-    if not isinstance(row, dict):
-        raise _Fault(f'is {_short(row)}, not an object; write {{"qid": ..., "text": ...}}')
-    return row
+    return row if isinstance(row, dict) else _no_object(row)
+
+
+def _no_object(row: object) -> dict[str, Any]:
+    raise _Fault(f'is {_short(row)}, not an object; write {{"qid": ..., "text": ...}}')
 
 
 def _settings(value: object) -> Mapping[str, Any]:
@@ -181,12 +303,12 @@ def _row(row: dict[str, Any]) -> tuple[str, PredictedRow]:
     # True is an int for Python, not for a person who writes a predictions file.
     if isinstance(qid, bool) or not isinstance(qid, str | int) or qid == "":
         raise _Fault(f"qid = {_short(qid)} names no question; write the moment's qid as text or a whole number")
-    given = [name for name in ("text", *_WINDOWS) if row.get(name) is not None]
+    given = [name for name in (*_TEXTS, *_WINDOWS) if row.get(name) is not None]
     if len(given) != 1:
         what = " and ".join(given) if given else "neither text nor windows"
         raise _Fault(f"qid {qid} holds {what}; give the answer once, as text or as windows")
     value = row[given[0]]
-    if given[0] != "text":
+    if given[0] in _WINDOWS:
         return str(qid), _ranked(qid, given[0], value)
     if not isinstance(value, str):
         raise _Fault(f"qid {qid}: text = {_short(value)} is not text; write what the model wrote")

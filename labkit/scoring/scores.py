@@ -2,7 +2,7 @@
 
     score(read_predictions("predictions.jsonl"), load_moments("charades-sta/test"))
 
-Beside each figure stand its interval, drawn by whole videos, and what answers get that never look at the video; below
+Beside each figure stand its interval, by whole videos, and what answers get that never look at the video; below
 them the protocol card. A question without a prediction counts 0. Two models are compared question by question, and one
 set of texts can be scored under the rules of other people's programs (`labkit.chain.rules`).
 """
@@ -29,15 +29,15 @@ from labkit.chain.baselines import (
     prior_ious,
     relative_spans,
 )
-from labkit.chain.intervals import Difference, Interval, bootstrap_intervals, paired_differences
+from labkit.chain.intervals import Difference, Interval, mean_intervals, paired_differences
 from labkit.chain.metrics import Reaches, recall_figures
 from labkit.chain.protocol import Protocol
 from labkit.chain.rules import RULES, ReadingRule, find_rule
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.scoring import cards
-from labkit.scoring.marks import Floats, Reading, marks, read_all
-from labkit.scoring.predictions import Answers, Predictions, as_predictions, read_predictions
+from labkit.scoring.marks import SCORE_THRESHOLDS, Floats, Reading, asked, marks, read_all, reads_more
+from labkit.scoring.predictions import Answers, Predictions, read_predictions
 
 LEVEL = 0.95
 _EXAMPLES = 3
@@ -48,7 +48,8 @@ class Score:
     """Figures as fractions by name, and what they rest on.
 
     `columns` holds each question's own value of each figure, in the order of `qids`; NaN where the question doesn't have it
-    (an option, say). `intervals` are of `figures` by name; `baselines` hold the same figures of answers that never look.
+    (an option, say). `videos` are the questions' source videos. `intervals` are of `figures` by name; `baselines` hold the same
+    figures of answers that never look.
     """
 
     figures: dict[str, float]
@@ -139,17 +140,17 @@ def score(
     predictions: Answers,
     moments: Sequence[Moment],
     *,
-    rules: str = "labkit",
+    rules: str | None = None,
     train: Sequence[Moment] | None = None,
-    draws: int = 1000,
-    seed: int = 0,
 ) -> Score:
     """Score predictions, texts or ranked windows, on every moment; each counts the same.
 
-    `train` is the training set, for the two baselines that need one. Figures: miou, r1@0.3, r1@0.5, r1@0.7; map, map@0.5 and
-    map@0.75 of ranked windows, of which the first one is the answer; acc_qa, acc_gqa, miop, iop@0.3 and iop@0.5 over the
-    moments with options, under labkit's rules.
-    Raises: LabError for unknown rules, rules that read texts on windows, or no moment.
+    `rules` are labkit's by default, or those of the program that wrote the file. `train` is the training set, for the two
+    baselines that need one. Figures: miou, and r1@0.3 to r1@0.9; of ranked windows, of which the first one is the answer, map,
+    map_short, map_middle and map_long by the truth's length, and map@0.5 to
+    map@0.95; acc_qa, acc_gqa, miop, iop@0.3 and iop@0.5 over the moments with options, under labkit's rules.
+    Raises: LabError for unknown rules, rules that read texts on windows, no moment, or predictions of which none is on any of
+    these moments.
 
     >>> from labkit.chain.spans import Span
     >>> moments = [Moment(f"q{n}", f"/v/{n}.mp4", "a door opens", (Span(0, 10),), 40.0) for n in range(2)]
@@ -157,24 +158,16 @@ def score(
     >>> got.figures["miou"], got.figures["r1@0.5"], got.protocol.missing, got.baselines["whole video"]["miou"]
     (0.25, 0.5, 1, 0.25)
     """
-    answers, rule = as_predictions(predictions), find_rule(rules)
     qids = _names(moments)
+    answers = asked(predictions, moments)
+    rule = find_rule(rules or answers.rules)
     readings = read_all(answers, moments, rule)
-    columns = marks(readings, answers, moments, rule)
-    videos = tuple(moment.video for moment in moments)
-    return Score(
-        figures={name: float(np.nanmean(column)) for name, column in columns.items()},
-        intervals=_intervals(columns, videos, draws, seed),
-        baselines=_baselines(moments, train, rule.reaches),
-        protocol=_protocol(answers, moments, rule, readings, draws, seed),
-        qids=qids,
-        videos=videos,
-        columns=columns,
-    )
+    unread = reads_more(readings, answers, moments, rule)
+    return _scored(answers, moments, rule, readings, qids, _baselines(moments, train, rule.reaches), unread)
 
 
 def compare(first: Score, second: Score) -> Paired:
-    """Pair two scores question by question; whole videos are drawn, as for the intervals.
+    """Pair two scores question by question, clustered by source video as the intervals are.
 
     Raises: LabError unless both were taken on the same questions, under the same rules.
     """
@@ -191,22 +184,25 @@ def compare(first: Score, second: Score) -> Paired:
     for names, rows in _groups(shared):
         one, other = (np.stack([side.columns[name][rows] for name in names], axis=1) for side in (first, second))
         clusters = _clusters(first.videos, rows)
-        gaps = paired_differences(one, other, clusters, level=card.level, draws=card.draws, seed=card.seed)
+        gaps = paired_differences(one, other, clusters, level=card.level)
         differences |= dict(zip(names, gaps, strict=True))
     differences = {name: differences[name] for name in shared}
     a, b = first.columns["miou"], second.columns["miou"]
     return Paired(differences, int((a > b).sum()), int((a < b).sum()), int((a == b).sum()), first, second)
 
 
-def under_every_rule(
-    predictions: Answers, moments: Sequence[Moment], *, draws: int = 1000, seed: int = 0
-) -> RuleScores:
+def under_every_rule(predictions: Answers, moments: Sequence[Moment]) -> RuleScores:
     """One set of texts scored under every rule, labkit's first; `labkit.scoring.contrasts.disagreements` shows texts read differently.
 
     Raises: LabError for ranked windows, which need no reading.
     """
-    answers = as_predictions(predictions)
-    return RuleScores((name, score(answers, moments, rules=name, draws=draws, seed=seed)) for name in RULES)
+    qids = _names(moments)
+    answers = asked(predictions, moments)
+    found = RuleScores()
+    for name, rule in RULES.items():
+        readings = read_all(answers, moments, rule)
+        found[name] = _scored(answers, moments, rule, readings, qids, _baselines(moments, None, rule.reaches))
+    return found
 
 
 def score_text(
@@ -214,7 +210,7 @@ def score_text(
     moments: str,
     *,
     videos: str | None = None,
-    rules: str = "labkit",
+    rules: str | None = None,
     train: str | None = None,
     against: str | Path | None = None,
     as_json: bool = False,
@@ -226,25 +222,47 @@ def score_text(
     from labkit.data.benchmarks import load_moments
     from labkit.scoring.contrasts import disagreements
 
-    answers, asked = read_predictions(predictions), load_moments(moments, videos=videos)
+    answers, questions = read_predictions(predictions), load_moments(moments, videos=videos)
     seen = None if train is None else load_moments(train, videos=videos)
     if rules == "all":
         if against is not None or train is not None:
             raise LabError("'--rules all' goes with neither --against nor --train; name one of the rules for them")
-        scores, texts = under_every_rule(answers, asked), disagreements(answers, asked)
+        scores, texts = under_every_rule(answers, questions), disagreements(answers, questions)
         if as_json:
             parts = {name: one.as_dict() for name, one in scores.items()}
             return json.dumps({"rules": parts, "disagreements": [asdict(text) for text in texts]}, indent=1)
         return "\n\n".join([str(scores), *map(str, texts), str(scores["labkit"].protocol)])
-    first = score(answers, asked, rules=rules, train=seen)
+    first = score(answers, questions, rules=rules, train=seen)
     if against is None:
         return json.dumps(first.as_dict(), indent=1) if as_json else str(first)
-    second = score(read_predictions(against), asked, rules=rules, train=seen)
+    second = score(read_predictions(against), questions, rules=rules, train=seen)
     paired = compare(first, second)
     if as_json:
         both = {"first": first.as_dict(), "second": second.as_dict(), "paired": paired.as_dict()}
         return json.dumps(both, indent=1)
     return f"{paired}\n\nfirst\n\n{first}\n\nsecond\n\n{second}"
+
+
+def _scored(
+    answers: Predictions,
+    moments: Sequence[Moment],
+    rule: ReadingRule,
+    readings: Sequence[Reading],
+    qids: tuple[str, ...],
+    baselines: dict[str, dict[str, float]],
+    unread: str = "",
+) -> Score:
+    columns = marks(readings, answers, moments, rule)
+    videos = tuple(moment.source_video for moment in moments)
+    return Score(
+        figures={name: float(np.nanmean(column)) for name, column in columns.items()},
+        intervals=_intervals(columns, videos),
+        baselines=baselines,
+        protocol=_protocol(answers, moments, rule, readings, unread),
+        qids=qids,
+        videos=videos,
+        columns=columns,
+    )
 
 
 def _names(moments: Sequence[Moment]) -> tuple[str, ...]:
@@ -271,7 +289,7 @@ def _baselines(
     # Who doesn't look can still pick an option, each with the same chance.
     chances = [1 / len(moment.options) for moment in moments if moment.options]
     blind = {"acc_qa": math.fsum(chances) / len(chances)} if chances else {}
-    return {name: recall_figures(values, reaches) | blind for name, values in ious.items()}
+    return {name: recall_figures(values, reaches, SCORE_THRESHOLDS) | blind for name, values in ious.items()}
 
 
 def _groups(columns: Mapping[str, Floats]) -> list[tuple[list[str], NDArray[np.bool_]]]:
@@ -287,11 +305,11 @@ def _clusters(videos: Sequence[str], rows: NDArray[np.bool_]) -> list[str]:
     return [video for video, row in zip(videos, rows, strict=True) if row]
 
 
-def _intervals(columns: Mapping[str, Floats], videos: Sequence[str], draws: int, seed: int) -> dict[str, Interval]:
+def _intervals(columns: Mapping[str, Floats], videos: Sequence[str]) -> dict[str, Interval]:
     intervals: dict[str, Interval] = {}
     for names, rows in _groups(columns):
         matrix = np.stack([columns[name][rows] for name in names], axis=1)
-        found = bootstrap_intervals(matrix, _clusters(videos, rows), level=LEVEL, draws=draws, seed=seed)
+        found = mean_intervals(matrix, _clusters(videos, rows), level=LEVEL)
         intervals |= dict(zip(names, found, strict=True))
     return {name: intervals[name] for name in columns}
 
@@ -301,19 +319,18 @@ def _protocol(
     moments: Sequence[Moment],
     rule: ReadingRule,
     readings: Sequence[Reading],
-    draws: int,
-    seed: int,
+    unread: str,
 ) -> Protocol:
-    asked = {moment.qid for moment in moments}
+    known = {moment.qid for moment in moments}
     missing = [moment.qid for moment in moments if moment.qid not in answers.rows]
-    extra = [qid for qid in answers.rows if qid not in asked]
+    extra = [qid for qid in answers.rows if qid not in known]
     given = [reading for reading in readings if reading.status]
     counts = getattr(moments, "counts", dict)
     sources = dict.fromkeys(moment.source for moment in moments if moment.source)
     names = {"missing": missing, "extra": extra, "duplicates": answers.duplicates}
     return Protocol(
         rules=f"{rule.name}",
-        reading=_WINDOW_RULE if answers.ranked else rule.note,
+        reading=_window_rule(rule) if answers.ranked else rule.note,
         reaches=rule.reaches,
         clips=rule.clips,
         moments=getattr(moments, "source", ", ".join(islice(sources, _EXAMPLES))),
@@ -327,18 +344,25 @@ def _protocol(
         first={name: tuple(qids[:_EXAMPLES]) for name, qids in names.items()},
         parse_failure_rate=sum(r.pair is None for r in given) / len(given) if given else math.nan,
         statuses=dict(Counter(reading.status for reading in given).most_common()),
+        unread=unread,
+        cut_line=answers.cut_line,
         settings=answers.settings,
         level=LEVEL,
-        draws=draws,
-        seed=seed,
-        videos=len({moment.video for moment in moments}),
+        videos=len({moment.source_video for moment in moments}),
     )
 
 
-_WINDOW_RULE = (
-    "The first window of each question in the file is its answer. For mAP its first 10 windows count, ordered by score where "
-    "they have one, not cut to the video, as QVHighlights' evaluator does."
-)
+def _window_rule(rule: ReadingRule) -> str:
+    first = (
+        rule.note
+        if rule.windows
+        else "The first window of each question in the file is its answer, cut to the video for R1; "
+        "`qvhighlights` are the rules that don't cut it."
+    )
+    return (
+        f"{first} For mAP its first 10 windows count, ordered by score where they have one, not cut to the video, as "
+        "QVHighlights' evaluator does."
+    )
 
 
 def _known(value: float) -> float | None:

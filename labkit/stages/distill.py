@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import islice, pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, field, fields
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit.chain.anchors import AnchorChain, parse
 from labkit.chain.metrics import many_chain_ious
 from labkit.chain.rewards import RewardSpec, score_chain
+from labkit.chain.steps import narrows, step_worths
+from labkit.concerns import DistillParams, RewardParams
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.stages.answers import ALONE, Origin, parts_of
@@ -42,19 +45,24 @@ REASONS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HarvestRules:
-    """What a trace must show to be kept.
+    """What a trace must show to be kept; the defaults are those of `labkit.concerns`, `of` takes any parameters.
 
     Source: that kept traces have several anchors, narrow and are accurate is the TAR-TVG paper's; the numbers and the
     order are our choice.
     """
 
-    min_anchors: int = 2
+    min_anchors: int = RewardParams.min_anchors
     """0 keeps chains without anchors too, as the control does."""
-    max_anchors: int = 4
-    min_answer_iou: float = 0.5
+    max_anchors: int = RewardParams.max_anchors
+    min_answer_iou: float = DistillParams.min_answer_iou
     """IoU that the answer reaches, at least."""
-    max_per_query: int = 1
+    max_per_query: int = DistillParams.max_per_query
     """Traces of one query, the best first."""
+
+    @classmethod
+    def of(cls, params: Any) -> HarvestRules:
+        """The rules that parameters (`labkit.Params`) ask for."""
+        return cls(**{each.name: getattr(params, each.name) for each in fields(cls)})
 
     def __post_init__(self) -> None:
         """Check the values once."""
@@ -163,7 +171,7 @@ def sample_traces(
                 checkpoint=policy.name, text=completion.text, status=chain.status,
                 **{f"reward_{term}": value for term, value in ledger.terms.items()},
                 total=ledger.total, advantage=0.0, prompt_tokens=len(prompt.ids),
-                completion_tokens=len(completion.ids), finished=completion.finished,
+                completion_tokens=len(completion.ids), finished=completion.finished, spec=spec,
             ))  # fmt: skip
         store.write(part, rollouts, origin.note())
         tell()
@@ -221,10 +229,11 @@ def filter_traces(
 ) -> Harvest:
     """Keep the traces that are worth learning from; the result does not depend on the order of `rollouts`.
 
-    A trace is progressive when each anchor has a strictly higher IoU than the one before, and the answer at least the
-    last anchor's. Where its moment has options, it must choose the right one. Where a query has several windows, the
+    A trace is progressive when it narrows from anchor to anchor (`labkit.chain.steps`) and its answer is at least as good as
+    its last anchor. Where its moment has options, it must choose the right one. Where a query has several windows, the
     best one counts for each step, as in the rewards. Of one query, traces are ranked by the IoU of their answer, then
-    of their last anchor, then the earliest sampled wins.
+    by what their steps are worth, so that an answer that goes on beats one that repeats the last anchor; then the earliest
+    sampled wins.
     Raises LabError for a rollout of an unknown qid and for two rollouts with the same (qid, sample, step).
     """
     rules = rules or HarvestRules()
@@ -251,7 +260,7 @@ def filter_traces(
             if reason := _reason(chain, ious, rules, moment.choice):
                 reasons[_key(rollout)] = reason
             else:
-                rank = (*(-iou for iou in reversed(ious[-2:])), rollout.step, rollout.sample)
+                rank = (-ious[-1], -math.fsum(step_worths(ious)) / len(ious), rollout.step, rollout.sample)
                 candidates.setdefault(rollout.qid, []).append((rank, rollout))
     kept = []
     for ranked in candidates.values():
@@ -287,7 +296,7 @@ def _reason(chain: AnchorChain, ious: Sequence[float], rules: HarvestRules, choi
     if len(chain.anchors) > rules.max_anchors:
         return "too many anchors"
     *anchors, answer = ious
-    if any(after <= before for before, after in pairwise(anchors)) or answer < max(ious):
+    if not narrows(anchors) or answer < max(ious):
         return "not progressive"
     if answer < rules.min_answer_iou:
         return "answer off"

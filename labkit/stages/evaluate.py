@@ -15,6 +15,7 @@ from labkit.chain.answering import answering_figures
 from labkit.chain.metrics import answer_iou, chain_figures
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
+from labkit.data.true_words import word_figures
 from labkit.errors import LabError
 from labkit.policy.generate import generate
 from labkit.policy.inputs import Prompt
@@ -39,8 +40,8 @@ class Prediction(NamedTuple):
 class Evaluation(NamedTuple):
     """Flat figures and the chains that they were taken of, in the moments' order.
 
-    The figures are those of `labkit.chain.metrics.chain_figures` and, where moments have options, of
-    `labkit.chain.answering.answering_figures`.
+    The figures are those of `labkit.chain.metrics.chain_figures`; where moments have options, of
+    `labkit.chain.answering.answering_figures`; and in the embedded world of `labkit.data.true_words.word_figures`.
     """
 
     figures: dict[str, float]
@@ -146,6 +147,7 @@ def judge_answers(answers: Mapping[str, Answer], moments: Sequence[Moment]) -> E
     windows = [moment.windows for moment in moments]
     figures = chain_figures(chains, windows, [moment.duration for moment in moments])
     figures |= answering_figures(chains, windows, [moment.choice for moment in moments])
+    figures |= word_figures({qid: answer.text for qid, answer in answers.items()}, moments)
     predictions = [
         Prediction(
             m.qid, chain.text, chain.status, chain.answer, answer_iou(chain, m.windows, m.duration), chain.option

@@ -29,7 +29,7 @@ from labkit.stages.engines import vllm_options, write_rollouts
 from labkit.stages.rollouts import Rollout, RolloutStore
 from labkit.stages.sharding import keep_vision_whole, require_same_sharing, require_sharding
 from labkit.stages.start import frozen_copy, require_start, restored, stage_seed
-from labkit.stages.steps import Sampled, judge, may_stop, paid_terms, recorded_figures, step_figures
+from labkit.stages.steps import WINDOW, Sampled, judge, may_stop, paid_terms, recorded_figures, step_figures
 from labkit.stopping import stop_callback
 from labkit.workers import gathered, place, wait
 
@@ -74,6 +74,20 @@ class GrpoResult:
     """One row a step: figures of its rollouts and of its update."""
     seconds: float
     """Time of training, without what earlier attempts took before they were killed."""
+
+    @property
+    def end_reason(self) -> str:
+        """Why there were no more steps, in words: what the last steps were like where their figures ended the stage."""
+        if self.stopped_by != "condition":
+            return "all steps were taken"
+        rows = self.history[-WINDOW:]
+        if not rows:
+            return "stopped by condition"
+        rate, strict = (sum(row[key] for row in rows) / len(rows) for key in ("anchor_rate", "strict_share"))
+        return (
+            f"stopped by condition: in the last {len(rows)} steps {100 * rate:.1f} % of chains had anchors and "
+            f"{100 * strict:.1f} % narrowed"
+        )
 
 
 @single_process()
@@ -324,7 +338,7 @@ def trainer_class() -> Any:
             return Rollout(
                 **self.names, step=step, qid=each.qid, sample=each.sample, text=each.text, status=each.chain.status,
                 **terms, total=each.ledger.total, advantage=advantage, prompt_tokens=len(prompt.ids),
-                completion_tokens=each.tokens, finished=each.finished,
+                completion_tokens=each.tokens, finished=each.finished, spec=self.spec,
             )  # fmt: skip
 
         def _prepare_inputs(self, generation_batch: Any) -> Any:

@@ -7,15 +7,17 @@ does so some thousand rows at a time, so that its size is bounded by the disk.
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from labkit.chain.rewards import RewardSpec
 from labkit.errors import LabError
 from labkit.files import replacing
 
@@ -30,6 +32,8 @@ ROWS = 4096
 """Rows that are read, and joined, at a time."""
 ORIGIN = b"labkit.origin"
 """Key of a file's metadata under which what its rollouts depend on is noted."""
+REWARD = b"labkit.reward"
+"""Key of a file's metadata under which the reward that its rollouts were scored with is noted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +73,8 @@ class Rollout:
     completion_tokens: int
     finished: bool
     """False when the token limit cut the text off."""
+    spec: RewardSpec | None = field(default=None, compare=False, repr=False)
+    """What it was paid by; None where that was not recorded. A store keeps it once a file."""
 
     @property
     def key(self) -> tuple[int, str, int]:
@@ -76,7 +82,8 @@ class Rollout:
         return (self.step, self.qid, self.sample)
 
 
-NAMES = tuple(field.name for field in fields(Rollout))
+_COLUMNS = tuple(each for each in fields(Rollout) if each.name != "spec")
+NAMES = tuple(each.name for each in _COLUMNS)
 LATER = {"reward_option": 0.0}
 """Columns that stores of earlier versions lack, and what stands there then."""
 
@@ -97,8 +104,9 @@ class RolloutStore:
     def write(self, step: int, rollouts: Iterable[Rollout], origin: Mapping[str, Any] | None = None) -> Path:
         """Write a step's rollouts; a step that was there before is replaced.
 
-        `origin`, plain data, is noted in the file; `origins` reads it back.
-        Raises ValueError when a rollout belongs to another step or two of them have the same key.
+        `origin`, plain data, is noted in the file; `origins` reads it back. So is the spec of the rollouts, which those that
+        are read have again.
+        Raises ValueError when a rollout belongs to another step, two of them have the same key, or they differ in their spec.
         """
         import pyarrow.parquet as parquet
 
@@ -110,11 +118,15 @@ class RolloutStore:
             if rollout.key in seen:
                 raise ValueError(f"step {step} holds rollout {rollout.key} (step, qid, sample) twice")
             seen.add(rollout.key)
+            if rollout.spec != rollouts[0].spec:
+                raise ValueError(f"step {step}: rollout {rollout.key} was paid by another spec than {rollouts[0].key}")
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"part-{step:06d}.parquet"
-        table = _table(rollouts)
-        if origin is not None:
-            table = table.replace_schema_metadata({ORIGIN: json.dumps(dict(origin), sort_keys=True)})
+        spec = rollouts[0].spec if rollouts else None
+        table = _table(rollouts).replace_schema_metadata(
+            ({} if origin is None else {ORIGIN: _plain(origin)})
+            | ({} if spec is None else {REWARD: _plain(spec.as_dict())})
+        )
         with replacing(path) as temporary:
             parquet.write_table(table, temporary)
         return path
@@ -134,13 +146,18 @@ class RolloutStore:
                 path.unlink()
         if any(step > after_step for step in self._joined_steps()):
             table = pa.concat_tables(_batches(self.folder / JOINED))
+            table = table.filter(compute.less_equal(table["step"], after_step))
             with replacing(self.folder / JOINED) as temporary:
-                parquet.write_table(table.filter(compute.less_equal(table["step"], after_step)), temporary)
+                parquet.write_table(table.replace_schema_metadata(_notes(self.folder / JOINED)), temporary)
 
     def origins(self) -> list[dict[str, Any]]:
         """What was noted with the rollouts, each only once; steps without a note are passed over."""
-        notes = dict.fromkeys(_note(path) for path in self._files())
+        notes = dict.fromkeys(_notes(path).get(ORIGIN) for path in self._files())
         return [json.loads(note) for note in notes if note is not None]
+
+    def specs(self) -> list[RewardSpec | None]:
+        """What the rollouts were paid by, each only once; None among them where some have no note of it."""
+        return [_spec(note) for note in dict.fromkeys(_notes(path).get(REWARD) for path in self._files())]
 
     def asked(self) -> dict[int, dict[str, int]]:
         """By step, the qids that were asked and how many rollouts each has; no text is read."""
@@ -167,8 +184,9 @@ class RolloutStore:
 
         if parts := self._parts():  # what has been joined is never newer
             return [each for table in _batches(parts[max(parts)]) for each in _rollouts(table)]
-        table = self.table()
-        return _rollouts(table.filter(compute.equal(table["step"], compute.max(table["step"]))))
+        last = max(self._joined_steps(), default=0)
+        newest = [table.filter(compute.equal(table["step"], last)) for table in self._tables()]
+        return [each for table in newest for each in _rollouts(table)]
 
     def frame(self) -> pandas.DataFrame:
         """The same as a pandas table, one row a rollout."""
@@ -188,10 +206,11 @@ class RolloutStore:
         parts = self._parts()
         if not parts:
             return
-        origins = self.origins()
-        schema = _table([]).schema.with_metadata(
-            {ORIGIN: json.dumps(origins[-1], sort_keys=True)} if origins else None
-        )
+        origins, specs = self.origins(), self.specs()
+        notes = {ORIGIN: _plain(origins[-1])} if origins else {}
+        if len(specs) == 1 and specs[0] is not None:  # of several none is true of all
+            notes[REWARD] = _plain(specs[0].as_dict())
+        schema = _table([]).schema.with_metadata(notes)
         with replacing(self.folder / JOINED) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
             waiting: list[pa.Table] = []
             for table in self._tables():
@@ -262,9 +281,23 @@ def _open(path: Path) -> parquet.ParquetFile:
         raise LabError(f"'{path}' cannot be read as parquet ({error}); remove it, run the stage again") from error
 
 
-def _note(path: Path) -> bytes | None:
+def _notes(path: Path) -> dict[bytes, bytes]:
+    """What stands in a file beside its rollouts."""
     with _open(path) as file:
-        return (file.schema_arrow.metadata or {}).get(ORIGIN)
+        return {key: note for key, note in (file.schema_arrow.metadata or {}).items() if key in (ORIGIN, REWARD)}
+
+
+def _plain(note: Mapping[str, Any]) -> str:
+    return json.dumps(dict(note), sort_keys=True)
+
+
+@functools.cache
+def _spec(note: bytes | None) -> RewardSpec | None:
+    """A spec as noted; None where there is none, or where another version of labkit noted one that means nothing here."""
+    try:
+        return None if note is None else RewardSpec(**json.loads(note))
+    except (TypeError, ValueError, LabError):
+        return None
 
 
 def _batches(path: Path, names: Sequence[str] = ()) -> Iterator[pyarrow.Table]:
@@ -274,6 +307,7 @@ def _batches(path: Path, names: Sequence[str] = ()) -> Iterator[pyarrow.Table]:
     wanted = names or NAMES
     with _open(path) as file:
         there = set(file.schema_arrow.names)
+        note = (file.schema_arrow.metadata or {}).get(REWARD)
         missing = [name for name in wanted if name not in there and name not in LATER]
         if missing:
             raise LabError(
@@ -287,7 +321,7 @@ def _batches(path: Path, names: Sequence[str] = ()) -> Iterator[pyarrow.Table]:
                 raise LabError(f"'{path}' is damaged ({error}); remove it, run the stage again") from error
             if batch is None:
                 return
-            table = pa.Table.from_batches([batch]).replace_schema_metadata(None)
+            table = pa.Table.from_batches([batch]).replace_schema_metadata({} if note is None else {REWARD: note})
             for name, value in LATER.items():
                 if name in wanted and name not in there:
                     table = table.append_column(name, pa.array([value] * len(table), type=pa.float64()))
@@ -296,9 +330,10 @@ def _batches(path: Path, names: Sequence[str] = ()) -> Iterator[pyarrow.Table]:
 
 def _rollouts(table: pyarrow.Table) -> list[Rollout]:
     columns = table.to_pydict()
+    columns["spec"] = [_spec((table.schema.metadata or {}).get(REWARD))] * len(table)
     # Slot by slot, which takes half the time of `Rollout(**...)`; a rollout has nothing to check.
     rollouts = [object.__new__(Rollout) for _ in range(len(table))]
-    for name in NAMES:
+    for name in (*NAMES, "spec"):
         put = getattr(Rollout, name).__set__
         for rollout, value in zip(rollouts, columns[name], strict=True):
             put(rollout, value)
@@ -309,6 +344,6 @@ def _table(rollouts: Sequence[Rollout]) -> Any:
     import pyarrow as pa
 
     types = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
-    schema = pa.schema([(field.name, types[str(field.type)]) for field in fields(Rollout)])
+    schema = pa.schema([(each.name, types[str(each.type)]) for each in _COLUMNS])
     columns = [[getattr(rollout, name) for rollout in rollouts] for name in NAMES]
     return pa.table([pa.array(column, type=kind) for column, kind in zip(columns, schema.types, strict=True)], schema)

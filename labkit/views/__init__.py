@@ -8,6 +8,7 @@ from labkit.views.figures import funnel, iou_by_step, r1_curves
 from labkit.views.frames import Film, film
 from labkit.views.scoreboard import scoreboard, under_rules
 from labkit.views.strips import chain_picture, gallery, through_stages
+from labkit.views.words import true_words
 
 __all__ = [
     "Film",
@@ -30,5 +31,6 @@ __all__ = [
     "stage_comparison",
     "through_stages",
     "training_curves",
+    "true_words",
     "under_rules",
 ]

@@ -65,12 +65,13 @@ class Drawn(NamedTuple):
     curve: Curve
 
 
-def dials_figure(title: str, history: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """The dials of a stage that has ended; `history` has a row a step, as `GrpoResult.history`."""
+def dials_figure(title: str, history: Sequence[Mapping[str, Any]], why: str = "") -> go.Figure:
+    """The dials of a stage that has ended; `history` has a row a step, as `GrpoResult.history`, `why` says what ended it."""
     drawn = [list(_lines(dial, history)) for dial in DIALS]
     if not any(drawn):
         return style.nothing(style.plain(title), "no step was recorded")
-    caption = (
+    caption = f"{style.plain(why[:1].upper() + why[1:])}. " if why else ""
+    caption += (
         "Dots: each step; lines: smoothed, and the number is where a line ends. The policy learns nothing from a group whose "
         "chains all earned the same, and explores no more once the entropy is gone."
     )

@@ -116,6 +116,18 @@ class Chains {
     this.lowered = [];
   }
 
+  /** What a chain was paid by, by term; null where that is not known. */
+  weights(i) {
+    const which = this.columns.weighed[i];
+    return which ? this.page.weights[which - 1] : null;
+  }
+
+  /** Whether a step came closer to the truth, fell back, or did neither by the least gain of a step. */
+  way(before, after) {
+    const least = this.page.least_gain - EPSILON;
+    return after - before >= least ? "▲" : before - after >= least ? "▼" : "=";
+  }
+
   derive(i) {
     const ious = this.columns.ious[i];
     const anchors = this.columns.anchors[i].length;
@@ -124,7 +136,7 @@ class Chains {
     this.iou[i] = answer;
     this.gain[i] = anchors ? answer - ious[0] : NaN;
     this.lost[i] = Math.max(0, ...ious.slice(0, MOST_STEPS)) - answer;
-    for (let k = 1; k < ious.length; k++) if (ious[k] < ious[k - 1] - EPSILON) this.worse[i]++;
+    for (let k = 1; k < ious.length; k++) if (this.way(ious[k - 1], ious[k]) === "▼") this.worse[i]++;
     this.total[i] = this.columns.total[i] ?? NaN;
     const base = this.moments[this.columns.moment[i]].base;
     this.delta[i] = base === null ? NaN : answer - base;
@@ -770,8 +782,8 @@ function steps(chains, i) {
 }
 
 /** @returns {Bar} */
-function stepBar(step, before, count) {
-  const way = before === undefined ? "" : step.iou > before + EPSILON ? "▲" : step.iou < before - EPSILON ? "▼" : "=";
+function stepBar(chains, step, before, count) {
+  const way = before === undefined ? "" : chains.way(before, step.iou);
   const mark = way && h("span", { class: { "▲": "lk-up", "▼": "lk-down" }[way] ?? "" }, ` ${way}`);
   return {
     span: step.at.slice(0, 2),
@@ -802,7 +814,7 @@ function chainRows(chains, i) {
   const shown = all.filter((step) => step.look === "answer" || step.step < MOST_STEPS);
   const rows = shown.map((step, k) => ({
     label: [step.name],
-    bars: [stepBar(step, shown[k - 1]?.iou, Math.min(anchors.length, MOST_STEPS))],
+    bars: [stepBar(chains, step, shown[k - 1]?.iou, Math.min(anchors.length, MOST_STEPS))],
     end: [times(step.at)],
   }));
   if (anchors.length > MOST_STEPS) rows.splice(MOST_STEPS, 0, { label: [`${anchors.length - MOST_STEPS} more`], bars: [] });
@@ -814,7 +826,7 @@ function chainRows(chains, i) {
 function thinRow(chains, i, label, end, on, title) {
   const all = steps(chains, i).filter((step) => step.look === "answer" || step.step < 5);
   const count = all.filter((step) => step.look === "anchor").length;
-  return { label, end, on, thin: true, chain: i, title, bars: all.map((step, k) => stepBar(step, all[k - 1]?.iou, count)) };
+  return { label, end, on, thin: true, chain: i, title, bars: all.map((step, k) => stepBar(chains, step, all[k - 1]?.iou, count)) };
 }
 
 /** A chain's own words: its anchors and its answer as chips, tags only where they are what went wrong. */
@@ -888,9 +900,10 @@ const line = (name, cells, attributes = {}) =>
 
 /** Every term of a chain's reward, what it counts for, and why. */
 function ledger(chains, i) {
-  const { earned, total, advantage, weighed, reasons } = chains.columns;
-  const stage = chains.name("stage", i);
-  const weights = weighed[i] ? chains.page.weights[stage] : null;
+  const { earned, total, advantage, reasons } = chains.columns;
+  const unpaid = total[i] === null && earned[i].every((each) => each === null);
+  if (unpaid) return [h("div", { class: "lk-side-title" }, "No reward ", h("small", {}, "a prediction is not paid"))];
+  const weights = chains.weights(i);
   const counts = chains.terms.map((term, k) => (weights ? weights[term] : 1) * (earned[i][k] ?? 0));
   const scale = Math.max(1, ...counts.map(Math.abs));
   const rows = chains.terms.map((term, k) => {
@@ -912,7 +925,7 @@ function ledger(chains, i) {
   ];
 }
 
-const OTHER_WEIGHTS = "The total was paid with other weights than those given to the explorer, so terms are shown without.";
+const OTHER_WEIGHTS = "These rollouts do not say what they were paid by, and no weights that are known here explain the total: terms are shown without.";
 
 /** A bar to the right for what was earned, to the left for what was lost. */
 function amount(share) {
@@ -927,10 +940,9 @@ function ranked(chains, i) {
   return [...chains.group(i)].sort((a, b) => value(b) - value(a) || chains.iou[b] - chains.iou[a] || a - b);
 }
 
-/** What a term adds to a chain's total. */
+/** What a term adds to a chain's total; what it earned, where its weight is not known. */
 function contribution(chains, i, k) {
-  const weight = chains.columns.weighed[i] ? chains.page.weights[chains.name("stage", i)][chains.terms[k]] : 1;
-  return weight * (chains.columns.earned[i][k] ?? 0);
+  return (chains.weights(i)?.[chains.terms[k]] ?? 1) * (chains.columns.earned[i][k] ?? 0);
 }
 
 /** Why the chains of a group earned differently: in words, then term by term. */
@@ -940,6 +952,7 @@ function groupPanel(chains, i) {
     return [h("p", { class: "lk-why" }, "One chain was sampled for this prompt: there is no other to compare it with."), ...ledger(chains, i)];
   }
   const [best, worst] = [order[0], order.at(-1)];
+  const known = order.every((each) => chains.weights(each));
   const falls = chains.terms.map((term, k) => ({ term, k, fall: contribution(chains, best, k) - contribution(chains, worst, k) }));
   const scale = Math.max(0.01, ...chains.terms.flatMap((_, k) => order.map((each) => Math.abs(contribution(chains, each, k)))));
   const rows = falls.map(({ term, k, fall }) => {
@@ -951,9 +964,9 @@ function groupPanel(chains, i) {
   const totals = [best, i, worst].map((each) => [h("b", {}, number(chains.total[each]))]);
   return [
     h("div", { class: "lk-side-title" }, "Why they differ"),
-    h("p", { class: "lk-why" }, why(chains, order, falls)),
-    table({ class: "lk-ledger lk-compare" }, ["adds", "best", "this", "worst", "all"], ...rows, line(["total"], [...totals, [""]], { class: "lk-sum" })),
-    ...(order.every((each) => chains.columns.weighed[each]) ? [] : [h("p", { class: "lk-aside" }, OTHER_WEIGHTS)]),
+    h("p", { class: "lk-why" }, why(chains, order, known ? falls : [])),
+    table({ class: "lk-ledger lk-compare" }, [known ? "adds" : "earned", "best", "this", "worst", "all"], ...rows, line(["total"], [...totals, [""]], { class: "lk-sum" })),
+    ...(known ? [] : [h("p", { class: "lk-aside" }, OTHER_WEIGHTS)]),
   ];
 }
 
@@ -967,7 +980,7 @@ function why(chains, order, falls) {
   } else {
     const parts = falls.filter((each) => Math.abs(each.fall) > 0.005).sort((a, b) => Math.abs(b.fall) - Math.abs(a.fall));
     const named = parts.slice(0, 2).map((each) => `${each.term} ${signed(-each.fall)}`);
-    said.unshift(`From best to worst the reward falls by ${number(fall)}: ${named.join(", then ")}.`);
+    said.unshift(`From best to worst the reward falls by ${number(fall)}${named.length ? `: ${named.join(", then ")}` : ""}.`);
   }
   const broken = order.filter((each) => !["ok", "no_anchor"].includes(chains.name("status", each))).length;
   if (broken) said.push(`${broken} broke the form.`);

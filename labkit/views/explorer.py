@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
@@ -21,6 +22,7 @@ from labkit.chain.anchors import AnchorChain
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.errors import LabError
+from labkit.scoring.predictions import Answers
 from labkit.stages.rollouts import only_growing
 from labkit.views import records as packing
 from labkit.views import travel
@@ -262,6 +264,10 @@ class ChainExplorer(PageWidget):
             sheet = self._cache.get(clip.video, clip.duration, clip.start)
         except LabError as error:
             return {"error": str(error)}
+        except Exception as error:
+            # An error nobody foresaw is this clip's: thousands of other chains are still to be seen.
+            logging.getLogger("labkit.views").warning("%s: no frames", clip.video, exc_info=True)
+            return {"error": f"video {clip.video} cannot be shown ({type(error).__name__}: {error}); replace it"}
         return {**sheet.meta(), "sheet": sheet.webp}
 
     def _answer(self, _: Any, message: Any, __: Any) -> None:
@@ -326,10 +332,11 @@ class Scrubber(PageWidget):
 
 
 def explore(
-    rollouts: Chains,
+    rollouts: Chains | Answers,
     moments: Sequence[Moment],
     *,
-    base: Sequence[ChainRecord] | None = None,
+    rules: str | None = None,
+    base: Sequence[ChainRecord] | Answers | None = None,
     spec: Specs | None = None,
     folder: str | Path | None = None,
     clips: int = 20,
@@ -341,19 +348,27 @@ def explore(
 
     `rollouts` may also be predictions, either of them by stage, or a table of `RolloutStore.frame()`; `moments` are
     those they were made from. `base` are the base model's chains, shown as the stage `base`, which the others are
-    compared with. `spec` is what was paid, in all stages or by stage; without it weights are shown only where the
-    default ones explain a total. `folder` keeps the clips' pictures between runs. `clips` of them travel along with
+    compared with. Rollouts say themselves what they were paid by. Of chains that don't (a table, stores of earlier versions),
+    `spec` is what is paid, in all stages or by stage, or the default; where that does not explain a recorded total, the
+    page says so and shows no weights. `folder` keeps the clips' pictures between runs. `clips` of them travel along with
     the notebook: those of the worst, the best and the most regressed chains; the kernel makes the others on demand.
     Up to `labkit.views.travel.MOST_CHAINS` chains travel, too: whole groups of each step, and those with the worst, the
     best and the most regressed chain and with one that was `kept`; the page finds the others with the kernel's help.
     `kind` names a chain's class of failure, "" for none. Raises LabError when a chain's moment isn't there.
+
+    Whatever `labkit.score` takes is shown as its `rules` read it, one chain a question: of ranked windows the first is the
+    answer, anchors are those of the rules' own models, and nothing has a reward.
     """
     by_qid = {moment.qid: moment for moment in moments}
+    records, note = packing.with_predictions(rollouts, moments, rules)
+    if note:
+        logging.getLogger("labkit.views").warning("%s", note)
+    compared = packing.with_predictions(base, moments, rules)[0] if base else []
     context = Context(
-        by_qid, packing.listed({"base": base or []}, by_qid), spec, kind,
+        by_qid, packing.listed({"base": compared}, by_qid), spec, kind,
         frozenset((record.qid, record.text) for record in kept),
     )  # fmt: skip
-    return ChainExplorer(rollouts, context, SheetCache(folder), clips, height)
+    return ChainExplorer(records, context, SheetCache(folder), clips, height)
 
 
 def scrub(

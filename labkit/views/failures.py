@@ -7,13 +7,13 @@ so that a share of the atlas and a score never contradict each other.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from labkit.chain.anchors import AnchorChain
 from labkit.chain.metrics import chain_ious
-from labkit.chain.spans import Span, clip_span
+from labkit.chain.spans import Span
+from labkit.chain.steps import COPY_IOU, RIGHT, copies, placed
 from labkit.data.moments import Moment
 from labkit.views import style
 from labkit.views.readings import Records, read_groups
@@ -21,18 +21,15 @@ from labkit.views.readings import Records, read_groups
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-RIGHT = 0.5
-"""IoU from which on an answer is right: the middle one of the benchmarks' three thresholds."""
-
 MEANINGS: Mapping[str, str] = MappingProxyType(
     {
         "cut_off": "the token limit came before the answer",
         "no_answer": "nothing could be read as an answer",
         "past_the_end": "most of the answer lies behind the end of the clip",
-        "copied_anchor": "the answer repeats the last anchor, or an anchor the one before it",
+        "copied_anchor": "the answer, or an anchor, repeats an earlier anchor",
         "right_then_left": "an anchor was right, the answer is not",
         "wrong_extent": "the right event: the answer meets the truth, but begins or ends at the wrong time",
-        "narrowed_elsewhere": "the answer is shorter than the first anchor, and misses the truth",
+        "narrowed_elsewhere": "the answer is shorter than the first anchor by more than a copy, and misses the truth",
         "never_narrowed": "the answer misses the truth, and nothing was narrowed on the way",
     }
 )
@@ -73,15 +70,15 @@ def kind_by_ious(chain: AnchorChain, ious: Sequence[float], duration: float, *, 
         return ""
     if answer.middle > duration:
         return "past_the_end"
-    # Two spans behind the end are cut to nothing, which makes them no copies.
-    spans = [clip_span(span, duration) or span for span in chain.steps]
-    if any(before == after for before, after in pairwise(spans)):
+    spans = placed(chain.steps, duration)
+    if any(copies(spans)):
         return "copied_anchor"
     if max(ious) >= right:
         return "right_then_left"
     if value > 0:
         return "wrong_extent"
-    return "narrowed_elsewhere" if spans[-1].length < spans[0].length else "never_narrowed"
+    # A span inside another has their ratio of lengths as IoU: what is longer than this would be a copy in its place.
+    return "narrowed_elsewhere" if spans[-1].length < COPY_IOU * spans[0].length else "never_narrowed"
 
 
 def failure_counts(

@@ -2,7 +2,7 @@
 
 Each function takes records by label (`{"base": predictions, ...}`) or a list of Rollouts, and the moments by qid.
 Points are aggregated before they are drawn, so that a figure's size does not grow with the number of chains.
-Intervals are 95 % bootstrap intervals, clustered by video. Model text never gets further than into a parser here.
+Intervals are 95 % intervals, clustered by source video. Model text never gets further than into a parser here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from labkit.chain.intervals import bootstrap_interval
+from labkit.chain.intervals import few_videos, mean_interval, mean_intervals
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.views import style
@@ -30,6 +30,10 @@ _INNER = 280
 _FAR = 1000.0
 
 _T = TypeVar("_T")
+
+
+NARROWING = "Do anchors narrow toward the truth?"
+"""Title of `funnel`, by which a report finds it for its first page."""
 
 
 def iou_by_step(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
@@ -52,13 +56,14 @@ def iou_by_step(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
         "Each step should lie above the one before it. Mean and 95 % interval over the chains with anchors, at each step those "
         "that have it; no answer counts 0."
         + (" Where fewer than 5 % have any, the answers of all are shown." if min(shares.values()) < RARE else "")
+        + _few(groups)
     )
     fig = style.figure(title, caption + _left_out(groups), _INNER)
     look = style.looks(groups)
     for label, rows in steps.items():
         present = [name for name in names if name in rows]
         means = [float(np.mean([value for value, _ in rows[name]])) for name in present]
-        bounds = [_interval(*zip(*rows[name], strict=True)) for name in present]
+        bounds = [_bounds(*mean_interval(*zip(*rows[name], strict=True))) for name in present]
         fig.add_scatter(
             x=present,
             y=means,
@@ -84,7 +89,7 @@ def funnel(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
 
     x = (time - middle of the truth) / half its length; lines are medians, bands hold the middle half of the chains.
     """
-    title = "Anchors narrow toward the truth"
+    title = NARROWING
     found = read_groups(records, moments)
     scaled = {label: steps for label, g in found.items() if (steps := _common(_scaled_steps(g), len(g)))}
     groups = {label: found[label] for label in scaled}
@@ -158,14 +163,15 @@ def r1_curves(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
     if not groups:
         return style.nothing(title, "there are no chains")
     caption = "Share of answers whose IoU reaches m; higher is better everywhere. Shades: 95 % interval, by video."
+    caption += _few(groups)
     fig = style.figure(title, caption, _INNER)
     thresholds = np.round(np.arange(0.05, 0.96, 0.05), 2)
     look = style.looks(groups)
     for label, readings in groups.items():
         ious = np.array([r.answer_iou for r in readings])
         hits = (ious[:, None] >= thresholds - 1e-9) * 100.0
-        videos = [r.moment.video for r in readings]
-        bounds = [_interval(column.tolist(), videos) for column in hits.T]
+        videos = [r.moment.source_video for r in readings]
+        bounds = [_bounds(*bound, 100.0) for bound in mean_intervals(hits / 100.0, videos)]
         low, high = zip(*bounds, strict=True)
         shape = look[label]
         if None not in low:
@@ -203,7 +209,7 @@ def _steps(readings: Sequence[Reading]) -> dict[str, list[tuple[float, str]]]:
     for reading in readings:
         named = zip(step_names(MOST_ANCHORS), reading.anchor_ious[:MOST_ANCHORS], strict=False)
         for name, value in (*named, ("answer", reading.answer_iou)):
-            steps.setdefault(name, []).append((value, reading.moment.video))
+            steps.setdefault(name, []).append((value, reading.moment.source_video))
     return steps
 
 
@@ -236,10 +242,15 @@ def _common(steps: dict[str, list[_T]], chains: int) -> dict[str, list[_T]]:
 _Bound: TypeAlias = float | None
 
 
-def _interval(values: Sequence[float], videos: Sequence[str]) -> tuple[_Bound, _Bound]:
-    """Low and high end; None for both where all chains are of one video, of which nothing can be said."""
-    low, high = bootstrap_interval(values, videos)
-    return (None, None) if math.isnan(low) else (low, high)
+def _bounds(low: float, high: float, unit: float = 1.0) -> tuple[_Bound, _Bound]:
+    """Both ends of an interval; None where all chains are of one video, of which nothing can be said."""
+    return (None, None) if math.isnan(low) else (unit * low, unit * high)
+
+
+def _few(groups: Mapping[str, Sequence[Reading]]) -> str:
+    """What to say of the label with the fewest videos, where they are few."""
+    fewest = min(len({r.moment.source_video for r in readings}) for readings in groups.values())
+    return f" {note}" if (note := few_videos(fewest)) else ""
 
 
 def _bounds_text(low: _Bound, high: _Bound, digits: int = 3) -> str:

@@ -74,6 +74,18 @@ def harmless(text: str) -> str:
     return _HOSTILE.sub("\ufffd", text)
 
 
+def literal(text: str) -> str:
+    r"""Plain text as markdown that shows it and makes nothing of it, in whatever viewer: no emphasis, no markup, no address.
+
+    An `@` is spelled out, since viewers take `R1@0.7` for a mail address.
+
+    >>> literal("[x](y) *a* R1@0.7")
+    '\\[x\\](y) \\*a\\* R1&#64;0.7'
+    """
+    text = re.sub(r"([\\\[\]*_`!#|~$])", r"\\\1", harmless(text).replace("&", "&amp;").replace("<", "&lt;"))
+    return text.replace("@", "&#64;")
+
+
 def terminal(text: str) -> str:
     r"""What a terminal would show of a cell's printed text: without colours, of an overwritten line its last state.
 

@@ -53,6 +53,7 @@ class Monitor:
         """
         self.stage, self.steps, self.store, self.clock = stage, steps, store, clock
         self.rows: list[Mapping[str, Any]] = []
+        self.why = ""
         self.spent = 0.0
         """Seconds that drawing took while the stage ran."""
         self.costs = {"dials": 0.01, "chains": 0.1}
@@ -80,9 +81,12 @@ class Monitor:
         if self._may("chains") and self.clock() - self.changed >= EVERY:
             self._timed("chains", self._show_chains)
 
-    def end(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Show all steps as figures are shown, with a picture for viewers that run nothing."""
-        self.rows = list(rows)
+    def end(self, rows: Sequence[Mapping[str, Any]], why: str = "") -> None:
+        """Show all steps as figures are shown, with a picture for viewers that run nothing.
+
+        `why` says what ended the stage before all of its steps were taken.
+        """
+        self.rows, self.why = list(rows), why
         if self.shown:
             self._careful(self._show_end)
 
@@ -119,7 +123,7 @@ class Monitor:
         from labkit.views.display import setup
 
         setup()
-        figure = dials_figure(f"{self.stage}, {count(len(self.rows), 'step')}", self.rows)
+        figure = dials_figure(f"{self.stage}, {count(len(self.rows), 'step')}", self.rows, self.why)
         self._dials.update(pio.renderers["labkit"].to_mimebundle(figure.to_dict()), raw=True)
         self.explorer.update(self.store.newest(), clips=CLIPS)
         self._chains.update(**_bundle(self.explorer, poster=True), raw=True)

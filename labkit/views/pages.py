@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from labkit.views.cells import Chapter
+from labkit.views.front import Front
 from labkit.views.markup import harmless
 
 HERE = Path(__file__).parent
@@ -41,9 +42,12 @@ def page(
     *,
     summary: Mapping[str, Any] | None = None,
     links: Sequence[Link] = (),
+    front: Front | None = None,
 ) -> str:
-    """A whole HTML file of `chapters`; `summary` is what report.html.j2 shows of a run above them."""
-    plots = any(chapter.plots for chapter in chapters)
+    """A whole HTML file of `chapters`; `front`, then `summary`, are what report.html.j2 shows of a run above them."""
+    picture = front.picture if front else None
+    drawn = [*([picture] if picture else []), *chapters]
+    plots = any(chapter.plots for chapter in drawn)
     explorers = any(chapter.explorers for chapter in chapters)
     scripts = [_script("report.js")]
     if explorers:
@@ -55,12 +59,13 @@ def page(
         chapters=chapters,
         whole=summary is not None,
         summary=summary,
+        front=front,
         links=links,
         policy=policy,
         style=_style(explorers),
         scripts=scripts,
         plotly=_packed_plotly() if plots else "",
-        data={key: value for chapter in chapters for key, value in chapter.data.items()},
+        data={key: value for chapter in drawn for key, value in chapter.data.items()},
     )
     # A lone surrogate of a damaged notebook can't be written as UTF-8.
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -13,9 +13,11 @@ from typing import Any
 from labkit.errors import LabError
 from labkit.files import replacing
 from labkit.notebooks import BANNER_TAG
+from labkit.results import read_results
 from labkit.runs import STAGES
 from labkit.views import markup
 from labkit.views.cells import PAPERMILL_TAG, QUIET_LINES, joined, text_of
+from labkit.views.front import Front, shows_narrowing
 from labkit.views.posters import to_webp
 from labkit.views.report import executed, read_notebook, summary
 
@@ -41,7 +43,8 @@ def publish(run_folder: str | Path, folder: str | Path) -> list[Path]:
     pages = {name: _Page(notebook, name) for name, notebook in notebooks.items()}
     files = {f"{name}.md": page.text.encode() for name, page in pages.items()}
     files |= {f"{PICTURES}/{file}": data for page in pages.values() for file, data in page.pictures.items()}
-    files["README.md"] = _front(run_folder.resolve().name, told, pages).encode()
+    front = Front.of(notebooks, {name: page.title for name, page in pages.items()}, read_results(run_folder)["scores"])
+    files["README.md"] = _front(run_folder.resolve().name, told, pages, front).encode()
     (folder / PICTURES).mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         with replacing(folder / name) as temporary:
@@ -67,6 +70,8 @@ class _Page:
         self.name, self.notebook = name, notebook
         self.pictures: dict[str, bytes] = {}
         self.title = name
+        self.narrowing = ""
+        """The picture of narrowing, where the notebook has one."""
         self.language = str(notebook.metadata.get("language_info", {}).get("name", "python"))
         blocks = [block for cell in notebook.cells for block in self.cell(cell) if block.strip()]
         self.text = "\n\n".join([MARK, *blocks, "[All notebooks of this run](README.md)\n"])
@@ -118,7 +123,10 @@ class _Page:
         file = f"{self.name}-{len(self.pictures) + 1}.webp"
         self.pictures[file] = shown
         words = " ".join(text_of(data, "text/plain").split()) or "figure"
-        return f"![{quiet(words, words=True)}]({PICTURES}/{file})"
+        shown_there = f"![{quiet(words, words=True)}]({PICTURES}/{file})"
+        if shows_narrowing(data):
+            self.narrowing = shown_there
+        return shown_there
 
 
 def quiet(source: str, words: bool = False) -> str:
@@ -129,9 +137,9 @@ def quiet(source: str, words: bool = False) -> str:
     >>> quiet("[x](y) *a*", words=True)
     '\\[x\\](y) \\*a\\*'
     """
-    source = markup.harmless(source)
     if words:
-        return re.sub(r"([\\\[\]*_`!#|~$])", r"\\\1", source.replace("&", "&amp;").replace("<", "&lt;"))
+        return markup.literal(source)
+    source = markup.harmless(source)
     parts = _CODE.split(source)
     for at in range(0, len(parts), 2):
         parts[at] = _quiet_words(parts[at])
@@ -156,12 +164,19 @@ def _fenced(text: str, language: str) -> str:
     return f"{fence}{language}\n{markup.harmless(text).rstrip()}\n{fence}"
 
 
-def _front(run: str, told: Mapping[str, Any], pages: Mapping[str, _Page]) -> str:
-    """The first page: what the run was, its results, and the way to the notebooks."""
+def _front(run: str, told: Mapping[str, Any], pages: Mapping[str, _Page], front: Front) -> str:
+    """The first page: what the run came to, what it was, its results, and the way to the notebooks."""
     facts = _table(["", ""], [[name, quiet(value, words=True)] for name, value in told["facts"]], "ll")
-    blocks = [MARK, f"# Run {quiet(run, words=True)}", facts]
+    blocks = [MARK, f"# Run {quiet(run, words=True)}"]
     if told["stopped"]:
         blocks.append(f"> **This run is not finished.** {told['stopped']}")
+    if front.tiles:
+        rows = [[markup.literal(t.name), f"**{t.value}**", t.interval or "–", ", ".join(t.beside)] for t in front.tiles]
+        blocks += [_table(["", "score", "95 % interval", "beside"], rows, "lrrl"), front.scored]
+    if pictures := [picture for page in pages.values() if (picture := page.narrowing)]:
+        blocks.append(pictures[-1])
+    blocks += [f"### [{each.title}]({each.name}.md)\n\n{quiet(each.markdown)}" for each in front.markdown]
+    blocks += ["## The run", facts]
     for table in told["results"]:
         rows = [
             [row["name"], *(f"**{cell['text']}**" if cell["best"] else cell["text"] for cell in row["cells"])]
@@ -169,7 +184,7 @@ def _front(run: str, told: Mapping[str, Any], pages: Mapping[str, _Page]) -> str
         ]
         blocks += [
             f"## Results, {table['title']}",
-            _table(["model", *table["columns"]], rows, "l" + "r" * len(table["columns"])),
+            _table(["model", *map(markup.literal, table["columns"])], rows, "l" + "r" * len(table["columns"])),
         ]
     if told["results"]:
         blocks.append(" ".join(told["legend"].split()) + " Bold: the highest of its column.")

@@ -12,9 +12,14 @@ from typing import Protocol, TypeAlias
 from labkit.chain.anchors import AnchorChain, ChainRecord, parse
 from labkit.chain.metrics import many_chain_ious
 from labkit.chain.spans import Span, iou
+from labkit.chain.steps import narrows
 from labkit.data.moments import Moment
 from labkit.errors import LabError
+from labkit.scoring.shown import PredictedChain
 from labkit.views.style import in_stage_order
+
+_UNCUT = 1e12
+"""Seconds behind which nothing lies."""
 
 
 class StagedRecord(ChainRecord, Protocol):
@@ -58,9 +63,8 @@ class Reading:
 
     @property
     def strict(self) -> bool:
-        """Two anchors or more, and each has a higher IoU than the one before it."""
-        anchors = self.anchor_ious
-        return len(anchors) >= 2 and all(a < b for a, b in zip(anchors, anchors[1:], strict=False))
+        """Two anchors or more that narrow from each to the next, as `labkit.chain.steps` says."""
+        return len(self.chain.anchors) >= 2 and narrows(self.anchor_ious)
 
 
 def read(records: Iterable[ChainRecord], moments: Mapping[str, Moment]) -> list[Reading]:
@@ -76,12 +80,17 @@ def read(records: Iterable[ChainRecord], moments: Mapping[str, Moment]) -> list[
                 f"a record has qid '{record.qid}', which is not among the {len(moments)} moments given; "
                 "pass the moments file that the records were made from"
             )
-        chain = parse(record.text, finished=record.status != "cut_off", options=len(moment.options))
+        chain = (
+            record.chain
+            if isinstance(record, PredictedChain)
+            else parse(record.text, finished=record.status != "cut_off", options=len(moment.options))
+        )
         found.append((record, moment, chain))
     ious = many_chain_ious(
         [chain for _, _, chain in found],
         [moment.windows for _, moment, _ in found],
-        [moment.duration for _, moment, _ in found],
+        # Some programs don't cut spans to the video.
+        [_UNCUT if getattr(record, "clips", True) is False else moment.duration for record, moment, _ in found],
     )
     return [Reading(*each, steps) for each, steps in zip(found, ious, strict=True)]
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from labkit.chain.anchors import AnchorChain
 from labkit.chain.rewards import TERMS, RewardSpec, score_chain
 from labkit.chain.spans import Span
+from labkit.chain.steps import LEAST_GAIN, narrows
 from labkit.data.moments import Moment
 from labkit.errors import LabError
+from labkit.scoring.predictions import Answers
+from labkit.scoring.shown import PredictedChain, are_predictions, shown_chains
 from labkit.stages.rollouts import NAMES, Rollout
 from labkit.views.columns import Zipped, anchor_places, answer_place, as_json, option_chars, places, rounded
 from labkit.views.failures import KINDS, MEANINGS, failure_kind, kind_by_ious
@@ -69,6 +71,28 @@ class Packed(NamedTuple):
     """The classes of failure that occur, "" among them when some chain is right."""
 
 
+def with_predictions(
+    records: Chains | Answers, moments: Sequence[Moment], rules: str | None = None
+) -> tuple[Chains, str]:
+    """Records with predictions in the place of what `labkit.score` takes, and what to say where little was read of it.
+
+    With `rules` all records are read as predictions, by stage or not.
+    """
+    if are_predictions(records):
+        return shown_chains(records, moments, rules)
+    if isinstance(records, Mapping):
+        found: dict[str, Any] = dict(records)
+        notes = dict.fromkeys([""])
+        for stage, each in found.items():
+            if rules is not None or are_predictions(each):
+                found[stage], note = shown_chains(each, moments, rules)
+                notes[note] = None
+        return found, " ".join(filter(None, notes))
+    if rules is None:
+        return records, ""
+    return shown_chains([r for _, r in _of_table(records)] if hasattr(records, "columns") else records, moments, rules)
+
+
 def listed(records: Chains, moments: Mapping[str, Moment]) -> list[Listed]:
     """Records with their stage, read against their moments, in the order in which they came.
 
@@ -99,8 +123,9 @@ def pack(
 
     `left_out` is what a page says of chains that do not travel; with `places`, those of the rows among all chains.
 
-    `base` is the base model's IoU by qid. A chain's weights are given only where they explain its recorded total, and
-    the reason of a term only where it explains the recorded term: `spec` may be another than the run's.
+    `base` is the base model's IoU by qid. A chain is explained by the spec that it has on record; where it has none by
+    `spec`, and without that by the default one. Weights are given only where they explain its recorded total, and the
+    reason of a term only where it explains the recorded term.
     """
     moments: dict[str, int] = {}
     used: list[Moment] = []
@@ -141,13 +166,15 @@ def pack(
     (columns["advantage"],) = rounded([trained])
     # A choice is paid only where there is one.
     terms = [term for term in TERMS if term != "option" or any(moment.options for moment in used)]
-    columns |= _ledgers(rows, spec, names, terms)
+    ledgers, weights = _ledgers(rows, spec, names, terms)
+    columns |= ledgers
     page = {
         "format": 1,
         "terms": terms,
         "names": names,
         "meanings": {name: MEANINGS[name] for name in names["kind"] if name in MEANINGS},
-        "weights": {stage: {term: _spec(spec, stage).weights[term] for term in terms} for stage in names["stage"]},
+        "weights": weights,
+        "least_gain": LEAST_GAIN,
         "moments": [
             _moment(moment, clip, (base or {}).get(moment.qid)) for moment, clip in zip(used, clip_at, strict=True)
         ],
@@ -175,8 +202,8 @@ def telling(rows: Sequence[Listed]) -> int:
     def gain(index: int) -> float:
         reading = rows[index].reading
         steps = reading.ious
-        narrows = len(steps) >= 3 and steps[0] > 0 and reading.chain.answer and all(a < b for a, b in pairwise(steps))
-        return reading.answer_iou - steps[0] + 1 if narrows else reading.answer_iou
+        telling = len(steps) >= 3 and reading.chain.answer is not None and narrows(steps)
+        return reading.answer_iou - steps[0] + 1 if telling else reading.answer_iou
 
     return max(range(len(rows)), key=gain, default=-1)
 
@@ -257,37 +284,54 @@ def _in_order(found: Sequence[str], order: Sequence[str]) -> list[str]:
 
 def _ledgers(
     rows: Sequence[Listed], spec: Specs | None, names: dict[str, list[str]], terms: Sequence[str]
-) -> dict[str, list[Any]]:
-    """What each chain earned by term, in total, whether the weights explain that, and why, as numbers of texts."""
+) -> tuple[dict[str, list[Any]], list[dict[str, float]]]:
+    """What each chain earned by term, in total, by which weights, and why; then the weights that explain any.
+
+    `weighed` counts the weights from 1, and is 0 where none explain a total; `reasons` are numbers of texts.
+    """
     earned: list[list[float]] = []
     totals: list[float] = []
     weighed: list[int] = []
     reasons: list[list[int]] = []
     texts: dict[str, int] = {"": 0}
-    specs = {stage: _spec(spec, stage) for stage in names["stage"]}
-    columns = {
-        stage: [(term, f"reward_{term}", each.weights[term]) for term in terms] for stage, each in specs.items()
-    }
+    assumed = {stage: _spec(spec, stage) for stage in names["stage"]}
+    columns = [(term, f"reward_{term}") for term in terms]
+    weights: list[dict[str, float]] = []
     for stage, reading in rows:
         record, moment = reading.record, reading.moment
-        ledger = score_chain(reading.chain, moment.windows, moment.duration, specs[stage], moment.choice)
+        if isinstance(record, PredictedChain):  # nobody paid for it, and its rules may not be labkit's
+            earned.append([math.nan] * len(terms))
+            reasons.append([0] * len(terms))
+            totals.append(math.nan)
+            weighed.append(0)
+            continue
+        paid: RewardSpec = getattr(record, "spec", None) or assumed[stage]
+        ledger = score_chain(reading.chain, moment.windows, moment.duration, paid, moment.choice)
         total = getattr(record, "total", ledger.total)
         explained = 0.0
         values, why = [], []
-        for term, column, weight in columns[stage]:
+        for term, column in columns:
             # A prediction was never paid: what the reward would have said of it is shown in its place.
             would = ledger.terms[term]
             value = getattr(record, column, would)
-            explained += weight * value
+            explained += paid.weights[term] * value
             values.append(value)
             why.append(texts.setdefault(ledger.reasons[term], len(texts)) if abs(value - would) < 1e-6 else 0)
         earned.append(values)
         reasons.append(why)
         totals.append(total)
-        weighed.append(int(abs(explained - total) < 1e-6))
+        weighed.append(_place(paid, terms, weights) if abs(explained - total) < 1e-6 else 0)
     names["reason"] = list(texts)
     (total_column,) = rounded([totals])
-    return {"earned": rounded(earned), "total": total_column, "weighed": weighed, "reasons": reasons}
+    return {"earned": rounded(earned), "total": total_column, "weighed": weighed, "reasons": reasons}, weights
+
+
+def _place(paid: RewardSpec, terms: Sequence[str], weights: list[dict[str, float]]) -> int:
+    """The place of a spec's weights among those in use, from 1; they are put there when they are new."""
+    mine = {term: paid.weights[term] for term in terms}
+    if mine not in weights:
+        weights.append(mine)
+    return weights.index(mine) + 1
 
 
 def _spec(spec: Specs | None, stage: str) -> RewardSpec:

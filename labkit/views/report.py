@@ -1,6 +1,7 @@
 """Reports: a run's executed notebooks as HTML files that open anywhere, without kernel and without network.
 
-One file for each notebook, and one for the run with its results, its parameters and all notebooks as chapters.
+One file for each notebook, and one for the run: what it came to on its first page (`labkit.views.front`), then its results, its
+parameters and all notebooks as chapters.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from labkit.errors import LabError
 from labkit.files import replacing
 from labkit.params import DEFAULTS, documentation
 from labkit.params import show as shown
+from labkit.progress import duration
 from labkit.results import DECODINGS, LEGEND, MODELS, columns_of, read_results
 from labkit.runs import STAGES, read_manifest
 from labkit.values import read_yaml
 from labkit.versions import version_text
 from labkit.views.cells import read_chapter
+from labkit.views.front import Front
 from labkit.views.pages import Link, page
 
 WHOLE = "report"
@@ -46,7 +49,10 @@ def write_report(run_folder: str | Path, output: str | Path | None = None) -> li
         _write(files[name], page(f"{results['run']} · {chapter.title}", [chapter], links=_links(files, name)))
     seen: set[str] = set()
     chapters = [read_chapter(notebook, name, shift=1, seen=seen) for name, notebook in notebooks.items()]
-    told = page(f"Run {results['run']}", chapters, summary=summary(folder), links=_links(files, WHOLE))
+    told = page(
+        f"Run {results['run']}", chapters, summary=summary(folder), links=_links(files, WHOLE),
+        front=Front.of(notebooks, {chapter.name: chapter.title for chapter in chapters}, results["scores"]),
+    )  # fmt: skip
     _write(files[WHOLE], told)
     return list(files.values())
 
@@ -101,7 +107,7 @@ def summary(folder: Path) -> dict[str, Any]:
         ("test queries", " or ".join(f"{n:,.0f}" for n in sorted(queries)) or "none yet"),
         ("seed", manifest.get("seed", "not written down")),
         ("begun", str(manifest.get("created", ""))[:16].replace("T", " ")),
-        ("time of all stages", f"{seconds / 60:.1f} min"),
+        ("time of all stages", duration(seconds)),
         ("labkit", version_text(manifest)),
     ]
     if harvest := results["harvest"]:

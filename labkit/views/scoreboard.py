@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from labkit.chain.intervals import few_videos
 from labkit.views import style
 
 if TYPE_CHECKING:
@@ -35,8 +36,9 @@ def scoreboard(scores: Mapping[str, Score], title: str = "Scores beside answers 
     looks = style.looks(scores)
     rows += [_Row(style.plain(name, 40), looks[name], s.figures, s.intervals) for name, s in scores.items()]
     caption = (
-        f"Percent, {style.count(first.protocol.rows, 'query', 'queries')}. Bars: 95 % interval, drawn by video. In italics "
+        f"Percent, {style.count(first.protocol.rows, 'query', 'queries')}. Bars: 95 % interval, by video. In italics "
         "what an answer gets that never saw the video; a model whose bar reaches down to it has shown nothing."
+        + (f" {note}" if (note := few_videos(first.protocol.videos)) else "")
     )
     return _board(title, caption, rows)
 
@@ -54,8 +56,8 @@ def under_rules(scores: Mapping[str, Score], title: str = "The same chains under
     miou = {name: 100 * score.figures["miou"] for name, score in scores.items()}
     caption = (
         "Not a word of the chains differs between rows: only which span a rule takes for the answer, and whether a threshold "
-        f"is reached with > or >=. {_span_of(miou)}"
-    )
+        f"is reached with > or >=. {_span_of(miou)} {few_videos(next(iter(scores.values())).protocol.videos)}"
+    ).rstrip()
     return _board(title, caption, rows)
 
 

@@ -29,7 +29,7 @@ MOST_PIXELS = 20_000_000
 """Of one sheet, 80 MB once a browser has decoded it: almost six minutes at 2 fps and 224x126. Longer clips get longer steps."""
 _QUALITY = 60
 # Part of every cache key: raise it when the same request would give another sheet.
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Sheet(NamedTuple):
@@ -75,7 +75,7 @@ class SheetCache:
             if self.folder is not None and (found := _load(self.folder / name)):
                 self.hits += 1
                 return found
-            sheet = _make(video, duration, start, width)
+            sheet = _make(video, duration, start, width, self.folder)
             self.made += 1
             if self.folder is not None:
                 with replacing(self.folder / name) as temporary:
@@ -93,7 +93,7 @@ def sheet_columns(count: int, width: int, height: int) -> int:
     return max(1, min(round((count * height / width) ** 0.5), count))
 
 
-def _make(video: str | Path, duration: float | None, start: float, width: int) -> Sheet:
+def _make(video: str | Path, duration: float | None, start: float, width: int, folder: Path | None) -> Sheet:
     info = probe(video)
     length = duration if duration is not None else max(info.duration - start, 1 / FPS)
     # Chroma has half the resolution: an odd frame would borrow colour from its neighbour.
@@ -103,7 +103,7 @@ def _make(video: str | Path, duration: float | None, start: float, width: int) -
     step = float(times[1]) if len(times) > 1 else 1 / FPS
     # The first one is always asked for: where even that lies past the end, the reader's error says so best.
     times = times[(times + start < info.duration) | (times == 0)]
-    frames = _even(thumbnails(video, times + start, width))
+    frames = _even(thumbnails(video, times + start, width, folder=folder))
     count, height, width = frames.shape[:3]
     columns = sheet_columns(count, width, height)
     rows = -(-count // columns)

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from labkit.chain.spans import Span, clip_span
+from labkit.chain.steps import way
 from labkit.data.moments import Moment
 from labkit.errors import LabError
+from labkit.scoring.predictions import Answers
+from labkit.scoring.shown import are_predictions, shown_chains
 from labkit.views import style
 from labkit.views.frames import HEIGHT as _STRIP
 from labkit.views.frames import Film, data_uri, film, places
@@ -45,21 +48,29 @@ def chain_picture(record: ChainRecord, moment: Moment, frames: Film | Frames | N
 
 
 def gallery(
-    records: Sequence[ChainRecord],
-    moments: Mapping[str, Moment],
+    records: Sequence[ChainRecord] | Answers,
+    moments: Mapping[str, Moment] | Sequence[Moment],
     ranks: Mapping[str, float] | None = None,
     *,
-    title: str = "Best, median and worst chain",
+    rules: str | None = None,
+    title: str = "",
 ) -> go.Figure:
     """Several chains over their videos, one under the other, chosen by their rank in the answer's IoU.
 
     `ranks` names places between 0 (worst) and 1 (best); None means best, median and worst. Among chains of equal IoU
-    the one that gained most since its first anchor stands higher. Frames are read from the moments' videos.
+    the one that gained most since its first anchor stands higher. Without a `title` the names of the ranks are the
+    title. Frames are read from the moments' videos. Whatever `labkit.score` takes is shown as its `rules` read it.
     """
+    by_qid = moments if isinstance(moments, Mapping) else {moment.qid: moment for moment in moments}
+    predicted = rules is not None or are_predictions(records)
+    shown: tuple[Any, str] = shown_chains(records, list(by_qid.values()), rules) if predicted else (records, "")
     ranks = {"best": 1.0, "median": 0.5, "worst": 0.0} if ranks is None else ranks
     if wrong := [name for name, rank in ranks.items() if not 0 <= rank <= 1]:
         raise LabError(f"rank '{wrong[0]}' of a gallery is {ranks[wrong[0]]}; give a place from 0 (worst) to 1 (best)")
-    readings = sorted(read(records, moments), key=lambda r: (r.answer_iou, _gain(r), r.record.qid))
+    if not title:
+        names = _listed(list(ranks))
+        title = f"{names[:1].upper()}{names[1:]} of the chains" if names else "Chains"
+    readings = sorted(read(shown[0], by_qid), key=lambda r: (r.answer_iou, _gain(r), r.record.qid))
     if not readings or not ranks:
         return style.nothing(style.plain(title), "there are no chains")
     chosen: dict[int, str] = {}
@@ -67,16 +78,29 @@ def gallery(
         index = round(rank * (len(readings) - 1))
         # with one or two chains several ranks fall on the same one, which is drawn once under all its names
         chosen[index] = f"{chosen[index]}, {name}" if index in chosen else name
-    blocks = []
+    blocks: list[tuple[str, Reading, Film | Frames | None]] = []
     for index, name in chosen.items():
         reading = readings[index]
         header = f"{_header(name, reading)} · “{style.plain(reading.moment.query, _TITLE_LENGTH)}”"
-        blocks.append((header, reading, film(reading.moment)))
+        try:
+            frames = film(reading.moment)
+        except LabError as error:  # the others are still to be seen
+            frames, header = None, f"{header} · {style.plain(str(error), _TITLE_LENGTH)}"
+        blocks.append((header, reading, frames))
     caption = (
         f"Of {style.count(len(readings), 'chain')}, ranked by the answer's IoU. Bars: the anchors in order, then the answer; "
-        "green: the truth."
-    )
+        f"green: the truth. {style.plain(shown[1])}"
+    ).rstrip()
     return _blocks(style.plain(title), caption, blocks)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names as a sentence lists them.
+
+    >>> _listed(["best", "median", "worst"])
+    'best, median and worst'
+    """
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def through_stages(
@@ -301,7 +325,7 @@ def _colors(reading: Reading) -> list[str]:
 def _compared(iou: float, before: float | None) -> str:
     if before is None:
         return f"<b>{iou:.2f}</b>"
-    mark, color = ("=", style.TEXT) if iou == before else ("▲", style.BETTER) if iou > before else ("▼", style.WORSE)
+    mark, color = {0: ("=", style.TEXT), 1: ("▲", style.BETTER), -1: ("▼", style.WORSE)}[way(before, iou)]
     return f'<b>{iou:.2f}</b> <span style="color:{color}">{mark}</span>'
 
 

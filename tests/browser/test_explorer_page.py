@@ -18,6 +18,7 @@ from labkit.chain.metrics import chain_ious
 from labkit.chain.rewards import RewardSpec, score_chain
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
+from labkit.scoring.predictions import PredictedRow
 from labkit.stages.rollouts import Rollout
 from labkit.views.explorer import explore, scrub
 from labkit.views.records import Row
@@ -144,7 +145,39 @@ def test_it_opens_with_the_narrowing_chain_and_its_frame(look: Callable[..., Sig
         "anchor 2: 1.0 to 5.0 s, IoU 0.50",
         "answer: 2.0 to 4.0 s, IoU 1.00",
     ]
-    assert "2 of 2 steps closer" in sight.text(".lk-ledger") and "2.71" in sight.text(".lk-side")
+    assert "steps worth 0.50 1.00" in sight.text(".lk-ledger") and "× 0.75" in sight.text(".lk-ledger")
+    assert "3.88" in sight.text(".lk-side") or "3.87" in sight.text(".lk-side")
+
+
+def test_a_total_that_no_known_weights_explain_is_shown_without_weights_and_says_so(
+    look: Callable[..., Sight], moments: list[Moment]
+) -> None:
+    """As rollouts of a store from before they knew what they were paid by."""
+    paid = [rollout("q0", 5, sample, NARROW, total=total) for sample, total in enumerate((2.5, 1.5))]
+    sight = look(page(explore(paid, moments, clips=1)))
+    assert "× ?" in sight.text(".lk-ledger") and "× 0.75" not in sight.text(".lk-ledger")
+    assert "do not say what they were paid by" in sight.text(".lk-side")
+
+
+def test_a_step_is_marked_better_from_the_least_gain_on(look: Callable[..., Sight], moments: list[Moment]) -> None:
+    text = render([Span(0, 8), Span(0, 7.9), Span(1, 5)], Span(2, 4))
+    sight = look(page(explore([rollout("q0", 5, 0, text)], moments, clips=1)))
+    tracks = sight.text(".lk-tracks")
+    assert (tracks.count("▲"), tracks.count("="), tracks.count("▼")) == (2, 1, 0)
+
+
+def test_predictions_of_other_models_show_what_their_rules_read_and_no_reward(
+    look: Callable[..., Sight], moments: list[Moment]
+) -> None:
+    said = "<think>all <timestep>0.0 to 8.0</timestep></think><answer>2 to 4</answer><|im_end|>"
+    sight = look(page(explore({"q0": said, "q1": "It happens from 5 to 6."}, moments, rules="timer1", clips=2)))
+    bars = [bar.get_attribute("aria-label") for bar in sight.page.locator(".lk-tracks .lk-bar").all()]
+    assert bars[1:] == ["anchor 1: 0.0 to 8.0 s, IoU 0.25", "answer: 2.0 to 4.0 s, IoU 1.00"]
+    assert "all 0.0 to 8.0 s" in sight.text(".lk-words") and "2 to 4 s" in sight.text(".lk-words")
+    assert "No reward a prediction is not paid" in " ".join(sight.text(".lk-side").split())
+    windows = PredictedRow(windows=((2.0, 4.0), (5.0, 6.0)))
+    sight = look(page(explore({"q0": windows}, moments, clips=1)))
+    assert " ".join(sight.text(".lk-words").split()) == "2 to 4 s 5 to 6"
 
 
 def test_dragging_to_twenty_places_shows_the_frame_of_each(look: Callable[..., Sight], html: str) -> None:

@@ -21,6 +21,8 @@ from tests.browser.conftest import CHROMIUM
 from tests.browser.sights import drag_to_twenty_places
 from tests.data.films import CONSTANT, film
 from tests.executed import PNG, code, failure, figure, notebook, output, run, saved, stream, words
+from tests.views.test_front import notebooks as a_run
+from tests.views.test_front import scored
 
 pytestmark = [
     pytest.mark.skipif(not CHROMIUM, reason="no chromium to look with: install it, or name it in $CHROMIUM"),
@@ -197,13 +199,30 @@ def test_a_report_fits_its_window_and_is_in_reach_for_everyone(
     assert sight.violations() == []
 
 
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (800, "dark"), (390, "light")])
+def test_the_first_page_shows_score_and_picture_first_and_fits_its_window(
+    look: Callable[..., Sight], tmp_path: Path, width: int, scheme: str
+) -> None:
+    folder = scored(run(tmp_path / "r", a_run()))
+    sight = look(write_report(folder)[-1], width, scheme)
+    sight.page.wait_for_selector("#s-front .plot .main-svg", timeout=20_000)
+    tops = [
+        sight.page.locator(name).first.bounding_box()["y"] for name in (".tiles", "#s-front .plot", ".conclusions", ".facts")
+    ]
+    assert tops == sorted(tops) and tops[1] < 900, "score and picture stand on the first screen"
+    assert "✓" in sight.page.evaluate("getComputedStyle(document.querySelector('li.yes'), '::before').content")
+    assert sight.page.evaluate("document.documentElement.scrollWidth") <= width
+    assert sight.page.locator("a[href^='mailto']").count() == 0
+    assert sight.violations() == []
+
+
 def test_the_contents_lead_to_their_places_and_say_where_one_is(
     look: Callable[..., Sight], files: dict[str, Path]
 ) -> None:
     sight = look(files["report"])
     sight.page.locator(".contents a", has_text="Figures").click()
     sight.page.wait_for_function(
-        "document.querySelector('.contents a[aria-current]').textContent.trim() === 'Figures'", timeout=5_000
+        "document.querySelector('.contents a[aria-current]').textContent.trim() === 'Figures'", timeout=20_000
     )
     assert sight.page.evaluate("location.hash") == "#s-01-grpo-figures"
     sight.page.locator(".links a", has_text="05_analysis").click()

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labkit.chain.anchors import STATUSES, option_letter, parse, render
+from labkit.chain.rewards import score_chain
 from labkit.chain.spans import Span
 from labkit.data.moments import OPTION_LETTERS
 
@@ -48,6 +49,12 @@ READINGS = [
     (f"<think>{A}</think><think>{B}</think>{ANSWER}", "no_think", ONE, TRUE, "two thoughts: the first one counts"),
     (f"<think><think>{A}</think></think>{ANSWER}", "no_think", ONE, TRUE, "nested thoughts"),
     (f"<THINK>{A}</THINK>{ANSWER}", "no_think", NONE, TRUE, "tags are written in one way"),
+    # a thought that the prompt opened
+    (f"wide {A} closer {B}</think>\n{ANSWER}", "no_think", TWO, TRUE, "opened by the prompt: the anchors are there"),
+    (f"or <answer>40 to 44</answer>? No.</think>{ANSWER}", "no_think", NONE, TRUE, "a draft in the thought is thought"),
+    (f"{A}<answer>40 to 44</answer></think>", "no_think", ONE, None, "a draft alone is no answer"),
+    (f"{A}</think>{B}</think>{ANSWER}", "no_think", ONE, TRUE, "closed twice: the first one counts"),
+    ("</think>" + ANSWER, "no_think", NONE, TRUE, "an empty thought that the prompt opened"),
     # anchors
     (anchored(f"{A}<timestamp>8 to 20"), "bad_anchor", ONE, TRUE, "unclosed"),
     (anchored(f"{A}8 to 20</timestamp>"), "bad_anchor", ONE, TRUE, "unopened"),
@@ -94,7 +101,13 @@ READINGS = [
     (GOOD + " (the video runs 0.0 to 30.0)", "extra_text", TWO, TRUE, "what follows the answer changes nothing"),
     ("Sure! " + GOOD, "extra_text", TWO, TRUE, "a preamble"),
     (f"<think>{A}{B}</think> so {ANSWER}", "extra_text", TWO, TRUE, "words between the blocks"),
-    (GOOD + "<|im_end|>", "extra_text", TWO, TRUE, "special tokens are the decoder's to remove"),
+    (GOOD + "<|im_end|>", "ok", TWO, TRUE, "the end of a turn is no text"),
+    (GOOD + "\n</s> <|endoftext|>\n", "ok", TWO, TRUE, "nor are several, in blanks"),
+    (GOOD + "<eos><end_of_turn><|eot_id|>", "ok", TWO, TRUE, "whatever the tokenizer calls it"),
+    (f"<think></think>{ANSWER}<|im_end|>", "no_anchor", NONE, TRUE, "without anchors, too"),
+    (GOOD + "<|im_end|> so", "extra_text", TWO, TRUE, "words behind the end of the turn are words"),
+    (f"<think>{A}{B}</think><|im_end|>{ANSWER}", "extra_text", TWO, TRUE, "an end of turn in the middle is text"),
+    (GOOD + "<|im_start|>", "extra_text", TWO, TRUE, "the beginning of another turn is text"),
     (GOOD + "\u200b", "extra_text", TWO, TRUE, "an invisible character is a character"),
     (GOOD + "<option>B</option>", "extra_text", TWO, TRUE, "an option where none were given"),
     (GOOD + "</option>", "extra_text", TWO, TRUE, "its tag is plain text then"),
@@ -105,6 +118,21 @@ READINGS = [
 def test_reading(text, status, anchors, answer, why):
     chain = parse(text)
     assert (chain.status, chain.spans, chain.answer) == (status, anchors, answer), why
+
+
+def test_anchors_of_other_models_are_read_when_asked_for_and_never_paid_for():
+    text = f"<think>wide <timestep>2.0 to 28.0</timestep> closer <timestep>8.0 to 20.0</timestep></think>{ANSWER}"
+    plain, shown = parse(text), parse(text, anchor_tag="timestep")
+    assert (plain.spans, plain.status) == (NONE, "no_anchor")
+    assert (shown.spans, shown.status, shown.answer) == (TWO, "no_anchor", TRUE)
+    assert [text[anchor.begin : anchor.end] for anchor in shown.anchors] == [
+        "<timestep>2.0 to 28.0</timestep>", "<timestep>8.0 to 20.0</timestep>",
+    ]  # fmt: skip
+    assert parse(GOOD, anchor_tag="timestep").spans == NONE, "one tag at a time"
+    opened = parse(text.removeprefix("<think>"), anchor_tag="timestep")
+    assert (opened.spans, opened.answer) == (TWO, TRUE)
+    # What training scores has no such anchors: half the form is not paid for.
+    assert score_chain(plain, [TRUE], 30.0).terms["anchors"] == -1.0
 
 
 CHOSEN = f"{GOOD}\n<option>B</option>"
@@ -143,6 +171,7 @@ CHOICES = [
     (f"<think>{A}</think><answer>soon</answer><option>B</option>", "bad_answer", 1, "no span"),
     (f"<think>{A}</think><answer><option>B</option></answer>", "bad_answer", None, "an option as the answer"),
     (f"<think><timestamp>2 to 1</timestamp></think>{ANSWER}<option>B</option>", "bad_anchor", 1, "a bad anchor"),
+    (f"{CHOSEN}<|im_end|>\n", "ok", 1, "the end of a turn is no text"),
     # extra_text
     (f"{GOOD} so <option>B</option>", "extra_text", 1, "words between answer and option"),
     (f"{CHOSEN}, blink", "extra_text", 1, "words behind it"),

@@ -101,13 +101,14 @@ FRAGMENTS = (
     "<option>\uff22</option>", "<option>\x00</option>", "A", "b", " ", "\n", "\ud800", "word",
 )  # fmt: skip
 GOOD = "<think>{}</think><answer>10 to 20</answer>{}<option>B</option>"
-HONEST = render([Span(9.98, 20), Span(9.99, 20)], TRUTH, option=1)
+# Each step gains just what it must, to the truth itself: the most that can be had.
+HONEST = render([Span(7.5, 20), Span(10 - 10 / 9, 20)], TRUTH, option=1)
 
 
 def test_ten_thousand_hostile_texts_are_read_and_earn_no_more_than_an_honest_choice():
     rng, spec, seen = random.Random(0), RewardSpec(), set()
     best = score_chain(parse(HONEST, options=4), [TRUTH], 60.0, spec, 1).total
-    assert best <= sum(spec.weights.values()) < best + 0.01
+    assert best == pytest.approx(sum(spec.weights.values()) - spec.weights["anchors"] * (1 - (0.8 + 2 * 0.9) / 3))
     for _ in range(10_000):
         parts = ["".join(rng.choices(FRAGMENTS, k=rng.randrange(6))) for _ in range(2)]
         text = rng.choice([GOOD, "{}{}"]).format(*parts)

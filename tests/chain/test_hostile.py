@@ -70,6 +70,7 @@ def long_ones(size: int) -> dict[str, str]:
         "NUL": "\x00",
     }
     made = {name: "<think>" + unit * (size // len(unit)) for name, unit in units.items()}
+    made["ends of turn"] = "<think></think><answer>1 to 2</answer>" + "</s> " * (size // 5) + "x"
     made["digits in an anchor"] = f"<think><timestamp>{'1' * size}</timestamp></think>"
     made["digits, twice"] = f"<think><timestamp>{'1' * (size // 2)} to {'1' * (size // 2)}</timestamp></think>"
     made["decimals"] = f"<think></think><answer>0.{'1' * (size // 2)} to 0.{'2' * (size // 2)}</answer>"
@@ -82,10 +83,9 @@ def long_ones(size: int) -> dict[str, str]:
 
 TRUTH, DURATION = Span(10.0, 20.0), 60.0
 PLAIN = {**DEFAULT_WEIGHTS, "option": 0.0}  # these texts answer questions without options
-SPECS = [RewardSpec(PLAIN, answer, progress) for answer in ("soft_iou", "iou", "timer1")
-         for progress in ("share", "gated")]  # fmt: skip
-# Narrows to the truth by a hundredth of a second, which no fragment above can do better.
-HONEST = parse(render([Span(9.98, 20.0), Span(9.99, 20.0)], TRUTH))
+SPECS = [RewardSpec(PLAIN, answer) for answer in ("soft_iou", "iou", "timer1")]
+# Each step gains just what it must, to the truth itself: the most that can be had.
+HONEST = parse(render([Span(7.5, 20.0), Span(10 - 10 / 9, 20.0)], TRUTH))
 BEST = {id(spec): score_chain(HONEST, [TRUTH], DURATION, spec).total for spec in SPECS}
 
 
@@ -137,6 +137,10 @@ def test_a_hundred_thousand_hostile_texts_earn_no_more_than_an_honest_chain():
 
 def test_the_short_way_of_reading_reads_what_the_long_way_reads(monkeypatch):
     written = [*many(20_000, seed=1), *(form.replace("{}", body) for form in FORMS for body in ("", *FRAGMENTS))]
+    written += [
+        form.replace("{}", "") + end + more for form in FORMS for end in anchors.END_OF_TURN for more in FRAGMENTS
+    ]
+    written += [text.removeprefix("<think>") for text in written[:5000]]
     short = [parse(text) for text in written]
     taken = sum(anchors._WELL_FORMED.fullmatch(text) is not None for text in written)
     monkeypatch.setattr(anchors, "_WELL_FORMED", re.compile(r"(?!)"))
@@ -154,10 +158,10 @@ def test_hostile_texts_are_read_with_options_too():
     assert seen >= {"ok", "bad_option"}
 
 
-def test_an_honest_chain_comes_as_close_to_the_sum_of_the_weights_as_it_likes():
+def test_an_honest_chain_that_is_right_lacks_only_what_its_anchors_were_from_the_truth():
     for spec in SPECS:
         total = score_chain(HONEST, [TRUTH], DURATION, spec).total
-        assert sum(spec.weights.values()) - 0.01 < total < sum(spec.weights.values())
+        assert total == pytest.approx(sum(spec.weights.values()) - spec.weights["anchors"] * (1 - (0.8 + 2 * 0.9) / 3))
 
 
 @pytest.mark.parametrize("name", long_ones(10))

@@ -51,8 +51,8 @@ def test_every_figure_of_five_chains_by_hand():
         "strict_share": 1 / 5,  # the first chain
         "improved_share": 2 / 5,  # and the third, from 0.5 to 0.8
         "non_decreasing_share": 2 / 5,  # the first and the copy
-        "answer_improves_share": 2 / 5,  # 0.8 on 0.5 and 0.5 on 0.5; the third falls, two have no such step
-        "copy_rate": 1 / 3,  # of the three with an anchor and an answer
+        "answer_improves_share": 1 / 5,  # 0.8 on 0.5; the second copies, the third falls, two have no such step
+        "copy_rate": 2 / 3,  # of the three with an anchor and an answer: the third returns to its first anchor
         "anchor_copy_rate": 1 / 3,  # of the three with two anchors
         "oracle_miou": (0.8 + 0.5 + 0.8 + 0.0 + 1.0) / 5,
         "parse_failure_rate": 1 / 5,
@@ -68,6 +68,26 @@ def test_every_figure_of_five_chains_by_hand():
     }
     assert got.keys() == expected.keys()
     assert got == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("anchors", "answer", "strict", "copied", "anchors_copied", "why"),
+    [
+        ([HALF, EIGHT], FULL, 1, 0, 0, "0.5, 0.8, 1"),
+        ([Span(10.02, 19.98), Span(10.01, 19.99)], FULL, 0, 1, 1, "0.996, 0.998, 1: near copies of the answer"),
+        ([HALF, Span(10, 29.5)], FULL, 0, 0, 1, "0.51 after 0.5"),
+        ([HALF, Span(10, 28.3)], FULL, 0, 0, 0, "0.546 after 0.5 is no copy, but no step"),
+        ([HALF, Span(10, 28)], FULL, 1, 0, 0, "0.556 after 0.5 is"),
+        ([HALF, EIGHT, Span(10, 30.2)], FULL, 0, 0, 1, "back to the first anchor"),
+        ([HALF, EIGHT], Span(10, 22.6), 1, 1, 0, "the answer stays where it was"),
+        ([MISS, HALF], FULL, 0, 0, 0, "what starts at a miss has not narrowed"),
+        ([Span(10, 70), Span(10, 90)], FULL, 0, 0, 1, "equal where the video has them"),
+        ([Span(70, 80), Span(85, 90)], FULL, 0, 0, 0, "two spans outside are no copies"),
+    ],
+)
+def test_copies_are_told_by_closeness_and_steps_by_gain(anchors, answer, strict, copied, anchors_copied, why):
+    got = figures([render(anchors, answer)])
+    assert (got["strict_share"], got["copy_rate"], got["anchor_copy_rate"]) == (strict, copied, anchors_copied), why
 
 
 def test_perfect_chains_reach_one_and_silent_ones_zero():

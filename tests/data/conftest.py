@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.films import CONSTANT, VARIABLE, film, remux
+from labkit.data import answerers
+from tests.data.films import CONSTANT, VARIABLE, Encoding, encodings, film, remux
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +22,15 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made["rotated"] = remux(made["constant"], folder / "rotated.mp4", rotate=90)
     made["edit list"] = remux(made["constant"], folder / "edit list.mp4", cut=3.0)
     return made
+
+
+@pytest.fixture(scope="session")
+def encoded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Encoding]:
+    """Films of the encodings that people meet, by name; made once."""
+    return encodings(tmp_path_factory.mktemp("encodings"))
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Videos are decoded here, where a test can replace the decoders."""
+    monkeypatch.setattr(answerers, "answering", lambda: True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 import shutil
@@ -102,6 +103,24 @@ def test_qvhighlights_has_530_queries_with_several_windows() -> None:
 
 
 @real
+@pytest.mark.parametrize(
+    ("file", "videos", "sources", "reason"),
+    [
+        (QVHIGHLIGHTS, 1519, 474, "several clips of 150 s were cut from one video"),
+        (TIMERFT, 2475, 2475, "one query a video, whatever was cut from it"),
+        (TVGBENCH, 462, 462, "its trim windows stand beside the source video's name"),
+        (TEST, 1334, 1334, "whole videos"),
+    ],
+)
+def test_moments_know_the_untrimmed_video_that_they_come_from(
+    file: Path, videos: int, sources: int, reason: str
+) -> None:
+    moments = load_moments(file)
+    assert len({moment.video for moment in moments}) == videos
+    assert len({moment.source_video for moment in moments}) == sources, reason
+
+
+@real
 def test_trimmed_rows_are_252_in_tvgbench_and_665_in_timerft() -> None:
     trimmed = [moment for moment in load_moments(TVGBENCH) if moment.clip is not None]
     assert len(trimmed) == 252
@@ -121,6 +140,13 @@ def test_real_moments_are_written_and_read_back_equal(tmp_path: Path, file: Path
     assert read_moments(tmp_path / "moments.jsonl") == list(moments)
     again = load_moments(tmp_path / "moments.jsonl")
     assert (list(again), again.counts()) == (list(moments), {})
+
+
+@real
+def test_conversations_of_timelens2_are_told_to_be_chats() -> None:
+    file = REAL / "timelens2" / "timelens-100k_over180_sft_first150.jsonl"
+    with pytest.raises(LabError, match=r"holds chats \(messages, as ms-swift and TimeLens2 train on\)"):
+        load_moments(file)
 
 
 @real
@@ -323,6 +349,29 @@ def test_the_command_prints_writes_and_lists(tmp_path: Path) -> None:
         moments_text(str(file), strict=True)
     with pytest.raises(LabError, match="is no kind of finding"):
         moments_text(str(file), listing="points")
+
+
+def test_what_cannot_be_written_or_opened_is_one_message(tmp_path: Path) -> None:
+    file = charades(tmp_path)
+    for target in (tmp_path, file / "moments.jsonl"):
+        with pytest.raises(LabError, match=r"cannot be written \(.*\); give another file to write"):
+            moments_text(str(file), write=target)
+    with pytest.raises(LabError, match="is neither a file nor a benchmark's name"):
+        moments_text("x" * 5000)
+    broken = tmp_path / "broken.txt.gz"
+    broken.write_bytes(gzip.compress(LINES.encode())[:-9])
+    with pytest.raises(LabError, match="is gzip that cannot be unpacked .*; download it again"):
+        load_moments(broken)
+    broken.write_bytes(b"\0\0\0 ftypisom\xff" * 9)
+    with pytest.raises(LabError, match="is no text; give the annotations"):
+        load_moments(broken)
+
+
+def test_a_packed_file_is_found_by_its_benchmarks_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LABKIT_DATA", str(tmp_path))
+    charades(tmp_path).unlink()
+    (tmp_path / "charades_sta_test.txt.gz").write_bytes(gzip.compress(LINES.encode()))
+    assert [moment.qid for moment in load_moments("charades-sta/test")] == ["AAAAA-0", "BBBBB-0"]
 
 
 def test_a_benchmark_in_full_size_is_read_in_seconds(tmp_path: Path) -> None:

@@ -25,6 +25,9 @@ def touch(*paths: Path) -> None:
         ("s13-d21.avi", "s13-d21.avi", "TACoS has avi files"),
         ("ID_210.0_360.0", "ID_210.0_360.0.mp4", "a number's point is no suffix"),
         ("abc", "abc.MP4", "capitals"),
+        *(("abc", f"abc.{suffix}", "by its bare name") for suffix in ("m4v", "ts", "wmv", "flv", "mpg", "mpeg", "TS")),
+        ("caf\u00e9", "cafe\u0301.mp4", "composed in the file, taken apart on the disk"),
+        ("cafe\u0301.mp4", "caf\u00e9.mp4", "the other way round"),
     ],
 )
 def test_a_video_is_found_by_its_base_name(tmp_path: Path, name: str, file: str, reason: str) -> None:

@@ -171,6 +171,13 @@ def test_qvhighlights(tmp_path: Path, files: list[str], video: str, clip: Span |
     ], reason
 
 
+def test_qvhighlights_ids_may_end_in_mp4(tmp_path: Path) -> None:
+    (tmp_path / "abc_-D.mp4").touch()
+    path = as_lines(tmp_path / "val.jsonl", QV | {"vid": "abc_-D_60.0_210.0.mp4"})
+    (moment,) = load_moments(path, videos=tmp_path)
+    assert (Path(moment.video).name, moment.clip, moment.source) == ("abc_-D.mp4", Span(60, 210), "qvhighlights")
+
+
 def test_a_qvhighlights_clip_ends_where_its_video_ended(tmp_path: Path) -> None:
     # 39 of 1,550 clips of the validation set are shorter than the 150 s that their names say.
     (tmp_path / "abc_-D.mp4").touch()
@@ -204,7 +211,7 @@ def test_bad_lines_of_qvhighlights_are_dropped(tmp_path: Path) -> None:
 def test_tvgbench(tmp_path: Path) -> None:
     hirest = TVG | {"path": "x/-_Mg.mkv", "start": 53.0, "end": 152.5, "duration": 99.5, "answer": "9.94437 - 4.5e1"}
     ego = {name: value for name, value in TVG.items() if name != "dataset_name"} | {"bins": {"dataset": "egonlq"}}
-    path = as_json(tmp_path / "bench", [TVG, hirest, ego | {"answer": "5.1 to 6"}, ego | {"answer": 5}, ego])
+    path = as_json(tmp_path / "bench", [TVG, hirest, ego | {"answer": "5.1 or 6"}, ego | {"answer": 5}, ego])
     videos = tmp_path / "videos"
     windows = (Span(13.4, 28.1),)
     assert list(load_moments(path)) == [
@@ -372,9 +379,12 @@ def test_two_videos_by_one_name_are_noted_once(tmp_path: Path) -> None:
             b'{"qid": 1, "query": "x", "vid": "a_0.0_150.0", "duration": 150}\n',
             r"no relevant_windows: its labels are not pub",
         ),
-        (b'{"qid": "a", "text": "<think>"}\n', r"is no annotation file that labkit knows \(Charades-STA, "),
+        (
+            b'{"qid": "a", "text": "<think>"}\n',
+            r"holds predictions \(qid, text\), no annotations; `labkit score PREDICTIONS",
+        ),
         (b"some,thing,else\n1,2,3\n", "is no annotation file"),
-        (b"5", "is no annotation file"),
+        (b"5", r"is no annotation file that labkit knows \(Charades-STA, "),
         (b"[[[1]]]", "is no annotation file"),
         (b"[" * 100_000, "is not JSON"),
         (b"AAAAA 1 2##caf\xe9\n", "line 1: not UTF-8; save the file as UTF-8"),

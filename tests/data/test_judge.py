@@ -143,7 +143,7 @@ def test_the_first_row_keeps_an_id_and_a_query_must_say_something(tmp_path: Path
 def test_a_missing_duration_is_measured(tmp_path: Path) -> None:
     film(tmp_path / "a.mp4", CONSTANT)
     (tmp_path / "b.mp4").write_bytes(b"no film")
-    durations = [None, 0, -3, float("nan"), float("inf"), "12", True]
+    durations = [None, 0, -3, float("nan"), float("inf"), "twelve", True]
     rows = [row(line=k, qid=k, duration=duration) for k, duration in enumerate(durations)]
     moments, found = judged(tmp_path, *rows, row(video="b", qid="b", duration=0), row(video="c", qid="c", duration=0))
     assert [moment and moment.duration for moment in moments] == [8.0] * 7 + [None, None]
@@ -214,6 +214,57 @@ def test_a_file_that_holds_the_clip_alone_is_not_cut_twice(tmp_path: Path, clip:
     (moment,), found = judged(tmp_path, row(clip=clip, duration=clip[1] - clip[0]))
     assert moment is not None and moment.clip == (None if kept is None else Span(*kept)), reason
     assert found == ([("already cut", "noted")] if kept is None else [])
+
+
+@pytest.mark.parametrize(
+    ("clip", "label", "kept", "reason"),
+    [
+        (
+            [2.5, 10.5],
+            [1, 4],
+            (2.5, 10.5),
+            "most of the window and the label lie in the whole video: it overshoots the end",
+        ),
+        ([2.5, 10.5], [4, 8], (2.5, 10.5), "a label's end may overshoot with its window"),
+        ([2.5, 10.5], [6.6, 7], None, "in the whole video the label would lie behind its end: it is the clip"),
+        ([4, 12], [1, 4], None, "half of the window behind the end is no overshooting"),
+    ],
+)
+def test_a_whole_video_whose_window_overshoots_its_end_is_not_taken_for_the_clip(
+    tmp_path: Path, clip: list[float], label: list[float], kept: Any, reason: str
+) -> None:
+    film(tmp_path / "a.mp4", CONSTANT)
+    (moment,), found = judged(tmp_path, row(clip=clip, duration=8, windows=[label]))
+    assert moment is not None and moment.clip == (None if kept is None else Span(*kept)), reason
+    assert found == ([("already cut", "noted")] if kept is None else [("window past the video", "noted")])
+
+
+def test_who_has_cut_some_videos_has_cut_them_all(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        film(tmp_path / name, CONSTANT)
+    either = row(clip=[2.5, 10.5], duration=8)
+    rows = [either, row(qid="q2", video="b", clip=[30, 38], duration=8)]
+    whole = [row(qid="q3", video="c", clip=[1, 5], duration=4), row(qid="q4", video="c", clip=[2, 6], duration=4)]
+    for all_rows, clip in ((rows, None), (rows + whole, Span(2.5, 10.5))):
+        moment = Judge(tmp_path / "file", VideoFolder(tmp_path), False, all_rows).moment(either)
+        assert moment is not None and moment.clip == clip
+
+
+def test_a_clip_alone_may_be_named_by_its_window(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "a_2.5_10.5.mp4").touch()
+    (moment,), found = judged(tmp_path, row(clip=[2.5, 10.5], duration=8))
+    assert moment is not None and (Path(moment.video).name, moment.clip) == ("a_2.5_10.5.mp4", None) and found == []
+
+
+def test_half_a_character_is_told_without_being_printed(tmp_path: Path) -> None:
+    bench = judge(tmp_path)
+    assert [
+        bench.moment(row(qid="\ud83d")),
+        bench.moment(row(query="\ud83d")),
+        bench.moment(row(qid="q2", source="\ud83d")),
+    ] == [None] * 3
+    assert all("half a character" in str(finding) and str(finding).encode() for finding in bench.findings)
 
 
 def test_a_video_that_cannot_be_opened_is_left_to_the_doctor(tmp_path: Path) -> None:

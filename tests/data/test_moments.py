@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import os
 from pathlib import Path
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labkit.chain.spans import Span
+from labkit.data.benchmarks import load_moments
 from labkit.data.moments import Moment, read_moments, require_videos, write_moments
 from labkit.errors import LabError
 
@@ -54,6 +56,7 @@ def test_a_file_is_read_as_it_says(tmp_path: Path) -> None:
         (b"\xef\xbb\xbf" + json.dumps(GOOD).encode(), "a byte order mark, and no newline at the end"),
         (json.dumps(GOOD).encode() + b"\r\n\r\n", "written on Windows"),
         (b"\n  \n" + json.dumps(GOOD).encode() + b"\n\n", "lines without text"),
+        (b"\r\r".join([json.dumps(GOOD).encode(), b""]), "lines of an old Mac"),
         (json.dumps(GOOD | {"clip": None, "source": ""}).encode(), "what may be left out is there"),
         (json.dumps(GOOD | {"windows": [[1, 12.0004]]}).encode(), "a label rounded up by less than a millisecond"),
         (json.dumps(GOOD | {"clip": [3.0, 15.04]}).encode(), "a trim window cut at a frame's border"),
@@ -94,6 +97,50 @@ BAD = [
     ),
     (GOOD | {"query": " \t"}, "query", "' \\t'", "is empty", "fill it in", "only blanks"),
     (GOOD | {"query": ["a"]}, "query", "['a']", "is not text", 'write it as "query": "..."', "a list"),
+    (
+        GOOD | {"query": "a \ud83d"},
+        "query",
+        "'a \\ud83d'",
+        "holds half a character",
+        "write the character",
+        "unprintable",
+    ),
+    (GOOD | {"qid": "\udc80"}, "qid", "'\\udc80'", "holds half a character", "write the character", "likewise"),
+    (GOOD | {"source": "\ud83d"}, "source", "'\\ud83d'", "holds half a character", "write the character", "likewise"),
+    (
+        GOOD | {"options": ["a", "\ud83d"], "choice": 0},
+        "options",
+        "'\\ud83d'",
+        "holds half a character",
+        "write",
+        "likewise",
+    ),
+    (GOOD | {"\ud83d": 1}, "\\ud83d", "1", "is not a field", "the fields are", "a name that cannot be printed"),
+    (
+        GOOD | {"video": "s3://b/a.mp4"},
+        "video",
+        "'s3://b/a.mp4'",
+        "is a link, or a path of an",
+        "--videos DIR",
+        "a link",
+    ),
+    (GOOD | {"video": r"C:\v\a.mp4"}, "video", "'C:", "or a path of another system", "--videos DIR", "Windows' own"),
+    (
+        {"qid": "a", "text": "2 to 8"},
+        "line",
+        "{'qid': 'a'",
+        "is a prediction, not a moment",
+        "`labkit score",
+        "a prediction",
+    ),
+    (
+        {"qid": 1, "query": "x", "vid": "v", "pred_relevant_windows": []},
+        "line",
+        "{",
+        "is a prediction",
+        "`labkit score",
+        "QVHighlights' submission",
+    ),
     (GOOD | {"source": 3}, "source", "3", "is not text", "write it as text", "a number"),
     (GOOD | {"windows": []}, "windows", "[]", "holds no window", "write at least one", "an event that never happens"),
     (GOOD | {"windows": [1, 4]}, "windows", "[1, 4]", "is not a list of windows", "write [[start, end]", "no nesting"),
@@ -138,6 +185,29 @@ def test_a_bad_line_is_named_with_field_value_and_next_step(
     assert message.startswith(f"{path}, line 2: {field} = {value}"), reason
     assert wrong in message and step in message.split(wrong)[1], reason
     assert len(message) < len(str(path)) + 350 and "\n" not in message, "one line that a terminal can hold"
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"[" + json.dumps(GOOD).encode() + b"]", "is not a JSON object"),
+        (b"AAAAA 1 2##she sits\n", "is not JSON"),
+        (b'{"qid": "q", "query": "x", "vid": "v", "relevant_windows": [[1, 2]], "duration": 9}', "is not a field"),
+        (gzip.compress(json.dumps(GOOD).encode()), "is gzip, no UTF-8 text"),
+        (json.dumps(GOOD).encode("utf-16"), "is UTF-16, no UTF-8 text"),
+    ],
+    # Gzip writes the time of day.
+    ids=["a list", "Charades-STA", "QVHighlights", "gzip", "UTF-16"],
+)
+def test_another_annotation_file_comes_with_the_command_that_makes_moments_of_it(
+    tmp_path: Path, data: bytes, words: str
+) -> None:
+    path = tmp_path / "moments.jsonl"
+    path.write_bytes(data)
+    with pytest.raises(
+        LabError, match=f"line 1: .*{words}.*`labkit moments FILE --write NEW.jsonl` makes moments of it"
+    ):
+        read_moments(path)
 
 
 def test_a_repeated_qid_names_both_lines(tmp_path: Path) -> None:
@@ -209,6 +279,29 @@ def test_a_folder_with_its_videos_can_be_moved(tmp_path: Path) -> None:
     assert [row.video for row in read] == [str(tmp_path / "there" / "clips" / "a.mp4"), outside]
 
 
+@pytest.mark.parametrize(
+    ("written", "meant", "reason"),
+    [
+        ("clips\\a.mp4", "HERE/clips/a.mp4", "written on Windows"),
+        ("clips/caf\u00e9.mp4", "HERE/clips/cafe\u0301.mp4", "a Mac takes letters with accents apart"),
+        ("file:///v/a%20b.mp4", "/v/a b.mp4", "as a browser shows it"),
+        ("~/v/a.mp4", "HOME/v/a.mp4", "home"),
+        ("$HOME/v/a.mp4", "HOME/v/a.mp4", "a variable"),
+        ("back\\slash.mp4", "HERE/back\\slash.mp4", "a file that is called so"),
+    ],
+)
+def test_a_video_is_found_where_another_system_wrote_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str, meant: str, reason: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "clips").mkdir()
+    for name in ("clips/a.mp4", "clips/cafe\u0301.mp4", "back\\slash.mp4"):
+        (tmp_path / name).touch()
+    path = write(tmp_path / "moments.jsonl", GOOD | {"video": written})
+    right = meant.replace("HERE", str(tmp_path)).replace("HOME", str(tmp_path / "home"))
+    assert read_moments(path)[0].video == load_moments(path)[0].video == right, reason
+
+
 def test_a_relative_path_of_the_file_gives_absolute_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "moments.jsonl", GOOD | {"video": "../v/a.mp4"})
     monkeypatch.chdir(tmp_path)
@@ -233,6 +326,21 @@ def test_a_moment_made_in_code_is_checked_too() -> None:
         moment(video="a.mp4")
 
 
+@pytest.mark.parametrize(
+    ("video", "source", "reason"),
+    [
+        ("/v/abc_60.0_210.0.mp4", "/v/abc", "QVHighlights' name of a clip"),
+        ("/v/abc_00:00:39:000_00:01:24:700.mp4", "/v/abc", "TimeRFT's"),
+        ("/v/abc.mp4", "/v/abc", "a whole video"),
+        ("/v/take_1_2.mp4", "/v/take_1_2", "numbers that are no seconds"),
+        ("/v/abc_9.0_2.0.mp4", "/v/abc_9.0_2.0", "no window: it ends before it begins"),
+        ("/w/abc.mp4", "/w/abc", "another folder's video of the same name is another video"),
+    ],
+)
+def test_a_moment_knows_its_untrimmed_video(video: str, source: str, reason: str) -> None:
+    assert moment(video=video).source_video == source, reason
+
+
 def test_missing_and_empty_videos_are_found_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "good.mp4").write_bytes(b"x")
     (tmp_path / "empty.mp4").touch()
@@ -253,6 +361,7 @@ def test_missing_and_empty_videos_are_found_before_any_work(tmp_path: Path) -> N
         ("charades-sta", "wget https://.*Charades_v1_480.zip"),
         ("tvgbench/anet", "hf download Boshenxx/TimeR1-Dataset"),  # a part of a benchmark
         ("qvhighlights", "qvhilights_videos.tar.gz"),
+        ("timelens-bench/charades-sta", "wget https://.*Charades_v1_480.zip"),  # another's labels of its videos
         ("mine", "moments file$"),  # nobody knows where to
     ],
 )

@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
-from labkit.data import decoders, readers
+from labkit.data import decode_worker, readers
 from labkit.data.readers import Reader, Readers
 from labkit.data.video import FrameCache, read_frames, resize
 from labkit.errors import LabError
@@ -103,8 +103,8 @@ def test_what_is_wanted_is_found_on_disk_and_this_process_opens_no_video(
 ) -> None:
     paths, small = clips(tmp_path, "a", "b", "c"), (48, 80)
     expected = {name: resize(read_frames(path, TIMES).rgb, small) for name, path in paths.items()}
-    for name in ("by_decord", "by_pyav", "measure", "open_video"):
-        monkeypatch.setattr(decoders, name, None)
+    for name in ("decode", "measure"):
+        monkeypatch.setattr(decode_worker, name, None)
     pool = opened(2)
     jobs = [(name, job(cache, path, small)) for name, path in paths.items()]
     pool.want(jobs)
@@ -127,8 +127,11 @@ def test_what_is_on_disk_already_starts_no_process(tmp_path: Path, cache: FrameC
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("hangs", "hangs.mp4 hangs: its reader was not done after 1 s, and ended; convert it .* raise video_deadline"),
-        ("dies", "dies.mp4 cost its reader's life .ended by signal 6.; convert it"),
+        (
+            "hangs",
+            "hangs.mp4 hangs between second 0.00 and 1.00: its reader was not done after 1 s, and ended; .* raise video_deadline",
+        ),
+        ("dies", "dies.mp4 cost its reader's life between second 0.00 and 1.00 .ended by signal 6.; convert it"),
         ("text", "text.mp4 cannot be opened .*; replace the file"),
         ("gone", "gone.mp4 is not there; put the file there"),
     ],

@@ -96,6 +96,10 @@ def test_memory_by_hand() -> None:
     grpo = memory["grpo"]
     assert grpo["weights"] == 4 * 2500
     assert (grpo["gradients"], grpo["optimizer"], grpo["reference"]) == (4 * 2000, 8 * 2000, 0)
+    # What a broken-off stage goes back to: the reference, where there is one, and elsewhere than on a CPU beside the device.
+    assert grpo["start"] == 4 * 2000 and "start" not in stage_memory(SMALL, PARAMS, LOAD, "cuda")["grpo"]
+    held = stage_memory(SMALL, changed(beta=0.1), LOAD, "cpu")["grpo"]
+    assert "start" not in held and held["reference"] > 0
     # 2 clips of 16 tokens of 8 numbers
     assert grpo["features"] == 2 * 16 * 8 * 4
     # 2 rows of 50 + 4 x 10 tokens; a token of a layer keeps 9 x 8 + 2 x 4 + 4 x 16 numbers, and 2 x 90 weights a head;

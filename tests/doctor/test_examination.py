@@ -172,6 +172,21 @@ def test_every_bad_row_is_listed(tmp_path: Path) -> None:
     assert "was used before, on line 1" in bad[1].message
 
 
+def test_files_that_hold_no_moments_are_told_for_what_they_are(tmp_path: Path) -> None:
+    params = healthy(tmp_path)
+    write(tmp_path / "train.jsonl", [[row("a.mp4")]])
+    write(tmp_path / "validation.jsonl", [{"qid": "q0", "text": "2 to 8"}])
+    write(tmp_path / "test.jsonl", [row("a.mp4", qid="\ud83d"), row("a.mp4", query="half \ud83d") | {"\ud83d": 1}])
+    report = examine(params, quick=True)
+    said = {
+        finding.subject.rpartition("/")[2]: finding.message for finding in report.findings if finding.kind == "bad row"
+    }
+    assert "is not a JSON object" in said["train.jsonl, line 1:"]
+    assert "`labkit moments FILE --write NEW.jsonl` makes moments of it" in said["train.jsonl, line 1:"]
+    assert "is a prediction, not a moment; `labkit score" in said["validation.jsonl, line 1:"]
+    assert "holds half a character" in said["test.jsonl, line 1:"] and str(report).encode()
+
+
 def empty_model(folder: Path) -> dict[str, Any]:
     (folder / "model").mkdir()
     return {"model": str(folder / "model")}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from labkit.data import decoders
+from labkit.data import decode_worker
 from labkit.data.moments import Moment
 from labkit.data.video import BlackFrames, FrameCache
 from labkit.errors import LabError
@@ -55,8 +55,8 @@ def test_memory_stays_bounded_and_what_left_is_made_again_from_cached_frames(
     expected = {moment.qid: whole[moment.qid] for moment in moments}
     assert (cache.decoded, whole.encoded) == (CLIPS, CLIPS)
     room = clip_bytes(policy, moments, cache)
-    for name in ("by_decord", "by_pyav", "measure", "open_video"):
-        monkeypatch.setattr(decoders, name, None)
+    for name in ("decode", "measure"):
+        monkeypatch.setattr(decode_worker, name, None)
     tight = source(policy, moments, cache, feature_memory=2 * room / 1e9)
     for epoch in (1, 2):
         for moment in moments:
@@ -105,8 +105,8 @@ def test_readers_give_the_same_prompts_and_this_process_opens_no_video(
 ) -> None:
     plain = source(policy, moments, FrameCache(tmp_path / "plain"))
     expected = {moment.qid: plain[moment.qid] for moment in moments}
-    for name in ("by_decord", "by_pyav", "measure", "open_video"):
-        monkeypatch.setattr(decoders, name, None)
+    for name in ("decode", "measure"):
+        monkeypatch.setattr(decode_worker, name, None)
     cache = FrameCache(tmp_path / "ahead")
     ahead = source(policy, moments, cache, readers=2)
     ahead.expect([moment.qid for moment in moments[1:]])  # the first is asked for out of the blue

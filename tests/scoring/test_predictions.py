@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
 import pytest
 
 from labkit.chain.spans import Span
+from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.scoring.predictions import PredictedRow, Predictions, as_predictions, read_predictions, write_predictions
 from labkit.stages.evaluate import Prediction
@@ -73,6 +75,118 @@ def test_a_line_separator_inside_a_text_is_no_end_of_a_line(tmp_path):
 
 
 OK = {"qid": "q0", "text": "t"}
+
+
+@pytest.mark.parametrize(
+    ("end", "why"),
+    [
+        (b'{"qid": "q1", "text": "<answer>1 to', "in the middle of a text"),
+        (b'{"qid": "q1", "text": "t"', "one character short"),
+        (b"{", "at its first character"),
+        ('{"qid": "q1", "text": "\u00e4'.encode()[:-1], "in the middle of a character"),
+        (b"\x00" * 512, "a block that was never written"),
+    ],
+)
+def test_a_last_line_that_broke_off_is_left_out_and_known(tmp_path, end, why):
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(json.dumps(OK).encode() + b"\n" + end)
+    got = read_predictions(path)
+    assert (list(got.rows), got.cut_line) == (["q0"], 2), why
+
+
+@pytest.mark.parametrize(
+    ("lines", "number"),
+    [
+        ([b'{"qid": "q1", "te', json.dumps(OK).encode()], 1),
+        ([json.dumps(OK).encode(), b'{"qid": "q1", "te', json.dumps(OK).encode()], 2),
+        ([json.dumps(OK).encode(), b'{"qid": "q1", "te', b""], 2),  # a line that ends is no line that broke off
+        ([b'{"qid": "q1", "te'], 1),  # no row before it: this may be no predictions file at all
+        ([json.dumps(OK).encode(), b'{"qid": "q1"}'], 2),  # whole, and wrong
+    ],
+)
+def test_damage_elsewhere_names_its_line(tmp_path, lines, number):
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    with pytest.raises(LabError, match=rf"p\.jsonl, line {number}: "):
+        read_predictions(path)
+
+
+@pytest.mark.parametrize("form", ["lines", "CR", "list", "indented list", "gzip"])
+def test_the_same_rows_in_other_wrappings(tmp_path, form):
+    rows = [{"settings": {"fps": 2}}, OK, {"qid": "q1", "output_text": "u"}]
+    lines = "\n".join(map(json.dumps, rows))
+    data = {
+        "lines": lines, "CR": lines.replace("\n", "\r"), "list": json.dumps(rows), "indented list": json.dumps(rows, indent=1),
+        "gzip": lines,
+    }[form].encode()  # fmt: skip
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(gzip.compress(data) if form == "gzip" else data)
+    got = read_predictions(path)
+    assert got.rows == {"q0": PredictedRow("t"), "q1": PredictedRow("u")} and got.settings == {"fps": 2}
+    assert as_predictions(rows).rows == got.rows
+
+
+def test_damaged_gzip_and_other_encodings_are_named(tmp_path):
+    (tmp_path / "z").write_bytes(gzip.compress(json.dumps(OK).encode() * 50)[:-20])
+    with pytest.raises(LabError, match="its gzip is damaged .*; unzip what is there"):
+        read_predictions(tmp_path / "z")
+    (tmp_path / "u").write_bytes(json.dumps(OK).encode("utf-16"))
+    with pytest.raises(LabError, match="is not UTF-8 text but UTF-16"):
+        read_predictions(tmp_path / "u")
+
+
+ASKED = [
+    Moment("m0", "/v/AAAA1.mp4", "someone opens a door.", (Span(2, 8),), 30.0),
+    Moment("m1", "/v/AAAA1.mp4", "someone opens a door.", (Span(20, 25),), 30.0),
+    Moment("m2", "/v/ID_10.0_40.0.mp4", "a door", (Span(1, 2),), 30.0),
+]
+
+
+@pytest.mark.parametrize(
+    ("row", "qid", "why"),
+    [
+        ({"AAAA1.mp4>>>someone opens a door.>>>[20.0, 25.0]": "t"}, "m1", "of equal questions the one with this truth"),
+        ({"AAAA1.mp4>>>Someone opens  a door>>>[0.0, 1.0]": "t"}, "m0", "else the first; case and full stop don't matter"),
+        ({"ID.mp4>>>a door>>>[1.0, 2.0]": "t"}, "m2", "a clip by the name of its source video"),
+        ({"BBBB2.mp4>>>a door>>>[1.0, 2.0]": "t"}, "BBBB2: a door", "another video: an extra prediction"),
+        (
+            {"doc": {"video": "x/AAAA1.mp4", "caption": "someone opens a door."}, "target": [20, 25], "resps": [["t"]]},
+            "m1", "a sample without filtered answers",
+        ),
+        (
+            {"response": "t", "videos": ["/mnt/AAAA1.mp4"],
+             "messages": [{"role": "user", "content": "<video>When does 'Someone opens a door.' happen?"}]},
+            "m0", "a question inside a prompt",
+        ),
+    ],
+)  # fmt: skip
+def test_answers_of_other_programs_find_their_questions(tmp_path, row, qid, why):
+    got = read_predictions(written(tmp_path, row)).on(ASKED)
+    assert got.rows == {qid: PredictedRow("t")}, why
+    with pytest.raises(LabError, match=r"1 of these predictions have no qid; call on\(moments\) first"):
+        write_predictions(tmp_path / "q.jsonl", read_predictions(written(tmp_path, row)))
+
+
+def test_equal_questions_take_turns_and_a_third_answer_is_a_duplicate(tmp_path):
+    key = "AAAA1.mp4>>>someone opens a door.>>>"
+    got = read_predictions(written(tmp_path, {f"{key}{n}": f"t{n}" for n in range(3)})).on(ASKED)
+    assert {qid: row.text for qid, row in got.rows.items()} == {"m0": "t0", "m1": "t1"} and got.duplicates == ("m0",)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"doc": {"video": "a.mp4"}, "resps": [["t"]]},
+            "lmms-eval task that names no video and sentence; write rows of",
+        ),
+        ({"response": "t", "messages": []}, "ms-swift's inference without a video and a question; write rows of"),
+        ({"a>>>b>>>[1, 2]": 3}, "holds 3 where the answer's text belongs; write rows of"),
+    ],
+)
+def test_a_programs_row_that_names_no_question_is_refused(tmp_path, row, message):
+    with pytest.raises(LabError, match=rf"line 1: .*{message}"):
+        read_predictions(written(tmp_path, row))
 
 
 @pytest.mark.parametrize(

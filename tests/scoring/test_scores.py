@@ -12,7 +12,7 @@ import pytest
 
 from labkit.chain.anchors import parse, render
 from labkit.chain.answering import answering_figures
-from labkit.chain.intervals import bootstrap_interval
+from labkit.chain.intervals import mean_interval
 from labkit.chain.metrics import chain_figures
 from labkit.chain.rules import RULES
 from labkit.chain.spans import Span
@@ -57,7 +57,7 @@ TEXTS = {
 
 def test_every_figure_by_hand():
     got = score(TEXTS, MOMENTS).figures
-    expected = {"miou": (1 + 0.5 + 0.8) / 5, "r1@0.3": 3 / 5, "r1@0.5": 3 / 5, "r1@0.7": 2 / 5}
+    expected = {"miou": (1 + 0.5 + 0.8) / 5, "r1@0.3": 3 / 5, "r1@0.5": 3 / 5, "r1@0.7": 2 / 5, "r1@0.9": 1 / 5}
     assert got == pytest.approx(expected, abs=1e-9)
 
 
@@ -86,9 +86,15 @@ def test_perfect_predictions_score_one_hundred_and_none_score_nothing():
     assert empty.as_dict()["protocol"]["parse_failure_rate"] is None
 
 
-def test_predictions_on_other_moments_are_told_so():
-    text = str(score({"q1": says(0, 1), "q2": says(0, 1)}, MOMENTS))
-    assert "none of the predictions is on these moments" in " ".join(text.split())
+def test_predictions_on_other_moments_are_an_error_that_shows_both_kinds_of_ids():
+    other = {f"q{n}": says(0, 1) for n in range(5)}
+    message = (
+        r"none of the 5 predictions is on any of the 5 moments: .* 'q0', 'q1', 'q2', moments are called 'a', 'b', 'c'"
+    )
+    for attempt in (score, under_every_rule, disagreements):
+        with pytest.raises(LabError, match=message):
+            attempt(other, MOMENTS)
+    assert score({**other, "a": says(0, 10)}, MOMENTS).protocol.extra == 5  # one that fits is enough
 
 
 def test_columns_hold_each_questions_own_value():
@@ -98,13 +104,31 @@ def test_columns_hold_each_questions_own_value():
     assert got.columns["r1@0.7"].tolist() == [1.0, 0.0, 1.0, 0.0, 0.0]
 
 
-def test_intervals_draw_whole_videos():
-    got = score(TEXTS, MOMENTS, draws=300, seed=3)
+def test_intervals_are_clustered_by_source_video():
+    got = score(TEXTS, MOMENTS)
     videos = ["v1", "v1", "v2", "v3", "v3"]
     for name, column in got.columns.items():
-        alone = bootstrap_interval(column, [f"/videos/{video}.mp4" for video in videos], draws=300, seed=3)
+        alone = mean_interval(column, videos)
         assert got.intervals[name] == pytest.approx(alone, abs=1e-12), name
         assert got.intervals[name].low <= got.figures[name] <= got.intervals[name].high
+
+
+def test_clips_of_one_source_video_are_no_independent_videos():
+    clips = [f"NUsG9BgSes0_{start}.0_{start + 40}.0" for start in (0, 40, 80)]
+    asked = [moment(qid, (0, 10), video=clip) for qid, clip in zip("abc", clips, strict=True)]
+    texts = {"a": says(0, 10), "b": says(0, 5), "c": says(20, 30)}
+    assert score(texts, asked).protocol.videos == 1
+    assert math.isnan(score(texts, asked).intervals["miou"].low)
+    asked.append(moment("d", (0, 10), video="other_0.0_40.0"))
+    assert score(texts, asked).protocol.videos == 2
+
+
+def test_a_card_of_few_videos_says_what_its_intervals_are_worth():
+    got = score(TEXTS, MOMENTS)
+    many = score({}, [moment(f"q{n}", (0, 10)) for n in range(20)])
+    for text in (str(got), got._repr_html_(), str(compare(got, got)), compare(got, got)._repr_html_()):
+        assert "Only 3 videos: intervals of so few are wide on purpose" in text
+    assert "Only" not in str(many) and "clustered by 20 source videos" in str(many)
 
 
 def test_one_video_gives_a_score_without_intervals():
@@ -120,7 +144,8 @@ def test_figures_are_those_of_an_evaluation_of_the_same_chains():
     chains = [parse(text) for text in texts.values()]
     figures = chain_figures(chains, [m.windows for m in MOMENTS], [m.duration for m in MOMENTS])
     got = score(texts, MOMENTS)
-    assert got.figures == pytest.approx({name: figures[name] for name in got.figures}, abs=1e-12)
+    shared = {name: value for name, value in got.figures.items() if name != "r1@0.9"}  # which evaluations don't take
+    assert shared == pytest.approx({name: figures[name] for name in shared}, abs=1e-12)
     assert got.protocol.parse_failure_rate == figures["parse_failure_rate"]
 
 
@@ -171,15 +196,44 @@ def test_ranked_windows_by_hand():
             "r1@0.3": 3 / 5,
             "r1@0.5": 3 / 5,
             "r1@0.7": 3 / 5,
+            "r1@0.9": 3 / 5,
             "map": (0.5 + 1 + 1 + 0 + 0.5) / 5,
-            "map@0.5": 3 / 5,
-            "map@0.75": 3 / 5,
+            "map_short": (0.5 + 0.5 + 0 + 0.5) / 4,  # a, the 4 s of c behind its 20 s, d and e
+            "map_middle": (1 + 1) / 2,  # b, and the 20 s of c
+            **{f"map@{m}": 3 / 5 for m in (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)},
         },
         abs=1e-9,
     )
     assert got.protocol.statuses == {"window": 3, "no window": 1, "start not before end": 1}
     assert got.protocol.parse_failure_rate == 2 / 5
     assert set(got.intervals) == set(got.figures)
+
+
+def test_qvhighlights_own_rules_leave_windows_as_they_are():
+    past = ranked(e=[(30, 60, 0.9)])  # of a video of 40 s
+    cut, whole = (score(past, MOMENTS[4:], rules=rules) for rules in (None, "qvhighlights"))
+    assert (cut.figures["miou"], whole.figures["miou"]) == pytest.approx((1.0, 10 / 30))
+    assert cut.figures["map"] == whole.figures["map"]
+    lines = dict(whole.protocol.lines())
+    assert (lines["rules"], lines["cut to the video"]) == ("qvhighlights", "no")
+    assert "`qvhighlights` are the rules that don't cut it" in cut.protocol.reading
+    with pytest.raises(LabError, match="'qvhighlights' take windows, but these predictions hold texts"):
+        score(TEXTS, MOMENTS, rules="qvhighlights")
+
+
+@pytest.mark.parametrize(
+    ("texts", "hint"),
+    [
+        ({"a": "From 0 to 10.", "b": "10 to 20", "c": "no idea"}, "rules 'timer1' find a span in 67 % of them"),
+        ({"a": "soon", "b": "", "c": "no idea"}, "no other rule reads more of them"),
+        ({"a": says(0, 10), "b": says(10, 20), "c": says(0, 4)}, ""),
+    ],
+)
+def test_where_little_is_read_the_rule_that_reads_more_is_named(texts, hint):
+    got = score(texts, MOMENTS)
+    assert got.protocol.unread.startswith(hint) and bool(got.protocol.unread) == bool(hint)
+    assert hint in str(got).split("\n\n")[0]
+    json.dumps(got.as_dict(), allow_nan=False)
 
 
 def test_windows_need_no_reading_and_are_not_mixed_with_texts():
@@ -257,7 +311,7 @@ CHAIN = "<think><timestamp>0 to 40</timestamp> or <timestamp>2 to 12</timestamp>
 
 
 def test_one_set_of_texts_under_every_rule():
-    got = under_every_rule({"d": CHAIN}, MOMENTS[3:4], draws=10)
+    got = under_every_rule({"d": CHAIN}, MOMENTS[3:4])
     assert list(got) == list(RULES)
     assert {name: one.figures["miou"] for name, one in got.items()} == {
         name: 1.0 if name in ("labkit", "timer1", "timer1-reward", "videochat-r1", "timelens-reward") else 0.25
@@ -271,7 +325,7 @@ def test_one_set_of_texts_under_every_rule():
 
 def test_predictions_beyond_the_end_are_cut_by_labkit_alone():
     texts = {"e": says(30, 60)}
-    got = under_every_rule(texts, MOMENTS[4:], draws=10)
+    got = under_every_rule(texts, MOMENTS[4:])
     assert got["labkit"].figures["miou"] == 1.0
     assert got["timer1"].figures["miou"] == pytest.approx(10 / 30)
 
@@ -319,7 +373,7 @@ def test_where_no_table_can_be_shown_stands_what_print_shows():
 
 
 def test_markup_in_names_stays_text():
-    page = score({"<script>": "t"}, MOMENTS)._repr_html_()
+    page = score({"<script>": "t", "a": "t"}, MOMENTS)._repr_html_()
     assert "<script>" not in page and "&lt;script&gt;" in page
 
 
@@ -375,14 +429,14 @@ def test_the_command_puts_all_rules_side_by_side(files):
 )
 def test_the_truth_itself_scores_one_hundred_on_a_whole_benchmark(file):
     moments = load_moments(REAL / file)
-    perfect = score({m.qid: render([], m.windows[0]) for m in moments}, moments, draws=10)
+    perfect = score({m.qid: render([], m.windows[0]) for m in moments}, moments)
     assert perfect.figures == pytest.approx(dict.fromkeys(perfect.figures, 1.0), abs=1e-9)
     windows = {m.qid: PredictedRow(windows=tuple((w.start, w.end) for w in m.windows)) for m in moments}
     # Of 1,550 queries of QVHighlights 13 have more truth windows than the 10 predictions that its evaluator looks at.
     most = np.mean([min(10, len(m.windows)) / len(m.windows) for m in moments])
     assert (most == 1.0) == ("qvhighlights" not in file)
-    assert score(windows, moments, draws=10).figures["map"] == pytest.approx(most, abs=1e-9)
-    empty = score({}, moments, draws=10)
+    assert score(windows, moments).figures["map"] == pytest.approx(most, abs=1e-9)
+    empty = score({}, moments)
     assert set(empty.figures.values()) == {0.0} and empty.protocol.missing == len(moments)
     assert (empty.protocol.listed, empty.protocol.findings) == (moments.rows, moments.counts())
 

@@ -58,7 +58,12 @@ def reason(text: str, rules: HarvestRules | None = None, finished: bool = True) 
         (render([ROUGH, NEAR], ROUGH), "not progressive"),  # the answer steps back
         (render([OFF, Span(36, 40)], TRUE), "not progressive"),  # two misses are equal: both have no overlap
         (render([OFF, Span(0, 39)], WIDE), "not progressive"),
-        (render([OFF, WIDE], WIDE), "answer off"),  # IoU 0.25 of at least 0.5
+        (render([OFF, WIDE], TRUE), "not progressive"),  # what starts at a miss has not narrowed
+        (render([ROUGH, Span(5, 24.9)], TRUE), "not progressive"),  # 0.503 after 0.5: a near copy is no step
+        (render([ROUGH, Span(6, 25)], TRUE), "not progressive"),  # 0.526 after 0.5: half of the least gain
+        (render([ROUGH, Span(7, 25)], TRUE), "kept"),  # 0.556
+        (render([Span(10.02, 19.98), Span(10.01, 19.99)], TRUE), "not progressive"),  # near copies of the answer
+        (render([WIDE, Span(0, 31)], Span(0, 30)), "answer off"),  # IoU 0.33 of at least 0.5
     ],
 )
 def test_reason_of_one_trace(text, wanted):
@@ -98,7 +103,10 @@ def test_the_control_without_anchors_keeps_plain_answers():
         (render([ROUGH, NEAR], TRUE, option=1), "wrong option"),
         (render([ROUGH, NEAR], TRUE), "format"),  # no option
         (render([ROUGH, NEAR], TRUE, option=2) + "<option>C</option>", "format"),
-        (render([OFF, WIDE], WIDE, option=1), "answer off"),  # of two faults the first one that is looked for
+        (
+            render([WIDE, Span(0, 31)], Span(0, 30), option=1),
+            "answer off",
+        ),  # of two faults the first one that is looked for
     ],
 )
 def test_a_kept_trace_chooses_the_right_option(text, wanted):
@@ -110,9 +118,15 @@ def test_a_kept_trace_chooses_the_right_option(text, wanted):
 
 def test_the_best_trace_of_a_query_is_kept_not_the_first():
     near, best = render([WIDE, ROUGH], NEAR), GOOD
-    harvest = filter_traces([trace(near, sample=0), trace(best, sample=1)], MOMENTS)
+    harvest = filter_traces([trace(near, sample=0), trace(best, sample=1)], MOMENTS, HarvestRules(max_per_query=1))
     assert [each.sample for each in harvest.kept] == [1]
     assert harvest.reasons == {("q1", 0, 0): "over the limit per query"}
+
+
+def test_of_equal_answers_the_one_that_narrows_to_it_is_kept_not_the_one_that_was_there_before():
+    there, narrows = render([ROUGH, TRUE], TRUE), render([ROUGH, NEAR], TRUE)
+    harvest = filter_traces([trace(there, sample=0), trace(narrows, sample=1)], MOMENTS, HarvestRules(max_per_query=1))
+    assert [each.sample for each in harvest.kept] == [1]
 
 
 def test_equal_traces_leave_the_earliest_and_count_as_duplicates():

@@ -46,6 +46,14 @@ def test_figures_are_those_of_the_chains(policy, source, moments):
         assert prediction.iou == answer_iou(chain, moment.windows, moment.duration)
 
 
+def test_words_are_measured_in_the_embedded_world_and_nowhere_else(policy, source, moments):
+    known = evaluate(policy, source, moments, max_new_tokens=24).figures
+    assert {"distinct_thoughts", "said_place", "true_place", "chance_place"} <= known.keys()
+    elsewhere = [replace(moment, source="films") for moment in moments]
+    assert not any(name.startswith(("said_", "true_", "distinct")) for name in evaluate(
+        policy, source, elsewhere, max_new_tokens=24).figures)  # fmt: skip
+
+
 def test_a_chain_that_meets_the_token_limit_is_cut_off(policy, source, moments):
     found = evaluate(policy, source, moments, max_new_tokens=3)
     assert {prediction.status for prediction in found.predictions} == {"cut_off"}

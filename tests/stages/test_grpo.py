@@ -135,6 +135,7 @@ def test_every_rollout_is_recorded_and_the_history_agrees(policy, source, moment
     assert result.steps == 2 and result.stopped_by == "steps"
     assert result.history == heard and [row["step"] for row in heard] == [1, 2]
     rollouts = RolloutStore(tmp_path / "run" / "rollouts").read()
+    assert all(rollout.spec == small.SPEC for rollout in rollouts), "what it was paid by is on record"
     assert len(rollouts) == 2 * 4 * 4 and len({r.key for r in rollouts}) == len(rollouts)
     first = [r for r in rollouts if r.step == 1]
     assert heard[0]["total"] == pytest.approx(sum(r.total for r in first) / 16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from labkit.chain.rewards import RewardSpec
 from labkit.errors import LabError
 from labkit.stages import rollouts as module
 from labkit.stages.rollouts import JOINED, NAMES, Rollout, RolloutStore
@@ -180,6 +182,43 @@ def test_what_rollouts_depend_on_is_noted_with_them(tmp_path):
     assert store.origins() == [{"weights": "a", "seed": 1}]
     store.write(4, step(4), {"weights": "b"})
     assert store.origins() == [{"weights": "a", "seed": 1}, {"weights": "b"}]
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_rollouts_know_what_they_were_paid_by(tmp_path, compacted):
+    spec = RewardSpec({**RewardSpec().weights, "answer": 3.0}, "iou", 1, 5)
+    store = RolloutStore(tmp_path)
+    for number in (1, 2, 3):
+        store.write(number, [replace(each, spec=spec) for each in step(number)], {"seed": 1})
+    if compacted:
+        store.compact()
+    assert [each.spec for each in store.read()] == [spec] * 12
+    assert [each.spec for each in store.newest()] == [spec] * 4 and store.specs() == [spec]
+    store.truncate(2)
+    assert {each.step: each.spec for each in store.read()} == {1: spec, 2: spec}
+    assert store.origins() == [{"seed": 1}]
+
+
+def test_a_store_without_a_spec_is_read_and_joined(tmp_path):
+    store = RolloutStore(tmp_path)
+    store.write(1, step(1))
+    store.write(2, [replace(each, spec=RewardSpec()) for each in step(2)])
+    assert {each.step: each.spec for each in store.read()} == {1: None, 2: RewardSpec()}
+    store.compact()
+    assert [each.spec for each in store.read()] == [None] * 8, "what is not true of all is said of none"
+
+
+def test_a_spec_of_another_version_is_no_spec(tmp_path):
+    store = RolloutStore(tmp_path)
+    path = store.write(1, step(1))
+    note = {module.REWARD: json.dumps({"weights": {"format": 1.0}, "gain": 2})}
+    parquet.write_table(parquet.read_table(path).replace_schema_metadata(note), path)
+    assert [each.spec for each in store.read()] == [None] * 4
+
+
+def test_a_step_is_paid_by_one_spec(tmp_path):
+    with pytest.raises(ValueError, match="paid by another spec"):
+        RolloutStore(tmp_path).write(1, [rollout(), replace(rollout(sample=1), spec=RewardSpec())])
 
 
 def test_what_was_asked_is_known_without_the_texts(tmp_path):

@@ -19,6 +19,8 @@ from labkit.chain.rewards import RewardSpec, score_chain
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.errors import LabError
+from labkit.scoring.predictions import PredictedRow, read_predictions
+from labkit.scoring.scores import score
 from labkit.stages.rollouts import Rollout, RolloutStore
 from labkit.views import explorer as views
 from labkit.views.explorer import ChainExplorer, explore, scrub
@@ -94,16 +96,38 @@ def test_weights_and_reasons_are_told_only_where_they_explain_what_was_recorded(
     paid = RewardSpec(WEIGHTS)
     page = told(explore([rollout(spec=paid)], moments, spec={"grpo": paid}, clips=0))
     shown = {term: weight for term, weight in WEIGHTS.items() if term != "option"}  # no moment has options
-    assert page["weights"] == {"grpo": shown} and page["columns"]["weighed"] == [1]
+    assert page["weights"] == [shown] and page["columns"]["weighed"] == [1]
     reasons = [page["names"]["reason"][k] for k in page["columns"]["reasons"][0]]
-    assert reasons == ["form kept, 2 anchors", "soft_iou 1.000", "soft IoU 0.250 0.500", "2 of 2 steps closer"]
-    # format 1, answer 1, anchors (1 * 1/4 + 2 * 1/2) / 3, progress 1; 1 + 2 + 5/24 + 1/2
-    assert page["columns"]["earned"][0] == [1, 1, 0.4167, 1] and page["columns"]["total"] == [3.7083]
+    assert reasons == ["form kept, 2 anchors", "soft_iou 1.000", "soft IoU 0.250 0.500", "steps worth 0.50 1.00"]
+    # format 1, answer 1, anchors (1 * 1/4 + 2 * 1/2) / 3, progress (1/2 + 1) / 2; 1 + 2 + 5/24 + 3/8
+    assert page["columns"]["earned"][0] == [1, 1, 0.4167, 0.75] and page["columns"]["total"] == [3.5833]
 
-    other = told(explore([rollout(spec=paid)], moments, spec=RewardSpec(progress="gated"), clips=0))
-    assert other["columns"]["weighed"] == [0]
+    other = told(explore([rollout(spec=paid)], moments, spec=RewardSpec(answer="timer1", min_anchors=3), clips=0))
+    assert other["columns"]["weighed"] == [0] and other["weights"] == []
     reasons = [other["names"]["reason"][k] for k in other["columns"]["reasons"][0]]
-    assert reasons[:3] == ["form kept, 2 anchors", "soft_iou 1.000", "soft IoU 0.250 0.500"] and reasons[3] == ""
+    assert reasons[0] == "" and reasons[2:] == ["soft IoU 0.250 0.500", "steps worth 0.50 1.00"]
+
+
+def test_rollouts_of_a_store_explain_themselves(moments: list[Moment], tmp_path: Path) -> None:
+    """Two stages of other weights than the default, handed in as they were read, and nothing else."""
+    specs = {"grpo": RewardSpec(WEIGHTS), "grpo_final": RewardSpec({**WEIGHTS, "progress": 3.0}, "iou")}
+    rollouts = []
+    for stage, spec in specs.items():
+        store = RolloutStore(tmp_path / stage)
+        store.write(3, [replace(rollout(spec=spec, stage=stage, sample=k), spec=spec) for k in range(2)])
+        rollouts += store.read()
+    page = told(explore(rollouts, moments, clips=0))
+    assert page["columns"]["weighed"] == [1, 1, 2, 2]
+    assert [weights["progress"] for weights in page["weights"]] == [WEIGHTS["progress"], 3.0]
+    # What is on record comes before what is assumed.
+    assert told(explore(rollouts, moments, spec=RewardSpec(), clips=0))["columns"]["weighed"] == [1, 1, 2, 2]
+
+
+def test_rollouts_that_do_not_say_what_they_were_paid_by_are_shown_without_weights(moments: list[Moment]) -> None:
+    page = told(explore([rollout(spec=RewardSpec(WEIGHTS))], moments, clips=0))
+    assert page["columns"]["weighed"] == [0] and page["weights"] == []
+    default = told(explore([rollout(spec=RewardSpec())], moments, clips=0))
+    assert default["columns"]["weighed"] == [1], "the default run's own totals"
 
 
 def test_a_reward_that_is_no_number_is_told_as_none(moments: list[Moment]) -> None:
@@ -115,8 +139,63 @@ def test_predictions_get_the_reward_that_would_have_been_paid(moments: list[Mome
     widget = explore({"sft": [Row("q2", GOOD, "ok")], "base": [Row("q2", LOST, "ok")]}, moments, clips=0)
     page = told(widget)
     assert page["names"]["stage"] == ["base", "sft"] and page["columns"]["stage"] == [1, 0]
-    assert page["columns"]["total"][0] == pytest.approx(1 + 1 + 5 / 24 + 0.5, abs=1e-4)
+    assert page["columns"]["total"][0] == pytest.approx(1 + 2 + 0.75 * 5 / 12 + 0.75 * 0.75, abs=1e-4)
     assert page["columns"]["advantage"] == [None, None] and page["moments"][0]["base"] == 0.0
+
+
+WORDS = {"q1": "From 2 to 4.", "q2": "<think><timestep>1 to 5</timestep></think><answer>5 to 8</answer>"}
+
+
+@pytest.mark.parametrize("form", ["path", "str", "predictions", "texts", "rows", "by stage"])
+def test_what_score_takes_can_be_looked_at(moments: list[Moment], tmp_path: Path, form: str) -> None:
+    file = tmp_path / "p.jsonl"
+    rows = [{"qid": qid, "text": text} for qid, text in WORDS.items()]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given: Any = {
+        "path": file, "str": str(file), "predictions": read_predictions(file), "texts": WORDS, "rows": rows,
+        "by stage": {"mine": file, "theirs": read_predictions(file)},
+    }[form]  # fmt: skip
+    widget = explore(given, moments, rules="timer1", clips=0)
+    columns = told(widget)["columns"]
+    times = 2 if form == "by stage" else 1
+    assert columns["ious"] == [[1.0], [0.5, 0.0]] * times, "the last pair of a text, and other models' anchors"
+    assert columns["answer"][0][2:] == [5, 11], "where Time-R1's program found it"
+    assert columns["total"] == [None, None] * times and set(columns["earned"][0]) == {None}
+    assert widget.selection.moment.qid == "q1"
+
+
+def test_ranked_windows_show_their_first_and_list_all(moments: list[Moment]) -> None:
+    windows = PredictedRow(windows=((2.0, 4.0), (5.0, 8.0)), scores=(0.5, 0.25))
+    columns = told(explore({"q1": windows, "q2": PredictedRow(windows=())}, moments, clips=0))["columns"]
+    assert columns["text"] == ["2 to 4, score 0.5\n5 to 8, score 0.25", ""]
+    assert columns["answer"] == [[2.0, 4.0, 0, 6], None] and columns["ious"] == [[1.0], []]
+
+
+def test_rules_that_do_not_cut_to_the_video_show_the_iou_that_they_score(moments: list[Moment]) -> None:
+    past = {"q1": PredictedRow(windows=((3.0, 13.0),))}  # of a clip of 8 s
+    for rules, iou in ((None, 1 / 6), ("qvhighlights", 1 / 11)):
+        shown = told(explore(past, moments, rules=rules, clips=0))["columns"]["ious"]
+        assert shown == [[pytest.approx(iou, abs=1e-4)]]
+        assert score(past, moments, rules=rules).columns["miou"][0] == pytest.approx(iou)
+
+
+def test_chains_on_record_keep_their_rewards_unless_rules_are_named(moments: list[Moment]) -> None:
+    assert told(explore([rollout()], moments, clips=0))["columns"]["total"] != [None]
+    read = told(explore([rollout(), rollout(LOST)], moments, rules="timer1", clips=0))["columns"]
+    assert (read["total"], read["ious"]) == ([None], [[1.0]]), "one answer a question, as it is scored"
+
+
+def test_where_little_is_read_the_explorer_says_which_rule_reads_more(
+    moments: list[Moment], caplog: pytest.LogCaptureFixture
+) -> None:
+    widget = explore({"q1": "From 2 to 4.", "q2": "5 to 8"}, moments, clips=0)
+    told_note = "Nothing was read in 2 of 2 predictions: rules 'timer1' find a span in 100 % of them"
+    assert told_note in caplog.text + getattr(widget, "hint", "")
+
+
+def test_predictions_on_other_moments_are_refused_here_too(moments: list[Moment]) -> None:
+    with pytest.raises(LabError, match="none of the 1 predictions is on any of the 2 moments"):
+        explore({"other": "2 to 4"}, moments)
 
 
 def test_the_base_model_is_a_stage_that_others_are_compared_with(moments: list[Moment]) -> None:

@@ -56,6 +56,8 @@ CASES = [
     ("copied_anchor", text((30, 40), (30, 47)), "cut to the clip the answer is the anchor"),
     ("copied_anchor", text((10, 20), (0, 40), (0, 40)), "anchor 1 was right, but the answer is a copy: that comes first"),
     ("copied_anchor", text((50, 60), (50, 60), (30, 35)), "behind the end too, an equal anchor is a copy"),
+    ("copied_anchor", text((0, 40), (22, 30), (22.1, 29.9)), "answer near the last anchor: IoU 7.8/8"),
+    ("copied_anchor", text((22, 30), (0, 40), (22, 30)), "back to the first anchor"),
     # right, then left
     ("right_then_left", text((0, 40), (10, 20), (12, 16)), "IoU 1, then 4/10"),
     ("right_then_left", text((5, 25), (30, 35)), "IoU 10/20, then 0"),
@@ -71,6 +73,7 @@ CASES = [
     ("never_narrowed", text((30, 35)), "no anchor: nothing to narrow"),
     ("never_narrowed", text((30, 35), (25, 35)), "5 s to 10 s: it got wider"),
     ("never_narrowed", text((30, 35), (22, 27)), "as long as before, only somewhere else"),
+    ("never_narrowed", text((30, 35), (22, 26.9)), "a tenth of a second shorter is as long as before"),
     ("never_narrowed", text((36, 50), (22, 26)), "in the clip the first anchor has 4 s, as the answer: no narrower"),
 ]  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -45,6 +46,19 @@ def test_iou_by_step_holds_each_steps_mean_of_the_chains_that_have_it() -> None:
     assert "2 chains" in line.customdata[0] and "1 chain" in line.customdata[1]
     # anchor 2 comes from one video alone, so no interval may be claimed
     assert "one video" in line.customdata[1] and line.error_y.array[1] is None
+
+
+@pytest.mark.parametrize("figure", [iou_by_step, r1_curves])
+def test_figures_of_few_source_videos_say_what_their_intervals_are_worth(figure: Any) -> None:
+    clips = {str(k): moment(str(k), video=f"V_{40 * k}.0_{40 * k + 40}.0") for k in range(30)}  # all of one source
+    apart = {str(k): moment(str(k)) for k in range(30)}
+    records = [Record(str(k), chain((0, 40), (10, 20))) for k in range(30)]
+    assert "Only 1 video: nothing can be said" in figure(records, clips).layout.title.subtitle.text.replace(
+        "<br>", " "
+    )
+    assert "Only" not in figure(records, apart).layout.title.subtitle.text
+    two = figure(records, {**apart, **{str(k): moment(str(k), video=f"v{k % 2}") for k in range(30)}})
+    assert "Only 2 videos" in two.layout.title.subtitle.text.replace("<br>", " ")
 
 
 def test_a_missing_answer_counts_zero_beside_its_anchors() -> None:

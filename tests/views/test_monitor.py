@@ -168,6 +168,11 @@ def test_a_stage_that_had_ended_shows_its_last_state_at_once(
     assert places[0].shown[-1]["text/plain"].startswith("grpo, 7 steps") and listed(monitor) == [7]
 
 
+def test_a_stage_that_stopped_by_condition_says_so_at_its_end(watch: Callable[[], Monitor], places: list[Place]) -> None:
+    watch().end([row(1), row(2)], "stopped by condition: anchors are the rule")
+    assert "grpo, 2 steps. Stopped by condition: anchors are the rule." in places[0].shown[-1]["text/plain"]
+
+
 def test_steps_from_before_a_run_was_killed_are_shown_too(watch: Callable[[], Monitor], places: list[Place]) -> None:
     monitor = watch()
     monitor.resume([row(1), row(2)])

@@ -209,7 +209,7 @@ def test_a_run_is_reported_in_a_file_for_each_notebook_and_one_for_all(tmp_path:
     assert 'href="#s-01-grpo-look"' in whole and 'href="#s-04-grpo-final-look"' in whole
     assert whole.count("data-plotly>") == 1, "plotly travels once"
     assert ">52.8<" not in whole and '<td class="best">75.0</td>' in whole and "<td>50.0</td>" in whole
-    assert "20 (25.0 %)" in whole and "2.0 min" in whole
+    assert "20 (25.0 %)" in whole and "<dd>2 min 0 s</dd>" in whole
     changed = re.search(r"<code>learning_rate</code>.*?</tr>", whole, re.DOTALL)
     assert changed and "<strong>0.0001</strong>" in changed[0] and "<td>0.0005</td>" in changed[0]
     assert report_text(files).splitlines()[0].endswith(" MB")

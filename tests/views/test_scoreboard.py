@@ -31,6 +31,16 @@ def test_a_board_has_the_baselines_above_and_a_line_for_each_score():
     assert "4 queries" in fig.layout.meta["alt"] or "4 queries" in str(fig.layout.annotations)
 
 
+def test_boards_of_few_videos_say_what_their_bars_are_worth():
+    few, rules = {"one": score({"q0": TEXT}, MOMENTS)}, under_every_rule({"q0": TEXT}, MOMENTS)
+    for fig in (views.scoreboard(few), views.under_rules(rules)):
+        assert "Only 4 videos: intervals of so few are wide on purpose" in fig.layout.title.subtitle.text.replace(
+            "<br>", " "
+        )
+    many = [Moment(f"q{n}", f"/v/{n}.mp4", "a door opens", (Span(0, 10),), 40.0) for n in range(20)]
+    assert "Only" not in views.scoreboard({"one": score({"q0": TEXT}, many)}).layout.title.subtitle.text
+
+
 def test_a_score_of_one_video_has_no_bar():
     alone = score({"q0": TEXT}, MOMENTS[:1])
     assert all(trace.error_x.array is None for trace in views.scoreboard({"one": alone}).data)

@@ -194,6 +194,37 @@ def test_gallery_shows_best_median_and_worst(video: Path) -> None:
     assert [bars(fig, k)[1] for k in range(3)] == [(1, 2), (1, 1.5), (0, 0.5)]
 
 
+def test_gallery_takes_what_score_takes(video: Path) -> None:
+    asked = [Moment(qid, str(video), "the door opens", (Span(1, 2),), 4.0) for qid in ("a", "b")]
+    fig = gallery(
+        {"a": "from 1 to 2", "b": "<think><timestep>0 to 3</timestep></think> 2 to 3"}, asked, rules="timer1"
+    )
+    assert "Of 2 chains" in words(fig) and (0, 3) in bars(fig, 1)
+    unread = gallery({"a": "from 1 to 2"}, {moment.qid: moment for moment in asked})
+    assert "rules 'timer1' find a span in 100 % of them" in plain(words(unread)).replace("&#39;", "'")
+
+
+def test_a_gallery_is_headed_by_what_it_shows(video: Path) -> None:
+    moments = {q: Moment(q, str(video), "a query", (Span(1, 2),), 2.0) for q in "ab"}
+    records = [Record("a", render([], Span(1, 2))), Record("b", render([], Span(0, 0.5)))]
+    for ranks, title in [
+        (None, "Best, median and worst of the chains"),
+        ({"luckiest": 1.0, "typical": 0.5}, "Luckiest and typical of the chains"),
+        ({"median of the base": 0.5}, "Median of the base of the chains"),
+    ]:
+        assert f"<b>{title}</b>" in gallery(records, moments, ranks).layout.title.text
+    assert "<b>Mine</b>" in gallery(records, moments, {"top": 1}, title="Mine").layout.title.text
+
+
+def test_a_gallery_outlives_a_video_that_cannot_be_read(video: Path, tmp_path: Path) -> None:
+    moments = {
+        "a": Moment("a", str(video), "it", (Span(1, 2),), 4.0),
+        "b": Moment("b", "/gone.mp4", "it", (Span(1, 2),), 4.0),
+    }
+    fig = gallery([Record("a", render([], Span(1, 2))), Record("b", render([], Span(3, 4)))], moments)
+    assert "gone.mp4 is not there" in words(fig) and len(fig.layout.images) > 0
+
+
 def test_gallery_of_one_chain_draws_it_once_under_all_names(video: Path) -> None:
     moments = {"a": Moment("a", str(video), "query", (Span(1, 2),), 2.0)}
     fig = gallery([Record("a", render([], Span(1, 2)))], moments)
