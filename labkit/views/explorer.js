@@ -669,8 +669,11 @@ class Table {
   /** Whether a column says the same of all chains, which is then said once and not in every row. */
   static constant(chains, name) {
     if (["query", "iou"].includes(name)) return false;
-    const key = chains.sortKey(name);
-    return key.every((value) => value === key[0] || (Number.isNaN(value) && Number.isNaN(key[0])));
+    const { kind, status } = chains.columns;
+    const column = chains[name] ?? chains.columns[name];
+    const value = name === "fault" ? (i) => kind[i] * 64 + status[i] : (i) => column[i];
+    for (let i = 1; i < chains.count; i++) if (!Object.is(value(i), value(0))) return false;
+    return true;
   }
 
   build() {

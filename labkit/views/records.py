@@ -67,8 +67,6 @@ class Packed(NamedTuple):
     clips: list[Clip]
     clip_of: list[int]
     """The clip of each chain."""
-    kinds: list[str]
-    """The classes of failure that occur, "" among them when some chain is right."""
 
 
 def with_predictions(
@@ -182,9 +180,7 @@ def pack(
     if left_out:
         page["left_out"] = dict(left_out)
     file.add(b"," + as_json(columns)[1:] + b"," + as_json(page)[1:])
-    return Packed(
-        file.close(), list(rows), list(clips), [clip_at[moment] for moment in columns["moment"]], names["kind"]
-    )
+    return Packed(file.close(), list(rows), list(clips), [clip_at[moment] for moment in columns["moment"]])
 
 
 def base_ious(rows: Sequence[Listed]) -> dict[str, float]:
