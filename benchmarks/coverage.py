@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from labkit.chain.intervals import Interval, mean_intervals, paired_differences
+from labkit.scoring.bootstrap import Interval, mean_intervals, paired_differences
 
 VIDEOS = (2, 5, 10, 20, 50, 150)
 THRESHOLDS = (0.3, 0.5, 0.7)

@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from labkit.doctor.estimates import STAGES
+from labkit.doctor.workload import STAGES
 
 ROOT = Path(__file__).parents[1]
 GOAL = 30.0

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
-from labkit.stages.answers import Answer, AnswerStore, Origin, question_digest
 from labkit.stages.evaluate import evaluate, in_asking_order, judge_answers, read_evaluation
+from labkit.stages.provenance import Answer, AnswerStore, Origin, question_digest
 
 QUESTIONS, VIDEOS, BATCH = 17_031, 4_885, 64
 FRAMES, FPS, TOKENS, TEXT = 64, 2.0, 64, 100
@@ -86,11 +86,11 @@ def keep(moments: list[Moment], folder: Path) -> None:
 
 def asked(count: int, folder: Path) -> None:
     """The embedded model, from ready frames: whole, then broken off in the middle and taken up again."""
-    from labkit.data.video import FrameCache
-    from labkit.data.world import write_world
+    from labkit.data.video.frames import FrameCache
+    from labkit.embedded.world import write_world
     from labkit.policy.inputs import Sampling
     from labkit.policy.model import load_policy
-    from labkit.policy.sources import PromptSource
+    from labkit.policy.prompt_source import PromptSource
 
     moments = write_world(folder / "world", train=max(2, count // 4), validation=1, test=1, seed=0)["train"][:count]
     policy, cache = load_policy("embedded", device="cpu"), FrameCache(folder / "frames")

@@ -21,10 +21,10 @@ from labkit.chain.anchors import parse, render
 from labkit.chain.rewards import RewardSpec, score_chain
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
-from labkit.data.world import write_world
+from labkit.embedded.world import write_world
 from labkit.stages.rollouts import Rollout, RolloutStore
-from labkit.views.explorer import explore
-from labkit.views.widget import page
+from labkit.views.explorer.page import page
+from labkit.views.explorer.widget import explore
 
 GROUP = 8
 WORDS = (

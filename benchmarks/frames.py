@@ -29,13 +29,13 @@ import numpy as np
 import torch
 
 from labkit.chain.spans import Span
-from labkit.data import answerers, decode_worker, decoders, decord_check
 from labkit.data.moments import Moment
-from labkit.data.readers import Reader, Readers
-from labkit.data.video import FrameCache, read_frames, sample_times
+from labkit.data.video import decode_worker, decoders, decord_check, worker_process
+from labkit.data.video.frames import FrameCache, read_frames, sample_times
+from labkit.data.video.prefetch import Reader, Readers
 from labkit.policy.families import FAMILIES
 from labkit.policy.inputs import Sampling, patchify, smart_resize
-from labkit.policy.sources import PromptSource
+from labkit.policy.prompt_source import PromptSource
 
 REPEATS = 7
 PACKAGES = ("torch", "numpy", "av", "decord")
@@ -44,12 +44,12 @@ PACKAGES = ("torch", "numpy", "av", "decord")
 @contextmanager
 def decoded_here() -> Iterator[None]:
     """Decode in this process, whose processor time is measured, and not in one beside it."""
-    elsewhere = answerers.answering
-    answerers.answering = lambda: True
+    elsewhere = worker_process.answering
+    worker_process.answering = lambda: True
     try:
         yield
     finally:
-        answerers.answering = elsewhere
+        worker_process.answering = elsewhere
 
 
 def write_film(
@@ -189,7 +189,7 @@ def both_processes() -> float:
 
 def epochs(folder: Path, clips: int) -> None:
     """Two epochs over many clips: what is decoded, what is encoded, and how long it takes."""
-    from labkit.data.world import write_world
+    from labkit.embedded.world import write_world
     from labkit.policy.model import load_policy
 
     moments = write_world(folder / "world", clips, 1, 1)["train"]
@@ -266,7 +266,7 @@ def starts() -> None:
         ("a reader that resizes (torch)", "import torch, decord"),
     ):
         code = (
-            f"import time, labkit.data.readers\n{imports}\n"
+            f"import time, labkit.data.video.prefetch\n{imports}\n"
             "memory = next(line for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"
             "print(time.process_time(), int(memory.split()[1]) / 1e3)"
         )

@@ -40,8 +40,9 @@ from labkit.chain.anchors import parse
 from labkit.chain.rewards import RewardSpec, score_chain
 from labkit.policy.inputs import build_prompt, read_clip
 from labkit.policy.model import Policy
-from labkit.policy.sources import PromptSource
-from labkit.stages import engines, grpo
+from labkit.policy.prompt_source import PromptSource
+from labkit.stages import grpo
+from labkit.stages.experimental import vllm_generation
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.noise import SIDES, Task, flops, made_task  # noqa: E402
@@ -265,7 +266,7 @@ def run_ours(task: Task, checkpointing: bool) -> Found:
     )  # fmt: skip
     with (
         tempfile.TemporaryDirectory() as folder,
-        clock.watching(policy, (engines, "generate"), trainer=grpo.trainer_class()),
+        clock.watching(policy, (vllm_generation, "generate"), trainer=grpo.trainer_class()),
         patch.object(grpo, "end_stage"),  # a model of noise is not worth writing
     ):
         grpo.train_grpo(

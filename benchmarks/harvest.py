@@ -26,7 +26,7 @@ from labkit.chain.anchors import parse, render
 from labkit.chain.rewards import RewardSpec, score_chain
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
-from labkit.stages.distill import filter_traces, join_traces, sample_traces
+from labkit.stages.harvest import filter_traces, join_traces, sample_traces
 from labkit.stages.rollouts import Rollout, RolloutStore
 
 GROUP, SAMPLES = 8, 2
@@ -111,7 +111,7 @@ def funnel(folder: str, traces: str) -> dict[str, float]:
 
 def processes(prompts: int, count: int, folder: Path) -> None:
     """The same harvest by one process and by several."""
-    from labkit.data.world import write_world
+    from labkit.embedded.world import write_world
 
     write_world(folder / "world", train=4, validation=1, test=1, seed=0)
     stores, took = {}, {}
@@ -146,10 +146,10 @@ def share(folder: str, world: str, prompts: str, rank: str, count: str) -> dict[
     """What one process does."""
     import torch
 
-    from labkit.data.video import FrameCache
+    from labkit.data.video.frames import FrameCache
     from labkit.policy.inputs import Sampling
     from labkit.policy.model import load_policy
-    from labkit.policy.sources import PromptSource
+    from labkit.policy.prompt_source import PromptSource
 
     torch.set_num_threads(1)
     policy = load_policy("embedded", device="cpu")

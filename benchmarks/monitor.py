@@ -20,8 +20,8 @@ import nbformat
 import numpy as np
 
 from labkit.lab import Lab
-from labkit.notebooks import execute
 from labkit.params import DEFAULTS
+from labkit.runs.notebooks import execute
 from labkit.views import monitor
 from labkit.views.monitor import SHARE, Monitor
 

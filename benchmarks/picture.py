@@ -13,9 +13,9 @@ from pathlib import Path
 
 from labkit.lab import Lab
 from labkit.params import read_params
-from labkit.views.explorer import explore
-from labkit.views.posters import to_webp
-from labkit.views.widget import page
+from labkit.views.explorer.page import page
+from labkit.views.explorer.widget import explore
+from labkit.views.report.posters import to_webp
 
 
 def main(run: str, target: str) -> None:

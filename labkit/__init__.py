@@ -14,8 +14,8 @@ from typing import Any
 
 _HOMES = {
     "AnchorChain": "labkit.chain.anchors",
-    "ChainExplorer": "labkit.views.explorer",
-    "FrameCache": "labkit.data.video",
+    "ChainExplorer": "labkit.views.explorer.widget",
+    "FrameCache": "labkit.data.video.frames",
     "Lab": "labkit.lab",
     "LabError": "labkit.errors",
     "Moment": "labkit.data.moments",
@@ -24,14 +24,14 @@ _HOMES = {
     "RewardSpec": "labkit.chain.rewards",
     "Rollout": "labkit.stages.rollouts",
     "RolloutStore": "labkit.stages.rollouts",
-    "Run": "labkit.runs",
+    "Run": "labkit.runs.run",
     "Span": "labkit.chain.spans",
     "chain_figures": "labkit.chain.metrics",
     "compare": "labkit.scoring.scores",
     "conclusions": "labkit",
     "disagreements": "labkit.scoring.contrasts",
-    "examine": "labkit.doctor.examination",
-    "explore": "labkit.views.explorer",
+    "examine": "labkit.doctor.checks",
+    "explore": "labkit.views.explorer.widget",
     "iou": "labkit.chain.spans",
     "load_moments": "labkit.data.benchmarks",
     "load_policy": "labkit.policy.model",
@@ -41,11 +41,11 @@ _HOMES = {
     "render": "labkit.chain.anchors",
     "score": "labkit.scoring.scores",
     "score_chain": "labkit.chain.rewards",
-    "scrub": "labkit.views.explorer",
+    "scrub": "labkit.views.explorer.widget",
     "under_every_rule": "labkit.scoring.scores",
     "views": "labkit",
     "write_predictions": "labkit.scoring.predictions",
-    "write_world": "labkit.data.world",
+    "write_world": "labkit.embedded.world",
 }
 
 __all__ = list(_HOMES)  # noqa: PLE0604  the keys are strings

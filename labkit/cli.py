@@ -26,7 +26,7 @@ from labkit.progress import say
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    from labkit.notebooks import NotebookError
+    from labkit.runs.notebooks import NotebookError
 
     options = _parser().parse_args(_guarded(sys.argv[1:] if arguments is None else arguments))
     _show_all_text(json_text=getattr(options, "json", False))
@@ -227,7 +227,7 @@ def _add_jobs(commands: Any) -> None:
 
 
 def _new(options: argparse.Namespace) -> None:
-    from labkit.project import lay_out
+    from labkit.runs.project import lay_out
 
     files = lay_out(options.folder)
     notebooks = sum(file.suffix == ".ipynb" for file in files)
@@ -236,32 +236,32 @@ def _new(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from labkit.runs import run_notebooks
+    from labkit.runs.run import run_notebooks
 
     run_notebooks(options.params, _overrides(options))
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from labkit.doctor.examination import run_doctor
+    from labkit.doctor.checks import run_doctor
 
     return run_doctor(options.params, _overrides(options), say, quick=options.quick, as_json=options.json)
 
 
 def _results(options: argparse.Namespace) -> None:
-    from labkit.results import read_results, results_text
+    from labkit.runs.results import read_results, results_text
 
     results = read_results(options.folder)
     say(json.dumps(results, indent=1) if options.json else results_text(results))
 
 
 def _report(options: argparse.Namespace) -> None:
-    from labkit.views.report import report_text, write_report
+    from labkit.views.report.report import report_text, write_report
 
     say(report_text(write_report(options.folder, options.output)))
 
 
 def _publish(options: argparse.Namespace) -> None:
-    from labkit.views.publish import publish
+    from labkit.views.report.markdown import publish
 
     files = publish(options.run, options.folder)
     say(f"{options.folder}: {len(files)} files, {sum(file.stat().st_size for file in files) / 1e6:.2f} MB")
@@ -284,7 +284,7 @@ def _moments(options: argparse.Namespace) -> None:
 
 
 def _world(options: argparse.Namespace) -> None:
-    from labkit.data.world import write_world
+    from labkit.embedded.world import write_world
 
     splits = write_world(
         options.folder, options.train, options.validation, options.test, seed=options.seed, task=options.task
@@ -293,8 +293,8 @@ def _world(options: argparse.Namespace) -> None:
 
 
 def _base(options: argparse.Namespace) -> None:
-    from labkit.policy.pretraining import train_base
-    from labkit.policy.untrained import write_untrained
+    from labkit.embedded.pretraining import train_base
+    from labkit.embedded.untrained import write_untrained
 
     if Path(options.folder).exists():
         raise LabError(f"'{options.folder}' exists already; name a folder that does not")
@@ -307,7 +307,7 @@ def _base(options: argparse.Namespace) -> None:
 
 
 def _submit(options: argparse.Namespace) -> None:
-    from labkit.submission import Resources, submit
+    from labkit.runs.submit import Resources, submit
 
     o = options
     if bad := [text for text in o.slurm if not text.partition("=")[2]]:
@@ -321,7 +321,7 @@ def _submit(options: argparse.Namespace) -> None:
 
 
 def _status(options: argparse.Namespace) -> None:
-    from labkit.status import read_status, status_text
+    from labkit.runs.status import read_status, status_text
 
     say(json.dumps(read_status(options.folder), indent=1) if options.json else status_text(options.folder))
 

@@ -13,26 +13,26 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from labkit import tasks
 from labkit.chain.rewards import RewardSpec
 from labkit.data.moments import Moment, read_moments, require_videos
-from labkit.data.world import moments_file, write_world
+from labkit.embedded.world import moments_file, write_world
 from labkit.errors import LabError
 from labkit.files import locked
-from labkit.launchers import single_process
-from labkit.measured import Measured, read_measured
 from labkit.progress import Progress, Tally, say
-from labkit.runs import NOTEBOOK_OF, STAGE_LOCK, Run, read_manifest
-from labkit.workers import Job, count, launch
+from labkit.runs import tasks
+from labkit.runs.measured import Measured, read_measured
+from labkit.runs.run import NOTEBOOK_OF, STAGE_LOCK, Run, read_manifest
+from labkit.stages.distributed.launch import Job, count, launch
+from labkit.stages.distributed.launcher_variables import single_process
 
 if TYPE_CHECKING:
-    from labkit.data.video import FrameCache
+    from labkit.data.video.frames import FrameCache
     from labkit.policy.model import Policy
-    from labkit.policy.sources import PromptSource
+    from labkit.policy.prompt_source import PromptSource
     from labkit.scoring.predictions import Predictions
     from labkit.scoring.scores import Score
-    from labkit.stages.distill import Harvest
     from labkit.stages.grpo import GrpoResult
+    from labkit.stages.harvest import Harvest
     from labkit.stages.rollouts import Rollout
     from labkit.stages.sft import SftResult
 
@@ -108,7 +108,7 @@ class Lab(Run):
 
     def source(self, policy: Policy, split: str, frames: str = "own") -> PromptSource:
         """Ready prompts of a split for a policy, by qid; `frames` are each query's `own`, `black`, or `another` clip's."""
-        from labkit.data.video import BlackFrames
+        from labkit.data.video.frames import BlackFrames
 
         moments = self.moments(split)
         if frames == "another":
@@ -190,7 +190,7 @@ class Lab(Run):
 
     def telling_query(self) -> str:
         """The test query whose answer gained most from the base to the final model: what the training is for."""
-        from labkit.views.readings import read
+        from labkit.views.measured_chains import read
 
         moments = {moment.qid: moment for moment in self.moments("test")}
         ious = [
@@ -232,7 +232,7 @@ class Lab(Run):
 
         A harvest that was broken off goes on; one that is complete is only read.
         """
-        from labkit.stages.distill import is_whole, join_traces
+        from labkit.stages.harvest import is_whole, join_traces
 
         moments, store, samples = self.harvested_moments(), self.rollouts("distill"), self.params.harvest_samples
         # A policy that is here compares itself with the one that sampled; workers would each load one for that alone.
@@ -244,7 +244,7 @@ class Lab(Run):
 
     def harvested(self) -> Harvest:
         """What the filter keeps of the chains that were sampled."""
-        from labkit.stages.distill import HarvestRules, filter_traces
+        from labkit.stages.harvest import HarvestRules, filter_traces
 
         moments = {moment.qid: moment for moment in self.harvested_moments()}
         return filter_traces(self.rollouts("distill").stream(), moments, HarvestRules.of(self.params))
@@ -328,7 +328,7 @@ class Lab(Run):
 
     def _source(self, policy: Policy, moments: Sequence[Moment], cache: FrameCache | None = None) -> PromptSource:
         from labkit.policy.inputs import Sampling
-        from labkit.policy.sources import PromptSource
+        from labkit.policy.prompt_source import PromptSource
 
         p = self.params
         sampling = Sampling(p.fps, p.max_frames, p.min_pixels, p.max_pixels)
@@ -338,7 +338,7 @@ class Lab(Run):
         )  # fmt: skip
 
     def _cache(self) -> FrameCache:
-        from labkit.data.video import FrameCache
+        from labkit.data.video.frames import FrameCache
 
         return FrameCache(self.resolve(self.params.outputs) / "frames", self.params.video_deadline)
 

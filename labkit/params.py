@@ -3,7 +3,7 @@
 A YAML file, Papermill's `-p` and a notebook's first cell all use the same flat names, and all end here. What YAML 1.1
 and Papermill spoil on the way ('1e-6' and 'false' arrive as text) is put right; anything else that does not fit its
 field is an error that names the field, the value and what is allowed. The defaults are the embedded lab.
-`labkit.concerns` says what each of them means.
+`labkit.param_fields` says what each of them means.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from labkit import concerns
-from labkit.concerns import (
+from labkit import param_fields
+from labkit.errors import LabError, nearest
+from labkit.files import project_root, under
+from labkit.param_fields import (
     CONCERNS,
     DataParams,
     DistillParams,
@@ -32,8 +34,6 @@ from labkit.concerns import (
     RunParams,
     SftParams,
 )
-from labkit.errors import LabError, nearest
-from labkit.files import project_root, under
 from labkit.values import coerce, read_yaml
 
 
@@ -169,7 +169,7 @@ def names() -> tuple[str, ...]:
 def documentation() -> dict[str, str]:
     """The string under each field, by the field's name."""
     found = {}
-    for node in ast.parse(Path(concerns.__file__).read_text(encoding="utf-8")).body:
+    for node in ast.parse(Path(param_fields.__file__).read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef):
             for item, below in zip(node.body, node.body[1:], strict=False):
                 if isinstance(item, ast.AnnAssign) and isinstance(below, ast.Expr):
@@ -274,7 +274,7 @@ def _default(name: str) -> Any:
 
 def _unknown(name: str) -> str:
     near = nearest(name, names())
-    hint = f"did you mean '{near}'?" if near else "labkit/concerns.py lists all of them"
+    hint = f"did you mean '{near}'?" if near else "labkit/param_fields.py lists all of them"
     return f"unknown parameter '{name}'; {hint}"
 
 

@@ -67,7 +67,6 @@ class Progress:
             say(text)
             self.said = now
 
-
     def end(self, why: str = "") -> None:
         """Tell that there will be no more steps: the bar goes, and where not all were taken a line says `why`."""
         if self.bar is not None:

@@ -11,7 +11,7 @@ import nbformat
 import yaml
 
 from labkit.params import Params
-from labkit.views.cells import PLOTLY, WIDGET, WIDGETS
+from labkit.views.report.notebook_html import PLOTLY, WIDGET, WIDGETS
 
 # One transparent pixel.
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

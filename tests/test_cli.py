@@ -15,8 +15,8 @@ import pytest
 from labkit.cli import main
 from labkit.data.moments import read_moments
 from labkit.params import DEFAULTS
-from labkit.results import read_results
-from labkit.runs import Run
+from labkit.runs.results import read_results
+from labkit.runs.run import Run
 
 ROOT = Path(__file__).parents[1]
 FIGURES = {
@@ -137,7 +137,7 @@ def test_what_the_file_system_refuses_is_one_line_with_path_and_next_step(monkey
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("labkit.results.read_results", fail)
+    monkeypatch.setattr("labkit.runs.results.read_results", fail)
     assert main(["results", "outputs/x"]) == code
     told = capsys.readouterr().err
     assert told.startswith(f"labkit: '{error.filename}': {error.strerror}; ") and says in told
@@ -148,7 +148,7 @@ def test_an_oserror_that_is_no_files_fault_keeps_its_traceback(monkeypatch):
     def fail(*_: object) -> None:
         raise OSError(errno.ECONNREFUSED, "Connection refused")
 
-    monkeypatch.setattr("labkit.results.read_results", fail)
+    monkeypatch.setattr("labkit.runs.results.read_results", fail)
     with pytest.raises(OSError, match="Connection refused"):
         main(["results", "outputs/x"])
 
@@ -164,7 +164,7 @@ def test_an_oserror_that_is_no_files_fault_keeps_its_traceback(monkeypatch):
     ],
 )
 def test_paths_that_cannot_be_are_one_line(project, capsys, arguments, says):
-    from labkit.runs import STAGES
+    from labkit.runs.run import STAGES
 
     params_file(project, "{}\n")
     for stage in STAGES:

@@ -10,7 +10,12 @@ import pytest
 from labkit.chain.anchors import parse, render
 from labkit.chain.metrics import chain_figures
 from labkit.chain.spans import Span
-from labkit.conclusions import (
+from labkit.data.moments import Moment
+from labkit.embedded.true_words import word_figures
+from labkit.embedded.world import PLACES, asked_about, make_scene, scene_moments
+from labkit.runs.measured import Measured, Prediction
+from labkit.stages.grpo import GrpoResult
+from labkit.views.conclusions import (
     Claim,
     Conclusion,
     about_words,
@@ -20,11 +25,6 @@ from labkit.conclusions import (
     after_harvest,
     after_sft,
 )
-from labkit.data.moments import Moment
-from labkit.data.true_words import word_figures
-from labkit.data.world import PLACES, asked_about, make_scene, scene_moments
-from labkit.measured import Measured, Prediction
-from labkit.stages.grpo import GrpoResult
 
 VIDEOS = 30
 MOMENTS = {f"q{n}": Moment(f"q{n}", f"/v/{n}.mp4", "a door opens", (Span(10, 20),), 40.0) for n in range(VIDEOS)}
@@ -97,7 +97,9 @@ def test_a_change_counts_where_its_interval_leaves_out_nothing_happened(before, 
 
 def test_a_gain_that_may_be_less_than_was_hoped_for_is_not_said_to_be_reached():
     claim = after_final(model(plain(9, without=9)), SFT, FINAL, MOMENTS).claims[3]
-    assert claim.holds is False and "+30.0 (95 % interval +" in claim.evidence and "which may be less" in claim.evidence
+    assert (
+        claim.holds is False and "+30.0 (95 % interval +" in claim.evidence and "which may be less" in claim.evidence
+    )
 
 
 def test_one_video_shows_no_change():
@@ -168,11 +170,15 @@ def test_words_are_held_against_the_world_and_counted():
         def chain(n: int) -> str:
             thing, _ = asked_about(list(moments.values())[n]) or pytest.fail("unknown")
             said = PLACES[thing.quadrant] if place is None else place
-            return render([Span(0, 15), Span(1, 14)], Span(2, 12), [f"the {thing.color} {thing.shape} on the {said}", "", ""])
+            return render(
+                [Span(0, 15), Span(1, 14)], Span(2, 12), [f"the {thing.color} {thing.shape} on the {said}", "", ""]
+            )
 
         return model(chain, moments)
 
-    claims = {claim.text: claim for claim in after_final(writes(None), writes(None), writes("top left"), moments).claims}
+    claims = {
+        claim.text: claim for claim in after_final(writes(None), writes(None), writes("top left"), moments).claims
+    }
     right = sum(asked_about(moment)[0].quadrant == 0 for moment in moments.values())
     place = claims["Words for the place in its thoughts are true"]
     assert place.holds is False and claims["Words for the colour in its thoughts are true"].holds is True

@@ -14,12 +14,12 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from labkit import stopping
 from labkit.errors import Terminated
-from labkit.journal import kept
-from labkit.notebooks import BANNER_TAG, NotebookError
 from labkit.progress import say
-from labkit.runs import run_notebooks
+from labkit.runs.log import kept
+from labkit.runs.notebooks import BANNER_TAG, NotebookError
+from labkit.runs.run import run_notebooks
+from labkit.stages.distributed import preemption
 from tests.test_runs import kernels_find_labkit, only, project, write_notebooks
 
 __all__ = ["kernels_find_labkit", "project"]
@@ -93,10 +93,10 @@ def test_a_closed_standard_output_is_no_error(monkeypatch):
     say("nobody hears it")
 
 
-@pytest.mark.parametrize("number", stopping.ENDING)
+@pytest.mark.parametrize("number", preemption.ENDING)
 def test_a_second_signal_does_not_disturb_the_first(tmp_path, number):
     before = signal.getsignal(number)
-    with pytest.raises(Terminated) as caught, stopping.stoppable(tmp_path / "stop"):
+    with pytest.raises(Terminated) as caught, preemption.stoppable(tmp_path / "stop"):
         try:
             os.kill(os.getpid(), number)
         finally:
@@ -108,7 +108,7 @@ def test_a_second_signal_does_not_disturb_the_first(tmp_path, number):
 def test_what_was_to_be_ignored_is_ignored(tmp_path):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
     try:
-        with stopping.stoppable(tmp_path / "stop"):
+        with preemption.stoppable(tmp_path / "stop"):
             os.kill(os.getpid(), signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)

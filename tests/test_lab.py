@@ -11,19 +11,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from labkit import files, tasks
+from labkit import files
 from labkit.chain.rewards import RewardSpec
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment, write_moments
 from labkit.errors import LabError
 from labkit.files import lock, locked, unlock
 from labkit.lab import Elsewhere, Lab
-from labkit.measured import Prediction
 from labkit.params import DEFAULTS
+from labkit.runs import tasks
+from labkit.runs.measured import Prediction
 from labkit.scoring.predictions import read_predictions
-from labkit.stages import distill
-from labkit.stages.distill import HarvestRules
+from labkit.stages import harvest as distill
 from labkit.stages.grpo import GrpoResult
+from labkit.stages.harvest import HarvestRules
 from labkit.stages.rollouts import JOINED, Rollout
 
 SMALL = replace(DEFAULTS, world_train=2, world_validation=1, world_test=2)
@@ -241,7 +242,9 @@ def test_the_model_of_another_stage_is_not_measured_as_a_stages(project):
     """Such as the base, which the notebook still holds when another process has ended the stage."""
     lab = Lab.open(SMALL)
     (lab.folder("01_grpo") / "start.json").write_text(json.dumps({"final": "0123456789abcdef"}))
-    with pytest.raises(LabError, match=r"'embedded' has not the weights that .*01_grpo' ended with .* with lab.policy"):
+    with pytest.raises(
+        LabError, match=r"'embedded' has not the weights that .*01_grpo' ended with .* with lab.policy"
+    ):
         lab.measure("grpo", lab.policy("base"))
     lab = Lab.open(replace(SMALL, processes=2))
     with pytest.raises(LabError, match=r"the model of 'base' is not that of 'grpo'; give lab.policy\('grpo'\)"):

@@ -14,13 +14,13 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from labkit.chain.rules import RULES
-from labkit.job import read_job
 from labkit.params import read_params
-from labkit.results import DECODINGS, MODELS, read_results
-from labkit.runs import STAGES, Run, run_notebooks
+from labkit.runs.results import DECODINGS, MODELS, read_results
+from labkit.runs.run import STAGES, Run, run_notebooks
+from labkit.runs.slurm_job import read_job
+from labkit.runs.status import read_status
+from labkit.scoring.reading_rules import RULES
 from labkit.stages.rollouts import RolloutStore
-from labkit.status import read_status
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("notebooks")]

@@ -7,10 +7,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from labkit.embedded.untrained import write_untrained
 from labkit.policy.families import FAMILIES
-from labkit.policy.untrained import write_untrained
-from labkit.results import read_results
-from labkit.runs import STAGES, run_notebooks
+from labkit.runs.results import read_results
+from labkit.runs.run import STAGES, run_notebooks
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("notebooks_families")]

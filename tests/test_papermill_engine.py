@@ -8,8 +8,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from labkit.notebooks import NotebookError, execute, sign
-from labkit.papermill_engine import KnownParameters
+from labkit.runs.notebooks import NotebookError, execute, sign
+from labkit.runs.papermill_engine import KnownParameters
 from tests.browser.sights import write_notebook
 
 CELL = """

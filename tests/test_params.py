@@ -108,7 +108,7 @@ def test_processes_take_whole_queries(step, each, processes, fits):
 
 def test_an_unknown_name_gets_the_nearest():
     assert refusal(learning_rat=1e-6) == "unknown parameter 'learning_rat'; did you mean 'learning_rate'?"
-    assert refusal(xyzzy=1) == "unknown parameter 'xyzzy'; labkit/concerns.py lists all of them"
+    assert refusal(xyzzy=1) == "unknown parameter 'xyzzy'; labkit/param_fields.py lists all of them"
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_an_unknown_name_gets_the_nearest():
     ],
 )
 def test_a_slip_is_guessed_and_another_word_is_not(typed, meant):
-    hint = f"did you mean '{meant}'?" if meant else "labkit/concerns.py lists all of them"
+    hint = f"did you mean '{meant}'?" if meant else "labkit/param_fields.py lists all of them"
     assert refusal(**{typed: 1}) == f"unknown parameter '{typed}'; {hint}"
 
 

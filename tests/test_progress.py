@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from labkit import progress as module
-from labkit.journal import read_step
 from labkit.progress import Progress, duration
+from labkit.runs.log import read_step
 
 
 class Clock:

@@ -20,9 +20,9 @@ import yaml
 from labkit import files
 from labkit.errors import LabError
 from labkit.files import lock, project_root, replacing, unlock
-from labkit.notebooks import BANNER_TAG, NotebookError
 from labkit.params import DEFAULTS, Params, names, read_params
-from labkit.runs import STAGES, Run, run_notebooks
+from labkit.runs.notebooks import BANNER_TAG, NotebookError
+from labkit.runs.run import STAGES, Run, run_notebooks
 
 ROOT = Path(__file__).parents[1]
 
@@ -320,7 +320,7 @@ def test_a_lock_that_nobody_can_have_is_not_said_to_be_anothers(tmp_path, monkey
 
 SETUP = """
 from labkit.params import Params
-from labkit.runs import Run
+from labkit.runs.run import Run
 params = Params.from_notebook(globals())
 lab = Run.open(params)
 """

@@ -18,11 +18,11 @@ from labkit import files
 from labkit.cli import main
 from labkit.errors import LabError
 from labkit.files import locked
-from labkit.journal import kept
 from labkit.params import DEFAULTS, read_params
-from labkit.results import read_results
-from labkit.runs import STAGES, Run
-from labkit.versions import source_version, version_text
+from labkit.runs.log import kept
+from labkit.runs.results import read_results
+from labkit.runs.run import STAGES, Run
+from labkit.runs.versions import source_version, version_text
 from tests import executed
 
 
@@ -83,7 +83,7 @@ def test_whoever_waited_for_a_stage_that_another_finished_has_nothing_to_do(proj
 
 
 def test_a_manifest_is_not_written_while_another_writes_it(project, monkeypatch):
-    monkeypatch.setattr("labkit.runs.MANIFEST_PATIENCE", 0.3)
+    monkeypatch.setattr("labkit.runs.run.MANIFEST_PATIENCE", 0.3)
     run = Run.open(DEFAULTS)
     context = multiprocessing.get_context("fork")
     files._locks.clear()
@@ -282,7 +282,7 @@ def test_the_manifest_names_the_commit_and_local_changes(tmp_path):
 
 
 def test_results_report_and_manifest_tell_the_version(project, capsys, monkeypatch):
-    monkeypatch.setattr("labkit.runs.source_version", lambda: {"commit": "914270c" * 5, "changed": True})
+    monkeypatch.setattr("labkit.runs.run.source_version", lambda: {"commit": "914270c" * 5, "changed": True})
     run = Run.open(replace(DEFAULTS, run="x"))
     run.begin(STAGES[0])
     assert run.manifest["commit"] == run.manifest["stages"]["01_grpo"]["commit"] == "914270c" * 5

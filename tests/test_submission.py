@@ -22,19 +22,19 @@ import pytest
 from labkit import files
 from labkit.cli import main
 from labkit.errors import LabError, Stopped
-from labkit.job import note, read_job
 from labkit.params import Params
-from labkit.runs import STAGES, Run
-from labkit.status import read_status
-from labkit.stopping import VARIABLE, asked, heeding, stoppable
-from labkit.submission import minutes, sweep
+from labkit.runs.run import STAGES, Run
+from labkit.runs.slurm_job import note, read_job
+from labkit.runs.status import read_status
+from labkit.runs.submit import minutes, sweep
+from labkit.stages.distributed.preemption import VARIABLE, asked, heeding, stoppable
 
 pytest.importorskip("submitit")
 ROOT = Path(__file__).parents[1]
 CELL = """
 from labkit.params import Params
-from labkit.runs import Run
-from labkit.stopping import heeding
+from labkit.runs.run import Run
+from labkit.stages.distributed.preemption import heeding
 import pathlib, time
 run = Run.open(Params.build({{"run": "x"}}))
 run.begin("{name}")

@@ -17,23 +17,23 @@ from typing import Any
 import psutil
 import pytest
 
-from labkit import workers
 from labkit.errors import LabError
 from labkit.params import Params
-from labkit.workers import Place, WorkerError, count, gathered, launch, place, wait
+from labkit.stages.distributed import launch as workers
+from labkit.stages.distributed.launch import Place, WorkerError, count, gathered, launch, place, wait
 
 ROOT = Path(__file__).parents[1]
 BEGIN = """
 import os, signal, subprocess, sys, threading, time
 from pathlib import Path
 from labkit.errors import LabError
-from labkit.worker import Report, end_with_the_notebook, telling
-from labkit.workers import place
+from labkit.runs.worker import Report, end_with_the_notebook, telling
+from labkit.stages.distributed.launch import place
 here, folder = place(), Path(os.environ["LABKIT_WORKERS"])
 threading.Thread(target=end_with_the_notebook, daemon=True).start()
 report = Report(folder, here.rank)
 """
-"""What `labkit.worker.joined` does, without the seconds that torch and its process group take."""
+"""What `labkit.runs.worker.joined` does, without the seconds that torch and its process group take."""
 
 
 def command(folder: Path, text: str) -> list[str]:
@@ -199,7 +199,7 @@ def test_workers_end_when_the_process_that_started_them_is_killed(tmp_path):
         time.sleep(600)
     """
     words, logs = command(tmp_path, text), tmp_path / "logs"
-    start = f"from pathlib import Path\nfrom labkit.workers import launch\nlaunch({words!r}, 2, Path({str(logs)!r}))"
+    start = f"from pathlib import Path\nfrom labkit.stages.distributed.launch import launch\nlaunch({words!r}, 2, Path({str(logs)!r}))"
     notebook = subprocess.Popen([sys.executable, "-c", start], cwd=ROOT)
     files = [logs / f"pids-{rank}" for rank in (0, 1)]
     assert eventually(lambda: all(file.exists() and " " in file.read_text() for file in files))

@@ -13,11 +13,11 @@ import torch
 
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
-from labkit.data.video import FrameCache
+from labkit.data.video.frames import FrameCache
 from labkit.policy.families import FAMILIES
 from labkit.policy.inputs import Sampling
 from labkit.policy.model import Policy
-from labkit.policy.sources import PromptSource
+from labkit.policy.prompt_source import PromptSource
 
 SPECIALS = (
     "<|endoftext|>",

@@ -46,8 +46,8 @@ from typing import Any, get_args
 from labkit.chain.anchors import AnchorChain, option_letter
 from labkit.chain.spans import Span, best_value, best_window, clip_span, iou, soft_iou
 from labkit.chain.steps import copies, step_worths
-from labkit.concerns import AnswerReward, RewardParams
 from labkit.errors import LabError
+from labkit.param_fields import AnswerReward, RewardParams
 
 TERMS = ("format", "answer", "anchors", "progress", "option")
 WORST = -1.0
@@ -74,7 +74,7 @@ DEFAULT_WEIGHTS: Mapping[str, float] = MappingProxyType(_weights(RewardParams(),
 class RewardSpec:
     """Which terms count how much, and which form of the answer's is meant.
 
-    The defaults are those of `labkit.concerns.RewardParams` for stage 1; `of` makes the spec of any parameters.
+    The defaults are those of `labkit.param_fields.RewardParams` for stage 1; `of` makes the spec of any parameters.
     `min_anchors=0` makes `format` accept a thought without anchors: the plain control, with the weights of `anchors`
     and `progress` at 0. Terms with weight 0 are computed and recorded all the same.
     Raises: LabError for a missing or unknown term, a weight below 0, an unknown name, or anchors out of order.

@@ -4,7 +4,7 @@
     moments = load_moments("annotations/tvgbench.json")
 
 A name is looked for below $LABKIT_DATA, by default the project's folder data/, under the file name of its owners; which
-formats there are stands in `labkit.data.formats`. Rows that cannot be used as they stand are repaired or dropped by a
+formats there are stands in `labkit.data.annotations`. Rows that cannot be used as they stand are repaired or dropped by a
 rule for each kind (`labkit.data.findings.RULES`), counted, and listed on request; `strict=True` makes the first an error.
 
 Trim windows are honoured: a moment's `clip` is the window in the source video and its labels count from the clip's
@@ -20,13 +20,13 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from labkit.data.annotations import read_rows
+from labkit.data.cleaning import Judge
 from labkit.data.companions import CHARADES, DURATIONS
 from labkit.data.findings import Moments
-from labkit.data.folders import VideoFolder, walk
-from labkit.data.formats import read_rows
-from labkit.data.judge import Judge
 from labkit.data.moments import write_moments
 from labkit.data.rows import Table
+from labkit.data.video_index import VideoFolder, walk
 from labkit.errors import LabError, nearest
 from labkit.files import project_root
 

@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from labkit.data.folders import stem_of
 from labkit.data.rows import Row, read_table, read_text, short, to_seconds, unrepeated
+from labkit.data.video_index import stem_of
 from labkit.errors import LabError
 
 DURATIONS = ("Charades_v1_train.csv", "Charades_v1_test.csv")

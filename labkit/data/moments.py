@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from labkit.chain.spans import Span
-from labkit.data.folders import is_elsewhere, local_path, stem_of, trim_window
 from labkit.data.owners import fetch_videos
 from labkit.data.rows import no_utf8, printable
+from labkit.data.video_index import is_elsewhere, local_path, stem_of, trim_window
 from labkit.errors import LabError, nearest
 from labkit.files import replacing
 

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterable
 
-from labkit.data.folders import stem_of, trim_window
+from labkit.data.video_index import stem_of, trim_window
 
 _TIME_R1 = "'hf download Boshenxx/TimeR1-Dataset --repo-type dataset'"
 VIDEOS = {

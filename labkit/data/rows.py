@@ -1,6 +1,6 @@
 """Rows: a query as it stands in an annotation file, and the files read into text, tables and objects.
 
-Nothing is judged here: what is missing or ill-typed stays as it is, for `labkit.data.judge` to decide.
+Nothing is judged here: what is missing or ill-typed stays as it is, for `labkit.data.cleaning` to decide.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ benchmarks/estimates.py compares them with small runs on a CPU.
 
 from __future__ import annotations
 
-from labkit.doctor.estimates import (
+from labkit.doctor.workload import (
     ANSWER_SHARE,
     BYTES,
     CHUNK,
@@ -19,7 +19,7 @@ from labkit.doctor.estimates import (
     trained_parameters,
 )
 from labkit.params import Params
-from labkit.policy.packed import CHUNK as LOGITS_AT_ONCE
+from labkit.policy.packed_logprobs import CHUNK as LOGITS_AT_ONCE
 
 PROCESS = {"cpu": 0.6e9, "cuda build": 0.95e9, "cuda": 0.8e9}
 """Bytes of a process that has imported torch, transformers, TRL and the figures, on Linux: with torch built for CPUs (five

@@ -84,7 +84,7 @@ def attend(
     """What transformers calls in each layer: (B, H, L, d) queries to (B, L, H, d) outputs."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    if hasattr(key, "attend"):  # what `labkit.policy.shared.SharedCache` gave back
+    if hasattr(key, "attend"):  # what `labkit.policy.kv_cache.SharedCache` gave back
         return key.attend(query, options["scaling"]), None
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)

@@ -1,6 +1,6 @@
 """A group of completions from one vision pass and one prefill per prompt.
 
-The decode loop is our own because it is exact and shares what a group has in common (`labkit.policy.shared`): a prompt's keys and
+The decode loop is our own because it is exact and shares what a group has in common (`labkit.policy.kv_cache`): a prompt's keys and
 values are kept once, rows that have ended leave, and each row draws from its own stream of random numbers, so that what is sampled for
 a prompt depends on neither its neighbours nor the batch size. On a GPU one step is recorded and replayed: nothing waits for Python.
 """
@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit.policy.attention import install, no_mask
-from labkit.policy.packed import line_places, pack
-from labkit.policy.shared import SharedCache
+from labkit.policy.kv_cache import SharedCache
+from labkit.policy.packed_logprobs import line_places, pack
 
 if TYPE_CHECKING:
     import torch

@@ -25,7 +25,7 @@ def require_model(name: str, root: Path, parameter: str = "model") -> None:
     begins with `parameter` when a folder is no checkpoint or lacks weights, and when a hub's model is not whole on this
     machine while nothing may be fetched (HF_HUB_OFFLINE).
     """
-    from labkit.policy.embedded import SHIPPED
+    from labkit.embedded.model import SHIPPED
 
     folder = under(root, name)
     if name in SHIPPED:

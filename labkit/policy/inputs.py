@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit.data.moments import Moment
-from labkit.data.video import FrameCache, sample_times
+from labkit.data.video.frames import FrameCache, sample_times
 from labkit.errors import LabError
 from labkit.policy.attention import install
 from labkit.policy.families import PLACEHOLDER, VIDEO_PAD, Family

@@ -108,7 +108,7 @@ def load_policy(
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # one bar per load and save drowns a notebook's own lines
-    from labkit.policy.embedded import SHIPPED
+    from labkit.embedded.model import SHIPPED
 
     source = str(SHIPPED.get(name, name))
     local = Path(source)

@@ -8,11 +8,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from labkit.chain.intervals import few_videos
-from labkit.chain.ranked import AP_THRESHOLDS
+from labkit.scoring.average_precision import AP_THRESHOLDS
+from labkit.scoring.bootstrap import few_videos
 
 if TYPE_CHECKING:
-    from labkit.chain.intervals import Interval
+    from labkit.scoring.bootstrap import Interval
     from labkit.scoring.contrasts import Disagreement
     from labkit.scoring.scores import Paired, Score
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from labkit.chain.anchors import AnchorChain, parse
-from labkit.chain.rules import RULES, Pair
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.scoring.cards import disagreements_html, printed
 from labkit.scoring.marks import asked
 from labkit.scoring.predictions import Answers
+from labkit.scoring.reading_rules import RULES, Pair
 
 KINDS = {
     "an anchor": "takes an anchor of the thought for the answer",

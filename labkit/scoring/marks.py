@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labkit.chain.anchors import AnchorChain, parse
-from labkit.chain.answering import GROUNDED, answer_iop
-from labkit.chain.baselines import padded_windows
 from labkit.chain.metrics import THRESHOLDS, Reaches
-from labkit.chain.ranked import AP_THRESHOLDS, LENGTH_CLASSES, average_precisions, class_precisions
-from labkit.chain.rules import RULES, Pair, ReadingRule
+from labkit.chain.question_answering import GROUNDED, answer_iop
 from labkit.chain.spans import iou_array
 from labkit.data.moments import Moment
 from labkit.errors import LabError
+from labkit.scoring.average_precision import AP_THRESHOLDS, LENGTH_CLASSES, average_precisions, class_precisions
+from labkit.scoring.baselines import padded_windows
 from labkit.scoring.predictions import Answers, PredictedRow, Predictions, as_predictions
+from labkit.scoring.reading_rules import RULES, Pair, ReadingRule
 
 Floats = NDArray[np.float64]
 
@@ -136,7 +136,7 @@ def _read(row: PredictedRow | None, moment: Moment, rule: ReadingRule) -> Readin
 
 
 def _ious(readings: Sequence[Reading], moments: Sequence[Moment], clips: bool) -> Floats:
-    """IoU with the best window, 0 for nothing; as `labkit.chain.rules.rule_iou`, for all at once."""
+    """IoU with the best window, 0 for nothing; as `labkit.scoring.reading_rules.rule_iou`, for all at once."""
     gold = padded_windows([moment.windows for moment in moments], len(moments))
     pairs = np.array([reading.pair or (np.nan, np.nan) for reading in readings], dtype=np.float64)
     if clips:
@@ -162,7 +162,7 @@ def _precisions(answers: Predictions, moments: Sequence[Moment]) -> dict[str, Fl
 
 
 def _answering(chains: Sequence[AnchorChain | None], moments: Sequence[Moment]) -> dict[str, Floats]:
-    """The figures of `labkit.chain.answering`, question by question; NaN where a moment has no options."""
+    """The figures of `labkit.chain.question_answering`, question by question; NaN where a moment has no options."""
     if all(moment.choice is None for moment in moments):
         return {}
     right, shown = np.full((2, len(moments)), np.nan)

@@ -10,7 +10,7 @@ A predictions file is JSON Lines: UTF-8, one object a line, lines without any te
 
 and whatever else its model wrote down, which isn't read; output_text is another name for text, the one of Time-R1's files.
 The first line may be {"settings": {...}} without a qid: how the answers were decoded and what the model saw of
-the video, for the protocol card (see `labkit.chain.protocol`). The same rows in a JSON list, and gzip, are read too, and so is
+the video, for the protocol card (see `labkit.scoring.protocol`). The same rows in a JSON list, and gzip, are read too, and so is
 what some other programs write (`labkit.scoring.programs`). A last line that broke off, as a killed evaluation leaves it,
 counts as missing.
 """

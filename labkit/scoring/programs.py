@@ -17,9 +17,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from labkit.chain.rules import RULES
-from labkit.data.folders import stem_of
 from labkit.data.moments import Moment
+from labkit.data.video_index import stem_of
+from labkit.scoring.reading_rules import RULES
 
 _ROWS = 'write rows of {"qid": ..., "text": ...} with the qid of each moment'
 _SAME = 0.051

@@ -4,7 +4,7 @@
 
 Beside each figure stand its interval, by whole videos, and what answers get that never look at the video; below
 them the protocol card. A question without a prediction counts 0. Two models are compared question by question, and one
-set of texts can be scored under the rules of other people's programs (`labkit.chain.rules`).
+set of texts can be scored under the rules of other people's programs (`labkit.scoring.reading_rules`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from labkit.chain.baselines import (
+from labkit.chain.metrics import Reaches, recall_figures
+from labkit.data.moments import Moment
+from labkit.errors import LabError
+from labkit.scoring import cards
+from labkit.scoring.baselines import (
     CENTRE_HALF,
     WHOLE_VIDEO,
     best_constant,
@@ -29,15 +33,11 @@ from labkit.chain.baselines import (
     prior_ious,
     relative_spans,
 )
-from labkit.chain.intervals import Difference, Interval, mean_intervals, paired_differences
-from labkit.chain.metrics import Reaches, recall_figures
-from labkit.chain.protocol import Protocol
-from labkit.chain.rules import RULES, ReadingRule, find_rule
-from labkit.data.moments import Moment
-from labkit.errors import LabError
-from labkit.scoring import cards
+from labkit.scoring.bootstrap import Difference, Interval, mean_intervals, paired_differences
 from labkit.scoring.marks import SCORE_THRESHOLDS, Floats, Reading, asked, marks, read_all, reads_more
 from labkit.scoring.predictions import Answers, Predictions, read_predictions
+from labkit.scoring.protocol import Protocol
+from labkit.scoring.reading_rules import RULES, ReadingRule, find_rule
 
 LEVEL = 0.95
 _EXAMPLES = 3

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from labkit.chain.anchors import AnchorChain, parse
-from labkit.chain.rules import Pair, ReadingRule, find_rule
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.scoring.marks import Reading, asked, read_all, reads_more
 from labkit.scoring.predictions import Answers, PredictedRow, Predictions
+from labkit.scoring.reading_rules import Pair, ReadingRule, find_rule
 
 _TIME = re.compile(r"\d++(?::\d\d)*+(?:\.\d++)?+", re.ASCII)
 

@@ -16,9 +16,9 @@ from labkit.errors import LabError
 from labkit.files import apply_umask, replacing
 from labkit.policy.model import Policy, save_policy
 from labkit.progress import say
+from labkit.stages.distributed.launch import place, wait
 from labkit.stages.sharding import full_state, load_full_state
 from labkit.stages.start import note_end
-from labkit.workers import place, wait
 
 COMPLETE = "labkit_complete"
 """File written last into a checkpoint, with the sizes of the others: a kill while saving leaves a directory without it."""
@@ -35,7 +35,9 @@ def newest_checkpoint(folder: Path) -> Path | None:
             found[int(match[1])] = path
         elif place().rank == 0:
             if damaged:
-                say(f"'{path}' is damaged ({damaged}); it is removed, and the stage goes on from the one before, if any")
+                say(
+                    f"'{path}' is damaged ({damaged}); it is removed, and the stage goes on from the one before, if any"
+                )
             shutil.rmtree(path)
     wait()
     return found[max(found)] if found else None
@@ -79,7 +81,9 @@ def resumable(trainer: Any) -> Any:
                 apply_umask(folder)
                 files = [path for path in folder.rglob("*") if path.is_file()]
                 # Those of random numbers are each process's own: of another machine's, sizes are known late.
-                sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files if "rng" not in path.name}
+                sizes = {
+                    str(path.relative_to(folder)): path.stat().st_size for path in files if "rng" not in path.name
+                }
                 with replacing(folder / COMPLETE) as draft:
                     draft.write_text(json.dumps(sizes), encoding="utf-8")
 

@@ -1,6 +1,6 @@
 """Evaluation: what a policy answers on a split, and the figures that follow.
 
-Thousands of videos are asked in batches that go to disk as they are answered (`labkit.stages.answers`): an evaluation that was
+Thousands of videos are asked in batches that go to disk as they are answered (`labkit.stages.provenance`): an evaluation that was
 broken off asks only what is missing, and several processes share one.
 """
 
@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from labkit.chain.anchors import parse
-from labkit.chain.answering import answering_figures
 from labkit.chain.metrics import answer_iou, chain_figures
+from labkit.chain.question_answering import answering_figures
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
-from labkit.data.true_words import word_figures
+from labkit.embedded.true_words import word_figures
 from labkit.errors import LabError
 from labkit.policy.generate import generate
 from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy
-from labkit.policy.sources import expect
-from labkit.stages.answers import ALONE, Answer, AnswerStore, Origin, parts_of, question_digest
+from labkit.policy.prompt_source import expect
+from labkit.stages.provenance import ALONE, Answer, AnswerStore, Origin, parts_of, question_digest
 
 
 class Prediction(NamedTuple):
@@ -41,7 +41,7 @@ class Evaluation(NamedTuple):
     """Flat figures and the chains that they were taken of, in the moments' order.
 
     The figures are those of `labkit.chain.metrics.chain_figures`; where moments have options, of
-    `labkit.chain.answering.answering_figures`; and in the embedded world of `labkit.data.true_words.word_figures`.
+    `labkit.chain.question_answering.answering_figures`; and in the embedded world of `labkit.embedded.true_words.word_figures`.
     """
 
     figures: dict[str, float]

@@ -18,20 +18,20 @@ from typing import Any
 from labkit.chain.rewards import RewardSpec
 from labkit.data.moments import Moment
 from labkit.errors import LabError
-from labkit.launchers import single_process
 from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy, old_names
-from labkit.policy.packed import pack
-from labkit.policy.sources import expect
+from labkit.policy.packed_logprobs import pack
+from labkit.policy.prompt_source import expect
 from labkit.stages.arguments import OBJECTIVE, training_arguments
 from labkit.stages.checkpoints import end_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
-from labkit.stages.engines import vllm_options, write_rollouts
+from labkit.stages.distributed.launch import gathered, place, wait
+from labkit.stages.distributed.launcher_variables import single_process
+from labkit.stages.distributed.preemption import stop_callback
+from labkit.stages.experimental.vllm_generation import vllm_options, write_rollouts
+from labkit.stages.grpo_steps import WINDOW, Sampled, judge, may_stop, paid_terms, recorded_figures, step_figures
 from labkit.stages.rollouts import Rollout, RolloutStore
 from labkit.stages.sharding import keep_vision_whole, require_same_sharing, require_sharding
 from labkit.stages.start import frozen_copy, require_start, restored, stage_seed
-from labkit.stages.steps import WINDOW, Sampled, judge, may_stop, paid_terms, recorded_figures, step_figures
-from labkit.stopping import stop_callback
-from labkit.workers import gathered, place, wait
 
 LOGGED = ("loss", "entropy", "kl", "grad_norm", "learning_rate", "step_time")
 """What a step's history takes over from TRL's log."""
@@ -119,8 +119,8 @@ def train_grpo(
 
     The stage enters the random numbers: `grpo` and `grpo_final` of one seed ask other queries, and sample other chains.
 
-    Several workers (`labkit.workers`) call it together. Each samples and learns from whole groups, `prompts_per_step` / workers of
-    them; rank 0 writes what all have sampled. The weights do not depend on how many they are.
+    Several workers (`labkit.stages.distributed.launch`) call it together. Each samples and learns from whole groups,
+    `prompts_per_step` / workers of them; rank 0 writes what all have sampled. The weights do not depend on how many they are.
 
     Raises:
         LabError: fewer moments than a step asks for, a step cannot be divided into the passes of all processes, one process
@@ -165,8 +165,15 @@ def train_grpo(
     )
     arguments = GRPOConfig(
         **training_arguments(
-            policy, folder, seed=seed, steps=steps, learning_rate=settings.learning_rate, warmup_steps=settings.warmup_steps,
-            min_lr_rate=0.1, save_steps=settings.save_steps, gradient_checkpointing=settings.gradient_checkpointing,
+            policy,
+            folder,
+            seed=seed,
+            steps=steps,
+            learning_rate=settings.learning_rate,
+            warmup_steps=settings.warmup_steps,
+            min_lr_rate=0.1,
+            save_steps=settings.save_steps,
+            gradient_checkpointing=settings.gradient_checkpointing,
             sharding=settings.sharding,
         ),
         **OBJECTIVE,

@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from labkit.errors import LabError
-from labkit.launchers import single_process
 from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy, old_names
-from labkit.policy.packed import pack
-from labkit.policy.sources import expect
+from labkit.policy.packed_logprobs import pack
+from labkit.policy.prompt_source import expect
 from labkit.stages.arguments import training_arguments
 from labkit.stages.checkpoints import end_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
+from labkit.stages.distributed.launch import place
+from labkit.stages.distributed.launcher_variables import single_process
+from labkit.stages.distributed.preemption import stop_callback
 from labkit.stages.sharding import keep_vision_whole, require_same_sharing, require_sharding
 from labkit.stages.start import require_start, restored, stage_seed
-from labkit.stopping import stop_callback
-from labkit.workers import place
 
 
 class Trace(NamedTuple):
@@ -111,8 +111,15 @@ def train_sft(
         order = by_clip(order, [clips[trace.qid] for trace in traces])
     arguments = SFTConfig(
         **training_arguments(
-            policy, folder, seed=seed, steps=steps, learning_rate=settings.learning_rate, warmup_steps=settings.warmup_steps,
-            min_lr_rate=0.05, save_steps=settings.save_steps, gradient_checkpointing=settings.gradient_checkpointing,
+            policy,
+            folder,
+            seed=seed,
+            steps=steps,
+            learning_rate=settings.learning_rate,
+            warmup_steps=settings.warmup_steps,
+            min_lr_rate=0.05,
+            save_steps=settings.save_steps,
+            gradient_checkpointing=settings.gradient_checkpointing,
             sharding=settings.sharding,
         ),
         per_device_train_batch_size=batch // world,

@@ -13,7 +13,7 @@ from typing import Any
 
 from labkit.errors import LabError
 from labkit.policy.model import Policy
-from labkit.workers import place
+from labkit.stages.distributed.launch import place
 
 
 def sharing(policy: Policy, sharding: str) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from typing import Any
 from labkit.errors import LabError
 from labkit.files import replacing
 from labkit.policy.model import Policy
-from labkit.stages.answers import weights_digest
-from labkit.workers import place
+from labkit.stages.distributed.launch import place
+from labkit.stages.provenance import weights_digest
 
 START = "start.json"
 """What a stage began from and, once it has ended, with which weights it did; beside its checkpoints."""
@@ -145,7 +145,9 @@ def require_start(policy: Policy, folder: Path, **facts: Any) -> None:
         )
     if differing:
         what = "; ".join(f"{name}: there {there[name]}, here {here[name]}" for name in differing)
-        raise LabError(f"'{folder}' began with other {what}; put it back, or remove the folder to start the stage over")
+        raise LabError(
+            f"'{folder}' began with other {what}; put it back, or remove the folder to start the stage over"
+        )
     if place().rank == 0 and there != here | there:
         _write(folder, here | there)
 

@@ -1,14 +1,14 @@
 """How records are looked at: figures of training, of stages and of single chains. Views read records, never train."""
 
-from labkit.views.answers import answer_places, before_after, lengths
-from labkit.views.curves import blindness, harvest_funnel, sft_loss, stage_comparison, training_curves
-from labkit.views.display import setup, show
-from labkit.views.failures import atlas
-from labkit.views.figures import funnel, iou_by_step, r1_curves
-from labkit.views.frames import Film, film
-from labkit.views.scoreboard import scoreboard, under_rules
-from labkit.views.strips import chain_picture, gallery, through_stages
-from labkit.views.words import true_words
+from labkit.views.figures.answers import answer_places, before_after, lengths
+from labkit.views.figures.chain_strip import chain_picture, gallery, through_stages
+from labkit.views.figures.chains import funnel, iou_by_step, r1_curves
+from labkit.views.figures.failures import atlas
+from labkit.views.figures.frames import Film, film
+from labkit.views.figures.renderer import setup, show
+from labkit.views.figures.scoreboard import scoreboard, under_rules
+from labkit.views.figures.training import blindness, harvest_funnel, sft_loss, stage_comparison, training_curves
+from labkit.views.figures.words import true_words
 
 __all__ = [
     "Film",

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from labkit.chain.rewards import RewardSpec
 from labkit.data.moments import Moment
-from labkit.views.dials import dials_figure, dials_svg
-from labkit.views.style import count
+from labkit.views.figures.style import count
+from labkit.views.monitor_panels import dials_figure, dials_svg
 
 if TYPE_CHECKING:
     from labkit.stages.rollouts import RolloutStore
-    from labkit.views.explorer import ChainExplorer
+    from labkit.views.explorer.widget import ChainExplorer
 
 SHARE = 0.015
 """Of the time gone by, the most that is drawn in."""
@@ -60,7 +60,7 @@ class Monitor:
         """What each took last, or at first a guess, in seconds."""
         self.shown = _in_notebook()
         if self.shown:
-            from labkit.views.explorer import explore
+            from labkit.views.explorer.widget import explore
 
             # Both have their places now, above all that is printed while the stage runs.
             self._dials = _place(f"{stage}: waiting for the first step")
@@ -120,7 +120,7 @@ class Monitor:
     def _show_end(self) -> None:
         import plotly.io as pio
 
-        from labkit.views.display import setup
+        from labkit.views.figures.renderer import setup
 
         setup()
         figure = dials_figure(f"{self.stage}, {count(len(self.rows), 'step')}", self.rows, self.why)
@@ -146,7 +146,7 @@ def _place(text: str) -> Any:
 
 def _bundle(explorer: ChainExplorer, poster: bool) -> dict[str, Any]:
     """What a notebook shows of a widget, as a display takes it; the poster takes as long as a step."""
-    from labkit.views.explorer import ChainExplorer
+    from labkit.views.explorer.widget import ChainExplorer
 
     bundle: Any = explorer._repr_mimebundle_() if poster else super(ChainExplorer, explorer)._repr_mimebundle_()
     data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})

@@ -17,7 +17,7 @@ pytestmark = [
 ]
 CELL = """
 from IPython.display import Markdown, display
-from labkit.conclusions import Claim, Conclusion
+from labkit.views.conclusions import Claim, Conclusion
 display(Markdown("- plain: R1@0.7 rose"), Conclusion([Claim("R1@0.7 rose", True, "R1@0.5 by *4.4* <b>points</b>")]))
 """
 

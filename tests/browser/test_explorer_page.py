@@ -20,9 +20,9 @@ from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.scoring.predictions import PredictedRow
 from labkit.stages.rollouts import Rollout
-from labkit.views.explorer import explore, scrub
-from labkit.views.records import Row
-from labkit.views.widget import module, page
+from labkit.views.explorer.packing import Row
+from labkit.views.explorer.page import module, page
+from labkit.views.explorer.widget import explore, scrub
 from tests.browser.attacks import PAYLOADS
 from tests.browser.conftest import CHROMIUM
 from tests.browser.sights import drag_to_twenty_places, frame_shown
@@ -529,7 +529,7 @@ def test_the_axis_of_a_long_group_stays_in_sight(look: Callable[..., Sight], mom
 def test_a_page_says_which_chains_did_not_travel_and_counts_all(
     look: Callable[..., Sight], moments: list[Moment], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("labkit.views.travel.MOST_CHAINS", 8)
+    monkeypatch.setattr("labkit.views.explorer.travel.MOST_CHAINS", 8)
     widget = explore([rollout("q0", step, k, NARROW) for step in range(1, 11) for k in range(4)], moments)
     widget.selected = 39
     sight = look(page(widget))

@@ -10,8 +10,8 @@ from typing import Any
 import nbformat
 import pytest
 
-from labkit.notebooks import execute
 from labkit.params import read_params
+from labkit.runs.notebooks import execute
 from tests.browser.conftest import CHROMIUM, ROOT
 
 pytestmark = [

@@ -27,9 +27,10 @@ from labkit.chain.rewards import RewardSpec, score_chain
 from labkit.chain.spans import Span
 from labkit.data.moments import read_moments
 from labkit.stages.rollouts import Rollout, RolloutStore
-from labkit.views import display, monitor as views
+from labkit.views.figures import renderer
+from labkit.views import monitor as views
 
-display._browser_draws = lambda: False  # pictures for static viewers are another test's
+renderer._browser_draws = lambda: False  # pictures for static viewers are another test's
 views.SHARE, views.EVERY = 1e9, 0.0  # whoever steps by hand waits for every drawing
 asked = read_moments("moments.jsonl")
 store, history = RolloutStore("watched"), []

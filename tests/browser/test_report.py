@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.views.test_front import notebooks as a_run
+from tests.views.test_front import scored
 
 from labkit.chain.anchors import parse, render
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.stages.rollouts import Rollout
-from labkit.views import markup
-from labkit.views.cells import read_chapter
-from labkit.views.pages import page
-from labkit.views.report import write_report
+from labkit.views.report import sanitize
+from labkit.views.report.html_page import page
+from labkit.views.report.notebook_html import read_chapter
+from labkit.views.report.report import write_report
 from tests.browser.conftest import CHROMIUM
 from tests.browser.sights import drag_to_twenty_places
 from tests.data.films import CONSTANT, film
 from tests.executed import PNG, code, failure, figure, notebook, output, run, saved, stream, words
-from tests.views.test_front import notebooks as a_run
-from tests.views.test_front import scored
 
 pytestmark = [
     pytest.mark.skipif(not CHROMIUM, reason="no chromium to look with: install it, or name it in $CHROMIUM"),
@@ -132,7 +132,7 @@ def moment(tmp_path_factory: pytest.TempPathFactory) -> Moment:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, moment: Moment) -> Path:
     """A run of two notebooks with all that a report can hold."""
-    from labkit.views.explorer import explore, scrub
+    from labkit.views.explorer.widget import explore, scrub
 
     text = render([Span(0, 8), Span(1, 5)], Span(2, 4), ["all of it", "closer", "so"])
     explorer, scrubber = explore([rollout("q0", text)], [moment]), scrub(moment.video, {"truth": (2, 4)})
@@ -207,7 +207,8 @@ def test_the_first_page_shows_score_and_picture_first_and_fits_its_window(
     sight = look(write_report(folder)[-1], width, scheme)
     sight.page.wait_for_selector("#s-front .plot .main-svg", timeout=20_000)
     tops = [
-        sight.page.locator(name).first.bounding_box()["y"] for name in (".tiles", "#s-front .plot", ".conclusions", ".facts")
+        sight.page.locator(name).first.bounding_box()["y"]
+        for name in (".tiles", "#s-front .plot", ".conclusions", ".facts")
     ]
     assert tops == sorted(tops) and tops[1] < 900, "score and picture stand on the first screen"
     assert "✓" in sight.page.evaluate("getComputedStyle(document.querySelector('li.yes'), '::before').content")
@@ -278,7 +279,7 @@ def test_a_figure_that_fails_leaves_its_picture(look: Callable[..., Sight], tmp_
 
 def hostile(moment: Moment) -> Any:
     """A notebook in which every text that somebody else may have written attacks the page."""
-    from labkit.views.explorer import explore
+    from labkit.views.explorer.widget import explore
 
     moments, rollouts = [], []
     for k, payload in enumerate(PAYLOADS):
@@ -343,7 +344,7 @@ def test_fifty_attacks_in_every_place_run_nothing(
 def test_even_markup_that_slipped_through_could_do_nothing(
     look: Callable[..., Sight], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(markup, "sanitised", lambda given: given)
+    monkeypatch.setattr(sanitize, "sanitised", lambda given: given)
     cells = [code("x", output(text_html=payload)) for payload in PAYLOADS if "refresh" not in payload]
     file = tmp_path / "open.html"
     file.write_text(page("open", [read_chapter(notebook(*cells), "n")]), encoding="utf-8")

@@ -19,8 +19,8 @@ from labkit.chain.anchors import parse, render
 from labkit.chain.rewards import TERMS, WORST, Ledger, RewardSpec, score_chain, timer1_iou
 from labkit.chain.spans import Span, iou, soft_iou
 from labkit.chain.steps import FULL_GAIN, copies, is_copy, is_step
-from labkit.concerns import RewardParams
 from labkit.errors import LabError
+from labkit.param_fields import RewardParams
 from labkit.params import DEFAULTS
 
 TRUTH, DURATION = Span(10, 20), 60.0

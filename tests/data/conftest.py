@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit.data import answerers
+from labkit.data.video import worker_process
 from tests.data.films import CONSTANT, VARIABLE, Encoding, encodings, film, remux
 
 
@@ -33,4 +33,4 @@ def encoded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Encoding]:
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Videos are decoded here, where a test can replace the decoders."""
-    monkeypatch.setattr(answerers, "answering", lambda: True)
+    monkeypatch.setattr(worker_process, "answering", lambda: True)

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 
 from labkit.chain.spans import Span
-from labkit.data import decoders
-from labkit.data.checkups import check_videos
 from labkit.data.moments import Moment
-from labkit.data.video import FrameCache, Frames, probe, read_frames
-from labkit.doctor.inspection import video_findings
+from labkit.data.video import decoders
+from labkit.data.video.frames import FrameCache, Frames, probe, read_frames
+from labkit.data.video.probe import check_videos
+from labkit.doctor.dataset import video_findings
 from labkit.errors import LabError
 from labkit.policy.inputs import Sampling
 from labkit.policy.model import Policy, load_policy
-from labkit.policy.sources import PromptSource
-from labkit.views.explorer import scrub
-from labkit.views.sprites import SheetCache
+from labkit.policy.prompt_source import PromptSource
+from labkit.views.explorer.sprites import SheetCache
+from labkit.views.explorer.widget import scrub
 from tests.data.films import CONSTANT, Encoding, av1_encoder, expected, film, number_of, numbers, turned_midway
 
 NAMES = [

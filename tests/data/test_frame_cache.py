@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from labkit.data import decode_worker
-from labkit.data.video import FrameCache, Frames, probe, read_frames, resize
+from labkit.data.video import decode_worker
+from labkit.data.video.frames import FrameCache, Frames, probe, read_frames, resize
 from labkit.errors import LabError
 from tests.data.films import CONSTANT, film, numbers
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from labkit.data import decoders
-from labkit.data.video import FrameCache, probe, read_frames, sample_times
+from labkit.data.video import decoders
+from labkit.data.video.frames import FrameCache, probe, read_frames, sample_times
 
 REAL = Path(__file__).resolve().parents[2] / ".." / "shared" / "real"
 VIDEO = REAL / "videos" / "OHOFG.mp4"

@@ -9,8 +9,8 @@ import torch
 
 from labkit.chain.anchors import parse
 from labkit.cli import main
-from labkit.data.video import FrameCache
-from labkit.doctor.estimates import read_shape
+from labkit.data.video.frames import FrameCache
+from labkit.doctor.workload import read_shape
 from labkit.policy import inputs
 from labkit.policy.families import FAMILIES, PLACEHOLDER, VIDEO_PAD
 from labkit.policy.generate import generate
@@ -24,7 +24,7 @@ from labkit.policy.inputs import (
     with_completion,
 )
 from labkit.policy.model import Policy, _with_lora, load_policy, old_names, save_policy
-from labkit.policy.packed import pack
+from labkit.policy.packed_logprobs import pack
 from labkit.stages.checkpoints import load_weights
 from tests import tiny
 

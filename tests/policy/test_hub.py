@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
+from labkit.embedded.model import WEIGHTS
 from labkit.errors import LabError
 from labkit.params import Params
-from labkit.policy.embedded import WEIGHTS
 from labkit.policy.hub import cached_folder, missing_weights, require_model
 from labkit.policy.model import load_policy
-from labkit.runs import check_inputs
+from labkit.runs.run import check_inputs
 
 NAME = "somebody/some-model"
 

@@ -4,8 +4,8 @@ import torch
 
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
-from labkit.data.video import FrameCache
-from labkit.data.world import write_world
+from labkit.data.video.frames import FrameCache
+from labkit.embedded.world import write_world
 from labkit.errors import LabError
 from labkit.policy.families import FAMILIES
 from labkit.policy.inputs import (
@@ -18,8 +18,8 @@ from labkit.policy.inputs import (
     with_completion,
 )
 from labkit.policy.model import load_policy
+from labkit.policy.prompt_source import PromptSource
 from labkit.policy.prompts import TEMPLATES, messages
-from labkit.policy.sources import PromptSource
 
 SIDE = 56 * 56
 QWEN = FAMILIES["qwen2_5_vl"]

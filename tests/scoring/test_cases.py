@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from labkit.chain.anchors import parse
-from labkit.chain.rules import RULES
 from labkit.data.benchmarks import load_moments
 from labkit.errors import LabError
 from labkit.scoring.predictions import read_predictions
+from labkit.scoring.reading_rules import RULES
 from labkit.scoring.scores import score, score_text
-from labkit.views import records as packing
+from labkit.views.explorer import packing as packing
 
 CASES = Path(__file__).resolve().parents[2] / ".." / "shared" / "cases" / "predictions"
 pytestmark = pytest.mark.skipif(

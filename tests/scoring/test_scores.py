@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 
 from labkit.chain.anchors import parse, render
-from labkit.chain.answering import answering_figures
-from labkit.chain.intervals import mean_interval
 from labkit.chain.metrics import chain_figures
-from labkit.chain.rules import RULES
+from labkit.chain.question_answering import answering_figures
 from labkit.chain.spans import Span
 from labkit.data.benchmarks import load_moments
 from labkit.data.moments import Moment, write_moments
 from labkit.errors import LabError
+from labkit.scoring.bootstrap import mean_interval
 from labkit.scoring.cards import rules_card, rules_card_html
 from labkit.scoring.contrasts import disagreements
 from labkit.scoring.predictions import PredictedRow, Predictions, as_predictions, write_predictions
+from labkit.scoring.reading_rules import RULES
 from labkit.scoring.scores import compare, score, score_text, under_every_rule
 
 REAL = Path(__file__).resolve().parents[2] / ".." / "shared" / "real"

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from labkit.data.moments import read_moments
-from labkit.data.world import write_world
+from labkit.embedded.world import write_world
 from labkit.policy.model import load_policy
 from tests.stages import small
 

@@ -18,8 +18,8 @@ import torch
 
 from labkit.data.moments import read_moments
 from labkit.policy.model import load_policy
-from labkit.worker import joined
-from labkit.workers import place
+from labkit.runs.worker import joined
+from labkit.stages.distributed.launch import place
 from tests.stages import small
 
 

@@ -15,10 +15,10 @@ from labkit.chain.anchors import render
 from labkit.chain.rewards import RewardSpec
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
-from labkit.data.video import FrameCache
+from labkit.data.video.frames import FrameCache
 from labkit.policy.inputs import Prompt, Sampling, vision_kwargs, with_completion
 from labkit.policy.model import Policy
-from labkit.policy.sources import PromptSource
+from labkit.policy.prompt_source import PromptSource
 from labkit.stages import grpo, sft
 
 ROOT = Path(__file__).parents[2]

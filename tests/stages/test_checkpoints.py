@@ -10,9 +10,9 @@ from labkit.errors import LabError
 from labkit.policy.model import load_policy
 from labkit.stages import checkpoints
 from labkit.stages.checkpoints import COMPLETE, load_weights, newest_checkpoint, shuffled_order
+from labkit.stages.grpo_steps import WINDOW
 from labkit.stages.rollouts import RolloutStore
 from labkit.stages.sharding import require_same_sharing
-from labkit.stages.steps import WINDOW
 from tests.stages import small
 from tests.stages.small import distance, weights
 

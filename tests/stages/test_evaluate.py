@@ -10,8 +10,8 @@ from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.policy.generate import generate
 from labkit.stages import evaluate as module
-from labkit.stages.answers import AnswerStore, weights_digest
 from labkit.stages.evaluate import evaluate, in_asking_order, read_evaluation
+from labkit.stages.provenance import AnswerStore, weights_digest
 
 SHORT = {"max_new_tokens": 8, "batch_size": 4}
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from labkit.data.video import FrameCache
+from labkit.data.video.frames import FrameCache
 from labkit.policy.inputs import Prompt, Sampling
-from labkit.policy.sources import PromptSource
-from labkit.stages.distill import sample_traces
+from labkit.policy.prompt_source import PromptSource
 from labkit.stages.evaluate import evaluate
+from labkit.stages.harvest import sample_traces
 from labkit.stages.rollouts import RolloutStore
 from tests.stages import small
 

@@ -9,10 +9,11 @@ from labkit.chain.rewards import TERMS, score_chain
 from labkit.errors import LabError
 from labkit.policy.generate import generate
 from labkit.policy.model import load_policy
-from labkit.stages import engines, grpo, steps
+from labkit.stages import grpo, grpo_steps
+from labkit.stages.experimental import vllm_generation
+from labkit.stages.grpo_steps import judge, may_stop, step_figures
 from labkit.stages.rollouts import RolloutStore
 from labkit.stages.start import stage_seed
-from labkit.stages.steps import judge, may_stop, step_figures
 from tests.stages import small
 from tests.stages.small import distance, farthest, plain_log_probs, weights
 
@@ -46,12 +47,12 @@ def same_completions(monkeypatch):
     def recorded(policy, prompts, num, *, seed, **options):
         return made.setdefault(seed, generate(policy, prompts, num, seed=seed, **options))
 
-    monkeypatch.setattr(engines, "generate", recorded)
+    monkeypatch.setattr(vllm_generation, "generate", recorded)
     return made
 
 
 def by_hand(policy, source, moments, rollouts, settings):
-    """GRPO from its definition, one sample a pass: weights after the steps, and the advantages of each."""
+    """GRPO from its definition, one sample a pass: weights after the grpo_steps, and the advantages of each."""
     asked = {moment.qid: moment for moment in moments}
     reference = load_policy("embedded", device="cpu").model
     model, group = policy.model, settings.group_size
@@ -82,7 +83,9 @@ def by_hand(policy, source, moments, rollouts, settings):
                 with torch.no_grad():
                     apart = plain_log_probs(reference, source[qid], ids) - log_probs
                 apart = apart + log_probs.detach() - log_probs
-                loss = loss + settings.beta * (apart.exp() - apart - 1)  # not weighted by the ratio, which has a gradient
+                loss = loss + settings.beta * (
+                    apart.exp() - apart - 1
+                )  # not weighted by the ratio, which has a gradient
             (loss.sum() / tokens).backward()  # the mean over all tokens of the step
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         cosine = 0.5 * (1 + math.cos(math.pi * step / (settings.steps - 1)))  # one step of warm-up, which has it whole
@@ -224,7 +227,7 @@ def test_an_error_in_a_reward_ends_training(policy, source, moments, tmp_path, m
     def broken(*_):
         raise ZeroDivisionError("the reward divides by the length of the video")
 
-    monkeypatch.setattr(steps, "score_chain", broken)
+    monkeypatch.setattr(grpo_steps, "score_chain", broken)
     with pytest.raises(ZeroDivisionError, match="length of the video"):
         small.train_grpo(policy, source, moments, tmp_path / "run", steps=1)
     assert not (tmp_path / "run" / "final").exists()

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from labkit.launchers import LAUNCHERS, single_process
 from labkit.policy.model import load_policy
+from labkit.stages.distributed.launcher_variables import LAUNCHERS, single_process
 from tests.stages import small
 
 SETS = [
@@ -84,7 +84,7 @@ def test_a_worker_keeps_its_numbers(monkeypatch, tmp_path):
 
 
 def test_the_doctor_names_the_variables(monkeypatch):
-    from labkit.doctor.surroundings import launcher_findings
+    from labkit.doctor.environment import launcher_findings
 
     for patterns in LAUNCHERS.values():
         for pattern in patterns:

@@ -7,16 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit.chain.anchors import parse, render
-from labkit.chain.answering import answering_figures
+from labkit.chain.question_answering import answering_figures
 from labkit.chain.rewards import TERMS, RewardSpec
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
-from labkit.data.world import write_world
+from labkit.embedded.world import write_world
 from labkit.policy.model import load_policy
-from labkit.stages.distill import sample_traces
 from labkit.stages.evaluate import evaluate
+from labkit.stages.grpo_steps import judge, paid_terms, recorded_figures, step_figures
+from labkit.stages.harvest import sample_traces
 from labkit.stages.rollouts import RolloutStore
-from labkit.stages.steps import judge, paid_terms, recorded_figures, step_figures
 from tests.stages import small
 
 TRUTH = Span(10.0, 20.0)

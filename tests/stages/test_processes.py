@@ -14,9 +14,9 @@ import torch
 from labkit.errors import LabError
 from labkit.policy.model import load_policy
 from labkit.stages.checkpoints import COMPLETE
+from labkit.stages.distributed.launch import WorkerError, launch
 from labkit.stages.grpo import prompts_of_a_pass
 from labkit.stages.rollouts import RolloutStore
-from labkit.workers import WorkerError, launch
 from tests.stages import small
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]  # one setting up serves all

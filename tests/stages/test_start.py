@@ -13,8 +13,9 @@ from trl.trainer.utils import add_fused_lm_head
 from labkit.errors import LabError
 from labkit.policy.generate import generate
 from labkit.policy.model import load_policy
-from labkit.stages import engines, grpo
+from labkit.stages import grpo
 from labkit.stages.checkpoints import read_result
+from labkit.stages.experimental import vllm_generation
 from labkit.stages.rollouts import RolloutStore
 from labkit.stages.start import START, _parts, frozen_copy, require_final, require_start, restored, stage_seed
 from tests.stages import small
@@ -168,7 +169,9 @@ def test_each_stage_and_seed_has_random_numbers_of_its_own():
 def test_stage_3_asks_other_queries_than_stage_1_and_draws_other_numbers(source, moments, tmp_path, monkeypatch):
     asked, seeds = {}, []
     monkeypatch.setattr(
-        engines, "generate", lambda *args, seed, **options: seeds.append(seed) or generate(*args, seed=seed, **options)
+        vllm_generation,
+        "generate",
+        lambda *args, seed, **options: seeds.append(seed) or generate(*args, seed=seed, **options),
     )
     for stage in ("grpo", "grpo_final"):
         settings = small.grpo_settings(steps=3, max_new_tokens=4, prompts_per_pass=0)

@@ -9,7 +9,7 @@ import torch
 from labkit.errors import Stopped
 from labkit.policy.model import load_policy
 from labkit.stages.checkpoints import COMPLETE
-from labkit.stopping import asked, stoppable
+from labkit.stages.distributed.preemption import asked, stoppable
 from tests.stages import small
 from tests.stages.small import distance, weights
 

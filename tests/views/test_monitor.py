@@ -21,8 +21,8 @@ from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.stages.rollouts import Rollout, RolloutStore
 from labkit.views import monitor as views
-from labkit.views.dials import DIALS, dials_figure, dials_svg
 from labkit.views.monitor import EVERY, SHARE, Monitor
+from labkit.views.monitor_panels import DIALS, dials_figure, dials_svg
 from tests.data.films import CONSTANT, film
 
 PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
@@ -81,7 +81,7 @@ def places(monkeypatch: pytest.MonkeyPatch) -> list[Place]:
     made: list[Place] = []
     monkeypatch.setattr(views, "_in_notebook", lambda: True)
     monkeypatch.setattr(views, "_place", lambda text: made.append(Place(text)) or made[-1])
-    monkeypatch.setattr("labkit.views.display._browser_draws", lambda: False)
+    monkeypatch.setattr("labkit.views.figures.renderer._browser_draws", lambda: False)
     return made
 
 
@@ -168,7 +168,9 @@ def test_a_stage_that_had_ended_shows_its_last_state_at_once(
     assert places[0].shown[-1]["text/plain"].startswith("grpo, 7 steps") and listed(monitor) == [7]
 
 
-def test_a_stage_that_stopped_by_condition_says_so_at_its_end(watch: Callable[[], Monitor], places: list[Place]) -> None:
+def test_a_stage_that_stopped_by_condition_says_so_at_its_end(
+    watch: Callable[[], Monitor], places: list[Place]
+) -> None:
     watch().end([row(1), row(2)], "stopped by condition: anchors are the rule")
     assert "grpo, 2 steps. Stopped by condition: anchors are the rule." in places[0].shown[-1]["text/plain"]
 

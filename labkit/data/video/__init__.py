@@ -1,0 +1,1 @@
+"""Videos: frames at true seconds, read by decord or PyAV in processes that may be lost, decoded once."""

@@ -1,0 +1,215 @@
+"""The doctor: what would keep a run from going well, and what it will cost, told before it begins.
+
+Nothing is trained or downloaded. All that is written is `checkups.json` in the outputs folder: what became known of each video.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from labkit.data.moments import Moment
+from labkit.data.video.probe import Checkup
+from labkit.doctor.dataset import SPLITS, Inspection, Vision, clip_cost, inspect_folder
+from labkit.doctor.environment import (
+    Model,
+    busy_findings,
+    find_machine,
+    find_model,
+    launcher_findings,
+    machine_findings,
+    machine_table,
+    package_findings,
+    requirements,
+)
+from labkit.doctor.report import Finding, Report
+from labkit.doctor.resources import add_costs, existing
+from labkit.doctor.workload import Load
+from labkit.errors import LabError
+from labkit.files import project_root, under
+from labkit.params import Params, read_params
+from labkit.progress import Progress
+from labkit.runs.run import differing, notebooks_of, read_manifest
+
+# Clips of the embedded world and questions whose lengths are looked at; the others are like them.
+_SAMPLE = 400
+
+
+def examine(params: Params, *, quick: bool = False, on_video: Callable[[int, int], None] | None = None) -> Report:
+    """Look at everything that a run of `params` will need.
+
+    Args:
+        params: of the run.
+        quick: look for videos without opening them, and measure nothing, so that no hours are told.
+        on_video: hears (done, all) after each video that had to be opened.
+    """
+    root = project_root()
+    report = Report(f"doctor: run '{params.run}'" + (", quick" if quick else ""))
+    python, packages = requirements()
+    report.findings += package_findings(python, packages)
+    machine = find_machine(params.device)
+    report.tables.append(machine_table(machine, packages, report.findings))
+    report.findings += launcher_findings() + machine_findings(machine, params) + _run_findings(params, root)
+    model, findings = find_model(params.model, root)
+    report.findings += findings
+    harvester = None
+    if params.harvester:
+        harvester, findings = find_model(params.harvester, root)
+        report.findings += [each._replace(kind="harvester") for each in findings]
+    vision = Vision(model.shape.patch, model.shape.merge, model.shape.temporal) if model else Vision()
+    found = _inspect(params, root, vision, quick, on_video)
+    report.findings += found.findings
+    report.tables.append(found.table())
+    report.data["videos"] = {path: _as_dict(checkup) for path, checkup in found.videos.items()}
+    known = model and (harvester or not params.harvester)
+    if model and known and all(found.clips.get(split) for split in ("train", "test")):
+        # A base that comes with adapters trains those, whatever `lora_rank` says.
+        params = replace(params, lora_rank=model.lora_rank or params.lora_rank)
+        load, findings = _load(params, model, found)
+        report.findings += findings
+        if load:
+            if not quick:
+                report.findings += busy_findings(machine)
+            add_costs(report, params, [model, harvester] if harvester else [model], load, found, machine, root, quick)
+    return report
+
+
+def run_doctor(
+    path: str | Path, overrides: Mapping[str, Any], say: Callable[[str], None], *, quick: bool = False,
+    as_json: bool = False,
+) -> int:  # fmt: skip
+    """Examine a params file for the command line, and return the exit code: 1 when a run would fail.
+
+    Raises LabError when the parameters themselves are bad.
+    """
+    begin = time.monotonic()
+    report = examine(read_params(path, overrides), quick=quick, on_video=None if as_json else _tell())
+    report.data["seconds"] = round(time.monotonic() - begin, 1)
+    say(json.dumps(report.as_dict(), indent=1, ensure_ascii=False) if as_json else str(report))
+    return report.exit_code
+
+
+def _tell() -> Callable[[int, int], None]:
+    """A listener that says how many videos have been opened; nothing when all are known already."""
+    told: list[Progress] = []
+
+    def tell(done: int, total: int) -> None:
+        if not told:
+            told.append(Progress("videos opened", total))
+        told[0](done)
+
+    return tell
+
+
+def _run_findings(params: Params, root: Path) -> list[Finding]:
+    """What opening the run would say: its template, its directory, and the runs that it is compared with."""
+    from labkit.policy.prompts import TEMPLATES
+
+    found = []
+    if params.prompt not in TEMPLATES:
+        step = f"choose one of {', '.join(TEMPLATES)}"
+        found.append(Finding("error", "prompt", f"prompt = {params.prompt}", "is not a template", step))
+    try:
+        notebooks_of(root)
+    except LabError as error:
+        found.append(Finding("error", "notebooks", "notebooks:", str(error)))
+    for other in params.compare:
+        try:
+            read_manifest(under(root, other))
+        except LabError as error:
+            found.append(Finding("error", "compare", "compare:", str(error)))
+    folder = under(root, params.outputs) / params.run
+    if (folder / "manifest.json").exists():
+        if names := differing(folder / "params.yaml", params):
+            message = f"is a run of other parameters ({', '.join(names)})"
+            found.append(
+                Finding("error", "run", f"folder {folder}", message, "choose another `run` name, or delete it")
+            )
+    elif folder.is_dir() and any(not name.startswith(".") and name != "params.yaml" for name in os.listdir(folder)):
+        found.append(
+            Finding("error", "run", f"folder {folder}", "is not empty and no run", "choose another `run` name")
+        )
+    if not os.access(existing(folder), os.W_OK):
+        found.append(Finding("error", "run", f"folder {existing(folder)}", "may not be written to", "set `outputs`"))
+    return found
+
+
+def _inspect(
+    params: Params, root: Path, vision: Vision, quick: bool, on_video: Callable[[int, int], None] | None
+) -> Inspection:
+    if params.data == "world":
+        found = _inspect_world(params, vision)
+    else:
+        folder = under(root, params.data)
+        if not folder.is_dir():
+            step = "give `world` or a folder with train.jsonl, validation.jsonl and test.jsonl"
+            return Inspection(findings=[Finding("error", "data", f"data = {params.data}", "is not a folder", step)])
+        cache = under(root, params.outputs) / "checkups.json"
+        found = inspect_folder(folder, params, vision, quick=quick, cache=cache, on_video=on_video)
+    if 0 < found.queries.get("train", 0) < params.prompts_per_step:
+        message = f"but the training split has {found.queries['train']} usable queries"
+        step = "lower it or give more data"
+        subject = f"prompts_per_step = {params.prompts_per_step}"
+        found.findings.append(Finding("error", "training split", subject, message, step))
+    return found
+
+
+def _inspect_world(params: Params, vision: Vision) -> Inspection:
+    """The embedded world without writing it: its scenes follow from their numbers."""
+    from labkit.embedded.world import SECONDS, SIDE, make_scene, scene_moments, scene_seed
+
+    found, clip = Inspection(), Checkup("ok", width=SIDE, height=SIDE)
+    for split in SPLITS:
+        count = getattr(params, f"world_{split}")
+        scenes = [make_scene(scene_seed(split, k, params.world_seed)) for k in range(min(count, _SAMPLE))]
+        moments = [m for scene in scenes for m in scene_moments(scene, Path(f"/{split}.mp4"), params.task)]
+        limit = getattr(params, f"{split}_limit")
+        queries = round(len(moments) * count / len(scenes))
+        found.queries[split] = min(queries, limit or queries)
+        found.moments[split] = moments[: limit or None]
+        clips = -(-found.queries[split] * count // queries)
+        found.clips[split] = [clip_cost(float(SECONDS), clip, params, vision)] * clips
+    return found
+
+
+def _load(params: Params, model: Model, found: Inspection) -> tuple[Load | None, list[Finding]]:
+    """What the data ask of the model, and whether its questions fit it."""
+    clips = found.clips["train"] + found.clips["test"]
+    try:
+        texts = [
+            _text_tokens(model.tokenizer, moment, params.prompt)
+            for split in ("train", "test")
+            for moment in found.moments[split][:_SAMPLE]
+        ]
+    except LabError as error:
+        return None, [Finding("error", "prompt", "prompt:", str(error))]
+    load = Load(
+        train=found.queries["train"], test=found.queries["test"], train_clips=len(found.clips["train"]),
+        test_clips=len(found.clips["test"]), prompt_tokens=fmean(clip.tokens for clip in clips) + fmean(texts),
+        longest_prompt=max(clip.tokens for clip in clips) + max(texts), video_tokens=fmean(clip.tokens for clip in clips),
+        frame_bytes=fmean(clip.frames * clip.size[0] * clip.size[1] * 3 for clip in clips),
+    )  # fmt: skip
+    longest, context = load.longest_prompt + params.max_new_tokens, model.shape.context
+    if longest <= context:
+        return load, []
+    message = f"is the length of the longest prompt and its chain; the model was made for {context:,} tokens"
+    step = "lower max_frames, max_pixels or max_new_tokens"
+    return load, [Finding("warning", "context", f"{longest:,} tokens", message, step)]
+
+
+def _text_tokens(tokenizer: Any, moment: Moment, template: str) -> int:
+    """Tokens of a prompt without its video."""
+    from labkit.policy.prompts import messages
+
+    text = tokenizer.apply_chat_template(messages(moment, template), tokenize=False, add_generation_prompt=True)
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"]) - 1
+
+
+def _as_dict(record: Any) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in record.__slots__}

@@ -1,0 +1,268 @@
+"""Inspection of a run's data: every row of the moments files, every video, and what the model will see of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from labkit.data import moments as rows
+from labkit.data.moments import BadField, Moment
+from labkit.data.video.frames import sample_times
+from labkit.data.video.probe import SET_BACK, Checkup, check_videos, look
+from labkit.data.video_index import SUFFIXES
+from labkit.doctor.report import Finding, Table
+from labkit.params import Params
+
+SPLITS = ("train", "validation", "test")
+# A video's last frame is shown for a while that containers round differently.
+_SLACK = 0.1
+# A video that goes on for longer than this after the annotation's end is probably another one.
+_SHARE_UNSEEN = 0.05
+_STEPS = {
+    "missing": ("is not there", "put the file there or correct 'video' in the moments file"),
+    "empty": ("is empty (0 bytes)", "copy or download it again"),
+    "unreadable rights": ("may not be read", "give it a read bit: chmod a+r"),
+    "not a video": ("is not a video", "replace the file, or convert it to H.264 mp4"),
+    "audio only": ("holds sound but no pictures", "download it again with its pictures"),
+    "truncated": ("is truncated", "copy or download it again"),
+    "hangs": ("hangs whoever opens it", "replace the file, or convert it to H.264 mp4"),
+    "crashed": ("kills the process that opens it", "replace the file, or convert it to H.264 mp4"),
+}
+_KINDS = {"missing": "missing video", "empty": "empty video", "truncated": "truncated video"}
+
+
+class Vision(NamedTuple):
+    """How a model cuts frames into tokens, in pixels, patches and frames; Qwen2.5-VL's numbers."""
+
+    patch: int = 14
+    merge: int = 2
+    temporal: int = 2
+
+
+class ClipCost(NamedTuple):
+    """What one clip costs the model."""
+
+    seconds: float
+    frames: int
+    fps: float
+    """Frames per second that the model sees: less than asked for where `max_frames` binds."""
+    size: tuple[int, int]
+    """Height and width at the model."""
+    tokens: int
+
+
+@dataclass
+class Inspection:
+    """The data as a run would meet them."""
+
+    moments: dict[str, list[Moment]] = field(default_factory=dict)
+    """Usable rows by split, after the limits."""
+    clips: dict[str, list[ClipCost]] = field(default_factory=dict)
+    """One for each clip of a split."""
+    queries: dict[str, int] = field(default_factory=dict)
+    videos: dict[str, Checkup] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+    def table(self) -> Table:
+        """The splits and what they cost."""
+        lines = []
+        for split, clips in self.clips.items():
+            if clips:
+                seconds, fps, frames, tokens = zip(
+                    *((c.seconds, c.fps, c.frames, c.tokens) for c in clips), strict=True
+                )
+                lines.append((
+                    split, f"{self.queries[split]:,}", f"{len(clips):,}", _range(seconds, "{:.1f}"), _range(fps, "{:.2f}"),
+                    _range(frames, "{:.0f}"), _range(tokens, "{:,.0f}"),
+                ))  # fmt: skip
+        head = ("split", "queries", "clips", "seconds", "frames/s seen", "frames", "video tokens")
+        return Table("data", head, lines, "a range runs from the least to the most, with the median between them")
+
+
+def inspect_folder(
+    folder: Path, params: Params, vision: Vision, *, quick: bool, cache: Path,
+    on_video: Callable[[int, int], None] | None = None,
+) -> Inspection:  # fmt: skip
+    """Read every row and open every video (with `quick`: look for every video) of a data folder."""
+    found = Inspection()
+    all_moments: list[Moment] = []
+    for split in SPLITS:
+        usable, findings = read_rows(folder / f"{split}.jsonl")
+        found.findings += findings
+        all_moments += usable
+        found.moments[split] = usable[: getattr(params, f"{split}_limit") or None]
+        found.queries[split] = len(found.moments[split])
+    paths = dict.fromkeys(moment.video for moment in all_moments)
+    if quick:
+        found.videos = {path: look(path) for path in paths}
+    else:
+        found.videos = check_videos(paths, cache=cache, on_video=on_video)
+    found.findings += video_findings(found.videos)
+    found.findings += same_names(list(paths))
+    found.findings += [each for moment in all_moments for each in label_findings(moment, found.videos[moment.video])]
+    for split, moments in found.moments.items():
+        clips = {(m.video, m.clip, m.duration): m for m in moments}
+        found.clips[split] = [clip_cost(m.duration, found.videos[m.video], params, vision) for m in clips.values()]
+    found.findings += _sparse(found, params)
+    return found
+
+
+def read_rows(path: Path) -> tuple[list[Moment], list[Finding]]:
+    """Usable rows of a moments file and every bad one, judged by the rules of `read_moments`, which stops at the first."""
+    kind, findings = "moments file", []
+    moments: list[Moment] = []
+    try:
+        for number, moment in rows.read_lines(path):
+            if isinstance(moment, BadField):
+                findings.append(Finding("error", "bad row", f"{path}, line {number}:", str(moment)))
+            else:
+                moments.append(moment)
+    except OSError as error:
+        step = "write it, or correct `data`"
+        message = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        return [], [Finding("error", kind, str(path), message, step)]
+    if not moments:
+        findings.append(Finding("error", kind, str(path), "holds no usable row", "write one JSON object a line"))
+    return moments, findings
+
+
+def video_findings(videos: dict[str, Checkup]) -> list[Finding]:
+    """What is to be said of each video by itself."""
+    found = []
+    for path, checkup in videos.items():
+        subject, notes = f"video {path}", "; ".join(checkup.notes)
+        if checkup.state in _STEPS:
+            message, step = _STEPS[checkup.state]
+            if checkup.state == "truncated" and checkup.readable:
+                message += f": {checkup.duration:.2f} s are left ({notes})"
+                found.append(Finding("warning", "truncated video", subject, message, step))
+            else:
+                message += f" ({notes})" if notes else ""
+                found.append(Finding("error", _KINDS.get(checkup.state, checkup.state), subject, message, step))
+        elif checkup.codec == "av1" or checkup.backend == "pyav":
+            note = f"is {checkup.codec}, read by {checkup.backend}" + (f" ({notes})" if notes else "")
+            step = "nothing need be done: labkit reads it, if more slowly; many tools do not"
+            kind = "AV1 video"
+            if checkup.codec != "av1":
+                fails = any(each.startswith("decord: ") for each in checkup.notes)
+                kind = "read by PyAV because decord " + ("cannot read it" if fails else "shows wrong frames, or may")
+                step = (
+                    "nothing need be done: labkit reads it, if more slowly; tools that trust decord see other frames"
+                )
+            found.append(Finding("note", kind, subject, note, step))
+        if turned := [each for each in checkup.notes if each.startswith(SET_BACK)]:
+            step = "cut the file where it was joined, or make sure that the times of its questions count on from there"
+            found.append(Finding("warning", "clock set back", subject, f"is joined of takes: {turned[0]}", step))
+        if checkup.wrong_suffix:
+            step = f"rename it to {checkup.wrong_suffix}; labkit reads it as it is, other tools may not"
+            found.append(
+                Finding("warning", "wrong suffix", subject, f"is no {Path(path).suffix or 'suffix'} file", step)
+            )
+        if checkup.variable_rate:
+            note = f"has a variable frame rate ({checkup.fps:.2f} on average)"
+            step = "nothing need be done: labkit samples by time; tools that count frames are off"
+            found.append(Finding("note", "variable frame rate", subject, note, step))
+        if checkup.rotation:
+            note = f"is stored lying, turned by {checkup.rotation} degrees to {checkup.width}x{checkup.height}"
+            found.append(Finding("note", "rotated video", subject, note, "nothing need be done: labkit turns it"))
+    return found
+
+
+def label_findings(moment: Moment, checkup: Checkup) -> list[Finding]:
+    """A question's times against the true length of its video."""
+    if not checkup.duration:
+        return []
+    found = []
+    subject, true = f"question {moment.qid!r}:", checkup.duration
+    video, left = f"video {moment.video} ends at {true:.2f} s", true - moment.start
+    step = "correct the times or replace the video"
+    if moment.clip is not None and left <= 0:
+        message = f"its clip begins at {moment.clip.start:g} s and {video}"
+        return [Finding("error", "clip past the video", subject, message, step)]
+    if moment.clip is not None and moment.clip.end > true + _SLACK:
+        message = f"its clip ends at {moment.clip.end:g} s and {video}"
+        found.append(Finding("warning", "clip past the video", subject, message, step))
+    elif moment.duration > left + _SLACK:
+        message = f"its duration is {moment.duration:g} s and {video}: the last frame is shown for what is missing"
+        found.append(Finding("warning", "duration past the video", subject, message, step))
+    elif moment.clip is None and true - moment.duration > max(1.0, _SHARE_UNSEEN * true):
+        message = f"its duration is {moment.duration:g} s and {video}: the rest is never shown"
+        found.append(Finding("warning", "duration short of the video", subject, message, step))
+    for window in moment.windows:
+        if window.end > left + _SLACK:
+            how = "lies" if window.start >= left else "ends"
+            message = f"its window [{window.start:g}, {window.end:g}] {how} past the end; {video}"
+            message += f", {left:.2f} s into the clip" if moment.start else ""
+            found.append(Finding("warning", "window past the video", subject, message, step))
+    return found
+
+
+def same_names(paths: Sequence[str]) -> list[Finding]:
+    """Videos of one name but for folder or suffix, in the folders that hold the data's videos."""
+    files = set(paths)
+    for folder in {os.path.dirname(path) for path in paths}:
+        try:
+            with os.scandir(folder) as entries:
+                files |= {entry.path for entry in entries if entry.name.lower().endswith(SUFFIXES)}
+        except OSError:
+            continue  # its videos are reported as missing
+    stems: dict[str, list[str]] = {}
+    for path in sorted(files):
+        stems.setdefault(Path(path).stem, []).append(path)
+    step = "keep one, or make sure that 'video' names the right one"
+    return [
+        Finding(
+            "warning", "duplicate names", f"video {stem}", f"is the name of {len(same)} files: {', '.join(same)}", step
+        )
+        for stem, same in stems.items()
+        if len(same) > 1
+    ]
+
+
+def clip_cost(duration: float, checkup: Checkup, params: Params, vision: Vision) -> ClipCost:
+    """Frames and tokens of one clip; of a video that was not opened, as large as `max_pixels` allows.
+
+    >>> cost = clip_cost(16.0, Checkup("ok", width=112, height=112), Params(), Vision())
+    >>> cost.frames, cost.fps, cost.size, cost.tokens
+    (32, 2.0, (56, 56), 64)
+    """
+    from labkit.policy.inputs import smart_resize
+
+    times = sample_times(duration, params.fps, params.max_frames, vision.temporal)
+    factor = vision.patch * vision.merge
+    height, width = (checkup.height, checkup.width) if checkup.width else (9 * factor, 16 * factor)
+    if not checkup.width:
+        grow = (params.max_pixels / (height * width)) ** 0.5
+        height, width = max(1, round(height * grow)), max(1, round(width * grow))
+    size = smart_resize(height, width, factor, params.min_pixels, params.max_pixels)
+    frames = -(-len(times) // vision.temporal) * vision.temporal
+    tokens = frames // vision.temporal * (size[0] // factor) * (size[1] // factor)
+    step = float(times[1] - times[0]) if len(times) > 1 else 1 / params.fps
+    return ClipCost(duration, len(times), round(1 / step, 6), size, tokens)
+
+
+def _sparse(found: Inspection, params: Params) -> list[Finding]:
+    """Whether long clips are seen too thinly for the moments that are asked for."""
+    thin = [clip for clips in found.clips.values() for clip in clips if clip.fps < params.fps * 0.99]
+    if not thin:
+        return []
+    lowest = min(clip.fps for clip in thin)
+    short = sum(
+        max(window.length for window in moment.windows) * params.max_frames / moment.duration < 1
+        for moments in found.moments.values()
+        for moment in moments
+        if moment.duration * params.fps > params.max_frames
+    )
+    message = f"binds for {len(thin)} clips, which are seen at {lowest:.2f} frames a second or more instead of {params.fps:g}"
+    message += f"; {short} questions ask for less time than lies between two frames" if short else ""
+    return [Finding("warning" if short else "note", "thin sampling", f"max_frames = {params.max_frames}", message,
+                    "raise max_frames, at the price of tokens")]  # fmt: skip
+
+
+def _range(values: Sequence[float], form: str) -> str:
+    low, middle, high = (form.format(value) for value in (min(values), median(values), max(values)))
+    return low if low == high else f"{low} .. {middle} .. {high}"

@@ -1,0 +1,280 @@
+"""Surroundings: the Python, the packages, the machine and the model that a run would have."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from labkit.doctor.report import Finding, Table, size_text
+from labkit.doctor.workload import Shape, read_shape
+from labkit.errors import LabError
+from labkit.files import under
+from labkit.params import Params
+from labkit.stages.distributed.launcher_variables import launcher_variables
+
+_PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
+# Where Linux tells what a container may use, in its second version and its first.
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+# From this load a core on, a process waits for others.
+_BUSY = 0.75
+SMALL_STEP = 1e-4
+"""Learning rate below which AdamW's steps get lost in bfloat16: of weights of 0.02, 100 steps on the CPU moved 89 % as far as in
+float32 at 1e-4, 15 % at 1e-5 and 1.4 % at 1e-6."""
+
+
+class Model(NamedTuple):
+    """The base that the parameters name, as far as it is here."""
+
+    folder: Path
+    shape: Shape
+    lora_rank: int
+    """Of the adapters that it comes with."""
+    tokenizer: Any
+    whole: bool
+    """Whether its weights are here."""
+
+
+class Machine(NamedTuple):
+    """What the model would run on."""
+
+    device: str
+    """`cpu` or `cuda`."""
+    name: str
+    memory: float
+    """Bytes of the device in all, 0 when nobody says."""
+    cores: int
+    """That this process may use."""
+    bfloat16: bool
+    """Whether the device computes in it at full speed."""
+    gpus: int = 0
+    """That torch sees."""
+
+
+def requirements(pyproject: Path = _PYPROJECT) -> tuple[str, list[str]]:
+    """The range of Python, and one requirement a package, of labkit: by its checkout, otherwise as installed."""
+    try:
+        project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
+        if project["name"] == "labkit":
+            return project["requires-python"], list(project["dependencies"])
+    except (OSError, KeyError, tomllib.TOMLDecodeError):
+        pass  # installed without its checkout
+    try:
+        return metadata.metadata("labkit")["Requires-Python"] or "", metadata.requires("labkit") or []
+    except metadata.PackageNotFoundError:
+        return "", []
+
+
+def package_findings(python: str, packages: list[str]) -> list[Finding]:
+    """Whether this Python and the packages of this environment are in the ranges that labkit needs.
+
+    >>> package_findings(">=3.11", ["numpy>=1000"])[0].message.split(" is")[0]
+    'needs >=1000; this'
+    """
+    from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
+
+    found = []
+    if not SpecifierSet(python).contains(platform.python_version(), prereleases=True):
+        found.append(Finding("error", "python", "python", f"must be {python}; this is {platform.python_version()}",
+                             "make an environment with another one"))  # fmt: skip
+    for text in packages:
+        needed = Requirement(text)
+        if needed.marker and not needed.marker.evaluate({"extra": ""}):
+            continue
+        step = f'pip install "{needed.name}{needed.specifier}"'
+        subject = f"package {needed.name}"
+        try:
+            there = metadata.version(needed.name)
+        except metadata.PackageNotFoundError:
+            found.append(Finding("error", "package", subject, f"needs {needed.specifier}; it is not installed", step))
+            continue
+        if not needed.specifier.contains(there, prereleases=True):
+            message = f"needs {needed.specifier}; this is {there}, with which labkit was not tested"
+            found.append(Finding("warning", "package", subject, message, step))
+    return found
+
+
+def find_machine(wanted: str) -> Machine:
+    """The device that `device` of the parameters means here; the CPU where a GPU is asked for in vain."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if wanted != "cpu" and torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory
+        name, count = torch.cuda.get_device_name(0), torch.cuda.device_count()
+        return Machine("cuda", name, float(memory), cores, torch.cuda.is_bf16_supported(), count)
+    return Machine("cpu", f"{platform.machine()}, {cores} cores", _memory(), cores, False)
+
+
+def planned_for(machine: Machine, params: Params) -> tuple[Machine, int]:
+    """What the run is meant for, and how many processes it would have: a GPU that is asked for need not be here.
+
+    Of such a GPU nothing is known, so that its memory is 0.
+    """
+    if params.device == "cuda" and machine.device != "cuda":
+        return Machine("cuda", "GPU that is not here", 0.0, machine.cores, True), max(1, params.processes)
+    return machine, params.processes or max(1, machine.gpus)
+
+
+def machine_findings(machine: Machine, params: Params) -> list[Finding]:
+    """Whether the parameters fit the machine."""
+    found = []
+    if params.device == "cuda" and machine.device != "cuda":
+        step = "set device: auto, or install torch with CUDA on a machine with a GPU"
+        found.append(Finding("error", "device", "device = cuda:", "torch sees no GPU", step))
+    if 0 < machine.gpus < params.processes:
+        message = f"but this machine has {machine.gpus} GPU" + "s" * (machine.gpus > 1)
+        found.append(Finding("warning", "processes", f"processes = {params.processes}", message,
+                             "set 0 for as many as there are, or send the run to nodes that have so many"))  # fmt: skip
+    planned, world = planned_for(machine, params)
+    whole = not params.lora_rank and not (world > 1 and params.sharding == "fsdp2")
+    if params.dtype == "bfloat16" and whole and min(params.learning_rate, params.sft_learning_rate) < SMALL_STEP:
+        message = "steps this small are lost: they are rounded away where bfloat16 weights are trained themselves"
+        rate = min(params.learning_rate, params.sft_learning_rate)
+        step = "set lora_rank, or sharding: fsdp2 on several GPUs (both train float32), or dtype: float32"
+        found.append(Finding("warning", "rounding", f"learning rate {rate:g}:", message, step))
+    if params.dtype == "bfloat16" and not planned.bfloat16:
+        message = f"is slow on this {machine.device}, or emulated"
+        found.append(Finding("warning", "dtype", "dtype = bfloat16", message, "set dtype: float32"))
+    if params.threads > machine.cores:
+        message = f"but this process may use {machine.cores} cores"
+        found.append(
+            Finding("warning", "threads", f"threads = {params.threads}", message, f"set {machine.cores} or less")
+        )
+    return found
+
+
+def busy_findings(machine: Machine) -> list[Finding]:
+    """Whether others keep this machine busy."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load <= _BUSY * machine.cores:
+        return []
+    message = f"has a load of {load:.1f} on {machine.cores} cores: beside that, a run takes longer than is told here"
+    return [Finding("note", "busy machine", "this machine", message, "ask again when it is quiet")]
+
+
+def launcher_findings() -> list[Finding]:
+    """Whether a launcher has told this process that it is one of several, or which number type to use."""
+    return [
+        Finding("note", "launcher", f"{launcher}'s variables ({', '.join(names)})",
+                "are set here; a run ignores them, its parameters say how many processes it has and which dtype",
+                "start labkit without a launcher" if launcher in ("torchrun", "MPI") else "nothing needs to be done")
+        for launcher, names in launcher_variables(os.environ).items()
+    ]  # fmt: skip
+
+
+def machine_table(machine: Machine, packages: list[str], findings: list[Finding]) -> Table:
+    """The surroundings at a glance."""
+    bad = sum(finding.kind == "package" for finding in findings)
+    names = ("torch", "transformers", "trl", "peft")
+    lines = [
+        ("python", platform.python_version() + f" on {sys.platform}"),
+        (
+            "packages",
+            f"{len(packages)} required, {bad} missing or out of range" if bad else f"all {len(packages)} in range",
+        ),
+        ("", ", ".join(f"{name} {metadata.version(name)}" for name in names if _is_there(name))),
+        ("device", f"{machine.device}: {machine.name}"),
+        ("memory", size_text(machine.memory) if machine.memory else "unknown"),
+    ]
+    return Table("machine", ("", ""), lines)
+
+
+def find_model(name: str, root: Path) -> tuple[Model | None, list[Finding]]:
+    """A base on this machine, and what would keep a run from loading it.
+
+    None when not even its config and tokenizer are here; they suffice to tell what it would cost.
+    """
+    from labkit.embedded.model import SHIPPED
+    from labkit.policy.families import FAMILIES
+    from labkit.policy.hub import (
+        cached_folder,
+        check_checkpoint,
+        fetch_step,
+        is_path,
+        listed,
+        missing_weights,
+        offline,
+    )
+
+    subject = f"model {name}"
+    folder = SHIPPED.get(name) or under(root, name)
+    found: list[Finding] = []
+    rank = 0
+    try:
+        if not folder.is_dir() and not is_path(name):
+            cached = cached_folder(name)
+            if cached is None or missing_weights(cached):
+                message = "is not on this machine" if cached is None else f"lacks {listed(missing_weights(cached))}"
+                message += ", and HF_HUB_OFFLINE is set" if offline() else "; a run would download it"
+                found.append(Finding("error" if offline() else "warning", "model", subject, message, fetch_step(name)))
+            if cached is None:
+                return None, found
+            folder = cached
+        elif (folder / "config.json").is_file() and (lost := missing_weights(folder)):
+            found.append(Finding("error", "model", subject, f"lacks {listed(lost)}", "copy it again, whole"))
+        else:
+            check_checkpoint(folder)
+        own = folder
+        if (folder / "adapter_config.json").is_file():
+            adapter = read_json(folder / "adapter_config.json")
+            rank, base = int(adapter.get("r", 0)), str(adapter.get("base_model_name_or_path", ""))
+            folder = Path(base) if Path(base).is_dir() else cached_folder(base) or folder / base
+        family = read_json(folder / "config.json").get("model_type")
+        if family not in FAMILIES:
+            message = f"is of the family {family!r}, which labkit does not read"
+            return None, [*found, Finding("error", "model", subject, message, f"choose one of {', '.join(FAMILIES)}")]
+        return Model(folder, read_shape(folder), rank, _tokenizer(own), not missing_weights(folder)), found
+    except LabError as error:
+        return None, [*found, Finding("error", "model", subject + ":", str(error))]
+    except Exception as error:
+        # Tokenizers raise bare Exceptions on damaged files, which is what this is here to tell.
+        message = f"cannot be read ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+        return None, [*found, Finding("error", "model", subject, message, "copy or download it again")]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a model's folder; raises LabError when it is not there or none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+        raise ValueError("no object")
+    except (OSError, ValueError) as error:
+        raise LabError(f"'{path}' cannot be read ({error}); copy or download the model again") from None
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+
+
+def _is_there(package: str) -> bool:
+    try:
+        return bool(metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def _memory() -> float:
+    """Bytes of main memory that this process may use, 0 when nobody says."""
+    found = []
+    try:
+        found.append(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
+    except (AttributeError, ValueError, OSError):
+        pass  # not on Windows
+    for path in _LIMITS:
+        try:
+            found.append(float(Path(path).read_text()))
+        except (OSError, ValueError):
+            continue  # not in a container, or without a limit ("max")
+    return min(found, default=0.0)

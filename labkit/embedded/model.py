@@ -1,0 +1,172 @@
+"""The embedded base: a tiny, real Qwen2.5-VL that answers on the embedded world.
+
+1.4 million parameters, a vocabulary of whole words, weights shipped with the package. It plays the base model's part: it finds
+events, but roughly, and it rarely writes anchors. `labkit.embedded.pretraining` is the recipe that made it. The same shape can be had
+in every model family, untrained (`labkit.embedded.untrained`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from labkit.embedded.world import ACTIONS, COLORS, SHAPES, STATES, STATES_PER_SECOND
+from labkit.policy.families import FAMILIES
+
+WEIGHTS = Path(__file__).parent / "weights"
+"""The checkpoint that ships with labkit, as `save_pretrained` wrote it."""
+GQA_WEIGHTS = Path(__file__).parent / "gqa_weights"
+"""The same grown by the words of questions with options, and taught to answer them."""
+SHIPPED = {"embedded": WEIGHTS, "embedded-gqa": GQA_WEIGHTS}
+"""By the name under which they are loaded."""
+
+SPECIAL = (
+    "<pad>",
+    "<unk>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+TAGS = ("<think>", "</think>", "<timestamp>", "</timestamp>", "<answer>", "</answer>")
+TIMES = tuple(f"{state / STATES_PER_SECOND:.1f}" for state in range(STATES + 1))
+WORDS = (
+    "user assistant when does find is the it to then from about around more closely refine check here look at i see on "
+    "in early late middle top bottom left right and , . ?"
+).split()
+GQA_WORDS = ("<option>", "</option>", "what", "do", "a", "b", "c", "d")
+"""What questions with options add to the vocabulary, behind all other words."""
+SIDE = 56
+"""Pixels of a frame's side as the model reads it: 2 x 2 tokens, one per quadrant, for each second."""
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }} "
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
+)
+
+
+def build_tokenizer(added: Sequence[str] = ()) -> Any:
+    """A word-level tokenizer with Qwen's special tokens; times are single tokens on half seconds.
+
+    `added` words stand behind all others, so that the numbers of those stay as they are.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    forms = [form for verb, forms in ACTIONS.items() for form in (verb, *forms)]
+    vocabulary = list(dict.fromkeys([*SPECIAL, *TAGS, *TIMES, *COLORS, *SHAPES, *forms, *WORDS, *added]))
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    core.normalizer = normalizers.Lowercase()
+    pieces = Regex(r"</?\w+>|\d+\.\d+|\w+|[^\w\s]")
+    core.pre_tokenizer = pre_tokenizers.Split(pieces, behavior="removed", invert=True)
+    core.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=list(SPECIAL[2:]),
+        padding_side="left",
+        model_max_length=1024,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def build_model(tokenizer: Any, seed: int = 0, family: str = "qwen2_5_vl", tied: bool = True) -> Any:
+    """The untrained model: vision 2 layers of 96, text 4 layers of 128, four heads.
+
+    `tied`: whether the output layer is the table of embeddings. `family`: a name of `labkit.policy.families.FAMILIES`; patches have
+    14 pixels a side in all of them, so that a quadrant of the world is one token.
+    """
+    import torch
+    import transformers
+
+    def token(name: str) -> int:
+        return int(tokenizer.convert_tokens_to_ids(name))
+
+    model_class = getattr(transformers, FAMILIES[family].model_class)
+    width, heads = 128, 4
+    half = width // heads // 2
+    config = model_class.config_class(
+        text_config={
+            "vocab_size": _rows(tokenizer),
+            "hidden_size": width,
+            "intermediate_size": 3 * width,
+            "num_hidden_layers": 4,
+            "num_attention_heads": heads,
+            "num_key_value_heads": heads,
+            "max_position_embeddings": 1024,
+            "initializer_range": 0.04,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [half - 2 * (half // 4), half // 4, half // 4],
+            },
+            "bos_token_id": None,
+            "eos_token_id": token("<|im_end|>"),
+            "pad_token_id": token("<pad>"),
+            "tie_word_embeddings": tied,
+            **({"head_dim": width // heads} if family == "qwen3_vl" else {}),
+        },
+        vision_config={
+            "depth": 2,
+            "num_heads": 4,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "initializer_range": 0.04,
+            **_vision(family, 96, width),
+        },
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+        tie_word_embeddings=tied,
+    )
+    config._attn_implementation = "sdpa"
+    torch.manual_seed(seed)
+    model = model_class(config)
+    model.generation_config.eos_token_id = token("<|im_end|>")
+    model.generation_config.pad_token_id = token("<pad>")
+    return model
+
+
+def _vision(family: str, width: int, out: int) -> dict[str, Any]:
+    """What the families call their tower's widths, and what only one of them has; `out`: the language model's width."""
+    if family == "qwen2_vl":
+        return {"embed_dim": width, "mlp_ratio": 2, "hidden_size": out}
+    named = {"hidden_size": width, "intermediate_size": 2 * width, "out_hidden_size": out}
+    if family == "qwen3_vl":
+        return named | {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+    return named | {"tokens_per_second": 2, "window_size": 112, "fullatt_block_indexes": [0, 1]}
+
+
+def grow(model: Any, added: Sequence[str] = GQA_WORDS, seed: int = 0) -> Any:
+    """Give a model rows for `added` words, in place, and return the tokenizer that knows them.
+
+    New rows are drawn wider than the old ones, so that the words are told apart from the first step on.
+    """
+    import torch
+
+    tokenizer = build_tokenizer(added)
+    known = len(tokenizer) - len(added)
+    if model.config.text_config.vocab_size < len(tokenizer):
+        model.resize_token_embeddings(_rows(tokenizer), mean_resizing=False)
+    table = model.model.language_model.embed_tokens.weight
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        noise = torch.randn(len(table) - known, table.shape[1], generator=generator)
+        table[known:] = 1.5 * table[:known].std() * noise
+    return tokenizer
+
+
+def _rows(tokenizer: Any) -> int:
+    """Rows of the embedding table: a multiple of 16."""
+    return math.ceil(len(tokenizer) / 16) * 16

@@ -1,0 +1,345 @@
+"""Pretraining: the recipe that made the embedded base.
+
+The base is weak on purpose. Its labels come from the simulator, which knows what every frame shows; they are widened and
+shaken so that reinforcement has something to gain, and about one thought in twelve carries noisy anchors, after any opening,
+so that reinforcement has something to find.
+
+Two halves: the vision tower learns to name colour, shape and action in each frame and then stays frozen. The language model
+learns to answer, at first with no thought at all; auxiliary heads that say which frame tokens match the query are what makes
+it look at the video (their weights are thrown away, the checkpoint is a plain Hugging Face model).
+
+The base of grounded question answering is the shipped base with rows for a few more words, taught by a shorter text half
+alone: its tower sees all that there is to be asked.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from labkit.embedded.model import SIDE, TIMES, build_model, build_tokenizer, grow
+from labkit.embedded.option_warmup import Drill, draw_drill, letters
+from labkit.embedded.synthetic_targets import GQA, Lesson, Recipe, draw_lesson
+from labkit.embedded.world import (
+    ACTIONS,
+    COLORS,
+    SECONDS,
+    SHAPES,
+    STATES,
+    STATES_PER_SECOND,
+    Event,
+    Scene,
+    Task,
+    Thing,
+    action_at,
+    is_shown,
+    make_scene,
+    render,
+    scene_seed,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Clips(NamedTuple):
+    """What the recipe trains on."""
+
+    scenes: list[Scene]
+    frames: np.ndarray
+    """(N, 32, 56, 56, 3) uint8."""
+    labels: np.ndarray
+    """(N, 16, 4, 4): per second and quadrant 1 + index of colour, shape, and the action in either half of the second; 0 is none."""
+
+
+def make_clips(count: int, seed: int) -> Clips:
+    """Render the recipe's own scenes, from seeds that no split uses."""
+    from labkit.data.video.frames import resize
+
+    scenes: list[Scene] = []
+    index = 0
+    while len(scenes) < count:
+        scene = make_scene(scene_seed("base", index, seed))
+        index += 1
+        if any(thing.events for thing in scene.things):
+            scenes.append(scene)
+    frames = np.stack([resize(render(scene), (SIDE, SIDE)) for scene in scenes])
+    return Clips(scenes, frames, np.stack([frame_labels(scene) for scene in scenes]))
+
+
+def frame_labels(scene: Scene) -> np.ndarray:
+    """(16, 4, 4) as in `Clips.labels`, for one scene."""
+    labels = np.zeros((SECONDS, 4, 4), np.int64)
+    for thing in scene.things:
+        for state in range(STATES):
+            second, half = divmod(state, STATES_PER_SECOND)
+            if is_shown(thing, state):
+                labels[second, thing.quadrant, 0] = 1 + list(COLORS).index(thing.color)
+                labels[second, thing.quadrant, 1] = 1 + SHAPES.index(thing.shape)
+            action = action_at(thing, state)
+            if action:
+                labels[second, thing.quadrant, 2 + half] = 1 + list(ACTIONS).index(action)
+    return labels
+
+
+def train_base(
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    recipe: Recipe | None = None,
+    report: Callable[[str], None] = lambda line: None,
+    task: Task = "grounding",
+) -> Path:
+    """Train the base from nothing and write it to `folder`, in about ten minutes on one CPU core.
+
+    With `task="gqa"`, grow the shipped base and teach it questions with options, in about seven.
+
+    Raises:
+        LabError: `folder` exists already.
+    """
+    import torch
+
+    from labkit.policy.model import Policy, load_policy, save_policy
+
+    recipe = recipe or (GQA if task == "gqa" else Recipe())
+    if task == "gqa":
+        torch.manual_seed(seed)
+        model = load_policy("embedded", device="cpu").model
+        tokenizer = grow(model, seed=seed)
+    else:
+        tokenizer = build_tokenizer()
+        model = build_model(tokenizer, seed)
+    clips = make_clips(recipe.clips, seed)
+    report(f"{len(clips.scenes)} clips rendered")
+    if task == "gqa":
+        features = see_clips(model, clips)
+    else:
+        features = train_vision(model, clips, recipe, seed, report)
+        _order_times(model, tokenizer)
+    train_text(model, tokenizer, clips, features, recipe, seed, report, task)
+    # Halves the package; float16 keeps more digits than bfloat16 at these small values.
+    model = model.to(torch.float16)
+    save_policy(Policy(model, tokenizer, "embedded-gqa" if task == "gqa" else "embedded"), Path(folder))
+    (Path(folder) / "recipe.json").write_text(json.dumps({"seed": seed, **recipe._asdict()}, indent=1) + "\n")
+    return Path(folder)
+
+
+def train_vision(model: Any, clips: Clips, recipe: Recipe, seed: int, report: Callable[[str], None]) -> torch.Tensor:
+    """Teach the vision tower to name what each token shows, freeze it, and return the features of all clips (N, 64, width).
+
+    Features leave with standard deviation 0.3 and the embeddings are set to 0.1: at the usual scales the text never
+    attends to the video.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    rng = np.random.default_rng(seed)
+    visual = model.model.visual
+    sizes = [1 + len(COLORS), 1 + len(SHAPES), 1 + len(ACTIONS), 1 + len(ACTIONS)]
+    head = torch.nn.Linear(visual.config.out_hidden_size, sum(sizes))
+    matrices = [p for p in visual.parameters() if p.ndim == 2]
+    others = [p for p in visual.parameters() if p.ndim != 2] + list(head.parameters())
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(matrices, lr=recipe.vision_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=recipe.vision_rate, weight_decay=0.0),
+    ]
+    pairs = clips.frames.reshape(-1, STATES_PER_SECOND, SIDE, SIDE, 3)
+    targets = torch.from_numpy(clips.labels.reshape(-1, 4, 4))
+    for step in range(recipe.vision_steps):
+        rate = min(1, (step + 1) / 20) * max(0.02, 0.5 * (1 + math.cos(math.pi * step / recipe.vision_steps)))
+        chosen = rng.integers(0, len(pairs), recipe.vision_batch)
+        scores = head(_see(visual, pairs[chosen])).split(sizes, -1)
+        losses = [cross_entropy(s.flatten(0, 1), targets[chosen][..., k].flatten()) for k, s in enumerate(scores)]
+        _update(optimizers, recipe.vision_rate * rate, torch.stack(losses).sum())
+        if step % 50 == 49 or step == recipe.vision_steps - 1:
+            hits = [(s.argmax(-1) == targets[chosen][..., k]).float().mean().item() for k, s in enumerate(scores)]
+            names = ("colour", "shape", "action", "action")
+            report(f"vision {step + 1}: " + " ".join(f"{n} {h:.3f}" for n, h in zip(names, hits, strict=True)))
+    visual.requires_grad_(False)
+    features = see_clips(model, clips)
+    with torch.no_grad():
+        scale = 0.3 / features.std()
+        visual.merger.mlp[2].weight.mul_(scale)
+        visual.merger.mlp[2].bias.mul_(scale)
+        table = model.model.language_model.embed_tokens.weight
+        table.mul_(0.1 / table.std())
+    return features * scale
+
+
+def see_clips(model: Any, clips: Clips) -> torch.Tensor:
+    """What the vision tower makes of all clips: (N, 64, width)."""
+    import torch
+
+    by_clip = clips.frames.reshape(-1, SECONDS, STATES_PER_SECOND, SIDE, SIDE, 3)
+    with torch.no_grad():
+        return torch.cat([_see(model.model.visual, clip)[None].flatten(1, 2) for clip in by_clip])
+
+
+def _see(visual: Any, rgb: np.ndarray) -> torch.Tensor:
+    """(N, 2, 56, 56, 3) -> (N, 4, width), each pair of frames a clip of its own."""
+    import torch
+
+    from labkit.policy.families import FAMILIES
+    from labkit.policy.inputs import patchify
+
+    patches, _ = patchify(rgb.reshape(-1, SIDE, SIDE, 3), FAMILIES["qwen2_5_vl"], 14, 2, 2)
+    grid = torch.tensor([[1, 4, 4]]).repeat(len(rgb), 1)
+    return visual(patches, grid_thw=grid).pooler_output.view(len(rgb), 4, -1)
+
+
+def train_text(
+    model: Any,
+    tokenizer: Any,
+    clips: Clips,
+    features: torch.Tensor,
+    recipe: Recipe,
+    seed: int,
+    report: Callable[[str], None],
+    task: Task = "grounding",
+) -> None:
+    """Teach the language model to answer queries about the clips."""
+    import torch
+    from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+    rng = np.random.default_rng(seed + 1)
+    width = model.config.text_config.hidden_size
+    heads = torch.nn.Linear(width, 6 + SECONDS)
+    weights = [p for p in model.parameters() if p.requires_grad] + list(heads.parameters())
+    drill = Drill(model, tokenizer) if recipe.drills else None
+    if drill:
+        weights += drill.weights
+        drill.train(weights, recipe.drill_steps, recipe.drills, recipe.text_rate, rng, report)
+    optimizer = torch.optim.AdamW(weights, lr=recipe.text_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    middle: dict[str, torch.Tensor] = {}
+    hook = model.model.language_model.layers[1].register_forward_hook(
+        lambda module, inputs, output: middle.update(hidden=output[0] if isinstance(output, tuple) else output)
+    )
+    frame_second = torch.arange(SECONDS).repeat_interleave(4)
+    askable = [i for i, scene in enumerate(clips.scenes) for thing in scene.things if thing.events]
+    losses: list[float] = []
+    choices: list[float] = []
+    for step in range(recipe.text_steps):
+        done = step / recipe.text_steps
+        rate = min(1, (step + 1) / 40) * (
+            1 if done < 0.3 else max(0.03, 0.5 * (1 + math.cos(math.pi * (done - 0.3) / 0.7)))
+        )
+        chosen = rng.choice(askable, recipe.text_batch)
+        thought = done >= recipe.answers_only
+        batch = [draw_lesson(clips.scenes[i], rng, recipe, thought, task) for i in chosen]
+        rows = _rows(model, tokenizer, batch, features[chosen])
+        output = model.model(**rows.inputs).last_hidden_state
+        taught = rows.labels != -100
+        scores, words = model.lm_head(output[:, :-1][taught[:, 1:]]), rows.labels[:, 1:][taught[:, 1:]]
+        loss = cross_entropy(scores, words)
+        losses.append(loss.item())
+        if task == "gqa":
+            choice = torch.isin(words, letters(tokenizer))
+            choices.append((scores[choice].argmax(-1) == words[choice]).float().mean().item())
+            loss = loss + recipe.choice_weight * cross_entropy(scores[choice], words[choice])
+        if done < recipe.heads:
+            seen = heads(middle["hidden"][rows.is_video].view(len(batch), SECONDS * 4, -1))
+            match = torch.stack(
+                [_matches(clips.labels[i], *lesson[:2]) for i, lesson in zip(chosen, batch, strict=True)]
+            )
+            loss = loss + binary_cross_entropy_with_logits(seen[..., :6], match, pos_weight=torch.tensor(3.0))
+            loss = loss + 0.3 * cross_entropy(seen[..., 6:].flatten(0, 1), frame_second.repeat(len(batch)))
+        if drill:  # last: its pass goes through the layer that the heads listen to
+            loss = loss + drill.loss([draw_drill(rng, long=n % 2 == 0) for n in range(recipe.drills // 2)])[0]
+        _update([optimizer], recipe.text_rate * rate, loss, weights)
+        if step % 40 == 39 or step == recipe.text_steps - 1:
+            right = f", right option {np.mean(choices[-40:]):.3f}" if choices else ""
+            report(f"text {step + 1}: loss {np.mean(losses[-40:]):.3f}{right}")
+    hook.remove()
+    if drill:
+        drill.close()
+
+
+class Rows(NamedTuple):
+    """A padded batch of prompts with their completions."""
+
+    inputs: dict[str, Any]
+    labels: torch.Tensor
+    is_video: torch.Tensor
+
+
+def _rows(model: Any, tokenizer: Any, batch: list[Lesson], features: torch.Tensor) -> Rows:
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    from labkit.policy.families import VIDEO_PAD, second_ticks
+    from labkit.policy.inputs import rotary_positions
+
+    config = model.config
+    ids, labels, positions = [], [], []
+    for _, _, query, completion in batch:
+        content = [{"type": "text", "text": query}, {"type": "video"}]
+        chat = tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        prompt = tokenizer(chat.replace(VIDEO_PAD, VIDEO_PAD * (SECONDS * 4)), add_special_tokens=False)["input_ids"]
+        answer = tokenizer(completion, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        row = torch.tensor(prompt + answer)
+        ids.append(row)
+        labels.append(torch.tensor([-100] * len(prompt) + answer))
+        ticks = second_ticks(config.vision_config, SECONDS, 1.0)
+        positions.append(rotary_positions(row == config.video_token_id, (SECONDS, 4, 4), merge=2, ticks=ticks).T)
+    padded = pad_sequence(ids, batch_first=True, padding_value=tokenizer.pad_token_id)
+    encoded: Any = list(features)  # one tensor per video, which the annotation of the field does not foresee
+    video = BaseModelOutputWithPooling(pooler_output=encoded)
+    inputs = {
+        "input_ids": padded,
+        "attention_mask": (padded != tokenizer.pad_token_id).long(),
+        "position_ids": pad_sequence(positions, batch_first=True).permute(2, 0, 1),
+        "mm_encoder_outputs": {"video": video},
+        "use_cache": False,
+    }
+    return Rows(inputs, pad_sequence(labels, batch_first=True, padding_value=-100), padded == config.video_token_id)
+
+
+def _matches(labels: np.ndarray, thing: Thing, event: Event) -> torch.Tensor:
+    """(64, 6) for each frame token: has it the query's colour, its shape, its action in either half, and is it the event."""
+    import torch
+
+    found = np.zeros((SECONDS, 4, 6), np.float32)
+    found[..., 0] = labels[..., 0] == 1 + list(COLORS).index(thing.color)
+    found[..., 1] = labels[..., 1] == 1 + SHAPES.index(thing.shape)
+    found[..., 2:4] = labels[..., 2:4] == 1 + list(ACTIONS).index(event.action)
+    times = np.arange(STATES) / STATES_PER_SECOND
+    found[:, thing.quadrant, 4:] = ((times >= event.start) & (times < event.end)).reshape(SECONDS, 2)
+    return torch.from_numpy(found).view(SECONDS * 4, 6)
+
+
+def _order_times(model: Any, tokenizer: Any) -> None:
+    """Give the time tokens embeddings that say which is near which."""
+    import torch
+
+    table = model.model.language_model.embed_tokens.weight
+    times = torch.tensor(tokenizer.convert_tokens_to_ids(list(TIMES)))
+    place = torch.linspace(0, 1, len(TIMES))[:, None] * torch.exp(
+        torch.linspace(0, math.log(24.0), table.shape[1] // 2)
+    )
+    waves = torch.cat([torch.sin(2 * place), torch.cos(2 * place)], 1)
+    with torch.no_grad():
+        table[times] = waves / waves.std() * 0.1
+
+
+def _update(
+    optimizers: list[torch.optim.Optimizer], rate: float, loss: torch.Tensor, clipped: list[torch.Tensor] | None = None
+) -> None:
+    import torch
+
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad()
+    loss.backward()
+    if clipped:
+        torch.nn.utils.clip_grad_norm_(clipped, 1.0)
+    for optimizer in optimizers:
+        optimizer.step()

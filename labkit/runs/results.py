@@ -1,0 +1,142 @@
+"""Results: every stage's figures at a glance, from a run's manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from labkit.embedded.true_words import KINDS
+from labkit.progress import duration
+from labkit.runs.run import STAGES, read_manifest
+from labkit.runs.versions import version_text
+
+MODELS = {"base": "base", "grpo": "stage 1", "sft": "sft", "grpo_final": "final"}
+"""The models that are evaluated, in the order in which they come to be, and what the table calls them."""
+DECODINGS = ("greedy", "sampled")
+COLUMNS = {
+    "miou": "mIoU",
+    "r1@0.3": "R1@0.3",
+    "r1@0.5": "R1@0.5",
+    "r1@0.7": "R1@0.7",
+    "anchor_rate": "anchors",
+    "strict_share": "strict",
+    "iou_first": "first",
+    "iou_last": "last",
+    "iou_answer": "answer",
+}
+ANSWERED = {"acc_qa": "Acc@QA", "acc_gqa": "Acc@GQA"}
+"""Columns beside these where moments have options."""
+WORDS_LEGEND = (
+    "Words of all thoughts held against the embedded world: the share that is true of the asked thing and event, in brackets what\n"
+    "the same words would have, dealt out at random among all queries, and how many were said.\n"
+    "distinct: thoughts that differ once object words and numbers are blanked."
+)
+LEGEND = (
+    "All in percent. anchors: chains with an anchor. strict: with two or more, each by 0.05 IoU better.\n"
+    "first, last, answer: mean IoU of the first anchor, the last anchor and the answer, of the chains with anchors."
+)
+
+
+def read_results(folder: str | Path) -> dict[str, Any]:
+    """What a run has reported so far.
+
+    `run`, `labkit` (version, commit), `stages` (state and seconds), `models`, `scores` and `harvest`.
+
+    `models` holds, by model and decoding, the flat figures of `labkit.stages.evaluate.Evaluation`; IoU is a fraction.
+    `scores` holds, by model, greedy figures with intervals and baselines (`labkit.scoring.scores.Score.as_dict`), once 05_analysis has
+    scored them. Raises LabError when `folder` holds no run.
+    """
+    manifest = read_manifest(folder)
+    figures = {name: entry.get("figures", {}) for name, entry in manifest["stages"].items()}
+    models: dict[str, Any] = {}
+    for model in MODELS:
+        for stage in figures.values():
+            if model in stage:
+                models[model] = stage[model]
+    return {
+        "run": Path(folder).resolve().name,
+        "labkit": {key: manifest[key] for key in ("labkit", "commit", "changed") if key in manifest},
+        "stages": {
+            name: {key: manifest["stages"].get(name, {}).get(key) for key in ("state", "seconds")} for name in STAGES
+        },
+        "models": models,
+        "scores": figures.get("05_analysis", {}).get("scores", {}),
+        "harvest": figures.get("02_distill", {}).get("harvest", {}),
+    }
+
+
+def results_text(results: Mapping[str, Any]) -> str:
+    """The same as plain text: one table for each decoding, the harvest's funnel, and how long each stage took."""
+    blocks = [f"run {results['run']}"]
+    columns = columns_of(results["models"])
+    for decoding in DECODINGS:
+        rows = [
+            [label, *(_percent(results["models"][model][decoding].get(key)) for key in columns)]
+            for model, label in MODELS.items()
+            if results["models"].get(model, {}).get(decoding)
+        ]
+        if rows:
+            queries = {row[decoding]["n"] for row in results["models"].values() if row.get(decoding)}
+            title = f"{decoding}, {' or '.join(f'{n:.0f}' for n in sorted(queries))} queries"
+            blocks.append(_table([["", *columns.values()], *rows], title))
+    words = words_rows(results["models"])
+    for decoding, rows in words.items():
+        blocks.append(_table(rows, f"true words, {decoding}"))
+    if results["harvest"]:
+        rows = [[name, f"{count:g}"] for name, count in results["harvest"].items() if name != "yield"]
+        blocks.append(_table(rows, f"harvest, {100 * results['harvest']['yield']:.1f} % kept"))
+    states = [
+        [name, entry["state"] or "not run", "" if entry["seconds"] is None else duration(entry["seconds"])]
+        for name, entry in results["stages"].items()
+    ]
+    blocks.append(_table(states, "stages"))
+    blocks.append(f"labkit {version_text(results['labkit'])}")
+    if results["models"]:
+        blocks.append(f"{LEGEND}\n{WORDS_LEGEND}" if words else LEGEND)
+    return "\n\n".join(blocks)
+
+
+def columns_of(models: Mapping[str, Any]) -> dict[str, str]:
+    """Figures that tables show of these models, with their titles."""
+    found = {key for decodings in models.values() for figures in decodings.values() for key in figures or ()}
+    return COLUMNS | {key: title for key, title in ANSWERED.items() if key in found}
+
+
+def words_rows(models: Mapping[str, Any]) -> dict[str, list[list[str]]]:
+    """Tables of true words by decoding, the first row their head; none where no model has the figures."""
+    tables = {}
+    for decoding in DECODINGS:
+        rows = []
+        for model, label in MODELS.items():
+            figures = models.get(model, {}).get(decoding) or {}
+            if "distinct_thoughts" in figures:
+                told = [true_share(figures, kind) for kind in KINDS]
+                rows.append([label, *told, f"{figures['distinct_thoughts']:,.0f} of {figures['n']:,.0f}"])
+        if rows:
+            tables[decoding] = [["", *KINDS.values(), "distinct"], *rows]
+    return tables
+
+
+def true_share(figures: Mapping[str, float | None], kind: str) -> str:
+    """Percent of true words of a kind, in brackets what chance gives, and how many were said.
+
+    >>> true_share({"true_place": 0.256, "chance_place": 0.25, "said_place": 579.0}, "place")
+    '25.6 (25.0) of 579'
+    """
+    if not (said := figures[f"said_{kind}"]):
+        return "-"
+    return f"{_percent(figures[f'true_{kind}'])} ({_percent(figures[f'chance_{kind}'])}) of {said:,.0f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _table(rows: list[list[str]], title: str) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for name, *cells in rows:
+        right = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append("  " + "  ".join([name.ljust(widths[0]), *right]).rstrip())
+    return "\n".join([title, *lines])

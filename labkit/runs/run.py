@@ -1,0 +1,370 @@
+"""Runs: one directory for one set of parameters, its manifest, and the sequence of notebooks.
+
+A stage is finished when the manifest says so, which is written last. Whoever opens the run again, a person or
+`labkit run`, finds finished stages finished and goes on with the first that is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from labkit.errors import LabError, Stopped
+from labkit.files import lock, locked, project_root, replacing, under, unlock
+from labkit.params import DEFAULTS, Params, read_params, read_yaml
+from labkit.progress import duration
+from labkit.progress import say as to_stdout
+from labkit.runs.log import kept
+from labkit.runs.versions import package_version, package_versions, source_version
+from labkit.stages.distributed.launcher_variables import launcher_variables
+from labkit.stages.distributed.preemption import asked, stoppable
+
+if TYPE_CHECKING:
+    from labkit.stages.rollouts import RolloutStore
+
+STAGES = ("01_grpo", "02_distill", "03_sft", "04_grpo_final", "05_analysis")
+"""The notebooks, in order; each needs the one before."""
+NOTEBOOK_OF = {"grpo": "01_grpo", "distill": "02_distill", "sft": "03_sft", "grpo_final": "04_grpo_final"}
+"""Where the rollouts of a stage stand."""
+FREE = ("run", "outputs", "compare", "processes")
+"""Parameters that may change in a run: what its folder is called and where it stands, what 05_analysis shows beside it, and how
+many work on it."""
+STAGE_LOCK = ".stage.lock"
+"""Held by the process that works on a stage."""
+MANIFEST_PATIENCE = 60.0
+"""Seconds to wait for somebody else who writes the manifest: a moment, unless the file system is very busy."""
+
+
+class Run:
+    """A run's directory: parameters in force, manifest, and a folder for each stage."""
+
+    def __init__(self, params: Params, folder: Path, root: Path) -> None:
+        """Use `Run.open`, which checks that the directory belongs to these parameters."""
+        self.params, self.path, self.root = params, folder, root
+
+    @classmethod
+    def open(cls, params: Params, check: Callable[[Path], Any] = lambda root: None) -> Self:
+        """Open the run that `params` names, or make it; `check` is called with the project's root before anything is written.
+
+        Raises LabError, before anything is written, when the directory belongs to other parameters or is no run, and
+        when a model or data folder that the parameters name is not one.
+        """
+        root = project_root()
+        run = cls(params, under(root, params.outputs) / params.run, root)
+        check_inputs(params, root)
+        if run.path.exists() and not run.path.is_dir():
+            raise LabError(f"'{run.path}' is a file, so it cannot be the run's directory; choose another `run` name")
+        # In this order, since another process may make the run in the meantime.
+        strange = run.path.is_dir() and any(run._contents())
+        if run._manifest_path.exists():
+            run._refuse_other_parameters()
+        elif strange and not run._manifest_path.exists():
+            raise LabError(
+                f"'{run.path}' is not a run (it has no manifest.json) and not empty; choose another `run` name or "
+                "remove the directory"
+            )
+        check(root)
+        run.path.mkdir(parents=True, exist_ok=True)
+        if not run._manifest_path.exists() and not run._create():
+            run._refuse_other_parameters()
+        return run
+
+    def __repr__(self) -> str:
+        states = ", ".join(f"{name} {self.state(name)}" for name in STAGES)
+        return f"Run('{self.path}': {states})"
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What is written in manifest.json, read anew each time."""
+        return read_manifest(self.path)
+
+    def state(self, name: str) -> str:
+        """`new`, `running` (or broken off) or `finished`."""
+        return self.manifest["stages"].get(name, {}).get("state", "new")
+
+    def finished(self, name: str) -> bool:
+        """Whether the stage has ended, so that a notebook run again loads its results and does not train."""
+        return self.state(name) == "finished"
+
+    def figures(self, name: str) -> dict[str, Any]:
+        """What the stage reported when it finished."""
+        return self.manifest["stages"].get(name, {}).get("figures", {})
+
+    def folder(self, name: str) -> Path:
+        """The stage's folder, made when it is not there."""
+        folder = self.path / name
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def rollouts(self, stage: str) -> RolloutStore:
+        """The store of a stage, named as in its rollouts (`grpo`) or as its notebook (`01_grpo`)."""
+        from labkit.stages.rollouts import RolloutStore
+
+        return RolloutStore(self.folder(NOTEBOOK_OF.get(stage, stage)) / "rollouts")
+
+    def resolve(self, path: str | Path) -> Path:
+        """A path of the parameters, relative ones taken from the project's root."""
+        return under(self.root, path)
+
+    def begin(self, name: str) -> bool:
+        """Claim the run's directory for a stage; True when the stage is already finished and there is nothing to do.
+
+        Raises LabError when an earlier stage is not finished, or another process works in the directory.
+        """
+        if name not in STAGES:
+            raise LabError(f"there is no stage '{name}'; the stages are {', '.join(STAGES)}")
+        if self.finished(name):
+            return True
+        for earlier in STAGES[: STAGES.index(name)]:
+            if not self.finished(earlier):
+                raise LabError(
+                    f"{name} needs {earlier}, which is {self.state(earlier)} in '{self.path}'; "
+                    f"run notebooks/{earlier}.ipynb with the same parameters first"
+                )
+        lock(self.path / STAGE_LOCK, "a notebook")
+        if self.finished(name):  # by another process, for which the lock had to be waited for
+            unlock(self.path / STAGE_LOCK)
+            return True
+        entry = {"state": "running", "started": _now()}
+        self._update(name, {**entry, **source_version()})
+        return False
+
+    def finish(self, name: str, figures: Mapping[str, Any]) -> None:
+        """Write the stage's figures into the manifest, which makes it finished, and release the directory.
+
+        A stage that is finished stays as it is, so that a notebook may be run again to the end.
+        """
+        if self.finished(name):
+            return
+        entry = self.manifest["stages"].get(name)
+        if entry is None:
+            raise ValueError(f"{name} cannot be finished: it has not begun")
+        seconds = (datetime.now(UTC) - datetime.fromisoformat(entry["started"])).total_seconds()
+        self._update(name, {**entry, "state": "finished", "finished": _now(), "seconds": round(seconds, 1),
+                            "figures": _plain(figures)})  # fmt: skip
+        unlock(self.path / STAGE_LOCK)
+
+    def keep(self, name: str, what: str, work: Callable[[], Any]) -> Any:
+        """Do `work` once: its result, plain data, is stored as 01_grpo/`what`.json and read from there next time."""
+        path = self.folder(name) / f"{what}.json"
+        if not path.exists():
+            result = _plain(work())
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def fingerprint(self, name: str, path: str | Path) -> None:
+        """Note a data file in the manifest; raises LabError when it is not the file that the run began with."""
+        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+        before = self.manifest["data"].get(name)
+        if before is None:
+            with self._manifest_lock():
+                manifest = self.manifest
+                before = manifest["data"].setdefault(name, digest)
+                self._write(manifest)
+        if before != digest:
+            raise LabError(
+                f"'{path}' has changed since run '{self.params.run}' began ({before}, now {digest}); "
+                "put it back or choose another `run` name"
+            )
+
+    @property
+    def _manifest_path(self) -> Path:
+        return self.path / "manifest.json"
+
+    def _contents(self) -> list[str]:
+        # params.yaml alone, and lock files, are what a kill leaves between making the directory and its manifest.
+        return [p.name for p in self.path.iterdir() if p.name != "params.yaml" and not p.name.startswith(".")]
+
+    def _write(self, manifest: Mapping[str, Any]) -> None:
+        with replacing(self._manifest_path) as temporary:
+            temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def _create(self) -> bool:
+        """Write parameters and manifest of a new run; False where another process has done so in the meantime."""
+        with self._manifest_lock():
+            new = not self._manifest_path.exists()
+            if new:
+                self._write_params()
+                self._write({"labkit": package_version("labkit"), **source_version(), "created": _now(),
+                             "versions": package_versions(), "seed": self.params.seed, "data": {}, "stages": {}})  # fmt: skip
+        return new
+
+    def _update(self, name: str, entry: Mapping[str, Any] | None) -> None:
+        with self._manifest_lock():
+            manifest = self.manifest
+            manifest["stages"].pop(name, None)
+            if entry is not None:
+                manifest["stages"][name] = dict(entry)
+            self._write(manifest)
+
+    def _manifest_lock(self) -> contextlib.AbstractContextManager[None]:
+        """Nobody else writes the manifest within the block: what is read there is still so when it is written."""
+        return locked(self.path / ".manifest.lock", "labkit, for a moment", MANIFEST_PATIENCE)
+
+    def _write_params(self) -> None:
+        import yaml
+
+        with replacing(self.path / "params.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(self.params.as_dict(), sort_keys=False), encoding="utf-8")
+
+    def _refuse_other_parameters(self) -> None:
+        there, here = read_yaml(self.path / "params.yaml"), self.params.as_dict()
+        differences = [
+            f"  {name}: there {there.get(name, 'absent')}, here {here.get(name, 'absent')}"
+            for name in differing(self.path / "params.yaml", self.params)
+        ]
+        if differences:
+            raise LabError(
+                "\n".join([f"'{self.path}' is a run of other parameters", *differences])
+                + "\nchoose another `run` name, or delete the directory to start over"
+            )
+        if there.get("compare") != here["compare"]:
+            # The comparison is shown by the last notebook alone, which is therefore to be run again.
+            self._update("05_analysis", None)
+            self._write_params()
+        elif there.get("run") != here["run"]:
+            with contextlib.suppress(OSError):  # whoever only looks at another's run may not write there
+                self._write_params()  # the folder was renamed or copied, and its name is the run's
+
+
+def differing(written: Path, params: Params) -> list[str]:
+    """Names of the parameters that keep a run of `params` from going on where the params.yaml `written` was in force.
+
+    A run that is older than a parameter had its default: labkit changes no default without a new name.
+    """
+    there, here = read_yaml(written), params.as_dict()
+    defaults = DEFAULTS.as_dict()
+    return [
+        name
+        for name in {**there, **here}
+        if name not in FREE and there.get(name, defaults.get(name)) != here.get(name, "absent")
+    ]
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """The manifest of the run in `folder`; raises LabError when the folder holds no run."""
+    path = Path(folder) / "manifest.json"
+    if not path.is_file():
+        raise LabError(f"'{folder}' is not a run: it has no manifest.json; `labkit run` makes one under outputs/")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest["stages"], manifest["data"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise LabError(f"'{path}' is damaged ({error!r}); restore it, or delete the run's directory") from None
+    return manifest
+
+
+def check_inputs(params: Params, root: Path) -> None:
+    """Raise LabError when a model or the data that the parameters name are visibly not there.
+
+    Every line of the moments files is read, and every video is looked for; none is opened.
+    """
+    from labkit.policy.hub import require_model
+    from labkit.policy.prompts import TEMPLATES
+
+    if params.prompt not in TEMPLATES:
+        raise LabError(f"prompt: there is no template '{params.prompt}'; the templates are {', '.join(TEMPLATES)}")
+    for parameter in ("model", "harvester"):
+        if name := getattr(params, parameter):
+            require_model(name, root, parameter)
+    for other in params.compare:
+        read_manifest(under(root, other))
+    if params.data == "world":
+        return
+    from labkit.data.moments import read_moments, require_videos
+
+    folder = under(root, params.data)
+    if not folder.is_dir():
+        raise LabError(f"data: there is no folder '{folder}'; give `world` or a folder with train.jsonl and so on")
+    splits = [read_moments(folder / f"{split}.jsonl") for split in ("train", "validation", "test")]
+    require_videos([moment for split in splits for moment in split])
+
+
+def run_notebooks(
+    params_file: str | Path, overrides: Mapping[str, Any] | None = None, say: Callable[[str], None] | None = None
+) -> Run:
+    """Run the five notebooks in sequence, each by Papermill, into the run's directory; finished ones are skipped.
+
+    `say` takes plain lines of progress; by default they go to standard output. Everything is checked before any work.
+    Raises LabError for bad input, `labkit.runs.notebooks.NotebookError` when a cell fails, and Stopped when SIGUSR2 asked the
+    run to stop; what the notebook had reached then stands in the run's directory.
+    """
+    run = Run.open(read_params(params_file, overrides), check=notebooks_of)
+    sources = notebooks_of(run.root)
+    lock(run.path / ".sequence.lock", "labkit run")
+    try:
+        tell = kept(run.path, say or to_stdout)
+        for launcher, names in launcher_variables(os.environ).items():
+            if launcher != "srun":  # which has them in every job
+                tell(
+                    f"ignored: {launcher}'s variables ({', '.join(names)}); the parameters say how many processes work"
+                )
+        with stoppable(run.path / ".stop"):
+            _in_sequence(run, sources, tell)
+    finally:
+        unlock(run.path / ".sequence.lock")
+    return run
+
+
+def notebooks_of(root: Path) -> dict[str, Path]:
+    """The five notebooks of the project in `root`, by stage; raises LabError when one is not there."""
+    sources = {name: root / "notebooks" / f"{name}.ipynb" for name in STAGES}
+    for source in sources.values():
+        if not source.is_file():
+            raise LabError(
+                f"there is no notebook '{source}'; run labkit inside a project, such as the one that `labkit new FOLDER` "
+                "lays out"
+            )
+    return sources
+
+
+def _in_sequence(run: Run, sources: Mapping[str, Path], say: Callable[[str], None]) -> None:
+    from labkit.runs.notebooks import NotebookError, execute
+
+    params, start = run.params, time.monotonic()
+    # The defaults stand in the notebooks' own cells or in Params: only what differs needs to be said there.
+    given = {name: value for name, value in params.as_dict().items() if name == "run" or name in params.changed()}
+    for number, name in enumerate(STAGES, 1):
+        begin, target, label = time.monotonic(), run.path / f"{name}.ipynb", f"[{number}/{len(STAGES)}] {name}"
+        if run.finished(name) and target.exists():
+            say(f"{label} is finished, skipped")
+            continue
+        say(f"{label} ...")
+        try:
+            execute(sources[name], target, given, cwd=run.root, say=lambda line: say(f"    {line}"))
+        except NotebookError:
+            if not asked():  # else it is how a notebook stops, in this process or in another
+                raise
+        if asked() and not run.finished(STAGES[-1]):
+            say(f"{label} stopped as asked")
+            raise Stopped(f"run '{params.run}' stopped as asked; the same command goes on from there")
+        if not run.finished(name):
+            raise LabError(f"'{sources[name]}' did not finish its stage; it must end in run.finish('{name}', ...)")
+        say(f"{label} finished in {duration(time.monotonic() - begin)}")
+    say(f"all stages finished in {duration(time.monotonic() - start)}; look at {run.path}")
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON can hold it: numpy numbers plain, what is not finite null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,148 @@
+"""Status: how far a run is, on whatever machine it works, read from what it writes into its directory.
+
+Nothing is asked of the run itself. SLURM is asked for the job's state where its commands are at hand.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from labkit.errors import LabError
+from labkit.files import TAKEN
+from labkit.progress import duration
+from labkit.runs.log import NAME, last_lines, last_step
+from labkit.runs.results import MODELS
+from labkit.runs.run import STAGES, read_manifest
+from labkit.runs.slurm_job import read_job
+
+LINES = 5
+"""Last lines of the log that are shown."""
+
+
+def read_status(folder: str | Path) -> dict[str, Any]:
+    """How far the run in `folder` is: `run`, `job`, `stages`, `log` and `lines`, its last ones, plain enough for JSON.
+
+    A stage is `new`, `running`, `broken off` or `finished`; the running one has `step` (see `labkit.runs.log.Step`), and a
+    finished one its `figures`: greedy mIoU, as a fraction, by model. Raises LabError when `folder` holds no run.
+    """
+    folder = Path(folder)
+    manifest, job = read_manifest(folder)["stages"], read_job(folder)
+    stages: dict[str, dict[str, Any]] = {}
+    for name in STAGES:
+        entry = manifest.get(name, {})
+        state = entry.get("state", "new")
+        stage = {"state": state, "started": entry.get("started"), "seconds": entry.get("seconds")}
+        if state == "running":
+            # A lock held on another node may not be seen from here; a job that is there may.
+            alive = _held(folder / ".stage.lock") or (job is not None and job.event == "started" and job.active)
+            stage["state"] = "running" if alive else "broken off"
+            step = last_step(folder, since=f"] {name} ...")
+            stage["step"] = step and step._asdict()
+        figures = entry.get("figures", {})
+        stage["figures"] = {
+            model: figures[model]["greedy"]["miou"] for model in MODELS if "greedy" in (figures.get(model) or {})
+        }
+        stages[name] = stage
+    log = folder / NAME
+    lines = last_lines(log, LINES)
+    if job is not None and not lines:
+        log, lines = job.log, last_lines(job.log, LINES)  # it did not come to the first notebook
+    return {
+        "run": folder.resolve().name,
+        "job": job and {**job._asdict(), "log": str(job.log), "active": job.active},
+        "stages": stages,
+        "log": str(log),
+        "lines": lines,
+    }
+
+
+def status_text(folder: str | Path) -> str:
+    """The status of a run as plain text, or of all runs in a folder, a line each.
+
+    Raises LabError when there is neither.
+    """
+    folder = Path(folder)
+    if (folder / "manifest.json").is_file():
+        return _run_text(read_status(folder))
+    runs = sorted(path.parent for path in folder.glob("*/manifest.json"))
+    if not runs:
+        raise LabError(f"'{folder}' is neither a run nor a folder of runs; `labkit run` makes runs under outputs/")
+    rows = []
+    for run in runs:
+        status = read_status(run)
+        name, stage = _current(status["stages"])
+        rows.append([status["run"], name, stage["state"], _step_text(stage), _job_words(status["job"])])
+    return _aligned(rows)
+
+
+def _run_text(status: Mapping[str, Any]) -> str:
+    blocks = [f"run {status['run']}"]
+    if job := status["job"]:
+        blocks[0] += f": {_job_words(job)}"
+    rows = []
+    for name, stage in status["stages"].items():
+        figures = ", ".join(f"{MODELS[model]} {100 * miou:.1f} mIoU" for model, miou in stage["figures"].items())
+        took = duration(stage["seconds"]) if stage["seconds"] is not None else ""
+        rows.append([name, stage["state"], took, _step_text(stage) or figures])
+    blocks.append(_aligned(rows))
+    blocks.append("\n".join([f"log {status['log']}", *(f"  {line}" for line in status["lines"])]))
+    if status["job"] and status["job"]["log"] != status["log"]:
+        blocks[-1] += f"\nlog of the job {status['job']['log']}"
+    return "\n\n".join(blocks)
+
+
+def _current(stages: Mapping[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """The first stage that is not finished, or the last."""
+    return next(
+        ((name, stage) for name, stage in stages.items() if stage["state"] != "finished"), list(stages.items())[-1]
+    )
+
+
+def _step_text(stage: Mapping[str, Any]) -> str:
+    if not (step := stage.get("step")):
+        return ""
+    left = f", {step['left']} left" if step["left"] else ""
+    note = f"; {step['note']}" if step["note"] else ""
+    return f"{step['what']} {step['done']} of {step['total']}{left}{note}"
+
+
+def _job_words(job: Mapping[str, Any] | None) -> str:
+    """A job in words: which, what happened last and when, and what the scheduler says."""
+    if job is None:
+        return "not submitted"
+    details = job["details"]
+    when = datetime.fromisoformat(details["time"]).astimezone().strftime("%d %b %H:%M")
+    words = f"{job['cluster']} job {job['id']}, {job['event']} {when}"
+    words += f" on {details['host']}" if job["event"] == "started" else ""
+    words += f" ({details.get('how') or details.get('why')})" if details.get("how") or details.get("why") else ""
+    words += f", attempt {job['attempts']}" if job["attempts"] > 1 else ""
+    if job["active"] or job["event"] in ("submitted", "started", "requeued"):
+        words += f"; {job['state'] or 'its state cannot be asked here'}"
+    return words
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _held(lock: Path) -> bool:
+    """Whether a process holds this lock, on this machine or, where locks reach that far, on another.
+
+    Where the file system gives no locks here, nobody is seen to hold one.
+    """
+    if not lock.exists():
+        return False
+    handle = os.open(lock, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in TAKEN
+    finally:
+        os.close(handle)
+    return False

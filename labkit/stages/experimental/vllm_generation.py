@@ -1,0 +1,149 @@
+"""Engines: who writes rollouts, labkit's own decoding or, experimental, vLLM.
+
+TRL keeps a vLLM engine beside the model on each GPU, puts the newest weights into it before rollouts are asked for, and corrects
+the loss for what vLLM's log-probs differ from ours. Here prompts are put as vLLM wants them: the video's placeholder once, the
+frames that our own tower saw, and the rate at which they were taken, from which vLLM counts the same seconds as we do.
+
+What has been run: the requests and the reading of answers, against an object that stands for vLLM. What has not: vLLM itself, its
+sync of weights, and the equality of its positions with ours on a GPU. Hold `sampling/sampling_logp_difference/mean` of TRL's log
+against 0 before a long run is trusted to it.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from labkit.errors import LabError
+from labkit.policy.generate import Completion, generate
+from labkit.stages.arguments import VLLM_CORRECTION
+from labkit.stages.sharding import whole_weights
+
+if TYPE_CHECKING:
+    from labkit.policy.inputs import Prompt
+    from labkit.policy.model import Policy
+    from labkit.policy.prompt_source import Footage
+
+FAMILIES = ("qwen2_5_vl",)
+"""Whose videos vLLM places in time as labkit does, by reading its code."""
+SHARE = 0.3
+"""Of a GPU's memory, which vLLM keeps for its weights and cache while the policy learns too: TRL's default."""
+WORDS = 1024
+"""Tokens of a prompt beside its video, at most."""
+
+
+class Written(NamedTuple):
+    """Completions in the order of `labkit.policy.generate.generate`, and the log-prob of each of their tokens."""
+
+    completions: list[Completion]
+    log_probs: list[list[float]] | None
+    """None where the policy itself has written: nothing needs to be corrected then."""
+
+
+def vllm_options(policy: Policy, source: Any, max_new_tokens: int) -> dict[str, Any]:
+    """What TRL is told so that it keeps a vLLM engine beside the model; `source` is a `PromptSource`.
+
+    Raises LabError as `require_vllm`.
+    """
+    require_vllm(policy)
+    vision, sampling = policy.base.config.vision_config, source.sampling
+    side = vision.patch_size * vision.spatial_merge_size
+    video = math.ceil(sampling.max_frames / vision.temporal_patch_size) * math.ceil(sampling.max_pixels / side**2)
+    return {
+        "use_vllm": True,
+        "vllm_mode": "colocate",
+        "vllm_gpu_memory_utilization": SHARE,
+        "vllm_max_model_length": video + WORDS + max_new_tokens,
+        **VLLM_CORRECTION,
+    }
+
+
+def write_rollouts(trainer: Any, num: int, **options: Any) -> Written:
+    """`num` completions of each prompt that a `VideoGRPOTrainer` asks, by whom its settings say; `options` are those of `generate`."""
+    if trainer.use_vllm:
+        engine, footage = trainer.vllm_generation.llm, trainer.source.footage
+        return write_by_vllm(engine, trainer.policy, trainer.asked, footage, num, **options)
+    with whole_weights(trainer.policy.model):
+        return Written(generate(trainer.policy, trainer.asked, num, **options), None)
+
+
+def require_vllm(policy: Policy) -> None:
+    """Raise LabError where vLLM cannot write for this policy: it is not installed, there is no GPU, or another family."""
+    instead = "or set generation: hf"
+    if find_spec("vllm") is None:
+        raise LabError(
+            f"generation: vllm is not installed; 'pip install \"trl[vllm]\"' on a machine with a GPU, {instead}"
+        )
+    if policy.device.type != "cuda":
+        raise LabError(
+            f"generation: vllm needs a GPU and the model is on {policy.device}; set device: cuda, {instead}"
+        )
+    family = policy.base.config.model_type
+    if family not in FAMILIES:
+        raise LabError(
+            f"generation: vllm writes for {', '.join(FAMILIES)}, and the model is of {family!r}; take one of those, {instead}"
+        )
+
+
+def write_by_vllm(
+    engine: Any,
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    footage: Callable[[str], Footage],
+    num: int,
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+) -> Written:
+    """`num` completions of each prompt by the `vllm.LLM` that TRL keeps, each prompt read once.
+
+    Tokens that stand for pixels or padding are made impossible, as in labkit's own decoding. Draws come from vLLM's own streams: they
+    depend on the seed and the query, but are not those of `generation: hf`.
+    """
+    from vllm import SamplingParams
+
+    video = policy.base.config.video_token_id
+    requests = []
+    for prompt in prompts:
+        clip = footage(prompt.qid)
+        requests.append({
+            "prompt_token_ids": once(prompt.ids.tolist(), video),
+            "multi_modal_data": {"video": clip.rgb},
+            "mm_processor_kwargs": {"fps": clip.fps, "do_sample_frames": False},
+        })  # fmt: skip
+    sampling = [
+        SamplingParams(
+            n=num, temperature=temperature, max_tokens=max_new_tokens, logprobs=0, stop_token_ids=policy.eos_ids,
+            logit_bias=dict.fromkeys(policy.never_written, -100.0), seed=zlib.crc32(f"{seed}/{prompt.qid}".encode()),
+        )
+        for prompt in prompts
+    ]  # fmt: skip
+    answers = engine.generate(requests, sampling_params=sampling, use_tqdm=False)
+    written = [answer for request in answers for answer in request.outputs]
+    rows = [list(answer.token_ids) for answer in written]
+    texts = policy.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    ends = set(policy.eos_ids)
+    return Written(
+        [Completion(ids, text, ids[-1] in ends) for ids, text in zip(rows, texts, strict=True)],
+        [
+            [step[token].logprob for token, step in zip(ids, answer.logprobs, strict=True)]
+            for ids, answer in zip(rows, written, strict=True)
+        ],
+    )
+
+
+def once(ids: Sequence[int], placeholder: int) -> list[int]:
+    """Token ids with each run of the placeholder shortened to one: the engine counts the video's tokens itself.
+
+    >>> once([5, 9, 9, 9, 6, 7], placeholder=9)
+    [5, 9, 6, 7]
+    """
+    return [
+        token
+        for token, before in zip(ids, [None, *ids], strict=False)
+        if token != placeholder or before != placeholder
+    ]

@@ -1,0 +1,304 @@
+"""Distillation: of all harvested chains, the few that a fresh base should learn from, and why the rest was dropped."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from labkit.chain.anchors import AnchorChain, parse
+from labkit.chain.metrics import many_chain_ious
+from labkit.chain.rewards import RewardSpec, score_chain
+from labkit.chain.steps import narrows, step_worths
+from labkit.data.moments import Moment
+from labkit.errors import LabError
+from labkit.param_fields import DistillParams, RewardParams
+from labkit.stages.provenance import ALONE, Origin, parts_of
+from labkit.stages.rollouts import ROWS, Rollout, RolloutStore, only_growing
+
+if TYPE_CHECKING:
+    from labkit.policy.inputs import Prompt
+    from labkit.policy.model import Policy
+
+PROMPTS_A_PART = 24
+"""Queries that are sampled together and stored as one part: what a kill costs at most."""
+
+REASONS = (
+    "unparsed",
+    "format",
+    "too few anchors",
+    "too many anchors",
+    "not progressive",
+    "answer off",
+    "wrong option",
+    "duplicate",
+    "over the limit per query",
+)
+"""Why a trace is dropped, in the order in which it is looked for; the first reason found is the trace's.
+
+`wrong option` only where moments have options.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HarvestRules:
+    """What a trace must show to be kept; the defaults are those of `labkit.param_fields`, `of` takes any parameters.
+
+    Source: that kept traces have several anchors, narrow and are accurate is the TAR-TVG paper's; the numbers and the
+    order are our choice.
+    """
+
+    min_anchors: int = RewardParams.min_anchors
+    """0 keeps chains without anchors too, as the control does."""
+    max_anchors: int = RewardParams.max_anchors
+    min_answer_iou: float = DistillParams.min_answer_iou
+    """IoU that the answer reaches, at least."""
+    max_per_query: int = DistillParams.max_per_query
+    """Traces of one query, the best first."""
+
+    @classmethod
+    def of(cls, params: Any) -> HarvestRules:
+        """The rules that parameters (`labkit.Params`) ask for."""
+        return cls(**{each.name: getattr(params, each.name) for each in fields(cls)})
+
+    def __post_init__(self) -> None:
+        """Check the values once."""
+        if not 0 <= self.min_anchors <= self.max_anchors or self.max_per_query < 1:
+            raise LabError(f"{self}: need 0 <= min_anchors <= max_anchors and max_per_query >= 1")
+
+
+class Step(NamedTuple):
+    """One line of the funnel: a reason and how many traces it took, or `kept` and how many are left."""
+
+    reason: str
+    traces: int
+
+
+@dataclass(frozen=True, slots=True)
+class Harvest:
+    """The kept traces, a reason for each dropped one by its key (qid, sample, step), and the funnel."""
+
+    kept: list[Rollout]
+    reasons: dict[tuple[str, int, int], str] = field(repr=False)
+    funnel: list[Step]
+
+    @property
+    def size(self) -> int:
+        """Traces that went in: kept and dropped together."""
+        return len(self.kept) + len(self.reasons)
+
+    def figures(self) -> dict[str, float]:
+        """The funnel as flat figures, with what came in and what share was kept."""
+        counts = {f"dropped: {step.reason}": float(step.traces) for step in self.funnel if step.reason != "kept"}
+        return {"harvested": self.size, **counts, "kept": len(self.kept), "yield": len(self.kept) / max(1, self.size)}
+
+
+def sample_traces(
+    policy: Policy,
+    source: Mapping[str, Prompt],
+    moments: Sequence[Moment],
+    store: RolloutStore,
+    *,
+    spec: RewardSpec,
+    samples: int,
+    temperature: float,
+    max_new_tokens: int,
+    seed: int,
+    run: str,
+    on_part: Callable[[int, int], None] = lambda done, total: None,
+    share: tuple[int, int] = ALONE,
+) -> None:
+    """Sample chains of each moment into `store`, a part at a time; parts that are there already are not sampled again.
+
+    A part's number stands as `step` in its rollouts. What is sampled for a query depends on the policy, the seed and
+    the query alone, so that a harvest that was killed, or that several processes share, ends with the same traces.
+
+    Args:
+        policy: Who is asked.
+        source: Ready prompts by qid; asked for a part at a time.
+        moments: What is asked, each qid once.
+        store: Where the traces go.
+        spec: What each trace is scored with.
+        samples: Traces of each moment.
+        temperature: Of sampling.
+        max_new_tokens: Where a trace is cut off.
+        seed: Of sampling.
+        run: The run's name, for the record.
+        on_part: Hears (queries done, all): first those that were there, and with several processes those of all of them.
+        share: (rank, processes): only every `processes`-th part is sampled. `join_traces` ends the harvest then, when
+            every process has; a process that works alone does so itself.
+
+    Raises:
+        LabError: the store holds traces of other weights, another decoding or other queries.
+    """
+    from labkit.policy.generate import generate
+    from labkit.policy.prompt_source import expect
+
+    origin = Origin.of(
+        policy, source, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, samples=samples
+    )
+    for note in store.origins():
+        origin.require(note, store.folder)
+    parts, there = _parts(moments), _there(store, moments, samples)
+
+    def tell() -> None:
+        ends = [parts[part] for part in store.steps()]
+        on_part(sum(end - begin for begin, end in ends), len(moments))
+
+    if there:
+        tell()
+    mine = set(parts_of(len(moments), PROMPTS_A_PART, share))
+    mine -= {parts[part] for part in there}
+    expect(source, [moment.qid for begin, end in sorted(mine) for moment in moments[begin:end]])
+    for part, (begin, end) in parts.items():
+        if (begin, end) not in mine:
+            continue
+        asked = moments[begin:end]
+        prompts = [source[moment.qid] for moment in asked]
+        completions = generate(
+            policy, prompts, samples, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
+        )
+        rollouts = []
+        for index, completion in enumerate(completions):
+            moment, prompt = asked[index // samples], prompts[index // samples]
+            chain = parse(completion.text, finished=completion.finished, options=len(moment.options))
+            ledger = score_chain(chain, moment.windows, moment.duration, spec, moment.choice)
+            rollouts.append(Rollout(
+                run=run, stage="distill", step=part, qid=moment.qid, sample=index % samples, seed=seed,
+                checkpoint=policy.name, text=completion.text, status=chain.status,
+                **{f"reward_{term}": value for term, value in ledger.terms.items()},
+                total=ledger.total, advantage=0.0, prompt_tokens=len(prompt.ids),
+                completion_tokens=len(completion.ids), finished=completion.finished, spec=spec,
+            ))  # fmt: skip
+        store.write(part, rollouts, origin.note())
+        tell()
+    if share[1] == 1:
+        store.compact()
+
+
+def is_whole(store: RolloutStore, moments: Sequence[Moment], samples: int) -> bool:
+    """Whether all traces are there, so that only `join_traces` is left to do, for which no model is needed.
+
+    Raises LabError for a part that holds anything but its queries' traces.
+    """
+    return _there(store, moments, samples) == set(_parts(moments))
+
+
+def join_traces(store: RolloutStore, moments: Sequence[Moment], samples: int) -> None:
+    """End a harvest that several processes shared: check that it is whole, and join its parts into one file.
+
+    Raises LabError when a query's traces are missing, or when not all are of one policy and one decoding.
+    """
+    there = _there(store, moments, samples)
+    missing = [part for part in _parts(moments) if part not in there]
+    if missing:
+        raise LabError(
+            f"'{store.folder}' lacks {len(missing)} of {len(_parts(moments))} parts of the harvest (number {missing[0]} "
+            "first); run the harvest again, only these will be sampled"
+        )
+    notes = store.origins()
+    for note in notes[1:]:
+        Origin(**notes[0]).require(note, store.folder)
+    store.compact()
+
+
+def _parts(moments: Sequence[Moment]) -> dict[int, tuple[int, int]]:
+    """Parts by number, from 1: which moments [begin, end) each of them asks for."""
+    return dict(enumerate(parts_of(len(moments), PROMPTS_A_PART, ALONE), 1))
+
+
+def _there(store: RolloutStore, moments: Sequence[Moment], samples: int) -> set[int]:
+    """Numbers of the parts that are there; raises LabError for one that holds anything but its queries' traces."""
+    parts, there = _parts(moments), store.asked()
+    for part, asked in there.items():
+        begin, end = parts.get(part, (0, 0))
+        if asked != {moment.qid: samples for moment in moments[begin:end]}:
+            raise LabError(
+                f"part {part} of '{store.folder}' does not hold {samples} traces of each of the queries that are asked "
+                "now; remove the folder to harvest again, or give another one"
+            )
+    return set(there)
+
+
+@only_growing()
+def filter_traces(
+    rollouts: Iterable[Rollout], moments_by_qid: Mapping[str, Moment], rules: HarvestRules | None = None
+) -> Harvest:
+    """Keep the traces that are worth learning from; the result does not depend on the order of `rollouts`.
+
+    A trace is progressive when it narrows from anchor to anchor (`labkit.chain.steps`) and its answer is at least as good as
+    its last anchor. Where its moment has options, it must choose the right one. Where a query has several windows, the
+    best one counts for each step, as in the rewards. Of one query, traces are ranked by the IoU of their answer, then
+    by what their steps are worth, so that an answer that goes on beats one that repeats the last anchor; then the earliest
+    sampled wins.
+    Raises LabError for a rollout of an unknown qid and for two rollouts with the same (qid, sample, step).
+    """
+    rules = rules or HarvestRules()
+    reasons: dict[tuple[str, int, int], str] = {}
+    candidates: dict[str, list[tuple[tuple[float, ...], Rollout]]] = {}
+    seen: set[tuple[str, int, int]] = set()
+    stream = iter(rollouts)
+    while batch := list(islice(stream, ROWS)):
+        moments, chains = [], []
+        for rollout in batch:
+            key = _key(rollout)
+            if key in seen:
+                raise LabError(f"rollout {key} (qid, sample, step) came twice; harvest each folder of rollouts once")
+            seen.add(key)
+            moment = moments_by_qid.get(rollout.qid)
+            if moment is None:
+                raise LabError(f"rollout {key} (qid, sample, step) asks for a moment that is not in the moments file")
+            moments.append(moment)
+            chains.append(parse(rollout.text, finished=rollout.finished, options=len(moment.options)))
+        measured = many_chain_ious(
+            chains, [moment.windows for moment in moments], [moment.duration for moment in moments]
+        )
+        for rollout, moment, chain, ious in zip(batch, moments, chains, measured, strict=True):
+            if reason := _reason(chain, ious, rules, moment.choice):
+                reasons[_key(rollout)] = reason
+            else:
+                rank = (-ious[-1], -math.fsum(step_worths(ious)) / len(ious), rollout.step, rollout.sample)
+                candidates.setdefault(rollout.qid, []).append((rank, rollout))
+    kept = []
+    for ranked in candidates.values():
+        texts: set[str] = set()
+        for _, rollout in sorted(ranked, key=lambda pair: pair[0]):
+            text = " ".join(rollout.text.split())
+            if text in texts:
+                reasons[_key(rollout)] = "duplicate"
+            elif len(texts) == rules.max_per_query:
+                reasons[_key(rollout)] = "over the limit per query"
+            else:
+                texts.add(text)
+                kept.append(rollout)
+    counts = Counter(reasons.values())
+    asked = any(moment.options for moment in moments_by_qid.values())
+    looked_for = [reason for reason in REASONS if asked or reason != "wrong option"]
+    funnel = [Step(reason, counts[reason]) for reason in looked_for] + [Step("kept", len(kept))]
+    return Harvest(sorted(kept, key=lambda rollout: rollout.key), reasons, funnel)
+
+
+def _key(rollout: Rollout) -> tuple[str, int, int]:
+    return (rollout.qid, rollout.sample, rollout.step)
+
+
+def _reason(chain: AnchorChain, ious: Sequence[float], rules: HarvestRules, choice: int | None) -> str | None:
+    """Why this trace alone, whatever the others are, is dropped."""
+    if chain.answer is None:
+        return "unparsed"
+    if chain.status not in ("ok", "no_anchor"):
+        return "format"
+    if len(chain.anchors) < rules.min_anchors:
+        return "too few anchors"
+    if len(chain.anchors) > rules.max_anchors:
+        return "too many anchors"
+    *anchors, answer = ious
+    if not narrows(anchors) or answer < max(ious):
+        return "not progressive"
+    if answer < rules.min_answer_iou:
+        return "answer off"
+    # A chain of kept form has an option exactly where its moment has options.
+    return "wrong option" if chain.option != choice else None

@@ -1,0 +1,274 @@
+"""Conclusions: what a reader should take home from a stage, computed from its figures and never written beforehand.
+
+What a claim says follows from the numbers that stand behind it: a change counts where its interval, by whole videos over
+the same queries, leaves out 0, and a threshold stands beside what was measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from labkit.chain.steps import LEAST_GAIN
+from labkit.data.moments import Moment
+from labkit.embedded.true_words import KINDS, held
+from labkit.runs.measured import Measured, Prediction
+from labkit.scoring.bootstrap import mean_interval
+from labkit.views.report.sanitize import literal
+
+if TYPE_CHECKING:
+    from labkit.scoring.scores import Score
+    from labkit.stages.grpo import GrpoResult
+
+ENOUGH_ANCHORS = 0.95
+"""Share of chains with anchors from which on they are the rule."""
+ENOUGH_STRICT = 0.8
+"""Share of chains that narrow from which on narrowing is the rule."""
+ENOUGH_GAIN = 0.25
+"""What R1@0.7 is to gain from the base to the final model, on the embedded lab."""
+ENOUGH_TRUE = 0.9
+"""Share of true words of a kind from which on a thought's words may be believed."""
+
+
+class Claim(NamedTuple):
+    """What was hoped for, whether it came true (None: nothing was hoped), and the figures behind it."""
+
+    text: str
+    holds: bool | None
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Conclusion:
+    """Claims that show in a notebook as a list, and print as lines."""
+
+    claims: Sequence[Claim]
+
+    def _repr_markdown_(self) -> str:
+        marks = {True: "**Yes.** ", False: "**No.** ", None: ""}
+        lines = (f"- {marks[claim.holds]}{literal(claim.text)}: {literal(claim.evidence)}" for claim in self.claims)
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        marks = {True: "yes", False: "NO ", None: "   "}
+        return "\n".join(f"{marks[claim.holds]} {claim.text}: {claim.evidence}" for claim in self.claims)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+Moments = Mapping[str, Moment]
+"""The test split, by qid."""
+
+
+def after_grpo(start: Measured, grpo: Measured, training: GrpoResult, moments: Moments) -> Conclusion:
+    """Stage 1: have anchors become the rule, and have the answers got better since its start?"""
+    decoding = "sampled" if "sampled" in grpo.figures else "greedy"
+    return Conclusion(
+        [
+            _anchored("Anchors have become the rule", start, grpo, decoding),
+            _better("Answers have got better", "miou", start, grpo, moments),
+            _better("More answers are close", "r1@0.7", start, grpo, moments),
+            Claim("Stage 1 ended", None, f"after {training.steps} steps; {training.end_reason}"),
+        ]
+    )
+
+
+def after_harvest(funnel: Sequence[tuple[str, int]], queries: int) -> Conclusion:
+    """Stage 2, first half: how much of the harvest is worth learning from, and what most of the rest lacked."""
+    total, kept = sum(count for _, count in funnel), funnel[-1][1]
+    share = f" ({100 * kept / total:.1f} %)" if total else ""
+    claims = [
+        Claim("Traces to learn from", kept > 0, f"{kept:,} of {total:,} chains{share}, from {queries:,} queries asked")
+    ]
+    reason, most = max(funnel[:-1], key=lambda row: row[1])
+    if most:
+        text = (
+            "Most were dropped for one reason" if 2 * most > total - kept else "The most frequent reason to drop one"
+        )
+        claims.append(Claim(text, None, f"'{reason}' took {most:,} of {total - kept:,}"))
+    return Conclusion(claims)
+
+
+def after_sft(base: Measured, grpo: Measured, sft: Measured, moments: Moments) -> Conclusion:
+    """Stage 2, second half: has a fresh base learnt the form, and how does it stand to the harvester?"""
+    claims = [
+        _anchored("A fresh base has learnt anchors from traces alone", base, sft, "greedy"),
+        _better("It answers better than the base", "miou", base, sft, moments),
+        _better("It answers better than the model that wrote the traces, greedily", "miou", grpo, sft, moments),
+    ]
+    if "sampled" in sft.figures and "sampled" in grpo.figures:
+        claims.append(_better("And sampled", "miou", grpo, sft, moments, "sampled"))
+    return Conclusion(claims)
+
+
+def after_final(base: Measured, sft: Measured, final: Measured, moments: Moments) -> Conclusion:
+    """Stage 3: are the chains what the method promises, and are their words true where that can be checked?"""
+    now = final.figures["greedy"]
+    first, last, answer = (_value(now, key) for key in ("iou_first", "iou_last", "iou_answer"))
+    strict = _value(now, "strict_share")
+    gained = _better("", "r1@0.7", base, final, moments)
+    gain = _difference(base, final, "r1@0.7", moments, "greedy")
+    return Conclusion(
+        [
+            _anchored("Chains have anchors", base, final, "greedy"),
+            Claim(
+                "They narrow", strict >= ENOUGH_STRICT,
+                f"{_of(now, 'strict_share')} greedy chains gain at least {LEAST_GAIN:g} IoU from anchor to anchor; "
+                f"{100 * ENOUGH_STRICT:.0f} % were asked",
+            ),
+            Claim(
+                "Each step is better than the one before on average",
+                first < last < answer,
+                "no chain has an anchor" if math.isnan(first) else
+                f"mean IoU {first:.3f} at the first anchor, {last:.3f} at the last, {answer:.3f} in the answer, over the "
+                f"{_count(now, 'anchor_rate'):,} chains with anchors",
+            ),
+            Claim(
+                f"R1@0.7 has gained at least {100 * ENOUGH_GAIN:.0f} points since the base", gain.low >= ENOUGH_GAIN,
+                gained.evidence + (", which may be less" if gain.low < ENOUGH_GAIN <= gain.value else ""),
+            ),
+            _better("Stage 3 adds to SFT", "miou", sft, final, moments),
+            *_words(base, final, moments),
+        ]
+    )  # fmt: skip
+
+
+def after_all(
+    models: Mapping[str, Measured], constant: float, blind: Mapping[str, float], moments: Moments
+) -> Conclusion:
+    """The whole run: the method's promises, and whether the final model looks at the video.
+
+    `constant` is the mIoU of the best constant answer; `blind` holds the final model's mIoU on frames that are not the
+    query's, by kind.
+    """
+    claims = list(after_final(models["base"], models["sft"], models["grpo_final"], moments).claims)
+    seeing = _value(models["grpo_final"].figures["greedy"], "miou")
+    # Half the way between the constant answer and what it reaches with the right frames, or below. A model that does
+    # not even reach the constant answer has shown nothing.
+    most = constant + 0.5 * (seeing - constant)
+    for kind, miou in blind.items():
+        asked = (
+            f"at most {100 * most:.1f} was asked, half the way from the best constant answer ({100 * constant:.1f})"
+            if seeing > constant
+            else f"the best constant answer has {100 * constant:.1f}, so nothing is shown"
+        )
+        claims.append(
+            Claim(
+                f"It needs the query's own frames ({kind} instead)",
+                seeing > constant and miou <= most,
+                f"mIoU {100 * seeing:.1f} % with them, {100 * miou:.1f} % with these; {asked}",
+            )
+        )
+    return Conclusion(claims)
+
+
+def about_words(base: Measured, final: Measured, moments: Moments) -> Conclusion:
+    """Whether a thought's words are true, where that can be checked."""
+    claims = _words(base, final, moments)
+    return Conclusion(
+        claims or [Claim("Not measured", None, "only clips of the embedded world say what is true of them")]
+    )
+
+
+def _words(base: Measured, final: Measured, moments: Moments) -> list[Claim]:
+    """What thoughts say, held against the simulator; nothing where there is none."""
+    now, before = final.figures["greedy"], base.figures["greedy"]
+    if "distinct_thoughts" not in now or not moments:
+        return []
+    claims = []
+    for kind, words in held({row.qid: row.text for row in final.greedy}, list(moments.values())).items():
+        if not words:
+            continue
+        low, high = mean_interval([word.true for word in words], [word.video for word in words])
+        true = sum(word.true for word in words)
+        evidence = f"{true:,} of {len(words):,} are, {100 * true / len(words):.1f} %"
+        evidence += "" if math.isnan(low) else f" (95 % interval {100 * low:.1f} to {100 * high:.1f})"
+        evidence += f", {100 * _value(now, f'chance_{kind}'):.1f} by chance; {100 * ENOUGH_TRUE:.0f} % were asked"
+        if before.get(f"said_{kind}"):
+            evidence += f"; the base: {100 * _value(before, f'true_{kind}'):.1f} % of {before[f'said_{kind}']:,.0f}"
+        claims.append(
+            Claim(f"Words for the {KINDS[kind]} in its thoughts are true", true >= ENOUGH_TRUE * len(words), evidence)
+        )
+    told = f"{now['distinct_thoughts']:,.0f} in {_value(now, 'n'):,.0f} chains"
+    if "distinct_thoughts" in before:
+        told += f"; the base: {before['distinct_thoughts']:,.0f}"
+    return [*claims, Claim("Distinct thoughts, once object words and numbers are blanked", None, told)]
+
+
+class _Change(NamedTuple):
+    """By how much a figure moved over the same queries, NaN where there is nothing to take it of."""
+
+    before: float
+    after: float
+    value: float
+    low: float
+    high: float
+    queries: int
+
+
+def _difference(before: Measured, after: Measured, key: str, moments: Moments, decoding: str) -> _Change:
+    from labkit.scoring.scores import compare
+
+    if not moments or not _predictions(before, decoding) or not _predictions(after, decoding):
+        return _Change(math.nan, math.nan, math.nan, math.nan, math.nan, 0)
+    first, second = (_scored(model, moments, decoding) for model in (before, after))
+    gap = compare(second, first).differences[key]
+    return _Change(first.figures[key], second.figures[key], gap.value, *gap.interval, len(first.qids))
+
+
+def _scored(model: Measured, moments: Moments, decoding: str) -> Score:
+    from labkit.scoring.predictions import as_predictions
+    from labkit.scoring.scores import score
+
+    return score(as_predictions(_predictions(model, decoding), {}), list(moments.values()))
+
+
+def _predictions(model: Measured, decoding: str) -> Sequence[Prediction]:
+    return model.greedy if decoding == "greedy" else model.sampled
+
+
+def _better(
+    text: str, key: str, before: Measured, after: Measured, moments: Moments, decoding: str = "greedy"
+) -> Claim:
+    """Whether a figure rose by more than chance explains."""
+    name = {"miou": "mIoU", "r1@0.7": "R1@0.7"}[key]
+    change = _difference(before, after, key, moments, decoding)
+    if not change.queries:
+        return Claim(text, False, f"there is no {decoding} {name} of both")
+    evidence = f"{decoding} {name} {100 * change.before:.1f} to {100 * change.after:.1f} %, {100 * change.value:+.1f}"
+    if math.isnan(change.low):
+        evidence += f" on {change.queries:,} queries, of too few videos for an interval"
+    else:
+        evidence += f" (95 % interval {100 * change.low:+.1f} to {100 * change.high:+.1f}, {change.queries:,} queries)"
+        if change.low <= 0 <= change.high:
+            evidence += ", which may be chance"
+    return Claim(text, change.low > 0, evidence)
+
+
+def _anchored(text: str, before: Measured, after: Measured, decoding: str) -> Claim:
+    now, then = after.figures[decoding], before.figures.get(decoding, {})
+    evidence = f"{_of(now, 'anchor_rate')} {decoding} chains have one; {100 * ENOUGH_ANCHORS:.0f} % were asked"
+    if "anchor_rate" in then:
+        evidence += f"; before: {_of(then, 'anchor_rate')}"
+    return Claim(text, _value(now, "anchor_rate") >= ENOUGH_ANCHORS, evidence)
+
+
+def _of(figures: Mapping[str, float | None], key: str) -> str:
+    """A share of all chains, with its count."""
+    share = _value(figures, key)
+    if math.isnan(share) or math.isnan(_value(figures, "n")):
+        return "an unknown share of"
+    return f"{_count(figures, key):,} of {_value(figures, 'n'):,.0f} ({100 * share:.1f} %)"
+
+
+def _count(figures: Mapping[str, float | None], key: str) -> int:
+    return round(_value(figures, key) * _value(figures, "n"))
+
+
+def _value(figures: Mapping[str, float | None], key: str) -> float:
+    """A figure, NaN where there was nothing to take it of: every comparison with it is then false."""
+    value = figures.get(key)
+    return float("nan") if value is None else float(value)

@@ -1,0 +1,336 @@
+"""What a page is told of many chains: their columns, packed once, with everything already read and measured.
+
+The page draws and compares numbers; it never parses a model's text nor computes a score, so that a view and a figure
+cannot read one chain in two ways.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from labkit.chain.anchors import AnchorChain
+from labkit.chain.rewards import TERMS, RewardSpec, score_chain
+from labkit.chain.spans import Span
+from labkit.chain.steps import LEAST_GAIN, narrows
+from labkit.data.moments import Moment
+from labkit.errors import LabError
+from labkit.scoring.predictions import Answers
+from labkit.scoring.shown import PredictedChain, are_predictions, shown_chains
+from labkit.stages.rollouts import NAMES, Rollout
+from labkit.views.explorer.columns import Zipped, anchor_places, answer_place, as_json, option_chars, places, rounded
+from labkit.views.figures.failures import KINDS, MEANINGS, failure_kind, kind_by_ious
+from labkit.views.figures.style import in_stage_order
+from labkit.views.measured_chains import ChainRecord, Reading, Records, read
+
+if TYPE_CHECKING:
+    import pandas
+
+Kind: TypeAlias = Callable[[AnchorChain, Sequence[Span], float], str]
+"""Names what is wrong with a chain, given the windows and the duration; "" for nothing."""
+Chains: TypeAlias = "Records | pandas.DataFrame"
+"""Rollouts or predictions, by stage or not, or a table of them."""
+Specs: TypeAlias = RewardSpec | Mapping[str, RewardSpec]
+"""What was paid: in every stage the same, or by stage."""
+
+
+class Row(NamedTuple):
+    """A chain of a table that doesn't hold whole rollouts: a prediction."""
+
+    qid: str
+    text: str
+    status: str = ""
+
+
+class Listed(NamedTuple):
+    """One chain of the page: the stage it is shown under, the record as handed in, and how it was read."""
+
+    stage: str
+    reading: Reading
+
+
+class Clip(NamedTuple):
+    """The part of a video that a moment is about: `start` to `start + duration` seconds."""
+
+    video: str
+    start: float
+    duration: float
+
+
+class Packed(NamedTuple):
+    """Chains ready to travel: gzipped columns, the chains in their order, and the clips by the key a page asks with."""
+
+    data: bytes
+    rows: list[Listed]
+    clips: list[Clip]
+    clip_of: list[int]
+    """The clip of each chain."""
+
+
+def with_predictions(
+    records: Chains | Answers, moments: Sequence[Moment], rules: str | None = None
+) -> tuple[Chains, str]:
+    """Records with predictions in the place of what `labkit.score` takes, and what to say where little was read of it.
+
+    With `rules` all records are read as predictions, by stage or not.
+    """
+    if are_predictions(records):
+        return shown_chains(records, moments, rules)
+    if isinstance(records, Mapping):
+        found: dict[str, Any] = dict(records)
+        notes = dict.fromkeys([""])
+        for stage, each in found.items():
+            if rules is not None or are_predictions(each):
+                found[stage], note = shown_chains(each, moments, rules)
+                notes[note] = None
+        return found, " ".join(filter(None, notes))
+    if rules is None:
+        return records, ""
+    return shown_chains([r for _, r in _of_table(records)] if hasattr(records, "columns") else records, moments, rules)
+
+
+def listed(records: Chains, moments: Mapping[str, Moment]) -> list[Listed]:
+    """Records with their stage, read against their moments, in the order in which they came.
+
+    `records` are rollouts, predictions, either of them by stage, or a table of `RolloutStore.frame()`. A table of
+    predictions needs `qid` and `text`; `status` and `stage` are used when they are there. Raises LabError for a table
+    without them, and when a record's qid is not among the moments.
+    """
+    groups: list[tuple[str, ChainRecord]]
+    if isinstance(records, Mapping):
+        groups = [(stage, record) for stage, each in records.items() for record in each]
+    elif hasattr(records, "columns"):
+        groups = _of_table(records)
+    else:
+        groups = [(str(getattr(record, "stage", "")), record) for record in records]
+    readings = read([record for _, record in groups], moments)
+    return [Listed(stage, reading) for (stage, _), reading in zip(groups, readings, strict=True)]
+
+
+def pack(
+    rows: Sequence[Listed],
+    *,
+    base: Mapping[str, float] | None = None,
+    spec: Specs | None = None,
+    kind: Kind = failure_kind,
+    left_out: Mapping[str, Any] | None = None,
+) -> Packed:
+    """Columns of all chains as gzipped JSON, moments and names once.
+
+    `left_out` is what a page says of chains that do not travel; with `places`, those of the rows among all chains.
+
+    `base` is the base model's IoU by qid. A chain is explained by the spec that it has on record; where it has none by
+    `spec`, and without that by the default one. Weights are given only where they explain its recorded total, and the
+    reason of a term only where it explains the recorded term.
+    """
+    moments: dict[str, int] = {}
+    used: list[Moment] = []
+    clips: dict[Clip, int] = {}
+    for row in rows:
+        moment = row.reading.moment
+        if moment.qid not in moments:
+            moments[moment.qid] = len(used)
+            used.append(moment)
+            clips.setdefault(clip_of(moment), len(clips))
+    clip_at = [clips[clip_of(moment)] for moment in used]
+    file = Zipped()
+    file.add(b'{"columns":{"text":' + as_json([row.reading.record.text for row in rows]))
+    columns: dict[str, Any] = {
+        "moment": [moments[row.reading.moment.qid] for row in rows],
+        "anchors": [anchor_places(row.reading.chain) for row in rows],
+        "answer": [answer_place(row.reading.chain) for row in rows],
+        "ious": rounded([row.reading.ious for row in rows]),
+        "option": [row.reading.chain.option for row in rows],
+    }
+    if any(moment.options for moment in used):
+        columns["option_chars"] = [option_chars(row.reading.chain) for row in rows]
+    names: dict[str, list[str]] = {
+        "stage": in_stage_order(row.stage for row in rows),
+        "status": list(dict.fromkeys(row.reading.chain.status for row in rows)),
+        "run": list(dict.fromkeys(str(getattr(row.reading.record, "run", "")) for row in rows)),
+    }
+    columns["stage"] = places(names["stage"], [row.stage for row in rows])
+    columns["status"] = places(names["status"], [row.reading.chain.status for row in rows])
+    columns["run"] = places(names["run"], [str(getattr(row.reading.record, "run", "")) for row in rows])
+    kinds = [kind_of(kind, each) for _, each in rows]
+    names["kind"] = _in_order(kinds, KINDS)
+    columns["kind"] = places(names["kind"], kinds)
+    for name, empty in (("step", 0), ("sample", 0), ("completion_tokens", None)):
+        columns[name] = [getattr(row.reading.record, name, empty) for row in rows]
+    # Harvested chains compete with nobody, and carry a 0 where an advantage would stand.
+    trained = [None if row.stage == "distill" else getattr(row.reading.record, "advantage", None) for row in rows]
+    (columns["advantage"],) = rounded([trained])
+    # A choice is paid only where there is one.
+    terms = [term for term in TERMS if term != "option" or any(moment.options for moment in used)]
+    ledgers, weights = _ledgers(rows, spec, names, terms)
+    columns |= ledgers
+    page = {
+        "format": 1,
+        "terms": terms,
+        "names": names,
+        "meanings": {name: MEANINGS[name] for name in names["kind"] if name in MEANINGS},
+        "weights": weights,
+        "least_gain": LEAST_GAIN,
+        "moments": [
+            _moment(moment, clip, (base or {}).get(moment.qid)) for moment, clip in zip(used, clip_at, strict=True)
+        ],
+    }
+    if left_out:
+        page["left_out"] = dict(left_out)
+    file.add(b"," + as_json(columns)[1:] + b"," + as_json(page)[1:])
+    return Packed(file.close(), list(rows), list(clips), [clip_at[moment] for moment in columns["moment"]])
+
+
+def base_ious(rows: Sequence[Listed]) -> dict[str, float]:
+    """The base model's mean answer IoU by qid: what a later stage is compared with."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if row.stage == "base":
+            found.setdefault(row.reading.moment.qid, []).append(row.reading.answer_iou)
+    return {qid: math.fsum(ious) / len(ious) for qid, ious in found.items()}
+
+
+def telling(rows: Sequence[Listed]) -> int:
+    """The chain to open with: of those that narrow at every step, the one that gains most; -1 when there is none."""
+
+    def gain(index: int) -> float:
+        reading = rows[index].reading
+        steps = reading.ious
+        telling = len(steps) >= 3 and reading.chain.answer is not None and narrows(steps)
+        return reading.answer_iou - steps[0] + 1 if telling else reading.answer_iou
+
+    return max(range(len(rows)), key=gain, default=-1)
+
+
+def worth_showing(packed: Packed, first: int, base: Mapping[str, float], most: int) -> list[int]:
+    """Up to `most` clips to send along: the first chain's, then in turn of the worst, the best and the most regressed.
+
+    A chain regresses by what it lost since its best step, or against the base model where there is one.
+    """
+
+    def lost(index: int) -> float:
+        reading = packed.rows[index].reading
+        before = base.get(reading.moment.qid)
+        if before is None or packed.rows[index].stage == "base":
+            before = max(reading.ious, default=0.0)
+        return before - answers[index]
+
+    answers = [row.reading.answer_iou for row in packed.rows]
+    order = sorted(range(len(packed.rows)), key=answers.__getitem__)
+    regressed = sorted(order, key=lost, reverse=True)
+    chosen = dict.fromkeys([packed.clip_of[first]] if first >= 0 else [])
+    for turn in zip(order, reversed(order), regressed, strict=True):
+        for index in turn:
+            if len(chosen) >= most:
+                return list(chosen)[:most]
+            chosen.setdefault(packed.clip_of[index])
+    return list(chosen)[:most]
+
+
+def clip_of(moment: Moment) -> Clip:
+    """The clip that a moment is about."""
+    return Clip(moment.video, moment.start, moment.duration)
+
+
+def _of_table(table: pandas.DataFrame) -> list[tuple[str, ChainRecord]]:
+    names = list(table.columns)
+    if not {"qid", "text"} <= set(names):
+        raise LabError(f"a table of chains needs the columns qid and text; this one has {', '.join(map(str, names))}")
+    columns = {name: table[name].tolist() for name in names}
+    stages = columns.get("stage", [""] * len(table))
+    if set(NAMES) <= set(names):
+        values = zip(*(columns[name] for name in NAMES), strict=True)
+        rollouts = (Rollout(**dict(zip(NAMES, row, strict=True))) for row in values)
+        return [(rollout.stage, rollout) for rollout in rollouts]
+    statuses = columns.get("status", [""] * len(table))
+    rows = zip(columns["qid"], columns["text"], statuses, strict=True)
+    return [(str(stage), Row(*map(str, row))) for stage, row in zip(stages, rows, strict=True)]
+
+
+def _moment(moment: Moment, clip: int, base: float | None) -> dict[str, Any]:
+    told = {
+        "qid": moment.qid,
+        "query": moment.query,
+        # A path says where somebody's files lie; the name is enough to find the video again.
+        "video": PurePath(moment.video).name,
+        "clip": clip,
+        "windows": [[window.start, window.end] for window in moment.windows],
+        "duration": moment.duration,
+        "start": moment.start,
+        "base": None if base is None else round(base, 4),
+    }
+    if moment.options:
+        told |= {"options": list(moment.options), "choice": moment.choice}
+    return told
+
+
+def kind_of(kind: Kind, reading: Reading) -> str:
+    """A chain's class of failure."""
+    if kind is failure_kind:  # its IoUs are here already
+        return kind_by_ious(reading.chain, reading.ious, reading.moment.duration)
+    return kind(reading.chain, reading.moment.windows, reading.moment.duration)
+
+
+def _in_order(found: Sequence[str], order: Sequence[str]) -> list[str]:
+    """The different names that were found, those of `order` first and in that order."""
+    return sorted(dict.fromkeys(found), key=lambda name: order.index(name) if name in order else len(order))
+
+
+def _ledgers(
+    rows: Sequence[Listed], spec: Specs | None, names: dict[str, list[str]], terms: Sequence[str]
+) -> tuple[dict[str, list[Any]], list[dict[str, float]]]:
+    """What each chain earned by term, in total, by which weights, and why; then the weights that explain any.
+
+    `weighed` counts the weights from 1, and is 0 where none explain a total; `reasons` are numbers of texts.
+    """
+    earned: list[list[float]] = []
+    totals: list[float] = []
+    weighed: list[int] = []
+    reasons: list[list[int]] = []
+    texts: dict[str, int] = {"": 0}
+    assumed = {stage: _spec(spec, stage) for stage in names["stage"]}
+    columns = [(term, f"reward_{term}") for term in terms]
+    weights: list[dict[str, float]] = []
+    for stage, reading in rows:
+        record, moment = reading.record, reading.moment
+        if isinstance(record, PredictedChain):  # nobody paid for it, and its rules may not be labkit's
+            earned.append([math.nan] * len(terms))
+            reasons.append([0] * len(terms))
+            totals.append(math.nan)
+            weighed.append(0)
+            continue
+        paid: RewardSpec = getattr(record, "spec", None) or assumed[stage]
+        ledger = score_chain(reading.chain, moment.windows, moment.duration, paid, moment.choice)
+        total = getattr(record, "total", ledger.total)
+        explained = 0.0
+        values, why = [], []
+        for term, column in columns:
+            # A prediction was never paid: what the reward would have said of it is shown in its place.
+            would = ledger.terms[term]
+            value = getattr(record, column, would)
+            explained += paid.weights[term] * value
+            values.append(value)
+            why.append(texts.setdefault(ledger.reasons[term], len(texts)) if abs(value - would) < 1e-6 else 0)
+        earned.append(values)
+        reasons.append(why)
+        totals.append(total)
+        weighed.append(_place(paid, terms, weights) if abs(explained - total) < 1e-6 else 0)
+    names["reason"] = list(texts)
+    (total_column,) = rounded([totals])
+    return {"earned": rounded(earned), "total": total_column, "weighed": weighed, "reasons": reasons}, weights
+
+
+def _place(paid: RewardSpec, terms: Sequence[str], weights: list[dict[str, float]]) -> int:
+    """The place of a spec's weights among those in use, from 1; they are put there when they are new."""
+    mine = {term: paid.weights[term] for term in terms}
+    if mine not in weights:
+        weights.append(mine)
+    return weights.index(mine) + 1
+
+
+def _spec(spec: Specs | None, stage: str) -> RewardSpec:
+    if isinstance(spec, RewardSpec):
+        return spec
+    return (spec or {}).get(stage) or RewardSpec()

@@ -1,0 +1,270 @@
+"""The explorer as a still picture, for viewers that run nothing: drawn here, with no browser on the machine.
+
+What a reader would see on opening it: rows of the table, and the selected chain with its frame, its film, the truth and a
+bar for each step, what it earned, and its words.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import re
+import textwrap
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from PIL import Image, ImageDraw, ImageFont
+
+from labkit.chain.spans import Span, clip_span
+from labkit.views.explorer.packing import Listed
+from labkit.views.explorer.sprites import Sheet
+from labkit.views.figures import style
+from labkit.views.report.sanitize import harmless
+
+WIDTH = 960
+"""Pixels in which a notebook shows it; it is drawn in twice as many."""
+_SCALE = 2
+_TABLE, _ROW, _ROWS = 368, 26, 12
+_INK, _SOFT, _LINE, _GROUND, _RAISED, _CHOSEN, _SCREEN = (
+    "#1b2026", "#59616b", "#dfe3e8", "#ffffff", "#f5f7f9", "#dcebf9", "#0d1117",
+)  # fmt: skip
+_BAND = "#d4efe7"
+_MOST_STEPS = 5
+_LABEL, _VALUE = 68, 118
+_FILM = 44
+
+
+class _Step(NamedTuple):
+    name: str
+    span: Span | None
+    iou: float
+    color: str
+
+
+def still(rows: Sequence[Listed], chosen: int, sheet: Sheet | None, told: str, problem: str = "") -> bytes:
+    """A PNG of an explorer of `rows` with the chain at place `chosen`; `told` is the line above it.
+
+    `sheet` are its clip's frames; without them `problem` says why in their place.
+    """
+    reading = rows[chosen].reading
+    steps = _steps(reading)
+    words = textwrap.wrap(_plain(harmless(reading.record.text), reading.chain.status), 96)
+    if len(words) > 5:
+        words = [*words[:4], words[4][:88] + " …"]
+    height = max(34 + (_ROWS + 1) * _ROW + 12, 34 + 262 + (len(steps) + 1) * 22 + 34 + 18 * len(words) + 14)
+    pen = _Pen(WIDTH, height)
+    pen.box(0, 0, WIDTH, 34, _RAISED)
+    pen.text(12, 17, told, 12, _SOFT, WIDTH - 24)
+    pen.box(0, 34, WIDTH, 35, _LINE)
+    _table(pen, rows, chosen, int((height - 34) // _ROW) - 1)
+    pen.box(_TABLE, 34, _TABLE + 1, height, _LINE)
+    _chain(pen, rows[chosen], steps, sheet, problem, words)
+    pen.frame(0, 0, WIDTH, height, _LINE)
+    return pen.png()
+
+
+class _Pen:
+    """Draws in pixels of the shown size, in twice as many."""
+
+    def __init__(self, width: float, height: float) -> None:
+        self.image = Image.new("RGB", (int(width * _SCALE), int(height * _SCALE)), _GROUND)
+        self.draw = ImageDraw.Draw(self.image)
+
+    def box(self, x0: float, y0: float, x1: float, y1: float, color: str, radius: float = 0) -> None:
+        ends = [round(each * _SCALE) for each in (x0, y0, x1, y1)]
+        if ends[2] > ends[0] and ends[3] > ends[1]:
+            place = (ends[0], ends[1], ends[2] - 1, ends[3] - 1)
+            self.draw.rounded_rectangle(place, min(radius * _SCALE, (ends[2] - ends[0]) / 2), fill=color)
+
+    def frame(self, x0: float, y0: float, x1: float, y1: float, color: str, width: int = 1) -> None:
+        place = [round(each * _SCALE) for each in (x0, y0, x1, y1)]
+        self.draw.rectangle((*place[:2], place[2] - 1, place[3] - 1), outline=color, width=width * _SCALE)
+
+    def text(
+        self, x: float, y: float, text: str, size: float, color: str = _INK, most: float = 9999, anchor: str = "lm"
+    ) -> float:
+        """A line whose middle is at `y`, cut to `most` pixels; returns its width."""
+        font = _font(size)
+        shown = harmless(text)
+        while font.getlength(shown) > most * _SCALE and len(shown) > 1:
+            shown = (
+                shown[: min(len(shown) - 2, int(len(shown) * most * _SCALE / font.getlength(shown)))].rstrip() + "…"
+            )
+        self.draw.text((x * _SCALE, y * _SCALE), shown, color, font, anchor)
+        return float(font.getlength(shown)) / _SCALE
+
+    def mark(self, x: float, y: float, up: bool, color: str) -> None:
+        """A triangle, since a font may have none."""
+        tip, foot = (-3.5, 3) if up else (3.5, -3)
+        points = [(x - 4, y + foot), (x + 4, y + foot), (x, y + tip)]
+        self.draw.polygon([(a * _SCALE, b * _SCALE) for a, b in points], color)
+
+    def paste(self, image: Any, x: float, y: float, width: float, height: float) -> None:
+        """A picture that fills a place, cut where its proportions differ."""
+        size = (max(1, round(width * _SCALE)), max(1, round(height * _SCALE)))
+        scale = max(size[0] / image.width, size[1] / image.height)
+        cut = (size[0] / scale, size[1] / scale)
+        left, top = (image.width - cut[0]) / 2, (image.height - cut[1]) / 2
+        fitted = image.resize(size, Image.Resampling.BICUBIC, (left, top, left + cut[0], top + cut[1]))
+        self.image.paste(fitted, (round(x * _SCALE), round(y * _SCALE)))
+
+    def png(self) -> bytes:
+        file = io.BytesIO()
+        self.image.save(file, "PNG", optimize=True)
+        return file.getvalue()
+
+
+@functools.cache
+def _font(size: float) -> Any:
+    return ImageFont.load_default(size * _SCALE)
+
+
+def _plain(text: str, status: str) -> str:
+    """A chain's words with its spans in brackets; as it stands where the tags are what went wrong."""
+    if status in ("ok", "no_anchor"):
+        text = re.sub(r"<timestamp>\s*(.*?)\s*</timestamp>", r"[\1 s]", text, flags=re.DOTALL)
+        text = re.sub(r"<answer>\s*(.*?)\s*</answer>", r"Answer: [\1 s]", text, flags=re.DOTALL)
+        text = re.sub(r"</?(?:think|option)>", " ", text)
+    return " ".join(text.split())
+
+
+def _steps(reading: Any) -> list[_Step]:
+    anchors = list(zip(reading.chain.anchors, reading.anchor_ious, strict=True))[:_MOST_STEPS]
+    found = [_Step(f"anchor {k}", anchor.span, iou, style.ANCHOR) for k, (anchor, iou) in enumerate(anchors, 1)]
+    return [*found, _Step("answer", reading.chain.answer, reading.answer_iou, style.ANSWER)]
+
+
+def _table(pen: _Pen, rows: Sequence[Listed], chosen: int, most: int) -> None:
+    """The rows around the chosen one, by IoU as the explorer opens."""
+    order = sorted(range(len(rows)), key=lambda at: (-rows[at].reading.answer_iou, at))
+    spot = order.index(chosen)
+    begin = max(0, min(spot - most // 2, len(order) - most))
+    stages = len({row.stage for row in rows}) > 1
+    query = 92 if stages else 12
+    for x, name in ((12, "stage" if stages else ""), (query, "query")):
+        pen.text(x, 34 + _ROW / 2, name, 11.5, _SOFT)
+    pen.text(_TABLE - 66, 34 + _ROW / 2, "IoU", 11.5, _SOFT, anchor="rm")
+    pen.text(_TABLE - 12, 34 + _ROW / 2, "reward", 11.5, _SOFT, anchor="rm")
+    looks = style.looks(dict.fromkeys(row.stage for row in rows))
+    for line, at in enumerate(order[begin : begin + most], 1):
+        top, row = 34 + line * _ROW, rows[at]
+        middle = top + _ROW / 2
+        if at == chosen:
+            pen.box(0, top, _TABLE, top + _ROW, _CHOSEN)
+            pen.box(0, top, 3, top + _ROW, style.ANCHOR)
+        pen.box(0, top, _TABLE, top + 0.5, _LINE)
+        if stages:
+            pen.box(12, middle - 4, 20, middle + 4, looks[row.stage].color, 2)
+            pen.text(25, middle, row.stage, 12, most=62)
+        iou = row.reading.answer_iou
+        pen.text(query, middle, row.reading.moment.query, 12, most=_TABLE - 132 - query)
+        pen.box(_TABLE - 124, middle - 3, _TABLE - 94, middle + 3, _LINE, 3)
+        pen.box(
+            _TABLE - 124,
+            middle - 3,
+            _TABLE - 124 + 30 * iou,
+            middle + 3,
+            style.ANCHOR if iou >= 0.5 else style.WORSE,
+            3,
+        )
+        pen.text(_TABLE - 66, middle, f"{iou:.2f}", 12, anchor="rm")
+        total = getattr(row.reading.record, "total", None)
+        pen.text(_TABLE - 12, middle, "-" if total is None else f"{total:.2f}", 12, anchor="rm")
+
+
+def _chain(
+    pen: _Pen, row: Listed, steps: Sequence[_Step], sheet: Sheet | None, problem: str, words: Sequence[str]
+) -> None:
+    moment, left, right = row.reading.moment, _TABLE + 14, WIDTH - 14
+    record: Any = row.reading.record
+    pen.text(left, 52, f"“{moment.query}”", 15, most=right - left)
+    facts = [
+        row.stage,
+        moment.qid,
+        f"step {record.step}" if getattr(record, "step", 0) else "",
+        row.reading.chain.status,
+    ]
+    pen.text(left, 71, "   ".join(filter(None, facts)), 11.5, _SOFT, right - left)
+    picture = None if sheet is None else Image.open(io.BytesIO(sheet.webp)).convert("RGB")
+    wide = 224 if sheet is None else min(250.0, 140 * sheet.width / sheet.height)
+    pen.box(left, 84, left + wide, 224, _SCREEN, 6)
+    answer = row.reading.chain.answer or moment.windows[0]
+    if sheet is None:
+        for number, line in enumerate(textwrap.wrap(problem, 34)[:6]):
+            pen.text(left + wide / 2, 110 + 16 * number, line, 11, "#d5dae0", wide - 12, "mm")
+    else:
+        pen.paste(_frame(picture, sheet, answer.start), left, 84, wide, 140)
+    _earned(pen, record, left + wide + 18, right)
+    # Film, truth, bars and axis share their seconds.
+    begin, end, top = left + _LABEL, right - _VALUE, 236
+    scale = (end - begin) / moment.duration
+
+    def at(second: float) -> float:
+        return begin + scale * min(max(second, 0.0), moment.duration)
+
+    if sheet is not None:
+        count = max(1, round((end - begin) / (_FILM * sheet.width / sheet.height)))
+        each = (end - begin) / count
+        for k in range(count):
+            second = (k + 0.5) * moment.duration / count
+            if second < sheet.frames * sheet.step:
+                pen.paste(_frame(picture, sheet, second), begin + k * each, top, each, _FILM)
+    else:
+        pen.box(begin, top, end, top + _FILM, _RAISED, 4)
+    bottom = top + _FILM + 4 + 22 * (len(steps) + 1)
+    for window in moment.windows:
+        pen.box(at(window.start), top + _FILM + 4, at(window.end), bottom, _BAND)
+    _line(pen, top + _FILM + 15, "truth", moment.windows, style.TRUTH, at, left)
+    value = f"{moment.windows[0].start:.1f} to {moment.windows[0].end:.1f}" if len(moment.windows) == 1 else ""
+    pen.text(end + 12, top + _FILM + 15, value or f"{len(moment.windows)} windows", 11.5, _SOFT)
+    before: float | None = None
+    for number, step in enumerate(steps, 1):
+        middle = top + _FILM + 15 + 22 * number
+        clipped = step.span and clip_span(step.span, moment.duration)
+        _line(pen, middle, step.name, [clipped] if clipped else [], step.color, at, left)
+        pen.text(
+            end + 12, middle, f"{step.span.start:.1f} to {step.span.end:.1f}" if step.span else "none", 11.5, _SOFT, 70
+        )
+        pen.text(right - 12, middle, f"{step.iou:.2f}", 11.5, anchor="rm")
+        if before is not None and step.iou != before:
+            better = step.iou > before
+            pen.mark(right - 5, middle, better, style.BETTER if better else style.WORSE)
+        before = step.iou
+    for k in range(5):
+        second = k * moment.duration / 4
+        pen.box(at(second) - 0.5, bottom, at(second) + 0.5, bottom + 4, _SOFT)
+        pen.text(at(second), bottom + 12, f"{second:.1f}" + (" s" if k == 4 else ""), 10.5, _SOFT, anchor="mm")
+    for number, line in enumerate(words):
+        pen.text(left, bottom + 34 + 18 * number, line, 12, most=right - left)
+
+
+def _line(pen: _Pen, middle: float, name: str, spans: Sequence[Span], color: str, at: Any, left: float) -> None:
+    pen.text(left, middle, name, 12, _SOFT)
+    for span in spans:
+        pen.box(at(span.start), middle - 7, max(at(span.end), at(span.start) + 2), middle + 7, color, 3)
+
+
+def _earned(pen: _Pen, record: Any, left: float, right: float) -> None:
+    """What the chain was paid, term by term, where it was."""
+    total = getattr(record, "total", None)
+    if total is None:
+        return
+    pen.text(left, 92, f"Reward {total:.2f}", 13)
+    terms = ("format", "answer", "anchors", "progress")
+    for number, term in enumerate(terms):
+        middle = 118 + 24 * number
+        value = float(getattr(record, f"reward_{term}"))
+        pen.text(left, middle, term, 12, _SOFT)
+        pen.text(left + 98, middle, f"{value:.2f}".replace("-", "\u2212"), 12, anchor="rm")
+        zero = left + 108 + (right - left - 108) / 2
+        end = zero + max(-1.0, min(1.0, value)) * (right - left - 108) / 2
+        pen.box(min(zero, end), middle - 5, max(zero, end), middle + 5, style.ANCHOR if value > 0 else style.WORSE)
+        pen.box(zero - 0.5, middle - 8, zero + 0.5, middle + 8, _SOFT)
+
+
+def _frame(picture: Any, sheet: Sheet, second: float) -> Any:
+    """The frame of a sheet that the clip shows at a second."""
+    number = min(max(int(second / sheet.step + 1e-4), 0), sheet.frames - 1)
+    row, column = divmod(number, sheet.columns)
+    x, y = column * sheet.width, row * sheet.height
+    return picture.crop((x, y, x + sheet.width, y + sheet.height))

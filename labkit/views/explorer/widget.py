@@ -1,0 +1,441 @@
+"""The chain explorer and the video scrubber: widgets that a page without a kernel shows just as well.
+
+All that is drawn is drawn in the browser, by one ES module without dependencies; Python packs the chains once, and
+answers when a clip is asked for that did not travel along. A step of the scrub bar therefore never waits for a kernel.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Real
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import traitlets
+
+from labkit.chain.anchors import AnchorChain
+from labkit.chain.spans import Span
+from labkit.data.moments import Moment
+from labkit.errors import LabError
+from labkit.scoring.predictions import Answers
+from labkit.stages.rollouts import only_growing
+from labkit.views.explorer import packing as packing
+from labkit.views.explorer import travel
+from labkit.views.explorer.packing import Chains, Clip, Kind, Listed, Specs
+from labkit.views.explorer.page import PageWidget
+from labkit.views.explorer.saving import hint_here
+from labkit.views.explorer.sprites import Sheet, SheetCache
+from labkit.views.explorer.still import WIDTH as STILL_WIDTH
+from labkit.views.explorer.still import still
+from labkit.views.figures.failures import failure_kind
+from labkit.views.figures.style import count, in_stage_order
+from labkit.views.measured_chains import ChainRecord
+
+SCRUBBER_WIDTH = 320
+"""Pixels of a frame of the scrubber, which has more room than the explorer."""
+VIEWS = ("chain", "group", "stages")
+_SPAN: TypeAlias = Span | tuple[float, float]
+Spans: TypeAlias = Mapping[str, _SPAN | Sequence[_SPAN]] | Sequence[_SPAN]
+"""Spans by label, or without labels."""
+
+
+class Selection(NamedTuple):
+    """A chain of the explorer: the record as it was handed in, what was asked, and how the text was read."""
+
+    record: ChainRecord
+    moment: Moment
+    chain: AnchorChain
+
+
+class Context(NamedTuple):
+    """What an explorer knows besides the chains it shows."""
+
+    moments: Mapping[str, Moment]
+    base: list[Listed]
+    spec: Specs | None
+    kind: Kind
+    kept: frozenset[tuple[str, str]]
+    """Query and text of the chains that travel before others."""
+
+
+class ChainExplorer(PageWidget):
+    """Thousands of anchor chains in a table, and the one that is selected over its video; made by `explore`.
+
+    `selected`, `filter`, `stage`, `kind` and `view` can be read, set and observed, from here and from the page.
+    """
+
+    selected = traitlets.Int(-1).tag(sync=True)
+    """Place of the selected chain among the records handed in; -1 where there are none."""
+    filter = traitlets.Unicode().tag(sync=True)
+    """Text that a chain's query, thought, qid or video must hold."""
+    stage = traitlets.Unicode().tag(sync=True)
+    """The only stage to list, "" for all."""
+    kind = traitlets.Unicode().tag(sync=True)
+    """The only class of failure to list, "" for all."""
+    view = traitlets.Unicode("chain").tag(sync=True)
+    """chain, group (all chains of one prompt) or stages (one query through the stages)."""
+
+    told = (*PageWidget.told, "selected", "filter", "stage", "kind", "view")
+
+    def __init__(self, rollouts: Chains, context: Context, cache: SheetCache, clips: int, height: int) -> None:
+        """Take what `explore` was given."""
+        self._lock = threading.RLock()
+        self._context = context
+        self._cache = cache
+        self._read(rollouts)
+        told, sheets = self._clips_to_send(clips)
+        data = self._packed.data
+        first = self._first
+        super().__init__(shows="explorer", data=data, clips=told, sheets=sheets, selected=first, height=height)
+        self.hint = hint_here()
+        self.on_msg(self._answer)
+
+    def __repr__(self) -> str:
+        return f"ChainExplorer({self._counted()}, {count(len(self.clips), 'clip')} inside)"
+
+    def _counted(self) -> str:
+        queries = len({row.reading.moment.qid for row in self._rows})
+        told = f"{count(len(self), 'chain')} of {count(queries, 'query', 'queries')}"
+        return told if len(self._places) == len(self) else f"{told}, {len(self._places):,} of the chains travel along"
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def selection(self) -> Selection | None:
+        """The selected chain with its moment; None when none is selected."""
+        with self._lock:
+            if self.selected < 0:
+                return None
+            reading = self._rows[self.selected].reading
+            return Selection(reading.record, reading.moment, reading.chain)
+
+    def find(self, **wanted: object) -> list[int]:
+        """Places of the chains whose record, or moment, has these values: `find(qid="q1", sample=0)`.
+
+        `stage` is the stage a chain is listed under. Each place can be assigned to `selected`.
+        """
+
+        def value(row: Listed, name: str) -> object:
+            return row.stage if name == "stage" else getattr(row.reading.record, name, None)
+
+        rows = self._rows
+        return [at for at, row in enumerate(rows) if all(value(row, name) == each for name, each in wanted.items())]
+
+    def update(self, rollouts: Chains, clips: int = 1) -> None:
+        """Show other chains of the same moments, as a run does that is still going on; a page keeps its filters.
+
+        `clips` of them travel along: while a cell runs, the kernel can't be asked for more.
+        """
+        with self._lock, self.hold_sync():
+            self._read(rollouts)
+            if self.stage not in {row.stage for row in self._rows}:
+                self.stage = ""
+            if self.kind not in self._kinds:
+                self.kind = ""
+            self.clips, self.sheets = self._clips_to_send(clips)
+            self.selected = self._first
+            self.data = self._packed.data
+
+    def _read(self, rollouts: Chains) -> None:
+        """Read all chains, and pack those that travel."""
+        context = self._context
+        with only_growing():
+            self._rows = packing.listed(rollouts, context.moments) + context.base
+            self._kinds = [packing.kind_of(context.kind, row.reading) for row in self._rows]
+            self._base = packing.base_ious(self._rows)
+        self._first = packing.telling(self._rows)
+        self._pack(self._first)
+
+    def _pack(self, first: int, asked: Mapping[str, Any] | None = None) -> None:
+        """Pack the chains that travel: that one and others, or those that pass the filters that a page has `asked` with."""
+        context, rows, most = self._context, self._rows, travel.MOST_CHAINS
+        with only_growing():
+            found = None if asked is None else travel.matching(rows, self._kinds, self._base, asked)
+            while True:
+                self._places = travel.travelling(
+                    rows, first, self._base, most=most, among=found,
+                    kept=lambda row: (row.reading.moment.qid, row.reading.record.text) in context.kept,
+                )  # fmt: skip
+                chosen = rows if len(self._places) == len(rows) else [rows[place] for place in self._places]
+                self._packed = packing.pack(
+                    chosen, base=self._base, spec=context.spec, kind=context.kind, left_out=self._left_out(found)
+                )
+                size = len(self._packed.data)
+                if size <= travel.MOST_BYTES or len(chosen) <= travel.FEWEST_CHAINS:
+                    break
+                most = max(travel.FEWEST_CHAINS, int(0.95 * len(chosen) * travel.MOST_BYTES / size))
+        self._here = frozenset(self._places)
+
+    def _left_out(self, found: Sequence[int] | None) -> dict[str, Any] | None:
+        """What the page says beside the table of chains that do not travel; None where all do."""
+        if len(self._places) == len(self._rows):
+            return None
+        here, every = f"{len(self._places):,}", f"{len(self._rows):,}"
+        if found is None:
+            runs = dict.fromkeys(str(getattr(row.reading.record, "run", "")) for row in self._rows)
+            where = " and ".join(f"run '{run}'" for run in list(runs)[:3] if run)
+            kept = "kept, " if self._context.kept else ""
+            text = (
+                f"{here} of {every} chains travel with this notebook: whole groups, some of each step, and those with the "
+                f"{kept}worst, best and most regressed chains. The others are in "
+                + (f"the rollouts of {where}." if where else "the records that this was made from.")
+            )
+        elif found:
+            text = (
+                f"{count(len(found), 'chain')} of {every} pass these filters; {here} are here, whole groups of theirs."
+            )
+        else:
+            text = f"None of {every} chains passes these filters."
+        names = {
+            "stage": in_stage_order(row.stage for row in self._rows),
+            "status": list(dict.fromkeys(row.reading.chain.status for row in self._rows)),
+            "kind": list(dict.fromkeys(self._kinds)),
+        }
+        return {
+            "all": len(self._rows),
+            "text": text,
+            "found": found is not None,
+            "places": self._places,
+            "names": names,
+        }
+
+    def _clips_to_send(self, most: int) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """Clips that travel along, and their pictures, by the keys a page asks with."""
+        first = self._places.index(self._first) if self._first >= 0 else -1
+        found: dict[str, Any] = {}
+        sheets: dict[str, bytes] = {}
+        for key in packing.worth_showing(self._packed, first, self._base, most):
+            clip = self._clip(self._packed.clips[key])
+            sheet = clip.pop("sheet", b"")
+            if sheets and sum(map(len, sheets.values())) + len(sheet) > travel.MOST_SHEET_BYTES:
+                break
+            found[str(key)] = clip
+            if sheet:
+                sheets[str(key)] = sheet
+        return found, sheets
+
+    def _exchange(self, first: int, asked: Mapping[str, Any] | None = None) -> None:
+        """Have other chains travel; clips that are already there stay."""
+        held = {self._packed.clips[int(key)]: key for key in self.clips}
+        self._pack(first, asked)
+        with self.hold_sync():
+            kept = {str(new): held[clip] for new, clip in enumerate(self._packed.clips) if clip in held}
+            self.clips, self.sheets = (
+                {new: told[old] for new, old in kept.items() if old in told} for told in (self.clips, self.sheets)
+            )
+            self.data = self._packed.data
+
+    @traitlets.observe("selected")
+    def _bring(self, change: Any) -> None:
+        """A chain that was selected from here, and did not travel, comes along."""
+        with self._lock:
+            if change["new"] >= 0 and change["new"] not in self._here:
+                self._exchange(change["new"])
+
+    @traitlets.validate("selected")
+    def _check_selected(self, proposal: Any) -> int:
+        index = int(proposal["value"])
+        if 0 <= index < len(self) or index == -1 == len(self) - 1:
+            return index
+        raise LabError(f"chain {index} is not among the {len(self):,} of this explorer; give 0 to {len(self) - 1}")
+
+    @traitlets.validate("stage")
+    def _check_stage(self, proposal: Any) -> str:
+        stages = dict.fromkeys(row.stage for row in self._rows)
+        return _one_of("stage", proposal["value"], ("", *stages))
+
+    @traitlets.validate("kind")
+    def _check_kind(self, proposal: Any) -> str:
+        return _one_of("kind", proposal["value"], ("", *dict.fromkeys(filter(None, self._kinds))))
+
+    @traitlets.validate("view")
+    def _check_view(self, proposal: Any) -> str:
+        return _one_of("view", proposal["value"], VIEWS)
+
+    def _clip(self, clip: Clip) -> dict[str, Any]:
+        """A clip as the page takes it; what is wrong with a video is shown in the place of its frames."""
+        try:
+            sheet = self._cache.get(clip.video, clip.duration, clip.start)
+        except LabError as error:
+            return {"error": str(error)}
+        except Exception as error:
+            # An error nobody foresaw is this clip's: thousands of other chains are still to be seen.
+            logging.getLogger("labkit.views").warning("%s: no frames", clip.video, exc_info=True)
+            return {"error": f"video {clip.video} cannot be shown ({type(error).__name__}: {error}); replace it"}
+        return {**sheet.meta(), "sheet": sheet.webp}
+
+    def _answer(self, _: Any, message: Any, __: Any) -> None:
+        """A page asks for a clip: it always gets an answer. Called in whichever thread runs the kernel's messages.
+
+        Or it asks for the chains that pass its filters among all, which then travel in the place of those that did.
+        """
+        if not isinstance(message, dict):
+            return
+        if message.get("ask") == "chains" and isinstance(message.get("filters"), dict):
+            with self._lock:
+                self._exchange(self.selected, message["filters"] if _narrows(message["filters"]) else None)
+        if message.get("ask") != "clip":
+            return
+        key = message.get("key")
+        with self._lock:
+            clips = self._packed.clips
+        if isinstance(key, int) and 0 <= key < len(clips):
+            clip = self._clip(clips[key])
+        else:
+            clip = {"error": f"there is no clip {key!r} in this explorer"}
+        sheet = clip.pop("sheet", None)
+        self.send({"clip": key, **clip}, [] if sheet is None else [sheet])
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        return _with_words(super()._repr_mimebundle_(**kwargs), repr(self), self._poster)
+
+    def _poster(self) -> bytes | None:
+        """A still picture for viewers that run nothing; None where there is no chain."""
+        with self._lock:
+            if self.selected < 0:
+                return None
+            place = self._places.index(self.selected) if self.selected in self._here else 0
+            packed = self._packed
+            clip, sheet, problem = packed.clips[packed.clip_of[place]], None, ""
+            try:
+                sheet = self._cache.get(clip.video, clip.duration, clip.start)
+            except LabError as error:  # the rest of the picture is as good without its frames
+                problem = str(error)
+            return still(packed.rows, place, sheet, self._counted(), problem)
+
+
+class Scrubber(PageWidget):
+    """One video with a scrub bar and labelled spans; made by `scrub`. `time` can be read, set and observed."""
+
+    time = traitlets.Float(0.0).tag(sync=True)
+    """Seconds from the clip's beginning."""
+
+    told = (*PageWidget.told, "time")
+
+    def __init__(self, told: dict[str, Any], sheet: Sheet) -> None:
+        """Take what `scrub` has read."""
+        self._name, self._seconds = told["name"], told["duration"]
+        packed = gzip.compress(json.dumps(told, allow_nan=False).encode(), mtime=0)
+        super().__init__(shows="scrubber", data=packed, clips={"0": sheet.meta()}, sheets={"0": sheet.webp}, height=0)
+
+    def __repr__(self) -> str:
+        return f"Scrubber('{self._name}', {self._seconds:.1f} s)"
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        return _with_words(super()._repr_mimebundle_(**kwargs), repr(self))
+
+
+def explore(
+    rollouts: Chains | Answers,
+    moments: Sequence[Moment],
+    *,
+    rules: str | None = None,
+    base: Sequence[ChainRecord] | Answers | None = None,
+    spec: Specs | None = None,
+    folder: str | Path | None = None,
+    clips: int = 20,
+    kind: Kind = failure_kind,
+    kept: Sequence[ChainRecord] = (),
+    height: int = 700,
+) -> ChainExplorer:
+    """Chains to look at: a table of all, and one over its video with every anchor, reward and sibling.
+
+    `rollouts` may also be predictions, either of them by stage, or a table of `RolloutStore.frame()`; `moments` are
+    those they were made from. `base` are the base model's chains, shown as the stage `base`, which the others are
+    compared with. Rollouts say themselves what they were paid by. Of chains that don't (a table, stores of earlier versions),
+    `spec` is what is paid, in all stages or by stage, or the default; where that does not explain a recorded total, the
+    page says so and shows no weights. `folder` keeps the clips' pictures between runs. `clips` of them travel along with
+    the notebook: those of the worst, the best and the most regressed chains; the kernel makes the others on demand.
+    Up to `labkit.views.explorer.travel.MOST_CHAINS` chains travel, too: whole groups of each step, and those with the worst, the
+    best and the most regressed chain and with one that was `kept`; the page finds the others with the kernel's help.
+    `kind` names a chain's class of failure, "" for none. Raises LabError when a chain's moment isn't there.
+
+    Whatever `labkit.score` takes is shown as its `rules` read it, one chain a question: of ranked windows the first is the
+    answer, anchors are those of the rules' own models, and nothing has a reward.
+    """
+    by_qid = {moment.qid: moment for moment in moments}
+    records, note = packing.with_predictions(rollouts, moments, rules)
+    if note:
+        logging.getLogger("labkit.views").warning("%s", note)
+    compared = packing.with_predictions(base, moments, rules)[0] if base else []
+    context = Context(
+        by_qid, packing.listed({"base": compared}, by_qid), spec, kind,
+        frozenset((record.qid, record.text) for record in kept),
+    )  # fmt: skip
+    return ChainExplorer(records, context, SheetCache(folder), clips, height)
+
+
+def scrub(
+    video: str | Path,
+    spans: Spans | None = None,
+    start: float = 0.0,
+    duration: float | None = None,
+    *,
+    folder: str | Path | None = None,
+) -> Scrubber:
+    """Any video with a scrub bar, and a bar for each span: `scrub("a.mp4", {"truth": (3, 8), "answer": (4, 7)})`.
+
+    Seconds count from `start`; the clip ends after `duration`, or with the video. A label may have several spans.
+    `truth` is drawn green, `answer` orange, every other label blue. `folder` keeps the clip's picture between runs.
+    Raises LabError for a video that can't be read, and for a span that is none.
+    """
+    sheet = SheetCache(folder).get(video, duration, start, SCRUBBER_WIDTH)
+    if duration is None:
+        from labkit.data.video.frames import probe
+
+        duration = probe(video).duration - start
+    named: Mapping[str, Any] = (
+        spans
+        if isinstance(spans, Mapping)
+        else {str(k): each for k, each in enumerate(_several(() if spans is None else spans), 1)}
+    )
+    rows = [
+        {"label": label, "spans": [_pair(label, each) for each in _several(value)]} for label, value in named.items()
+    ]
+    return Scrubber({"name": Path(video).name, "duration": duration, "rows": rows}, sheet)
+
+
+def _narrows(filters: Mapping[str, Any]) -> bool:
+    """Whether a page's filters keep any chain out."""
+    bounds = (filters.get("low") or 0) > 0 or (1 if filters.get("high") is None else filters["high"]) < 1
+    return bounds or any(filters.get(name) for name in ("text", "stage", "status", "kind", "anchors", "regress"))
+
+
+def _one_of(name: str, value: str, allowed: Sequence[str]) -> str:
+    if value not in allowed:
+        raise LabError(f"{name} {value!r} is not one of {', '.join(repr(each) for each in allowed)}")
+    return value
+
+
+def _several(value: Any) -> Sequence[Any]:
+    """One span or several, as several."""
+    if isinstance(value, Span) or not isinstance(value, Iterable):
+        return [value]
+    listed = list(value)
+    return [listed] if len(listed) == 2 and all(isinstance(end, Real) for end in listed) else listed
+
+
+def _pair(label: str, value: Any) -> list[float]:
+    try:
+        span = value if isinstance(value, Span) else Span(*map(float, value))
+    except (TypeError, ValueError) as error:
+        raise LabError(f"span {value!r} labelled {label!r} is none ({error}); give (start, end) in seconds") from None
+    return [span.start, span.end]
+
+
+def _with_words(bundle: Any, text: str, poster: Callable[[], bytes | None] | None = None) -> Any:
+    """A widget's bundle with what viewers show that run nothing: a still picture, and a line of text."""
+    if bundle is None:
+        return None
+    data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
+    data["text/plain"] = f"{text}. Alive in JupyterLab, once the notebook is trusted, and in the report."
+    if poster is not None and (picture := poster()):
+        data["image/png"] = base64.b64encode(picture).decode("ascii")
+        metadata = {**metadata, "image/png": {"width": STILL_WIDTH}}
+    return data, metadata

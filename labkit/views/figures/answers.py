@@ -1,0 +1,198 @@
+"""Figures of answers against the truth: records in, plotly figure out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from labkit.chain.spans import Span, clip_span
+from labkit.data.moments import Moment
+from labkit.views.figures import style
+from labkit.views.measured_chains import ChainRecord, Reading, Records, read, read_groups
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+MOST_POINTS = 150
+"""Chains drawn as single dots in a panel; medians are always of all."""
+SAME = 0.05
+"""IoU changes up to this size count as no change."""
+
+
+def before_after(
+    before: Sequence[ChainRecord],
+    after: Sequence[ChainRecord],
+    moments: Mapping[str, Moment],
+    names: tuple[str, str] = ("before", "after"),
+) -> go.Figure:
+    """The same queries before and after: IoU against IoU, and the distribution of the change.
+
+    Several chains of one query count by their mean. Queries that only one side has are left out and counted.
+    """
+    first, second = style.plain(names[0], 30), style.plain(names[1], 30)
+    title = f"The same queries: {first} against {second}"
+    old, new = (_mean_iou_by_query(read(records, moments)) for records in (before, after))
+    both = [qid for qid in old if qid in new]
+    if not both:
+        return style.nothing(title, f"no query has a chain both in {first} and in {second}")
+    x, y = (np.array([ious[qid] for qid in both]) for ious in (old, new))
+    change = y - x
+    better, worse = int(np.sum(change > SAME)), int(np.sum(change < -SAME))
+    unpaired = len(set(old) ^ set(new))
+    caption = (
+        f"Of {style.count(len(both), 'query', 'queries')} {better} are better by more than {SAME} "
+        f"({style.percent(better / len(both))}), "
+        f"{worse} worse, {len(both) - better - worse} about the same; mean change {change.mean():+.3f}."
+        + (f" Left out for having a chain on one side only: {unpaired}." if unpaired else "")
+    )
+    titles = ["above the line: better; size: queries", "change of IoU"]
+    fig, _ = style.panels(titles, title, caption, 310, columns=2, gap=0.11)
+    counts, _, _ = np.histogram2d(x, y, bins=np.linspace(0, 1 + 1e-9, 11))
+    cells = [(i, j) for i in range(10) for j in range(10) if counts[i, j]]
+    fig.add_scatter(
+        x=[(i + 0.5) / 10 for i, _ in cells],
+        y=[(j + 0.5) / 10 for _, j in cells],
+        mode="markers",
+        marker={
+            "size": [4 + 24 * float(np.sqrt(counts[c] / counts.max())) for c in cells],
+            "color": [style.BETTER if j > i else style.WORSE if j < i else style.NEUTRAL for i, j in cells],
+            "opacity": 0.85,
+            "line": {"width": 0},
+        },
+        customdata=[[int(counts[c]), i / 10, (i + 1) / 10, j / 10, (j + 1) / 10] for c in cells for i, j in [c]],
+        hovertemplate="%{customdata[0]} queries<br>before %{customdata[1]:.1f} to %{customdata[2]:.1f}, "
+        "after %{customdata[3]:.1f} to %{customdata[4]:.1f}<extra></extra>",
+        row=1,
+        col=1,
+    )
+    fig.add_scatter(
+        x=[0, 1], y=[0, 1], mode="lines", line={"dash": "dot", "width": 1.2, "color": style.FAINT}, hoverinfo="skip",
+        row=1, col=1,
+    )  # fmt: skip
+    edges = np.round(np.arange(-1.05, 1.06, 0.1), 2)
+    heights, _ = np.histogram(change, bins=edges)
+    middles = np.round((edges[:-1] + edges[1:]) / 2, 1)
+    fig.add_bar(
+        x=middles,
+        y=heights,
+        width=0.088,
+        marker={"color": [style.BETTER if m > 0 else style.WORSE if m < 0 else style.NEUTRAL for m in middles]},
+        hovertemplate="change about %{x:+.1f}: %{y} queries<extra></extra>",
+        row=1,
+        col=2,
+    )
+    fig.update_xaxes(title_text=f"IoU, {first}", range=[0, 1], row=1, col=1)
+    fig.update_yaxes(title_text=f"IoU, {second}", range=[0, 1], row=1, col=1)
+    fig.update_xaxes(title_text=f"IoU {second} minus IoU {first}", range=[-1.05, 1.05], row=1, col=2)
+    fig.update_yaxes(title_text="queries", row=1, col=2)
+    return fig.update_layout(showlegend=False)
+
+
+def lengths(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
+    """Length of the answer against length of the truth, in seconds: binned medians over single chains."""
+    title = "Are answers as long as the truth?"
+    groups, bare = _answers(records, moments)
+    if not groups:
+        return style.nothing(title, "there are no chains with an answer")
+    titles = [f"<b>{style.plain(label, 24)}</b><br>{style.count(len(g), 'answer')}" for label, g in groups.items()]
+    caption = (
+        "On the dotted line the answer has the right length. Large marks: median and middle half of a fifth of the "
+        "chains; dots: single chains." + bare
+    )
+    fig, places = style.panels(titles, title, caption, 230, shared_yaxes=True)
+    top = max(max(truth.length, answer.length) for g in groups.values() for truth, answer, _ in g) * 1.06
+    look = style.looks(groups)
+    for (row, column), (label, answers) in zip(places, groups.items(), strict=True):
+        truth, given = np.array([(t.length, a.length) for t, a, _ in answers]).T
+        chosen = np.linspace(0, len(truth) - 1, min(MOST_POINTS, len(truth))).round().astype(int)
+        where: dict[str, Any] = {"row": row, "col": column}
+        fig.add_scatter(
+            x=[0, top], y=[0, top], mode="lines", line={"dash": "dot", "width": 1.4, "color": style.TRUTH},
+            hoverinfo="skip", **where,
+        )  # fmt: skip
+        fig.add_scatter(
+            x=truth[chosen].round(2),
+            y=given[chosen].round(2),
+            mode="markers",
+            marker={"size": 4, "color": style.rgba(look[label].color, 0.4)},
+            hovertemplate="truth %{x:.1f} s, answer %{y:.1f} s<extra></extra>",
+            **where,
+        )
+        bins = [b for b in np.array_split(np.argsort(truth, kind="stable"), 5) if len(b)]
+        low, middle, high = np.array([np.quantile(given[b], (0.25, 0.5, 0.75)) for b in bins]).T
+        fig.add_scatter(
+            x=[float(np.median(truth[b])) for b in bins],
+            y=middle,
+            error_y=style.error_bars(middle, zip(low, high, strict=True)),
+            mode="lines+markers",
+            line={"color": look[label].color, "width": 2},
+            marker={"size": 9, "symbol": look[label].symbol},
+            hovertemplate="truth about %{x:.1f} s: median answer %{y:.1f} s<extra></extra>",
+            **where,
+        )
+        fig.update_xaxes(title_text="true length (s)", **where)
+    fig.update_xaxes(range=[0, top], showticklabels=True)
+    fig.update_yaxes(range=[0, top])
+    return fig.update_yaxes(title_text="answer's length (s)", col=1).update_layout(showlegend=False)
+
+
+def answer_places(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
+    """Where in the video answers fall against where the truth lies, middles in percent of the duration."""
+    title = "Where answers fall against the truth"
+    groups, bare = _answers(records, moments)
+    if not groups:
+        return style.nothing(title, "there are no chains with an answer")
+    titles = [f"<b>{style.plain(label, 24)}</b><br>{style.count(len(g), 'answer')}" for label, g in groups.items()]
+    caption = (
+        "On the diagonal the model found the moment; a level stripe is one place answered whatever was asked. "
+        "Stronger colour: more chains." + bare
+    )
+    fig, places = style.panels(titles, title, caption, 230, gap=0.035, between=104, shared_yaxes=True)
+    edges = np.linspace(0, 100, 11)
+    for (row, column), answers in zip(places, groups.values(), strict=True):
+        x, y = np.array([(100 * t.middle / m.duration, 100 * a.middle / m.duration) for t, a, m in answers]).T
+        counts, _, _ = np.histogram2d(np.clip(x, 0, 100), y, bins=edges)
+        where: dict[str, Any] = {"row": row, "col": column}
+        fig.add_heatmap(
+            x=edges[:-1] + 5,
+            y=edges[:-1] + 5,
+            z=counts.T.astype(int).tolist(),
+            colorscale=[[0, style.rgba(style.ANCHOR, 0)], [0.02, style.rgba(style.ANCHOR, 0.12)], [1, style.ANCHOR]],
+            zmin=0,
+            showscale=False,
+            xgap=1,
+            ygap=1,
+            hovertemplate="truth about %{x:.0f} %, answer about %{y:.0f} % of the video: %{z} chains<extra></extra>",
+            **where,
+        )
+        fig.add_scatter(
+            x=[0, 100], y=[0, 100], mode="lines", line={"dash": "dot", "width": 1.6, "color": style.TRUTH},
+            hoverinfo="skip", **where,
+        )  # fmt: skip
+    fig.update_xaxes(range=[0, 100], tickvals=[0, 25, 50, 75, 100], showgrid=False, title_text="truth (% of the clip)")
+    fig.update_yaxes(range=[0, 100], tickvals=[0, 25, 50, 75, 100], showgrid=False)
+    return fig.update_yaxes(title_text="answer (% of the clip)", col=1).update_layout(showlegend=False)
+
+
+def _answers(
+    records: Records, moments: Mapping[str, Moment]
+) -> tuple[dict[str, list[tuple[Span, Span, Moment]]], str]:
+    """By label: truth, answer clipped to the clip, and moment of every chain that has an answer; how many labels have none."""
+    read = read_groups(records, moments)
+    groups: dict[str, list[tuple[Span, Span, Moment]]] = {}
+    for label, readings in read.items():
+        for reading in readings:
+            answer = reading.chain.answer and clip_span(reading.chain.answer, reading.moment.duration)
+            if answer:
+                groups.setdefault(label, []).append((reading.window, answer, reading.moment))
+    bare = len(read) - len(groups)
+    return groups, f" {bare} of {len(read)} have no answer to draw." if bare else ""
+
+
+def _mean_iou_by_query(readings: Sequence[Reading]) -> dict[str, float]:
+    values: dict[str, list[float]] = {}
+    for reading in readings:
+        values.setdefault(reading.record.qid, []).append(reading.answer_iou)
+    return {qid: float(np.mean(ious)) for qid, ious in values.items()}

@@ -1,0 +1,262 @@
+"""Figures of chains: records in, plotly figure out.
+
+Each function takes records by label (`{"base": predictions, ...}`) or a list of Rollouts, and the moments by qid.
+Points are aggregated before they are drawn, so that a figure's size does not grow with the number of chains.
+Intervals are 95 % intervals, clustered by source video. Model text never gets further than into a parser here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import numpy as np
+
+from labkit.chain.spans import Span
+from labkit.data.moments import Moment
+from labkit.scoring.bootstrap import few_videos, mean_interval, mean_intervals
+from labkit.views.figures import style
+from labkit.views.measured_chains import Reading, Records, read_groups, step_names
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+MOST_ANCHORS = 6
+"""Anchors drawn of a chain; later ones are left out, which the caption then says."""
+RARE = 0.05
+"""A step that a smaller share of a label's chains has is not drawn: its mean would look as sure as the others."""
+_INNER = 280
+_FAR = 1000.0
+
+_T = TypeVar("_T")
+
+
+NARROWING = "Do anchors narrow toward the truth?"
+"""Title of `funnel`, by which a report finds it for its first page."""
+
+
+def iou_by_step(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
+    """Mean IoU of anchor 1, anchor 2, ... and the answer, for each stage.
+
+    Only chains with anchors count, and at each step those that have it; one that has no answer counts 0 there. Where
+    fewer than 5 % of the chains have anchors, the answers of all are shown instead; rarer steps are left out.
+    """
+    title = "IoU along the chain"
+    groups = read_groups(records, moments)
+    if not groups:
+        return style.nothing(title, "there are no chains")
+    steps, shares = {}, {}
+    for label, readings in groups.items():
+        anchored = [r for r in readings if r.chain.anchors]
+        shares[label] = len(anchored) / len(readings)
+        steps[label] = _common(_steps(anchored if shares[label] >= RARE else readings), len(readings))
+    names = _named(steps.values())
+    caption = (
+        "Each step should lie above the one before it. Mean and 95 % interval over the chains with anchors, at each step those "
+        "that have it; no answer counts 0."
+        + (" Where fewer than 5 % have any, the answers of all are shown." if min(shares.values()) < RARE else "")
+        + _few(groups)
+    )
+    fig = style.figure(title, caption + _left_out(groups), _INNER)
+    look = style.looks(groups)
+    for label, rows in steps.items():
+        present = [name for name in names if name in rows]
+        means = [float(np.mean([value for value, _ in rows[name]])) for name in present]
+        bounds = [_bounds(*mean_interval(*zip(*rows[name], strict=True))) for name in present]
+        fig.add_scatter(
+            x=present,
+            y=means,
+            name=f"{style.plain(label, 40)} <i>({style.percent(shares[label])} have anchors)</i>",
+            mode="lines+markers",
+            offsetgroup=label,
+            line={"color": look[label].color, "dash": look[label].dash, "width": 2},
+            marker={"symbol": look[label].symbol, "size": 9},
+            error_y=style.error_bars(means, bounds),
+            customdata=[
+                f"{_bounds_text(*bound)}<br>{style.count(len(rows[name]), 'chain')}"
+                for name, bound in zip(present, bounds, strict=True)
+            ],
+            hovertemplate="%{x}: IoU %{y:.3f}<br>%{customdata}",
+        )
+    fig.update_layout(scattermode="group", scattergap=0.6)
+    fig.update_xaxes(type="category", categoryorder="array", categoryarray=names)
+    return fig.update_yaxes(title_text="mean IoU", range=[0, 1.02], dtick=0.2)
+
+
+def funnel(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
+    """Where anchors and answers start and end, each chain shifted and scaled so that the truth is -1 to 1.
+
+    x = (time - middle of the truth) / half its length; lines are medians, bands hold the middle half of the chains.
+    """
+    title = NARROWING
+    found = read_groups(records, moments)
+    scaled = {label: steps for label, g in found.items() if (steps := _common(_scaled_steps(g), len(g)))}
+    groups = {label: found[label] for label in scaled}
+    if not groups:
+        return style.nothing(title, "there are no chains with an anchor or an answer")
+    names = _named(scaled.values())
+    titles = [
+        f"<b>{style.plain(label, 20)}</b> ({len(g)})<br>"
+        f"{style.percent(sum(bool(r.chain.anchors) for r in g) / len(g))} with anchors"
+        for label, g in groups.items()
+    ]
+    caption = (
+        "Read downwards: the lines should close in on the green band, the truth. Lines are medians, shades hold the "
+        "middle half of the chains; steps that fewer than 5 % of the chains have are left out."
+    )
+    if bare := len(found) - len(groups):
+        caption += f" {bare} of {len(found)} have nothing left to draw."
+    fig, places = style.panels(titles, title, caption + _left_out(groups), 40 + 56 * len(names), shared_yaxes=True)
+    reach = 2.0
+    for (row, column), steps in zip(places, scaled.values(), strict=True):
+        present = [name for name in names if name in steps]
+        for side, name, color, symbol in (
+            (0, "start", "#c4689f", "triangle-right"),
+            (1, "end", style.ANCHOR, "diamond"),
+        ):
+            low, middle, high = np.array(
+                [np.quantile([row[side] for row in steps[n]], (0.25, 0.5, 0.75)) for n in present]
+            ).T
+            reach = max(reach, *np.abs(low), *np.abs(high))
+            shared: dict[str, Any] = {"row": row, "col": column, "legendgroup": name}
+            fig.add_scatter(
+                x=[*low, *high[::-1]],
+                y=[*present, *present[::-1]],
+                fill="toself",
+                fillcolor=style.rgba(color, 0.2),
+                line={"width": 0},
+                mode="lines",
+                hoverinfo="skip",
+                showlegend=False,
+                **shared,
+            )
+            fig.add_scatter(
+                x=middle,
+                y=present,
+                name=name,
+                showlegend=(row, column) == (1, 1),
+                mode="lines+markers",
+                line={"color": color, "width": 2.5},
+                marker={"symbol": symbol, "size": 10},
+                customdata=[
+                    [a, b, style.count(len(steps[n]), "chain")] for a, b, n in zip(low, high, present, strict=True)
+                ],
+                hovertemplate=f"%{{y}}, {name}: %{{x:.2f}} half-lengths<br>middle half %{{customdata[0]:.2f}} to "
+                "%{customdata[1]:.2f}<br>%{customdata[2]}<extra></extra>",
+                **shared,
+            )
+        fig.add_vrect(-1, 1, fillcolor=style.TRUTH, opacity=0.16, line_width=0, layer="below", row=row, col=column)
+    fig.update_yaxes(type="category", categoryorder="array", categoryarray=names, range=[len(names) - 0.7, -0.3])
+    reach = min(reach * 1.08, 12.0)
+    fig.update_xaxes(range=[-reach, reach], zeroline=False)
+    return fig.add_annotation(
+        text="time from the truth's middle, in half-lengths of the truth",
+        x=0.5, y=0, xref="paper", yref="paper", yanchor="top", yshift=-24, font={"size": 12.5},
+    )  # fmt: skip
+
+
+def r1_curves(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
+    """R1@m over the threshold m for each label, with intervals; the benchmark's three thresholds are marked."""
+    title = "R1@m: how many answers are good enough"
+    groups = read_groups(records, moments)
+    if not groups:
+        return style.nothing(title, "there are no chains")
+    caption = "Share of answers whose IoU reaches m; higher is better everywhere. Shades: 95 % interval, by video."
+    caption += _few(groups)
+    fig = style.figure(title, caption, _INNER)
+    thresholds = np.round(np.arange(0.05, 0.96, 0.05), 2)
+    look = style.looks(groups)
+    for label, readings in groups.items():
+        ious = np.array([r.answer_iou for r in readings])
+        hits = (ious[:, None] >= thresholds - 1e-9) * 100.0
+        videos = [r.moment.source_video for r in readings]
+        bounds = [_bounds(*bound, 100.0) for bound in mean_intervals(hits / 100.0, videos)]
+        low, high = zip(*bounds, strict=True)
+        shape = look[label]
+        if None not in low:
+            fig.add_scatter(
+                x=[*thresholds, *thresholds[::-1]],
+                y=[*high, *low[::-1]],
+                fill="toself",
+                fillcolor=style.rgba(shape.color, 0.16),
+                line={"width": 0},
+                mode="lines",
+                hoverinfo="skip",
+                showlegend=False,
+                legendgroup=label,
+            )
+        fig.add_scatter(
+            x=thresholds,
+            y=hits.mean(axis=0),
+            name=f"{style.plain(label, 40)} <i>(mIoU {100 * ious.mean():.1f} %)</i>",
+            legendgroup=label,
+            mode="lines+markers",
+            line={"color": shape.color, "dash": shape.dash, "width": 2},
+            marker={"symbol": shape.symbol, "size": 6},
+            customdata=[_bounds_text(*bound, digits=1) for bound in bounds],
+            hovertemplate="R1@%{x:.2f}: %{y:.1f} %<br>%{customdata}",
+        )
+    for threshold in (0.3, 0.5, 0.7):
+        fig.add_vline(threshold, line={"dash": "dot", "width": 1.2, "color": style.FAINT}, layer="below")
+    fig.update_xaxes(title_text="IoU threshold m", range=[0, 1], tickvals=[0, 0.1, 0.3, 0.5, 0.7, 0.9, 1])
+    return fig.update_yaxes(title_text="share of queries", range=[0, 102], ticksuffix=" %")
+
+
+def _steps(readings: Sequence[Reading]) -> dict[str, list[tuple[float, str]]]:
+    """By step name: IoU and video of each chain that has the step; a missing answer counts 0."""
+    steps: dict[str, list[tuple[float, str]]] = {}
+    for reading in readings:
+        named = zip(step_names(MOST_ANCHORS), reading.anchor_ious[:MOST_ANCHORS], strict=False)
+        for name, value in (*named, ("answer", reading.answer_iou)):
+            steps.setdefault(name, []).append((value, reading.moment.source_video))
+    return steps
+
+
+def _scaled_steps(readings: Sequence[Reading]) -> dict[str, list[tuple[float, float]]]:
+    """By step name: start and end of each chain in half-lengths of the truth, from its middle."""
+    steps: dict[str, list[tuple[float, float]]] = {}
+    for reading in readings:
+        truth, chain = reading.window, reading.chain
+        spans: list[tuple[str, Span]] = list(zip(step_names(MOST_ANCHORS), chain.spans[:MOST_ANCHORS], strict=False))
+        if chain.answer is not None:
+            spans.append(("answer", chain.answer))
+        for name, span in spans:
+            start, end = ((time - truth.middle) / (truth.length / 2) for time in (span.start, span.end))
+            # a model may write any number: far out is far out, and no infinity reaches the figure
+            steps.setdefault(name, []).append((max(-_FAR, min(_FAR, start)), max(-_FAR, min(_FAR, end))))
+    return steps
+
+
+def _named(steps: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The names of the steps that any of the labels has, in order."""
+    present = {name for rows in steps for name in rows}
+    return [name for name in step_names(MOST_ANCHORS) if name in present]
+
+
+def _common(steps: dict[str, list[_T]], chains: int) -> dict[str, list[_T]]:
+    """The steps that are not rare; the answer always stays."""
+    return {name: rows for name, rows in steps.items() if name == "answer" or len(rows) >= RARE * chains}
+
+
+_Bound: TypeAlias = float | None
+
+
+def _bounds(low: float, high: float, unit: float = 1.0) -> tuple[_Bound, _Bound]:
+    """Both ends of an interval; None where all chains are of one video, of which nothing can be said."""
+    return (None, None) if math.isnan(low) else (unit * low, unit * high)
+
+
+def _few(groups: Mapping[str, Sequence[Reading]]) -> str:
+    """What to say of the label with the fewest videos, where they are few."""
+    fewest = min(len({r.moment.source_video for r in readings}) for readings in groups.values())
+    return f" {note}" if (note := few_videos(fewest)) else ""
+
+
+def _bounds_text(low: _Bound, high: _Bound, digits: int = 3) -> str:
+    return "one video, so no interval" if low is None else f"95 % interval {low:.{digits}f} to {high:.{digits}f}"
+
+
+def _left_out(groups: Mapping[str, Sequence[Reading]]) -> str:
+    long = sum(len(r.chain.anchors) > MOST_ANCHORS for g in groups.values() for r in g)
+    return f" Of {style.count(long, 'long chain')} only the first {MOST_ANCHORS} anchors are drawn." if long else ""

@@ -1,0 +1,204 @@
+"""The failure atlas: every wrong chain in one named class, and how often each class occurs in each stage.
+
+The classes don't overlap and leave nothing out. A chain is right exactly when it counts for R1 at the same threshold,
+so that a share of the atlas and a score never contradict each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from labkit.chain.anchors import AnchorChain
+from labkit.chain.metrics import chain_ious
+from labkit.chain.spans import Span
+from labkit.chain.steps import COPY_IOU, RIGHT, copies, placed
+from labkit.data.moments import Moment
+from labkit.views.figures import style
+from labkit.views.measured_chains import Records, read_groups
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+MEANINGS: Mapping[str, str] = MappingProxyType(
+    {
+        "cut_off": "the token limit came before the answer",
+        "no_answer": "nothing could be read as an answer",
+        "past_the_end": "most of the answer lies behind the end of the clip",
+        "copied_anchor": "the answer, or an anchor, repeats an earlier anchor",
+        "right_then_left": "an anchor was right, the answer is not",
+        "wrong_extent": "the right event: the answer meets the truth, but begins or ends at the wrong time",
+        "narrowed_elsewhere": "the answer is shorter than the first anchor by more than a copy, and misses the truth",
+        "never_narrowed": "the answer misses the truth, and nothing was narrowed on the way",
+    }
+)
+"""What each class of failure means."""
+KINDS = tuple(MEANINGS)
+"""The classes of failure, in the order in which they are looked for; the first one that fits is the chain's.
+
+First what left nothing to judge, then what went wrong on the way, then where the answer lies.
+"""
+_ROW = 46
+"""Pixels of a class in the figure: a line of words, and the bars under it."""
+
+
+def failure_kind(chain: AnchorChain, windows: Sequence[Span], duration: float, *, right: float = RIGHT) -> str:
+    """What is wrong with a chain, one of `KINDS`; "" when its answer reaches the IoU `right` with the best window.
+
+    A chain is judged as it is scored: cut to the clip. So an answer that is complete and right stays right where the
+    text behind it was cut off, and an answer that only ends behind the clip is judged by what lies inside.
+    Raises: ValueError when there is no window to compare an answer with.
+    Source: our choice.
+
+    >>> from labkit.chain.anchors import parse, render
+    >>> chain = parse(render([Span(0, 30), Span(4, 12)], Span(5, 11)))
+    >>> failure_kind(chain, [Span(5, 10)], 30.0), failure_kind(chain, [Span(20, 25)], 30.0)
+    ('', 'narrowed_elsewhere')
+    """
+    ious = [] if chain.answer is None else chain_ious(chain, windows, duration)
+    return kind_by_ious(chain, ious, duration, right=right)
+
+
+def kind_by_ious(chain: AnchorChain, ious: Sequence[float], duration: float, *, right: float = RIGHT) -> str:
+    """`failure_kind` of a chain whose steps have been measured; `ious` are those of `chain_ious`."""
+    answer = chain.answer
+    if answer is None:
+        return "cut_off" if chain.status == "cut_off" else "no_answer"
+    value = ious[-1]
+    if value >= right:
+        return ""
+    if answer.middle > duration:
+        return "past_the_end"
+    spans = placed(chain.steps, duration)
+    if any(copies(spans)):
+        return "copied_anchor"
+    if max(ious) >= right:
+        return "right_then_left"
+    if value > 0:
+        return "wrong_extent"
+    # A span inside another has their ratio of lengths as IoU: what is longer than this would be a copy in its place.
+    return "narrowed_elsewhere" if spans[-1].length < COPY_IOU * spans[0].length else "never_narrowed"
+
+
+def failure_counts(
+    chains: Sequence[AnchorChain],
+    windows: Sequence[Sequence[Span]],
+    durations: Sequence[float],
+    *,
+    right: float = RIGHT,
+) -> dict[str, int]:
+    """How many chains are right ("", first) and how many fall into each class, in the order of `KINDS`.
+
+    One row per chain in the three arguments, as for `labkit.chain.metrics.chain_figures`. A class without chains
+    stays, with 0.
+
+    >>> from labkit.chain.anchors import parse
+    >>> counts = failure_counts([parse("no idea")], [[Span(0, 5)]], [30.0])
+    >>> counts["no_answer"], sum(counts.values())
+    (1, 1)
+    """
+    counts = dict.fromkeys(("", *KINDS), 0)
+    for chain, gold, duration in zip(chains, windows, durations, strict=True):
+        counts[failure_kind(chain, gold, duration, right=right)] += 1
+    return counts
+
+
+def atlas(records: Records, moments: Mapping[str, Moment], *, right: float = RIGHT) -> go.Figure:
+    """Counts of the classes of failure, a panel for each stage; classes that no chain falls into are only named.
+
+    Bars are shares of all chains of the stage, right ones included, so that stages with fewer failures look like it.
+    """
+    title = "Failure atlas: how wrong chains go wrong"
+    counts = {
+        label: failure_counts(
+            [reading.chain for reading in readings],
+            [reading.moment.windows for reading in readings],
+            [reading.moment.duration for reading in readings],
+            right=right,
+        )
+        for label, readings in read_groups(records, moments).items()
+    }
+    if not counts:
+        return style.nothing(title, "there are no chains")
+    rows = [kind for kind in KINDS if any(each[kind] for each in counts.values())]
+    if not rows:
+        chains = style.count(sum(each[""] for each in counts.values()), "chain")
+        return style.nothing(title, f"of {chains} every answer reaches IoU {right:g}")
+    titles = [
+        f"<b>{style.plain(label, 22)}</b><br>{style.percent(1 - each[''] / sum(each.values()))} of "
+        f"{sum(each.values()):,} wrong"
+        for label, each in counts.items()
+    ]
+    fig, places = style.panels(
+        titles,
+        title,
+        _caption(counts, rows, right),
+        _ROW * len(rows),
+        columns=5,
+        gap=0.05,
+        bottom=30,
+        shared_yaxes=True,
+    )
+    look = style.looks(counts)
+    highest = 0.0
+    for (row, column), (label, each) in zip(places, counts.items(), strict=True):
+        total = sum(each.values())
+        shares = [100 * each[kind] / total for kind in rows]
+        highest = max(highest, *shares)
+        where: dict[str, Any] = {"row": row, "col": column}
+        # A line from which the bars grow, with gaps, so that none crosses the words.
+        fig.add_scatter(
+            x=[x for _ in rows for x in (0, 0, None)],
+            y=[y for place in range(len(rows)) for y in (place - 0.26, place + 0.26, None)],
+            mode="lines",
+            line={"color": style.FAINT, "width": 1},
+            hoverinfo="skip",
+            **where,
+        )
+        fig.add_bar(
+            x=shares,
+            y=list(range(len(rows))),
+            width=0.36,
+            orientation="h",
+            marker={"color": look[label].color, "line": {"width": 0}},
+            text=[f"{each[kind]:,}" for kind in rows],
+            textposition="outside",
+            textfont={"color": style.TEXT},
+            cliponaxis=False,
+            customdata=[[spoken(kind), each[kind], total] for kind in rows],
+            hovertemplate="%{customdata[0]}: %{customdata[1]:,} of %{customdata[2]:,} chains (%{x:.1f} %)<extra></extra>",
+            **where,
+        )
+        if column == 1:
+            for place, kind in enumerate(rows):
+                fig.add_annotation(
+                    text=f"<b>{spoken(kind)}</b>  {MEANINGS[kind]}", x=0, y=place - 0.42, xanchor="left",
+                    **where,
+                )  # fmt: skip
+    fig.update_xaxes(range=[0, highest * 1.3], ticksuffix=" %", nticks=4, showgrid=False, zeroline=False)
+    fig.update_yaxes(range=[len(rows) - 0.7, -0.7], showticklabels=False, showgrid=False, zeroline=False)
+    return fig.update_layout(showlegend=False, margin_l=18)
+
+
+def spoken(kind: str) -> str:
+    """A class as a reader sees it.
+
+    >>> spoken("past_the_end"), spoken("")
+    ('past the end', 'right')
+    """
+    return kind.replace("_", " ") or "right"
+
+
+def _caption(counts: Mapping[str, Mapping[str, int]], rows: Sequence[str], right: float) -> str:
+    # Of the stages the last is the product; without stages, whatever came last.
+    label = next((stage for stage in reversed(style.STAGES) if stage in counts), [*counts][-1])
+    last = counts[label]
+    wrong, most = sum(last[kind] for kind in rows), max(last[kind] for kind in rows)
+    often = " and ".join(f"'{spoken(kind)}'" for kind in rows if last[kind] == most)
+    told = f" Most often in {style.plain(label, 40)}, among {wrong:,} wrong: {often}." if wrong else ""
+    absent = [spoken(kind) for kind in KINDS if kind not in rows]
+    return (
+        f"Bars: share of all chains; numbers: chains. Wrong is an answer below IoU {right:g}; a wrong chain stands in the "
+        f"first class that fits.{told}" + (f" No chain falls into: {', '.join(absent)}." if absent else "")
+    )

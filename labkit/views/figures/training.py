@@ -1,0 +1,332 @@
+"""Figures of training and of whole stages: rewards, loss, the harvest and the stages side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from labkit.data.moments import Moment
+from labkit.errors import LabError
+from labkit.views.figures import style
+from labkit.views.measured_chains import read
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from labkit.stages.rollouts import Rollout
+
+MOST_POINTS = 200
+"""Steps drawn singly; a longer run is averaged into this many pieces."""
+
+REWARDS = {
+    "total": ("total", style.Look(style.TEXT, "circle", "solid")),
+    "reward_format": ("format", style.Look("#a08a00", "circle", "dashdot")),
+    "reward_answer": ("answer", style.Look(style.ANSWER, "circle", "longdash")),
+    "reward_anchors": ("anchors", style.Look(style.ANCHOR, "circle", "dash")),
+    "reward_progress": ("progress", style.Look("#c4689f", "circle", "dot")),
+    "reward_option": ("option", style.Look("#7b62c9", "circle", "solid")),
+}
+SHARES = {
+    "anchor_rate": ("have anchors", style.Look(style.ANCHOR, "circle", "solid")),
+    "strict_share": ("narrow strictly", style.Look("#d55e00", "circle", "dash")),
+}
+_KEPT = "#2563b8"
+_COMPARED = {
+    "miou": "mIoU",
+    "r1@0.5": "R1@0.5",
+    "r1@0.7": "R1@0.7",
+    "anchor_rate": "anchor rate",
+    "strict_share": "strict share",
+}
+_ANSWERED = {"acc_qa": "Acc@QA", "acc_gqa": "Acc@GQA"}
+"""What is compared beside these where moments have options."""
+
+
+class Curve(NamedTuple):
+    """A quantity over steps as it is drawn: where, what each step was, and the line through that."""
+
+    steps: np.ndarray
+    raw: np.ndarray
+    smooth: np.ndarray
+
+
+def training_curves(
+    records: Sequence[Rollout] | Sequence[Mapping[str, Any]], moments: Mapping[str, Moment] | None = None
+) -> go.Figure:
+    """Rewards over the steps of one stage, and under them the shares of chains with anchors and of narrowing ones.
+
+    `records` are the stage's Rollouts (then `moments` are needed), or a history: one dict a step with `step` and any
+    of total, reward_format, reward_answer, reward_anchors, reward_progress, anchor_rate, strict_share.
+    Raises LabError when Rollouts come without moments, or a history has none of these.
+    """
+    title = "What the policy is paid, and how its chains change"
+    if not records:
+        return style.nothing(title, "no step was recorded")
+    rows = _history(records, moments)
+    # Rollouts of moments without options have an option's pay, too, of 0.
+    drawn = [
+        name
+        for name in (*REWARDS, *SHARES)
+        if any(_number(row.get(name)) is not None and (name != "reward_option" or row[name]) for row in rows)
+    ]
+    if not drawn:
+        raise LabError(
+            f"a training history with the keys {', '.join(map(repr, rows[0]))} has nothing to draw; "
+            f"each row needs 'step' and one of {', '.join(map(repr, (*REWARDS, *SHARES)))}"
+        )
+    steps = len({row["step"] for row in rows})
+    caption = f"Dots: each step's mean; lines: smoothed over about {_span(steps)} steps. {_steps_text(rows)}"
+    fig, _ = style.panels(
+        ["", ""], title, caption, 200, columns=1, between=22, shared_xaxes=True, row_heights=[0.62, 0.38]
+    )
+    for name in drawn:
+        upper = name in REWARDS
+        label, look = (REWARDS if upper else SHARES)[name]
+        values = [(row["step"], _number(row.get(name))) for row in rows]
+        _curve(fig, values, label, look, scale=1 if upper else 100, unit="" if upper else " %", row=1 if upper else 2)
+    fig.update_layout(legend2={"y": 0.34, "x": 1.01, "yanchor": "top", "bgcolor": "rgba(0, 0, 0, 0)"})
+    fig.update_layout(legend_title_text="reward", legend2_title_text="share of chains")
+    fig.update_yaxes(title_text="mean reward", row=1)
+    fig.update_yaxes(title_text="share", range=[-3, 105], dtick=50, ticksuffix=" %", row=2)
+    return fig.update_xaxes(title_text="training step", row=2)
+
+
+def sft_loss(history: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """Loss over the steps of SFT; rows without a `loss` (a trainer's summary) are passed over."""
+    title = "Loss while the fresh base reads the kept traces"
+    losses = [
+        (row["step"], loss) for row in history if "step" in row and (loss := _number(row.get("loss"))) is not None
+    ]
+    if not losses:
+        return style.nothing(title, "no step was recorded")
+    caption = (
+        f"Mean loss per token in nats, from {losses[0][1]:.2f} to {losses[-1][1]:.2f}; "
+        f"line: smoothed over about {_span(len(losses))} steps."
+    )
+    fig = style.figure(title, caption, 220, showlegend=False)
+    _curve(fig, losses, "loss", style.looks(["sft"])["sft"]._replace(dash="solid"))
+    fig.update_xaxes(title_text="training step")
+    return fig.update_yaxes(title_text="loss (nats per token)", rangemode="tozero")
+
+
+def harvest_funnel(funnel: Sequence[tuple[str, int]]) -> go.Figure:
+    """How many traces each rule of the harvest dropped, in the order of the rules, and how many are left.
+
+    `funnel` holds (reason, dropped) pairs and ends with ('kept', number kept).
+    Raises LabError when the last pair is another one, since then nothing would add up.
+    """
+    title = "The harvest: from sampled chains to traces"
+    total = sum(count for _, count in funnel)
+    if not total:
+        return style.nothing(title, "no chain was sampled")
+    if funnel[-1][0] != "kept":
+        raise LabError(f"a harvest funnel ends with ('kept', count), not with {funnel[-1]!r}; give Harvest.funnel")
+    kept = funnel[-1][1]
+    names, left, dropped, notes = ["sampled"], [total], [0], [f"{total:,} chains"]
+    for reason, count in funnel[:-1]:
+        names.append(style.plain(reason, 40))
+        left.append(left[-1] - count)
+        dropped.append(count)
+        notes.append(f"−{count:,}" if count else "none")
+    names.append("kept")
+    left.append(kept)
+    dropped.append(0)
+    notes.append(f"{kept:,} traces ({style.percent(kept / total, 1)})")
+    most = max(range(len(dropped)), key=dropped.__getitem__)
+    fell = (
+        f" The rule that drops most is '{names[most]}': {dropped[most]:,} of {total - kept:,}." if total > kept else ""
+    )
+    caption = f"Each row: what is left after the rule (blue) and what the rule dropped (orange).{fell}"
+    fig = style.figure(title, caption, 28 * len(names), right=40, barmode="stack", bargap=0.3, showlegend=False)
+    rows = list(range(len(names)))
+    colors = [style.NEUTRAL, *[style.ANCHOR] * (len(names) - 2), _KEPT]
+    fig.add_bar(
+        x=left, y=rows, orientation="h", marker={"color": colors, "line": {"width": 0}}, customdata=names,
+        hovertemplate="%{customdata}: %{x:,} left<extra></extra>",
+    )  # fmt: skip
+    fig.add_bar(
+        x=dropped, y=rows, orientation="h", marker={"color": style.WORSE, "line": {"width": 0}}, customdata=names,
+        hovertemplate="%{customdata}: %{x:,} dropped<extra></extra>",
+    )  # fmt: skip
+    for row, (a, b, note) in enumerate(zip(left, dropped, notes, strict=True)):
+        fig.add_annotation(x=a + b, y=row, text=note, xanchor="left", xshift=6)
+    fig.update_yaxes(tickvals=rows, ticktext=names, range=[len(names) - 0.4, -0.6], showgrid=False, zeroline=False)
+    return fig.update_xaxes(title_text="chains", range=[0, total * 1.16], tickformat=",")
+
+
+def stage_comparison(figures: Mapping[str, Mapping[str, float]]) -> go.Figure:
+    """Stages and runs side by side in the figures that matter: mIoU, R1@0.5, R1@0.7, anchors, strict narrowing.
+
+    `figures` holds `labkit.chain.metrics.chain_figures` by label; a figure that is absent or NaN shows as a dash.
+    """
+    title = "The stages side by side"
+    if not figures:
+        return style.nothing(title, "no stage was evaluated this way")
+    labels = style.in_stage_order(figures)
+    names = [style.plain(label, 40) for label in labels]
+    look = style.looks(labels)
+    sizes = sorted({int(n) for label in labels if (n := _number(figures[label].get("n"))) is not None})
+    asked = (
+        f", {sizes[0]:,} queries" if len(sizes) == 1 else f", {sizes[0]:,} to {sizes[-1]:,} queries" if sizes else ""
+    )
+    caption = (
+        f"Percent, higher is better{asked}. Anchor rate: chains with an anchor. Strict share: chains of two anchors or "
+        "more, each better than the one before. Both are shares of all chains."
+    )
+    compared = _COMPARED | {
+        key: name for key, name in _ANSWERED.items() if any(key in each for each in figures.values())
+    }
+    fig, _ = style.panels(
+        list(compared.values()), title, caption, 34 * len(labels), columns=len(compared), bottom=36, shared_yaxes=True
+    )
+    rows = list(range(len(labels)))
+    for column, key in enumerate(compared, 1):
+        values = [_number(figures[label].get(key)) for label in labels]
+        percents = [None if value is None else 100 * value for value in values]
+        for row, (label, percent) in enumerate(zip(labels, percents, strict=True)):
+            line = {"color": style.rgba(look[label].color, 0.55), "width": 3}
+            fig.add_scatter(
+                x=[0, percent or 0], y=[row, row], mode="lines", line=line, hoverinfo="skip", row=1, col=column
+            )
+        fig.add_scatter(
+            x=[percent or 0 for percent in percents],
+            y=rows,
+            mode="markers+text",
+            text=["–" if percent is None else f"  {percent:.1f}" for percent in percents],
+            textposition="middle right",
+            textfont={"color": style.TEXT},
+            cliponaxis=False,
+            marker={
+                "size": 10,
+                "color": [look[label].color for label in labels],
+                "opacity": [0 if percent is None else 1 for percent in percents],
+            },
+            customdata=names,
+            hovertemplate=f"%{{customdata}}: {compared[key]} %{{x:.1f}} %<extra></extra>",
+            row=1,
+            col=column,
+        )
+    fig.update_yaxes(tickvals=rows, ticktext=names, range=[len(labels) - 0.5, -0.5], showgrid=False, zeroline=False)
+    fig.update_xaxes(range=[0, 145], tickvals=[0, 50, 100])
+    return fig.update_layout(showlegend=False)
+
+
+def blindness(seeing: float, blind: Mapping[str, float], constant: float) -> go.Figure:
+    """Greedy mIoU of a model with the query's own frames against frames of other kinds, and the best constant answer.
+
+    All are fractions; `blind` holds them by kind of frames.
+    """
+    title = "What is left when the frames are not the query's"
+    rows = {"its own frames": seeing, **{f"{kind} frames": value for kind, value in blind.items()}}
+    caption = (
+        "mIoU in percent of the same model on the same queries. The line is the best constant answer, which never "
+        "looks: a model that looks falls to about that level."
+    )
+    fig = style.figure(title, caption, 34 * len(rows), left=190)
+    color = style.looks(["grpo_final"])["grpo_final"].color
+    for row, (name, value) in enumerate(rows.items()):
+        tone = color if row == 0 else style.rgba(color, 0.45)
+        fig.add_bar(
+            x=[100 * value], y=[row], orientation="h", marker={"color": tone, "line": {"width": 0}}, showlegend=False,
+            hovertemplate=f"{style.plain(name)}: mIoU %{{x:.1f}} %<extra></extra>",
+        )  # fmt: skip
+    fig.add_vline(x=100 * constant, line={"color": style.TEXT, "dash": "dash", "width": 1.5})
+    names = [f"{style.plain(name)}  <b>{100 * value:.1f}</b>" for name, value in rows.items()]
+    fig.update_yaxes(
+        tickvals=list(range(len(rows))), ticktext=names, range=[len(rows) - 0.4, -0.6], showgrid=False, zeroline=False
+    )
+    highest = 100 * max(constant, *rows.values())
+    return fig.update_xaxes(title_text="mIoU, percent", range=[0, highest * 1.15 or 1])
+
+
+def _history(
+    records: Sequence[Rollout] | Sequence[Mapping[str, Any]], moments: Mapping[str, Moment] | None
+) -> Sequence[Mapping[str, Any]]:
+    rollouts = [record for record in records if not isinstance(record, Mapping)]
+    if not rollouts:
+        return [record for record in records if isinstance(record, Mapping) and "step" in record]
+    if moments is None:
+        raise LabError(
+            "training curves from Rollouts need the moments by qid, to see which chains narrow; pass moments="
+        )
+    steps: dict[int, list[dict[str, float]]] = {}
+    for reading, rollout in zip(read(rollouts, moments), rollouts, strict=True):
+        row = {name: getattr(rollout, name) for name in REWARDS}
+        row |= {"anchor_rate": float(bool(reading.chain.anchors)), "strict_share": float(reading.strict)}
+        steps.setdefault(rollout.step, []).append(row)
+    return [
+        {"step": step} | {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        for step, rows in sorted(steps.items())
+    ]
+
+
+def _curve(
+    fig: go.Figure,
+    values: Sequence[tuple[float, float | None]],
+    label: str,
+    look: style.Look,
+    *,
+    scale: float = 1,
+    unit: str = "",
+    row: int | None = None,
+) -> None:
+    """Add one quantity over steps: faint single steps and a smoothed line."""
+    x, raw, line = curve(values, scale)
+    where: dict[str, Any] = (
+        {} if row is None else {"row": row, "col": 1, "legend": "legend" if row == 1 else "legend2"}
+    )
+    fig.add_scatter(
+        x=x.round(1), y=raw.round(4), mode="markers", marker={"size": 3.5, "color": style.rgba(look.color, 0.4)},
+        hoverinfo="skip", showlegend=False, legendgroup=label, **where,
+    )  # fmt: skip
+    fig.add_scatter(
+        x=x.round(1),
+        y=line.round(4),
+        name=label,
+        legendgroup=label,
+        mode="lines" if len(x) > 1 else "markers",
+        line={"color": look.color, "dash": look.dash, "width": 3 if label == "total" else 2.2},
+        customdata=raw.round(4),
+        hovertemplate=f"step %{{x}}: {label} %{{y:.3g}}{unit}, this step alone %{{customdata:.3g}}{unit}<extra></extra>",
+        **where,
+    )
+
+
+def curve(values: Iterable[tuple[float, Any]], scale: float = 1) -> Curve:
+    """(step, value) pairs as a curve, at most `MOST_POINTS` long; what is no finite number is passed over.
+
+    >>> curve([(1, 0.5), (2, None), (3, 1.0)], scale=100)
+    Curve(steps=array([1., 3.]), raw=array([ 50., 100.]), smooth=array([ 50., 100.]))
+    """
+    numbers = [(step, number) for step, value in values if (number := _number(value)) is not None]
+    steps, levels = np.array(numbers, dtype=float).reshape(-1, 2).T
+    levels = levels * scale
+    smooth = _smoothed(levels, _span(len(levels))) if numbers else levels
+    if len(numbers) <= MOST_POINTS:
+        return Curve(steps, levels, smooth)
+    pieces = np.array_split(np.arange(len(numbers)), MOST_POINTS)
+    return Curve(*(np.array([part[piece].mean() for piece in pieces]) for part in (steps, levels, smooth)))
+
+
+def _smoothed(values: np.ndarray, span: int) -> np.ndarray:
+    """Mean of the steps up to `span` away on both sides, nearer ones weighing more: unlike a running mean, no lag."""
+    weights = np.bartlett(2 * span + 1)[1:-1]
+    pad = span - 1
+    inside = np.convolve(np.pad(np.ones(len(values)), pad), weights, mode="valid")
+    return np.asarray(np.convolve(np.pad(values, pad), weights, mode="valid") / inside)
+
+
+def _span(steps: int) -> int:
+    return max(1, min(20, round(steps / 12)))
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float | np.number) and math.isfinite(value) else None
+
+
+def _steps_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    total = [number for row in rows if (number := _number(row.get("total"))) is not None]
+    return f"Total: {total[0]:+.2f} at first, {total[-1]:+.2f} at last." if total else ""

@@ -1,0 +1,117 @@
+"""Records read for drawing: each chain parsed once, beside its moment and its IoUs.
+
+Every figure of chains starts here, so that a picture and a score never read one text in two ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from labkit.chain.anchors import AnchorChain, ChainRecord, parse
+from labkit.chain.metrics import many_chain_ious
+from labkit.chain.spans import Span, iou
+from labkit.chain.steps import narrows
+from labkit.data.moments import Moment
+from labkit.errors import LabError
+from labkit.scoring.shown import PredictedChain
+from labkit.views.figures.style import in_stage_order
+
+_UNCUT = 1e12
+"""Seconds behind which nothing lies."""
+
+
+class StagedRecord(ChainRecord, Protocol):
+    """A record that says which stage it comes from: a Rollout does."""
+
+    @property
+    def stage(self) -> str: ...  # noqa: D102
+
+
+Records: TypeAlias = Mapping[str, Sequence[ChainRecord]] | Sequence[StagedRecord]
+"""Records by label (stage or run), or Rollouts, which are then grouped by their own stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One chain as the figures see it; times in seconds from the clip's beginning."""
+
+    record: ChainRecord
+    moment: Moment
+    chain: AnchorChain
+    ious: list[float]
+    """IoU of each anchor, then of the answer if there is one; the best window counts."""
+
+    @property
+    def answer_iou(self) -> float:
+        """IoU of the answer, 0 when none was read."""
+        return self.ious[-1] if self.chain.answer is not None else 0.0
+
+    @property
+    def anchor_ious(self) -> list[float]:
+        """IoU of each anchor."""
+        return self.ious[: len(self.chain.anchors)]
+
+    @property
+    def window(self) -> Span:
+        """The window that the chain is measured against: the best for its answer, else for its last anchor."""
+        steps = self.chain.steps
+        if not steps:
+            return self.moment.windows[0]
+        return max(self.moment.windows, key=lambda window: iou(steps[-1], window))
+
+    @property
+    def strict(self) -> bool:
+        """Two anchors or more that narrow from each to the next, as `labkit.chain.steps` says."""
+        return len(self.chain.anchors) >= 2 and narrows(self.anchor_ious)
+
+
+def read(records: Iterable[ChainRecord], moments: Mapping[str, Moment]) -> list[Reading]:
+    """Parse and measure each record against its moment.
+
+    Raises LabError when a record's qid is not among the moments.
+    """
+    found: list[tuple[ChainRecord, Moment, AnchorChain]] = []
+    for record in records:
+        moment = moments.get(record.qid)
+        if moment is None:
+            raise LabError(
+                f"a record has qid '{record.qid}', which is not among the {len(moments)} moments given; "
+                "pass the moments file that the records were made from"
+            )
+        chain = (
+            record.chain
+            if isinstance(record, PredictedChain)
+            else parse(record.text, finished=record.status != "cut_off", options=len(moment.options))
+        )
+        found.append((record, moment, chain))
+    ious = many_chain_ious(
+        [chain for _, _, chain in found],
+        [moment.windows for _, moment, _ in found],
+        # Some programs don't cut spans to the video.
+        [_UNCUT if getattr(record, "clips", True) is False else moment.duration for record, moment, _ in found],
+    )
+    return [Reading(*each, steps) for each, steps in zip(found, ious, strict=True)]
+
+
+def read_groups(records: Records, moments: Mapping[str, Moment]) -> dict[str, list[Reading]]:
+    """Readings by label, in the order of the stages; labels without records are left out."""
+    groups: dict[str, Sequence[ChainRecord]] = {}
+    if isinstance(records, Mapping):
+        groups = dict(records)
+    else:
+        staged: dict[str, list[StagedRecord]] = {}
+        for record in records:
+            staged.setdefault(record.stage, []).append(record)
+        groups = dict(staged)
+    return {label: read(groups[label], moments) for label in in_stage_order(groups) if groups[label]}
+
+
+def step_names(anchors: int) -> list[str]:
+    """Names of a chain's steps.
+
+    >>> step_names(2)
+    ['anchor 1', 'anchor 2', 'answer']
+    """
+    return [f"anchor {k}" for k in range(1, anchors + 1)] + ["answer"]

@@ -1,0 +1,230 @@
+"""What a stage of GRPO is watched by, drawn in two ways from the same curves: quickly while it runs, as a figure at its end.
+
+JupyterLab's plotly view takes no notice of an output that is updated once its graph stands, and a figure takes some
+fifty times as long to make as a few lines of SVG: as long as steps are coming, the dials are SVG.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from labkit.views.figures import style
+from labkit.views.figures.training import REWARDS, SHARES, Curve, curve
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+class Dial(NamedTuple):
+    """One panel: what stands above it, and its lines by their names in a history."""
+
+    title: str
+    lines: Mapping[str, tuple[str, style.Look]]
+    range: tuple[float, float] | None = None
+    """None: what the lines need."""
+    percent: bool = False
+
+
+DIALS = (
+    Dial("mean reward by term", REWARDS),
+    Dial(
+        "IoU of each step, in chains with anchors",
+        {
+            "iou_first": ("first", style.Look("#4aa5dd", "circle", "dot")),
+            "iou_last": ("last anchor", style.Look("#2563b8", "circle", "dash")),
+            "iou_answer": ("answer", style.Look(style.ANSWER, "circle", "solid")),
+        },
+        (0, 1),
+    ),
+    Dial("share of chains that", SHARES, (0, 100), percent=True),
+    Dial("entropy of a token", {"entropy": ("nats", style.Look("#3a9c9c", "circle", "solid"))}),
+    Dial(
+        "groups that teach nothing",
+        {"silent_share": ("all earn the same", style.Look("#7b62c9", "circle", "solid"))},
+        (0, 100),
+        percent=True,
+    ),
+)
+_PLACES = ((1, 0.0, 0.46), (1, 0.55, 1.0), (2, 0.0, 0.27), (2, 0.365, 0.635), (2, 0.73, 1.0))
+"""Row of each, and where across the whole width it begins and ends."""
+_STROKES = {"solid": "", "dash": "6 4", "dot": "2 3", "dashdot": "7 3 2 3", "longdash": "10 4"}
+_SAMPLES = {"solid": "━", "dash": "╍", "dot": "┅", "dashdot": "╍·", "longdash": "━╸"}
+_LEFT, _ACROSS, _RIGHT = 44, 740, 36
+"""Pixels of a picture's width: the numbers of the first panel, all panels, and room for names that are longer than theirs."""
+_ABOVE, _INNER, _BELOW = 60, 130, 28
+"""Pixels of a row of panels: names, panels, steps."""
+
+
+class Drawn(NamedTuple):
+    """A line of a dial."""
+
+    label: str
+    look: style.Look
+    curve: Curve
+
+
+def dials_figure(title: str, history: Sequence[Mapping[str, Any]], why: str = "") -> go.Figure:
+    """The dials of a stage that has ended; `history` has a row a step, as `GrpoResult.history`, `why` says what ended it."""
+    drawn = [list(_lines(dial, history)) for dial in DIALS]
+    if not any(drawn):
+        return style.nothing(style.plain(title), "no step was recorded")
+    caption = f"{style.plain(why[:1].upper() + why[1:])}. " if why else ""
+    caption += (
+        "Dots: each step; lines: smoothed, and the number is where a line ends. The policy learns nothing from a group whose "
+        "chains all earned the same, and explores no more once the entropy is gone."
+    )
+    fig, _ = style.panels(
+        [
+            _heading(dial, lines, end - begin)
+            for dial, lines, (_, begin, end) in zip(DIALS, drawn, _PLACES, strict=True)
+        ],
+        style.plain(title),
+        caption,
+        150,
+        columns=3,
+        between=92,
+        specs=[[{}, None, {}], [{}, {}, {}]],
+    )
+    for number, (dial, lines, (_, begin, end)) in enumerate(zip(DIALS, drawn, _PLACES, strict=True), 1):
+        axes = {"xaxis": f"x{number}", "yaxis": f"y{number}"}
+        unit = " %" if dial.percent else ""
+        for label, look, (steps, raw, smooth) in lines:
+            fig.add_scatter(
+                x=steps.round(1), y=raw.round(4), mode="markers", hoverinfo="skip",
+                marker={"size": 3, "color": style.rgba(look.color, 0.4)}, **axes,
+            )  # fmt: skip
+            fig.add_scatter(
+                x=steps.round(1), y=smooth.round(4), name=label, mode="lines" if len(steps) > 1 else "markers",
+                line={"color": look.color, "dash": look.dash, "width": _thickness(label)}, customdata=raw.round(4),
+                hovertemplate=f"step %{{x}}: {label} %{{y:.3g}}{unit}, this step alone %{{customdata:.3g}}{unit}<extra></extra>",
+                **axes,
+            )  # fmt: skip
+        fig.update_layout({f"xaxis{number}": {"domain": (begin, end)}})
+        fig.layout.annotations[number - 1].update(x=begin, xanchor="left", align="left")
+        limits: dict[str, Any] = {"nticks": 6, "rangemode": "tozero"}
+        if dial.range is not None:
+            low, high = dial.range
+            limits = {"dtick": (high - low) / 2, "range": [low - 0.03 * high, 1.05 * high]}
+        fig.update_layout({f"yaxis{number}": {"ticksuffix": unit, **limits}})
+    fig.update_xaxes(title_text="training step", row=2)
+    return fig.update_layout(showlegend=False, margin_r=_RIGHT)
+
+
+def dials_svg(history: Sequence[Mapping[str, Any]], steps: int) -> str:
+    """The dials of a stage that is to take `steps` steps, as HTML that can be drawn after every one of them."""
+    parts = []
+    for dial, (row, begin, end) in zip(DIALS, _PLACES, strict=True):
+        x, y = _LEFT + begin * _ACROSS, row * (_ABOVE + _INNER + _BELOW) - _INNER - _BELOW
+        panel = _panel(dial, list(_lines(dial, history)), (end - begin) * _ACROSS, steps)
+        parts.append(f'<g transform="translate({x:.1f} {y})">{panel}</g>')
+    width, height = _LEFT + _ACROSS + _RIGHT, 2 * (_ABOVE + _INNER + _BELOW)
+    font = "font-family:system-ui,-apple-system,'Segoe UI',sans-serif;font-size:11.5px"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'style="width:100%;max-width:{width}px;{font}" fill="{style.TEXT}" '
+        f'role="img" aria-label="rewards and chains over the training steps">{"".join(parts)}</svg>'
+    )
+
+
+def _lines(dial: Dial, history: Sequence[Mapping[str, Any]]) -> Iterator[Drawn]:
+    for name, (label, look) in dial.lines.items():
+        found = curve(((row["step"], _value(row, name)) for row in history), 100 if dial.percent else 1)
+        if len(found.steps):
+            yield Drawn(label, look, found)
+
+
+def _value(row: Mapping[str, Any], name: str) -> Any:
+    if name != "silent_share":
+        return row.get(name)
+    return row["zero_variance_groups"] / row["groups"] if row.get("groups") else None
+
+
+def _heading(dial: Dial, lines: Sequence[Drawn], share: float) -> str:
+    """What a panel of a figure shows, and under it its lines with the value at which each ends."""
+    rows = [
+        "  ".join(
+            f'<span style="color:{each.look.color}">{_SAMPLES[each.look.dash]} {each.label}</span> <b>{_ending(dial, each)}</b>'
+            for each in row
+        )
+        for row in _wrapped(dial, lines, share * style.WIDTH)
+    ]
+    return "<br>".join([dial.title, *(rows or ["no step has a value"])])
+
+
+def _wrapped(dial: Dial, lines: Sequence[Drawn], width: float) -> list[list[Drawn]]:
+    """The names of lines in as many rows as they need; letters are taken for wide ones."""
+    rows: list[list[Drawn]] = []
+    left = 0.0
+    for each in lines:
+        needed = 7.2 * len(f"{each.label} {_ending(dial, each)}") + 26
+        if not rows or needed > left:
+            rows.append([])
+            left = width + _RIGHT
+        rows[-1].append(each)
+        left -= needed
+    return rows
+
+
+def _ending(dial: Dial, line: Drawn) -> str:
+    last = line.curve.smooth[-1]
+    return f"{last:.0f} %" if dial.percent else f"{last:.2f}".replace("-", "−")
+
+
+def _thickness(label: str) -> float:
+    return 2.6 if label == "total" else 2
+
+
+def _panel(dial: Dial, lines: Sequence[Drawn], width: float, steps: int) -> str:
+    """A panel of the quick picture, its upper left corner at 0, 0; names stand above that."""
+    values = [value for line in lines for value in (*line.curve.raw, *line.curve.smooth)]
+    if dial.range is None:
+        ticks = _ticks(min([0.0, *values]), max([0.1, *values]))
+    else:
+        ticks = [dial.range[0], sum(dial.range) / 2, dial.range[1]]
+    low, high = ticks[0], ticks[-1]
+
+    def x(step: float) -> float:
+        return width * (step - 1) / max(1, steps - 1)
+
+    def y(value: float) -> float:
+        return _INNER * (high - value) / (high - low)
+
+    rows = _wrapped(dial, lines, width)
+    parts = [f'<text y="{-8 - 15 * len(rows)}">{dial.title}</text>']
+    parts += [f'<text y="{-8 - 15 * (len(rows) - at)}">{_names(dial, row)}</text>' for at, row in enumerate(rows, 1)]
+    for tick in ticks:
+        text = f"{tick:g}".replace("-", "−") + (" %" if dial.percent else "")
+        parts.append(f'<path d="M0 {y(tick):.1f}H{width:.1f}" stroke="{style.GRID}"/>')
+        parts.append(f'<text x="-6" y="{y(tick) + 4:.1f}" text-anchor="end">{text}</text>')
+    for step in dict.fromkeys((1, (1 + steps) // 2, steps)):
+        parts.append(f'<text x="{x(step):.1f}" y="{_INNER + 18}" text-anchor="middle">{step}</text>')
+    for label, look, (at, raw, smooth) in lines:
+        dots = "".join(f"M{x(step):.1f} {y(value):.1f}h0" for step, value in zip(at, raw, strict=True))
+        line = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in zip(at, smooth, strict=True))
+        faint = 'stroke-opacity=".4" stroke-width="3" stroke-linecap="round"'
+        stroke = f'stroke-width="{_thickness(label)}" stroke-dasharray="{_STROKES[look.dash]}"'
+        parts.append(f'<path d="{dots}" stroke="{look.color}" {faint}/>')
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{look.color}" {stroke}/>')
+    return "".join(parts)
+
+
+def _names(dial: Dial, lines: Sequence[Drawn]) -> str:
+    return " ".join(
+        f'<tspan fill="{each.look.color}" dx="{6 if at else 0}">{_SAMPLES[each.look.dash]} {each.label}</tspan>'
+        f' <tspan font-weight="600">{_ending(dial, each)}</tspan>'
+        for at, each in enumerate(lines)
+    )
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Three to seven round values from `low` or below to `high` or above.
+
+    >>> _ticks(0, 0.7), _ticks(-0.9, 3.3)
+    ([0.0, 0.2, 0.4, 0.6, 0.8], [-1.0, 0.0, 1.0, 2.0, 3.0, 4.0])
+    """
+    rough = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = power * next(each for each in (1, 2, 5, 10) if each * power >= rough)
+    return [round(k * step, 9) for k in range(math.floor(low / step), math.ceil(high / step) + 1)]

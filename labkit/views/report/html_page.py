@@ -1,0 +1,114 @@
+"""Chapters as one HTML file that works from a disk: everything inside, nothing fetched, nothing run but our own scripts.
+
+The page forbids itself the network and every script but those named by their hashes, so that even markup which slipped
+through could do nothing. Plotly travels compressed, and is unpacked when the first figure comes into view.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import gzip
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from labkit.views.report.front import Front
+from labkit.views.report.notebook_html import Chapter
+from labkit.views.report.sanitize import harmless
+
+HERE = Path(__file__).parent
+COMMON_POLICY = (
+    "default-src 'none'",
+    "style-src 'unsafe-inline'",
+    "img-src data: blob:",
+    "media-src data: blob:",
+    "base-uri 'none'",
+    "form-action 'none'",
+)
+
+
+class Link(NamedTuple):
+    """Another page of the same run, by its file's name; without one it is this page."""
+
+    text: str
+    file: str = ""
+
+
+def page(
+    title: str,
+    chapters: Sequence[Chapter],
+    *,
+    summary: Mapping[str, Any] | None = None,
+    links: Sequence[Link] = (),
+    front: Front | None = None,
+) -> str:
+    """A whole HTML file of `chapters`; `front`, then `summary`, are what report.html.j2 shows of a run above them."""
+    picture = front.picture if front else None
+    drawn = [*([picture] if picture else []), *chapters]
+    plots = any(chapter.plots for chapter in drawn)
+    explorers = any(chapter.explorers for chapter in chapters)
+    scripts = [_script("report.js")]
+    if explorers:
+        scripts.insert(0, _module())
+    hashes = [_hash(each) for each in scripts] + ([_hash(_plotly())] if plots else [])
+    policy = "; ".join([*COMMON_POLICY, f"script-src {' '.join(hashes)}"])
+    text: str = _template().render(
+        title=harmless(title),
+        chapters=chapters,
+        whole=summary is not None,
+        summary=summary,
+        front=front,
+        links=links,
+        policy=policy,
+        style=_style(explorers),
+        scripts=scripts,
+        plotly=_packed_plotly() if plots else "",
+        data={key: value for chapter in drawn for key, value in chapter.data.items()},
+    )
+    # A lone surrogate of a damaged notebook can't be written as UTF-8.
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+@functools.cache
+def _template() -> Any:
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(HERE)
+    return jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    ).get_template("report.html.j2")
+
+
+def _script(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def _module() -> str:
+    """The explorer's module, which hands the way in to the page's own script."""
+    return _script("explorer.js") + "\nglobalThis.labkitMount = mountFromState;\n"
+
+
+def _style(explorers: bool) -> str:
+    sheets = ["report.css", *(["explorer.css"] if explorers else [])]
+    return "\n".join(_script(name) for name in sheets).replace("</", "<\\/")
+
+
+@functools.cache
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    source: str = get_plotlyjs()
+    return source
+
+
+@functools.cache
+def _packed_plotly() -> str:
+    return base64.b64encode(gzip.compress(_plotly().encode(), 9, mtime=0)).decode("ascii")
+
+
+def _hash(script: str) -> str:
+    """A script as a content security policy names it."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode('ascii')}'"

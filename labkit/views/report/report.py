@@ -1,0 +1,189 @@
+"""Reports: a run's executed notebooks as HTML files that open anywhere, without kernel and without network.
+
+One file for each notebook, and one for the run: what it came to on its first page (`labkit.views.report.front`), then its results, its
+parameters and all notebooks as chapters.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from labkit.errors import LabError
+from labkit.files import replacing
+from labkit.params import DEFAULTS, documentation
+from labkit.params import show as shown
+from labkit.progress import duration
+from labkit.runs.results import DECODINGS, LEGEND, MODELS, columns_of, read_results
+from labkit.runs.run import STAGES, read_manifest
+from labkit.runs.versions import version_text
+from labkit.values import read_yaml
+from labkit.views.report.front import Front
+from labkit.views.report.html_page import Link, page
+from labkit.views.report.notebook_html import read_chapter
+
+WHOLE = "report"
+
+
+def write_report(run_folder: str | Path, output: str | Path | None = None) -> list[Path]:
+    """Write `01_grpo.html` and so on beside the executed notebooks of a run, then `report.html` of the whole run.
+
+    They go to the folder `output`, made if it is not there. Without it to the run's own, or, where that may not be written to,
+    to RUN-report in the working directory. A run that is still going on, or broke off, gets a report of what there is.
+    Returns the files written, the whole one last. Raises LabError when the folder holds no run, none of its notebooks, or a
+    damaged one.
+    """
+    folder = Path(run_folder)
+    if output is None:
+        target = folder if os.access(folder, os.W_OK) else Path(f"{folder.resolve().name}-report")
+    else:
+        target = Path(output)
+    results = read_results(folder)
+    notebooks = {name: read_notebook(path) for name, path in executed(folder).items()}
+    files = {name: target / f"{name}.html" for name in (*notebooks, WHOLE)}
+    target.mkdir(parents=True, exist_ok=True)
+    for name, notebook in notebooks.items():
+        chapter = read_chapter(notebook, name)
+        _write(files[name], page(f"{results['run']} · {chapter.title}", [chapter], links=_links(files, name)))
+    seen: set[str] = set()
+    chapters = [read_chapter(notebook, name, shift=1, seen=seen) for name, notebook in notebooks.items()]
+    told = page(
+        f"Run {results['run']}", chapters, summary=summary(folder), links=_links(files, WHOLE),
+        front=Front.of(notebooks, {chapter.name: chapter.title for chapter in chapters}, results["scores"]),
+    )  # fmt: skip
+    _write(files[WHOLE], told)
+    return list(files.values())
+
+
+def report_text(files: Sequence[Path]) -> str:
+    """What was written, a line for each file with its size, as the command line says it.
+
+    >>> report_text([])
+    'nothing was written'
+    """
+    lines = [f"{file}  {file.stat().st_size / 1e6:.1f} MB" for file in files]
+    return "\n".join(lines) or "nothing was written"
+
+
+def executed(folder: Path) -> dict[str, Path]:
+    """The executed notebooks of a run in order, by name; raises LabError when there is none."""
+    found = {name: folder / f"{name}.ipynb" for name in STAGES if (folder / f"{name}.ipynb").is_file()}
+    if not found:
+        raise LabError(
+            f"'{folder}' holds no executed notebook; `labkit run` writes them there, and so does Papermill when it is "
+            f"given '{folder / STAGES[0]}.ipynb' to write to"
+        )
+    return found
+
+
+def read_notebook(path: Path) -> Any:
+    """A notebook as nbformat 4; raises LabError when the file is none."""
+    import warnings
+
+    import nbformat
+
+    try:
+        with warnings.catch_warnings():
+            # Cells without ids, and the like: other tools' files are read, not mended.
+            warnings.simplefilter("ignore")
+            return nbformat.reads(path.read_text(encoding="utf-8"), 4)
+    except (OSError, ValueError, KeyError, AttributeError, nbformat.ValidationError) as error:
+        raise LabError(f"'{path}' is no notebook that can be read ({error}); run it again, or remove it") from None
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """What report.html.j2 shows of a run above its chapters."""
+    manifest, results = read_manifest(folder), read_results(folder)
+    parameters = _parameters(folder)
+    stages = results["stages"]
+    open_stages = [name for name, entry in stages.items() if entry["state"] != "finished"]
+    seconds = sum(entry["seconds"] or 0 for entry in stages.values())
+    queries = {row[decoding]["n"] for row in results["models"].values() for decoding in row if row[decoding]}
+    facts = [
+        ("model", parameters.get("model", "not written down")),
+        ("data", parameters.get("data", "not written down")),
+        ("test queries", " or ".join(f"{n:,.0f}" for n in sorted(queries)) or "none yet"),
+        ("seed", manifest.get("seed", "not written down")),
+        ("begun", str(manifest.get("created", ""))[:16].replace("T", " ")),
+        ("time of all stages", duration(seconds)),
+        ("labkit", version_text(manifest)),
+    ]
+    if harvest := results["harvest"]:
+        kept = f"{harvest.get('kept', 0):,.0f}" if "kept" in harvest else ""
+        share = f"{100 * harvest['yield']:.1f} %" if harvest.get("yield") is not None else ""
+        facts.insert(4, ("traces kept", f"{kept} ({share})" if kept and share else kept or share))
+    return {
+        "facts": [(name, str(value)) for name, value in facts],
+        "stopped": f"Open: {', '.join(open_stages)}." if open_stages else "",
+        "results": [table for decoding in DECODINGS if (table := _results(results["models"], decoding))],
+        "legend": LEGEND,
+        "parameters": [
+            {
+                "name": name,
+                "value": shown(_loose(value)),
+                "default": shown(getattr(DEFAULTS, name)) if name in documentation() else "unknown here",
+                # What stands between two backticks is code: every second piece.
+                "meaning": documentation().get(name, "").split("`"),
+            }
+            for name, value in _changed(parameters)
+        ],
+    }
+
+
+def _links(files: Mapping[str, Path], here: str) -> list[Link]:
+    names = [WHOLE, *(name for name in files if name != WHOLE)]
+    return [
+        Link("the whole run" if name == WHOLE else name, "" if name == here else files[name].name) for name in names
+    ]
+
+
+def _parameters(folder: Path) -> dict[str, Any]:
+    path = folder / "params.yaml"
+    values = read_yaml(path) if path.is_file() else {}
+    # A run that was renamed goes by its folder.
+    return values | {"run": folder.resolve().name} if "run" in values else values
+
+
+def _changed(parameters: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    """Parameters whose values differ from the defaults; a run of another version may have some unknown here."""
+    defaults = DEFAULTS.as_dict()
+    return ((name, value) for name, value in parameters.items() if defaults.get(name) != value)
+
+
+def _loose(value: Any) -> Any:
+    return tuple(map(str, value)) if isinstance(value, list) else value
+
+
+def _results(models: Mapping[str, Any], decoding: str) -> dict[str, Any] | None:
+    """One table of results: models down, figures across in percent, the best of each marked."""
+    rows = {label: models[name][decoding] for name, label in MODELS.items() if models.get(name, {}).get(decoding)}
+    if not rows:
+        return None
+    columns = columns_of(models)
+    known = {key: [row[key] for row in rows.values() if row.get(key) is not None] for key in columns}
+    # Where all are equal none is marked.
+    best = {key: max(values) for key, values in known.items() if len(set(values)) > 1}
+    return {
+        "title": f"{decoding} decoding",
+        "columns": list(columns.values()),
+        "rows": [
+            {
+                "name": label,
+                "cells": [
+                    {
+                        "text": "–" if row.get(key) is None else f"{100 * row[key]:.1f}",
+                        "best": key in best and row.get(key) == best[key],
+                    }
+                    for key in columns
+                ],
+            }
+            for label, row in rows.items()
+        ],
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,173 @@
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from labkit.chain.anchors import parse
+from labkit.embedded.model import (
+    GQA_WEIGHTS,
+    GQA_WORDS,
+    SPECIAL,
+    TAGS,
+    TIMES,
+    WEIGHTS,
+    build_model,
+    build_tokenizer,
+    grow,
+)
+from labkit.embedded.pretraining import frame_labels, make_clips, train_base
+from labkit.embedded.synthetic_targets import GQA, Recipe, draw_lesson, teach
+from labkit.embedded.world import ACTIONS, Event, Thing, ask, make_scene
+from labkit.policy.model import load_policy
+
+THING = Thing("red", "circle", 1, 0.75, 0.25, 0.12, 1.0, 0, (Event("blinks", 4.0, 8.0),))
+TINY = Recipe(clips=12, vision_steps=2, vision_batch=8, text_steps=4, text_batch=4)
+
+
+def test_everything_that_the_world_asks_and_the_base_writes_is_in_the_vocabulary():
+    tokenizer, rng = build_tokenizer(), np.random.default_rng(0)
+    unknown = tokenizer.unk_token_id
+    for seed in range(200):
+        for thing in make_scene(seed).things:
+            for event in thing.events:
+                for form in range(3):
+                    assert unknown not in tokenizer(ask(thing, event, form))["input_ids"]
+                assert unknown not in tokenizer(teach(thing, event, rng, Recipe(anchor_share=1.0)))["input_ids"]
+
+
+def test_text_comes_back_from_its_tokens_so_that_traces_can_be_learnt_from():
+    tokenizer = build_tokenizer()
+    text = teach(THING, THING.events[0], np.random.default_rng(1), Recipe(anchor_share=1.0))
+    ids = tokenizer(text)["input_ids"]
+    written = tokenizer.decode(ids, skip_special_tokens=True)
+    assert tokenizer(written)["input_ids"] == ids
+    assert parse(written).spans == parse(text).spans
+
+
+def test_a_word_outside_the_world_becomes_unknown_and_no_error():
+    tokenizer = build_tokenizer()
+    assert tokenizer.unk_token_id in tokenizer("a person opens the fridge")["input_ids"]
+
+
+def test_time_is_one_token_per_half_second_and_tags_survive_decoding():
+    tokenizer = build_tokenizer()
+    assert all(len(tokenizer(time)["input_ids"]) == 1 for time in TIMES)
+    kept = tokenizer.decode(tokenizer(" ".join(TAGS))["input_ids"], skip_special_tokens=True).split()
+    assert kept == list(TAGS)
+    assert tokenizer.decode(tokenizer.convert_tokens_to_ids(list(SPECIAL[2:])), skip_special_tokens=True) == ""
+
+
+def test_the_base_writes_anchors_rarely_and_after_any_opening():
+    rng = np.random.default_rng(2)
+    texts = [teach(THING, THING.events[0], rng, Recipe()) for _ in range(2000)]
+    with_anchors = [text for text in texts if "<timestamp>" in text]
+    assert 0.05 < len(with_anchors) / len(texts) < 0.11
+    openings = {
+        re.sub(r"(early|late|in the middle).*", "", text.split("<timestamp>")[0][:24]) for text in with_anchors
+    }
+    assert len(openings) == 3
+    assert all(parse(text).answer is not None for text in texts)
+
+
+def test_labels_of_the_recipe_are_wider_than_the_truth_on_average():
+    rng = np.random.default_rng(3)
+    answers = [parse(teach(THING, THING.events[0], rng, Recipe())).answer for _ in range(1000)]
+    assert np.mean([a.start for a in answers]) == pytest.approx(4.0 - 1.5, abs=0.2)
+    assert np.mean([a.end for a in answers]) == pytest.approx(8.0 + 1.5, abs=0.2)
+
+
+def test_frame_labels_name_colour_shape_and_action_where_they_are_seen():
+    scene = make_scene(7)
+    labels = frame_labels(scene)
+    for thing in scene.things:
+        always = not any(event.action == "appears" for event in thing.events)
+        assert (labels[:, thing.quadrant, 0] > 0).all() == always
+        for event in thing.events:
+            halves = labels[:, thing.quadrant, 2:].reshape(-1)
+            assert (halves[int(event.start * 2) : int(event.end * 2)] > 0).all()
+    empty = set(range(4)) - {thing.quadrant for thing in scene.things}
+    assert all((labels[:, quadrant] == 0).all() for quadrant in empty)
+
+
+def test_the_recipe_runs_and_writes_a_checkpoint_that_loads(tmp_path):
+    lines = []
+    folder = train_base(tmp_path / "base", recipe=TINY, report=lines.append)
+    policy = load_policy(str(folder))
+    assert policy.base.config.model_type == "qwen2_5_vl"
+    assert (folder / "recipe.json").exists()
+    assert any("vision" in line for line in lines) and any("text" in line for line in lines)
+
+
+def test_the_recipe_trains_on_clips_that_no_split_holds():
+    assert all(scene.seed >= 3 * 10**9 for scene in make_clips(3, seed=0).scenes)
+
+
+def test_the_shipped_base_is_the_recipes_model():
+    policy = load_policy("embedded")
+    fresh = build_model(build_tokenizer())
+    shapes = {name: weight.shape for name, weight in policy.base.state_dict().items()}
+    assert shapes == {name: weight.shape for name, weight in fresh.state_dict().items()}
+    assert policy.tokenizer.get_vocab() == build_tokenizer().get_vocab()
+    assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) < 3_000_000
+    assert 1.2e6 < sum(p.numel() for p in policy.base.parameters()) < 1.5e6
+
+
+# --- the base of grounded question answering
+
+
+def test_lessons_with_options_are_in_the_grown_vocabulary_and_answer_what_was_asked():
+    tokenizer, rng = build_tokenizer(GQA_WORDS), np.random.default_rng(0)
+    plain, unknown = build_tokenizer(), tokenizer.unk_token_id
+    for seed in range(100):
+        thing, event, query, completion = draw_lesson(make_scene(seed), rng, Recipe(), True, "gqa")
+        assert unknown not in tokenizer(query + completion)["input_ids"]
+        assert plain.unk_token_id in plain(query)["input_ids"]
+        chain = parse(completion, options=4)
+        assert chain.status in ("ok", "no_anchor")
+        letter = "ABCD"[chain.option]
+        assert f" {letter} {ACTIONS[event.action][0]}" in query
+
+
+def test_a_choice_comes_back_from_its_tokens_so_that_traces_can_be_learnt_from():
+    tokenizer = build_tokenizer(GQA_WORDS)
+    text = draw_lesson(make_scene(5), np.random.default_rng(1), Recipe(anchor_share=1.0), True, "gqa")[3]
+    written = tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True)
+    assert tokenizer(written)["input_ids"] == tokenizer(text)["input_ids"]
+    assert (parse(written, options=4).steps, parse(written, options=4).option) == (
+        parse(text, options=4).steps,
+        parse(text, options=4).option,
+    )
+
+
+def test_growing_keeps_every_old_word_and_its_row():
+    before, model = load_policy("embedded"), load_policy("embedded").model
+    tokenizer = grow(model)
+    words = before.tokenizer.get_vocab()
+    assert {word: number for word, number in tokenizer.get_vocab().items() if word in words} == words
+    assert len(tokenizer) == len(words) + len(GQA_WORDS)
+    old, new = (each.model.language_model.embed_tokens.weight for each in (before.model, model))
+    assert torch.equal(new[: len(words)], old[: len(words)])
+    assert model.lm_head.weight is new and len(new) % 16 == 0 and len(new) >= len(tokenizer)
+    rows = new[len(words) : len(tokenizer)]
+    assert len({tuple(row.tolist()) for row in rows}) == len(GQA_WORDS), "every new word has a row of its own"
+
+
+def test_the_recipe_teaches_a_grown_base(tmp_path):
+    folder = train_base(tmp_path / "base", recipe=TINY._replace(drill_steps=2, drills=4), task="gqa")
+    policy = load_policy(str(folder))
+    assert policy.tokenizer.get_vocab() == build_tokenizer(GQA_WORDS).get_vocab()
+    seen = [each.base.model.visual.state_dict() for each in (policy, load_policy("embedded"))]
+    assert all(torch.equal(seen[0][name], weight) for name, weight in seen[1].items()), "the tower stays as it is"
+
+
+def test_the_shipped_base_with_options_is_the_recipes_model():
+    policy = load_policy("embedded-gqa")
+    grown = load_policy("embedded").model
+    tokenizer = grow(grown)
+    shapes = {name: weight.shape for name, weight in policy.base.state_dict().items()}
+    assert shapes == {name: weight.shape for name, weight in grown.state_dict().items()}
+    assert policy.tokenizer.get_vocab() == tokenizer.get_vocab()
+    assert sum(path.stat().st_size for path in GQA_WEIGHTS.iterdir()) < 3_000_000
+    assert json.loads((GQA_WEIGHTS / "recipe.json").read_text()) == {"seed": 0, **GQA._asdict()}

@@ -1,0 +1,170 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from labkit.data.moments import read_moments
+from labkit.data.video.frames import read_frames
+from labkit.embedded.world import (
+    ACTIONS,
+    COLORS,
+    FRAMES_PER_STATE,
+    SECONDS,
+    SPLITS,
+    STATES,
+    Event,
+    Scene,
+    Thing,
+    ask,
+    ask_what,
+    make_scene,
+    moments_file,
+    render,
+    scene_moments,
+    scene_seed,
+    write_world,
+)
+from labkit.errors import LabError
+
+GREY = (60.0, 60.0, 60.0)
+
+
+def scene_with(*events: Event, **changes) -> Scene:
+    fields = {"color": "red", "shape": "square", "quadrant": 0, "x": 0.25, "y": 0.25, "radius": 0.12}
+    thing = Thing(**{**fields, **changes}, brightness=1.0, phase=0, events=events)
+    return Scene(5, (thing,), GREY, (0.0, 0.0))
+
+
+def shown_at_middle(scene: Scene, state: int) -> bool:
+    """Whether the thing's own middle has its colour during a half second."""
+    return bool(np.abs(render(scene, 112)[state, 28, 28].astype(int) - COLORS["red"]).max() < 30)
+
+
+def test_the_same_seed_gives_the_same_files_and_another_seed_others(tmp_path):
+    for folder in ("a", "b"):
+        write_world(tmp_path / folder, 2, 1, 1, seed=3)
+    write_world(tmp_path / "c", 2, 1, 1, seed=4)
+    first, again, other = (sorted((tmp_path / f / "clips").glob("*.mp4")) for f in "abc")
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in again]
+    assert not {p.read_bytes() for p in first} & {p.read_bytes() for p in other}
+
+
+def test_splits_never_share_a_seed():
+    seeds = [scene_seed(split, index, seed) for split in SPLITS for index in (0, 999_999) for seed in (0, 999)]
+    assert len(set(seeds)) == len(seeds)
+    ranges = sorted((scene_seed(s, 0, 0), scene_seed(s, 999_999, 999)) for s in SPLITS)
+    assert all(end < start for (_, end), (start, _) in zip(ranges, ranges[1:], strict=False))
+
+
+def test_the_moments_file_says_what_the_video_shows(tmp_path):
+    moments = write_world(tmp_path, 3, 1, 1)["train"]
+    assert read_moments(tmp_path / "train.jsonl") == moments
+    line = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[0])
+    assert line["video"].startswith("clips/"), "a world can be moved"
+    states = read_frames(moments[0].video, np.arange(STATES) / 2).rgb.astype(int)
+    drawn = render(make_scene(scene_seed("train", 0))).astype(int)
+    assert np.abs(states - drawn).mean() < 6, "H.264 loses little"
+    assert np.abs(states - np.roll(drawn, 1, 0)).mean() > np.abs(states - drawn).mean()
+
+
+def test_a_clip_is_16_seconds_of_h264(tmp_path):
+    import av
+
+    video = write_world(tmp_path, 1, 1, 1)["train"][0].video
+    with av.open(video) as container:
+        stream = container.streams.video[0]
+        assert stream.codec_context.name == "h264"
+        assert sum(1 for _ in container.decode(stream)) == SECONDS * 2 * FRAMES_PER_STATE
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_events_lie_on_half_seconds_last_2_to_8_and_never_touch(seed):
+    for thing in make_scene(seed).things:
+        spans = sorted((event.start, event.end) for event in thing.events)
+        assert all(2 <= end - start <= 8 and start * 2 % 1 == 0 and end * 2 % 1 == 0 for start, end in spans)
+        assert all(end < start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+
+
+def test_no_two_things_of_a_clip_look_alike_so_every_query_has_one_answer():
+    for seed in range(300):
+        scene = make_scene(seed)
+        assert len({(t.color, t.shape) for t in scene.things}) == len(scene.things)
+        queries = [ask(thing, event, 0) for thing in scene.things for event in thing.events]
+        assert len(set(queries)) == len(queries)
+
+
+@pytest.mark.parametrize(
+    ("action", "during", "outside", "why"),
+    [
+        ("blinks", [True, False, True, False], True, "half the time it is away"),
+        ("appears", [True, True, True, True], False, "it is there only then"),
+    ],
+)
+def test_actions_are_seen_in_the_frames(action, during, outside, why):
+    scene = scene_with(Event(action, 4.0, 6.0))
+    assert [shown_at_middle(scene, state) for state in range(8, 12)] == during, why
+    assert shown_at_middle(scene, 2) is outside, why
+
+
+def test_a_killed_writer_is_finished_by_the_same_call(tmp_path):
+    write_world(tmp_path, 2, 1, 1)
+    whole = {p.name: p.read_bytes() for p in tmp_path.rglob("*.*")}
+    clip = next((tmp_path / "clips").glob("train-00001*"))
+    clip.unlink()
+    (tmp_path / "test.jsonl").unlink()
+    write_world(tmp_path, 2, 1, 1)
+    assert {p.name: p.read_bytes() for p in tmp_path.rglob("*.*")} == whole
+
+
+# --- questions with options
+
+
+def test_exactly_one_option_is_something_that_the_thing_ever_does():
+    for seed in range(300):
+        for thing in make_scene(seed).things:
+            for event in thing.events:
+                asked = ask_what(thing, event, np.random.default_rng(seed))
+                done = {ACTIONS[each.action][0] for each in thing.events}
+                assert asked.text == f"what does the {thing.color} {thing.shape} do?"
+                assert len(set(asked.options)) == 4
+                assert [option in done for option in asked.options] == [n == asked.choice for n in range(4)]
+                assert asked.options[asked.choice] == ACTIONS[event.action][0]
+
+
+def test_the_right_option_stands_in_all_places_alike():
+    moments = [m for seed in range(400) for m in scene_moments(make_scene(seed), Path(f"/{seed}.mp4"), "gqa")]
+    shares = np.bincount([moment.choice for moment in moments], minlength=4) / len(moments)
+    # 1,500 questions: one standard deviation is 0.011.
+    assert np.abs(shares - 0.25).max() < 0.045
+
+
+def test_no_two_questions_of_a_clip_are_alike_and_each_shows_its_event():
+    for seed in range(200):
+        scene = make_scene(seed)
+        moments = scene_moments(scene, Path("/clip.mp4"), "gqa")
+        assert len({(m.query, m.options) for m in moments}) == len(moments)
+        spans = [(event.start, event.end) for thing in scene.things for event in thing.events]
+        assert [(m.windows[0].start, m.windows[0].end) for m in moments] == spans
+
+
+def test_both_tasks_share_the_clips_and_stand_in_files_of_their_own(tmp_path):
+    grounding = write_world(tmp_path, 2, 1, 1)
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.rglob("*.*")}
+    gqa = write_world(tmp_path, 2, 1, 1, task="gqa")
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before} == before
+    assert {path.name for path in tmp_path.glob("*.jsonl")} == {
+        "train.jsonl", "validation.jsonl", "test.jsonl", "train-gqa.jsonl", "validation-gqa.jsonl", "test-gqa.jsonl",
+    }  # fmt: skip
+    assert read_moments(moments_file(tmp_path, "train", "gqa")) == gqa["train"]
+    assert [m.windows for m in gqa["train"]] == [m.windows for m in grounding["train"]]
+    assert all(m.options and not g.options for m, g in zip(gqa["train"], grounding["train"], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("counts", "seed", "named"),
+    [((0, 1, 1), 0, "train split is to hold 0"), ((1, 1, 1), 1000, "world_seed is 1000"), ((1, 1, 1), -1, "-1")],
+)
+def test_impossible_worlds_are_refused(tmp_path, counts, seed, named):
+    with pytest.raises(LabError, match=named):
+        write_world(tmp_path, *counts, seed=seed)

@@ -1,0 +1,205 @@
+"""Every wrong chain has one class, the classes hold what they say, and the atlas counts them."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from labkit.chain.anchors import AnchorChain, parse, render
+from labkit.chain.metrics import chain_figures
+from labkit.chain.spans import Span
+from labkit.data.moments import Moment
+from labkit.errors import LabError
+from labkit.views.figures.failures import KINDS, MEANINGS, atlas, failure_counts, failure_kind
+
+TRUTH = [Span(10, 20)]
+"""The truth of every case, in a clip of 40 seconds."""
+
+
+@dataclass(frozen=True)
+class Record:
+    qid: str
+    text: str
+    stage: str = "base"
+    status: str = "ok"
+
+
+def text(*spans: tuple[float, float]) -> str:
+    """Anchors, then the answer."""
+    *anchors, answer = (Span(*span) for span in spans)
+    return render(anchors, answer)
+
+
+CASES = [
+    # right
+    ("", text((0, 40), (5, 25), (10, 20)), "answer 10 to 20: IoU 1"),
+    ("", text((10, 15)), "IoU 5/10 reaches 0.5 with equality, as R1@0.5 counts it"),
+    ("", text((5, 25), (5, 25), (5, 25)), "copies, but IoU 10/20 is right: what is right has no class"),
+    ("", "<answer>10 to 20</answer>", "the form is broken, the answer is right"),
+    # nothing to judge
+    ("cut_off!", "<think>I see <timestamp>10 to 20</timestamp> and", "the limit came inside the thought"),
+    ("cut_off!", "<think></think><answer>10 to", "the limit came inside the answer"),
+    ("no_answer", "", "a policy that wrote nothing"),
+    ("no_answer", "<think><timestamp>10 to 20</timestamp></think>", "finished, and no answer behind a right anchor"),
+    ("no_answer", "<think></think><answer>20 to 10</answer>", "what stands in the answer is no span"),
+    # behind the end, the clip has 40 s
+    ("past_the_end", text((10, 20), (41, 45)), "the whole answer; that an anchor was right comes second"),
+    ("past_the_end", text((36, 46)), "middle 41: most of it"),
+    ("past_the_end", text((42, 44), (50, 60)), "cut to the clip both are nothing, but they are no copies of each other"),
+    # copies
+    ("copied_anchor", text((0, 40), (22, 30), (22, 30)), "answer = last anchor"),
+    ("copied_anchor", text((0, 40), (0, 40), (22, 30)), "anchor 2 = anchor 1"),
+    ("copied_anchor", text((30, 40), (30, 47)), "cut to the clip the answer is the anchor"),
+    ("copied_anchor", text((10, 20), (0, 40), (0, 40)), "anchor 1 was right, but the answer is a copy: that comes first"),
+    ("copied_anchor", text((50, 60), (50, 60), (30, 35)), "behind the end too, an equal anchor is a copy"),
+    ("copied_anchor", text((0, 40), (22, 30), (22.1, 29.9)), "answer near the last anchor: IoU 7.8/8"),
+    ("copied_anchor", text((22, 30), (0, 40), (22, 30)), "back to the first anchor"),
+    # right, then left
+    ("right_then_left", text((0, 40), (10, 20), (12, 16)), "IoU 1, then 4/10"),
+    ("right_then_left", text((5, 25), (30, 35)), "IoU 10/20, then 0"),
+    # the right event
+    ("wrong_extent", text((0, 40)), "10/40: far too long, and without an anchor"),
+    ("wrong_extent", text((0, 40), (0, 30), (13, 16)), "3/10: too short"),
+    ("wrong_extent", text((16, 26)), "4/16: too late"),
+    ("wrong_extent", text((16, 43)), "past the end by 3 s, but most of it lies inside"),
+    # the wrong place
+    ("narrowed_elsewhere", text((0, 40), (25, 39), (30, 35)), "40 s to 5 s, away from the truth"),
+    ("narrowed_elsewhere", text((21, 30), (20, 28)), "8 s after 9 s; touching the truth at 20 is not meeting it"),
+    ("narrowed_elsewhere", text((41, 60), (50, 58), (30, 35)), "two anchors behind the end are no copies"),
+    ("never_narrowed", text((30, 35)), "no anchor: nothing to narrow"),
+    ("never_narrowed", text((30, 35), (25, 35)), "5 s to 10 s: it got wider"),
+    ("never_narrowed", text((30, 35), (22, 27)), "as long as before, only somewhere else"),
+    ("never_narrowed", text((30, 35), (22, 26.9)), "a tenth of a second shorter is as long as before"),
+    ("never_narrowed", text((36, 50), (22, 26)), "in the clip the first anchor has 4 s, as the answer: no narrower"),
+]  # fmt: skip
+
+
+def read(text: str, kind: str = "") -> AnchorChain:
+    return parse(text, finished=not kind.endswith("!"))
+
+
+@pytest.mark.parametrize(("kind", "text", "reason"), CASES)
+def test_a_chain_is_named_by_what_went_wrong_first(kind: str, text: str, reason: str) -> None:
+    assert failure_kind(read(text, kind), TRUTH, 40.0) == kind.rstrip("!"), reason
+
+
+def test_the_table_has_every_class() -> None:
+    assert {kind.rstrip("!") for kind, _, _ in CASES} == {"", *KINDS}
+
+
+def test_a_text_cut_off_behind_its_answer_is_judged_by_the_answer() -> None:
+    assert failure_kind(parse("<think></think><answer>10 to 20</answer> and", finished=False), TRUTH, 40.0) == ""
+    assert failure_kind(parse("<think></think><answer>30 to 35</answer> and", finished=False), TRUTH, 40.0) == (
+        "never_narrowed"
+    )
+
+
+def test_of_several_windows_the_best_one_counts() -> None:
+    windows = [Span(0, 5), Span(30, 40)]
+    assert failure_kind(read(text((0, 20), (29, 39))), windows, 40.0) == ""
+    # the anchor was right about the first window, the answer meets the second a little: 2/14
+    assert failure_kind(read(text((0, 4), (26, 32))), windows, 40.0) == "right_then_left"
+
+
+def test_what_is_right_is_a_matter_of_the_threshold() -> None:
+    chain = read(text((0, 40), (10, 16)))  # IoU 0.6
+    assert [failure_kind(chain, TRUTH, 40.0, right=m) for m in (0.3, 0.6, 0.7)] == ["", "", "wrong_extent"]
+
+
+def test_counts_have_a_place_for_every_class_and_lose_no_chain() -> None:
+    chains = [read(text, kind) for kind, text, _ in CASES]
+    counts = failure_counts(chains, [TRUTH] * len(chains), [40.0] * len(chains))
+    assert list(counts) == ["", *KINDS] and sum(counts.values()) == len(CASES)
+    assert counts[""] == 4 and counts["cut_off"] == 2 and counts["right_then_left"] == 2
+    assert set(failure_counts([], [], []).values()) == {0}
+
+
+def test_counting_rows_that_do_not_match_is_an_error() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        failure_counts([read("")], [TRUTH], [])
+
+
+spans = st.tuples(st.integers(0, 50), st.integers(1, 30)).map(lambda pair: (pair[0], pair[0] + pair[1]))
+
+
+@given(st.lists(st.lists(spans, min_size=1, max_size=4), min_size=1, max_size=8), st.sampled_from([0.3, 0.5, 0.7]))
+def test_the_share_of_right_chains_is_r1(chains: list[list[tuple[int, int]]], right: float) -> None:
+    read_chains = [read(text(*chain)) for chain in chains]
+    rows = ([TRUTH] * len(chains), [40.0] * len(chains))
+    counts = failure_counts(read_chains, *rows, right=right)
+    assert counts[""] / len(chains) == pytest.approx(chain_figures(read_chains, *rows)[f"r1@{right}"])
+
+
+pieces = st.sampled_from(
+    [*"0123. ", " to ", "<think>", "</think>", "<answer>", "</answer>", "<timestamp>", "</timestamp>"]
+)
+
+
+@given(st.lists(pieces, max_size=30).map("".join), st.booleans())
+def test_any_text_has_exactly_one_class(text: str, finished: bool) -> None:
+    assert failure_kind(parse(text, finished=finished), TRUTH, 40.0) in ("", *KINDS)
+
+
+MOMENTS = {qid: Moment(qid, f"/videos/{qid}.mp4", "the door opens", (Span(10, 20),), 40.0) for qid in "abcd"}
+
+
+def test_the_atlas_has_a_panel_a_stage_and_a_row_for_each_class_that_occurs() -> None:
+    records = [
+        Record("a", text((10, 20))), Record("b", text((0, 40))), Record("c", text((0, 40))), Record("d", ""),
+        Record("a", text((10, 20)), "grpo_final"), Record("b", text((10, 20), (30, 35)), "grpo_final"),
+    ]  # fmt: skip
+    fig = atlas(records, MOMENTS)
+    base, final = (trace for trace in fig.data if trace.type == "bar")
+    # rows: no answer, right then left, wrong extent
+    assert list(base.x) == [25, 0, 50] and list(base.text) == ["1", "0", "2"]
+    assert list(final.x) == [0, 50, 0] and list(final.text) == ["0", "1", "0"]
+    notes = [note.text for note in fig.layout.annotations]
+    assert notes[:2] == ["<b>base</b><br>75 % of 4 wrong", "<b>grpo_final</b><br>50 % of 2 wrong"]
+    assert notes[2:] == [
+        f"<b>{kind.replace('_', ' ')}</b>  {MEANINGS[kind]}"
+        for kind in ("no_answer", "right_then_left", "wrong_extent")
+    ]
+    alt = fig.layout.meta["alt"]
+    assert "Most often in grpo_final, among 1 wrong: 'right then left'." in alt
+    assert "No chain falls into: cut off, past the end, copied anchor, narrowed elsewhere, never narrowed." in alt
+
+
+def test_the_atlas_says_so_when_nothing_is_wrong_or_nothing_is_there() -> None:
+    assert "of 1 chain every answer reaches IoU 0.5" in (
+        atlas([Record("a", text((10, 20)))], MOMENTS).layout.title.subtitle.text
+    )
+    assert "there are no chains" in atlas([], MOMENTS).layout.title.subtitle.text
+
+
+def test_the_atlas_tells_every_class_once_a_row_of_panels() -> None:
+    runs = {f"run {k}": [Record("a", text((0, 40)))] for k in range(7)}
+    fig = atlas(runs, MOMENTS)
+    assert sum("wrong extent" in note.text for note in fig.layout.annotations) == 2
+    assert len({trace.xaxis for trace in fig.data if trace.type == "bar"}) == 7
+
+
+@pytest.mark.parametrize("name", ["<a href=x>run</a>", "$x$", "%{x}"])
+def test_labels_are_data(name: str) -> None:
+    shown = atlas({name: [Record("a", "")]}, MOMENTS).to_plotly_json()["layout"]
+    assert name not in str(shown["annotations"]) + str(shown["title"])
+    assert html.escape(name, quote=False).replace("$", "&#36;").replace("%{", "&#37;{") in str(shown["annotations"])
+
+
+@pytest.mark.parametrize("hostile", ["<think>" + "<timestamp>1 to 2</timestamp>" * 500, text((0, 1e300))])
+def test_any_record_gives_an_atlas_that_plotly_can_write(hostile: str) -> None:
+    written = atlas([Record("a", hostile)], MOMENTS).to_json()
+    assert "Infinity" not in written and "NaN" not in written
+
+
+def test_an_atlas_does_not_grow_with_its_chains() -> None:
+    small, large = (len(atlas([Record("a", text((0, 40)))] * n, MOMENTS).to_json()) for n in (10, 2000))
+    assert large < 1.1 * small
+
+
+def test_a_record_of_an_unknown_query_is_named() -> None:
+    with pytest.raises(LabError, match="qid 'lost', which is not among the 4 moments"):
+        atlas([Record("lost", "")], MOMENTS)
