@@ -327,11 +327,11 @@ class Lab(Run):
             raise LabError(f"the model of '{policy.stage}' is not that of '{stage}'; give lab.policy('{stage}')")
 
     def _source(self, policy: Policy, moments: Sequence[Moment], cache: FrameCache | None = None) -> PromptSource:
-        from labkit.policy.inputs import Sampling
+        from labkit.policy.inputs import FrameSampling
         from labkit.policy.prompt_source import PromptSource
 
         p = self.params
-        sampling = Sampling(p.fps, p.max_frames, p.min_pixels, p.max_pixels)
+        sampling = FrameSampling(p.fps, p.max_frames, p.min_pixels, p.max_pixels)
         return PromptSource(
             policy, moments, template=p.prompt, sampling=sampling, cache=cache or self._cache(), readers=p.readers,
             video_deadline=p.video_deadline, feature_memory=p.feature_memory,
