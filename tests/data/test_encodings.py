@@ -122,7 +122,7 @@ def test_a_run_reads_the_frames_of_their_seconds(
         policy, moments.values(), template="query", sampling=sampling, cache=FrameCache(tmp_path), readers=readers
     )
     for name, encoding in encoded.items():
-        shown = source.footage(name)
+        shown = source.frames_for(name)
         times = np.arange(len(shown.rgb)) / shown.fps + EDGE
         fitting = times < encoding.clock[-1] / 1000  # the last may stand twice
         assert np.array(numbers(shown.rgb))[fitting].tolist() == right(encoding, times[fitting]), name
