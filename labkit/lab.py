@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from labkit.policy.prompt_source import PromptSource
     from labkit.scoring.predictions import Predictions
     from labkit.scoring.scores import Score
-    from labkit.stages.grpo import GrpoResult
+    from labkit.stages.grpo_steps import GrpoResult
     from labkit.stages.harvest import Harvest
     from labkit.stages.rollouts import Rollout
     from labkit.stages.sft import SftResult
@@ -205,10 +205,10 @@ class Lab(Run):
         A notebook shows how it goes, while it goes.
         """
         from labkit.stages.checkpoints import read_result
-        from labkit.stages.grpo import GrpoResult
+        from labkit.stages.grpo_steps import GrpoResult, stage_params
         from labkit.views.monitor import Monitor
 
-        steps, moments = tasks.grpo_settings(self, stage).steps, self.moments("train")
+        steps, moments = stage_params(self.params, stage).grpo_steps, self.moments("train")
         progress, spec = Progress(stage, steps), self.rewards(stage == "grpo_final")
         monitor = Monitor(stage, steps, self.rollouts(stage), moments, spec=spec, folder=self.sheets)
 
@@ -244,15 +244,15 @@ class Lab(Run):
 
     def harvested(self) -> Harvest:
         """What the filter keeps of the chains that were sampled."""
-        from labkit.stages.harvest import HarvestRules, filter_traces
+        from labkit.stages.harvest import filter_traces
 
         moments = {moment.qid: moment for moment in self.harvested_moments()}
-        return filter_traces(self.rollouts("distill").stream(), moments, HarvestRules.of(self.params))
+        return filter_traces(self.rollouts("distill").stream(), moments, self.params)
 
     def train_sft(self, policy: Policy | Elsewhere, kept: Sequence[Rollout]) -> SftResult:
         """Train a fresh base on the kept traces: goes on where it was broken off, and only reads when it has ended."""
         from labkit.stages.checkpoints import read_result
-        from labkit.stages.sft import SftResult, batch_of, steps_of
+        from labkit.stages.sft import SftResult, sft_batch_size, sft_steps
 
         p = self.params
         if not kept:
@@ -261,8 +261,8 @@ class Lab(Run):
                 "dropped them, then lower min_answer_iou or harvest more (harvest_prompts, harvest_samples)"
             )
         world = count(p.processes) if isinstance(policy, Elsewhere) else 1
-        batch = batch_of(p.sft_batch, len(kept), world)
-        steps = steps_of(p.sft_epochs, len(kept), batch or 1)  # 0 is refused by the stage itself
+        batch = sft_batch_size(p.sft_batch, len(kept), world)
+        steps = sft_steps(p.sft_epochs, len(kept), batch or 1)  # 0 is refused by the stage itself
         progress = Progress("sft", steps)
 
         def hear(rank: int, event: dict[str, Any]) -> None:
@@ -317,12 +317,12 @@ class Lab(Run):
 
     def _require_model_of(self, stage: str, policy: Policy | Elsewhere) -> None:
         """Raise LabError where a policy is not what a stage has ended with: a notebook may hold one that has been trained since."""
-        from labkit.stages.start import require_final
+        from labkit.stages.start import require_final_weights
 
         if stage not in NOTEBOOK_OF:
             return
         if not isinstance(policy, Elsewhere):
-            require_final(policy, self.stage_folder(stage))
+            require_final_weights(policy, self.stage_folder(stage))
         elif policy.stage != stage:
             raise LabError(f"the model of '{policy.stage}' is not that of '{stage}'; give lab.policy('{stage}')")
 

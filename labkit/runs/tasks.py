@@ -15,8 +15,6 @@ from labkit.stages.distributed.preemption import heeding
 if TYPE_CHECKING:
     from labkit.lab import Lab
     from labkit.policy.model import Policy
-    from labkit.stages.grpo import GrpoSettings
-    from labkit.stages.sft import SftSettings
 
 Tell = Callable[[dict[str, Any]], None]
 """Takes what a task reports: plain data, so that it can be said from one process to another."""
@@ -28,7 +26,7 @@ def train_grpo(lab: Lab, policy: Policy, tell: Tell, *, stage: str) -> None:
 
     grpo.train_grpo(
         policy, lab.source(policy, "train"), lab.moments("train"), spec=lab.rewards(stage == "grpo_final"),
-        settings=grpo_settings(lab, stage), folder=lab.stage_folder(stage), run=lab.params.run, stage=stage,
+        params=lab.params, stage=stage, folder=lab.stage_folder(stage),
         on_step=lambda row: tell({"row": row}), on_resume=lambda rows: tell({"rows": rows}),
     )  # fmt: skip
 
@@ -39,7 +37,7 @@ def train_sft(lab: Lab, policy: Policy, tell: Tell, *, traces: Sequence[Sequence
 
     clips = {moment.qid: f"{moment.video} {moment.clip}" for moment in lab.moments("train")}
     sft.train_sft(
-        policy, lab.source(policy, "train"), [sft.Trace(*trace) for trace in traces], settings=sft_settings(lab),
+        policy, lab.source(policy, "train"), [sft.Trace(*trace) for trace in traces], params=lab.params,
         folder=lab.stage_folder("sft"), on_step=lambda row: tell({"row": row}),
         clips=clips if lab.params.pack_clips else None,
     )  # fmt: skip
@@ -98,29 +96,3 @@ TASKS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
 }
 """By the name that a job gives."""
-
-
-def grpo_settings(lab: Lab, stage: str) -> GrpoSettings:
-    """How `grpo` or `grpo_final` trains."""
-    from labkit.stages.grpo import GrpoSettings
-
-    p, final = lab.params, stage == "grpo_final"
-    return GrpoSettings(
-        steps=p.final_steps if final else p.grpo_steps, prompts_per_step=p.prompts_per_step,
-        group_size=p.group_size, learning_rate=p.learning_rate, temperature=p.temperature, beta=p.beta,
-        max_new_tokens=p.max_new_tokens, save_steps=p.save_steps, seed=p.seed, sharding=p.sharding, generation=p.generation,
-        prompts_per_pass=p.prompts_per_pass, gradient_checkpointing=p.gradient_checkpointing,
-        # The final stage starts where both conditions hold already; it takes all its steps.
-        stop_anchor_rate=1.0 if final else p.stop_anchor_rate, stop_progress=1.0 if final else p.stop_progress,
-    )  # fmt: skip
-
-
-def sft_settings(lab: Lab) -> SftSettings:
-    """How SFT trains."""
-    from labkit.stages.sft import SftSettings
-
-    p = lab.params
-    return SftSettings(
-        epochs=p.sft_epochs, batch=p.sft_batch, learning_rate=p.sft_learning_rate, save_steps=p.save_steps,
-        seed=p.seed, gradient_checkpointing=p.gradient_checkpointing, sharding=p.sharding,
-    )  # fmt: skip
