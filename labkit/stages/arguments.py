@@ -12,7 +12,7 @@ from typing import Any
 from labkit.params import Params
 from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy
-from labkit.stages.distributed.launch import place
+from labkit.stages.distributed.process_group import process_rank
 from labkit.stages.experimental.vllm_generation import vllm_options
 from labkit.stages.sharding import sharding_arguments
 
@@ -72,7 +72,7 @@ def grpo_config(
     """
     from trl import GRPOConfig
 
-    passes = params.prompts_per_step // (place().world * prompts_per_pass)
+    passes = params.prompts_per_step // (process_rank().world_size * prompts_per_pass)
     vllm = vllm_options(policy, source, params.max_new_tokens) if params.generation == "vllm" else {}
     return GRPOConfig(
         **_common_arguments(policy, folder, params, steps, seed, params.learning_rate, min_lr_rate=0.1),
@@ -98,7 +98,7 @@ def sft_config(policy: Policy, folder: Path, params: Params, *, steps: int, seed
 
     return SFTConfig(
         **_common_arguments(policy, folder, params, steps, seed, params.sft_learning_rate, min_lr_rate=0.05),
-        per_device_train_batch_size=batch // place().world,
+        per_device_train_batch_size=batch // process_rank().world_size,
         adam_beta2=0.98,
         weight_decay=0.01,
         dataset_kwargs={"skip_prepare_dataset": True},

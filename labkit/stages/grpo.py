@@ -20,14 +20,14 @@ from labkit.errors import LabError
 from labkit.param_fields import GrpoParams
 from labkit.params import Params
 from labkit.policy.inputs import Prompt
-from labkit.policy.model import Policy, old_names
+from labkit.policy.model import Policy, ignore_renames
 from labkit.policy.packed_logprobs import pack
 from labkit.policy.prompt_source import expect
 from labkit.stages.arguments import grpo_config
 from labkit.stages.checkpoints import finish_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
-from labkit.stages.distributed.launch import gathered, place, wait
 from labkit.stages.distributed.launcher_variables import single_process
 from labkit.stages.distributed.preemption import stop_callback
+from labkit.stages.distributed.process_group import all_gather_object, barrier, process_rank
 from labkit.stages.experimental.vllm_generation import generate_rollouts
 from labkit.stages.grpo_steps import (
     GrpoResult,
@@ -89,7 +89,7 @@ def train_grpo(
         return result
     begin = time.monotonic()
     params = stage_params(params, stage)
-    size, world = params.prompts_per_step, place().world
+    size, world = params.prompts_per_step, process_rank().world_size
     per_pass = prompts_per_pass(params, world)
     if len(moments) < size:
         raise LabError(
@@ -101,16 +101,16 @@ def train_grpo(
     require_start(policy, folder, seed=params.seed)
     store = RolloutStore(folder / "rollouts")
     require_rollouts(store, checkpoint)
-    if place().rank == 0:
+    if process_rank().rank == 0:
         store.truncate(step_of(checkpoint))
-    wait()
+    barrier()
     seed = stage_seed(params.seed, stage)
     asked = {moment.qid: moment for moment in moments}
     figures = recorded_figures(store.read(), asked, spec, params.group_size)
     # A run that was killed between its last step and its end has no step left to take.
     steps = step_of(checkpoint) if should_stop(figures, step_of(checkpoint), params) else params.grpo_steps
     order = shuffled_order(list(asked), steps * size, seed, block=size)
-    mine = slice(place().rank * (size // world), (place().rank + 1) * (size // world))
+    mine = slice(process_rank().rank * (size // world), (process_rank().rank + 1) * (size // world))
     expect(
         source,
         [
@@ -125,7 +125,7 @@ def train_grpo(
     )  # fmt: skip
     ignore_vision_modules(policy, arguments)
     reference = frozen_copy(policy) if params.beta and not policy.adapted else None
-    with old_names(), restored(policy, reference):
+    with ignore_renames(), restored(policy, reference):
         trainer = trainer_class()(
             policy, source, asked, spec, params, store, figures, reference, seed,
             names={"run": params.run, "stage": stage, "seed": params.seed, "checkpoint": policy.name},
@@ -133,7 +133,7 @@ def train_grpo(
         )  # fmt: skip
         require_sharding(trainer)
         trainer.train_from(checkpoint)
-    if place().rank == 0:
+    if process_rank().rank == 0:
         store.compact()
     stopped_by = "steps" if trainer.state.global_step >= params.grpo_steps else "condition"
     seconds = round(time.monotonic() - begin, 1)
@@ -266,10 +266,10 @@ def trainer_class() -> Any:
             output = super()._generate_and_score_completions(inputs)
             step = self.state.global_step + 1
             rows = zip(self.completions, output["advantages"].tolist(), strict=True)
-            records = gathered([self._record(step, each, advantage) for each, advantage in rows])
-            if place().rank == 0:
+            records = all_gather_object([self._record(step, each, advantage) for each, advantage in rows])
+            if process_rank().rank == 0:
                 self.store.write(step, records)
-            self.figures[step] = step_figures(gathered(self.completions), self.moments, self.num_generations)
+            self.figures[step] = step_figures(all_gather_object(self.completions), self.moments, self.num_generations)
             return output
 
         def _record(self, step: int, each: ScoredCompletion, advantage: float) -> Rollout:

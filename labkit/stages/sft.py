@@ -18,14 +18,14 @@ from typing import Any, NamedTuple
 from labkit.errors import LabError
 from labkit.params import Params
 from labkit.policy.inputs import Prompt
-from labkit.policy.model import Policy, old_names
+from labkit.policy.model import Policy, ignore_renames
 from labkit.policy.packed_logprobs import pack
 from labkit.policy.prompt_source import expect
 from labkit.stages.arguments import sft_config
 from labkit.stages.checkpoints import finish_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
-from labkit.stages.distributed.launch import place
 from labkit.stages.distributed.launcher_variables import single_process
 from labkit.stages.distributed.preemption import stop_callback
+from labkit.stages.distributed.process_group import process_rank
 from labkit.stages.sharding import ignore_vision_modules, require_same_sharding, require_sharding
 from labkit.stages.start import require_start, restored, stage_seed
 
@@ -79,7 +79,7 @@ def train_sft(
     if not traces:
         raise LabError("SFT was given no trace to learn from; harvest more, or loosen the filter")
     begin = time.monotonic()
-    world = place().world
+    world = process_rank().world_size
     batch = sft_batch_size(params.sft_batch, len(traces), world)
     if not batch or batch % world:
         # A divisor of what there is now divides the steps of GRPO too, which a run's parameters are checked for.
@@ -108,7 +108,7 @@ def train_sft(
     learnt = hashlib.sha256(repr([tuple(trace) for trace in traces]).encode()).hexdigest()[:16]
     require_start(policy, folder, seed=params.seed, traces=learnt)
     expect(source, [traces[index].qid for index in order[step_of(checkpoint) * batch :]])
-    with old_names(), restored(policy):
+    with ignore_renames(), restored(policy):
         trainer = trainer_class()(
             model=policy.model,
             args=arguments,
