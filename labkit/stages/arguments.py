@@ -85,7 +85,7 @@ def grpo_config(
         adam_beta2=0.95,
         weight_decay=0.0,
         temperature=params.temperature,
-        beta=params.beta if policy.adapted else 0.0,  # see VideoGRPOTrainer
+        beta=params.beta if policy.has_adapter else 0.0,  # see VideoGRPOTrainer
         reward_weights=list(reward_weights),
         max_completion_length=params.max_new_tokens,
         **vllm,

@@ -21,8 +21,8 @@ from labkit.param_fields import GrpoParams
 from labkit.params import Params
 from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy, ignore_renames
-from labkit.policy.packed_logprobs import pack
-from labkit.policy.prompt_source import expect
+from labkit.policy.packed_logprobs import pack_shared_prefix
+from labkit.policy.prompt_source import prefetch
 from labkit.stages.arguments import grpo_config
 from labkit.stages.checkpoints import finish_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
 from labkit.stages.distributed.launcher_variables import single_process
@@ -111,7 +111,7 @@ def train_grpo(
     steps = step_of(checkpoint) if should_stop(figures, step_of(checkpoint), params) else params.grpo_steps
     order = shuffled_order(list(asked), steps * size, seed, block=size)
     mine = slice(process_rank().rank * (size // world), (process_rank().rank + 1) * (size // world))
-    expect(
+    prefetch(
         source,
         [
             qid
@@ -124,7 +124,7 @@ def train_grpo(
         reward_weights=[spec.weights[term] for term in reward_terms(moments)],
     )  # fmt: skip
     ignore_vision_modules(policy, arguments)
-    reference = frozen_copy(policy) if params.beta and not policy.adapted else None
+    reference = frozen_copy(policy) if params.beta and not policy.has_adapter else None
     with ignore_renames(), restored(policy, reference):
         trainer = trainer_class()(
             policy, source, asked, spec, params, store, figures, reference, seed,
@@ -295,7 +295,9 @@ def trainer_class() -> Any:
             """Log-probs and entropies (rows, C) of completions, each group packed behind its prompt."""
             completions, mask = input_ids[:, -logits_to_keep:], attention_mask[:, -logits_to_keep:]
             places, sizes = torch.unique_consecutive(input_ids[:, 0], return_counts=True)
-            packed = pack([self.asked[place] for place in places.tolist()], completions, mask, sizes.tolist())
+            packed = pack_shared_prefix(
+                [self.asked[place] for place in places.tolist()], completions, mask, sizes.tolist()
+            )
             return (*packed.log_probs(model, self.temperature, options.get("compute_entropy", False)), None)
 
         def history(self) -> list[dict[str, Any]]:

@@ -19,8 +19,8 @@ from labkit.errors import LabError
 from labkit.params import Params
 from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy, ignore_renames
-from labkit.policy.packed_logprobs import pack
-from labkit.policy.prompt_source import expect
+from labkit.policy.packed_logprobs import pack_shared_prefix
+from labkit.policy.prompt_source import prefetch
 from labkit.stages.arguments import sft_config
 from labkit.stages.checkpoints import finish_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
 from labkit.stages.distributed.launcher_variables import single_process
@@ -107,7 +107,7 @@ def train_sft(
     require_same_sharding(checkpoint, params.sharding)
     learnt = hashlib.sha256(repr([tuple(trace) for trace in traces]).encode()).hexdigest()[:16]
     require_start(policy, folder, seed=params.seed, traces=learnt)
-    expect(source, [traces[index].qid for index in order[step_of(checkpoint) * batch :]])
+    prefetch(source, [traces[index].qid for index in order[step_of(checkpoint) * batch :]])
     with ignore_renames(), restored(policy):
         trainer = trainer_class()(
             model=policy.model,
@@ -208,7 +208,7 @@ def trainer_class() -> Any:
             """The mean over the completions' tokens: this batch's, or all those of the step when Trainer has counted them."""
             labels = inputs["labels"]
             shown = labels != -100
-            packed = pack(inputs["prompts"], labels.masked_fill(~shown, 0), shown, inputs["sizes"])
+            packed = pack_shared_prefix(inputs["prompts"], labels.masked_fill(~shown, 0), shown, inputs["sizes"])
             log_probs, _ = packed.log_probs(model)
             if num_items_in_batch is None:
                 return -log_probs.sum() / shown.sum()

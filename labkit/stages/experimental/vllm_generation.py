@@ -24,7 +24,7 @@ from labkit.stages.sharding import summon_full_params
 if TYPE_CHECKING:
     from labkit.policy.inputs import Prompt
     from labkit.policy.model import Policy
-    from labkit.policy.prompt_source import Footage
+    from labkit.policy.prompt_source import ClipFrames
 
 FAMILIES = ("qwen2_5_vl",)
 """Whose videos vLLM places in time as labkit does, by reading its code."""
@@ -70,8 +70,8 @@ def vllm_options(policy: Policy, source: Any, max_new_tokens: int) -> dict[str, 
 def generate_rollouts(trainer: Any, num: int, **options: Any) -> Generations:
     """`num` completions of each prompt of a `VideoGRPOTrainer`'s step, by vLLM or by `generate`, whose `options` these are."""
     if trainer.use_vllm:
-        engine, footage = trainer.vllm_generation.llm, trainer.source.footage
-        return generate_with_vllm(engine, trainer.policy, trainer.asked, footage, num, **options)
+        engine, frames_for = trainer.vllm_generation.llm, trainer.source.frames_for
+        return generate_with_vllm(engine, trainer.policy, trainer.asked, frames_for, num, **options)
     with summon_full_params(trainer.policy.model):
         return Generations(generate(trainer.policy, trainer.asked, num, **options), None)
 
@@ -98,7 +98,7 @@ def generate_with_vllm(
     engine: Any,
     policy: Policy,
     prompts: Sequence[Prompt],
-    footage: Callable[[str], Footage],
+    frames_for: Callable[[str], ClipFrames],
     num: int,
     *,
     max_new_tokens: int,
@@ -115,7 +115,7 @@ def generate_with_vllm(
     video = policy.base.config.video_token_id
     requests = []
     for prompt in prompts:
-        clip = footage(prompt.qid)
+        clip = frames_for(prompt.qid)
         requests.append({
             "prompt_token_ids": collapse_placeholders(prompt.ids.tolist(), video),
             "multi_modal_data": {"video": clip.rgb},
@@ -124,7 +124,7 @@ def generate_with_vllm(
     sampling = [
         SamplingParams(
             n=num, temperature=temperature, max_tokens=max_new_tokens, logprobs=0, stop_token_ids=policy.eos_ids,
-            logit_bias=dict.fromkeys(policy.never_written, -100.0), seed=zlib.crc32(f"{seed}/{prompt.qid}".encode()),
+            logit_bias=dict.fromkeys(policy.suppress_tokens, -100.0), seed=zlib.crc32(f"{seed}/{prompt.qid}".encode()),
         )
         for prompt in prompts
     ]  # fmt: skip
