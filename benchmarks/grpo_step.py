@@ -237,7 +237,7 @@ def run_stock(task: Task, checkpointing: bool) -> Found:
             if "loss" in logs:
                 clock.end_step()
 
-    limits = {"suppress_tokens": policy.never_written}
+    limits = {"suppress_tokens": policy.suppress_tokens}
     with tempfile.TemporaryDirectory() as folder:
         arguments = GRPOConfig(
             output_dir=folder, max_steps=STEPS, per_device_train_batch_size=task.group, num_generations=task.group,

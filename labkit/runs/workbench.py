@@ -19,7 +19,7 @@ from labkit.data.moments import Moment, read_moments, require_videos
 from labkit.data.video.frames import BlackFrames, FrameCache
 from labkit.embedded.world import moments_file, write_world
 from labkit.errors import LabError
-from labkit.policy.inputs import Sampling
+from labkit.policy.inputs import FrameSampling
 from labkit.policy.model import Policy, load_policy
 from labkit.policy.prompt_source import PromptSource
 from labkit.progress import PROGRESS_FILE, Progress
@@ -119,7 +119,7 @@ class Workbench(Run):
             moments = [dataclasses.replace(moment, video=other[moment.video], clip=None) for moment in moments]
         if frames == "black":
             cache = BlackFrames(cache.folder)
-        sampling = Sampling(p.fps, p.max_frames, p.min_pixels, p.max_pixels)
+        sampling = FrameSampling(p.fps, p.max_frames, p.min_pixels, p.max_pixels)
         return PromptSource(
             policy, moments, template=p.prompt, sampling=sampling, cache=cache, readers=p.readers,
             video_deadline=p.video_deadline, feature_memory=p.feature_memory,

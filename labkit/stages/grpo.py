@@ -20,8 +20,8 @@ from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy, ignore_renames
-from labkit.policy.packed_logprobs import pack
-from labkit.policy.prompt_source import expect
+from labkit.policy.packed_logprobs import pack_shared_prefix
+from labkit.policy.prompt_source import prefetch
 from labkit.stages.arguments import OBJECTIVE, training_arguments
 from labkit.stages.checkpoints import end_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
 from labkit.stages.distributed.launcher_variables import single_process
@@ -155,7 +155,7 @@ def train_grpo(
     steps = step_of(checkpoint) if may_stop(figures, step_of(checkpoint), settings) else settings.steps
     order = shuffled_order(list(asked), steps * size, seed, block=size)
     mine = slice(process_rank().rank * (size // world), (process_rank().rank + 1) * (size // world))
-    expect(
+    prefetch(
         source,
         [
             qid
@@ -185,13 +185,13 @@ def train_grpo(
         adam_beta2=0.95,
         weight_decay=0.0,
         temperature=settings.temperature,
-        beta=settings.beta if policy.adapted else 0.0,  # see VideoGRPOTrainer
+        beta=settings.beta if policy.has_adapter else 0.0,  # see VideoGRPOTrainer
         reward_weights=[spec.weights[term] for term in paid_terms(moments)],
         max_completion_length=settings.max_new_tokens,
         **(vllm_options(policy, source, settings.max_new_tokens) if settings.generation == "vllm" else {}),
     )
     keep_vision_whole(policy, arguments)
-    reference = frozen_copy(policy) if settings.beta and not policy.adapted else None
+    reference = frozen_copy(policy) if settings.beta and not policy.has_adapter else None
     with ignore_renames(), restored(policy, reference):
         trainer = trainer_class()(
             policy, source, asked, spec, settings, store, figures, reference, seed,
@@ -362,7 +362,9 @@ def trainer_class() -> Any:
             """Log-probs and entropies (rows, C) of completions, each group packed behind its prompt."""
             completions, mask = input_ids[:, -logits_to_keep:], attention_mask[:, -logits_to_keep:]
             places, sizes = torch.unique_consecutive(input_ids[:, 0], return_counts=True)
-            packed = pack([self.asked[place] for place in places.tolist()], completions, mask, sizes.tolist())
+            packed = pack_shared_prefix(
+                [self.asked[place] for place in places.tolist()], completions, mask, sizes.tolist()
+            )
             return (*packed.log_probs(model, self.temperature, options.get("compute_entropy", False)), None)
 
         def history(self) -> list[dict[str, Any]]:

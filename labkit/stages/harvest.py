@@ -135,7 +135,7 @@ def sample_traces(
         LabError: the store holds traces of other weights, another decoding or other queries.
     """
     from labkit.policy.generate import generate
-    from labkit.policy.prompt_source import expect
+    from labkit.policy.prompt_source import prefetch
 
     origin = Origin.of(
         policy, source, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, samples=samples
@@ -152,7 +152,7 @@ def sample_traces(
         tell()
     mine = set(parts_of(len(moments), PROMPTS_A_PART, share))
     mine -= {parts[part] for part in there}
-    expect(source, [moment.qid for begin, end in sorted(mine) for moment in moments[begin:end]])
+    prefetch(source, [moment.qid for begin, end in sorted(mine) for moment in moments[begin:end]])
     for part, (begin, end) in parts.items():
         if (begin, end) not in mine:
             continue

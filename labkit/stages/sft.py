@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 from labkit.errors import LabError
 from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy, ignore_renames
-from labkit.policy.packed_logprobs import pack
-from labkit.policy.prompt_source import expect
+from labkit.policy.packed_logprobs import pack_shared_prefix
+from labkit.policy.prompt_source import prefetch
 from labkit.stages.arguments import training_arguments
 from labkit.stages.checkpoints import end_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
 from labkit.stages.distributed.launcher_variables import single_process
@@ -141,7 +141,7 @@ def train_sft(
     require_same_sharing(checkpoint, settings.sharding)
     learnt = hashlib.sha256(repr([tuple(trace) for trace in traces]).encode()).hexdigest()[:16]
     require_start(policy, folder, seed=settings.seed, traces=learnt)
-    expect(source, [traces[index].qid for index in order[step_of(checkpoint) * batch :]])
+    prefetch(source, [traces[index].qid for index in order[step_of(checkpoint) * batch :]])
     with ignore_renames(), restored(policy):
         trainer = trainer_class()(
             model=policy.model,
@@ -242,7 +242,7 @@ def trainer_class() -> Any:
             """The mean over the completions' tokens: this batch's, or all those of the step when Trainer has counted them."""
             labels = inputs["labels"]
             shown = labels != -100
-            packed = pack(inputs["prompts"], labels.masked_fill(~shown, 0), shown, inputs["sizes"])
+            packed = pack_shared_prefix(inputs["prompts"], labels.masked_fill(~shown, 0), shown, inputs["sizes"])
             log_probs, _ = packed.log_probs(model)
             if num_items_in_batch is None:
                 return -log_probs.sum() / shown.sum()

@@ -16,7 +16,7 @@ from labkit.chain.rewards import RewardSpec
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.data.video.frames import FrameCache
-from labkit.policy.inputs import Prompt, Sampling, vision_kwargs, with_completion
+from labkit.policy.inputs import FrameSampling, Prompt, append_completion, vision_kwargs
 from labkit.policy.model import Policy
 from labkit.policy.prompt_source import PromptSource
 from labkit.stages import grpo, sft
@@ -26,7 +26,7 @@ SPEC = RewardSpec()
 
 
 def source(policy: Policy, moments: Sequence[Moment], frames: Path) -> PromptSource:
-    sampling = Sampling(1.0, 16, 3136, 3136)
+    sampling = FrameSampling(1.0, 16, 3136, 3136)
     return PromptSource(policy, moments, template="query", sampling=sampling, cache=FrameCache(frames))
 
 
@@ -97,7 +97,7 @@ def farthest(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor
 
 def plain_log_probs(model: Any, prompt: Prompt, ids: torch.Tensor) -> torch.Tensor:
     """Of one completion (C,), in a pass of its own: no padding, no packing, no trainer."""
-    whole, positions = with_completion(prompt, ids)
+    whole, positions = append_completion(prompt, ids)
     shown = vision_kwargs([prompt], whole.device)
     out = model(input_ids=whole[None], position_ids=positions[:, None], use_cache=False, **shown)
     return out.logits[0, len(prompt.ids) - 1 : -1].log_softmax(-1).gather(1, ids[:, None])[:, 0]

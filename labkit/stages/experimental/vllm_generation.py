@@ -25,7 +25,7 @@ from labkit.stages.sharding import whole_weights
 if TYPE_CHECKING:
     from labkit.policy.inputs import Prompt
     from labkit.policy.model import Policy
-    from labkit.policy.prompt_source import Footage
+    from labkit.policy.prompt_source import ClipFrames
 
 FAMILIES = ("qwen2_5_vl",)
 """Whose videos vLLM places in time as labkit does, by reading its code."""
@@ -64,8 +64,8 @@ def vllm_options(policy: Policy, source: Any, max_new_tokens: int) -> dict[str, 
 def write_rollouts(trainer: Any, num: int, **options: Any) -> Written:
     """`num` completions of each prompt that a `VideoGRPOTrainer` asks, by whom its settings say; `options` are those of `generate`."""
     if trainer.use_vllm:
-        engine, footage = trainer.vllm_generation.llm, trainer.source.footage
-        return write_by_vllm(engine, trainer.policy, trainer.asked, footage, num, **options)
+        engine, frames_for = trainer.vllm_generation.llm, trainer.source.frames_for
+        return write_by_vllm(engine, trainer.policy, trainer.asked, frames_for, num, **options)
     with whole_weights(trainer.policy.model):
         return Written(generate(trainer.policy, trainer.asked, num, **options), None)
 
@@ -92,7 +92,7 @@ def write_by_vllm(
     engine: Any,
     policy: Policy,
     prompts: Sequence[Prompt],
-    footage: Callable[[str], Footage],
+    frames_for: Callable[[str], ClipFrames],
     num: int,
     *,
     max_new_tokens: int,
@@ -109,7 +109,7 @@ def write_by_vllm(
     video = policy.base.config.video_token_id
     requests = []
     for prompt in prompts:
-        clip = footage(prompt.qid)
+        clip = frames_for(prompt.qid)
         requests.append({
             "prompt_token_ids": once(prompt.ids.tolist(), video),
             "multi_modal_data": {"video": clip.rgb},
@@ -118,7 +118,7 @@ def write_by_vllm(
     sampling = [
         SamplingParams(
             n=num, temperature=temperature, max_tokens=max_new_tokens, logprobs=0, stop_token_ids=policy.eos_ids,
-            logit_bias=dict.fromkeys(policy.never_written, -100.0), seed=zlib.crc32(f"{seed}/{prompt.qid}".encode()),
+            logit_bias=dict.fromkeys(policy.suppress_tokens, -100.0), seed=zlib.crc32(f"{seed}/{prompt.qid}".encode()),
         )
         for prompt in prompts
     ]  # fmt: skip
