@@ -143,7 +143,7 @@ class Lab(Workbench):
         from labkit.views.monitor import Monitor
 
         steps, moments = stage_params(self.params, stage).grpo_steps, self.moments("train")
-        progress, spec = Progress(stage, steps), self.rewards(stage == "grpo_final")
+        progress, spec = Progress(stage, steps, file=self.progress_file), self.rewards(stage == "grpo_final")
         monitor = Monitor(stage, steps, self.rollouts(stage), moments, spec=spec, folder=self.sheets)
 
         def on_event(rank: int, event: dict[str, Any]) -> None:
@@ -171,7 +171,7 @@ class Lab(Workbench):
         if isinstance(policy, ModelRef) and is_whole(store, moments, samples):
             join_traces(store, moments, samples)
         else:
-            self._work("harvest", policy, Tally(len(moments)), "02_distill")
+            self._work("harvest", policy, Tally(len(moments), self.progress_file), "02_distill")
         return self.harvested()
 
     def harvested(self) -> Harvest:
@@ -190,7 +190,7 @@ class Lab(Workbench):
         world = world_size(p.processes) if isinstance(policy, ModelRef) else 1
         batch = sft_batch_size(p.sft_batch, len(kept), world)
         steps = sft_steps(p.sft_epochs, len(kept), batch or 1)  # 0 is refused by the stage itself
-        progress = Progress("sft", steps)
+        progress = Progress("sft", steps, file=self.progress_file)
 
         def on_event(rank: int, event: dict[str, Any]) -> None:
             progress(int(event["row"]["step"]), f"loss {float(event['row']['loss']):.3f}")
@@ -213,7 +213,7 @@ class Lab(Workbench):
         files = {name: self.folder(notebook) / f"{name}.json" for name, _, _ in parts}
         if missing := [part for part in parts if not files[part[0]].exists()]:
             self._require_model_of(stage, policy)
-            tally = Tally(len(self.moments("test")))
+            tally = Tally(len(self.moments("test")), self.progress_file)
             self._work("evaluation", policy, tally, notebook, notebook=notebook, parts=missing)
         return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items()}
 
