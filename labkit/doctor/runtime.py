@@ -16,7 +16,7 @@ from labkit.doctor.workload import (
 )
 from labkit.params import Params
 from labkit.stages.harvest import PROMPTS_A_PART
-from labkit.stages.sft import batch_of, steps_of
+from labkit.stages.sft import sft_batch_size, sft_steps
 
 NOTEBOOK_SECONDS = 12.0
 """Seconds of a notebook that trains nothing: imports, models, figures. Measured on two CPU cores."""
@@ -106,7 +106,7 @@ class _StageTimes:
         harvested = min(p.harvest_prompts, workload.train)
         traces = KEPT_FRACTION * harvested * p.max_per_query
         whole = max(1, round(traces))
-        steps = steps_of(p.sft_epochs, whole, batch_of(p.sft_batch, whole, self.world) or 1)
+        steps = sft_steps(p.sft_epochs, whole, sft_batch_size(p.sft_batch, whole, self.world) or 1)
         shared = min(p.sft_batch, traces_per_clip(p, workload)) if p.pack_clips else 1.0
         each = workload.video_tokens / shared + self.prompt - workload.video_tokens + self.answer
         passes = self.throughput.learning + (self.throughput.forward if p.gradient_checkpointing else 0.0)

@@ -41,11 +41,11 @@ def _harvest(policy: Any, source: Any, moments: Any, folder: Path) -> None:
 
 
 def _sft(policy: Any, source: Any, moments: Any, folder: Path) -> None:
-    small.train_sft(policy, source, moments, folder, epochs=1.0)
+    small.train_sft(policy, source, moments, folder, sft_epochs=1.0)
 
 
 def _grpo(policy: Any, source: Any, moments: Any, folder: Path) -> None:
-    small.train_grpo(policy, source, moments, folder, steps=2, max_new_tokens=4)
+    small.train_grpo(policy, source, moments, folder, grpo_steps=2, max_new_tokens=4)
 
 
 @pytest.mark.parametrize("stage", [_evaluate, _harvest, _sft, _grpo], ids=lambda stage: stage.__name__[1:])
