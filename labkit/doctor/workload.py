@@ -222,8 +222,8 @@ class Explorer(NamedTuple):
 
 
 def notebook_explorers(params: Params, workload: Workload) -> list[Explorer]:
-    """The notebooks that hold an explorer: what is saved in them is bounded, see `labkit.views.explorer.travel`."""
-    from labkit.views.explorer.travel import MOST_BYTES, MOST_CHAINS, MOST_SHEET_BYTES
+    """The notebooks that hold an explorer: what is saved in them is bounded, see `labkit.views.explorer.subset`."""
+    from labkit.views.explorer.subset import MOST_BYTES, MOST_CHAINS, MOST_SHEET_BYTES
 
     p = params
     chains = {
