@@ -7,10 +7,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
-
-from labkit.runs.notebooks import NotebookError, execute, sign
-from labkit.runs.papermill_engine import KnownParameters
 from tests.browser.sights import write_notebook
+
+from labkit.errors import NotebookError
+from labkit.runs.notebooks import execute, sign
+from labkit.runs.papermill_engine import KnownParameters
 
 CELL = """
 from labkit.progress import Progress
