@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from tests.browser.sights import write_notebook
+from tests.browser.pages import write_notebook
 
 from labkit.errors import NotebookError
 from labkit.runs.notebooks import execute, sign
