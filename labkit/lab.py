@@ -126,11 +126,14 @@ class Lab(Workbench):
 
     def telling_query(self) -> str:
         """The test query whose answer gained most from the base to the final model: what the training is for."""
-        from labkit.views.measured_chains import read
+        from labkit.views.measured_chains import measure_chains
 
         moments = {moment.qid: moment for moment in self.moments("test")}
         ious = [
-            {reading.record.qid: reading.answer_iou for reading in read(self.read_evaluation(stage).greedy, moments)}
+            {
+                chain.record.qid: chain.answer_iou
+                for chain in measure_chains(self.read_evaluation(stage).greedy, moments)
+            }
             for stage in ("base", "grpo_final")
         ]
         return max(moments, key=lambda qid: ious[1][qid] - ious[0][qid])

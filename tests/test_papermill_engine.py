@@ -7,11 +7,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from tests.browser.pages import write_notebook
 
 from labkit.errors import NotebookError
 from labkit.runs.notebooks import execute, sign
 from labkit.runs.papermill_engine import KnownParameters
+from tests.browser.pages import write_notebook
 
 CELL = """
 from labkit.progress import Progress
