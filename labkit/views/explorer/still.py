@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 
 from labkit.chain.spans import Span, clip_span
-from labkit.views.explorer.packing import Listed
+from labkit.views.explorer.packing import Listed, paid_total
 from labkit.views.explorer.sprites import Sheet
 from labkit.views.figures import style
 from labkit.views.report.sanitize import harmless
@@ -168,7 +168,7 @@ def _table(pen: _Pen, rows: Sequence[Listed], chosen: int, most: int) -> None:
             3,
         )
         pen.text(_TABLE - 66, middle, f"{iou:.2f}", 12, anchor="rm")
-        total = getattr(row.reading.record, "total", None)
+        total = paid_total(row.reading.record)
         pen.text(_TABLE - 12, middle, "-" if total is None else f"{total:.2f}", 12, anchor="rm")
 
 
@@ -246,7 +246,7 @@ def _line(pen: _Pen, middle: float, name: str, spans: Sequence[Span], color: str
 
 def _earned(pen: _Pen, record: Any, left: float, right: float) -> None:
     """What the chain was paid, term by term, where it was."""
-    total = getattr(record, "total", None)
+    total = paid_total(record)
     if total is None:
         return
     pen.text(left, 92, f"Reward {total:.2f}", 13)
