@@ -193,16 +193,16 @@ def find_model(name: str, root: Path) -> tuple[Model | None, list[Finding]]:
 
     None when not even its config and tokenizer are here; they suffice to tell what it would cost.
     """
-    from labkit.embedded.model import SHIPPED
     from labkit.policy.families import FAMILIES
-    from labkit.policy.hub import (
+    from labkit.policy.model import (
+        SHIPPED,
         cached_folder,
         check_checkpoint,
-        fetch_step,
+        download_hint,
+        is_offline,
         is_path,
-        listed,
         missing_weights,
-        offline,
+        summarize_names,
     )
 
     subject = f"model {name}"
@@ -213,14 +213,18 @@ def find_model(name: str, root: Path) -> tuple[Model | None, list[Finding]]:
         if not folder.is_dir() and not is_path(name):
             cached = cached_folder(name)
             if cached is None or missing_weights(cached):
-                message = "is not on this machine" if cached is None else f"lacks {listed(missing_weights(cached))}"
-                message += ", and HF_HUB_OFFLINE is set" if offline() else "; a run would download it"
-                found.append(Finding("error" if offline() else "warning", "model", subject, message, fetch_step(name)))
+                message = (
+                    "is not on this machine" if cached is None else f"lacks {summarize_names(missing_weights(cached))}"
+                )
+                message += ", and HF_HUB_OFFLINE is set" if is_offline() else "; a run would download it"
+                found.append(
+                    Finding("error" if is_offline() else "warning", "model", subject, message, download_hint(name))
+                )
             if cached is None:
                 return None, found
             folder = cached
         elif (folder / "config.json").is_file() and (lost := missing_weights(folder)):
-            found.append(Finding("error", "model", subject, f"lacks {listed(lost)}", "copy it again, whole"))
+            found.append(Finding("error", "model", subject, f"lacks {summarize_names(lost)}", "copy it again, whole"))
         else:
             check_checkpoint(folder)
         own = folder

@@ -9,18 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from labkit.embedded.world import ACTIONS, COLORS, SHAPES, STATES, STATES_PER_SECOND
 from labkit.policy.families import FAMILIES
-
-WEIGHTS = Path(__file__).parent / "weights"
-"""The checkpoint that ships with labkit, as `save_pretrained` wrote it."""
-GQA_WEIGHTS = Path(__file__).parent / "gqa_weights"
-"""The same grown by the words of questions with options, and taught to answer them."""
-SHIPPED = {"embedded": WEIGHTS, "embedded-gqa": GQA_WEIGHTS}
-"""By the name under which they are loaded."""
 
 SPECIAL = (
     "<pad>",

@@ -1,11 +1,13 @@
-"""The model that answers: loading, LoRA, freezing and saving.
+"""The policy model: where its files are, loading, LoRA, freezing the vision tower, saving.
 
 A policy is a Hugging Face vision-language model with its tokenizer. The vision tower is always frozen, so that a clip's features can
-be computed once and shared by rollouts, log-probs, SFT and evaluation.
+be computed once and shared by rollouts, log-probs, SFT and evaluation. Which of a model's files are on this machine is looked up
+before any work, and an error says how to download the others.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import warnings
@@ -16,15 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit.errors import LabError
-from labkit.files import apply_umask
+from labkit.files import apply_umask, under
 from labkit.policy.families import FAMILIES, Family
-from labkit.policy.hub import check_checkpoint, fetch_step
 
 if TYPE_CHECKING:
     import torch
 
-EMBEDDED = "embedded"
-"""The name under which the tiny model that ships with labkit is loaded."""
+_EMBEDDED = Path(__file__).parents[1] / "embedded"
+SHIPPED = {"embedded": _EMBEDDED / "weights", "embedded-gqa": _EMBEDDED / "gqa_weights"}
+"""Folders of the tiny models that ship with labkit, as `save_pretrained` wrote them, by the name under which they are loaded."""
 
 PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 """What a checkpoint's makers say of images and videos; labkit reads none of it, vLLM and other programs do."""
@@ -108,7 +110,6 @@ def load_policy(
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # one bar per load and save drowns a notebook's own lines
-    from labkit.embedded.model import SHIPPED
 
     source = str(SHIPPED.get(name, name))
     local = Path(source)
@@ -128,13 +129,13 @@ def load_policy(
             origin, dtype=getattr(torch, dtype), attn_implementation="sdpa"
         )
     except OSError as error:
-        step = "copy it again, whole" if local.exists() else fetch_step(name)
+        step = "copy it again, whole" if local.exists() else download_hint(name)
         raise LabError(
             f"model {name!r} could not be loaded: {str(error).splitlines()[0].rstrip('.')}; {step}"
         ) from error
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    with old_names():
+    with ignore_renames():
         if adapter:
             from peft import PeftModel
 
@@ -183,11 +184,112 @@ def _copy_processor(policy: Policy, folder: Path) -> None:
 
 
 @contextmanager
-def old_names() -> Iterator[None]:
+def ignore_renames() -> Iterator[None]:
     """TRL and PEFT may use names that transformers has renamed, without a warning that nothing of ours can mend."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`\w*gradient_checkpointing\w*` is deprecated", FutureWarning)
         yield
+
+
+def is_path(name: str) -> bool:
+    """Whether a model's name can only be a folder's.
+
+    >>> is_path("./models/mine"), is_path("Qwen/Qwen2.5-VL-3B-Instruct")
+    (True, False)
+    """
+    return name.startswith((".", "/", "~"))
+
+
+def require_model(name: str, root: Path, parameter: str = "model") -> None:
+    """Check before any work that a model can be had: a look at its folder, nothing is loaded or fetched.
+
+    `name` is one that ships with labkit, a folder (relative to `root` or absolute) or a hub id. Raises LabError that
+    begins with `parameter` when a folder is no checkpoint or lacks weights, and when a hub's model is not whole on this
+    machine while nothing may be fetched (HF_HUB_OFFLINE).
+    """
+    folder = under(root, name)
+    if name in SHIPPED:
+        return
+    if folder.is_dir() or is_path(name):
+        check_checkpoint(folder)
+        if lost := missing_weights(folder):
+            raise LabError(f"{parameter}: '{folder}' lacks {summarize_names(lost)}; copy it again, whole")
+        return
+    cached = cached_folder(name)
+    if is_offline() and (cached is None or missing_weights(cached)):
+        what = "is not on this machine" if cached is None else f"lacks {summarize_names(missing_weights(cached))}"
+        raise LabError(f"{parameter}: {name!r} {what}, and HF_HUB_OFFLINE forbids to fetch it; {download_hint(name)}")
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Raise LabError unless `folder` looks like what `save_pretrained` writes: a config and weights."""
+    if not folder.is_dir():
+        raise LabError(f"model {str(folder)!r} is not a directory; give a folder that holds a checkpoint, or a hub id")
+    names = {path.name for path in folder.iterdir()}
+    if not names & {"config.json", "adapter_config.json"}:
+        raise LabError(
+            f"model {str(folder)!r} is not a checkpoint: it holds no config.json and no adapter_config.json; "
+            "give the folder that save_pretrained wrote, such as outputs/RUN/01_grpo/final"
+        )
+    if not any(name.endswith((".safetensors", ".bin")) for name in names):
+        raise LabError(
+            f"model {str(folder)!r} has no weights (*.safetensors); an interrupted save leaves such a folder, take another"
+        )
+
+
+def cached_folder(name: str) -> Path | None:
+    """The folder of a hub's model as far as it was fetched before; None when not even its config was.
+
+    Raises LabError when `name` is no hub id.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        path = try_to_load_from_cache(name, "config.json")
+    except HFValidationError as error:
+        raise LabError(f"'{name}' is neither a folder nor a hub id ({error})") from None
+    return Path(path).parent if isinstance(path, str) else None
+
+
+def missing_weights(folder: Path) -> list[str]:
+    """Names of the weight files that a checkpoint should have and has not; a download that broke off leaves such a folder."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+            raise LabError(f"'{index}' cannot be read ({error!r}); copy or download it again") from None
+        return sorted(name for name in named if not (folder / name).is_file())
+    if any(path.suffix in (".safetensors", ".bin") for path in folder.iterdir()):
+        return []
+    return ["model.safetensors"]
+
+
+def is_offline() -> bool:
+    """Whether nothing may be fetched: HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def download_hint(name: str) -> str:
+    """What to do for a hub's model that is not here.
+
+    >>> download_hint("Qwen/Qwen2.5-VL-3B-Instruct")
+    "fetch it with 'hf download Qwen/Qwen2.5-VL-3B-Instruct' where there is a network, or give a local folder"
+    """
+    return f"fetch it with 'hf download {name}' where there is a network, or give a local folder"
+
+
+def summarize_names(names: list[str]) -> str:
+    """The first of some files and how many more there are.
+
+    >>> summarize_names(["a", "b", "c"])
+    'a and 2 other files'
+    """
+    more = len(names) - 1
+    return names[0] + (f" and {more} other file{'s' if more > 1 else ''}" if more else "")
 
 
 def _adapter_base(folder: Path) -> str:

@@ -268,7 +268,7 @@ def check_inputs(params: Params, root: Path) -> None:
 
     Every line of the moments files is read, and every video is looked for; none is opened.
     """
-    from labkit.policy.hub import require_model
+    from labkit.policy.model import require_model
     from labkit.policy.prompts import TEMPLATES
 
     if params.prompt not in TEMPLATES:

@@ -19,7 +19,7 @@ from labkit.chain.rewards import RewardSpec
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.policy.inputs import Prompt
-from labkit.policy.model import Policy, old_names
+from labkit.policy.model import Policy, ignore_renames
 from labkit.policy.packed_logprobs import pack
 from labkit.policy.prompt_source import expect
 from labkit.stages.arguments import OBJECTIVE, training_arguments
@@ -192,7 +192,7 @@ def train_grpo(
     )
     keep_vision_whole(policy, arguments)
     reference = frozen_copy(policy) if settings.beta and not policy.adapted else None
-    with old_names(), restored(policy, reference):
+    with ignore_renames(), restored(policy, reference):
         trainer = trainer_class()(
             policy, source, asked, spec, settings, store, figures, reference, seed,
             names={"run": run, "stage": stage, "seed": settings.seed, "checkpoint": policy.name},

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from labkit.errors import LabError
 from labkit.policy.inputs import Prompt
-from labkit.policy.model import Policy, old_names
+from labkit.policy.model import Policy, ignore_renames
 from labkit.policy.packed_logprobs import pack
 from labkit.policy.prompt_source import expect
 from labkit.stages.arguments import training_arguments
@@ -142,7 +142,7 @@ def train_sft(
     learnt = hashlib.sha256(repr([tuple(trace) for trace in traces]).encode()).hexdigest()[:16]
     require_start(policy, folder, seed=settings.seed, traces=learnt)
     expect(source, [traces[index].qid for index in order[step_of(checkpoint) * batch :]])
-    with old_names(), restored(policy):
+    with ignore_renames(), restored(policy):
         trainer = trainer_class()(
             model=policy.model,
             args=arguments,

@@ -13,9 +13,9 @@ from huggingface_hub import constants
 from labkit.doctor import checks, dataset, environment, resources
 from labkit.doctor.checks import examine, run_doctor
 from labkit.doctor.report import Finding, Report
-from labkit.embedded.model import WEIGHTS
 from labkit.errors import LabError
 from labkit.params import Params
+from labkit.policy.model import SHIPPED
 from tests.data.films import CONSTANT, VARIABLE, av1_encoder, cut_off, film, remux, sound
 
 
@@ -204,7 +204,7 @@ def broken_download(folder: Path) -> Path:
     """A model of which config and tokenizer have come, and no weights."""
     model = folder / "broken"
     model.mkdir()
-    for file in WEIGHTS.iterdir():
+    for file in SHIPPED["embedded"].iterdir():
         if file.suffix != ".safetensors":
             shutil.copy(file, model)
     return model

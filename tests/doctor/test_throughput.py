@@ -7,10 +7,9 @@ import torch
 
 from labkit.doctor import throughput
 from labkit.doctor.workload import Load, read_shape
-from labkit.embedded.model import WEIGHTS
 from labkit.params import Params
 from labkit.policy.generate import generate
-from labkit.policy.model import load_policy
+from labkit.policy.model import SHIPPED, load_policy
 
 PARAMS = Params(prompts_per_step=2, group_size=2, max_new_tokens=8)
 LOAD = Load(train=4, test=2, train_clips=1, test_clips=1, prompt_tokens=40, longest_prompt=44, video_tokens=16)
@@ -52,7 +51,7 @@ def test_adapters_are_rehearsed_too() -> None:
 
 
 def test_a_large_model_is_counted_not_loaded() -> None:
-    shape, threads = read_shape(WEIGHTS), torch.get_num_threads()
+    shape, threads = read_shape(SHIPPED["embedded"]), torch.get_num_threads()
     pace = throughput.count_out(shape, PARAMS, "cpu")
     assert all(getattr(pace, part) > 0 for part in SECONDS)
     assert pace.learning == pytest.approx(3 * pace.forward)

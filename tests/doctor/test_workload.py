@@ -11,9 +11,9 @@ from labkit.doctor.memory import LOGITS_AT_ONCE, stage_memory
 from labkit.doctor.runtime import stage_seconds
 from labkit.doctor.throughput import Pace
 from labkit.doctor.workload import Load, Shape, count_parameters, explorers, read_shape, run_disk, traces_of_a_clip
-from labkit.embedded.model import WEIGHTS
 from labkit.errors import LabError
 from labkit.params import Params
+from labkit.policy.model import SHIPPED
 
 SMALL = Shape(
     vocab=100, hidden=8, layers=2, heads=2, kv_heads=1, head=4, intermediate=16, context=64, patch=14, merge=2, temporal=2,
@@ -37,7 +37,7 @@ def changed(**values: Any) -> Params:
 
 
 def test_the_embedded_model_is_read_without_its_weights() -> None:
-    shape = read_shape(WEIGHTS)
+    shape = read_shape(SHIPPED["embedded"])
     assert (shape.hidden, shape.layers, shape.heads, shape.kv_heads, shape.intermediate) == (128, 4, 4, 4, 384)
     assert (shape.patch, shape.merge, shape.temporal, shape.context) == (14, 2, 2, 1024)
     # 112 words and 4 layers of 128: (4 x 128 + 3 x 384) x 128 each, 3 biases and 2 norms; a last norm

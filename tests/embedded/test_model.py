@@ -7,12 +7,10 @@ import torch
 
 from labkit.chain.anchors import parse
 from labkit.embedded.model import (
-    GQA_WEIGHTS,
     GQA_WORDS,
     SPECIAL,
     TAGS,
     TIMES,
-    WEIGHTS,
     build_model,
     build_tokenizer,
     grow,
@@ -20,7 +18,7 @@ from labkit.embedded.model import (
 from labkit.embedded.pretraining import frame_labels, make_clips, train_base
 from labkit.embedded.synthetic_targets import GQA, Recipe, draw_lesson, teach
 from labkit.embedded.world import ACTIONS, Event, Thing, ask, make_scene
-from labkit.policy.model import load_policy
+from labkit.policy.model import SHIPPED, load_policy
 
 THING = Thing("red", "circle", 1, 0.75, 0.25, 0.12, 1.0, 0, (Event("blinks", 4.0, 8.0),))
 TINY = Recipe(clips=12, vision_steps=2, vision_batch=8, text_steps=4, text_batch=4)
@@ -110,7 +108,7 @@ def test_the_shipped_base_is_the_recipes_model():
     shapes = {name: weight.shape for name, weight in policy.base.state_dict().items()}
     assert shapes == {name: weight.shape for name, weight in fresh.state_dict().items()}
     assert policy.tokenizer.get_vocab() == build_tokenizer().get_vocab()
-    assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) < 3_000_000
+    assert sum(path.stat().st_size for path in SHIPPED["embedded"].iterdir()) < 3_000_000
     assert 1.2e6 < sum(p.numel() for p in policy.base.parameters()) < 1.5e6
 
 
@@ -169,5 +167,5 @@ def test_the_shipped_base_with_options_is_the_recipes_model():
     shapes = {name: weight.shape for name, weight in policy.base.state_dict().items()}
     assert shapes == {name: weight.shape for name, weight in grown.state_dict().items()}
     assert policy.tokenizer.get_vocab() == tokenizer.get_vocab()
-    assert sum(path.stat().st_size for path in GQA_WEIGHTS.iterdir()) < 3_000_000
-    assert json.loads((GQA_WEIGHTS / "recipe.json").read_text()) == {"seed": 0, **GQA._asdict()}
+    assert sum(path.stat().st_size for path in SHIPPED["embedded-gqa"].iterdir()) < 3_000_000
+    assert json.loads((SHIPPED["embedded-gqa"] / "recipe.json").read_text()) == {"seed": 0, **GQA._asdict()}

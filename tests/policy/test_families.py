@@ -23,7 +23,7 @@ from labkit.policy.inputs import (
     vision_kwargs,
     with_completion,
 )
-from labkit.policy.model import Policy, _with_lora, load_policy, old_names, save_policy
+from labkit.policy.model import Policy, _with_lora, ignore_renames, load_policy, save_policy
 from labkit.policy.packed_logprobs import pack
 from labkit.stages.checkpoints import load_weights
 from tests import tiny
@@ -107,7 +107,7 @@ def test_log_probs_and_gradients_equal_one_sample_at_a_time(policy, prompts, com
     ids, mask = completions
     if case == "lora":
         inner = tiny.policy(family=policy.base.config.model_type)
-        with old_names():
+        with ignore_renames():
             policy = Policy(_with_lora(inner.model, 4, 8), inner.tokenizer, "tiny")
         with torch.no_grad():
             for name, weight in policy.model.named_parameters():

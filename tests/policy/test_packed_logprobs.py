@@ -5,7 +5,7 @@ import torch
 
 from labkit.policy import packed_logprobs as module
 from labkit.policy.inputs import vision_kwargs, with_completion
-from labkit.policy.model import Policy, _with_lora, old_names
+from labkit.policy.model import Policy, _with_lora, ignore_renames
 from labkit.policy.packed_logprobs import pack
 from tests import tiny
 
@@ -74,7 +74,7 @@ def test_log_probs_and_gradients_equal_one_sample_at_a_time(policy, prompts, com
     ids, mask = completions
     if case == "lora":
         inner = tiny.policy()
-        with old_names():
+        with ignore_renames():
             policy = Policy(_with_lora(inner.model, 4, 8), inner.tokenizer, "tiny")
         with torch.no_grad():
             for name, weight in policy.model.named_parameters():
