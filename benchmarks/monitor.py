@@ -50,7 +50,7 @@ def measure(steps: int, outputs: str) -> None:
     """Take the steps both ways and print what they took; runs in the kernel."""
     params = replace(DEFAULTS, outputs=outputs, world_train=40, world_validation=1, world_test=1, grpo_steps=steps)
     labs = [Lab.open(replace(params, run=name)) for name in ("plain", "watched")]
-    labs[0].begin("01_grpo")
+    labs[0].start("01_grpo")
     source = labs[0].source(labs[0].policy(), "train")
     for moment in labs[0].moments("train"):
         source[moment.qid]  # frames are decoded once, before both

@@ -23,8 +23,8 @@ def main(run: str, target: str) -> None:
     from playwright.sync_api import sync_playwright
 
     lab = Lab.open(read_params(f"{run}/params.yaml"))
-    measured = {stage: lab.measured(stage).greedy for stage in ("grpo", "sft", "grpo_final")}
-    base = lab.measured("base").greedy
+    measured = {stage: lab.read_evaluation(stage).greedy for stage in ("grpo", "sft", "grpo_final")}
+    base = lab.read_evaluation("base").greedy
     moments = lab.moments("test")
     explorer = explore(measured, moments, base=base, spec=lab.rewards(final=True), folder=lab.sheets)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:

@@ -23,8 +23,8 @@ from labkit.chain.anchors import render
 from labkit.chain.spans import Span
 from labkit.data.benchmarks import load_moments
 from labkit.data.moments import Moment, write_moments
-from labkit.scoring.contrasts import disagreements
 from labkit.scoring.predictions import PredictedRow, Predictions, read_predictions, write_predictions
+from labkit.scoring.readings import disagreements
 from labkit.scoring.scores import compare, score, score_text, under_every_rule
 
 QUESTIONS, VIDEOS = 17_031, 4_885

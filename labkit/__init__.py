@@ -29,7 +29,7 @@ _HOMES = {
     "chain_figures": "labkit.chain.metrics",
     "compare": "labkit.scoring.scores",
     "conclusions": "labkit",
-    "disagreements": "labkit.scoring.contrasts",
+    "disagreements": "labkit.scoring.readings",
     "examine": "labkit.doctor.checks",
     "explore": "labkit.views.explorer.widget",
     "iou": "labkit.chain.spans",

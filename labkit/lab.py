@@ -1,4 +1,4 @@
-"""The lab: what a notebook asks of a run, in one word each.
+"""The lab: what a notebook asks of a run, one method each.
 
 A notebook stays a narrative because everything that needs a loop, a path or a guard is done here: data written once,
 models loaded from the stage that made them, long work done once and loaded when the notebook is run again.
@@ -8,144 +8,82 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from labkit.chain.rewards import RewardSpec
-from labkit.data.moments import Moment, read_moments, require_videos
-from labkit.embedded.world import moments_file, write_world
 from labkit.errors import LabError
 from labkit.files import locked
+from labkit.policy.model import Policy
 from labkit.progress import Progress, Tally, say
-from labkit.runs import tasks
 from labkit.runs.measured import Measured, read_measured
-from labkit.runs.run import NOTEBOOK_OF, STAGE_LOCK, Run, read_manifest
-from labkit.stages.distributed.launch import Job, count, launch
+from labkit.runs.run import NOTEBOOK_OF, STAGE_LOCK, read_manifest
+from labkit.runs.workbench import Workbench
+from labkit.runs.worker import WorkerTask
+from labkit.scoring.predictions import Predictions, as_predictions, write_predictions
+from labkit.scoring.scores import Score, score
+from labkit.stages.checkpoints import read_result
+from labkit.stages.distributed.launch import launch
 from labkit.stages.distributed.launcher_variables import single_process
-
-if TYPE_CHECKING:
-    from labkit.data.video.frames import FrameCache
-    from labkit.policy.model import Policy
-    from labkit.policy.prompt_source import PromptSource
-    from labkit.scoring.predictions import Predictions
-    from labkit.scoring.scores import Score
-    from labkit.stages.grpo import GrpoResult
-    from labkit.stages.harvest import Harvest
-    from labkit.stages.rollouts import Rollout
-    from labkit.stages.sft import SftResult
+from labkit.stages.distributed.process_group import world_size
+from labkit.stages.grpo import GrpoResult
+from labkit.stages.harvest import Harvest, HarvestRules, filter_traces, is_whole, join_traces
+from labkit.stages.rollouts import Rollout
+from labkit.stages.sft import SftResult, batch_of, steps_of
+from labkit.stages.start import require_final
 
 
-class Elsewhere(NamedTuple):
-    """A model that workers load, each for itself: what `Lab.policy` gives a notebook whose work is done by several."""
+class ModelRef(NamedTuple):
+    """Names a model that each worker loads for itself: what `Lab.policy` returns where several processes work."""
 
     stage: str
     name: str
     """As `Policy.name`."""
 
 
-class Lab(Run):
-    """A run with its data, models and stages at hand; open it with `Lab.open(params)`."""
+class Lab(Workbench):
+    """A run as notebooks see it; open it with `Lab.open(params)`."""
 
-    def begin(self, name: str) -> bool:
-        """Claim the run for a notebook, as `Run.begin`; set torch's threads and the seed, and quiet the libraries."""
-        finished = super().begin(name)
-        self.settle()
+    def start(self, name: str) -> bool:
+        """Claim the run for a notebook, as `Run.start`; set torch's threads and the seed, and silence the libraries."""
+        finished = super().start(name)
+        self.seed_everything()
         return finished
 
-    def settle(self) -> None:
-        """Set torch's threads and the seed, and quiet the libraries, in each process that works."""
-        import warnings
-
-        import torch
-        from transformers import logging, set_seed
-
-        torch.set_num_threads(self.params.threads)
-        set_seed(self.params.seed)
-        # What the libraries plan to rename is nothing that the reader of a notebook can do anything about.
-        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft|accelerate")
-        logging.set_verbosity_error()
-
-    def moments(self, split: str) -> list[Moment]:
-        """The moments of `train`, `validation` or `test`; the embedded world is written when it is not there yet."""
-        path = moments_file(self._data(), split, self.params.task if self.params.data == "world" else "grounding")
-        self.fingerprint(split, path)
-        moments = read_moments(path)[: getattr(self.params, f"{split}_limit") or None]
-        require_videos(moments)
-        return moments
-
-    def policy(self, stage: str = "base") -> Policy | Elsewhere:
+    def policy(self, stage: str = "base") -> Policy | ModelRef:
         """The `base`, the `harvester` before its training (the base, where none is named), or what a stage ended with.
 
         Where `processes` are several, only its name: a model that waits in the notebook's process takes a GPU's memory.
         """
-        several = count(self.params.processes) > 1
-        return Elsewhere(stage, self._weights(stage)) if several else self.load(stage)
-
-    @single_process()
-    def load(self, stage: str) -> Policy:
-        """The same model, in this process."""
-        from labkit.policy.model import load_policy
-        from labkit.stages.start import stage_seed
-
-        p, name = self.params, self._weights(stage)
-        return load_policy(
-            name, dtype=p.dtype, device=p.device, lora_rank=p.lora_rank, lora_alpha=p.lora_alpha,
-            seed=stage_seed(p.seed, stage),
-        )  # fmt: skip
-
-    def _weights(self, stage: str) -> str:
-        p = self.params
-        name = (p.harvester or p.model) if stage == "harvester" else p.model
-        if stage not in ("base", "harvester"):
-            name = str(self.path / NOTEBOOK_OF[stage] / "final")
-            if not Path(name).is_dir():
-                raise LabError(f"there is no model '{name}'; run notebooks/{NOTEBOOK_OF[stage]}.ipynb first")
-        elif self.resolve(name).is_dir():
-            name = str(self.resolve(name))
-        return name
-
-    def source(self, policy: Policy, split: str, frames: str = "own") -> PromptSource:
-        """Ready prompts of a split for a policy, by qid; `frames` are each query's `own`, `black`, or `another` clip's."""
-        from labkit.data.video.frames import BlackFrames
-
-        moments = self.moments(split)
-        if frames == "another":
-            videos = sorted({moment.video for moment in moments})
-            other = dict(zip(videos, videos[1:] + videos[:1], strict=True))
-            moments = [dataclasses.replace(moment, video=other[moment.video], clip=None) for moment in moments]
-        return self._source(policy, moments, BlackFrames(self._cache().folder) if frames == "black" else None)
+        if world_size(self.params.processes) > 1:
+            return ModelRef(stage, self.model_name(stage))
+        return self.load(stage)
 
     @property
     def sheets(self) -> Path:
         """Where explorers keep the pictures of clips; all runs share them."""
         return self.resolve(self.params.outputs) / "sheets"
 
-    def rewards(self, final: bool = False) -> RewardSpec:
-        """What is paid in stage 1, or in the final stage."""
-        return RewardSpec.of(self.params, final)
+    @property
+    def start_model(self) -> str:
+        """Which model stage 1 starts from: the `base`, or the `harvester` where one is named."""
+        return "harvester" if self.params.harvester else "base"
 
-    def measure(self, stage: str, policy: Policy | Elsewhere) -> Measured:
-        """Evaluate a policy on the test split, once: called again, it reads what was measured.
+    def evaluate(self, stage: str, policy: Policy | ModelRef) -> Measured:
+        """Evaluate a policy on the test split, once: called again, it reads what is there.
 
         `stage` names the model: base, harvester, grpo, sft or grpo_final.
         """
         decodings = ("greedy", "sampled") if self.params.sampled_evaluation else ("greedy",)
-        asked = [(f"{stage}-{decoding}", decoding, "own") for decoding in decodings]
-        self._evaluate(policy, NOTEBOOK_OF.get(stage, "01_grpo"), asked, stage)
-        return self.measured(stage)
+        parts = [(f"{stage}-{decoding}", decoding, "own") for decoding in decodings]
+        self._evaluate(policy, NOTEBOOK_OF.get(stage, "01_grpo"), parts, stage)
+        return self.read_evaluation(stage)
 
-    @property
-    def start(self) -> str:
-        """Which model stage 1 starts from: the `base`, or the `harvester` where one is named."""
-        return "harvester" if self.params.harvester else "base"
-
-    def measured(self, stage: str) -> Measured:
-        """What `measure` found out about a stage's model."""
+    def read_evaluation(self, stage: str) -> Measured:
+        """What `evaluate` has found for a stage's model."""
         return read_measured(self.path, stage)
 
-    def blind(self, policy: Policy | Elsewhere) -> dict[str, float]:
+    def ablate_frames(self, policy: Policy | ModelRef) -> dict[str, float]:
         """Greedy mIoU of a policy on frames that are not the query's, by kind: what it can do without looking.
 
         Black frames always; another clip's, where the test split has more than one.
@@ -153,13 +91,12 @@ class Lab(Run):
         kinds = {"black": "black"}
         if len({moment.video for moment in self.moments("test")}) > 1:
             kinds["another clip's"] = "another"
-        found = self._evaluate(policy, "05_analysis", [(f"blind-{kind}", "greedy", kind) for kind in kinds.values()])
-        return {kind: float(found[f"blind-{frames}"]["figures"]["miou"]) for kind, frames in kinds.items()}
+        parts = [(f"blind-{frames}", "greedy", frames) for frames in kinds.values()]
+        results = self._evaluate(policy, "05_analysis", parts)
+        return {kind: float(results[f"blind-{frames}"]["figures"]["miou"]) for kind, frames in kinds.items()}
 
     def predictions(self, stage: str) -> Predictions:
         """A stage's greedy answers with how they were decoded; written to the analysis, as `labkit score` reads them."""
-        from labkit.scoring.predictions import as_predictions, write_predictions
-
         p = self.params
         settings = {
             "model": f"{p.run}, {stage}", "prompt": p.prompt, "thinking": "on", "decoding": "greedy", "temperature": 0,
@@ -167,26 +104,25 @@ class Lab(Run):
             "min_pixels": p.min_pixels, "max_pixels": p.max_pixels,
         }  # fmt: skip
         file = self.folder("05_analysis") / f"predictions-{stage}.jsonl"
-        write_predictions(file, self.measured(stage).greedy, settings)
-        return dataclasses.replace(as_predictions(self.measured(stage).greedy, settings), file=file.name)
+        greedy = self.read_evaluation(stage).greedy
+        write_predictions(file, greedy, settings)
+        return dataclasses.replace(as_predictions(greedy, settings), file=file.name)
 
     def score(self, stage: str) -> Score:
         """A stage's greedy answers to the test split: interval, baselines fitted on the training split, protocol card."""
-        from labkit.scoring.scores import score
-
         return score(self.predictions(stage), self.moments("test"), train=self.moments("train"))
 
-    def others(self) -> dict[str, Measured]:
+    def compared_runs(self) -> dict[str, Measured]:
         """The final models of the runs that `compare` names, by the run's name; they must share this test split."""
-        mine, found = self.manifest["data"].get("test"), {}
+        own, evaluations = self.manifest["data"].get("test"), {}
         for other in self.params.compare:
             folder = self.resolve(other)
-            if read_manifest(folder)["data"].get("test") != mine:
+            if read_manifest(folder)["data"].get("test") != own:
                 raise LabError(
                     f"compare: '{folder}' was tested on other data than this run; compare runs of one test split"
                 )
-            found[folder.name] = read_measured(folder, "grpo_final")
-        return found
+            evaluations[folder.name] = read_measured(folder, "grpo_final")
+        return evaluations
 
     def telling_query(self) -> str:
         """The test query whose answer gained most from the base to the final model: what the training is for."""
@@ -194,25 +130,23 @@ class Lab(Run):
 
         moments = {moment.qid: moment for moment in self.moments("test")}
         ious = [
-            {reading.record.qid: reading.answer_iou for reading in read(self.measured(stage).greedy, moments)}
+            {reading.record.qid: reading.answer_iou for reading in read(self.read_evaluation(stage).greedy, moments)}
             for stage in ("base", "grpo_final")
         ]
         return max(moments, key=lambda qid: ious[1][qid] - ious[0][qid])
 
-    def train_grpo(self, stage: str, policy: Policy | Elsewhere) -> GrpoResult:
-        """Train `grpo` or `grpo_final`: goes on where it was broken off, and only reads when it has ended.
+    def train_grpo(self, stage: str, policy: Policy | ModelRef) -> GrpoResult:
+        """Train `grpo` or `grpo_final`: resumes where it was interrupted, and only reads when it has ended.
 
-        A notebook shows how it goes, while it goes.
+        A notebook shows a live monitor meanwhile.
         """
-        from labkit.stages.checkpoints import read_result
-        from labkit.stages.grpo import GrpoResult
         from labkit.views.monitor import Monitor
 
-        steps, moments = tasks.grpo_settings(self, stage).steps, self.moments("train")
+        steps, moments = self.grpo_settings(stage).steps, self.moments("train")
         progress, spec = Progress(stage, steps), self.rewards(stage == "grpo_final")
         monitor = Monitor(stage, steps, self.rollouts(stage), moments, spec=spec, folder=self.sheets)
 
-        def hear(rank: int, event: dict[str, Any]) -> None:
+        def on_event(rank: int, event: dict[str, Any]) -> None:
             if "rows" in event:
                 monitor.resume(event["rows"])
             else:
@@ -220,23 +154,21 @@ class Lab(Run):
                 monitor(event["row"])
 
         if (result := read_result(self.stage_folder(stage), GrpoResult)) is None:
-            self._work("train_grpo", policy, hear, NOTEBOOK_OF[stage], stage=stage)
+            self._work("grpo", policy, on_event, NOTEBOOK_OF[stage], stage=stage)
             result = read_result(self.stage_folder(stage), GrpoResult)
         assert result is not None  # written last of all by what has just ended
         progress.end(result.end_reason)
         monitor.end(result.history, result.end_reason if result.stopped_by == "condition" else "")
         return result
 
-    def harvest(self, policy: Policy | Elsewhere) -> Harvest:
+    def harvest(self, policy: Policy | ModelRef) -> Harvest:
         """Sample chains of training queries with the harvester, and keep those worth learning from.
 
-        A harvest that was broken off goes on; one that is complete is only read.
+        A harvest that was interrupted is resumed; one that is complete is only read.
         """
-        from labkit.stages.harvest import is_whole, join_traces
-
         moments, store, samples = self.harvested_moments(), self.rollouts("distill"), self.params.harvest_samples
         # A policy that is here compares itself with the one that sampled; workers would each load one for that alone.
-        if isinstance(policy, Elsewhere) and is_whole(store, moments, samples):
+        if isinstance(policy, ModelRef) and is_whole(store, moments, samples):
             join_traces(store, moments, samples)
         else:
             self._work("harvest", policy, Tally(len(moments)), "02_distill")
@@ -244,28 +176,23 @@ class Lab(Run):
 
     def harvested(self) -> Harvest:
         """What the filter keeps of the chains that were sampled."""
-        from labkit.stages.harvest import HarvestRules, filter_traces
-
         moments = {moment.qid: moment for moment in self.harvested_moments()}
         return filter_traces(self.rollouts("distill").stream(), moments, HarvestRules.of(self.params))
 
-    def train_sft(self, policy: Policy | Elsewhere, kept: Sequence[Rollout]) -> SftResult:
-        """Train a fresh base on the kept traces: goes on where it was broken off, and only reads when it has ended."""
-        from labkit.stages.checkpoints import read_result
-        from labkit.stages.sft import SftResult, batch_of, steps_of
-
+    def train_sft(self, policy: Policy | ModelRef, kept: Sequence[Rollout]) -> SftResult:
+        """Fine-tune a fresh base on the kept traces: resumes where it was interrupted, and only reads when it has ended."""
         p = self.params
         if not kept:
             raise LabError(
                 "the harvest kept no trace, so there is nothing to learn from: see its funnel in 02_distill for what "
                 "dropped them, then lower min_answer_iou or harvest more (harvest_prompts, harvest_samples)"
             )
-        world = count(p.processes) if isinstance(policy, Elsewhere) else 1
+        world = world_size(p.processes) if isinstance(policy, ModelRef) else 1
         batch = batch_of(p.sft_batch, len(kept), world)
         steps = steps_of(p.sft_epochs, len(kept), batch or 1)  # 0 is refused by the stage itself
         progress = Progress("sft", steps)
 
-        def hear(rank: int, event: dict[str, Any]) -> None:
+        def on_event(rank: int, event: dict[str, Any]) -> None:
             progress(int(event["row"]["step"]), f"loss {float(event['row']['loss']):.3f}")
 
         traces = [(rollout.qid, rollout.text) for rollout in kept]
@@ -273,86 +200,54 @@ class Lab(Run):
             if 0 < batch < min(p.sft_batch, len(kept)):
                 few = f"sft: {len(kept)} traces are fewer than sft_batch, {p.sft_batch}"
                 say(f"{few}; {world} processes take {batch} a step, {steps} times")
-            self._work("train_sft", policy, hear, "03_sft", traces=traces)
+            self._work("sft", policy, on_event, "03_sft", traces=traces)
             result = read_result(self.folder("03_sft"), SftResult)
         assert result is not None  # written last of all by what has just ended
         progress.end()
         return result
 
-    def harvested_moments(self) -> list[Moment]:
-        """The queries that are harvested: the same whenever this run asks, but not the first clips alone."""
-        moments = self.moments("train")
-        return random.Random(self.params.seed).sample(moments, k=len(moments))[: self.params.harvest_prompts]
-
-    def stage_folder(self, stage: str) -> Path:
-        """The folder of grpo, distill, sft or grpo_final."""
-        return self.folder(NOTEBOOK_OF[stage])
-
     def _evaluate(
-        self, policy: Policy | Elsewhere, notebook: str, asked: Sequence[tuple[str, str, str]], stage: str = ""
+        self, policy: Policy | ModelRef, notebook: str, parts: Sequence[tuple[str, str, str]], stage: str = ""
     ) -> dict[str, dict[str, Any]]:
-        """What `tasks.evaluate` keeps under the names in `asked`; `stage` is whose model it must be, if any's."""
-        files = {what: self.folder(notebook) / f"{what}.json" for what, _, _ in asked}
-        if new := [each for each in asked if not files[each[0]].exists()]:
+        """The results of `run_evaluation` by the names in `parts`; `stage` is whose model it must be, if any's."""
+        files = {name: self.folder(notebook) / f"{name}.json" for name, _, _ in parts}
+        if missing := [part for part in parts if not files[part[0]].exists()]:
             self._require_model_of(stage, policy)
-            self._work("evaluate", policy, Tally(len(self.moments("test"))), notebook, notebook=notebook, asked=new)
-        return {what: json.loads(file.read_text(encoding="utf-8")) for what, file in files.items()}
+            tally = Tally(len(self.moments("test")))
+            self._work("evaluation", policy, tally, notebook, notebook=notebook, parts=missing)
+        return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items()}
 
     def _work(
-        self, task: str, policy: Policy | Elsewhere, hear: Callable[[int, dict[str, Any]], None], at: str, **asked: Any
+        self,
+        task: str,
+        policy: Policy | ModelRef,
+        on_event: Callable[[int, dict[str, Any]], None],
+        notebook: str,
+        /,
+        **arguments: Any,
     ) -> None:
-        """Do a task with a policy that is here, or have workers do it; `hear` takes what they tell, with their ranks.
+        """Do a task with a policy that is here, or have workers do it; `on_event` takes their events with their ranks.
 
-        Meanwhile no other process works in the run: a cell may be run by itself, before `begin` or after `finish`.
+        Meanwhile no other process works in the run: a cell may be run by itself, before `start` or after `finish`.
         """
         with locked(self.path / STAGE_LOCK, "a notebook"):
-            if not isinstance(policy, Elsewhere):
+            if not isinstance(policy, ModelRef):
                 with single_process():
-                    tasks.TASKS[task](self, policy, lambda event: hear(0, event), **asked)
+                    self.run_task(task, policy, lambda event: on_event(0, event), **arguments)
                 return
-            self._data()  # written by one, before several look for it
-            logs = self.folder(at) / "logs"
-            job = Job(task, policy.stage, self.params.as_dict(), asked)
-            launch(job.command(logs), count(self.params.processes), logs, hear=hear, cwd=self.root)
+            self.data_folder()  # written by one process, before several look for it
+            logs = self.folder(notebook) / "logs"
+            command = WorkerTask(task, policy.stage, self.params.as_dict(), arguments).command(logs)
+            launch(command, world_size(self.params.processes), logs, on_event=on_event, cwd=self.root)
 
-    def _require_model_of(self, stage: str, policy: Policy | Elsewhere) -> None:
+    def _require_model_of(self, stage: str, policy: Policy | ModelRef) -> None:
         """Raise LabError where a policy is not what a stage has ended with: a notebook may hold one that has been trained since."""
-        from labkit.stages.start import require_final
-
         if stage not in NOTEBOOK_OF:
             return
-        if not isinstance(policy, Elsewhere):
+        if not isinstance(policy, ModelRef):
             require_final(policy, self.stage_folder(stage))
         elif policy.stage != stage:
             raise LabError(f"the model of '{policy.stage}' is not that of '{stage}'; give lab.policy('{stage}')")
-
-    def _source(self, policy: Policy, moments: Sequence[Moment], cache: FrameCache | None = None) -> PromptSource:
-        from labkit.policy.inputs import Sampling
-        from labkit.policy.prompt_source import PromptSource
-
-        p = self.params
-        sampling = Sampling(p.fps, p.max_frames, p.min_pixels, p.max_pixels)
-        return PromptSource(
-            policy, moments, template=p.prompt, sampling=sampling, cache=cache or self._cache(), readers=p.readers,
-            video_deadline=p.video_deadline, feature_memory=p.feature_memory,
-        )  # fmt: skip
-
-    def _cache(self) -> FrameCache:
-        from labkit.data.video.frames import FrameCache
-
-        return FrameCache(self.resolve(self.params.outputs) / "frames", self.params.video_deadline)
-
-    def _data(self) -> Path:
-        p = self.params
-        if p.data != "world":
-            return self.resolve(p.data)
-        counts = (p.world_train, p.world_validation, p.world_test)
-        # All runs share a world of one size and seed; its clips are written once.
-        folder = self.resolve(p.outputs) / "-".join(["world", *map(str, counts), f"seed{p.world_seed}"])
-        if not moments_file(folder, "test", p.task).exists():
-            progress = Progress("clips of the embedded world", sum(counts))
-            write_world(folder, *counts, seed=p.world_seed, progress=lambda done, _: progress(done), task=p.task)
-        return folder
 
 
 def _note(row: Mapping[str, Any]) -> str:

@@ -211,12 +211,12 @@ def test_a_reader_that_goes_away_ends_a_command_without_a_word(project):
 
 def finished_run() -> Run:
     run = Run.open(replace(DEFAULTS, run="x"))
-    run.begin("01_grpo")
+    run.start("01_grpo")
     run.finish("01_grpo", {
         "base": {"greedy": FIGURES},
         "grpo": {"greedy": {**FIGURES, "miou": 0.6851}, "sampled": {**FIGURES, "anchor_rate": 1.0}},
     })  # fmt: skip
-    run.begin("02_distill")
+    run.start("02_distill")
     run.finish("02_distill", {"harvest": {"harvested": 4800, "dropped: format": 3996, "kept": 804, "yield": 0.1675}})
     return run
 
@@ -243,7 +243,7 @@ def test_true_words_stand_in_the_results_of_the_embedded_world_alone(project, ca
     }  # fmt: skip
     for name, more in (("world", words), ("films", {})):
         run = Run.open(replace(DEFAULTS, run=name))
-        run.begin("01_grpo")
+        run.start("01_grpo")
         run.finish("01_grpo", {"base": {"greedy": {**FIGURES, **more}}})
     assert main(["results", "outputs/world"]) == 0
     text = capsys.readouterr().out
@@ -277,7 +277,7 @@ def test_results_of_what_is_no_run_are_refused(project, capsys):
 
 def test_results_have_columns_for_options_where_there_are_some(project, capsys):
     run = Run.open(DEFAULTS)
-    run.begin("01_grpo")
+    run.start("01_grpo")
     run.finish("01_grpo", {"base": {"greedy": FIGURES | {"acc_qa": 0.731, "acc_gqa": 0.432}}})
     assert main(["results", str(run.path)]) == 0
     out = capsys.readouterr().out

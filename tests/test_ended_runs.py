@@ -96,7 +96,7 @@ def test_a_closed_standard_output_is_no_error(monkeypatch):
 @pytest.mark.parametrize("number", preemption.ENDING)
 def test_a_second_signal_does_not_disturb_the_first(tmp_path, number):
     before = signal.getsignal(number)
-    with pytest.raises(Terminated) as caught, preemption.stoppable(tmp_path / "stop"):
+    with pytest.raises(Terminated) as caught, preemption.handle_preemption(tmp_path / "stop"):
         try:
             os.kill(os.getpid(), number)
         finally:
@@ -108,7 +108,7 @@ def test_a_second_signal_does_not_disturb_the_first(tmp_path, number):
 def test_what_was_to_be_ignored_is_ignored(tmp_path):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
     try:
-        with preemption.stoppable(tmp_path / "stop"):
+        with preemption.handle_preemption(tmp_path / "stop"):
             os.kill(os.getpid(), signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -17,9 +17,8 @@ from labkit.chain.spans import Span
 from labkit.data.moments import Moment, write_moments
 from labkit.errors import LabError
 from labkit.files import lock, locked, unlock
-from labkit.lab import Elsewhere, Lab
+from labkit.lab import Lab, ModelRef
 from labkit.params import DEFAULTS
-from labkit.runs import tasks
 from labkit.runs.measured import Prediction
 from labkit.scoring.predictions import read_predictions
 from labkit.stages import harvest as distill
@@ -124,7 +123,7 @@ def test_a_model_that_has_not_come_to_be_names_its_notebook(project):
     with pytest.raises(LabError, match="run notebooks/03_sft.ipynb first"):
         lab.policy("sft")
     with pytest.raises(LabError, match="base has not been evaluated .* run notebooks/01_grpo.ipynb first"):
-        lab.measured("base")
+        lab.read_evaluation("base")
 
 
 @pytest.mark.parametrize(
@@ -147,7 +146,7 @@ def test_workers_start_only_where_traces_are_missing(missing, joined, works, rea
     if joined:
         store.compact()
     monkeypatch.setattr(lab, "_work", lambda task, *_, **__: calls.append(task))
-    harvest = lab.harvest(Elsewhere("grpo", "embedded"))
+    harvest = lab.harvest(ModelRef("grpo", "embedded"))
     assert calls == ["harvest"] * works, reason
     assert harvest.size == 2 * len([moment for asked in parts[missing:] for moment in asked])
     assert works or [path.name for path in store.folder.iterdir()] == [JOINED]
@@ -179,15 +178,15 @@ def test_fewer_traces_than_a_batch_are_said_and_counted(
 ):
     lab = Lab.open(replace(SMALL, processes=processes, sft_epochs=3.0, sft_batch=24))
 
-    def work(task, policy, hear, at, **asked):
-        assert task == "train_sft" and len(asked["traces"]) == traces
-        hear(0, {"row": {"step": 1, "loss": 0.5}})
-        hear(0, {"row": {"step": steps, "loss": 0.25}})
-        (lab.folder(at) / "final").mkdir()
-        (lab.folder(at) / "result.json").write_text(json.dumps({"steps": steps, "history": [], "seconds": 1.0}))
+    def work(task, policy, on_event, notebook, **arguments):
+        assert task == "sft" and len(arguments["traces"]) == traces
+        on_event(0, {"row": {"step": 1, "loss": 0.5}})
+        on_event(0, {"row": {"step": steps, "loss": 0.25}})
+        (lab.folder(notebook) / "final").mkdir()
+        (lab.folder(notebook) / "result.json").write_text(json.dumps({"steps": steps, "history": [], "seconds": 1.0}))
 
     monkeypatch.setattr(lab, "_work", work)
-    policy = Elsewhere("base", "embedded") if processes > 1 else None
+    policy = ModelRef("base", "embedded") if processes > 1 else None
     kept = [SimpleNamespace(qid=f"q{i}", text="t") for i in range(traces)]
     assert lab.train_sft(policy, kept).steps == steps  # type: ignore[arg-type]
     out = capsys.readouterr().out
@@ -207,11 +206,11 @@ def test_other_runs_stand_beside_this_one_when_they_share_the_test_split(project
     measure(Lab.open(replace(SMALL, run="elsewhere", world_seed=1)), 0.9)
     lab = Lab.open(replace(SMALL, compare=("outputs/other",)))
     lab.moments("test")
-    assert lab.others()["other"].figures["greedy"] == {"miou": 0.7}
-    assert lab.others()["other"].greedy == [Prediction("q", "text", "ok")]
+    assert lab.compared_runs()["other"].figures["greedy"] == {"miou": 0.7}
+    assert lab.compared_runs()["other"].greedy == [Prediction("q", "text", "ok")]
     lab = Lab.open(replace(SMALL, compare=("outputs/elsewhere",)))
     with pytest.raises(LabError, match="elsewhere' was tested on other data"):
-        lab.others()
+        lab.compared_runs()
 
 
 def test_a_harvester_is_trained_first_and_the_model_stays_the_base(project):
@@ -224,15 +223,15 @@ def test_a_stage_that_stopped_by_condition_ends_its_progress_with_the_reason(pro
     lab = Lab.open(SMALL)
     history = [{"step": step, "anchor_rate": 0.96, "strict_share": 0.7, "total": 1.0} for step in range(1, 8)]
 
-    def work(self, task, policy, hear, at, **asked):
+    def work(self, task, policy, on_event, notebook, **arguments):
         for row in history:
-            hear(0, {"row": row})
+            on_event(0, {"row": row})
         result = GrpoResult(7, "condition", history, 1.0)
         (self.folder("01_grpo") / "final").mkdir()
         (self.folder("01_grpo") / "result.json").write_text(json.dumps(asdict(result)))
 
     monkeypatch.setattr(Lab, "_work", work)
-    assert lab.train_grpo("grpo", Elsewhere("base", "b")).steps == 7
+    assert lab.train_grpo("grpo", ModelRef("base", "b")).steps == 7
     assert capsys.readouterr().out.splitlines()[-1] == (
         "grpo: 7 of 150, 0 s; stopped by condition: in the last 5 steps 96.0 % of chains had anchors and 70.0 % narrowed"
     )
@@ -245,10 +244,10 @@ def test_the_model_of_another_stage_is_not_measured_as_a_stages(project):
     with pytest.raises(
         LabError, match=r"'embedded' has not the weights that .*01_grpo' ended with .* with lab.policy"
     ):
-        lab.measure("grpo", lab.policy("base"))
+        lab.evaluate("grpo", lab.policy("base"))
     lab = Lab.open(replace(SMALL, processes=2))
     with pytest.raises(LabError, match=r"the model of 'base' is not that of 'grpo'; give lab.policy\('grpo'\)"):
-        lab.measure("grpo", Elsewhere("base", "embedded"))
+        lab.evaluate("grpo", ModelRef("base", "embedded"))
 
 
 def test_a_cell_run_by_itself_waits_for_no_begin_to_keep_others_out(project, monkeypatch):
@@ -256,22 +255,22 @@ def test_a_cell_run_by_itself_waits_for_no_begin_to_keep_others_out(project, mon
     monkeypatch.setattr(files, "LOCK_PATIENCE", 0.2)
     lab, calls = Lab.open(SMALL), []
 
-    def work(lab, policy, tell, **asked):
-        calls.append(asked["notebook"])
+    def work(lab, policy, on_event, *, notebook, parts):
+        calls.append(notebook)
         with (lab.path / ".stage.lock").open() as other, pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for what, *_ in asked["asked"]:
-            lab.keep("01_grpo", what, lambda: {"figures": {}, "predictions": []})
+        for what, *_ in parts:
+            lab.cached_json("01_grpo", what, lambda: {"figures": {}, "predictions": []})
 
-    monkeypatch.setitem(tasks.TASKS, "evaluate", work)
+    monkeypatch.setattr(Lab, "run_evaluation", work)
     with (lab.path / ".stage.lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         other.write("a notebook, process 1 on node7")
         other.flush()
         with pytest.raises(LabError, match="is in use by a notebook, process 1 on node7; wait until it has ended"):
-            lab.measure("base", None)  # type: ignore[arg-type]
+            lab.evaluate("base", None)  # type: ignore[arg-type]
     assert not calls
-    lab.measure("base", None)  # type: ignore[arg-type]
+    lab.evaluate("base", None)  # type: ignore[arg-type]
     assert calls == ["01_grpo"]
     with (lab.path / ".stage.lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it is free again

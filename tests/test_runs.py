@@ -101,7 +101,7 @@ def test_the_comparison_may_change_and_only_the_analysis_is_run_again(project):
     Run.open(replace(DEFAULTS, run="other"))
     run = Run.open(DEFAULTS)
     for stage in STAGES:
-        run.begin(stage)
+        run.start(stage)
         run.finish(stage, {})
     run = Run.open(replace(DEFAULTS, compare=("outputs/other",)))
     assert [run.finished(stage) for stage in STAGES] == [True, True, True, True, False]
@@ -212,21 +212,21 @@ def test_data_that_changes_under_a_run_is_refused(project):
 def test_a_stage_needs_the_one_before(project):
     run = Run.open(DEFAULTS)
     with pytest.raises(LabError, match=r"03_sft needs 01_grpo, which is new .*run notebooks/01_grpo.ipynb"):
-        run.begin("03_sft")
-    run.begin("01_grpo")
+        run.start("03_sft")
+    run.start("01_grpo")
     with pytest.raises(LabError, match="02_distill needs 01_grpo, which is running"):
-        run.begin("02_distill")
+        run.start("02_distill")
     run.finish("01_grpo", {"base": {"greedy": {"miou": 0.5}}})
-    assert run.begin("02_distill") is False
+    assert run.start("02_distill") is False
     assert run.figures("01_grpo") == {"base": {"greedy": {"miou": 0.5}}}
 
 
 def test_a_finished_stage_stays_as_it_is_when_its_notebook_is_run_again(project):
     run = Run.open(DEFAULTS)
-    run.begin("01_grpo")
+    run.start("01_grpo")
     run.finish("01_grpo", {"miou": 0.5})
     before = run.manifest
-    assert run.begin("01_grpo") is True
+    assert run.start("01_grpo") is True
     run.finish("01_grpo", {"miou": 0.9})
     assert run.manifest == before
 
@@ -234,7 +234,7 @@ def test_a_finished_stage_stays_as_it_is_when_its_notebook_is_run_again(project)
 def test_a_stage_that_does_not_exist_or_has_not_begun_is_a_fault(project):
     run = Run.open(DEFAULTS)
     with pytest.raises(LabError, match="there is no stage '06_party'; the stages are 01_grpo"):
-        run.begin("06_party")
+        run.start("06_party")
     with pytest.raises(ValueError, match="has not begun"):
         run.finish("01_grpo", {})
 
@@ -243,7 +243,7 @@ def test_figures_may_be_numpy_and_nan(project):
     import numpy as np
 
     run = Run.open(DEFAULTS)
-    run.begin("01_grpo")
+    run.start("01_grpo")
     run.finish("01_grpo", {"a": np.float64(0.5), "b": float("nan"), "c": [np.int64(3)], 4: (True, None)})
     assert run.figures("01_grpo") == {"a": 0.5, "b": None, "c": [3], "4": [True, None]}
 
@@ -255,7 +255,7 @@ def test_work_that_is_kept_is_done_once(project):
         calls.append(1)
         return {"miou": 0.5}
 
-    assert run.keep("01_grpo", "greedy", work) == {"miou": 0.5} == run.keep("01_grpo", "greedy", work)
+    assert run.cached_json("01_grpo", "greedy", work) == {"miou": 0.5} == run.cached_json("01_grpo", "greedy", work)
     assert len(calls) == 1
 
 
@@ -333,7 +333,7 @@ def write_notebooks(project: Path, **bodies: str) -> None:
             nbformat.v4.new_markdown_cell(f"# {name}"),
             nbformat.v4.new_code_cell('run = "embedded"\nseed = 0', metadata={"tags": ["parameters"]}),
             nbformat.v4.new_code_cell(SETUP),
-            nbformat.v4.new_code_cell(f"done = lab.begin('{name}')\nif not done:\n    {body}"),
+            nbformat.v4.new_code_cell(f"done = lab.start('{name}')\nif not done:\n    {body}"),
             nbformat.v4.new_code_cell(f"lab.finish('{name}', {{'n': params.learning_rate}})"),
         ]
         # A kernel of that name need not be installed: the notebook runs in the interpreter that runs labkit.

@@ -46,7 +46,7 @@ def _start(number: int, barrier, held, told) -> None:
     barrier.wait()
     try:
         run = Run.open(params)
-        run.begin("01_grpo")
+        run.start("01_grpo")
         held.wait(120)
         run.finish("01_grpo", {"n": os.getpid()})
         told.put("finished")
@@ -74,11 +74,11 @@ def test_of_two_notebooks_that_start_a_new_run_at_once_one_finishes_and_one_is_r
 
 def test_whoever_waited_for_a_stage_that_another_finished_has_nothing_to_do(project, monkeypatch):
     run, other = Run.open(DEFAULTS), Run.open(DEFAULTS)
-    run.begin("01_grpo")
+    run.start("01_grpo")
     run.finish("01_grpo", {"n": 1})
     states = iter([False, True])  # as it is asked before and behind the lock
     monkeypatch.setattr(Run, "finished", lambda self, name: next(states, True))
-    assert other.begin("01_grpo") is True
+    assert other.start("01_grpo") is True
     assert run.manifest["stages"]["01_grpo"]["figures"] == {"n": 1}, "it was not begun again"
 
 
@@ -98,10 +98,10 @@ def test_a_manifest_is_not_written_while_another_writes_it(project, monkeypatch)
     holder.start()
     assert ready.wait(20)
     with pytest.raises(LabError, match="in use by another"):
-        run.begin("01_grpo")
+        run.start("01_grpo")
     go.set()
     holder.join()
-    assert run.begin("01_grpo") is False
+    assert run.start("01_grpo") is False
 
 
 # --- in a group
@@ -117,8 +117,8 @@ def _second_user(told) -> None:
         params = read_params("outputs/x/params.yaml")
         run = Run.open(params)
         with locked(run.path / ".sequence.lock", "labkit run"):
-            run.begin("02_distill")
-            run.keep("02_distill", "greedy", lambda: {"n": 1})
+            run.start("02_distill")
+            run.cached_json("02_distill", "greedy", lambda: {"n": 1})
             kept(run.path, lambda line: None)("a line")
             run.finish("02_distill", {"n": 1})
         told.put(run.state("02_distill"))
@@ -134,8 +134,8 @@ def test_files_have_the_rights_that_the_umask_leaves(project, mask):
     before = os.umask(mask)
     try:
         run = Run.open(DEFAULTS)
-        run.begin("01_grpo")
-        run.keep("01_grpo", "greedy", lambda: {"n": 1})
+        run.start("01_grpo")
+        run.cached_json("01_grpo", "greedy", lambda: {"n": 1})
     finally:
         os.umask(before)
     found = {path.name: stat.S_IMODE(path.stat().st_mode) for path in run.path.rglob("*") if path.is_file()}
@@ -159,7 +159,7 @@ def test_a_second_user_of_a_group_folder_goes_on(project, monkeypatch, closed):
         run = Run.open(replace(DEFAULTS, run="x"))
         with locked(run.path / ".sequence.lock", "labkit run"):
             kept(run.path, lambda line: None)("a line")
-            run.begin("01_grpo")
+            run.start("01_grpo")
             run.finish("01_grpo", {"n": 1})
         if closed:
             for lock in run.path.glob(".*.lock"):
@@ -171,7 +171,7 @@ def test_a_second_user_of_a_group_folder_goes_on(project, monkeypatch, closed):
         other.start()
         assert told.get(timeout=60) == "finished"
         other.join()
-        run.begin("03_sft")  # and the first goes on after the second
+        run.start("03_sft")  # and the first goes on after the second
     finally:
         os.umask(before)
         files.unlock(run.path / ".stage.lock")
@@ -185,7 +185,7 @@ def test_a_second_user_of_a_group_folder_goes_on(project, monkeypatch, closed):
 @pytest.fixture
 def run(project) -> Run:
     made = Run.open(replace(DEFAULTS, run="x", seed=3))
-    made.begin("01_grpo")
+    made.start("01_grpo")
     made.finish("01_grpo", {"n": 1})
     return made
 
@@ -284,7 +284,7 @@ def test_the_manifest_names_the_commit_and_local_changes(tmp_path):
 def test_results_report_and_manifest_tell_the_version(project, capsys, monkeypatch):
     monkeypatch.setattr("labkit.runs.run.source_version", lambda: {"commit": "914270c" * 5, "changed": True})
     run = Run.open(replace(DEFAULTS, run="x"))
-    run.begin(STAGES[0])
+    run.start(STAGES[0])
     assert run.manifest["commit"] == run.manifest["stages"]["01_grpo"]["commit"] == "914270c" * 5
     assert main(["results", "outputs/x"]) == 0
     assert ", commit 914270c with local changes" in capsys.readouterr().out

@@ -27,17 +27,17 @@ from labkit.runs.run import STAGES, Run
 from labkit.runs.slurm_job import note, read_job
 from labkit.runs.status import read_status
 from labkit.runs.submit import minutes, sweep
-from labkit.stages.distributed.preemption import VARIABLE, asked, heeding, stoppable
+from labkit.stages.distributed.preemption import VARIABLE, handle_preemption, stop_between_parts, stop_requested
 
 pytest.importorskip("submitit")
 ROOT = Path(__file__).parents[1]
 CELL = """
 from labkit.params import Params
 from labkit.runs.run import Run
-from labkit.stages.distributed.preemption import heeding
+from labkit.stages.distributed.preemption import stop_between_parts
 import pathlib, time
 run = Run.open(Params.build({{"run": "x"}}))
-run.begin("{name}")
+run.start("{name}")
 {body}
 run.finish("{name}", {{}})
 """
@@ -46,9 +46,9 @@ PARTS = """
 with (run.path / "begun").open("a") as file:
     file.write("b")
 while len(list(run.path.glob("part-*"))) < 3:
-    heeding(lambda: (run.path / f"part-{time.time()}").touch())()
+    stop_between_parts(lambda: (run.path / f"part-{time.time()}").touch())()
     while len((run.path / "begun").read_text()) < 2:
-        heeding(lambda: time.sleep(0.05))()
+        stop_between_parts(lambda: time.sleep(0.05))()
 """
 
 
@@ -252,7 +252,7 @@ def test_a_run_is_submitted_once_and_not_when_it_is_finished(slurm, capsys):
     assert "run 'x' is in slurm job 4242; wait, or end it with `scancel 4242`" in capsys.readouterr().err
     run = Run.open(Params.build({"run": "x"}))
     for stage in STAGES:
-        run.begin(stage)
+        run.start(stage)
         run.finish(stage, {})
     note(run.path, "finished", job="4242")
     (slurm / "held").unlink()
@@ -327,7 +327,7 @@ def test_what_only_slurm_heeds_is_said_with_local(project, capsys):
 )
 def test_a_stage_runs_where_its_lock_is_held_and_not_where_there_are_no_locks(project, monkeypatch, error, state):
     run = Run.open(Params.build({"run": "x"}))
-    run.begin(STAGES[0])
+    run.start(STAGES[0])
 
     def flock(handle: int, how: int) -> None:
         raise OSError(error, os.strerror(error))
@@ -386,17 +386,17 @@ def test_a_job_told_to_stop_keeps_its_parts_and_goes_on_when_it_is_requeued(slur
 
 def test_a_request_reaches_what_listens_and_ends_with_the_block(tmp_path):
     heard = []
-    with stoppable(tmp_path / ".stop"):
-        heeding(heard.append)(1)
+    with handle_preemption(tmp_path / ".stop"):
+        stop_between_parts(heard.append)(1)
         os.kill(os.getpid(), signal.SIGUSR2)
-        assert asked()
+        assert stop_requested()
         with pytest.raises(Stopped):
-            heeding(heard.append)(2)
+            stop_between_parts(heard.append)(2)
     assert heard == [1, 2], "the part that was done is told"
-    assert not asked() and VARIABLE not in os.environ and not list(tmp_path.iterdir())
+    assert not stop_requested() and VARIABLE not in os.environ and not list(tmp_path.iterdir())
 
 
 def test_a_request_that_an_earlier_attempt_left_is_forgotten(tmp_path):
     (tmp_path / ".stop").touch()
-    with stoppable(tmp_path / ".stop"):
-        assert not asked()
+    with handle_preemption(tmp_path / ".stop"):
+        assert not stop_requested()

@@ -20,20 +20,20 @@ import pytest
 from labkit.errors import LabError
 from labkit.params import Params
 from labkit.stages.distributed import launch as workers
-from labkit.stages.distributed.launch import Place, WorkerError, count, gathered, launch, place, wait
+from labkit.stages.distributed.launch import WorkerError, launch
+from labkit.stages.distributed.process_group import ProcessRank, all_gather_object, barrier, process_rank, world_size
 
 ROOT = Path(__file__).parents[1]
 BEGIN = """
 import os, signal, subprocess, sys, threading, time
 from pathlib import Path
 from labkit.errors import LabError
-from labkit.runs.worker import Report, end_with_the_notebook, telling
-from labkit.stages.distributed.launch import place
-here, folder = place(), Path(os.environ["LABKIT_WORKERS"])
-threading.Thread(target=end_with_the_notebook, daemon=True).start()
-report = Report(folder, here.rank)
+from labkit.stages.distributed.process_group import EventWriter, exit_with_parent, process_rank, report_errors
+here, folder = process_rank(), Path(os.environ["LABKIT_WORKERS"])
+threading.Thread(target=exit_with_parent, daemon=True).start()
+report = EventWriter(folder, here.rank)
 """
-"""What `labkit.runs.worker.joined` does, without the seconds that torch and its process group take."""
+"""What `process_group` does, without the seconds that torch and its process group take."""
 
 
 def command(folder: Path, text: str) -> list[str]:
@@ -63,16 +63,16 @@ def eventually(true: Any) -> bool:
 
 
 def test_alone_there_is_nobody_to_wait_for_or_to_gather_from():
-    assert place() == Place(0, 1, 0)
-    wait()
-    assert gathered(["a", 1]) == ["a", 1]
-    assert count(3) == 3 and count(1) == 1
+    assert process_rank() == ProcessRank(0, 1, 0)
+    barrier()
+    assert all_gather_object(["a", 1]) == ["a", 1]
+    assert world_size(3) == 3 and world_size(1) == 1
 
 
 def test_what_workers_report_is_heard_while_they_work_and_rank_0_s_result_is_returned(tmp_path):
     heard = []
 
-    def hear(rank: int, event: dict[str, Any]) -> None:
+    def on_event(rank: int, event: dict[str, Any]) -> None:
         heard.append((rank, event["step"]))
         (tmp_path / f"heard-{rank}-{event['step']}").touch()
 
@@ -84,9 +84,9 @@ def test_what_workers_report_is_heard_while_they_work_and_rank_0_s_result_is_ret
         print("worker", here)
         report({"result": here.rank + 10})
     """
-    assert work(tmp_path, text, hear=hear) == 10
+    assert work(tmp_path, text, on_event=on_event) == 10
     assert sorted(heard) == [(0, 1), (0, 2), (1, 1), (1, 2)]
-    assert "rank=1, world=2, local_rank=1" in (tmp_path / "logs" / "rank-1.txt").read_text()
+    assert "rank=1, world_size=2, local_rank=1" in (tmp_path / "logs" / "rank-1.txt").read_text()
 
 
 def test_all_that_is_waited_for_is_there_before_a_worker_starts(tmp_path):
@@ -97,7 +97,7 @@ def test_all_that_is_waited_for_is_there_before_a_worker_starts(tmp_path):
         (folder / f"rank-{os.environ['RANK']}.jsonl").write_text(json.dumps({"result": there}) + "\\n")
     """
     command = [sys.executable, "-c", textwrap.dedent(text)]
-    assert launch(command, 2, tmp_path / "logs") == ["meeting.json", "rank-0.jsonl", "rank-1.jsonl"]
+    assert launch(command, 2, tmp_path / "logs") == ["rank-0.jsonl", "rank-1.jsonl", "rendezvous.json"]
 
 
 def test_the_shared_disk_is_asked_often_at_first_and_once_a_second_later(tmp_path, monkeypatch):
@@ -118,12 +118,12 @@ def test_the_shared_disk_is_asked_often_at_first_and_once_a_second_later(tmp_pat
         def wait(self, timeout: float) -> int:
             return 0
 
-    def news(worker: workers.Worker) -> list[dict[str, Any]]:
+    def new_events(worker: workers.Worker) -> list[dict[str, Any]]:
         looks.append(now)
         return [{"result": "done"}] if now >= 100.5 else []
 
     monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: now, time=lambda: now, sleep=sleep))
-    monkeypatch.setattr(workers.Worker, "news", news)
+    monkeypatch.setattr(workers.Worker, "new_events", new_events)
     monkeypatch.setattr(workers, "_popen", lambda *words: Process())
     assert launch(["nothing"], 1, tmp_path) == "done"
     early, late = [at for at in looks if at < 10], [at for at in looks if at >= 10]
@@ -140,16 +140,16 @@ def test_what_workers_write_stands_behind_what_earlier_ones_wrote(tmp_path):
 def test_an_error_in_one_worker_ends_all_with_its_traceback_and_not_with_the_echo(tmp_path):
     text = """
         report({"step": os.getpid()})
-        with telling(report):
+        with report_errors(report):
             if here.rank == 1:
                 time.sleep(0.5)
                 {}["no such clip"]
             time.sleep(1)
-            raise RuntimeError("[gloo] Connection closed by peer") if here.world == 2 else None
+            raise RuntimeError("[gloo] Connection closed by peer") if here.world_size == 2 else None
     """
     pids = []
     with pytest.raises(WorkerError) as caught:
-        work(tmp_path, text, hear=lambda rank, event: pids.append(event["step"]))
+        work(tmp_path, text, on_event=lambda rank, event: pids.append(event["step"]))
     message = str(caught.value)
     assert "worker 1 of 2" in message and "KeyError: 'no such clip'" in message and "work.py" in message
     assert str(tmp_path / "logs" / "rank-1.txt") in message
@@ -158,7 +158,7 @@ def test_an_error_in_one_worker_ends_all_with_its_traceback_and_not_with_the_ech
 
 def test_bad_input_that_a_worker_finds_is_bad_input(tmp_path):
     with pytest.raises(LabError, match=r"^prompts_per_step is 3$"):
-        work(tmp_path, "with telling(report): raise LabError('prompts_per_step is 3')")
+        work(tmp_path, "with report_errors(report): raise LabError('prompts_per_step is 3')")
 
 
 def test_a_worker_that_dies_is_named_with_what_it_wrote_last(tmp_path):
@@ -182,13 +182,13 @@ def test_an_interrupt_ends_all_workers_and_what_they_have_started(tmp_path):
     """
     pids: list[int] = []
 
-    def hear(rank: int, event: dict[str, Any]) -> None:
+    def on_event(rank: int, event: dict[str, Any]) -> None:
         pids.extend(event["pids"])
         if len(pids) == 4:
             threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
 
     with pytest.raises(KeyboardInterrupt):
-        work(tmp_path, text, hear=hear)
+        work(tmp_path, text, on_event=on_event)
     assert len(pids) == 4 and eventually(lambda: all(map(gone, pids)))
 
 
@@ -264,7 +264,7 @@ def two_machines(tmp_path, monkeypatch):
 def test_on_several_machines_srun_starts_them(two_machines, tmp_path):
     heard = {}
     text = "report({'place': list(here)}); print('hello', flush=True); report({'result': 'done'})"
-    assert work(tmp_path, text, 4, hear=lambda rank, event: heard.update({rank: event["place"]})) == "done"
+    assert work(tmp_path, text, 4, on_event=lambda rank, event: heard.update({rank: event["place"]})) == "done"
     assert heard == {0: [0, 4, 0], 1: [1, 4, 1], 2: [2, 4, 0], 3: [3, 4, 1]}
     assert (tmp_path / "logs" / "rank-3.txt").read_text() == "hello\n"
 
@@ -313,7 +313,7 @@ def wait_for_echoes(count):
             """
             if here.rank != 2:
                 time.sleep(600)
-            with telling(report):
+            with report_errors(report):
                 raise RuntimeError("NCCL error: unhandled system error")
             """,
             r"worker 2 of 4 .*failed: RuntimeError: NCCL error(.|\n)*Traceback",
@@ -346,7 +346,7 @@ def wait_for_echoes(count):
             if here.rank != 1:
                 echo()
             wait_for_echoes(3)
-            with telling(report):
+            with report_errors(report):
                 raise ValueError("/data/store/igloo.mp4 cannot be restored")
             """,
             r"worker 1 of 4 .*failed: ValueError: /data/store/igloo.mp4",
@@ -355,7 +355,7 @@ def wait_for_echoes(count):
     ],
 )
 def test_on_several_machines_the_worker_that_failed_first_is_named(two_machines, tmp_path, monkeypatch, text, blamed):
-    monkeypatch.setattr(workers, "PATIENCE", 60.0)  # srun ends all of them long before
+    monkeypatch.setattr(workers, "SHUTDOWN_GRACE", 60.0)  # srun ends all of them long before
     with pytest.raises(WorkerError, match=blamed):
         work(tmp_path, ECHOING + textwrap.dedent(text), 4)
 

@@ -14,8 +14,9 @@ from labkit.data.moments import BadField, Moment
 from labkit.data.video.frames import sample_times
 from labkit.data.video.probe import SET_BACK, Checkup, check_videos, look
 from labkit.data.video_index import SUFFIXES
-from labkit.doctor.report import Finding, Table
+from labkit.doctor.report import Finding
 from labkit.params import Params
+from labkit.table import Table
 
 SPLITS = ("train", "validation", "test")
 # A video's last frame is shown for a while that containers round differently.

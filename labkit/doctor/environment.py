@@ -11,12 +11,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from labkit.doctor.report import Finding, Table, size_text
+from labkit.doctor.report import Finding, size_text
 from labkit.doctor.workload import Shape, read_shape
 from labkit.errors import LabError
 from labkit.files import under
 from labkit.params import Params
 from labkit.stages.distributed.launcher_variables import launcher_variables
+from labkit.table import Table
 
 _PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 # Where Linux tells what a container may use, in its second version and its first.

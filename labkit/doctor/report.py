@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from labkit.table import Table
+
 LEVELS = ("error", "warning", "note")
 """error: a run would fail. warning: a run would go on, with something lost or wrong. note: worth knowing."""
 SHOWN = 5
@@ -34,15 +36,6 @@ class Finding(NamedTuple):
         'a.mp4 is not there; put it there'
         """
         return f"{self.subject} {self.message}" + (f"; {self.next_step}" if self.next_step else "")
-
-
-class Table(NamedTuple):
-    """A heading, a head, rows of the same length, and what the numbers rest on."""
-
-    title: str
-    head: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-    note: str = ""
 
 
 @dataclass
@@ -77,12 +70,12 @@ class Report:
             "exit_code": self.exit_code,
             "verdict": self.verdict(),
             "findings": [finding._asdict() for finding in self.findings],
-            "tables": [table._asdict() for table in self.tables],
+            "tables": [table.as_dict() for table in self.tables],
             **self.data,
         }
 
     def __str__(self) -> str:
-        blocks = [self.title, *(_table_text(table) for table in self.tables)]
+        blocks = [self.title, *map(str, self.tables)]
         for level in LEVELS:
             if found := self.of(level):
                 lines = [f"{level}s"]
@@ -95,7 +88,7 @@ class Report:
         return "\n\n".join([*blocks, self.verdict()])
 
     def _repr_html_(self) -> str:
-        blocks = [f"<h4>{html.escape(self.title)}</h4>", *(_table_html(table) for table in self.tables)]
+        blocks = [f"<h4>{html.escape(self.title)}</h4>", *(table._repr_html_() for table in self.tables)]
         for level in LEVELS:
             for kind, group in _groups(self.of(level)):
                 rows = "".join(f"<li>{html.escape(finding.line())}</li>" for finding in group[:SHOWN])
@@ -109,31 +102,6 @@ def _groups(findings: Sequence[Finding]) -> list[tuple[str, list[Finding]]]:
     order = {kind: place for place, kind in enumerate(dict.fromkeys(finding.kind for finding in findings))}
     ordered = sorted(findings, key=lambda finding: order[finding.kind])
     return [(kind, list(group)) for kind, group in itertools.groupby(ordered, key=lambda finding: finding.kind)]
-
-
-def _table_text(table: Table) -> str:
-    columns = list(zip(table.head, *table.rows, strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    # Numbers stand under each other at their ends, words at their beginnings.
-    numbers = [all(cell[:1].isdigit() for cell in column[1:]) for column in columns]
-
-    def line(cells: tuple[str, ...]) -> str:
-        placed = zip(cells, widths, numbers, strict=True)
-        return "  " + "  ".join(c.rjust(width) if number else c.ljust(width) for c, width, number in placed).rstrip()
-
-    head = [line(table.head)] if any(table.head) else []
-    notes = [f"  {part}" for part in table.note.splitlines()]
-    return "\n".join([table.title, *head, *map(line, table.rows), *notes])
-
-
-def _table_html(table: Table) -> str:
-    def line(cells: tuple[str, ...], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    rows = "".join(line(row, "td") for row in table.rows)
-    note = f"<small>{html.escape(table.note)}</small>" if table.note else ""
-    head = line(table.head, "th") if any(table.head) else ""
-    return f"<b>{html.escape(table.title)}</b><table>{head}{rows}</table>{note}"
 
 
 def _plural(count: int, word: str) -> str:

@@ -14,13 +14,14 @@ from labkit.data.moments import Moment
 from labkit.doctor.dataset import Inspection, Vision
 from labkit.doctor.environment import Machine, Model, planned_for
 from labkit.doctor.memory import OTHER_PROCESSES, stage_memory
-from labkit.doctor.report import Finding, Report, Table, size_text
+from labkit.doctor.report import Finding, Report, size_text
 from labkit.doctor.runtime import stage_seconds
 from labkit.doctor.workload import KEPT_SHARE, STAGES, Load, explorers, one_process, run_disk
 from labkit.errors import LabError
 from labkit.files import under
 from labkit.params import Params
 from labkit.progress import duration
+from labkit.table import Table
 
 if TYPE_CHECKING:
     from labkit.doctor.throughput import Pace

@@ -10,6 +10,7 @@ from labkit.embedded.true_words import KINDS
 from labkit.progress import duration
 from labkit.runs.run import STAGES, read_manifest
 from labkit.runs.versions import version_text
+from labkit.table import Table
 
 MODELS = {"base": "base", "grpo": "stage 1", "sft": "sft", "grpo_final": "final"}
 """The models that are evaluated, in the order in which they come to be, and what the table calls them."""
@@ -68,7 +69,7 @@ def read_results(folder: str | Path) -> dict[str, Any]:
 
 def results_text(results: Mapping[str, Any]) -> str:
     """The same as plain text: one table for each decoding, the harvest's funnel, and how long each stage took."""
-    blocks = [f"run {results['run']}"]
+    blocks: list[object] = [f"run {results['run']}"]
     columns = columns_of(results["models"])
     for decoding in DECODINGS:
         rows = [
@@ -79,22 +80,22 @@ def results_text(results: Mapping[str, Any]) -> str:
         if rows:
             queries = {row[decoding]["n"] for row in results["models"].values() if row.get(decoding)}
             title = f"{decoding}, {' or '.join(f'{n:.0f}' for n in sorted(queries))} queries"
-            blocks.append(_table([["", *columns.values()], *rows], title))
+            blocks.append(Table(title, ("", *columns.values()), rows, align="lr"))
     words = words_rows(results["models"])
     for decoding, rows in words.items():
-        blocks.append(_table(rows, f"true words, {decoding}"))
+        blocks.append(Table(f"true words, {decoding}", rows[0], rows[1:], align="lr"))
     if results["harvest"]:
         rows = [[name, f"{count:g}"] for name, count in results["harvest"].items() if name != "yield"]
-        blocks.append(_table(rows, f"harvest, {100 * results['harvest']['yield']:.1f} % kept"))
+        blocks.append(Table(f"harvest, {100 * results['harvest']['yield']:.1f} % kept", (), rows, align="lr"))
     states = [
         [name, entry["state"] or "not run", "" if entry["seconds"] is None else duration(entry["seconds"])]
         for name, entry in results["stages"].items()
     ]
-    blocks.append(_table(states, "stages"))
+    blocks.append(Table("stages", (), states, align="lr"))
     blocks.append(f"labkit {version_text(results['labkit'])}")
     if results["models"]:
         blocks.append(f"{LEGEND}\n{WORDS_LEGEND}" if words else LEGEND)
-    return "\n\n".join(blocks)
+    return "\n\n".join(map(str, blocks))
 
 
 def columns_of(models: Mapping[str, Any]) -> dict[str, str]:
@@ -131,12 +132,3 @@ def true_share(figures: Mapping[str, float | None], kind: str) -> str:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
-
-
-def _table(rows: list[list[str]], title: str) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for name, *cells in rows:
-        right = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
-        lines.append("  " + "  ".join([name.ljust(widths[0]), *right]).rstrip())
-    return "\n".join([title, *lines])

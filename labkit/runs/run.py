@@ -25,7 +25,7 @@ from labkit.progress import say as to_stdout
 from labkit.runs.log import kept
 from labkit.runs.versions import package_version, package_versions, source_version
 from labkit.stages.distributed.launcher_variables import launcher_variables
-from labkit.stages.distributed.preemption import asked, stoppable
+from labkit.stages.distributed.preemption import handle_preemption, stop_requested
 
 if TYPE_CHECKING:
     from labkit.stages.rollouts import RolloutStore
@@ -114,7 +114,7 @@ class Run:
         """A path of the parameters, relative ones taken from the project's root."""
         return under(self.root, path)
 
-    def begin(self, name: str) -> bool:
+    def start(self, name: str) -> bool:
         """Claim the run's directory for a stage; True when the stage is already finished and there is nothing to do.
 
         Raises LabError when an earlier stage is not finished, or another process works in the directory.
@@ -152,7 +152,7 @@ class Run:
                             "figures": _plain(figures)})  # fmt: skip
         unlock(self.path / STAGE_LOCK)
 
-    def keep(self, name: str, what: str, work: Callable[[], Any]) -> Any:
+    def cached_json(self, name: str, what: str, work: Callable[[], Any]) -> Any:
         """Do `work` once: its result, plain data, is stored as 01_grpo/`what`.json and read from there next time."""
         path = self.folder(name) / f"{what}.json"
         if not path.exists():
@@ -302,14 +302,14 @@ def run_notebooks(
     sources = notebooks_of(run.root)
     lock(run.path / ".sequence.lock", "labkit run")
     try:
-        tell = kept(run.path, say or to_stdout)
+        log = kept(run.path, say or to_stdout)
         for launcher, names in launcher_variables(os.environ).items():
             if launcher != "srun":  # which has them in every job
-                tell(
+                log(
                     f"ignored: {launcher}'s variables ({', '.join(names)}); the parameters say how many processes work"
                 )
-        with stoppable(run.path / ".stop"):
-            _in_sequence(run, sources, tell)
+        with handle_preemption(run.path / ".stop"):
+            _in_sequence(run, sources, log)
     finally:
         unlock(run.path / ".sequence.lock")
     return run
@@ -342,9 +342,9 @@ def _in_sequence(run: Run, sources: Mapping[str, Path], say: Callable[[str], Non
         try:
             execute(sources[name], target, given, cwd=run.root, say=lambda line: say(f"    {line}"))
         except NotebookError:
-            if not asked():  # else it is how a notebook stops, in this process or in another
+            if not stop_requested():  # else it is how a notebook stops, in this process or in another
                 raise
-        if asked() and not run.finished(STAGES[-1]):
+        if stop_requested() and not run.finished(STAGES[-1]):
             say(f"{label} stopped as asked")
             raise Stopped(f"run '{params.run}' stopped as asked; the same command goes on from there")
         if not run.finished(name):

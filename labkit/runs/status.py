@@ -19,6 +19,7 @@ from labkit.runs.log import NAME, last_lines, last_step
 from labkit.runs.results import MODELS
 from labkit.runs.run import STAGES, read_manifest
 from labkit.runs.slurm_job import read_job
+from labkit.table import Table
 
 LINES = 5
 """Last lines of the log that are shown."""
@@ -77,7 +78,7 @@ def status_text(folder: str | Path) -> str:
         status = read_status(run)
         name, stage = _current(status["stages"])
         rows.append([status["run"], name, stage["state"], _step_text(stage), _job_words(status["job"])])
-    return _aligned(rows)
+    return str(Table("", (), rows, align="l"))
 
 
 def _run_text(status: Mapping[str, Any]) -> str:
@@ -89,7 +90,7 @@ def _run_text(status: Mapping[str, Any]) -> str:
         figures = ", ".join(f"{MODELS[model]} {100 * miou:.1f} mIoU" for model, miou in stage["figures"].items())
         took = duration(stage["seconds"]) if stage["seconds"] is not None else ""
         rows.append([name, stage["state"], took, _step_text(stage) or figures])
-    blocks.append(_aligned(rows))
+    blocks.append(str(Table("", (), rows, align="l")))
     blocks.append("\n".join([f"log {status['log']}", *(f"  {line}" for line in status["lines"])]))
     if status["job"] and status["job"]["log"] != status["log"]:
         blocks[-1] += f"\nlog of the job {status['job']['log']}"
@@ -124,11 +125,6 @@ def _job_words(job: Mapping[str, Any] | None) -> str:
     if job["active"] or job["event"] in ("submitted", "started", "requeued"):
         words += f"; {job['state'] or 'its state cannot be asked here'}"
     return words
-
-
-def _aligned(rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def _held(lock: Path) -> bool:

@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labkit.chain.metrics import Reaches, recall_figures
+from labkit.data.benchmarks import load_moments
 from labkit.data.moments import Moment
 from labkit.errors import LabError
-from labkit.scoring import cards
+from labkit.scoring.average_precision import AP_THRESHOLDS
 from labkit.scoring.baselines import (
     CENTRE_HALF,
     WHOLE_VIDEO,
@@ -33,14 +34,33 @@ from labkit.scoring.baselines import (
     prior_ious,
     relative_spans,
 )
-from labkit.scoring.bootstrap import Difference, Interval, mean_intervals, paired_differences
-from labkit.scoring.marks import SCORE_THRESHOLDS, Floats, Reading, asked, marks, read_all, reads_more
+from labkit.scoring.bootstrap import Difference, Interval, few_videos, mean_intervals, paired_differences
 from labkit.scoring.predictions import Answers, Predictions, read_predictions
 from labkit.scoring.protocol import Protocol
+from labkit.scoring.question_figures import SCORE_THRESHOLDS, Floats, question_figures
 from labkit.scoring.reading_rules import RULES, ReadingRule, find_rule
+from labkit.scoring.readings import EXAMPLES, ReadAnswer, better_rule, disagreements, match_questions, read_answers
+from labkit.table import Table, repr_pretty
 
 LEVEL = 0.95
-_EXAMPLES = 3
+TITLES = {
+    "miou": "mIoU",
+    "r1@0.3": "R1@0.3",
+    "r1@0.5": "R1@0.5",
+    "r1@0.7": "R1@0.7",
+    "r1@0.9": "R1@0.9",
+    "map": "mAP",
+    "map_short": "mAP short, to 10 s",
+    "map_middle": "mAP middle, to 30 s",
+    "map_long": "mAP long",
+    **{f"map@{m}": f"mAP@{m}" for m in AP_THRESHOLDS},
+    "acc_qa": "Acc@QA",
+    "acc_gqa": "Acc@GQA",
+    "miop": "mIoP",
+    "iop@0.3": "IoP@0.3",
+    "iop@0.5": "IoP@0.5",
+}
+"""What figures are called where people read them."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -74,16 +94,41 @@ class Score:
         }
 
     def __str__(self) -> str:
-        return cards.score_card(self)
+        return f"{self._table()}\n\n{self.protocol}"
 
     def __repr__(self) -> str:
         miou = 100 * self.figures["miou"]
         return f"<Score mIoU {miou:.1f} on {self.protocol.rows:,} questions, rules {self.protocol.rules}>"
 
-    _repr_pretty_ = cards.printed
+    _repr_pretty_ = repr_pretty
 
     def _repr_html_(self) -> str:
-        return cards.score_card_html(self)
+        return self._table()._repr_html_() + Table("protocol", (), self.protocol.lines(), align="l")._repr_html_()
+
+    def _table(self) -> Table:
+        head = ("", "score", f"{100 * self.protocol.level:g} % interval", *self.baselines)
+        rows = [
+            (
+                TITLES.get(name, name),
+                _percent(value),
+                _between(self.intervals.get(name)),
+                *(_percent(figures.get(name, math.nan)) for figures in self.baselines.values()),
+            )
+            for name, value in self.figures.items()
+        ]
+        return Table("", head, rows, self._note(), align="lr")
+
+    def _note(self) -> str:
+        """What to know before believing the table."""
+        card = self.protocol
+        notes = [few_videos(card.videos)]
+        if card.unread:
+            notes.append(
+                f"Nothing was read in {100 * card.parse_failure_rate:.0f} % of the predictions: {card.unread}."
+            )
+        if card.cut_line:
+            notes.append(f"The predictions' file broke off in line {card.cut_line:,}.")
+        return " ".join(filter(None, ["Percent.", *notes]))
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -113,27 +158,62 @@ class Paired:
         }
 
     def __str__(self) -> str:
-        return cards.paired_card(self)
+        return str(self._table())
 
     def __repr__(self) -> str:
         return f"<Paired mIoU {100 * self.differences['miou'].value:+.1f}, wins {self.wins}, losses {self.losses}>"
 
-    _repr_pretty_ = cards.printed
+    _repr_pretty_ = repr_pretty
 
     def _repr_html_(self) -> str:
-        return cards.paired_card_html(self)
+        return self._table()._repr_html_()
+
+    def _table(self) -> Table:
+        card = self.first.protocol
+        rows = []
+        for name, gap in self.differences.items():
+            low, high = gap.interval
+            between = "-" if math.isnan(low) else f"{100 * low:+.1f} to {100 * high:+.1f}"
+            figures = [_percent(score.figures[name]) for score in (self.first, self.second)]
+            p = "-" if math.isnan(gap.p) else "<0.001" if gap.p < 0.001 else f"{gap.p:.3f}"
+            rows.append((TITLES.get(name, name), *figures, f"{100 * gap.value:+.1f}", between, p))
+        first, second = (score.protocol.predictions or "not stated" for score in (self.first, self.second))
+        note = (
+            f"first: {first}, second: {second}. Percent; of {card.rows:,} questions the first is better on "
+            f"{self.wins:,}, the second on {self.losses:,}, equal on {self.ties:,} (by IoU). p is two-sided. "
+            f"{few_videos(card.videos)}"
+        ).rstrip()
+        head = ("", "first", "second", "difference", f"{100 * card.level:g} % interval", "p")
+        return Table("", head, rows, note, align="lr")
 
 
 class RuleScores(dict[str, Score]):
     """Scores of one set of texts by the rule's name; a table in a notebook, and lines in a terminal."""
 
     def __str__(self) -> str:
-        return cards.rules_card(self)
+        notes = "\n".join(f"{name}: {score.protocol.reading}" for name, score in self.items())
+        return f"{Table('', *self._rows(), '(percent)', align='lr')}\n\n{notes}"
 
-    _repr_pretty_ = cards.printed
+    _repr_pretty_ = repr_pretty
 
     def _repr_html_(self) -> str:
-        return cards.rules_card_html(self)
+        head, rows = self._rows()
+        notes = [score.protocol.reading for score in self.values()]
+        lines = [(*row, note) for row, note in zip(rows, notes, strict=True)]
+        return Table("", (*head, "what it does"), lines, "percent", "l" + "r" * (len(head) - 1) + "l")._repr_html_()
+
+    def _rows(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        names = ("miou", "r1@0.3", "r1@0.5", "r1@0.7")
+        rows = [
+            (
+                rule,
+                *(_percent(score.figures[name]) for name in names),
+                score.protocol.reaches,
+                _percent(score.protocol.parse_failure_rate),
+            )
+            for rule, score in self.items()
+        ]
+        return ("rules", *(TITLES[name] for name in names), "threshold", "nothing read"), rows
 
 
 def score(
@@ -159,10 +239,10 @@ def score(
     (0.25, 0.5, 1, 0.25)
     """
     qids = _names(moments)
-    answers = asked(predictions, moments)
+    answers = match_questions(predictions, moments)
     rule = find_rule(rules or answers.rules)
-    readings = read_all(answers, moments, rule)
-    unread = reads_more(readings, answers, moments, rule)
+    readings = read_answers(answers, moments, rule)
+    unread = better_rule(readings, answers, moments, rule)
     return _scored(answers, moments, rule, readings, qids, _baselines(moments, train, rule.reaches), unread)
 
 
@@ -192,15 +272,15 @@ def compare(first: Score, second: Score) -> Paired:
 
 
 def under_every_rule(predictions: Answers, moments: Sequence[Moment]) -> RuleScores:
-    """One set of texts scored under every rule, labkit's first; `labkit.scoring.contrasts.disagreements` shows texts read differently.
+    """One set of texts scored under every rule, labkit's first; `labkit.disagreements` shows texts read differently.
 
     Raises: LabError for ranked windows, which need no reading.
     """
     qids = _names(moments)
-    answers = asked(predictions, moments)
+    answers = match_questions(predictions, moments)
     found = RuleScores()
     for name, rule in RULES.items():
-        readings = read_all(answers, moments, rule)
+        readings = read_answers(answers, moments, rule)
         found[name] = _scored(answers, moments, rule, readings, qids, _baselines(moments, None, rule.reaches))
     return found
 
@@ -219,9 +299,6 @@ def score_text(
 
     Raises: LabError for what can't be read or doesn't go together.
     """
-    from labkit.data.benchmarks import load_moments
-    from labkit.scoring.contrasts import disagreements
-
     answers, questions = read_predictions(predictions), load_moments(moments, videos=videos)
     seen = None if train is None else load_moments(train, videos=videos)
     if rules == "all":
@@ -247,12 +324,12 @@ def _scored(
     answers: Predictions,
     moments: Sequence[Moment],
     rule: ReadingRule,
-    readings: Sequence[Reading],
+    readings: Sequence[ReadAnswer],
     qids: tuple[str, ...],
     baselines: dict[str, dict[str, float]],
     unread: str = "",
 ) -> Score:
-    columns = marks(readings, answers, moments, rule)
+    columns = question_figures(readings, answers, moments, rule)
     videos = tuple(moment.source_video for moment in moments)
     return Score(
         figures={name: float(np.nanmean(column)) for name, column in columns.items()},
@@ -318,7 +395,7 @@ def _protocol(
     answers: Predictions,
     moments: Sequence[Moment],
     rule: ReadingRule,
-    readings: Sequence[Reading],
+    readings: Sequence[ReadAnswer],
     unread: str,
 ) -> Protocol:
     known = {moment.qid for moment in moments}
@@ -333,7 +410,7 @@ def _protocol(
         reading=_window_rule(rule) if answers.ranked else rule.note,
         reaches=rule.reaches,
         clips=rule.clips,
-        moments=getattr(moments, "source", ", ".join(islice(sources, _EXAMPLES))),
+        moments=getattr(moments, "source", ", ".join(islice(sources, EXAMPLES))),
         rows=len(moments),
         listed=getattr(moments, "rows", len(moments)),
         findings=counts(),
@@ -341,7 +418,7 @@ def _protocol(
         missing=len(missing),
         extra=len(extra),
         duplicates=len(answers.duplicates),
-        first={name: tuple(qids[:_EXAMPLES]) for name, qids in names.items()},
+        first={name: tuple(qids[:EXAMPLES]) for name, qids in names.items()},
         parse_failure_rate=sum(r.pair is None for r in given) / len(given) if given else math.nan,
         statuses=dict(Counter(reading.status for reading in given).most_common()),
         unread=unread,
@@ -367,3 +444,13 @@ def _window_rule(rule: ReadingRule) -> str:
 
 def _known(value: float) -> float | None:
     return None if math.isnan(value) else value
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _between(interval: Interval | None) -> str:
+    if interval is None or math.isnan(interval.low):
+        return "-"
+    return f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"

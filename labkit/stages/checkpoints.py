@@ -16,7 +16,7 @@ from labkit.errors import LabError
 from labkit.files import apply_umask, replacing
 from labkit.policy.model import Policy, save_policy
 from labkit.progress import say
-from labkit.stages.distributed.launch import place, wait
+from labkit.stages.distributed.process_group import barrier, process_rank
 from labkit.stages.sharding import full_state, load_full_state
 from labkit.stages.start import note_end
 
@@ -33,13 +33,13 @@ def newest_checkpoint(folder: Path) -> Path | None:
         damaged = damage(path)
         if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and damaged is None:
             found[int(match[1])] = path
-        elif place().rank == 0:
+        elif process_rank().rank == 0:
             if damaged:
                 say(
                     f"'{path}' is damaged ({damaged}); it is removed, and the stage goes on from the one before, if any"
                 )
             shutil.rmtree(path)
-    wait()
+    barrier()
     return found[max(found)] if found else None
 
 
@@ -75,7 +75,7 @@ def resumable(trainer: Any) -> Any:
     class Resumable(trainer):
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
             super()._save_checkpoint(model, trial)
-            wait()  # each process has written its part
+            barrier()  # each process has written its part
             if self.args.should_save:
                 folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
                 apply_umask(folder)
@@ -149,7 +149,7 @@ def end_stage(policy: Policy, result: Any, folder: Path) -> None:
     All workers come here, rank 0 writes.
     """
     state = full_state(policy)
-    if place().rank == 0:
+    if process_rank().rank == 0:
         with replacing(folder / "result.json") as draft:
             draft.write_text(json.dumps(asdict(result)), encoding="utf-8")
         if state is None:
@@ -157,7 +157,7 @@ def end_stage(policy: Policy, result: Any, folder: Path) -> None:
         save_policy(policy, folder / "final", state)
         for leftover in [*folder.glob("checkpoint-*"), *folder.glob(".final.*")]:
             shutil.rmtree(leftover)
-    wait()
+    barrier()
 
 
 def shuffled_order(items: Sequence[Any], count: int, seed: int, block: int = 1) -> list[Any]:

@@ -24,9 +24,9 @@ from labkit.policy.packed_logprobs import pack
 from labkit.policy.prompt_source import expect
 from labkit.stages.arguments import OBJECTIVE, training_arguments
 from labkit.stages.checkpoints import end_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
-from labkit.stages.distributed.launch import gathered, place, wait
 from labkit.stages.distributed.launcher_variables import single_process
 from labkit.stages.distributed.preemption import stop_callback
+from labkit.stages.distributed.process_group import all_gather_object, barrier, process_rank
 from labkit.stages.experimental.vllm_generation import vllm_options, write_rollouts
 from labkit.stages.grpo_steps import WINDOW, Sampled, judge, may_stop, paid_terms, recorded_figures, step_figures
 from labkit.stages.rollouts import Rollout, RolloutStore
@@ -133,7 +133,7 @@ def train_grpo(
     if result := read_result(folder, GrpoResult):
         return result
     begin = time.monotonic()
-    size, world = settings.prompts_per_step, place().world
+    size, world = settings.prompts_per_step, process_rank().world_size
     per_pass = prompts_of_a_pass(settings, world)
     if len(moments) < size:
         raise LabError(
@@ -145,16 +145,16 @@ def train_grpo(
     require_start(policy, folder, seed=settings.seed)
     store = RolloutStore(folder / "rollouts")
     require_rollouts(store, checkpoint)
-    if place().rank == 0:
+    if process_rank().rank == 0:
         store.truncate(step_of(checkpoint))
-    wait()
+    barrier()
     seed = stage_seed(settings.seed, stage)
     asked = {moment.qid: moment for moment in moments}
     figures = recorded_figures(store.read(), asked, spec, settings.group_size)
     # A run that was killed between its last step and its end has no step left to take.
     steps = step_of(checkpoint) if may_stop(figures, step_of(checkpoint), settings) else settings.steps
     order = shuffled_order(list(asked), steps * size, seed, block=size)
-    mine = slice(place().rank * (size // world), (place().rank + 1) * (size // world))
+    mine = slice(process_rank().rank * (size // world), (process_rank().rank + 1) * (size // world))
     expect(
         source,
         [
@@ -200,7 +200,7 @@ def train_grpo(
         )  # fmt: skip
         require_sharding(trainer)
         trainer.train_from(checkpoint)
-    if place().rank == 0:
+    if process_rank().rank == 0:
         store.compact()
     stopped_by = "steps" if trainer.state.global_step >= settings.steps else "condition"
     seconds = round(time.monotonic() - begin, 1)
@@ -333,10 +333,10 @@ def trainer_class() -> Any:
             output = super()._generate_and_score_completions(inputs)
             step = self.state.global_step + 1
             rows = zip(self.sampled, output["advantages"].tolist(), strict=True)
-            records = gathered([self._record(step, each, advantage) for each, advantage in rows])
-            if place().rank == 0:
+            records = all_gather_object([self._record(step, each, advantage) for each, advantage in rows])
+            if process_rank().rank == 0:
                 self.store.write(step, records)
-            self.figures[step] = step_figures(gathered(self.sampled), self.moments, self.num_generations)
+            self.figures[step] = step_figures(all_gather_object(self.sampled), self.moments, self.num_generations)
             return output
 
         def _record(self, step: int, each: Sampled, advantage: float) -> Rollout:

@@ -22,9 +22,9 @@ from labkit.policy.packed_logprobs import pack
 from labkit.policy.prompt_source import expect
 from labkit.stages.arguments import training_arguments
 from labkit.stages.checkpoints import end_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
-from labkit.stages.distributed.launch import place
 from labkit.stages.distributed.launcher_variables import single_process
 from labkit.stages.distributed.preemption import stop_callback
+from labkit.stages.distributed.process_group import process_rank
 from labkit.stages.sharding import keep_vision_whole, require_same_sharing, require_sharding
 from labkit.stages.start import require_start, restored, stage_seed
 
@@ -95,7 +95,7 @@ def train_sft(
     if not traces:
         raise LabError("SFT was given no trace to learn from; harvest more, or loosen the filter")
     begin = time.monotonic()
-    world = place().world
+    world = process_rank().world_size
     batch = batch_of(settings.batch, len(traces), world)
     if not batch or batch % world:
         # A divisor of what there is now divides the steps of GRPO too, which a run's parameters are checked for.

@@ -13,7 +13,7 @@ from typing import Any
 
 from labkit.errors import LabError
 from labkit.policy.model import Policy
-from labkit.stages.distributed.launch import place
+from labkit.stages.distributed.process_group import process_rank
 
 
 def sharing(policy: Policy, sharding: str) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def require_same_sharing(checkpoint: Path | None, sharding: str) -> None:
     parts_there, parts_here = not (checkpoint / "optimizer.pt").exists(), _in_parts(sharding)
     if parts_there != parts_here:
         there, step = ("several processes", "more than 1") if parts_there else ("one process", "1")
-        world = place().world
+        world = process_rank().world_size
         raise LabError(
             f"'{checkpoint}' was written by {there} with sharding: fsdp2, and {'one' if world == 1 else world} cannot go on from "
             f"it; let `processes` be {step}, as before, until this stage has ended, or remove its checkpoints to start it over"
@@ -100,11 +100,11 @@ def load_full_state(model: Any, state: dict[str, Any]) -> None:
 
 
 def _in_parts(sharding: str) -> bool:
-    return sharding == "fsdp2" and place().world > 1
+    return sharding == "fsdp2" and process_rank().world_size > 1
 
 
 def _parts(model: Any) -> list[Any]:
-    if place().world == 1:
+    if process_rank().world_size == 1:
         return []
     from torch.distributed.fsdp import FSDPModule
 

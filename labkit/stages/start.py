@@ -18,7 +18,7 @@ from typing import Any
 from labkit.errors import LabError
 from labkit.files import replacing
 from labkit.policy.model import Policy
-from labkit.stages.distributed.launch import place
+from labkit.stages.distributed.process_group import process_rank
 from labkit.stages.provenance import weights_digest
 
 START = "start.json"
@@ -65,7 +65,7 @@ def restored(policy: Policy, reference: Any = None) -> Iterator[None]:
     """
     import torch
 
-    if place().world > 1:
+    if process_rank().world_size > 1:
         yield
         return
     kept = [_Kept(each) for each in _parts(policy.model)]
@@ -148,7 +148,7 @@ def require_start(policy: Policy, folder: Path, **facts: Any) -> None:
         raise LabError(
             f"'{folder}' began with other {what}; put it back, or remove the folder to start the stage over"
         )
-    if place().rank == 0 and there != here | there:
+    if process_rank().rank == 0 and there != here | there:
         _write(folder, here | there)
 
 

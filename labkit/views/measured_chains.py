@@ -15,7 +15,7 @@ from labkit.chain.spans import Span, iou
 from labkit.chain.steps import narrows
 from labkit.data.moments import Moment
 from labkit.errors import LabError
-from labkit.scoring.shown import PredictedChain
+from labkit.scoring.readings import PredictedChain
 from labkit.views.figures.style import in_stage_order
 
 _UNCUT = 1e12

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import json
 
-from labkit.doctor.report import SHOWN, Finding, Report, Table
+from labkit.doctor.report import SHOWN, Finding, Report
+from labkit.table import Table
 
 
 def report(*findings: Finding) -> Report:

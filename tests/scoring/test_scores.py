@@ -18,10 +18,9 @@ from labkit.data.benchmarks import load_moments
 from labkit.data.moments import Moment, write_moments
 from labkit.errors import LabError
 from labkit.scoring.bootstrap import mean_interval
-from labkit.scoring.cards import rules_card, rules_card_html
-from labkit.scoring.contrasts import disagreements
 from labkit.scoring.predictions import PredictedRow, Predictions, as_predictions, write_predictions
 from labkit.scoring.reading_rules import RULES
+from labkit.scoring.readings import disagreements
 from labkit.scoring.scores import compare, score, score_text, under_every_rule
 
 REAL = Path(__file__).resolve().parents[2] / ".." / "shared" / "real"
@@ -319,8 +318,8 @@ def test_one_set_of_texts_under_every_rule():
     }
     # An IoU of 0.25 or 1 is no matter of operators; the cards still say which it is.
     assert (got["timer1"].protocol.reaches, got["timelens"].protocol.reaches) == (">", ">=")
-    assert rules_card(got).splitlines()[len(RULES)].split()[:2] == ["lmms-eval-timelens", "25.0"]
-    assert rules_card_html(got).count("<tr") == len(RULES) + 1
+    assert str(got).splitlines()[len(RULES)].split()[:2] == ["lmms-eval-timelens", "25.0"]
+    assert got._repr_html_().count("<tr") == len(RULES) + 1
 
 
 def test_predictions_beyond_the_end_are_cut_by_labkit_alone():

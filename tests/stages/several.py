@@ -18,8 +18,7 @@ import torch
 
 from labkit.data.moments import read_moments
 from labkit.policy.model import load_policy
-from labkit.runs.worker import joined
-from labkit.stages.distributed.launch import place
+from labkit.stages.distributed.process_group import process_group, process_rank
 from tests.stages import small
 
 
@@ -57,7 +56,7 @@ def end_in(step: int, killed: bool, patch: pytest.MonkeyPatch) -> None:
         taken.append(1)
         if len(taken) == step and not killed:
             raise Broken
-        if len(taken) == step and place().rank:
+        if len(taken) == step and process_rank().rank:
             os.kill(os.getpid(), signal.SIGKILL)
         return figures(*arguments)
 
@@ -74,5 +73,5 @@ def shard_on_cpus() -> None:
 
 
 if __name__ == "__main__":
-    with joined(Path(os.environ["LABKIT_WORKERS"]), "cpu") as report:
+    with process_group(Path(os.environ["LABKIT_WORKERS"]), "cpu") as report:
         report({"result": main(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))})

@@ -9,7 +9,7 @@ import torch
 from labkit.errors import Stopped
 from labkit.policy.model import load_policy
 from labkit.stages.checkpoints import COMPLETE
-from labkit.stages.distributed.preemption import asked, stoppable
+from labkit.stages.distributed.preemption import handle_preemption, stop_requested
 from tests.stages import small
 from tests.stages.small import distance, weights
 
@@ -31,10 +31,10 @@ def test_training_asked_to_stop_loses_no_step(policy, source, moments, tmp_path,
         if row["step"] == 1:
             os.kill(os.getpid(), signal.SIGUSR2)
 
-    with stoppable(tmp_path / ".stop"):
+    with handle_preemption(tmp_path / ".stop"):
         with pytest.raises(Stopped, match="stopped as asked after step 2, which is saved"):
             train(policy, source, moments, folder, on_step=ask_after_the_first, **changes)
-        assert asked()
+        assert stop_requested()
     assert heard == [1, 2] and (folder / "checkpoint-2" / COMPLETE).exists() and not (folder / "final").exists()
 
     resumed, whole = load_policy("embedded", device="cpu"), load_policy("embedded", device="cpu")

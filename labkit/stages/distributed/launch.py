@@ -1,7 +1,7 @@
-"""Workers: several processes that do one piece of a notebook's work together, a GPU each.
+"""Launching workers: several processes that do one piece of a notebook's work together, a GPU each, as torchrun would.
 
-The notebook's process starts them, hears what they report, and ends all of them when one fails or the cell is interrupted. They
-meet through files in a folder that all of them see, so that the same works on one machine and, started by srun, on several.
+The notebook's process starts them, reads the events that they report, and terminates all of them when one fails or the cell is
+interrupted. `process_group` is the workers' side.
 """
 
 from __future__ import annotations
@@ -13,45 +13,33 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from labkit import errors
 from labkit.errors import LabError
-from labkit.files import replacing
 from labkit.stages.distributed.launcher_variables import WORKERS, without_launchers
+from labkit.stages.distributed.process_group import RENDEZVOUS_FILE, node_count
 
-EVERY = 0.05
-"""Seconds between two looks at the processes, and at first at what the workers write."""
-YOUNG = 10.0
-"""Seconds in which what they write is looked at so often: a short piece of work is over then."""
-CALM = 1.0
-"""Seconds between two looks at it later: it stands on a disk that the whole cluster shares."""
-PATIENCE = 5.0
-"""Seconds that workers have to end once they are told to; then they are killed."""
-ECHO = re.compile(
+POLL_INTERVAL = 0.05
+"""Seconds between two polls of the processes, and at first of the workers' event files."""
+FAST_POLL_SECONDS = 10.0
+"""Seconds in which event files are polled so often: a short piece of work is over then."""
+SLOW_POLL_INTERVAL = 1.0
+"""Seconds between two polls of them later: they lie on a disk that the whole cluster shares."""
+SHUTDOWN_GRACE = 5.0
+"""Seconds that workers have to exit after SIGTERM; then they are killed."""
+PEER_FAILURE = re.compile(
     r"connection (closed|reset)|\bgloo\b|nccl|process ?group|(?<![\w/])(tcp)?store(?![\w/])|broken pipe", re.IGNORECASE
 )
-"""What a worker says when another one has gone."""
-GONE = re.compile(rb"srun: error: (\S+: tasks? ([\d,-]+): .*)")
-"""What srun says of tasks that ended badly, `node2: tasks 3-4,7: Out Of Memory`; rank 0 may have begun the line."""
-TAIL = 15
+"""Error of a worker whose peer is gone."""
+SRUN_TASK_FAILED = re.compile(rb"srun: error: (\S+: tasks? ([\d,-]+): .*)")
+"""srun's line about failed tasks, `node2: tasks 3-4,7: Out Of Memory`; rank 0 may have begun the line."""
+LOG_TAIL = 15
 """Lines of a log that an error shows."""
-
-
-class Place(NamedTuple):
-    """Which of the workers this process is."""
-
-    rank: int
-    """From 0."""
-    world: int
-    """How many there are."""
-    local_rank: int
-    """Which of those on its machine, and so the number of its GPU."""
 
 
 class WorkerError(RuntimeError):
@@ -60,7 +48,7 @@ class WorkerError(RuntimeError):
 
 @dataclass
 class Worker:
-    """What the notebook's process knows of one of them."""
+    """What the launching process knows of one worker."""
 
     rank: int
     folder: Path
@@ -70,9 +58,9 @@ class Worker:
     process: subprocess.Popen[bytes] | None = None
     """None when srun has started it."""
     ended: float | None = None
-    """When it was first seen to have ended, or said that it failed; 0 when srun names it as the first that did."""
+    """When it was first seen to have exited, or reported an error; 0 when srun names it as the first that failed."""
     srun: str = ""
-    """srun's words for that."""
+    """srun's message about it."""
     error: dict[str, Any] | None = None
     result: Any = None
     done: bool = False
@@ -83,13 +71,13 @@ class Worker:
         return self.folder / f"rank-{self.rank}.txt"
 
     @property
-    def news_file(self) -> Path:
-        """Where it reports; `launch` has made it."""
+    def event_file(self) -> Path:
+        """Where its `EventWriter` appends; `launch` has made it."""
         return self.folder / f"rank-{self.rank}.jsonl"
 
-    def news(self) -> Iterator[dict[str, Any]]:
-        """What it has reported since it was last asked."""
-        with self.news_file.open("rb") as file:
+    def new_events(self) -> Iterator[dict[str, Any]]:
+        """The events that it has reported since the last call."""
+        with self.event_file.open("rb") as file:
             file.seek(self.read)
             for line in file:
                 if not line.endswith(b"\n"):
@@ -98,117 +86,54 @@ class Worker:
                 yield json.loads(line)
 
 
-class Job(NamedTuple):
-    """A task for several workers, as a file tells them of it."""
-
-    task: str
-    """One of `labkit.runs.tasks.TASKS`."""
-    stage: str
-    """Which model it is done with."""
-    params: dict[str, Any]
-    asked: dict[str, Any]
-    """The task's own arguments."""
-
-    def command(self, folder: Path) -> list[str]:
-        """Write the file into `folder`, and return the command that does it."""
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / "job.json") as draft:
-            draft.write_text(json.dumps(self._asdict(), ensure_ascii=False), encoding="utf-8")
-        return [sys.executable, "-m", "labkit.runs.worker", str(folder / "job.json")]
-
-
-def place() -> Place:
-    """Which of several workers this process is, by torchrun's variables or srun's; alone, it is `Place(0, 1, 0)`.
-
-    Clusters set these variables for processes of their own too; a worker is only what `launch` has started.
-    """
-    environment = os.environ
-    if WORKERS not in environment:
-        return Place(0, 1, 0)
-    names = (("RANK", "SLURM_PROCID"), ("WORLD_SIZE", "SLURM_NTASKS"), ("LOCAL_RANK", "SLURM_LOCALID"))
-    return Place(*(int(environment.get(name) or environment[other]) for name, other in names))
-
-
-def count(processes: int) -> int:
-    """Workers that the parameter `processes` asks for: itself, or for 0 one for each GPU in sight, on all machines of a job."""
-    if processes:
-        return processes
-    import torch
-
-    return max(1, torch.cuda.device_count() * _machines())
-
-
-def wait() -> None:
-    """Wait until all workers have come here; alone, there is nobody to wait for."""
-    if place().world > 1:
-        import torch
-
-        torch.distributed.all_reduce(torch.zeros(1))  # on the CPU: a barrier would first bind a GPU
-
-
-def gathered(values: Sequence[Any]) -> list[Any]:
-    """The values of all workers, by rank, for each of them."""
-    if place().world == 1:
-        return list(values)
-    import torch
-
-    found: list[Any] = [None] * place().world
-    torch.distributed.all_gather_object(found, list(values))
-    return [value for each in found for value in each]
-
-
 def launch(
     command: Sequence[str],
     world: int,
     folder: Path,
     *,
-    hear: Callable[[int, dict[str, Any]], None] = lambda rank, event: None,
+    on_event: Callable[[int, dict[str, Any]], None] = lambda rank, event: None,
     cwd: Path | None = None,
 ) -> Any:
     """Start `command` on `world` workers, wait until all have ended, and return what rank 0 returned.
 
-    Each runs in a session of its own under `labkit.runs.worker.joined(folder)`. `hear` takes what they report, with their ranks.
-    rank-N.txt in `folder` holds what each writes, this work behind earlier work.
+    Each runs in a session of its own and works within `process_group(folder)`. `on_event` takes the events that they report, with
+    their ranks. rank-N.txt in `folder` holds the output of each, this work's behind that of earlier work.
 
     Raises:
         LabError: one of them raised it.
         WorkerError: one of them failed or was killed; all others are then ended.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in [*folder.glob("rank-*.jsonl"), folder / MEETING]:
+    for leftover in [*folder.glob("rank-*.jsonl"), folder / RENDEZVOUS_FILE]:
         leftover.unlink(missing_ok=True)
     workers = [Worker(rank, folder) for rank in range(world)]
     # A machine that has asked NFS for a file in vain may go on for a minute to think that it is not there, so all that is
     # waited for is there from the beginning.
-    (folder / MEETING).touch()
+    (folder / RENDEZVOUS_FILE).touch()
     for worker in workers:
-        worker.news_file.touch()
+        worker.event_file.touch()
         worker.begin = worker.log.stat().st_size if worker.log.exists() else 0
     processes: list[subprocess.Popen[bytes]] = []
     try:
-        for process in _started(command, workers, cwd):
+        for process in _start(command, workers, cwd):
             processes.append(process)
-        _attend(workers, processes, hear)
+        _wait_for_workers(workers, processes, on_event)
         if workers[0].process is None:
-            _ask_srun(workers)
+            _read_srun_failures(workers)
     finally:
-        end(processes)
+        terminate(processes)
     if failed := [worker for worker in workers if not worker.done]:
         raise _failure(failed, world)
     return workers[0].result
 
 
-MEETING = "meeting.json"
-"""Where rank 0 writes at which address the others find it; empty until then."""
-
-
-def _started(command: Sequence[str], workers: Sequence[Worker], cwd: Path | None) -> Iterator[subprocess.Popen[bytes]]:
+def _start(command: Sequence[str], workers: Sequence[Worker], cwd: Path | None) -> Iterator[subprocess.Popen[bytes]]:
     """The processes to wait for, one after the other: the workers, or srun that starts them on several machines."""
-    # Whoever started the notebook's process meant that one. srun's variables stay: srun itself and `place` read them.
+    # Whoever started the notebook's process meant that one. srun's variables stay: srun itself and `process_rank` read them.
     environment = without_launchers(os.environ, but=("srun",))
     # What a worker writes goes into a log in UTF-8, whatever the terminal is.
     environment |= {WORKERS: str(workers[0].folder), "PYTHONIOENCODING": "utf-8"}
-    world, machines = len(workers), _machines()
+    world, machines = len(workers), node_count()
     if machines > 1:
         if world % machines:
             raise LabError(f"{world} processes cannot be spread evenly over {machines} machines; change `processes`")
@@ -234,57 +159,56 @@ def _popen(
     command: Sequence[str], environment: dict[str, str], log: Path, cwd: Path | None
 ) -> subprocess.Popen[bytes]:
     with log.open("ab") as file:
-        # Standard input is their leash: it ends with this process, however that ends, and they end with it.
+        # Their standard input closes when this process ends, however it ends, and they exit then (`exit_with_parent`).
         return subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=file, stderr=file, cwd=cwd, start_new_session=True
         )
 
 
-def _attend(
+def _wait_for_workers(
     workers: Sequence[Worker],
     processes: Sequence[subprocess.Popen[bytes]],
-    hear: Callable[[int, dict[str, Any]], None],
+    on_event: Callable[[int, dict[str, Any]], None],
 ) -> None:
-    """Hear the workers until all have ended, or one has failed and the others had time to say why they did."""
+    """Read the workers' events until all have exited, or one has failed and the others had time to report why they did."""
     failed: float | None = None
     begin, looked, running = time.monotonic(), float("-inf"), len(processes)
     while True:
         alive, now = sum(process.poll() is None for process in processes), time.monotonic()
-        if failed or alive < running or now - begin < YOUNG or now - looked >= CALM:
+        if failed or alive < running or now - begin < FAST_POLL_SECONDS or now - looked >= SLOW_POLL_INTERVAL:
             looked, running = now, alive
             for worker in workers:
-                _look(worker, hear)
+                _poll(worker, on_event)
         if not alive:
             return
         ill = any(worker.error for worker in workers) or any(process.poll() for process in processes)
         failed = failed or (time.monotonic() if ill else None)
-        if failed and time.monotonic() - failed > PATIENCE / 5:
+        if failed and time.monotonic() - failed > SHUTDOWN_GRACE / 5:
             return
-        time.sleep(EVERY)
+        time.sleep(POLL_INTERVAL)
 
 
-def _look(worker: Worker, hear: Callable[[int, dict[str, Any]], None]) -> None:
-    """Take note of what a worker has reported, and of its end."""
-    for event in worker.news():
+def _poll(worker: Worker, on_event: Callable[[int, dict[str, Any]], None]) -> None:
+    """Read a worker's new events, and note its exit."""
+    for event in worker.new_events():
         if "error" in event:
             worker.error, worker.ended = event["error"], event["time"]
         elif "result" in event:
             worker.result, worker.done = event["result"], True
         else:
-            hear(worker.rank, event)
+            on_event(worker.rank, event)
     if worker.process is not None and worker.process.poll() is not None and worker.ended is None:
         worker.ended = time.time()
 
 
-def _ask_srun(workers: Sequence[Worker]) -> None:
-    """Read in srun's output, which stands in rank 0's log, which workers were the first to end badly.
+def _read_srun_failures(workers: Sequence[Worker]) -> None:
+    """Read in srun's output, which stands in rank 0's log, which workers failed first.
 
-    To be asked before srun itself is told to end: then it names all of them. A worker that has said what happened needs no
-    other's word.
+    Call it before srun itself is terminated: then it names all of them. A worker that has reported its own error keeps it.
     """
     with workers[0].log.open("rb") as file:
         file.seek(workers[0].begin)
-        found = GONE.search(file.read())
+        found = SRUN_TASK_FAILED.search(file.read())
     if found is None:
         return
     for part in found[2].decode().split(","):
@@ -294,14 +218,14 @@ def _ask_srun(workers: Sequence[Worker]) -> None:
                 worker.ended, worker.srun = 0.0, found[1].decode(errors="replace")
 
 
-def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End processes that are not over, and all that these have started: first asked, then killed."""
+def terminate(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End the process groups of these processes: SIGTERM, then SIGKILL."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         for process in processes:
             # The group outlives its leader: a reader of videos may still be there when its worker has gone.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, number)
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + SHUTDOWN_GRACE
         for process in processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline - time.monotonic()))
@@ -311,12 +235,12 @@ def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def _failure(failed: Sequence[Worker], world: int) -> Exception:
-    """What to raise: the failure that came first, and not what others said because of it."""
+    """The exception to raise: the failure that came first, and not the peers' errors that followed from it."""
 
     def order(worker: Worker) -> tuple[bool, float]:
         if worker.ended is None:  # it was ended, by us or by srun
             return True, float("inf")
-        return worker.error is not None and ECHO.search(worker.error["message"]) is not None, worker.ended
+        return worker.error is not None and PEER_FAILURE.search(worker.error["message"]) is not None, worker.ended
 
     worker = min(failed, key=order)
     if worker.error and isinstance(kind := getattr(errors, worker.error["kind"], None), type):
@@ -334,10 +258,6 @@ def _failure(failed: Sequence[Worker], world: int) -> Exception:
     if worker.log.exists():  # srun makes it, and may not have come so far
         with worker.log.open("rb") as file:
             file.seek(worker.begin)
-            tail = file.read().decode(errors="replace").splitlines()[-TAIL:]
+            tail = file.read().decode(errors="replace").splitlines()[-LOG_TAIL:]
     said = "\n".join(["; it last wrote:", *tail]) if tail else ""
     return WorkerError(f"{who} {how}. The others were ended; the same cell goes on from the newest checkpoint{said}")
-
-
-def _machines() -> int:
-    return int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))

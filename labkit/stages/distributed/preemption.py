@@ -26,7 +26,7 @@ ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
-def stoppable(file: Path) -> Iterator[None]:
+def handle_preemption(file: Path) -> Iterator[None]:
     """Within the block SIGUSR2 asks this process, and all that it starts, to stop, by way of `file`.
 
     SIGTERM and SIGHUP raise Terminated, the first time, so that what was reached can still be written.
@@ -57,18 +57,18 @@ def _terminate(number: int, _: Any) -> None:
     raise Terminated(number)
 
 
-def asked() -> bool:
+def stop_requested() -> bool:
     """Whether this process has been asked to stop."""
     file = os.environ.get(VARIABLE)
     return file is not None and os.path.exists(file)
 
 
-def heeding(listener: Callable[..., Any]) -> Callable[..., None]:
+def stop_between_parts(listener: Callable[..., Any]) -> Callable[..., None]:
     """`listener`, called as before after each part of a work that is kept part by part; raises Stopped when asked to."""
 
     def listen(*arguments: Any) -> None:
         listener(*arguments)
-        if asked():
+        if stop_requested():
             raise Stopped("stopped as asked; all parts that were done are kept")
 
     return listen
@@ -87,7 +87,7 @@ def stop_callback() -> Any:
         stopping = False
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if _any_process(asked(), args.device):
+            if _any_process(stop_requested(), args.device):
                 self.stopping = control.should_save = True
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -18,7 +18,7 @@ from labkit.chain.steps import LEAST_GAIN, narrows
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.scoring.predictions import Answers
-from labkit.scoring.shown import PredictedChain, are_predictions, shown_chains
+from labkit.scoring.readings import PredictedChain, are_predictions, predicted_chains
 from labkit.stages.rollouts import LATER, NAMES, Rollout
 from labkit.views.explorer.columns import Zipped, anchor_places, answer_place, as_json, option_chars, places, rounded
 from labkit.views.figures.failures import KINDS, MEANINGS, failure_kind, kind_by_ious
@@ -77,18 +77,20 @@ def with_predictions(
     With `rules` all records are read as predictions, by stage or not.
     """
     if are_predictions(records):
-        return shown_chains(records, moments, rules)
+        return predicted_chains(records, moments, rules)
     if isinstance(records, Mapping):
         found: dict[str, Any] = dict(records)
         notes = dict.fromkeys([""])
         for stage, each in found.items():
             if rules is not None or are_predictions(each):
-                found[stage], note = shown_chains(each, moments, rules)
+                found[stage], note = predicted_chains(each, moments, rules)
                 notes[note] = None
         return found, " ".join(filter(None, notes))
     if rules is None:
         return records, ""
-    return shown_chains([r for _, r in _of_table(records)] if hasattr(records, "columns") else records, moments, rules)
+    return predicted_chains(
+        [r for _, r in _of_table(records)] if hasattr(records, "columns") else records, moments, rules
+    )
 
 
 def listed(records: Chains, moments: Mapping[str, Moment]) -> list[Listed]:

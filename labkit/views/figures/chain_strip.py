@@ -13,7 +13,7 @@ from labkit.chain.steps import way
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.scoring.predictions import Answers
-from labkit.scoring.shown import are_predictions, shown_chains
+from labkit.scoring.readings import are_predictions, predicted_chains
 from labkit.views.figures import style
 from labkit.views.figures.frames import HEIGHT as _STRIP
 from labkit.views.figures.frames import Film, data_uri, film, places
@@ -63,7 +63,7 @@ def gallery(
     """
     by_qid = moments if isinstance(moments, Mapping) else {moment.qid: moment for moment in moments}
     predicted = rules is not None or are_predictions(records)
-    shown: tuple[Any, str] = shown_chains(records, list(by_qid.values()), rules) if predicted else (records, "")
+    shown: tuple[Any, str] = predicted_chains(records, list(by_qid.values()), rules) if predicted else (records, "")
     ranks = {"best": 1.0, "median": 0.5, "worst": 0.0} if ranks is None else ranks
     if wrong := [name for name, rank in ranks.items() if not 0 <= rank <= 1]:
         raise LabError(f"rank '{wrong[0]}' of a gallery is {ranks[wrong[0]]}; give a place from 0 (worst) to 1 (best)")

@@ -15,6 +15,7 @@ from labkit.files import replacing
 from labkit.runs.notebooks import BANNER_TAG
 from labkit.runs.results import read_results
 from labkit.runs.run import STAGES
+from labkit.table import Table
 from labkit.views.report import sanitize
 from labkit.views.report.front import Front, shows_narrowing
 from labkit.views.report.notebook_html import PAPERMILL_TAG, QUIET_LINES, joined, text_of
@@ -168,7 +169,9 @@ def _fenced(text: str, language: str) -> str:
 
 def _front(run: str, told: Mapping[str, Any], pages: Mapping[str, _Page], front: Front) -> str:
     """The first page: what the run came to, what it was, its results, and the way to the notebooks."""
-    facts = _table(["", ""], [[name, quiet(value, words=True)] for name, value in told["facts"]], "ll")
+    facts = Table(
+        "", ("", ""), [[name, quiet(value, words=True)] for name, value in told["facts"]], align="l"
+    ).markdown()
     blocks = [MARK, f"# Run {quiet(run, words=True)}"]
     if told["stopped"]:
         blocks.append(f"> **This run is not finished.** {told['stopped']}")
@@ -176,7 +179,7 @@ def _front(run: str, told: Mapping[str, Any], pages: Mapping[str, _Page], front:
         rows = [
             [sanitize.literal(t.name), f"**{t.value}**", t.interval or "–", ", ".join(t.beside)] for t in front.tiles
         ]
-        blocks += [_table(["", "score", "95 % interval", "beside"], rows, "lrrl"), front.scored]
+        blocks += [Table("", ("", "score", "95 % interval", "beside"), rows, align="lrrl").markdown(), front.scored]
     if pictures := [picture for page in pages.values() if (picture := page.narrowing)]:
         blocks.append(pictures[-1])
     blocks += [f"### [{each.title}]({each.name}.md)\n\n{quiet(each.markdown)}" for each in front.markdown]
@@ -188,7 +191,7 @@ def _front(run: str, told: Mapping[str, Any], pages: Mapping[str, _Page], front:
         ]
         blocks += [
             f"## Results, {table['title']}",
-            _table(["model", *map(sanitize.literal, table["columns"])], rows, "l" + "r" * len(table["columns"])),
+            Table("", ("model", *map(sanitize.literal, table["columns"])), rows, align="lr").markdown(),
         ]
     if told["results"]:
         blocks.append(" ".join(told["legend"].split()) + " Bold: the highest of its column.")
@@ -199,12 +202,6 @@ def _front(run: str, told: Mapping[str, Any], pages: Mapping[str, _Page], front:
         [f"`{each['name']}`", quiet(each["value"], words=True), quiet(each["default"], words=True)]
         for each in told["parameters"]
     ]
-    blocks.append(
-        _table(["differs from the default", "value", "default"], rows, "lll") if rows else "All are the defaults."
-    )
+    changed = Table("", ("differs from the default", "value", "default"), rows, align="l")
+    blocks.append(changed.markdown() if rows else "All are the defaults.")
     return "\n\n".join(blocks) + "\n"
-
-
-def _table(head: list[str], rows: list[list[str]], sides: str) -> str:
-    rule = [{"l": ":--", "r": "--:"}[side] for side in sides]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rule, *rows])

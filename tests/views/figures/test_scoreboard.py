@@ -7,7 +7,7 @@ import pytest
 from labkit import views
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
-from labkit.scoring.contrasts import disagreements
+from labkit.scoring.readings import disagreements
 from labkit.scoring.scores import score, under_every_rule
 
 MOMENTS = [Moment(f"q{n}", f"/v/{n}.mp4", "a door opens", (Span(0, 10),), 40.0) for n in range(4)]

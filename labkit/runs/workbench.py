@@ -1,0 +1,220 @@
+"""The workbench: a run with its data, models and rewards at hand, and the four tasks that are done with a model.
+
+The notebook's own process does a task alone (through `labkit.lab.Lab`), or several workers do it together, each on its shard
+(`labkit.runs.worker`). A task finds on disk what earlier work has left and leaves its results there; what was interrupted is
+resumed. Nothing here draws anything: workers load no views.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from labkit.chain.rewards import RewardSpec
+from labkit.data.moments import Moment, read_moments, require_videos
+from labkit.data.video.frames import BlackFrames, FrameCache
+from labkit.embedded.world import moments_file, write_world
+from labkit.errors import LabError
+from labkit.policy.inputs import Sampling
+from labkit.policy.model import Policy, load_policy
+from labkit.policy.prompt_source import PromptSource
+from labkit.progress import Progress
+from labkit.runs.run import NOTEBOOK_OF, Run
+from labkit.stages import evaluate, grpo, sft
+from labkit.stages.distributed.launcher_variables import single_process
+from labkit.stages.distributed.preemption import stop_between_parts
+from labkit.stages.distributed.process_group import barrier, process_rank
+from labkit.stages.harvest import join_traces, sample_traces
+from labkit.stages.start import stage_seed
+
+EventListener: TypeAlias = Callable[[dict[str, Any]], None]
+"""Called with each event that a task reports: plain data, so that a worker can send it to the notebook's process."""
+
+
+class Workbench(Run):
+    """A run with its data, models, rewards and tasks; open it with `Workbench.open(params)`."""
+
+    def seed_everything(self) -> None:
+        """Set torch's threads and all seeds, and silence the libraries' warnings, in each process that works."""
+        import torch
+        from transformers import logging, set_seed
+
+        torch.set_num_threads(self.params.threads)
+        set_seed(self.params.seed)
+        # What the libraries plan to rename is nothing that the reader of a notebook can do anything about.
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft|accelerate")
+        logging.set_verbosity_error()
+
+    def moments(self, split: str) -> list[Moment]:
+        """The moments of `train`, `validation` or `test`; the embedded world is written when it is not there yet."""
+        path = moments_file(
+            self.data_folder(), split, self.params.task if self.params.data == "world" else "grounding"
+        )
+        self.fingerprint(split, path)
+        moments = read_moments(path)[: getattr(self.params, f"{split}_limit") or None]
+        require_videos(moments)
+        return moments
+
+    def harvested_moments(self) -> list[Moment]:
+        """The training queries that are harvested: the same on each call, a seeded sample and not the first clips alone."""
+        moments = self.moments("train")
+        return random.Random(self.params.seed).sample(moments, k=len(moments))[: self.params.harvest_prompts]
+
+    def data_folder(self) -> Path:
+        """The folder of the moments files; that of the embedded world is written when it is not there yet."""
+        p = self.params
+        if p.data != "world":
+            return self.resolve(p.data)
+        counts = (p.world_train, p.world_validation, p.world_test)
+        # All runs share a world of one size and seed; its clips are written once.
+        folder = self.resolve(p.outputs) / "-".join(["world", *map(str, counts), f"seed{p.world_seed}"])
+        if not moments_file(folder, "test", p.task).exists():
+            progress = Progress("clips of the embedded world", sum(counts))
+            write_world(folder, *counts, seed=p.world_seed, progress=lambda done, _: progress(done), task=p.task)
+        return folder
+
+    def stage_folder(self, stage: str) -> Path:
+        """The folder of grpo, distill, sft or grpo_final."""
+        return self.folder(NOTEBOOK_OF[stage])
+
+    @single_process()
+    def load(self, stage: str) -> Policy:
+        """Load a model in this process: the `base`, the `harvester` before its training, or a stage's final one."""
+        p = self.params
+        return load_policy(
+            self.model_name(stage), dtype=p.dtype, device=p.device, lora_rank=p.lora_rank, lora_alpha=p.lora_alpha,
+            seed=stage_seed(p.seed, stage),
+        )  # fmt: skip
+
+    def model_name(self, stage: str) -> str:
+        """Where a stage's model is loaded from: a folder, or a name on the hub or of shipped weights.
+
+        Raises LabError when the stage has not ended.
+        """
+        p = self.params
+        name = (p.harvester or p.model) if stage == "harvester" else p.model
+        if stage not in ("base", "harvester"):
+            name = str(self.path / NOTEBOOK_OF[stage] / "final")
+            if not Path(name).is_dir():
+                raise LabError(f"there is no model '{name}'; run notebooks/{NOTEBOOK_OF[stage]}.ipynb first")
+        elif self.resolve(name).is_dir():
+            name = str(self.resolve(name))
+        return name
+
+    def source(self, policy: Policy, split: str, frames: str = "own") -> PromptSource:
+        """Ready prompts of a split for a policy, by qid; `frames` are each query's `own`, `black`, or `another` clip's."""
+        p, moments = self.params, self.moments(split)
+        cache = FrameCache(self.resolve(p.outputs) / "frames", p.video_deadline)
+        if frames == "another":
+            videos = sorted({moment.video for moment in moments})
+            other = dict(zip(videos, videos[1:] + videos[:1], strict=True))
+            moments = [dataclasses.replace(moment, video=other[moment.video], clip=None) for moment in moments]
+        if frames == "black":
+            cache = BlackFrames(cache.folder)
+        sampling = Sampling(p.fps, p.max_frames, p.min_pixels, p.max_pixels)
+        return PromptSource(
+            policy, moments, template=p.prompt, sampling=sampling, cache=cache, readers=p.readers,
+            video_deadline=p.video_deadline, feature_memory=p.feature_memory,
+        )  # fmt: skip
+
+    def rewards(self, final: bool = False) -> RewardSpec:
+        """The reward of stage 1, or of the final stage."""
+        return RewardSpec.of(self.params, final)
+
+    def run_task(self, task: str, policy: Policy, on_event: EventListener, /, **arguments: Any) -> None:
+        """Do `grpo`, `sft`, `harvest` or `evaluation`, as the method `run_...` of that name documents."""
+        tasks: dict[str, Callable[..., None]] = {
+            "grpo": self.run_grpo,
+            "sft": self.run_sft,
+            "harvest": self.run_harvest,
+            "evaluation": self.run_evaluation,
+        }
+        tasks[task](policy, on_event, **arguments)
+
+    def run_grpo(self, policy: Policy, on_event: EventListener, *, stage: str) -> None:
+        """Train `grpo` or `grpo_final`; events are the `row` of each step, and the `rows` of steps that were taken before."""
+        grpo.train_grpo(
+            policy, self.source(policy, "train"), self.moments("train"), spec=self.rewards(stage == "grpo_final"),
+            settings=self.grpo_settings(stage), folder=self.stage_folder(stage), run=self.params.run, stage=stage,
+            on_step=lambda row: on_event({"row": row}), on_resume=lambda rows: on_event({"rows": rows}),
+        )  # fmt: skip
+
+    def run_sft(self, policy: Policy, on_event: EventListener, *, traces: Sequence[Sequence[str]]) -> None:
+        """Fine-tune on traces, (qid, text) each; events are the `row` of each step."""
+        clips = {moment.qid: f"{moment.video} {moment.clip}" for moment in self.moments("train")}
+        sft.train_sft(
+            policy, self.source(policy, "train"), [sft.Trace(*trace) for trace in traces],
+            settings=self.sft_settings(), folder=self.stage_folder("sft"),
+            on_step=lambda row: on_event({"row": row}), clips=clips if self.params.pack_clips else None,
+        )  # fmt: skip
+
+    def run_harvest(self, policy: Policy, on_event: EventListener) -> None:
+        """Sample chains of the harvested queries; events say how many queries are `done`."""
+        p, here, moments, store = self.params, process_rank(), self.harvested_moments(), self.rollouts("distill")
+        sample_traces(
+            policy, self.source(policy, "train"), moments, store, spec=self.rewards(), samples=p.harvest_samples,
+            temperature=p.temperature, max_new_tokens=p.max_new_tokens, seed=p.seed, run=p.run,
+            on_part=stop_between_parts(lambda done, total: on_event({"what": "harvest", "done": done})),
+            share=(here.rank, here.world_size),
+        )  # fmt: skip
+        barrier()
+        if here.world_size > 1 and here.rank == 0:
+            join_traces(store, moments, p.harvest_samples)
+
+    def run_evaluation(
+        self, policy: Policy, on_event: EventListener, *, notebook: str, parts: Sequence[Sequence[str]]
+    ) -> None:
+        """Answer the test split; each of `parts` is the name of its result, the decoding, and the frames (see `source`).
+
+        Events say how many queries are `done`.
+        """
+        for name, decoding, frames in parts:
+            self._evaluate_part(policy, on_event, notebook, name, decoding, frames)
+
+    def _evaluate_part(
+        self, policy: Policy, on_event: EventListener, notebook: str, name: str, decoding: str, frames: str
+    ) -> None:
+        p, here, moments = self.params, process_rank(), self.moments("test")
+        answers = self.folder(notebook) / "answers" / name
+        evaluate.evaluate(
+            policy, self.source(policy, "test", frames), moments, greedy=decoding == "greedy",
+            temperature=p.temperature, max_new_tokens=p.max_new_tokens, batch_size=p.eval_batch, seed=p.seed,
+            folder=answers, share=(here.rank, here.world_size),
+            on_batch=stop_between_parts(
+                lambda done: on_event({"what": f"evaluation, {decoding}", "done": done})
+            ),
+        )  # fmt: skip
+        barrier()
+
+        def as_json() -> dict[str, Any]:
+            evaluation = evaluate.read_evaluation(answers, moments)
+            rows = [(each.qid, each.text, each.status) for each in evaluation.predictions]
+            return {"figures": evaluation.figures, "predictions": rows}
+
+        if here.rank == 0:
+            self.cached_json(notebook, name, as_json)
+
+    def grpo_settings(self, stage: str) -> grpo.GrpoSettings:
+        """How `grpo` or `grpo_final` trains."""
+        p, final = self.params, stage == "grpo_final"
+        return grpo.GrpoSettings(
+            steps=p.final_steps if final else p.grpo_steps, prompts_per_step=p.prompts_per_step,
+            group_size=p.group_size, learning_rate=p.learning_rate, temperature=p.temperature, beta=p.beta,
+            max_new_tokens=p.max_new_tokens, save_steps=p.save_steps, seed=p.seed, sharding=p.sharding,
+            generation=p.generation, prompts_per_pass=p.prompts_per_pass,
+            gradient_checkpointing=p.gradient_checkpointing,
+            # The final stage starts where both conditions hold already; it takes all its steps.
+            stop_anchor_rate=1.0 if final else p.stop_anchor_rate, stop_progress=1.0 if final else p.stop_progress,
+        )  # fmt: skip
+
+    def sft_settings(self) -> sft.SftSettings:
+        """How SFT trains."""
+        p = self.params
+        return sft.SftSettings(
+            epochs=p.sft_epochs, batch=p.sft_batch, learning_rate=p.sft_learning_rate, save_steps=p.save_steps,
+            seed=p.seed, gradient_checkpointing=p.gradient_checkpointing, sharding=p.sharding,
+        )  # fmt: skip

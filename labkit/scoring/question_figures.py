@@ -1,0 +1,85 @@
+"""Each question's own value of every figure, in the moments' order; a figure is the mean of its column.
+
+What has no prediction, or none that can be read, counts 0; NaN says that a figure doesn't apply to the moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labkit.chain.anchors import AnchorChain
+from labkit.chain.metrics import THRESHOLDS, Reaches
+from labkit.chain.question_answering import GROUNDED, answer_iop
+from labkit.chain.spans import iou_array
+from labkit.data.moments import Moment
+from labkit.scoring.average_precision import AP_THRESHOLDS, LENGTH_CLASSES, average_precisions, class_precisions
+from labkit.scoring.baselines import padded_windows
+from labkit.scoring.predictions import PredictedRow, Predictions
+from labkit.scoring.reading_rules import ReadingRule
+from labkit.scoring.readings import ReadAnswer
+
+Floats = NDArray[np.float64]
+
+SCORE_THRESHOLDS = (*THRESHOLDS, 0.9)
+"""The IoUs at which R1 is scored."""
+
+
+def question_figures(
+    readings: Sequence[ReadAnswer], answers: Predictions, moments: Sequence[Moment], rule: ReadingRule
+) -> dict[str, Floats]:
+    """The columns that these predictions and moments have, by the figure's name."""
+    columns = _recalls(_ious(readings, moments, rule.clips), rule.reaches)
+    if answers.ranked:
+        return columns | _precisions(answers, moments)
+    if rule.name == "labkit":
+        return columns | _answering([reading.chain for reading in readings], moments)
+    return columns
+
+
+def _ious(readings: Sequence[ReadAnswer], moments: Sequence[Moment], clips: bool) -> Floats:
+    """IoU with the best window, 0 for nothing; as `labkit.scoring.reading_rules.rule_iou`, for all at once."""
+    gold = padded_windows([moment.windows for moment in moments], len(moments))
+    pairs = np.array([reading.pair or (np.nan, np.nan) for reading in readings], dtype=np.float64)
+    if clips:
+        pairs = np.clip(pairs, 0.0, np.array([moment.duration for moment in moments])[:, None])
+    # NaN of a window or an answer that isn't there is passed over.
+    return np.asarray(np.fmax(0.0, np.fmax.reduce(iou_array(pairs[:, None, :], gold), axis=1)))
+
+
+def _recalls(ious: Floats, reaches: Reaches) -> dict[str, Floats]:
+    hits = {f"r1@{m}": (ious >= m if reaches == ">=" else ious > m).astype(np.float64) for m in SCORE_THRESHOLDS}
+    return {"miou": ious} | hits
+
+
+def _precisions(answers: Predictions, moments: Sequence[Moment]) -> dict[str, Floats]:
+    rows = [answers.rows.get(moment.qid, PredictedRow(windows=())) for moment in moments]
+    ranked, scores = [row.windows or () for row in rows], [row.scores for row in rows]
+    truth = [moment.windows for moment in moments]
+    precisions = average_precisions(ranked, truth, scores)
+    classes = {f"map_{name}": class_precisions(ranked, truth, scores, name) for name in LENGTH_CLASSES}
+    at = {f"map@{m}": column for m, column in zip(AP_THRESHOLDS, precisions.T, strict=True)}
+    present = {name: column for name, column in classes.items() if not np.isnan(column).all()}
+    return {"map": precisions.mean(1)} | present | at
+
+
+def _answering(chains: Sequence[AnchorChain | None], moments: Sequence[Moment]) -> dict[str, Floats]:
+    """The figures of `labkit.chain.question_answering`, question by question; NaN where a moment has no options."""
+    if all(moment.choice is None for moment in moments):
+        return {}
+    right, shown = np.full((2, len(moments)), np.nan)
+    for row, (chain, moment) in enumerate(zip(chains, moments, strict=True)):
+        if moment.choice is not None:
+            right[row] = chain is not None and chain.option == moment.choice
+            shown[row] = 0.0 if chain is None else answer_iop(chain, moment.windows)
+    asked = np.where(np.isnan(right), np.nan, 1.0)
+    grounded = asked * (shown >= GROUNDED)
+    return {
+        "acc_qa": right,
+        "acc_gqa": right * grounded,
+        "miop": shown,
+        "iop@0.3": asked * (shown >= 0.3),
+        "iop@0.5": grounded,
+    }

@@ -1,0 +1,339 @@
+"""What a rule reads in each prediction: the answer's span, a chain to look at, and where two rules disagree.
+
+read_answers        the span that is scored, see `labkit.scoring.scores`
+predicted_chains    chains for `labkit.explore` and `labkit.views.gallery`
+disagreements       texts in which another rule finds another answer than labkit's, and why
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any, NamedTuple, TypeGuard
+
+from labkit.chain.anchors import AnchorChain, parse
+from labkit.chain.spans import Span
+from labkit.data.moments import Moment
+from labkit.errors import LabError
+from labkit.scoring.predictions import Answers, PredictedRow, Predictions, as_predictions
+from labkit.scoring.reading_rules import RULES, Pair, ReadingRule, find_rule
+from labkit.table import Table, repr_pretty
+
+LITTLE_READ = 0.9
+"""Below this share of predictions read, a card says which rule reads more."""
+EXAMPLES = 3
+"""Names that a message or a card gives of many."""
+KINDS = {
+    "an anchor": "takes an anchor of the thought for the answer",
+    "another span": "takes numbers that are neither the answer nor an anchor",
+    "reversed": "takes a start that isn't before its end, which overlaps nothing",
+    "nothing": "finds nothing where there is an answer",
+}
+"""What a rule does that labkit's doesn't."""
+_TIME = re.compile(r"\d++(?::\d\d)*+(?:\.\d++)?+", re.ASCII)
+
+
+class ReadAnswer(NamedTuple):
+    """What a rule made of one prediction; `status` is "" where there is none.
+
+    `chain` is what labkit's parser read; other rules have none.
+    """
+
+    pair: Pair | None
+    status: str
+    chain: AnchorChain | None = None
+
+
+def match_questions(predictions: Answers, moments: Sequence[Moment]) -> Predictions:
+    """Predictions whose questions are among these moments' qids.
+
+    Raises: LabError that shows both kinds of qids where there are predictions and none is on any of the moments.
+    """
+    answers = as_predictions(predictions).on(moments)
+    known = {moment.qid for moment in moments}
+    if answers.rows and known.isdisjoint(answers.rows):
+        theirs, ours = (
+            ", ".join(repr(qid) for qid in islice(qids, EXAMPLES))
+            for qids in (answers.rows, (moment.qid for moment in moments))
+        )
+        raise LabError(
+            f"none of the {len(answers.rows):,} predictions{f' of {answers.file}' if answers.file else ''} is on any of the "
+            f"{len(known):,} moments: predictions are on {theirs}, moments are called {ours}; give the moments that were asked, "
+            "or write the moments' own qids into the predictions"
+        )
+    return answers
+
+
+def read_answers(answers: Predictions, moments: Sequence[Moment], rule: ReadingRule) -> list[ReadAnswer]:
+    """What a rule reads for each moment.
+
+    Raises: LabError where the predictions hold windows, which no rule but labkit's own takes, or windows and texts.
+    """
+    if answers.ranked and rule.name != "labkit" and not rule.windows:
+        raise LabError(
+            f"rules {rule.name!r} read texts, but these predictions hold windows; leave the rules out, or name qvhighlights"
+        )
+    if rule.windows and answers.rows and not answers.ranked:
+        raise LabError(
+            f"rules {rule.name!r} take windows, but these predictions hold texts; name rules that read them"
+        )
+    if answers.ranked and any(row.text is not None for row in answers.rows.values()):
+        raise LabError("these predictions hold texts and windows; score the two apart")
+    return [_read(answers.rows.get(moment.qid), moment, rule) for moment in moments]
+
+
+def better_rule(
+    readings: Sequence[ReadAnswer], answers: Predictions, moments: Sequence[Moment], rule: ReadingRule
+) -> str:
+    """Which rule reads more of these predictions, in words, where this one reads little; "" where it reads enough."""
+    given = [reading for reading in readings if reading.status]
+    read = sum(_usable(reading) for reading in given)
+    if not given or read >= LITTLE_READ * len(given):
+        return ""
+    if answers.ranked:
+        turned = sum(reading.status == "start not before end" for reading in given)
+        return "most windows start behind their end; are start and end exchanged?" if 2 * turned > len(given) else ""
+    counts = {other.name: sum(map(_usable, read_answers(answers, moments, other))) for other in RULES.values()}
+    best = max(counts, key=counts.__getitem__)
+    if counts[best] <= read:
+        return "no other rule reads more of them"
+    return (
+        f"rules {best!r} find a span in {100 * counts[best] / len(given):.0f} % of them; what they take for an answer shows "
+        "with rules 'all'"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PredictedChain:
+    """One prediction as a rule read it; `clips` says whether the rule cuts spans to the video before IoU."""
+
+    qid: str
+    text: str
+    status: str
+    chain: AnchorChain
+    clips: bool
+
+
+class PredictedChains(NamedTuple):
+    """Predictions to look at, and what to say where little was read, "" otherwise."""
+
+    chains: list[PredictedChain]
+    note: str
+
+
+def are_predictions(records: object) -> TypeGuard[Answers]:
+    """Whether `records` are predictions without any stage: a file, what was read from one, or rows and texts by qid."""
+    if isinstance(records, str | Path | Predictions):
+        return True
+    if isinstance(records, Mapping):
+        return isinstance(next(iter(records.values()), None), str | PredictedRow)
+    return isinstance(records, Sequence) and bool(records) and isinstance(records[0], Mapping)
+
+
+def predicted_chains(predictions: Answers, moments: Sequence[Moment], rules: str | None = None) -> PredictedChains:
+    """Each prediction that is on one of these moments, as the rules read it.
+
+    Raises: as `labkit.score`.
+
+    >>> moments = [Moment("q1", "/v/a.mp4", "a door opens", (Span(0, 10),), 40.0)]
+    >>> predicted_chains({"q1": "From 2 to 9."}, moments, "timer1").chains[0].chain.answer
+    Span(start=2.0, end=9.0)
+    """
+    answers = match_questions(predictions, moments)
+    rule = find_rule(rules or answers.rules)
+    readings = read_answers(answers, moments, rule)
+    chains = [
+        PredictedChain(moment.qid, chain.text, chain.status, chain, rule.clips)
+        for moment, reading in zip(moments, readings, strict=True)
+        if (row := answers.rows.get(moment.qid)) is not None
+        for chain in [_chain(row, moment, reading, rule)]
+    ]
+    note = better_rule(readings, answers, moments, rule)
+    unread = sum(reading.pair is None for reading in readings if reading.status)
+    return PredictedChains(
+        chains, f"Nothing was read in {unread:,} of {len(chains):,} predictions: {note}." if note else ""
+    )
+
+
+def _chain(row: PredictedRow, moment: Moment, reading: ReadAnswer, rule: ReadingRule) -> AnchorChain:
+    if row.text is None:
+        return _of_windows(row, reading)
+    if reading.chain is not None:
+        return reading.chain
+    own = parse(row.text, finished=row.finished, options=len(moment.options), anchor_tag=rule.anchor_tag)
+    answer = _span(reading.pair)
+    return replace(
+        own,
+        answer=answer,
+        answer_chars=None if answer is None else _answer_chars(row.text, answer),
+        status=reading.status,
+    )
+
+
+def _of_windows(row: PredictedRow, reading: ReadAnswer) -> AnchorChain:
+    lines = [f"{start:g} to {end:g}" for start, end in row.windows or ()]
+    answer = _span(reading.pair)
+    scores: Sequence[Any] = row.scores or [None] * len(lines)
+    text = "\n".join(
+        line if mark is None else f"{line}, score {mark:g}" for line, mark in zip(lines, scores, strict=True)
+    )
+    return AnchorChain(text, (), answer, reading.status, None if answer is None else (0, len(lines[0])))
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """A text that a rule reads in another way than labkit does; `count` such texts were found for this rule and kind."""
+
+    rule: str
+    kind: str
+    count: int
+    qid: str
+    text: str
+    ours: Pair | None
+    theirs: Pair | None
+
+    @property
+    def pairs(self) -> tuple[str, str]:
+        """What labkit reads in the text, and what the rule does."""
+        return _pair_text(self.ours), _pair_text(self.theirs)
+
+    @property
+    def account(self) -> str:
+        """What the rule does, and the text."""
+        return f"{KINDS[self.kind]}, as in {self.qid}: {_short(self.text)}"
+
+    def __str__(self) -> str:
+        ours, theirs = self.pairs
+        return (
+            f"{self.rule} {KINDS[self.kind]} ({self.count:,} texts), as in {self.qid}: {theirs} instead of {ours}\n"
+            f"    {_short(self.text)}"
+        )
+
+
+class Disagreements(list[Disagreement]):
+    """Disagreements that show as a table in a notebook and print as lines."""
+
+    def __str__(self) -> str:
+        return "\n\n".join(map(str, self))
+
+    _repr_pretty_ = repr_pretty
+
+    def _repr_html_(self) -> str:
+        if not self:
+            return "<p>Every rule reads every text as labkit does.</p>"
+        head = ("rules", "texts", "labkit", "there", "an example of what it does")
+        rows = [(each.rule, f"{each.count:,}", *each.pairs, each.account) for each in self]
+        return Table("", head, rows, align="lrrrl")._repr_html_()
+
+
+def disagreements(predictions: Answers, moments: Sequence[Moment], *, most: int = 1) -> Disagreements:
+    """Up to `most` examples for each rule and kind, rules in their order, then the most frequent kind first.
+
+    Only texts on the moments' questions are looked at.
+    Raises: LabError for ranked windows, which need no reading.
+
+    >>> from labkit.chain.spans import Span
+    >>> moments = [Moment("q1", "/v/a.mp4", "a door opens", (Span(0, 10),), 40.0)]
+    >>> text = "<think><timestamp>0 to 30</timestamp></think><answer>2 to 9</answer>"
+    >>> [(found.rule, found.theirs) for found in disagreements({"q1": text}, moments)]
+    [('timelens', (0.0, 30.0)), ('lmms-eval', (0.0, 30.0)), ('lmms-eval-timelens', (0.0, 30.0))]
+    """
+    answers = match_questions(predictions, moments)
+    if answers.ranked:
+        raise LabError("these predictions hold windows, which every rule reads alike; give texts")
+    rows = [(moment.qid, row) for moment in moments if (row := answers.rows.get(moment.qid)) is not None]
+    chains = [(qid, parse(row.text or "", finished=row.finished)) for qid, row in rows]
+    found = Disagreements()
+    for rule in RULES.values():
+        examples: dict[str, list[tuple[str, AnchorChain, Pair | None]]] = {}
+        counts: Counter[str] = Counter()
+        for qid, chain in chains:
+            theirs = rule.read(chain.text)
+            kind = _kind(chain, theirs)
+            if kind:
+                counts[kind] += 1
+                examples.setdefault(kind, []).append((qid, chain, theirs))
+        for kind, count in counts.most_common():
+            found += [
+                Disagreement(rule.name, kind, count, qid, chain.text, _answer(chain), theirs)
+                for qid, chain, theirs in examples[kind][:most]
+            ]
+    return found
+
+
+def _kind(chain: AnchorChain, theirs: Pair | None) -> str:
+    if theirs == _answer(chain):
+        return ""
+    if theirs is None:
+        return "nothing"
+    if theirs[0] >= theirs[1]:
+        return "reversed"
+    return "an anchor" if theirs in [(span.start, span.end) for span in chain.spans] else "another span"
+
+
+def _answer(chain: AnchorChain) -> Pair | None:
+    return None if chain.answer is None else (chain.answer.start, chain.answer.end)
+
+
+def _pair_text(pair: Pair | None) -> str:
+    return "nothing" if pair is None else f"{pair[0]:g} to {pair[1]:g}"
+
+
+def _usable(reading: ReadAnswer) -> bool:
+    return reading.pair is not None and reading.pair[0] < reading.pair[1]
+
+
+def _read(row: PredictedRow | None, moment: Moment, rule: ReadingRule) -> ReadAnswer:
+    if row is None:
+        return ReadAnswer(None, "")
+    if row.text is None:
+        if not row.windows:
+            return ReadAnswer(None, "no window")
+        start, end = row.windows[0]
+        return ReadAnswer((start, end), "window") if start < end else ReadAnswer(None, "start not before end")
+    if rule.name == "labkit":
+        chain = parse(row.text, finished=row.finished, options=len(moment.options))
+        answer = chain.answer
+        return ReadAnswer(None if answer is None else (answer.start, answer.end), chain.status, chain)
+    pair = rule.read(row.text)
+    if pair is None:
+        return ReadAnswer(None, "nothing")
+    return ReadAnswer(pair, "a span" if pair[0] < pair[1] else "start not before end")
+
+
+def _span(pair: Pair | None) -> Span | None:
+    return Span(*pair) if pair is not None and pair[0] < pair[1] else None
+
+
+def _answer_chars(text: str, span: Span) -> tuple[int, int]:
+    """The characters from one end's number to the other's, as near to each other and as late in the text as they stand.
+
+    >>> text = "0:02 to 0:09, so 2 - 9"
+    >>> text[slice(*_answer_chars(text, Span(2, 9)))]
+    '2 - 9'
+    """
+    times = list(_TIME.finditer(text))
+    values = [_seconds(time[0]) for time in times]
+    wanted = {span.start, span.end}
+    for (before, first), (after, second) in reversed(list(pairwise(zip(values, times, strict=True)))):
+        if {before, after} == wanted:
+            return first.start(), second.end()
+    ends = [next((time for value, time in zip(values, times, strict=True) if value == end), None) for end in wanted]
+    found = [time for time in ends if time is not None]
+    return (min(t.start() for t in found), max(t.end() for t in found)) if found else (len(text), len(text))
+
+
+def _seconds(time: str) -> float:
+    seconds = 0.0
+    for part in time.split(":"):
+        seconds = 60 * seconds + float(part)
+    return seconds
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 200 else f"{line[:100]} ... {line[-95:]}"
