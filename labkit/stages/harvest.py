@@ -92,7 +92,9 @@ class Harvest:
 
     def figures(self) -> dict[str, float]:
         """The counts as flat figures, with what came in and what share was kept."""
-        counts = {f"dropped: {each.reason}": float(each.traces) for each in self.filter_counts if each.reason != "kept"}
+        counts = {
+            f"dropped: {each.reason}": float(each.traces) for each in self.filter_counts if each.reason != "kept"
+        }
         return {"harvested": self.size, **counts, "kept": len(self.kept), "yield": len(self.kept) / max(1, self.size)}
 
 

@@ -93,7 +93,9 @@ _COLUMNS = tuple(each for each in fields(Rollout) if each.name != "spec")
 NAMES = tuple(each.name for each in _COLUMNS)
 LATER: dict[str, float | str] = {"reward_option": 0.0, "question": ""}
 """Columns that stores of earlier versions lack, and their values then."""
-UNPAID: dict[str, Any] = {name: math.nan for name in NAMES if name.startswith("reward_") or name in ("total", "advantage")}
+UNPAID: dict[str, Any] = {
+    name: math.nan for name in NAMES if name.startswith("reward_") or name in ("total", "advantage")
+}
 """Values of the fields of a reward where there is none."""
 
 
@@ -234,7 +236,9 @@ class RolloutStore:
     def files(self) -> list[Path]:
         """The parquet files that are there, in the order in which they are read."""
         joined = self.folder / JOINED
-        return ([joined] if joined.exists() else []) + [path for _, paths in sorted(self._parts().items()) for path in paths]
+        return ([joined] if joined.exists() else []) + [
+            path for _, paths in sorted(self._parts().items()) for path in paths
+        ]
 
     def _tables(self, names: Sequence[str] = ()) -> Iterator[pyarrow.Table]:
         """All rows, some thousand at a time, by step; `names` are the columns to read, `step` among them."""

@@ -52,7 +52,9 @@ def test_a_rollout_of_an_evaluation_says_where_it_comes_from_and_is_not_paid(pol
         (completion,) = generate(policy, [source[moment.qid]], max_new_tokens=24, greedy=True)
         assert (rollout.run, rollout.stage, rollout.key, rollout.seed) == ("x", "sft", (0, moment.qid, 0), 7)
         assert (rollout.checkpoint, rollout.spec) == (policy.name, None)
-        assert rollout.prompt_tokens == len(source[moment.qid].ids) and rollout.completion_tokens == len(completion.ids)
+        assert rollout.prompt_tokens == len(source[moment.qid].ids) and rollout.completion_tokens == len(
+            completion.ids
+        )
         assert rollout.status == parse(rollout.text, finished=rollout.finished).status
         assert all(math.isnan(getattr(rollout, name)) for name in UNPAID)
 

@@ -191,7 +191,9 @@ def test_nothing_is_lost_and_the_order_does_not_matter(harvested, most, shuffle:
     rollouts = [trace(text, qid, sample) for sample, (text, qid) in enumerate(harvested)]
     rules = HarvestRules(max_per_query=most)
     harvest = filter_traces(rollouts, MOMENTS, rules)
-    assert len(harvest.kept) + len(harvest.reasons) == len(rollouts) == sum(each.traces for each in harvest.filter_counts)
+    assert (
+        len(harvest.kept) + len(harvest.reasons) == len(rollouts) == sum(each.traces for each in harvest.filter_counts)
+    )
     assert {(each.qid, each.sample, each.step) for each in harvest.kept}.isdisjoint(harvest.reasons)
     assert all(sum(each.qid == qid for each in harvest.kept) <= most for qid in MOMENTS)
     shuffle.shuffle(rollouts)
