@@ -15,7 +15,7 @@ from labkit.lab import Lab
 from labkit.params import read_params
 from labkit.views.explorer.page import page
 from labkit.views.explorer.widget import explore
-from labkit.views.report.posters import to_webp
+from labkit.views.report.notebook_html import to_webp
 
 
 def main(run: str, target: str) -> None:

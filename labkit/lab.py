@@ -26,11 +26,11 @@ from labkit.stages.checkpoints import read_result
 from labkit.stages.distributed.launch import launch
 from labkit.stages.distributed.launcher_variables import single_process
 from labkit.stages.distributed.process_group import world_size
-from labkit.stages.grpo import GrpoResult
-from labkit.stages.harvest import Harvest, HarvestRules, filter_traces, harvest_complete, merge_shards
+from labkit.stages.grpo_steps import GrpoResult, stage_params
+from labkit.stages.harvest import Harvest, filter_traces, harvest_complete, merge_shards
 from labkit.stages.rollouts import Rollout
-from labkit.stages.sft import SftResult, batch_of, steps_of
-from labkit.stages.start import require_final
+from labkit.stages.sft import SftResult, sft_batch_size, sft_steps
+from labkit.stages.start import require_final_weights
 from labkit.values import read_yaml
 
 
@@ -145,7 +145,7 @@ class Lab(Workbench):
         """
         from labkit.views.monitor import Monitor
 
-        steps, moments = self.grpo_settings(stage).steps, self.moments("train")
+        steps, moments = stage_params(self.params, stage).grpo_steps, self.moments("train")
         progress, spec = Progress(stage, steps), self.rewards(stage == "grpo_final")
         monitor = Monitor(stage, steps, self.rollouts(stage), moments, spec=spec, folder=self.sheets)
 
@@ -180,7 +180,7 @@ class Lab(Workbench):
     def harvested(self) -> Harvest:
         """What the filter keeps of the chains that were sampled."""
         moments = {moment.qid: moment for moment in self.harvested_moments()}
-        return filter_traces(self.rollouts("distill").stream(), moments, HarvestRules.of(self.params))
+        return filter_traces(self.rollouts("distill").stream(), moments, self.params)
 
     def train_sft(self, policy: Policy | ModelRef, kept: Sequence[Rollout]) -> SftResult:
         """Fine-tune a fresh base on the kept traces: resumes where it was interrupted, and only reads when it has ended."""
@@ -191,8 +191,8 @@ class Lab(Workbench):
                 "dropped them, then lower min_answer_iou or harvest more (harvest_prompts, harvest_samples)"
             )
         world = world_size(p.processes) if isinstance(policy, ModelRef) else 1
-        batch = batch_of(p.sft_batch, len(kept), world)
-        steps = steps_of(p.sft_epochs, len(kept), batch or 1)  # 0 is refused by the stage itself
+        batch = sft_batch_size(p.sft_batch, len(kept), world)
+        steps = sft_steps(p.sft_epochs, len(kept), batch or 1)  # 0 is refused by the stage itself
         progress = Progress("sft", steps)
 
         def on_event(rank: int, event: dict[str, Any]) -> None:
@@ -248,7 +248,7 @@ class Lab(Workbench):
         if stage not in NOTEBOOK_OF:
             return
         if not isinstance(policy, ModelRef):
-            require_final(policy, self.stage_folder(stage))
+            require_final_weights(policy, self.stage_folder(stage))
         elif policy.stage != stage:
             raise LabError(f"the model of '{policy.stage}' is not that of '{stage}'; give lab.policy('{stage}')")
 

@@ -1,4 +1,4 @@
-"""Formats: annotation files as their owners publish them, read into rows that nobody has judged yet.
+"""Annotations: files as their authors publish them, read into rows that are not checked yet.
 
 A file is recognised by what stands in it, never by its name, and unpacked where it is gzip:
 
@@ -18,8 +18,11 @@ A file is recognised by what stands in it, never by its name, and unpacked where
 
 Objects are read alike from JSON Lines, from a JSON list and from a table with a head line.
 
-A format is not whose videos are asked about: a moment's `source` is told by the videos' ids (`labkit.data.owners`), by what
+A format does not say whose videos they are: a moment's `source` comes from the videos' ids (`benchmarks_by_id`), from what
 the row says of itself, or else it is the file's own name.
+
+Two formats need a second file beside them: Charades-STA's txt gives no durations, which are Charades' own, in a csv;
+NExT-GQA's questions are a csv, their evidence is a JSON file.
 
 Ids are the file's own; where it has none they are VIDEO-k, the k-th query of that video from 0, or tvgbench-k, row k
 from 0. What is missing or ill-typed stays as it is, for `labkit.data.cleaning` to decide.
@@ -35,25 +38,31 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from labkit.data.companions import CHARADES, QUESTIONS, charades, nextgqa, with_durations
-from labkit.data.moments import ANSWERS, FIELDS, FRAME, REQUIRED, SCORE_STEP
-from labkit.data.owners import owners_of
+from labkit.data.moments import ANSWERS, FIELDS, FRAME, REQUIRED, SCORE_STEP, benchmarks_by_id
 from labkit.data.rows import (
     TIME,
-    Repeated,
+    AnnotationFile,
+    InvalidLine,
+    RepeatedKey,
     Row,
-    Table,
-    Unread,
     has,
     read_encoded,
     read_object,
     read_table,
+    read_text,
+    refuse_repeated_keys,
     short,
     to_seconds,
-    unrepeated,
 )
-from labkit.data.video_index import is_elsewhere, local_path, stem_of, trim_window
+from labkit.data.video_index import is_foreign_path, local_path, stem_of, trim_window
 from labkit.errors import LabError
+
+DURATIONS = ("Charades_v1_train.csv", "Charades_v1_test.csv")
+"""Charades' own tables, with a column length."""
+CHARADES = "charades-sta"
+"""The source of a moment of Charades-STA, in whatever form."""
+QUESTIONS = ("video_id", "question", "answer", "qid", "a0", "a1")
+"""Columns that NExT-GQA's questions have."""
 
 _PAIR = re.compile(rf"\s*({TIME})\s*s?\s*(?:-|–|—|to)\s*({TIME})\s*s?\s*", re.ASCII)
 _WINDOW_IN_NAME = re.compile(r"(.+)_(\d+(?:\.\d+)?)_(\d+(?:\.\d+)?)", re.ASCII)
@@ -88,7 +97,7 @@ class _Form(NamedTuple):
     read: Callable[[_File, int | str, int, dict[str, Any]], Iterable[Row]]
 
 
-def read_rows(path: Path, durations: str | Path | None = None) -> Table:
+def read_rows(path: Path, durations: str | Path | None = None) -> AnnotationFile:
     """Recognise a file and read its rows; `durations` is a csv with columns id and length, for rows without.
 
     Raises LabError when the file, or one that belongs to it, is missing, unreadable or in none of the formats; where it is
@@ -98,10 +107,10 @@ def read_rows(path: Path, durations: str | Path | None = None) -> Table:
     if not text.strip() or text.split() in (["[]"], ["{}"]):
         raise LabError(f"{path} holds no row; download it again")
     try:
-        document = json.loads(text, object_pairs_hook=unrepeated)
+        document = json.loads(text, object_pairs_hook=refuse_repeated_keys)
     except (ValueError, RecursionError) as error:
         table = _lines(path, text)
-        if table is None and isinstance(error, Repeated):
+        if table is None and isinstance(error, RepeatedKey):
             raise LabError(f"{path}: {error} in one object; keep one of the two") from None
         if table is None and text.lstrip().startswith(("{", "[")):
             raise LabError(f"{path} is not JSON ({error}); download it again") from None
@@ -110,18 +119,18 @@ def read_rows(path: Path, durations: str | Path | None = None) -> Table:
     if table is None:
         titles = ("Charades-STA", *_CAPTIONS.values(), "NExT-GQA", *dict.fromkeys(form.title for form in FORMS))
         forms = ", ".join(titles)
-        raise LabError(f"{path} is no annotation file that labkit knows ({forms}); give one as its owners publish it")
+        raise LabError(f"{path} is no annotation file that labkit knows ({forms}); give one as its authors publish it")
     return table._replace(rows=with_durations(table.rows, path, durations), encoding=encoding)
 
 
-def _document(path: Path, document: Any) -> Table | None:
+def _document(path: Path, document: Any) -> AnnotationFile | None:
     if isinstance(document, list):
         return _objects(path, [(f"row {k}", row) for k, row in enumerate(document)])
     if not isinstance(document, dict):
         return None
     for labels, title in _CAPTIONS.items():
         if any(has(value, *labels) for value in document.values()):
-            return _owned(path, title, list(_captions(document, *labels)))
+            return _with_sources(path, title, list(_captions(document, *labels)))
     if any(">>>" in key for key in document):
         raise LabError(
             f"{path} holds predictions (as TimeLens and lmms-eval write them), no annotations; {SCORE_STEP}"
@@ -129,31 +138,33 @@ def _document(path: Path, document: Any) -> Table | None:
     return _objects(path, [(1, document)])
 
 
-def _lines(path: Path, text: str) -> Table | None:
+def _lines(path: Path, text: str) -> AnnotationFile | None:
     """A file that is not one JSON document: JSON Lines, a table, or Charades-STA's text."""
     # Not splitlines, which also breaks at marks that a sentence may hold.
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines[0][1].lstrip().startswith(("{", "[")):
         if any("##" in line for _, line in lines):
-            return _owned(path, "Charades-STA txt", list(charades(lines)))
+            return _with_sources(path, "Charades-STA txt", list(charades(lines)))
         try:
             head, cells = read_table(text.lstrip("\n"))
         except ValueError:
             head, cells = (), []
         if set(QUESTIONS) <= set(head):
-            return Table("NExT-GQA", list(nextgqa(path, head, cells)))
+            return AnnotationFile("NExT-GQA", list(nextgqa(path, head, cells)))
         if len(head) > 1 and (table := _objects(path, list(cells))):
             return table
     return _objects(path, [(number, read_object(line)) for number, line in lines])
 
 
-def _objects(path: Path, objects: list[tuple[int | str, Any]]) -> Table | None:
-    """Rows of the first form that any object has; what is no object is told by its error text."""
+def _objects(path: Path, objects: list[tuple[int | str, Any]]) -> AnnotationFile | None:
+    """Rows of the first form that any object has; what is no object becomes a row with a fault."""
     for form in FORMS:
         if any(has(row, *form.fields) for _, row in objects):
             file = _File(path)
             rows = [row for k, (line, each) in enumerate(objects) for row in _checked(form, file, line, k, each)]
-            return Table(form.title, rows) if form.title == "moments" else _owned(path, form.title, rows)
+            return (
+                AnnotationFile(form.title, rows) if form.title == "moments" else _with_sources(path, form.title, rows)
+            )
     for fields, what in _OTHERS:
         if any(has(row, *fields) for _, row in objects):
             raise LabError(f"{path} holds {what}")
@@ -161,41 +172,45 @@ def _objects(path: Path, objects: list[tuple[int | str, Any]]) -> Table | None:
 
 
 def _checked(form: _Form, file: _File, line: int | str, number: int, row: Any) -> Iterable[Row]:
-    """The form's rows where the object has the fields without which nothing can be told about it."""
+    """The form's rows where the object has the fields that no row may lack."""
     if not isinstance(row, dict):
-        return [Row(line, "", fault=row if isinstance(row, Unread) else f"{short(row)} is not an object")]
+        return [Row(line, "", fault=row if isinstance(row, InvalidLine) else f"{short(row)} is not an object")]
     if missing := [field for field in form.needed if row.get(field) is None]:
         own = row.get("qid")
         return [Row(line, own if isinstance(own, str) else "", fault=f"{', '.join(missing)} missing")]
     return form.read(file, line, number, row)
 
 
-def _owned(path: Path, title: str, rows: list[Row]) -> Table:
-    """The rows with their sources, and whose they are: the form's own benchmark, or another one in its form."""
-    owners = owners_of(row.cut or row.video for row in rows if row.video)
+def _with_sources(path: Path, title: str, rows: list[Row]) -> AnnotationFile:
+    """The rows with their sources, and the benchmark that they are of: the form's own, or another one in its form."""
+    benchmarks = benchmarks_by_id(row.cut or row.video for row in rows if row.video)
     name = path.name.removesuffix(".gz").partition(".")[0]
 
     def source(row: Row) -> str:
         if row.source or not row.video:
             return row.source
-        owner = owners[row.cut or row.video]
+        benchmark = benchmarks[row.cut or row.video]
         # Charades' labels are seconds: five characters may be anybody's id.
-        owner = "" if owner == CHARADES and row.rate is not None else owner
-        return f"timelens-bench/{owner}" if title == "TimeLens-Bench" and owner in _TIMELENS else owner or name
+        benchmark = "" if benchmark == CHARADES and row.rate is not None else benchmark
+        return (
+            f"timelens-bench/{benchmark}"
+            if title == "TimeLens-Bench" and benchmark in _TIMELENS
+            else benchmark or name
+        )
 
     rows = [replace(row, source=source(row)) for row in rows]
     sources = list(dict.fromkeys(row.source for row in rows if row.source))
     own = {_TITLES.get(each.partition("/")[0], "") for each in sources}
     if title == "ActivityNet-Captions" and own == {"Charades-STA txt"}:
-        return Table("Charades-STA json", rows)
-    return Table(title if own <= {title} else ", ".join(sources[:3]), rows)
+        return AnnotationFile("Charades-STA json", rows)
+    return AnnotationFile(title if own <= {title} else ", ".join(sources[:3]), rows)
 
 
 _TITLES = {
     "charades-sta": "Charades-STA txt", "activitynet": "ActivityNet-Captions", "timelens-bench": "TimeLens-Bench",
     "timelens-100k": "TimeLens-100K", "qvhighlights": "QVHighlights", "tvgbench": "TVGBench", "timerft": "TimeRFT",
 }  # fmt: skip
-"""The form in which a source's owners publish it."""
+"""The form in which a source is published."""
 
 
 def _captions(document: dict[str, Any], stamped: str, said: str) -> Iterator[Row]:
@@ -289,7 +304,7 @@ def _moment(file: _File, line: int | str, number: int, row: dict[str, Any]) -> I
         return
     yield Row(
         line, row["qid"], video, row["query"], row.get("windows"), row.get("duration"), row.get("clip"),
-        path="" if is_elsewhere(video) else local_path(video, file.path.parent),
+        path="" if is_foreign_path(video) else local_path(video, file.path.parent),
         source=source if isinstance(source, str) else "", options=row.get("options"), choice=row.get("choice"),
         unknown=tuple(sorted(set(row) - set(FIELDS))),
     )  # fmt: skip
@@ -334,3 +349,91 @@ def _both(start: Any, end: Any) -> list[Any] | None:
 def _near(value: Any, seconds: float) -> bool:
     given = to_seconds(value)
     return given is not None and abs(given - seconds) <= FRAME
+
+
+def charades(lines: list[tuple[int, str]]) -> Iterator[Row]:
+    """Rows of numbered lines of Charades-STA's txt, which holds no durations."""
+    count: Counter[str] = Counter()
+    for number, line in lines:
+        head, mark, sentence = line.partition("##")
+        parts = head.split()
+        if not mark or len(parts) != 3:
+            yield Row(number, "", fault=f"{short(line.strip())} is not 'VIDEO start end##sentence'")
+            continue
+        video = parts[0]
+        stem = stem_of(video)[0]
+        yield Row(number, f"{stem}-{count[stem]}", video, sentence, [parts[1:]])
+        count[stem] += 1
+
+
+def with_durations(rows: list[Row], path: Path, durations: str | Path | None) -> list[Row]:
+    """The rows, with seconds for those that lack them, of the csv `durations` or else of Charades' own beside `path`.
+
+    What neither knows may yet be measured.
+    """
+    beside = [path.parent / f"{name}{packed}" for name in DURATIONS for packed in ("", ".gz")]
+    lengths: dict[str, float] = {}
+    if durations is not None:
+        lengths = _lengths(Path(durations))
+    elif any(row.duration is None and row.source == CHARADES for row in rows):
+        for file in filter(Path.is_file, beside):
+            lengths |= _lengths(file)
+    return [
+        replace(row, duration=lengths.get(stem_of(row.video)[0])) if row.duration is None and lengths else row
+        for row in rows
+    ]
+
+
+def _lengths(path: Path) -> dict[str, float]:
+    try:
+        head, rows = read_table(read_text(path))
+    except ValueError as error:
+        if isinstance(error, LabError):
+            raise
+        raise LabError(f"{path} {error}; give Charades_v1_train.csv or Charades_v1_test.csv") from None
+    if not {"id", "length"} <= set(head):
+        raise LabError(f"{path} has no columns id and length; give Charades_v1_train.csv or Charades_v1_test.csv")
+    read = ((row["id"], to_seconds(row["length"])) for _, row in rows if isinstance(row["id"], str))
+    return {stem_of(video)[0]: length for video, length in read if length is not None}
+
+
+def nextgqa(path: Path, head: tuple[str, ...], numbered: list[tuple[int, dict[str, Any]]]) -> Iterator[Row]:
+    """Rows of NExT-GQA's questions, with the evidence of the file beside `path` that knows their videos."""
+    evidence = _evidence(path, [row for _, row in numbered])
+    letters = sorted(name for name in head if re.fullmatch(r"a\d", name))
+    # Published with the answer's text, in NExT-QA's form with its number. An option may be a number itself, so that the
+    # file decides, not the row.
+    by_number = all(re.fullmatch(r"\d", (row["answer"] or "").strip()) for _, row in numbered)
+    for line, row in numbered:
+        video, qid = (row["video_id"] or "").strip(), (row["qid"] or "").strip()
+        options = [(row[name] or "").strip() for name in letters]
+        answer = (row["answer"] or "").strip()
+        choice = int(answer) if by_number else options.index(answer) if answer in options else None
+        entry = evidence.get(video, {})
+        location = entry.get("location")
+        windows = location.get(qid) if isinstance(location, dict) else None
+        if video and qid:
+            yield Row(line, f"{video}-{qid}", video, row["question"], windows, entry.get("duration"),
+                      source="nextgqa", options=options, choice=-1 if choice is None else choice)  # fmt: skip
+        else:
+            yield Row(line, "", fault="video_id or qid missing")
+
+
+def _evidence(path: Path, rows: list[dict[str, str]]) -> dict[str, dict[str, Any]]:
+    """Of the evidence files beside the questions, the one that knows most of their videos."""
+    best: dict[str, dict[str, Any]] = {}
+    known = 0
+    for file in sorted(path.parent.glob("gsub_*.json")):
+        try:
+            found = json.loads(read_text(file), object_pairs_hook=refuse_repeated_keys)
+        except (ValueError, RecursionError) as error:
+            raise LabError(f"{file} is not JSON ({error}); download it again") from None
+        if isinstance(found, dict):
+            entries = {video: entry for video, entry in found.items() if isinstance(entry, dict)}
+            count = sum(row["video_id"] in entries for row in rows)
+            if count > known:
+                best, known = entries, count
+    if not known:
+        step = "put gsub_val.json or gsub_test.json beside it (train has no evidence)"
+        raise LabError(f"{path}: no evidence for its questions in {path.parent}; {step}")
+    return best

@@ -1,11 +1,11 @@
-"""Benchmarks: moments by name or from a file as its owners publish it, with everything counted that was wrong in it.
+"""Benchmarks: moments by name or from a file as its authors publish it, with everything counted that was wrong in it.
 
     moments = load_moments("charades-sta/test", videos="/data/Charades_v1")
     moments = load_moments("annotations/tvgbench.json")
 
-A name is looked for below $LABKIT_DATA, by default the project's folder data/, under the file name of its owners; which
+A name is looked for below $LABKIT_DATA, by default the project's folder data/, under its published file name; which
 formats there are stands in `labkit.data.annotations`. Rows that cannot be used as they stand are repaired or dropped by a
-rule for each kind (`labkit.data.findings.RULES`), counted, and listed on request; `strict=True` makes the first an error.
+rule for each kind (`labkit.data.cleaning.RULES`), counted, and listed on request; `strict=True` makes the first an error.
 
 Trim windows are honoured: a moment's `clip` is the window in the source video and its labels count from the clip's
 beginning. Where a file that holds the clip alone is at hand (QVHighlights' ID_start_end.mp4, TimeRFT's files with
@@ -20,12 +20,10 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from labkit.data.annotations import read_rows
-from labkit.data.cleaning import Judge
-from labkit.data.companions import CHARADES, DURATIONS
-from labkit.data.findings import Moments
+from labkit.data.annotations import CHARADES, DURATIONS, read_rows
+from labkit.data.cleaning import Moments, RowCleaner
 from labkit.data.moments import write_moments
-from labkit.data.rows import Table
+from labkit.data.rows import AnnotationFile
 from labkit.data.video_index import VideoFolder, walk
 from labkit.errors import LabError, nearest
 from labkit.files import project_root
@@ -54,7 +52,7 @@ BENCHMARKS = {
     "nextgqa/val": Published(("val.csv",), "nextgqa"),
     "nextgqa/test": Published(("test.csv",), "nextgqa"),
 }
-"""What can be loaded by name, and how its owners call the file. Case and punctuation of a name do not matter."""
+"""What can be loaded by name, and the published file names. Case and punctuation of a name do not matter."""
 
 
 def load_moments(
@@ -81,19 +79,19 @@ def load_moments(
         raise LabError(f"videos = {str(videos)!r} is not a folder; give the folder that the videos lie in")
     table = read_rows(path, durations)
     folder = VideoFolder(path.parent / "videos" if videos is None else videos, implied=videos is None)
-    judge = Judge(path, folder, strict, table.rows)
-    usable = [moment for row in table.rows if (moment := judge.moment(row)) is not None]
+    cleaner = RowCleaner(path, folder, strict, table.rows)
+    usable = [moment for row in table.rows if (moment := cleaner.moment(row)) is not None]
     encoding = "" if table.encoding == "UTF-8" else f", {table.encoding}"
-    moments = Moments(usable, len(table.rows), judge.findings, f"{title or table.title} ({path}{encoding})")
+    moments = Moments(usable, len(table.rows), cleaner.issues, f"{title or table.title} ({path}{encoding})")
     if not usable:
-        step = _step(table, moments)
+        step = _next_step(table, moments)
         found = ", ".join(f"{kind} {count:,}" for kind, count in moments.counts().items())
-        first = next(finding for finding in moments.findings if finding.action == "dropped")
+        first = next(issue for issue in moments.issues if issue.action == "dropped")
         raise LabError(f"no row of {path} is usable ({found}; the first: {first}); {step}")
     return moments
 
 
-def _step(table: Table, moments: Moments) -> str:
+def _next_step(table: AnnotationFile, moments: Moments) -> str:
     """What to do about a file of which nothing is usable."""
     counts = moments.counts()
     measured = "give the folder of the videos, of which they are then measured: videos= (--videos)"
@@ -113,9 +111,9 @@ def moments_text(
     listing: str | None = None,
     strict: bool = False,
 ) -> str:
-    """What `labkit moments` prints: counts, findings and how many videos are there; writes our own jsonl if asked.
+    """What `labkit moments` prints: counts, issues and how many videos are there; writes our own jsonl if asked.
 
-    `listing` is None for none, "" for every finding, or a kind of finding.
+    `listing` is None for none, "" for every issue, or a kind of issue.
     """
     moments = load_moments(name_or_path, videos=videos, durations=durations, strict=strict)
     lines = [str(moments), _videos_line(moments)]

@@ -1,38 +1,155 @@
-"""The judge: turns a row of an annotation file into a moment, repairs it, or drops it, by `findings.RULES`.
+"""Cleaning: turns the rows of an annotation file into moments, and lists every issue on the way.
 
-What is within a millisecond is rounding, not a fault: such a label is cut to the clip without a finding, so that a
-prediction of exactly the label can reach IoU 1. Blanks around a query are no fault either and are taken off.
+Every kind of issue has one rule, stated in RULES and repeated in each issue's note. A row is repaired only where the
+repair can't be argued about, and dropped otherwise; nothing disappears uncounted:
+usable moments + issues with action "dropped" = rows of the file.
+
+What is within a millisecond is rounding, not an issue: such a label is cut to the clip without one, so that a
+prediction of exactly the label can reach IoU 1. Blanks around a query are no issue either and are taken off.
 """
 
 from __future__ import annotations
 
+import html
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from labkit.chain.spans import Span
-from labkit.data.findings import RULES, Finding
 from labkit.data.moments import FRAME, OPTION_LETTERS, ROUNDING, BadField, Moment
 from labkit.data.rows import Row, printable, to_seconds
 from labkit.data.video import decode_worker
-from labkit.data.video_index import Found, VideoFolder, is_elsewhere, stem_of
+from labkit.data.video_index import VideoFile, VideoFolder, is_foreign_path, stem_of
 from labkit.errors import LabError
+from labkit.table import Table
 
 POINT = 0.5
 """Seconds that a label without a length is widened by, to each side. Source: our choice."""
+RULES = {
+    "malformed row": "a row that lacks what its format asks for cannot be read",
+    "duplicate id": "the first row keeps the id",
+    "empty query": "there is nothing to be found",
+    "options": "which option is the right answer cannot be known",
+    "no duration": "the trim window's length is taken, or the video is measured; with neither the row is of no use",
+    "clip window": "where trim window and duration differ the shorter holds; without a true window the row is of no use",
+    "already cut": "the video at hand is as long as the trim window and ends before it, so that it is read whole",
+    "no frame rate": "labels count frames and the file does not say how many make a second: the video is measured",
+    "window past the video": "most of the trim window lies in the video, which is taken for the whole one: if it is the "
+    "clip itself, name it ID_start_end",
+    "foreign path": "what lies behind a link or on another system is looked for by its name, in the folder of videos",
+    "no window": "there is no label",
+    "start after end": "which end is wrong cannot be known",
+    "start past the end": "the label begins where the clip has ended, or later",
+    "before the clip": "the label ends where the clip begins, or before",
+    "point": "a label without a length is widened by 0.5 s to each side, inside the clip",
+    "negative start": "the label is cut to begin with the clip",
+    "end past the clip": "the label is cut to the clip's duration",
+    "unknown field": "a moment has no such field, so that it is not used",
+    "duplicate video names": "of several files by one name the one with the published suffix is used, or else the first",
+}
+"""What is done about each kind of fault, and why; whether a row was repaired or dropped says its issue."""
 
 
-def mend_window(start: float, end: float, duration: float) -> tuple[Span | None, tuple[str, ...]]:
+@dataclass(frozen=True, slots=True)
+class Issue:
+    """One fault of one row: what it is, what became of it, and where it stands.
+
+    `kind` is one of RULES. `action` is "repaired" (the moment is used), "dropped" (it is not), or "noted" (nothing had to
+    be done). `line` is the line of a text file, counted from 1; in a JSON file it is the row or key, counted from 0.
+    """
+
+    kind: str
+    action: str
+    file: str
+    line: int | str
+    qid: str
+    value: str
+    note: str
+
+    @property
+    def place(self) -> str:
+        """File and line, as a message names them."""
+        return f"{self.file}, {f'line {self.line}' if isinstance(self.line, int) else self.line}"
+
+    def __str__(self) -> str:
+        name = f"{self.qid}: " if self.qid else ""
+        return f"{self.place}: {name}{self.kind} ({self.value}), {self.action}: {self.note}"
+
+
+class Moments(Sequence[Moment]):
+    """The usable moments of a file, in its order, with all that was found wrong on the way.
+
+    `rows` counts the queries that the file holds; `source` names the benchmark or the format, and the file.
+    """
+
+    def __init__(self, moments: Sequence[Moment], rows: int, issues: Sequence[Issue], source: str) -> None:
+        """Keep copies; `load_moments` makes one from a file."""
+        self._moments, self.issues = tuple(moments), tuple(issues)
+        self.rows, self.source = rows, source
+
+    def __len__(self) -> int:
+        return len(self._moments)
+
+    @overload
+    def __getitem__(self, index: int) -> Moment: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Moment]: ...
+
+    def __getitem__(self, index: int | slice) -> Moment | list[Moment]:
+        return list(self._moments[index]) if isinstance(index, slice) else self._moments[index]
+
+    def __iter__(self) -> Iterator[Moment]:
+        return iter(self._moments)
+
+    def counts(self) -> dict[str, int]:
+        """How many issues there are of each kind, in the order of RULES; kinds that did not occur are left out."""
+        found = Counter(issue.kind for issue in self.issues)
+        return {kind: found[kind] for kind in RULES if kind in found}
+
+    def listing(self, kind: str | None = None) -> str:
+        """All issues, or those of one kind, one a line, in the file's order; "" where there are none.
+
+        Raises LabError when `kind` is not a kind of issue.
+        """
+        if kind is not None and kind not in RULES:
+            raise LabError(f"'{kind}' is no kind of issue; the kinds are {', '.join(RULES)}")
+        return "\n".join(str(issue) for issue in self.issues if kind in (None, issue.kind))
+
+    def _summary(self) -> list[tuple[str, str, str]]:
+        """Count, kind and what was done, a line for each kind and action."""
+        found = Counter((issue.kind, issue.action) for issue in self.issues)
+        order = sorted(found, key=lambda pair: (list(RULES).index(pair[0]), pair[1]))
+        return [(f"{found[pair]:,}", pair[0], f"{pair[1]}: {RULES[pair[0]]}") for pair in order]
+
+    def _heading(self) -> str:
+        return f"{len(self):,} usable moments of {self.rows:,} rows"
+
+    def __str__(self) -> str:
+        lines = [f"{count:>8}  {kind}, {done}" for count, kind, done in self._summary()]
+        return "\n".join([f"{self.source}: {self._heading()}", *lines])
+
+    def __repr__(self) -> str:
+        return f"<Moments {self.source}: {self._heading()}, {len(self.issues):,} issues>"
+
+    def _repr_html_(self) -> str:
+        title = f"<p><b>{html.escape(self.source)}</b>: {self._heading()}</p>"
+        rows = self._summary()
+        return title + Table("", (), rows, align="rll")._repr_html_() if rows else title
+
+
+def repair_window(start: float, end: float, duration: float) -> tuple[Span | None, tuple[str, ...]]:
     """The label as it can be used, None when it cannot, and the kinds of fault that were found.
 
-    >>> mend_window(4.0, 30.4, 29.5)
+    >>> repair_window(4.0, 30.4, 29.5)
     (Span(start=4.0, end=29.5), ('end past the clip',))
-    >>> mend_window(12.0, 12.0, 12.2)
+    >>> repair_window(12.0, 12.0, 12.2)
     (Span(start=11.5, end=12.2), ('point',))
-    >>> mend_window(8.0, 7.0, 30.0)
+    >>> repair_window(8.0, 7.0, 30.0)
     (None, ('start after end',))
     """
     if start > end:
@@ -47,51 +164,51 @@ def mend_window(start: float, end: float, duration: float) -> tuple[Span | None,
     return Span(max(0.0, start), min(duration, end)), tuple(kind for kind, found in faults.items() if found)
 
 
-class Judge:
-    """Judges the rows of one file in their order, and keeps what it found."""
+class RowCleaner:
+    """Turns the rows of one file into moments, in their order, and keeps the issues."""
 
     def __init__(self, file: Path, videos: VideoFolder, strict: bool, rows: Sequence[Row] = ()) -> None:
         """With `strict` the first fault raises LabError; `rows` are all of the file's, to compare one with."""
         self.file, self.videos, self.strict = str(file), videos, strict
-        self.findings: list[Finding] = []
+        self.issues: list[Issue] = []
         self._lines: dict[str, int | str] = {}
-        self._noted: set[str] = set()
+        self._recorded: set[str] = set()
         self._rows = rows
-        self._cut: bool | None = None
+        self._mostly_clips: bool | None = None
         self._headers: dict[str, float] = {}
         self._measured: dict[str, tuple[float, float]] = {}
 
     def moment(self, row: Row) -> Moment | None:
-        """The row's moment, or None when it is dropped: then exactly one finding says "dropped"."""
-        begun = len(self.findings)
+        """The row's moment, or None when it is dropped: then exactly one issue says "dropped"."""
+        begun = len(self.issues)
         try:
             return self._moment(row)
-        except _Dropped as drop:
-            # What was mended before does not matter any more: of a dropped row only the reason counts.
-            self.findings[begun:] = [finding for finding in self.findings[begun:] if finding.action == "noted"]
-            self._find(row, drop.kind, "dropped", drop.value, drop.note)
+        except RowRejected as rejected:
+            # Repairs do not matter any more: of a dropped row only the reason counts.
+            self.issues[begun:] = [issue for issue in self.issues[begun:] if issue.action == "noted"]
+            self._record(row, rejected.kind, "dropped", rejected.value, rejected.note)
             return None
 
     def _moment(self, row: Row) -> Moment:
         if row.fault:
-            raise _Dropped("malformed row", None, row.fault)
+            raise RowRejected("malformed row", None, row.fault)
         qid = _qid(row.qid)
         if not qid:
-            raise _Dropped("malformed row", row.qid, "qid is no text")
+            raise RowRejected("malformed row", row.qid, "qid is no text")
         if qid in self._lines:
             first = self._lines[qid]
-            raise _Dropped(
+            raise RowRejected(
                 "duplicate id", qid, f"first {f'on line {first}' if isinstance(first, int) else f'in {first}'}"
             )
         self._lines[qid] = row.line
         if not isinstance(row.query, str):
-            raise _Dropped("malformed row", row.query, "query is no text")
+            raise RowRejected("malformed row", row.query, "query is no text")
         if not row.query.strip():
-            raise _Dropped("empty query", row.query)
+            raise RowRejected("empty query", row.query)
         if not row.video.strip():
-            raise _Dropped("malformed row", row.video, "it names no video")
+            raise RowRejected("malformed row", row.video, "it names no video")
         for field in row.unknown:
-            self._note(row, "unknown field", field, field)
+            self._record_once(row, "unknown field", field, field)
         video, clip = self._video(row)
         labels = self._labels(row, video)
         duration = self._duration(row, video, clip)
@@ -102,40 +219,40 @@ class Judge:
         try:
             return Moment(qid, video.path, row.query.strip(), windows, duration, clip, row.source, options, choice)
         except BadField as error:
-            raise _Dropped("malformed row", error.value, str(error)) from None
+            raise RowRejected("malformed row", error.value, str(error)) from None
 
-    def _video(self, row: Row) -> tuple[Found, Span | None]:
+    def _video(self, row: Row) -> tuple[VideoFile, Span | None]:
         """The video to look at, and the trim window in it: none where the file holds the clip alone."""
         clip = None if row.clip is None else _clip_of(row.clip)
         if row.path:
             own = os.path.abspath(row.path)
             # A folder given by the user goes before where the file says its videos lie.
-            found = Found(own, os.path.exists(own)) if self.videos.implied else self.videos.find(row.video)
+            found = VideoFile(own, os.path.exists(own)) if self.videos.implied else self.videos.find(row.video)
         elif row.cut and ((whole := self.videos.find(row.cut)).there or not self.videos.find(row.video).there):
             found, clip = whole, None
-        elif clip is not None and (alone := self.videos.find(_named(row.video, clip))).there:
+        elif clip is not None and (alone := self.videos.find(_clip_file_name(row.video, clip))).there:
             found, clip = alone, None
         else:
             found = self.videos.find(row.video)
-            if clip is not None and found.there and self._is_cut(row, found.path, clip):
-                self._find(row, "already cut", "noted", f"{clip.start:g} to {clip.end:g}")
+            if clip is not None and found.there and self._is_clip_file(row, found.path, clip):
+                self._record(row, "already cut", "noted", f"{clip.start:g} to {clip.end:g}")
                 clip = None
-        if is_elsewhere(row.video):
-            self._note(row, "path of elsewhere", "path of elsewhere", row.video)
+        if is_foreign_path(row.video):
+            self._record_once(row, "foreign path", "foreign path", row.video)
         if found.others:
-            self._note(row, "duplicate video names", found.path, [found.path, *found.others])
+            self._record_once(row, "duplicate video names", found.path, [found.path, *found.others])
         return found, clip
 
-    def _is_cut(self, row: Row, path: str, clip: Span) -> bool:
+    def _is_clip_file(self, row: Row, path: str, clip: Span) -> bool:
         """Whether a file is the clip itself; where it may be either, what the file's other videos are decides."""
-        kind = self._holds(row, path, clip)
-        if kind == "either" and not self._others_are_cut():
+        kind = self._clip_or_whole(row, path, clip)
+        if kind == "either" and not self._most_are_clips():
             note = f"{clip.start:g} to {clip.end:g} of {self._header(path):g} s"
-            self._find(row, "window past the video", "noted", note)
+            self._record(row, "window past the video", "noted", note)
             return False
         return kind in ("clip", "either")
 
-    def _holds(self, row: Row, path: str, clip: Span) -> str:
+    def _clip_or_whole(self, row: Row, path: str, clip: Span) -> str:
         """What a file holds by its length: "clip", "whole" or "either"; "" where that does not tell.
 
         A clip is as long as its trim window. So may be a whole video whose window overshoots its end: it may be either where
@@ -153,35 +270,35 @@ class Judge:
         last = max((pair[0] for window in windows if (pair := _pair(window))), default=0.0)
         return "clip" if seconds - clip.start <= clip.length / 2 or clip.start + last >= seconds else "either"
 
-    def _others_are_cut(self) -> bool:
+    def _most_are_clips(self) -> bool:
         """Whether more of the file's videos are clips for certain than whole: who cuts some cuts them all."""
-        if self._cut is None:
+        if self._mostly_clips is None:
             kinds: Counter[str] = Counter()
             for row in self._rows:
                 pair, found = _pair(row.clip), self.videos.find(row.video)
                 if not row.cut and not row.path and found.there and pair and 0 <= pair[0] < pair[1]:
-                    kinds[self._holds(row, found.path, Span(*pair))] += 1
-            self._cut = kinds["clip"] > kinds["whole"]
-        return self._cut
+                    kinds[self._clip_or_whole(row, found.path, Span(*pair))] += 1
+            self._mostly_clips = kinds["clip"] > kinds["whole"]
+        return self._mostly_clips
 
     def _header(self, path: str) -> float:
         if path not in self._headers:
             self._headers[path] = decode_worker.header_seconds(path)
         return self._headers[path]
 
-    def _labels(self, row: Row, video: Found) -> object:
+    def _labels(self, row: Row, video: VideoFile) -> object:
         """The row's windows as numbers, in seconds where they count frames."""
         rate = 1.0 if row.rate is None else to_seconds(row.rate)
         if rate is None and video.there:
             rate = self._probe(row, "no frame rate", video.path)[1]
-            self._find(row, "no frame rate", "repaired", row.windows, f"measured, {rate:g} frames a second")
+            self._record(row, "no frame rate", "repaired", row.windows, f"measured, {rate:g} frames a second")
         if rate is None or rate <= 0:
-            raise _Dropped("no frame rate", row.windows, f"{video.path} is not there to be measured")
+            raise RowRejected("no frame rate", row.windows, f"{video.path} is not there to be measured")
         # One label may stand without a list around it.
         windows = [row.windows] if _pair(row.windows) else row.windows
         if not isinstance(windows, list):
             return windows
-        return [_numbers(window, pair, rate) if (pair := _pair(window)) else window for window in windows]
+        return [_in_seconds(window, pair, rate) if (pair := _pair(window)) else window for window in windows]
 
     def _probe(self, row: Row, kind: str, path: str) -> tuple[float, float]:
         """A video's seconds and frames a second; the row is dropped where it cannot be read."""
@@ -191,11 +308,11 @@ class Judge:
             try:
                 info = probe(path)
             except LabError as error:
-                raise _Dropped(kind, row.duration, str(error)) from None
+                raise RowRejected(kind, row.duration, str(error)) from None
             self._measured[path] = info.duration, info.fps
         return self._measured[path]
 
-    def _duration(self, row: Row, video: Found, clip: Span | None) -> float:
+    def _duration(self, row: Row, video: VideoFile, clip: Span | None) -> float:
         seconds = to_seconds(row.duration)
         if seconds is not None and seconds > 0:
             return seconds
@@ -203,14 +320,14 @@ class Judge:
         if clip is None and row.clip is not None and not video.there:
             clip = _clip_of(row.clip)
         if clip is not None:
-            self._find(row, "no duration", "repaired", row.duration, "the trim window's length is taken")
+            self._record(row, "no duration", "repaired", row.duration, "the trim window's length is taken")
             return clip.length
         if not video.there:
-            raise _Dropped("no duration", row.duration, f"{video.path} is not there to be measured")
+            raise RowRejected("no duration", row.duration, f"{video.path} is not there to be measured")
         measured = self._probe(row, "no duration", video.path)[0]
         if measured <= 0:
-            raise _Dropped("no duration", row.duration, f"{video.path} has no length either")
-        self._find(row, "no duration", "repaired", row.duration, f"measured, {measured:.2f} s")
+            raise RowRejected("no duration", row.duration, f"{video.path} has no length either")
+        self._record(row, "no duration", "repaired", row.duration, f"measured, {measured:.2f} s")
         return measured
 
     def _clip(self, row: Row, clip: Span, duration: float) -> tuple[Span, float]:
@@ -218,53 +335,56 @@ class Judge:
         if abs(clip.length - duration) <= FRAME:
             return clip, duration
         said = f"{clip.start:g} to {clip.end:g} is {clip.length:g} s, duration {duration:g}"
-        self._find(row, "clip window", "repaired", said)
+        self._record(row, "clip window", "repaired", said)
         return (clip, clip.length) if clip.length < duration else (Span(clip.start, clip.start + duration), duration)
 
     def _windows(self, row: Row, labels: object, duration: float) -> tuple[Span, ...]:
         if not isinstance(labels, list) or not labels:
-            raise _Dropped("no window", labels)
+            raise RowRejected("no window", labels)
         kept: list[Span] = []
-        lost: list[tuple[str, object]] = []
+        unusable: list[tuple[str, object]] = []
         for window in labels:
             pair = _pair(window)
             if pair is None:
-                lost.append(("malformed row", window))
+                unusable.append(("malformed row", window))
                 continue
-            span, faults = mend_window(*pair, duration)
+            span, faults = repair_window(*pair, duration)
             if span is None:
-                lost.append((faults[0], window))
+                unusable.append((faults[0], window))
                 continue
             kept.append(span)
             for kind in faults:
-                self._find(row, kind, "repaired", _beside(window, duration))
+                self._record(row, kind, "repaired", _value_of_duration(window, duration))
         if not kept:
-            kind, window = lost[0]
-            note = f"{_say(window)} is no pair of seconds" if kind == "malformed row" else ""
-            raise _Dropped(kind, _beside(labels if len(labels) > 1 else window, duration), note)
-        for kind, window in lost:
-            self._find(row, kind, "repaired", _beside(window, duration), "this label is left out, the others stand")
+            kind, window = unusable[0]
+            note = f"{_value_text(window)} is no pair of seconds" if kind == "malformed row" else ""
+            raise RowRejected(kind, _value_of_duration(labels if len(labels) > 1 else window, duration), note)
+        for kind, window in unusable:
+            self._record(
+                row, kind, "repaired", _value_of_duration(window, duration), "this label is left out, the others stand"
+            )
         return tuple(kept)
 
-    def _find(self, row: Row, kind: str, action: str, value: object, note: str = "") -> None:
+    def _record(self, row: Row, kind: str, action: str, value: object, note: str = "") -> None:
         rule = RULES[kind]
         own = f"{note}; {rule}" if note else rule
-        finding = Finding(kind, action, self.file, row.line, printable(_qid(row.qid)), _say(value), printable(own))
+        issue = Issue(kind, action, self.file, row.line, printable(_qid(row.qid)), _value_text(value), printable(own))
         if self.strict and action != "noted":
-            raise LabError(f"{finding}; correct the row, or read the file without strict")
-        self.findings.append(finding)
+            raise LabError(f"{issue}; correct the row, or read the file without strict")
+        self.issues.append(issue)
 
-    def _note(self, row: Row, kind: str, once: str, value: object) -> None:
-        """A finding that holds for many rows is noted with the first."""
-        if once not in self._noted:
-            self._noted.add(once)
-            self._find(row, kind, "noted", value)
+    def _record_once(self, row: Row, kind: str, once: str, value: object) -> None:
+        """A issue that holds for many rows is noted with the first."""
+        if once not in self._recorded:
+            self._recorded.add(once)
+            self._record(row, kind, "noted", value)
 
 
-class _Dropped(Exception):
+class RowRejected(Exception):
     """The row cannot be used: kind, value and what there is to say beside the rule."""
 
     def __init__(self, kind: str, value: object, note: str = "") -> None:
+        """Keep the parts for the issue."""
         self.kind, self.value, self.note = kind, value, note
 
 
@@ -281,7 +401,7 @@ def _pair(value: object) -> tuple[float, float] | None:
     return None if start is None or end is None else (start, end)
 
 
-def _numbers(window: list[object], pair: tuple[float, float], rate: float) -> list[Any]:
+def _in_seconds(window: list[object], pair: tuple[float, float], rate: float) -> list[Any]:
     """A label as numbers of seconds; what is that already stays as it was written."""
     written = rate == 1.0 and not any(isinstance(at, str) for at in window)
     return window if written else [at / rate for at in pair]
@@ -290,12 +410,12 @@ def _numbers(window: list[object], pair: tuple[float, float], rate: float) -> li
 def _clip_of(value: object) -> Span:
     pair = _pair(value)
     if pair is None or not 0 <= pair[0] < pair[1]:
-        raise _Dropped("clip window", value, "where the clip lies in its video cannot be known")
+        raise RowRejected("clip window", value, "where the clip lies in its video cannot be known")
     return Span(*pair)
 
 
-def _named(video: str, clip: Span) -> str:
-    """What a file of the clip alone is called where its owners gave it no name: as QVHighlights does."""
+def _clip_file_name(video: str, clip: Span) -> str:
+    """The name of a file of the clip alone where none was published: as QVHighlights writes it."""
     return f"{stem_of(video)[0]}_{clip.start}_{clip.end}"
 
 
@@ -305,19 +425,19 @@ def _options(row: Row) -> tuple[tuple[str, ...], int | None]:
         return (), None
     options, choice = row.options, row.choice
     if not isinstance(options, list) or not all(isinstance(option, str) and option.strip() for option in options):
-        raise _Dropped("options", options, "an option is empty or no text")
+        raise RowRejected("options", options, "an option is empty or no text")
     if not 2 <= len(options) <= len(OPTION_LETTERS) or len(set(options)) < len(options):
-        raise _Dropped("options", options, f"there must be 2 to {len(OPTION_LETTERS)}, each once")
+        raise RowRejected("options", options, f"there must be 2 to {len(OPTION_LETTERS)}, each once")
     if type(choice) is not int or not 0 <= choice < len(options):
-        raise _Dropped("options", options, "the answer is none of them")
+        raise RowRejected("options", options, "the answer is none of them")
     return tuple(options), choice
 
 
-def _beside(window: object, duration: float) -> str:
-    return f"{_say(window)} of {duration:g} s"
+def _value_of_duration(window: object, duration: float) -> str:
+    return f"{_value_text(window)} of {duration:g} s"
 
 
-def _say(value: Any) -> str:
+def _value_text(value: Any) -> str:
     if isinstance(value, str):
         text = value
     else:

@@ -26,9 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from labkit.chain.spans import Span
-from labkit.data.owners import fetch_videos
-from labkit.data.rows import no_utf8, printable
-from labkit.data.video_index import is_elsewhere, local_path, stem_of, trim_window
+from labkit.data.rows import binary_kind, printable
+from labkit.data.video_index import is_foreign_path, local_path, stem_of, trim_window
 from labkit.errors import LabError, nearest
 from labkit.files import replacing
 
@@ -40,7 +39,7 @@ ANSWERS = (
     ("pred_relevant_windows",), ("qid", "text"), ("qid", "windows"), ("qid", "output_text"), ("qid", "pred"),
     ("doc_id", "resps"), ("response",), ("completion",), ("input", "output"), ("video_id", "query_id", "answer"),
 )  # fmt: skip
-"""Fields by which an object is told to be a prediction, of labkit or another program, and no moment."""
+"""Fields by which an object is known as a prediction, of labkit or another program, and no moment."""
 OPTION_LETTERS = "ABCDEFGH"
 """What options are called in a prompt and in an answer, in order."""
 ROUNDING = 1e-3
@@ -48,8 +47,21 @@ ROUNDING = 1e-3
 FRAME = 0.05
 """Seconds by which a clip may differ from its trim window, which cuts at frames: half of one at 10 fps."""
 
-
 _HALF = re.compile("[\ud800-\udfff]")
+_TIME_R1 = "'hf download Boshenxx/TimeR1-Dataset --repo-type dataset'"
+DOWNLOADS = {
+    "charades-sta": "'wget https://ai2-public-datasets.s3-us-west-2.amazonaws.com/charades/Charades_v1_480.zip' (13 GB)",
+    "qvhighlights": "'wget https://nlp.cs.unc.edu/data/jielei/qvh/qvhilights_videos.tar.gz' (134 GB)",
+    "tvgbench": _TIME_R1,
+    "timerft": _TIME_R1,
+}
+"""How to fetch the videos, by a part of a moment's `source` between slashes. Source: the benchmarks' own pages and
+Time-R1's docs/DATA.md; the links have not been followed. ActivityNet's and NExT-GQA's authors give theirs on request."""
+
+_QVHIGHLIGHTS_CLIP = 150.0
+"""Seconds of a clip of QVHighlights, all 1,550 of the validation set."""
+_TACOS = re.compile(r"s\d+-d\d+", re.ASCII)
+_CHARADES = re.compile(r"[A-Z0-9]{5}", re.ASCII)
 
 
 class BadField(ValueError):
@@ -184,7 +196,7 @@ def read_moments(path: str | Path) -> list[Moment]:
 def read_lines(path: Path) -> Iterator[tuple[int, Moment | BadField]]:
     """Each line of a moments file that holds text, by its number: the moment, or why there is none. Raises OSError."""
     raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    if kind := no_utf8(raw):
+    if kind := binary_kind(raw):
         yield (
             1,
             BadField("file", path.name, f"is {kind}, no UTF-8 text", f"unpack it or save it as UTF-8, or {_MAKES}"),
@@ -268,18 +280,56 @@ def require_videos(moments: Sequence[Moment]) -> None:
         moment, reason = bad[-1]
         others = f" (and {len(bad) - 1} other videos are missing or empty)" if len(bad) > 1 else ""
         step = "put the file there or correct 'video' in the moments file"
-        if command := fetch_videos(moment.source):
-            step += (
-                f"; {command} fetches what its owners publish, and `labkit moments ... --videos DIR` finds it in there"
-            )
+        if command := download_command(moment.source):
+            step += f"; {command} fetches what its authors publish, and `labkit moments ... --videos DIR` finds it in there"
         raise LabError(f"video {moment.video} of question {moment.qid!r} {reason}{others}; {step}")
+
+
+def download_command(source: str) -> str:
+    """The command that fetches the videos of a moment's `source`; empty where there is none.
+
+    >>> download_command("tvgbench/anet")
+    "'hf download Boshenxx/TimeR1-Dataset --repo-type dataset'"
+    >>> download_command("mine")
+    ''
+    """
+    return next((DOWNLOADS[part] for part in source.split("/") if part in DOWNLOADS), "")
+
+
+def benchmarks_by_id(videos: Iterable[str]) -> dict[str, str]:
+    """The benchmark that each of a file's videos belongs to, by its id; "" where none is known by it.
+
+    Charades' ids are five random characters: where all share their first two somebody has numbered videos of their own.
+
+    >>> benchmarks_by_id(["v_uqiMw7tQ1Cc", "AO8RW.mp4", "NUsG9BgSes0_210.0_360.0", "s13-d21.avi", "kitchen"]).values()
+    dict_values(['activitynet', 'charades-sta', 'qvhighlights', 'tacos', ''])
+    >>> benchmarks_by_id(["CLIP1", "CLIP2"])
+    {'CLIP1': '', 'CLIP2': ''}
+    """
+    benchmarks = {video: _benchmark_by_id(stem_of(video)[0]) for video in videos}
+    charades = {stem_of(video)[0] for video, benchmark in benchmarks.items() if benchmark == "charades-sta"}
+    if len(charades) > 1 and len(os.path.commonprefix(list(charades))) > 1 or all(map(str.isdigit, charades)):
+        benchmarks = {
+            video: "" if benchmark == "charades-sta" else benchmark for video, benchmark in benchmarks.items()
+        }
+    return benchmarks
+
+
+def _benchmark_by_id(stem: str) -> str:
+    if (window := trim_window(stem)) and window[2] - window[1] == _QVHIGHLIGHTS_CLIP:
+        return "qvhighlights"
+    if stem.startswith("v_"):
+        return "activitynet"
+    if _TACOS.fullmatch(stem):
+        return "tacos"
+    return "charades-sta" if _CHARADES.fullmatch(stem) else ""
 
 
 def decode(line: bytes) -> dict[str, Any]:
     """The JSON object on one line."""
     shape = 'write one object a line, such as {"qid": "q1", ...}'
     try:
-        row = json.loads(line.decode("utf-8"), object_pairs_hook=_unrepeated)
+        row = json.loads(line.decode("utf-8"), object_pairs_hook=_refuse_repeated_keys)
     except UnicodeDecodeError:
         raise BadField("line", line, "is not UTF-8", "save the file as UTF-8") from None
     except BadField:
@@ -292,7 +342,7 @@ def decode(line: bytes) -> dict[str, Any]:
     return row
 
 
-def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for name, value in pairs:
         if name in row:
@@ -324,7 +374,7 @@ def moment_of(row: dict[str, Any], folder: Path) -> Moment:
         raise BadField("options", options, "is not a list", 'write ["...", ...] or leave it out')
     # An empty or ill-typed video stays as it is, for Moment to name it by what stands in the file.
     if isinstance(video, str) and video.strip():
-        if is_elsewhere(video):
+        if is_foreign_path(video):
             step = "write where it lies here, or `labkit moments FILE --videos DIR --write NEW.jsonl`"
             raise BadField("video", video, "is a link, or a path of another system", step)
         video = local_path(video, folder)

@@ -1,6 +1,6 @@
 """Rows: a query as it stands in an annotation file, and the files read into text, tables and objects.
 
-Nothing is judged here: what is missing or ill-typed stays as it is, for `labkit.data.cleaning` to decide.
+Nothing is checked here: what is missing or ill-typed stays as it is, for `labkit.data.cleaning` to decide.
 """
 
 from __future__ import annotations
@@ -61,39 +61,39 @@ class Row:
     rate: object = None
 
 
-class Table(NamedTuple):
-    """A file's rows, whose they are by its `title`, and its encoding."""
+class AnnotationFile(NamedTuple):
+    """A file's rows, its format or benchmark as `title`, and its encoding."""
 
     title: str
     rows: list[Row]
     encoding: str = "UTF-8"
 
 
-class Unread(str):
+class InvalidLine(str):
     """Stands for a line that is not JSON, and says why."""
 
 
-class Repeated(ValueError):
+class RepeatedKey(ValueError):
     """A key that an object holds twice: Python would keep the last without a word."""
 
 
-def unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """What `json.loads` takes as object_pairs_hook. Raises Repeated."""
+def refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """What `json.loads` takes as object_pairs_hook. Raises RepeatedKey."""
     row = dict(pairs)
     if len(row) < len(pairs):
         name = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise Repeated(f"key {name!r} is given twice")
+        raise RepeatedKey(f"key {name!r} is given twice")
     return row
 
 
 def read_object(line: str) -> Any:
-    """What one line of JSON Lines holds, or Unread."""
+    """What one line of JSON Lines holds, or InvalidLine."""
     try:
-        return json.loads(line, object_pairs_hook=unrepeated)
-    except Repeated as error:
-        return Unread(error)
+        return json.loads(line, object_pairs_hook=refuse_repeated_keys)
+    except RepeatedKey as error:
+        return InvalidLine(error)
     except (ValueError, RecursionError):
-        return Unread(f"{short(line.strip())} is not JSON")
+        return InvalidLine(f"{short(line.strip())} is not JSON")
 
 
 def read_text(path: Path) -> str:
@@ -117,7 +117,7 @@ def read_encoded(path: Path) -> tuple[str, str]:
         reason = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
         raise LabError(f"annotation file {path} {reason}; correct its path or its access rights") from None
     if kind := _begun(raw, _BINARY):
-        raise LabError(f"{path} is {kind}, no text; give the annotations as their owners publish them")
+        raise LabError(f"{path} is {kind}, no text; give the annotations as their authors publish them")
     encoding = _begun(raw, _MARKED)
     try:
         text = raw.decode(encoding or "utf-8-sig")
@@ -125,7 +125,7 @@ def read_encoded(path: Path) -> tuple[str, str]:
         if encoding:
             raise LabError(f"{path} is {encoding} that breaks off ({error.reason}); download it again") from None
         if b"\0" in raw[:1000] and not _encoding(raw).startswith("UTF-16"):
-            raise LabError(f"{path} is no text; give the annotations as their owners publish them") from None
+            raise LabError(f"{path} is no text; give the annotations as their authors publish them") from None
         line, kind = raw[: error.start].count(b"\n") + 1, _encoding(raw)
         command = f"iconv -f {kind} -t UTF-8 '{path.name}' > new"
         wrong = f"not UTF-8; save the file as UTF-8 (it looks like {_NAMES.get(kind, kind)}: {command})"
@@ -139,7 +139,7 @@ def read_encoded(path: Path) -> tuple[str, str]:
     return (text if "\n" in text else text.replace("\r", "\n")), encoding or "UTF-8"
 
 
-def no_utf8(raw: bytes) -> str:
+def binary_kind(raw: bytes) -> str:
     """What a file is, by its first bytes, where they tell that it is no UTF-8; else ""."""
     return _begun(raw, {_GZIP: "gzip"} | _BINARY | _MARKED)
 

@@ -17,13 +17,13 @@ SUFFIXES = (
 )  # fmt: skip
 """What a video file ends in; of several by one name the earlier is taken, after the published one."""
 
-_ELSEWHERE = re.compile(r"[A-Za-z]:[\\/]|\\\\|(?!file:)[A-Za-z][A-Za-z0-9+.-]+://")
+_FOREIGN = re.compile(r"[A-Za-z]:[\\/]|\\\\|(?!file:)[A-Za-z][A-Za-z0-9+.-]+://")
 _CLOCK = r"(\d+):(\d\d):(\d\d[:.]\d+)"
 _SECONDS = re.compile(r"(.+)_(\d+\.\d+)_(\d+\.\d+)", re.ASCII)
 _CLOCKS = re.compile(rf"(.+)_{_CLOCK}_{_CLOCK}", re.ASCII)
 
 
-class Found(NamedTuple):
+class VideoFile(NamedTuple):
     """A video's path, whether it is there, and the other files that go by its name."""
 
     path: str
@@ -42,7 +42,7 @@ class VideoFolder:
         self.path, self.implied = os.path.abspath(folder), implied
         self._index: dict[str, list[str]] | None = None
 
-    def find(self, name: str) -> Found:
+    def find(self, name: str) -> VideoFile:
         """The file that goes by `name`, of which folders and suffix may differ; else `name`, or name.mp4, in here."""
         stem, suffix = stem_of(name)
         if self._index is None:
@@ -51,14 +51,14 @@ class VideoFolder:
                 self._index.setdefault(_composed(stem_of(path)[0]), []).append(path)
         candidates = self._index.get(_composed(stem))
         if not candidates:
-            return Found(os.path.join(self.path, stem + (suffix or ".mp4")), False)
+            return VideoFile(os.path.join(self.path, stem + (suffix or ".mp4")), False)
 
         def rank(path: str) -> tuple[bool, int, str]:
             own = os.path.splitext(path)[1].lower()
             return own != (suffix or ".mp4").lower(), SUFFIXES.index(own), path
 
         best, *others = sorted(candidates, key=rank) if len(candidates) > 1 else candidates
-        return Found(best, True, tuple(others))
+        return VideoFile(best, True, tuple(others))
 
 
 def stem_of(name: str) -> tuple[str, str]:
@@ -72,13 +72,13 @@ def stem_of(name: str) -> tuple[str, str]:
     return (stem, suffix) if suffix.lower() in SUFFIXES else (base, "")
 
 
-def is_elsewhere(video: str) -> bool:
+def is_foreign_path(video: str) -> bool:
     r"""Whether a video's path is a link, or one of Windows where there are none: its name is all that can be used.
 
-    >>> is_elsewhere("s3://bucket/a.mp4"), is_elsewhere("C:\\data\\a.mp4"), is_elsewhere("file:///data/a.mp4")
+    >>> is_foreign_path("s3://bucket/a.mp4"), is_foreign_path("C:\\data\\a.mp4"), is_foreign_path("file:///data/a.mp4")
     (True, True, False)
     """
-    return _ELSEWHERE.match(video) is not None and os.name != "nt"
+    return _FOREIGN.match(video) is not None and os.name != "nt"
 
 
 def local_path(video: str, folder: str | Path) -> str:
@@ -105,7 +105,7 @@ def _composed(name: str) -> str:
 
 
 def trim_window(stem: str) -> tuple[str, float, float] | None:
-    """The source video's name and the trim window in seconds, where a clip's name states them as its owners do.
+    """The source video's name and the trim window in seconds, where a clip's name states them as its authors do.
 
     Numbers without a decimal point are left alone: take_1_2 is nobody's window.
 

@@ -19,7 +19,7 @@ from labkit.doctor.workload import (
     trained_parameters,
 )
 from labkit.params import Params
-from labkit.policy.packed_logprobs import CHUNK as LOGITS_AT_ONCE
+from labkit.policy.packed_logprobs import LOGIT_CHUNK
 
 PROCESS = {"cpu": 0.6e9, "cuda build": 0.95e9, "cuda": 0.8e9}
 """Bytes of a process that has imported torch, transformers, TRL and the figures, on Linux: with torch built for CPUs (five
@@ -117,7 +117,7 @@ class _Held:
         if self.params.gradient_checkpointing:
             kept = s.layers * s.hidden * each + layer + attention
         # As they come, twice in float32, and the gradient of the last matrix, which is summed in float32.
-        logits = min(shown, LOGITS_AT_ONCE) * s.vocab * (each + 2 * 4)
+        logits = min(shown, LOGIT_CHUNK) * s.vocab * (each + 2 * 4)
         logits += 0.0 if self.params.lora_rank else 4.0 * s.vocab * s.hidden
         return {"activations": read * kept + shown * s.hidden * each, "logits": logits}
 

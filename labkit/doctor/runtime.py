@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from labkit.doctor.workload import ANSWER_SHARE, BYTES, CHUNK, KEPT_SHARE, Load, Shape, one_process, traces_of_a_clip
 from labkit.params import Params
-from labkit.stages.sft import batch_of, steps_of
+from labkit.stages.sft import sft_batch_size, sft_steps
 
 if TYPE_CHECKING:
     from labkit.doctor.throughput import Pace
@@ -96,7 +96,7 @@ class _Timed:
         harvested = min(p.harvest_prompts, load.train)
         traces = KEPT_SHARE * harvested * p.max_per_query
         whole = max(1, round(traces))
-        steps = steps_of(p.sft_epochs, whole, batch_of(p.sft_batch, whole, self.world) or 1)
+        steps = sft_steps(p.sft_epochs, whole, sft_batch_size(p.sft_batch, whole, self.world) or 1)
         shared = min(p.sft_batch, traces_of_a_clip(p, load)) if p.pack_clips else 1.0
         each = load.video_tokens / shared + self.prompt - load.video_tokens + self.answer
         passes = self.pace.learning + (self.pace.forward if p.gradient_checkpointing else 0.0)

@@ -80,8 +80,8 @@ def _rehearse(policy: Policy, p: Params, load: Load, grid: tuple[int, int, int])
 
     from labkit.doctor.workload import ANSWER_SHARE
     from labkit.policy.generate import generate
-    from labkit.policy.inputs import Clip, features_of
-    from labkit.policy.packed_logprobs import pack
+    from labkit.policy.inputs import ClipPatches, encode_clip
+    from labkit.policy.packed_logprobs import pack_shared_prefix
 
     model, endless = policy.model, _endless(policy)
     count, answer = p.prompts_per_pass or p.prompts_per_step, max(2, round(ANSWER_SHARE * p.max_new_tokens))
@@ -101,7 +101,7 @@ def _rehearse(policy: Policy, p: Params, load: Load, grid: tuple[int, int, int])
     row = max(0.0, many - few) / max(1, len(prompts) * p.group_size - 2)
 
     chains = torch.zeros(count * p.group_size, answer, dtype=torch.long, device=policy.device)
-    packed = pack(asked, chains, torch.ones_like(chains), [p.group_size] * count)
+    packed = pack_shared_prefix(asked, chains, torch.ones_like(chains), [p.group_size] * count)
     read = sum(len(prompt.ids) - 1 for prompt in asked) + chains.numel()
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6)
@@ -121,7 +121,7 @@ def _rehearse(policy: Policy, p: Params, load: Load, grid: tuple[int, int, int])
     learning, update, forward = timed(learn) / read, timed(move), timed(look_back) / read
     temporal, patch = policy.base.config.vision_config.temporal_patch_size, policy.base.config.vision_config.patch_size
     pixels = torch.zeros(grid[0] * grid[1] * grid[2], 3 * temporal * patch * patch)
-    vision = timed(lambda: features_of(policy, Clip(pixels, grid, 1.0))) / max(1.0, load.video_tokens)
+    vision = timed(lambda: encode_clip(policy, ClipPatches(pixels, grid, 1.0))) / max(1.0, load.video_tokens)
     return Pace(
         prefill, max(0.0, few - 2 * row), row, forward, learning, update, vision,
         f"the model itself: each part was timed on {policy.device} just now, with threads = {p.threads}",

@@ -20,7 +20,7 @@ from labkit.errors import LabError
 from labkit.policy.generate import generate
 from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy
-from labkit.policy.prompt_source import expect
+from labkit.policy.prompt_source import prefetch
 from labkit.stages.provenance import UNSHARDED, Provenance, question_digest, require_same_provenance, shard_ranges
 from labkit.stages.rollouts import UNPAID, Rollout, RolloutStore, read_file
 
@@ -92,7 +92,7 @@ def evaluate(
         answers = _to_questions([each for path in files_read for each in read_file(path)], ordered)
     if answers and on_batch is not None:
         on_batch(len(answers))
-    expect(source, [moment.qid for batch in batches for moment in batch if moment.qid not in answers])
+    prefetch(source, [moment.qid for batch in batches for moment in batch if moment.qid not in answers])
     for batch in batches:
         asked = [moment for moment in batch if moment.qid not in answers]
         if not asked:

@@ -21,7 +21,7 @@ from labkit.views.report.sanitize import literal
 
 if TYPE_CHECKING:
     from labkit.scoring.scores import Score
-    from labkit.stages.grpo import GrpoResult
+    from labkit.stages.grpo_steps import GrpoResult
 
 ENOUGH_ANCHORS = 0.95
 """Share of chains with anchors from which on they are the rule."""

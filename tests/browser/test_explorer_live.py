@@ -16,7 +16,7 @@ import pytest
 
 from tests.browser.attacks import PAYLOADS
 from tests.browser.conftest import CHROMIUM, ROOT
-from tests.browser.sights import drag_to_twenty_places, started, write_notebook
+from tests.browser.pages import drag_to_twenty_places, run_in_jupyterlab, write_notebook
 from tests.data.films import CONSTANT
 
 pytestmark = [
@@ -43,7 +43,7 @@ explorer
 @pytest.fixture(scope="module")
 def sight(server: tuple[str, Path], browser: Any) -> Iterator[Any]:
     write_notebook(server[1] / "look.ipynb", CELL, "1 + 1")
-    page = started(browser, server[0], "look.ipynb")
+    page = run_in_jupyterlab(browser, server[0], "look.ipynb")
     page.wait_for_selector('.lk[data-media="ready"]', timeout=180_000)
     yield page
     page.close()

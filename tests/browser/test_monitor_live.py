@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.browser.conftest import CHROMIUM
-from tests.browser.sights import frame_shown, started, write_notebook
+from tests.browser.pages import frame_shown, run_in_jupyterlab, write_notebook
 from tests.data.films import CONSTANT, expected
 
 pytestmark = [
@@ -62,7 +62,7 @@ RUNNING = "document.querySelector('.jp-InputPrompt').innerText.includes('*')"
 @pytest.fixture(scope="module")
 def sight(server: tuple[str, Path], browser: Any) -> Iterator[Any]:
     write_notebook(server[1] / "watch.ipynb", CELL)
-    page = started(browser, server[0], "watch.ipynb")
+    page = run_in_jupyterlab(browser, server[0], "watch.ipynb")
     yield page
     page.close()
 

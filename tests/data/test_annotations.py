@@ -71,7 +71,7 @@ def nextgqa(folder: Path, *rows: list[str], evidence: Any = EVIDENCE) -> Path:
 
 
 def faults(path: Path, **options: Any) -> list[tuple[str, str, int | str, str]]:
-    return [(f.kind, f.action, f.line, f.qid) for f in load_moments(path, **options).findings]
+    return [(f.kind, f.action, f.line, f.qid) for f in load_moments(path, **options).issues]
 
 
 def test_charades_text(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_captions_json(tmp_path: Path) -> None:
         Moment("v_uq-0", str(tmp_path / "v_uq.mp4"), "Two men.", (Span(0, 4.14),), 55.15, source="activitynet"),
         Moment("v_uq-1", str(tmp_path / "v_uq.mp4"), "One man.", (Span(4.14, 33.36),), 55.15, source="activitynet"),
     ]
-    assert moments.source.startswith("ActivityNet-Captions (") and moments.findings == ()
+    assert moments.source.startswith("ActivityNet-Captions (") and moments.issues == ()
     assert load_moments(as_json(tmp_path / "b.json", {"3MSZA": entry}))[0].source == "charades-sta"
 
 
@@ -184,7 +184,7 @@ def test_a_qvhighlights_clip_ends_where_its_video_ended(tmp_path: Path) -> None:
     row = QV | {"duration": 126, "relevant_windows": [[100, 126]]}
     moments = load_moments(as_lines(tmp_path / "val.jsonl", row), videos=tmp_path)
     assert (moments[0].clip, moments[0].duration) == (Span(60, 186), 126.0)
-    assert moments.findings[0].value == "60 to 210 is 150 s, duration 126"
+    assert moments.issues[0].value == "60 to 210 is 150 s, duration 126"
 
 
 def test_bad_lines_of_qvhighlights_are_dropped(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from labkit.chain.spans import Span
 from labkit.data.benchmarks import BENCHMARKS, load_moments, moments_text
-from labkit.data.findings import RULES
+from labkit.data.cleaning import RULES
 from labkit.data.moments import ROUNDING, read_moments, write_moments
 from labkit.errors import LabError
 
@@ -67,7 +67,7 @@ def test_real_files_hold_what_is_published(
 ) -> None:
     moments = load_moments(file)
     assert (moments.rows, moments.rows - len(moments), moments.counts()) == (rows, dropped, counts), reason
-    assert sum(finding.action == "dropped" for finding in moments.findings) == dropped
+    assert sum(issue.action == "dropped" for issue in moments.issues) == dropped
 
 
 @real
@@ -255,11 +255,11 @@ def test_moments_are_a_sequence_with_their_findings(tmp_path: Path) -> None:
     assert moments[:1] == [moments[0]] and isinstance(moments[:1], list) and moments[-1].qid == "BBBBB-0"
     assert moments[1] in moments and [moment.qid for moment in reversed(moments)] == ["BBBBB-0", "AAAAA-0"]
     assert moments.counts() == {"start after end": 1, "end past the clip": 1}
-    assert [(f.kind, f.action, f.line, f.qid, f.value) for f in moments.findings] == [
+    assert [(f.kind, f.action, f.line, f.qid, f.value) for f in moments.issues] == [
         ("end past the clip", "repaired", 2, "BBBBB-0", "[2.0, 9.5] of 9 s"),
         ("start after end", "dropped", 3, "AAAAA-1", "[8.0, 7.0] of 12 s"),
     ]
-    assert all(finding.note.endswith(RULES[finding.kind]) for finding in moments.findings)
+    assert all(issue.note.endswith(RULES[issue.kind]) for issue in moments.issues)
 
 
 def test_moments_show_what_was_done_short(tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_moments_show_what_was_done_short(tmp_path: Path) -> None:
         "       1  start after end, dropped: which end is wrong cannot be known",
         "       1  end past the clip, repaired: the label is cut to the clip's duration",
     ]
-    assert repr(moments) == f"<Moments Charades-STA txt ({file}): 2 usable moments of 3 rows, 2 findings>"
+    assert repr(moments) == f"<Moments Charades-STA txt ({file}): 2 usable moments of 3 rows, 2 issues>"
     assert moments._repr_html_().count("<tr>") == 2
     named = charades(tmp_path / "<b>&", LINES.splitlines()[0])
     assert "&lt;b&gt;&amp;" in load_moments(named)._repr_html_() and "<table>" not in load_moments(named)._repr_html_()
@@ -283,7 +283,7 @@ def test_findings_are_listed_by_kind(tmp_path: Path) -> None:
         f"{file}, line 3: AAAAA-1: start after end ([8.0, 7.0] of 12 s), dropped: which end is wrong cannot be known"
     )
     assert len(moments.listing().splitlines()) == 2 and moments.listing("point") == ""
-    with pytest.raises(LabError, match="'points' is no kind of finding; the kinds are malformed row, "):
+    with pytest.raises(LabError, match="'points' is no kind of issue; the kinds are malformed row, "):
         moments.listing("points")
 
 
@@ -347,7 +347,7 @@ def test_the_command_prints_writes_and_lists(tmp_path: Path) -> None:
     assert read_moments(tmp_path / "out" / "moments.jsonl") == list(load_moments(file))
     with pytest.raises(LabError, match="line 2"):
         moments_text(str(file), strict=True)
-    with pytest.raises(LabError, match="is no kind of finding"):
+    with pytest.raises(LabError, match="is no kind of issue"):
         moments_text(str(file), listing="points")
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from labkit.data.benchmarks import load_moments, moments_text
-from labkit.data.findings import Moments
+from labkit.data.cleaning import Moments
 from labkit.errors import LabError
 from tests.data.films import film
 
@@ -22,7 +22,7 @@ CHARADES = [f"AAAA1-0 {DOOR} 2-8 of 30", f"BBBB2-0 {CUP} 0-5.5 of 25.5", f"AAAA1
 
 
 class Read(NamedTuple):
-    """What a file is read as: its title, its moments' one source, a line a moment, and the findings by kind."""
+    """What a file is read as: its title, its moments' one source, a line a moment, and the issues by kind."""
 
     title: str
     source: str
@@ -72,7 +72,7 @@ FILES: list[tuple[str, Read | str, str]] = [
     ("own_array.json", own("a", "b"), "a JSON list of our rows"),
     ("own_crlf_bom.jsonl", own("a"), "written on Windows"),
     ("own_extra.jsonl", own("a")._replace(counts={"unknown field": 2}), "what is not used is said"),
-    ("win_paths.jsonl", own(*"abcdefg")._replace(counts={"path of elsewhere": 1}),
+    ("win_paths.jsonl", own(*"abcdefg")._replace(counts={"foreign path": 1}),
      "links and other systems' paths leave the name to look by"),
     ("no_duration.jsonl", "no duration 1; .*add the seconds of each video as duration, or give the folder of the videos",
      "without the video nobody knows it"),

@@ -11,8 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from labkit.chain.spans import Span
-from labkit.data.cleaning import Judge, mend_window
-from labkit.data.findings import RULES
+from labkit.data.cleaning import RULES, RowCleaner, repair_window
 from labkit.data.moments import Moment
 from labkit.data.rows import Row
 from labkit.data.video_index import VideoFolder
@@ -32,13 +31,13 @@ def row(**changed: Any) -> Row:
     return Row(**(values | changed))
 
 
-def judge(folder: Path, *, strict: bool = False) -> Judge:
-    return Judge(folder / "file.json", VideoFolder(folder), strict)
+def cleaner(folder: Path, *, strict: bool = False) -> RowCleaner:
+    return RowCleaner(folder / "file.json", VideoFolder(folder), strict)
 
 
-def judged(folder: Path, *rows: Row) -> tuple[list[Moment | None], list[tuple[str, str]]]:
-    bench = judge(folder)
-    return [bench.moment(one) for one in rows], [(finding.kind, finding.action) for finding in bench.findings]
+def cleaned(folder: Path, *rows: Row) -> tuple[list[Moment | None], list[tuple[str, str]]]:
+    bench = cleaner(folder)
+    return [bench.moment(one) for one in rows], [(issue.kind, issue.action) for issue in bench.issues]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +66,7 @@ def judged(folder: Path, *rows: Row) -> tuple[list[Moment | None], list[tuple[st
 def test_a_label_is_mended_by_rule(
     window: tuple[float, float], mended: tuple[float, float] | None, kinds: tuple[str, ...], reason: str
 ) -> None:
-    assert mend_window(*window, 12.0) == (None if mended is None else Span(*mended), kinds), reason
+    assert repair_window(*window, 12.0) == (None if mended is None else Span(*mended), kinds), reason
 
 
 seconds = st.floats(-1e6, 1e6)
@@ -77,13 +76,13 @@ seconds = st.floats(-1e6, 1e6)
 def test_a_mended_label_lies_in_its_clip_and_mending_it_again_changes_nothing(
     start: float, end: float, duration: float
 ) -> None:
-    span, kinds = mend_window(start, end, duration)
+    span, kinds = repair_window(start, end, duration)
     assert set(kinds) <= set(RULES)
     if span is None:
         assert len(kinds) == 1
     else:
         assert 0 <= span.start < span.end <= duration
-        assert mend_window(span.start, span.end, duration) == (span, ())
+        assert repair_window(span.start, span.end, duration) == (span, ())
 
 
 anything = st.recursive(
@@ -107,35 +106,35 @@ anything = st.recursive(
     )
 )  # fmt: skip
 def test_whatever_a_row_holds_it_is_a_moment_or_one_dropped_finding(rows: list[Row]) -> None:
-    bench = judge(Path("/nowhere"))
+    bench = cleaner(Path("/nowhere"))
     for one in rows:
-        before = len(bench.findings)
+        before = len(bench.issues)
         moment = bench.moment(one)
-        new = bench.findings[before:]
-        assert sum(finding.action == "dropped" for finding in new) == (moment is None)
-        assert all(finding.note.endswith(RULES[finding.kind]) for finding in new)
+        new = bench.issues[before:]
+        assert sum(issue.action == "dropped" for issue in new) == (moment is None)
+        assert all(issue.note.endswith(RULES[issue.kind]) for issue in new)
 
 
 def test_of_several_labels_each_is_judged(tmp_path: Path) -> None:
-    bench = judge(tmp_path)
+    bench = cleaner(tmp_path)
     moment = bench.moment(row(windows=[[1, 4], [8, 7], [10, 13], "x"]))
     assert moment is not None and moment.windows == (Span(1, 4), Span(10, 12))
-    assert [(finding.kind, finding.action, finding.value) for finding in bench.findings] == [
+    assert [(issue.kind, issue.action, issue.value) for issue in bench.issues] == [
         ("end past the clip", "repaired", "[10, 13] of 12 s"),
         ("start after end", "repaired", "[8, 7] of 12 s"),
         ("malformed row", "repaired", "x of 12 s"),
     ]
-    assert bench.findings[1].note == "this label is left out, the others stand; which end is wrong cannot be known"
+    assert bench.issues[1].note == "this label is left out, the others stand; which end is wrong cannot be known"
 
 
 def test_when_no_label_is_left_the_row_is_dropped_once(tmp_path: Path) -> None:
-    moments, found = judged(tmp_path, row(windows=[[8, 7], [13, 14]], duration=None, clip=[30, 42]))
+    moments, found = cleaned(tmp_path, row(windows=[[8, 7], [13, 14]], duration=None, clip=[30, 42]))
     # The duration that was found for it does not count: nothing came of the row.
     assert (moments, found) == ([None], [("start after end", "dropped")])
 
 
 def test_the_first_row_keeps_an_id_and_a_query_must_say_something(tmp_path: Path) -> None:
-    moments, found = judged(tmp_path, row(), row(line=2), row(line=3, qid="q2", query=" \n"), row(line=4, qid=3))
+    moments, found = cleaned(tmp_path, row(), row(line=2), row(line=3, qid="q2", query=" \n"), row(line=4, qid=3))
     assert [moment and moment.qid for moment in moments] == ["q1", None, None, "3"]
     assert found == [("duplicate id", "dropped"), ("empty query", "dropped")]
 
@@ -145,21 +144,21 @@ def test_a_missing_duration_is_measured(tmp_path: Path) -> None:
     (tmp_path / "b.mp4").write_bytes(b"no film")
     durations = [None, 0, -3, float("nan"), float("inf"), "twelve", True]
     rows = [row(line=k, qid=k, duration=duration) for k, duration in enumerate(durations)]
-    moments, found = judged(tmp_path, *rows, row(video="b", qid="b", duration=0), row(video="c", qid="c", duration=0))
+    moments, found = cleaned(tmp_path, *rows, row(video="b", qid="b", duration=0), row(video="c", qid="c", duration=0))
     assert [moment and moment.duration for moment in moments] == [8.0] * 7 + [None, None]
     assert found == [("no duration", "repaired")] * 7 + [("no duration", "dropped")] * 2
 
 
 def test_a_missing_duration_of_a_cut_file_is_its_trim_windows_until_it_can_be_measured(tmp_path: Path) -> None:
     cut = row(cut="a_30_42", clip=[30, 42], duration=None)
-    (moment,), found = judged(tmp_path, cut)
+    (moment,), found = cleaned(tmp_path, cut)
     assert (
         moment is not None
         and (moment.duration, moment.clip) == (12.0, None)
         and found == [("no duration", "repaired")]
     )
     film(tmp_path / "a_30_42.mp4", CONSTANT)
-    (moment,), found = judged(tmp_path, cut)
+    (moment,), found = cleaned(tmp_path, cut)
     assert (
         moment is not None and (moment.duration, moment.clip) == (8.0, None) and found == [("no duration", "repaired")]
     )
@@ -183,8 +182,8 @@ def test_a_missing_duration_of_a_cut_file_is_its_trim_windows_until_it_can_be_me
 def test_trim_window_and_duration_are_made_to_agree(
     tmp_path: Path, clip: Any, duration: Any, kept: tuple[float, float] | None, length: float, found: Any, reason: str
 ) -> None:
-    (moment,), findings = judged(tmp_path, row(clip=clip, duration=duration))
-    assert findings == found, reason
+    (moment,), issues = cleaned(tmp_path, row(clip=clip, duration=duration))
+    assert issues == found, reason
     if kept is None:
         assert moment is None
     else:
@@ -194,7 +193,7 @@ def test_trim_window_and_duration_are_made_to_agree(
 
 
 def test_labels_are_judged_by_the_clip_as_it_was_mended(tmp_path: Path) -> None:
-    (moment,), found = judged(tmp_path, row(clip=[30, 40], duration=12, windows=[[8, 11]]))
+    (moment,), found = cleaned(tmp_path, row(clip=[30, 40], duration=12, windows=[[8, 11]]))
     assert moment is not None and moment.windows == (Span(8, 10),)
     assert found == [("clip window", "repaired"), ("end past the clip", "repaired")]
 
@@ -211,7 +210,7 @@ def test_labels_are_judged_by_the_clip_as_it_was_mended(tmp_path: Path) -> None:
 )
 def test_a_file_that_holds_the_clip_alone_is_not_cut_twice(tmp_path: Path, clip: Any, kept: Any, reason: str) -> None:
     film(tmp_path / "a.mp4", CONSTANT)
-    (moment,), found = judged(tmp_path, row(clip=clip, duration=clip[1] - clip[0]))
+    (moment,), found = cleaned(tmp_path, row(clip=clip, duration=clip[1] - clip[0]))
     assert moment is not None and moment.clip == (None if kept is None else Span(*kept)), reason
     assert found == ([("already cut", "noted")] if kept is None else [])
 
@@ -234,7 +233,7 @@ def test_a_whole_video_whose_window_overshoots_its_end_is_not_taken_for_the_clip
     tmp_path: Path, clip: list[float], label: list[float], kept: Any, reason: str
 ) -> None:
     film(tmp_path / "a.mp4", CONSTANT)
-    (moment,), found = judged(tmp_path, row(clip=clip, duration=8, windows=[label]))
+    (moment,), found = cleaned(tmp_path, row(clip=clip, duration=8, windows=[label]))
     assert moment is not None and moment.clip == (None if kept is None else Span(*kept)), reason
     assert found == ([("already cut", "noted")] if kept is None else [("window past the video", "noted")])
 
@@ -246,30 +245,30 @@ def test_who_has_cut_some_videos_has_cut_them_all(tmp_path: Path) -> None:
     rows = [either, row(qid="q2", video="b", clip=[30, 38], duration=8)]
     whole = [row(qid="q3", video="c", clip=[1, 5], duration=4), row(qid="q4", video="c", clip=[2, 6], duration=4)]
     for all_rows, clip in ((rows, None), (rows + whole, Span(2.5, 10.5))):
-        moment = Judge(tmp_path / "file", VideoFolder(tmp_path), False, all_rows).moment(either)
+        moment = RowCleaner(tmp_path / "file", VideoFolder(tmp_path), False, all_rows).moment(either)
         assert moment is not None and moment.clip == clip
 
 
 def test_a_clip_alone_may_be_named_by_its_window(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").touch()
     (tmp_path / "a_2.5_10.5.mp4").touch()
-    (moment,), found = judged(tmp_path, row(clip=[2.5, 10.5], duration=8))
+    (moment,), found = cleaned(tmp_path, row(clip=[2.5, 10.5], duration=8))
     assert moment is not None and (Path(moment.video).name, moment.clip) == ("a_2.5_10.5.mp4", None) and found == []
 
 
 def test_half_a_character_is_told_without_being_printed(tmp_path: Path) -> None:
-    bench = judge(tmp_path)
+    bench = cleaner(tmp_path)
     assert [
         bench.moment(row(qid="\ud83d")),
         bench.moment(row(query="\ud83d")),
         bench.moment(row(qid="q2", source="\ud83d")),
     ] == [None] * 3
-    assert all("half a character" in str(finding) and str(finding).encode() for finding in bench.findings)
+    assert all("half a character" in str(issue) and str(issue).encode() for issue in bench.issues)
 
 
 def test_a_video_that_cannot_be_opened_is_left_to_the_doctor(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"no film")
-    (moment,), found = judged(tmp_path, row(clip=[30, 42]))
+    (moment,), found = cleaned(tmp_path, row(clip=[30, 42]))
     assert moment is not None and (moment.clip, found) == (Span(30, 42), [])
 
 
@@ -293,12 +292,12 @@ def test_a_video_that_cannot_be_opened_is_left_to_the_doctor(tmp_path: Path) -> 
 def test_a_question_must_have_one_right_answer_among_its_options(
     tmp_path: Path, options: Any, choice: Any, kept: bool
 ) -> None:
-    (moment,), found = judged(tmp_path, row(options=options, choice=choice))
+    (moment,), found = cleaned(tmp_path, row(options=options, choice=choice))
     assert (moment is not None, found) == (kept, [] if kept else [("options", "dropped")])
 
 
 def test_strict_names_file_line_value_and_what_to_do(tmp_path: Path) -> None:
-    bench = judge(tmp_path, strict=True)
+    bench = cleaner(tmp_path, strict=True)
     assert bench.moment(row()) is not None
     with pytest.raises(LabError) as caught:
         bench.moment(row(line="row 5", qid="q2", windows=[[8, 7]]))
@@ -309,6 +308,6 @@ def test_strict_names_file_line_value_and_what_to_do(tmp_path: Path) -> None:
 
 
 def test_a_long_value_is_shortened(tmp_path: Path) -> None:
-    bench = judge(tmp_path)
+    bench = cleaner(tmp_path)
     assert bench.moment(row(windows=[[8, 7]] * 10_000)) is None
-    assert len(bench.findings[0].value) < 200 and json.dumps(bench.findings[0].value)
+    assert len(bench.issues[0].value) < 200 and json.dumps(bench.issues[0].value)

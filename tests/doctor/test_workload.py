@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from labkit.doctor.memory import LOGITS_AT_ONCE, stage_memory
+from labkit.doctor.memory import LOGIT_CHUNK, stage_memory
 from labkit.doctor.runtime import stage_seconds
 from labkit.doctor.throughput import Pace
 from labkit.doctor.workload import Load, Shape, count_parameters, explorers, read_shape, run_disk, traces_of_a_clip
@@ -157,8 +157,8 @@ def test_kl_needs_a_second_model_unless_an_adapter_can_be_taken_off() -> None:
 
 def test_logits_exist_for_some_tokens_at_a_time() -> None:
     memory = stage_memory(SMALL, changed(group_size=256, lora_rank=4), LOAD, "cuda")["grpo"]
-    assert 2 * 256 * 10 > LOGITS_AT_ONCE
-    assert memory["logits"] == LOGITS_AT_ONCE * 100 * 12, "below adapters the last matrix has no gradient"
+    assert 2 * 256 * 10 > LOGIT_CHUNK
+    assert memory["logits"] == LOGIT_CHUNK * 100 * 12, "below adapters the last matrix has no gradient"
 
 
 def test_features_are_kept_as_far_as_there_is_room() -> None:

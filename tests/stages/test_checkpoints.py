@@ -12,7 +12,7 @@ from labkit.stages import checkpoints
 from labkit.stages.checkpoints import COMPLETE, load_weights, newest_checkpoint, shuffled_order
 from labkit.stages.grpo_steps import WINDOW
 from labkit.stages.rollouts import RolloutStore
-from labkit.stages.sharding import require_same_sharing
+from labkit.stages.sharding import require_same_sharding
 from tests.stages import small
 from tests.stages.small import distance, weights
 
@@ -107,10 +107,10 @@ def test_an_adapter_resumes_too(source, moments, tmp_path):
         return load_policy("embedded", device="cpu", lora_rank=4)
 
     whole, broken, resumed = adapted(), adapted(), adapted()
-    small.train_sft(whole, source, moments, tmp_path / "whole", epochs=1.2)
+    small.train_sft(whole, source, moments, tmp_path / "whole", sft_epochs=1.2)
     with pytest.raises(Killed):
-        small.train_sft(broken, source, moments, tmp_path / "run", epochs=1.2, on_step=stop)
-    small.train_sft(resumed, source, moments, tmp_path / "run", epochs=1.2)
+        small.train_sft(broken, source, moments, tmp_path / "run", sft_epochs=1.2, on_step=stop)
+    small.train_sft(resumed, source, moments, tmp_path / "run", sft_epochs=1.2)
     assert equal(weights(resumed), weights(whole))
     assert distance(weights(resumed), weights(adapted())) > 1e-2
 
@@ -178,9 +178,9 @@ def test_an_optimizer_in_parts_is_not_read_whole(written, processes, sharding, r
     (tmp_path / written).touch()
     for name, number in {"LABKIT_WORKERS": tmp_path, "RANK": 0, "WORLD_SIZE": processes, "LOCAL_RANK": 0}.items():
         monkeypatch.setenv(name, str(number))
-    require_same_sharing(None, sharding)
+    require_same_sharding(None, sharding)
     with pytest.raises(LabError, match=refused) if refused else nullcontext():
-        require_same_sharing(tmp_path, sharding)
+        require_same_sharding(tmp_path, sharding)
         assert not refused, reason
 
 
@@ -232,7 +232,7 @@ def test_weights_have_the_rights_that_the_umask_leaves(policy, source, moments, 
 
     before = os.umask(0o002)
     try:
-        small.train_sft(policy, source, moments[:4], tmp_path, epochs=4.0, save_steps=1, on_step=on_step)
+        small.train_sft(policy, source, moments[:4], tmp_path, sft_epochs=4.0, save_steps=1, on_step=on_step)
     finally:
         os.umask(before)
     assert seen and all(each == {0o664} for each in seen)

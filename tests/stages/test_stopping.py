@@ -17,8 +17,8 @@ from tests.stages.small import distance, weights
 @pytest.mark.parametrize(
     ("train", "changes"),
     [
-        (small.train_grpo, {"steps": 4, "stop_anchor_rate": 1.0, "stop_progress": 1.0}),
-        (small.train_sft, {"epochs": 1.0}),
+        (small.train_grpo, {"grpo_steps": 4, "stop_anchor_rate": 1.0, "stop_progress": 1.0}),
+        (small.train_sft, {"sft_epochs": 1.0}),
     ],
     ids=["grpo", "sft"],
 )

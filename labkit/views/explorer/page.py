@@ -6,6 +6,7 @@ import base64
 import functools
 import html
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,23 @@ import anywidget
 import traitlets
 
 HERE = Path(__file__).parent
+MODULES = (
+    "core", "chains", "stages", "clips", "player", "table", "chain", "keys", "explorer", "scrubber", "index",
+)  # fmt: skip
+"""The ES modules of js/, each behind those that it imports."""
+
+
+def _compact(source: str) -> str:
+    """JavaScript or CSS without its comments on lines of their own, and without indentation: every saved notebook holds it."""
+    bare = re.sub(r"^\s*(?:/\*.*?\*/|//[^\n]*)", "", source, flags=re.DOTALL | re.MULTILINE)
+    return "\n".join(line for each in bare.split("\n") if (line := each.strip()))
+
+
+def _bundle() -> str:
+    """The modules as one ES module, which has nothing to fetch: one scope, without imports, with the exports of the last."""
+    sources = [(HERE / "js" / f"{name}.js").read_text(encoding="utf-8") for name in MODULES]
+    inner = [re.sub(r"^import .*|^export ", "", source, flags=re.MULTILINE) for source in sources[:-1]]
+    return "\n".join(map(_compact, [*inner, re.sub(r"^import .*", "", sources[-1], flags=re.MULTILINE)]))
 
 
 class PageWidget(anywidget.AnyWidget):
@@ -21,8 +39,8 @@ class PageWidget(anywidget.AnyWidget):
     told: tuple[str, ...] = ("shows", "data", "clips", "sheets", "height")
     """Names of what a page needs of the state."""
     # Paths would make anywidget watch the files; what is shown must not change while it is looked at.
-    _esm = (HERE / "explorer.js").read_text(encoding="utf-8")
-    _css = (HERE / "explorer.css").read_text(encoding="utf-8")
+    _esm = _bundle()
+    _css = _compact((HERE / "explorer.css").read_text(encoding="utf-8"))
 
     shows = traitlets.Unicode().tag(sync=True)
     data = traitlets.Bytes().tag(sync=True)
@@ -36,7 +54,7 @@ class PageWidget(anywidget.AnyWidget):
     """A grey line for whoever works with a kernel; a page without one is not told."""
 
     def page_state(self) -> dict[str, Any]:
-        """All that `mountFromState` of explorer.js needs to draw this widget, as JSON can hold it."""
+        """All that `mountFromState` of js/index.js needs to draw this widget, as JSON can hold it."""
         ours = [name for name, trait in self.traits(sync=True).items() if name in self.told]
         return {name: _as_json(getattr(self, name)) for name in ours}
 

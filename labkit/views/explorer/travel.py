@@ -22,7 +22,7 @@ MOST_SHEET_BYTES = 2_500_000
 """Of the clips' pictures that travel along, 3.3 MB in base64."""
 _EPSILON = 1e-6
 _MOST_STEPS = 12
-"""Steps that a page looks at for the best one of a chain, as MOST_STEPS in explorer.js."""
+"""Steps that a page looks at for the best one of a chain, as MOST_STEPS in js/chains.js."""
 
 
 def groups(rows: Sequence[Listed]) -> list[list[int]]:

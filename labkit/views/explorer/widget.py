@@ -7,13 +7,18 @@ answers when a clip is asked for that did not travel along. A step of the scrub 
 from __future__ import annotations
 
 import base64
+import functools
 import gzip
 import json
 import logging
+import os
+import re
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple, TypeAlias
 
 import traitlets
@@ -28,7 +33,6 @@ from labkit.views.explorer import packing as packing
 from labkit.views.explorer import travel
 from labkit.views.explorer.packing import Chains, Clip, Kind, Listed, Specs
 from labkit.views.explorer.page import PageWidget
-from labkit.views.explorer.saving import hint_here
 from labkit.views.explorer.sprites import Sheet, SheetCache
 from labkit.views.explorer.still import WIDTH as STILL_WIDTH
 from labkit.views.explorer.still import still
@@ -42,6 +46,9 @@ VIEWS = ("chain", "group", "stages")
 _SPAN: TypeAlias = Span | tuple[float, float]
 Spans: TypeAlias = Mapping[str, _SPAN | Sequence[_SPAN]] | Sequence[_SPAN]
 """Spans by label, or without labels."""
+_KEEPS = re.compile(r'"saveState"\s*:\s*true')
+_MANAGER = "@jupyter-widgets/jupyterlab-manager"
+_OURS = Path(__file__).parents[3] / "share/jupyter/lab/settings/overrides.d/labkit.json"
 
 
 class Selection(NamedTuple):
@@ -439,3 +446,36 @@ def _with_words(bundle: Any, text: str, poster: Callable[[], bytes | None] | Non
         data["image/png"] = base64.b64encode(picture).decode("ascii")
         metadata = {**metadata, "image/png": {"width": STILL_WIDTH}}
     return data, metadata
+
+
+def saving_hint() -> str:
+    """What to do so that this environment's JupyterLab saves widgets with a notebook; "" where it does, or isn't here.
+
+    A plain install brings the setting along, an editable one cannot. The reader's own settings count, too.
+    """
+    lab = Path(os.environ.get("JUPYTERLAB_DIR") or Path(sys.prefix, "share/jupyter/lab"))
+    if not lab.is_dir():
+        return ""  # the kernel of a JupyterLab that lives elsewhere, whose settings cannot be seen from here
+    from jupyter_core.paths import jupyter_config_dir
+
+    own = os.environ.get("JUPYTERLAB_SETTINGS_DIR") or Path(jupyter_config_dir(), "lab/user-settings")
+    files = [
+        *(lab / "settings").glob("overrides.json*"),
+        *(lab / "settings").glob("overrides.d/*.json*"),
+        *Path(own, _MANAGER).glob("plugin.jupyterlab-settings"),
+    ]
+    if any(_KEEPS.search(file.read_text(encoding="utf-8", errors="replace")) for file in files):
+        return ""
+    target = lab / "settings/overrides.d"
+    how = (
+        f"mkdir -p {quote(str(target))} && cp {quote(str(_OURS))} {quote(str(target))}"
+        if _OURS.is_file()
+        else f"pip install labkit into {sys.prefix}"
+    )
+    return f"JupyterLab saves notebooks without what widgets show; to keep it, once: {how}"
+
+
+@functools.cache
+def hint_here() -> str:
+    """The same, where somebody works in JupyterLab; "" in a batch, whose notebooks keep their widgets anyway."""
+    return saving_hint() if "JPY_SESSION_NAME" in os.environ else ""

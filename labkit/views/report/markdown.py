@@ -18,8 +18,7 @@ from labkit.runs.run import STAGES
 from labkit.table import Table
 from labkit.views.report import sanitize
 from labkit.views.report.front import Front, shows_narrowing
-from labkit.views.report.notebook_html import PAPERMILL_TAG, QUIET_LINES, joined, text_of
-from labkit.views.report.posters import to_webp
+from labkit.views.report.notebook_html import PAPERMILL_TAG, QUIET_LINES, joined, text_of, to_webp
 from labkit.views.report.report import executed, read_notebook, summary
 
 MARK = "<!-- written by labkit publish -->"

@@ -22,7 +22,6 @@ from labkit.errors import LabError
 from labkit.scoring.predictions import PredictedRow, read_predictions
 from labkit.scoring.scores import score
 from labkit.stages.rollouts import Rollout, RolloutStore
-from labkit.views.explorer import widget as views
 from labkit.views.explorer.packing import Row
 from labkit.views.explorer.page import page
 from labkit.views.explorer.widget import ChainExplorer, explore, scrub
@@ -424,27 +423,6 @@ def test_the_state_of_a_page_is_json_that_cannot_end_its_script(moments: list[Mo
     # the page's own two scripts, and nothing that a text brought along
     assert html.count("</script") == 2 and html.count("<script") == 2 and "<!--" not in html
     assert "<title>&lt;/script&gt;" in html
-
-
-def test_the_module_is_fit_to_be_inlined_and_reads_no_text_as_markup() -> None:
-    code = Path(views.__file__).with_name("explorer.js").read_text(encoding="utf-8")
-    style = Path(views.__file__).with_name("explorer.css").read_text(encoding="utf-8")
-    for forbidden in ("</script", "<!--", "innerHTML", "outerHTML", "insertAdjacentHTML", "eval(", "document.write"):
-        assert forbidden not in code
-    assert not re.search(r"^\s*import\b", code, re.MULTILINE) and "</style" not in style
-    for text in (code, style):
-        assert not re.findall(r"https?://(?!www\.w3\.org/)", text) and "@import" not in text
-
-
-def test_colours_are_those_of_the_figures() -> None:
-    from labkit.views.figures import style
-
-    css = Path(views.__file__).with_name("explorer.css").read_text(encoding="utf-8")
-    code = Path(views.__file__).with_name("explorer.js").read_text(encoding="utf-8")
-    for name, color in (("truth", style.TRUTH), ("answer", style.ANSWER), ("anchor", style.ANCHOR)):
-        assert f"--{name}: {color};" in css
-    for stage, look in style.looks(style.STAGES).items():
-        assert re.search(rf'{stage}: \["{look.color}"', code), stage
 
 
 def test_a_choice_is_in_the_ledger_where_there_is_one(moments: list[Moment]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from labkit.views.report.posters import MOST_PIXELS, SMALL, compact, to_webp
+from labkit.views.report.notebook_html import MOST_PIXELS, SMALL, compact, to_webp
 from tests.executed import PNG
 
 
