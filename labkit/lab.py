@@ -129,11 +129,14 @@ class Lab(Workbench):
 
     def telling_query(self) -> str:
         """The test query whose answer gained most from the base to the final model: what the training is for."""
-        from labkit.views.measured_chains import read
+        from labkit.views.measured_chains import measure_chains
 
         moments = {moment.qid: moment for moment in self.moments("test")}
         ious = [
-            {reading.record.qid: reading.answer_iou for reading in read(self.read_evaluation(stage).greedy, moments)}
+            {
+                chain.record.qid: chain.answer_iou
+                for chain in measure_chains(self.read_evaluation(stage).greedy, moments)
+            }
             for stage in ("base", "grpo_final")
         ]
         return max(moments, key=lambda qid: ious[1][qid] - ious[0][qid])
@@ -146,7 +149,7 @@ class Lab(Workbench):
         from labkit.views.monitor import Monitor
 
         steps, moments = stage_params(self.params, stage).grpo_steps, self.moments("train")
-        progress, spec = Progress(stage, steps), self.rewards(stage == "grpo_final")
+        progress, spec = Progress(stage, steps, file=self.progress_file), self.rewards(stage == "grpo_final")
         monitor = Monitor(stage, steps, self.rollouts(stage), moments, spec=spec, folder=self.sheets)
 
         def on_event(rank: int, event: dict[str, Any]) -> None:
@@ -174,7 +177,7 @@ class Lab(Workbench):
         if isinstance(policy, ModelRef) and harvest_complete(store, moments, samples):
             merge_shards(store, moments, samples)
         else:
-            self._work("harvest", policy, Tally(len(moments)), "02_distill")
+            self._work("harvest", policy, Tally(len(moments), self.progress_file), "02_distill")
         return self.harvested()
 
     def harvested(self) -> Harvest:
@@ -193,7 +196,7 @@ class Lab(Workbench):
         world = world_size(p.processes) if isinstance(policy, ModelRef) else 1
         batch = sft_batch_size(p.sft_batch, len(kept), world)
         steps = sft_steps(p.sft_epochs, len(kept), batch or 1)  # 0 is refused by the stage itself
-        progress = Progress("sft", steps)
+        progress = Progress("sft", steps, file=self.progress_file)
 
         def on_event(rank: int, event: dict[str, Any]) -> None:
             progress(int(event["row"]["step"]), f"loss {float(event['row']['loss']):.3f}")
@@ -216,7 +219,7 @@ class Lab(Workbench):
         files = {name: self.folder(notebook) / f"{name}.json" for name, _, _ in parts}
         if missing := [part for part in parts if not files[part[0]].exists()]:
             self._require_model_of(stage, policy)
-            tally = Tally(len(self.moments("test")))
+            tally = Tally(len(self.moments("test")), self.progress_file)
             self._work("evaluation", policy, tally, notebook, stage=stage, notebook=notebook, parts=missing)
         return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items()}
 

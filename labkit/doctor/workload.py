@@ -223,8 +223,8 @@ class Explorer(NamedTuple):
 
 
 def explorers(params: Params, load: Load) -> list[Explorer]:
-    """The notebooks that hold an explorer: what travels with them is bounded, see `labkit.views.explorer.travel`."""
-    from labkit.views.explorer.travel import MOST_BYTES, MOST_CHAINS, MOST_SHEET_BYTES
+    """The notebooks that hold an explorer: what travels with them is bounded, see `labkit.views.explorer.subset`."""
+    from labkit.views.explorer.subset import MOST_BYTES, MOST_CHAINS, MOST_SHEET_BYTES
 
     p = params
     chains = {

@@ -22,7 +22,7 @@ from labkit.errors import LabError
 from labkit.policy.inputs import FrameSampling
 from labkit.policy.model import Policy, load_policy
 from labkit.policy.prompt_source import PromptSource
-from labkit.progress import Progress
+from labkit.progress import PROGRESS_FILE, Progress
 from labkit.runs.results import evaluation_folder
 from labkit.runs.run import NOTEBOOK_OF, Run
 from labkit.stages import evaluate, grpo, harvest, sft
@@ -73,13 +73,18 @@ class Workbench(Run):
         # All runs share a world of one size and seed; its clips are written once.
         folder = self.resolve(p.outputs) / "-".join(["world", *map(str, counts), f"seed{p.world_seed}"])
         if not moments_file(folder, "test", p.task).exists():
-            progress = Progress("clips of the embedded world", sum(counts))
+            progress = Progress("clips of the embedded world", sum(counts), file=self.progress_file)
             write_world(folder, *counts, seed=p.world_seed, progress=lambda done, _: progress(done), task=p.task)
         return folder
 
     def stage_folder(self, stage: str) -> Path:
         """The folder of grpo, distill, sft or grpo_final."""
         return self.folder(NOTEBOOK_OF[stage])
+
+    @property
+    def progress_file(self) -> Path:
+        """Where long work writes how far it is, for `labkit status`."""
+        return self.path / PROGRESS_FILE
 
     @single_process()
     def load(self, stage: str) -> Policy:
@@ -107,8 +112,7 @@ class Workbench(Run):
 
     def source(self, policy: Policy, split: str, frames: str = "own") -> PromptSource:
         """Ready prompts of a split for a policy, by qid; `frames` are each query's `own`, `black`, or `another` clip's."""
-        p, moments = self.params, self.moments(split)
-        cache = FrameCache(self.resolve(p.outputs) / "frames", p.video_deadline)
+        p, moments, cache = self.params, self.moments(split), self.frame_cache
         if frames == "another":
             videos = sorted({moment.video for moment in moments})
             other = dict(zip(videos, videos[1:] + videos[:1], strict=True))
@@ -120,6 +124,11 @@ class Workbench(Run):
             policy, moments, template=p.prompt, sampling=sampling, cache=cache, readers=p.readers,
             video_deadline=p.video_deadline, feature_memory=p.feature_memory,
         )  # fmt: skip
+
+    @property
+    def frame_cache(self) -> FrameCache:
+        """Decoded frames; all runs share them."""
+        return FrameCache(self.resolve(self.params.outputs) / "frames", self.params.video_deadline)
 
     def rewards(self, final: bool = False) -> RewardSpec:
         """The reward of stage 1, or of the final stage."""
