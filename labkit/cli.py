@@ -20,14 +20,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from labkit.errors import LabError, Stopped, Terminated, file_trouble
+from labkit.errors import LabError, NotebookError, Stopped, Terminated, file_trouble
 from labkit.progress import say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    from labkit.runs.notebooks import NotebookError
-
     options = _parser().parse_args(_guarded(sys.argv[1:] if arguments is None else arguments))
     _show_all_text(json_text=getattr(options, "json", False))
     try:
@@ -236,7 +234,7 @@ def _new(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from labkit.runs.run import run_notebooks
+    from labkit.runs.notebooks import run_notebooks
 
     run_notebooks(options.params, _overrides(options))
 

@@ -67,7 +67,7 @@ def sight(server: tuple[str, Path], browser: Any) -> Iterator[Any]:
     page.close()
 
 
-def test_dials_and_chains_follow_the_steps_of_a_cell_that_still_runs(server: tuple[str, Path], sight: Any) -> None:
+def test_panels_and_chains_follow_the_steps_of_a_cell_that_still_runs(server: tuple[str, Path], sight: Any) -> None:
     waiting = sight.locator(".jp-OutputArea-output", has_text="waiting for the first step")
     waiting.wait_for(timeout=120_000)
     panels = sight.locator('svg[aria-label="rewards and chains over the training steps"]')

@@ -112,7 +112,7 @@ def take(monitor: Monitor, store: RolloutStore, step: int) -> None:
     monitor(row(step))
 
 
-def test_each_step_moves_the_dials_and_now_and_then_the_chains(
+def test_each_step_moves_the_panels_and_now_and_then_the_chains(
     watch: Callable[[], Monitor], store: RolloutStore, places: list[Place], clock: Clock
 ) -> None:
     monitor = watch()
@@ -215,7 +215,7 @@ def test_watching_draws_no_random_numbers(
     assert len(places[1].shown) == 3
 
 
-def test_dials_hold_every_quantity_of_a_history() -> None:
+def test_panels_hold_every_quantity_of_a_history() -> None:
     fig = panels_figure("grpo", [row(1, zero_variance_groups=4), row(2)])
     lines = {trace.name: list(trace.y) for trace in fig.data if trace.name}
     assert lines == {
@@ -234,13 +234,13 @@ def test_a_history_without_steps_or_without_numbers_is_drawn_as_what_it_is() -> 
         assert "nan" not in panels_svg(history, 1)
 
 
-def test_the_quick_dials_put_a_value_where_it_belongs() -> None:
+def test_the_quick_panels_put_a_value_where_it_belongs() -> None:
     drawn = panels_svg([row(1, iou_answer=0.0), row(11, iou_answer=1.0)], steps=21)
     lines = re.findall(r'<polyline points="([^"]*)" fill="none" stroke="#e07b00"', drawn)
     # 0 lies at the bottom (130), 1 at the top; step 11 of 1 to 21 half way through the 333 pixels
     assert lines == ["0.0,130.0 166.5,0.0"]
 
 
-def test_the_quick_dials_are_quick_and_small_after_a_thousand_steps() -> None:
+def test_the_quick_panels_are_quick_and_small_after_a_thousand_steps() -> None:
     history = [row(step) for step in range(1, 1001)]
     assert len(base64.b64encode(panels_svg(history, 1000).encode())) < 200_000

@@ -168,7 +168,7 @@ class _Writer:
             return ""  # where a bar stood still when its work was stopped; the printed lines say so too
         if shown.startswith(
             "<svg"
-        ):  # the dials of a stage that was stopped: markup that a page takes as a picture alone
+        ):  # the panels of a stage that was stopped: markup that a page takes as a picture alone
             data = {**data, "image/svg+xml": shown}
         elif (made := sanitize.sanitize_html(shown)) and _tells(made):
             return self.table(made)
@@ -310,7 +310,7 @@ def _poster(data: Mapping[str, Any]) -> str:
 
 
 def _ours(model: Any) -> bool:
-    """Whether a saved widget is one that explorer.js draws."""
+    """Whether a saved widget is one that js/index.js draws."""
     state = model.get("state") if isinstance(model, dict) else None
     return isinstance(state, dict) and model.get("model_module") == "anywidget" and state.get("shows") in OURS
 

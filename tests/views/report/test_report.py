@@ -42,7 +42,7 @@ def chapter(*outputs: Any, widgets: dict[str, Any] | None = None) -> notebook_ht
         ({"application_javascript": "x()", "text_plain": "<a>"}, "<pre>&lt;a&gt;</pre>", "a script's words"),
         ({"image_svg+xml": "<svg><script>x()</script></svg>"}, 'src="data:image/svg+xml;base64', "a drawing as a picture"),
         ({"text_html": "<svg><text>3</text></svg>", "text_plain": "step 3"}, 'alt="step 3" src="data:image/svg+xml;base64',
-         "the dials of a stage that was stopped"),
+         "the panels of a stage that was stopped"),
     ],
 )  # fmt: skip
 def test_an_output_is_shown_in_its_best_form(forms: dict[str, Any], shown: str, why: str) -> None:
