@@ -11,16 +11,15 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from labkit.chain.rewards import RewardSpec
 from labkit.data.moments import Moment
+from labkit.stages.rollouts import RolloutStore
+from labkit.views.explorer.widget import ChainExplorer, explore
+from labkit.views.figures.renderer import setup
 from labkit.views.figures.style import count
 from labkit.views.monitor_panels import panels_figure, panels_svg
-
-if TYPE_CHECKING:
-    from labkit.stages.rollouts import RolloutStore
-    from labkit.views.explorer.widget import ChainExplorer
 
 SHARE = 0.015
 """Of the time gone by, the most that is drawn in."""
@@ -60,8 +59,6 @@ class Monitor:
         """What each took last, or at first a guess, in seconds."""
         self.shown = _in_notebook()
         if self.shown:
-            from labkit.views.explorer.widget import explore
-
             # Both have their places now, above all that is printed while the stage runs.
             self._panels = _place(f"{stage}: waiting for the first step")
             self._chains = _place(f"{stage}: the chains of its newest step will stand here")
@@ -120,8 +117,6 @@ class Monitor:
     def _show_end(self) -> None:
         import plotly.io as pio
 
-        from labkit.views.figures.renderer import setup
-
         setup()
         figure = panels_figure(f"{self.stage}, {count(len(self.rows), 'step')}", self.rows, self.why)
         self._panels.update(pio.renderers["labkit"].to_mimebundle(figure.to_dict()), raw=True)
@@ -146,8 +141,6 @@ def _place(text: str) -> Any:
 
 def _bundle(explorer: ChainExplorer, poster: bool) -> dict[str, Any]:
     """What a notebook shows of a widget, as a display takes it; the poster takes as long as a step."""
-    from labkit.views.explorer.widget import ChainExplorer
-
     bundle: Any = explorer._repr_mimebundle_() if poster else super(ChainExplorer, explorer)._repr_mimebundle_()
     data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
     return {"obj": data, "metadata": metadata}
