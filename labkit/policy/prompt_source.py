@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.data.video.frames import FrameCache
-from labkit.data.video.prefetch import Reader, Readers
+from labkit.data.video.prefetch import PrefetchPool, PrefetchWorker
 from labkit.policy.inputs import Clip, Prompt, Sampling, build_prompt, features_of, read_clip, wanted_frames
 from labkit.policy.model import Policy
 
@@ -78,7 +78,7 @@ class PromptSource(Mapping[str, Prompt]):
             feature_memory: GB, of 10**9 bytes.
         """
         self.policy, self.template, self.sampling, self.cache = policy, template, sampling, cache
-        self.readers = Readers(readers, video_deadline) if readers else None
+        self.readers = PrefetchPool(readers, video_deadline) if readers else None
         self.bound = feature_memory * 1e9
         self.encoded = 0
         self.kept_bytes = 0
@@ -116,7 +116,7 @@ class PromptSource(Mapping[str, Prompt]):
         """The frames that the prompt's features are made of. Raises as `source[qid]`."""
         moment = self._moments[qid]
         if self.readers is not None:
-            self.readers.finish(_key(moment), self._job(moment))
+            self.readers.wait_for(_key(moment), self._job(moment))
         times, size = wanted_frames(self.policy, moment, self.cache, self.sampling)
         frames = self.cache.get(moment.video, times, size, moment.start)
         return Footage(frames.rgb, 1.0 / float(times[1] - times[0]) if len(times) > 1 else self.sampling.fps)
@@ -129,13 +129,13 @@ class PromptSource(Mapping[str, Prompt]):
         if self.readers is None:
             return
         moments = {_key(moment): moment for moment in reversed([self._moments[qid] for qid in qids])}
-        self.readers.want(
+        self.readers.schedule(
             (key, self._job(moment)) for key, moment in reversed(moments.items()) if key not in self._kept
         )
 
     def _encode(self, key: Key, moment: Moment) -> _Kept:
         if self.readers is not None:
-            self.readers.finish(key, self._job(moment))
+            self.readers.wait_for(key, self._job(moment))
         clip = read_clip(self.policy, moment, self.cache, self.sampling)
         features = features_of(self.policy, clip)
         self.encoded += 1
@@ -180,7 +180,7 @@ def _key(moment: Moment) -> Key:
     return (moment.video, moment.clip, moment.duration)
 
 
-def _decode(policy: Policy, cache: FrameCache, sampling: Sampling, moment: Moment, reader: Reader) -> None:
+def _decode(policy: Policy, cache: FrameCache, sampling: Sampling, moment: Moment, reader: PrefetchWorker) -> None:
     """Have a reader put on disk what `read_clip` will ask the cache for."""
     reader.info(cache, moment.video)
     times, size = wanted_frames(policy, moment, cache, sampling)

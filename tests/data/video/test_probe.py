@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from labkit.data.video import probe
-from labkit.data.video.probe import STATES, Checkup, check_videos, look
+from labkit.data.video.probe import STATES, VideoCheck, check_videos, stat_video
 from tests.data.films import CONSTANT, VARIABLE, av1_encoder, cut_off, film, sound
 
 
@@ -42,7 +42,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory, films: dict[str, Path]) -> dic
 @pytest.fixture(scope="module")
 def found(
     odd: dict[str, Path], films: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Checkup]:
+) -> dict[str, VideoCheck]:
     files = {**odd, **films, "gone": Path("/nowhere/gone.mp4")}
     results = check_videos(map(str, files.values()), cache=tmp_path_factory.mktemp("cache") / "c.json", processes=1)
     return {name: results[str(path)] for name, path in files.items()}
@@ -68,18 +68,18 @@ def found(
         ("gone", "missing", False),
     ],
 )
-def test_every_file_has_a_state(found: dict[str, Checkup], name: str, state: str, readable: bool) -> None:
+def test_every_file_has_a_state(found: dict[str, VideoCheck], name: str, state: str, readable: bool) -> None:
     assert (found[name].state, found[name].readable) == (state, readable)
     assert found[name].state in STATES
 
 
-def test_a_whole_film_is_measured(found: dict[str, Checkup]) -> None:
+def test_a_whole_film_is_measured(found: dict[str, VideoCheck]) -> None:
     film = found["constant"]
     assert (film.duration, film.fps, film.frames, film.width, film.height) == (8.0, 25.0, 200, 160, 96)
     assert (film.codec, film.rotation, film.variable_rate, film.wrong_suffix) == ("h264", 0, False, "")
 
 
-def test_the_odd_ones_say_what_is_odd(found: dict[str, Checkup]) -> None:
+def test_the_odd_ones_say_what_is_odd(found: dict[str, VideoCheck]) -> None:
     assert found["variable"].variable_rate
     assert (found["rotated"].rotation, found["rotated"].width, found["rotated"].height) == (90, 96, 160)
     assert found["mkv as mp4"].wrong_suffix == ".mkv"
@@ -96,14 +96,14 @@ def test_av1_is_named(tmp_path: Path) -> None:
 
 
 def test_looking_opens_nothing(odd: dict[str, Path]) -> None:
-    assert look(odd["text"]).state == "not opened"
-    assert [look(odd[name]).state for name in ("empty", "no rights", "folder")] == [
+    assert stat_video(odd["text"]).state == "not opened"
+    assert [stat_video(odd[name]).state for name in ("empty", "no rights", "folder")] == [
         "empty",
         "unreadable rights",
         "not a video",
     ]
-    assert look("/nowhere/gone.mp4").state == "missing"
-    assert look("nul\0.mp4").state == "unreadable rights"
+    assert stat_video("/nowhere/gone.mp4").state == "missing"
+    assert stat_video("nul\0.mp4").state == "unreadable rights"
 
 
 SCRIPT = """
