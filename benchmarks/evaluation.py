@@ -88,13 +88,13 @@ def asked(count: int, folder: Path) -> None:
     """The embedded model, from ready frames: whole, then broken off in the middle and taken up again."""
     from labkit.data.video.frames import FrameCache
     from labkit.embedded.world import write_world
-    from labkit.policy.inputs import Sampling
+    from labkit.policy.inputs import FrameSampling
     from labkit.policy.model import load_policy
     from labkit.policy.prompt_source import PromptSource
 
     moments = write_world(folder / "world", train=max(2, count // 4), validation=1, test=1, seed=0)["train"][:count]
     policy, cache = load_policy("embedded", device="cpu"), FrameCache(folder / "frames")
-    source = PromptSource(policy, moments, template="query", sampling=Sampling(1.0, 16, 3136, 3136), cache=cache)
+    source = PromptSource(policy, moments, template="query", sampling=FrameSampling(1.0, 16, 3136, 3136), cache=cache)
     for moment in moments:
         source[moment.qid]
     begin = time.perf_counter()

@@ -34,7 +34,7 @@ from labkit.data.video import decode_worker, decoders, decord_check, worker_proc
 from labkit.data.video.frames import FrameCache, read_frames, sample_times
 from labkit.data.video.prefetch import PrefetchPool, PrefetchWorker
 from labkit.policy.families import FAMILIES
-from labkit.policy.inputs import Sampling, patchify, smart_resize
+from labkit.policy.inputs import FrameSampling, patchify, smart_resize
 from labkit.policy.prompt_source import PromptSource
 
 REPEATS = 7
@@ -194,7 +194,7 @@ def epochs(folder: Path, clips: int) -> None:
 
     moments = write_world(folder / "world", clips, 1, 1)["train"]
     policy = load_policy("embedded", device="cpu")
-    sampling = Sampling(2.0, 32, 3136, 3136)
+    sampling = FrameSampling(2.0, 32, 3136, 3136)
     features = 0
     print(f"\n{clips} clips of the embedded world, {len(moments)} queries, each asked once an epoch")
     print(
@@ -213,9 +213,9 @@ def epochs(folder: Path, clips: int) -> None:
             taken = time.process_time() - begin
             row = [now - then for now, then in zip((cache.decoded, cache.hits, source.encoded), counts, strict=True)]
             print(
-                f"{name:<18}{epoch:>6}{row[0]:>16}{row[1]:>13}{row[2]:>9}{source.kept_bytes / 1e6:>9.1f}{taken:>8.2f}"
+                f"{name:<18}{epoch:>6}{row[0]:>16}{row[1]:>13}{row[2]:>9}{source.cached_bytes / 1e6:>9.1f}{taken:>8.2f}"
             )
-        features = source.kept_bytes
+        features = source.cached_bytes
         if before and cache.decoded != before:
             raise SystemExit("a second source decoded clips that were on disk")
 

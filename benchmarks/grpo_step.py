@@ -38,6 +38,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from labkit.chain.anchors import parse
 from labkit.chain.rewards import RewardSpec, score_chain
+from labkit.params import Params
 from labkit.policy.inputs import build_prompt, read_clip
 from labkit.policy.model import Policy
 from labkit.policy.prompt_source import PromptSource
@@ -237,7 +238,7 @@ def run_stock(task: Task, checkpointing: bool) -> Found:
             if "loss" in logs:
                 clock.end_step()
 
-    limits = {"suppress_tokens": policy.never_written}
+    limits = {"suppress_tokens": policy.suppress_tokens}
     with tempfile.TemporaryDirectory() as folder:
         arguments = GRPOConfig(
             output_dir=folder, max_steps=STEPS, per_device_train_batch_size=task.group, num_generations=task.group,
@@ -260,18 +261,19 @@ def run_ours(task: Task, checkpointing: bool) -> Found:
     policy = task.policy()
     clock = Clock(task.device)
     source = PromptSource(policy, task.moments, template="query", sampling=task.sampling, cache=task.frames)  # type: ignore[arg-type]
-    settings = grpo.GrpoSettings(
-        steps=STEPS, prompts_per_step=1, group_size=task.group, learning_rate=1e-6, temperature=1.0, beta=0.0,
-        max_new_tokens=task.tokens, save_steps=STEPS + 1, seed=0, gradient_checkpointing=checkpointing,
+    params = Params(
+        run="benchmark", grpo_steps=STEPS, stop_anchor_rate=1.0, stop_progress=1.0, prompts_per_step=1,
+        group_size=task.group, learning_rate=1e-6, temperature=1.0, beta=0.0, max_new_tokens=task.tokens,
+        save_steps=STEPS + 1, gradient_checkpointing=checkpointing,
     )  # fmt: skip
     with (
         tempfile.TemporaryDirectory() as folder,
         clock.watching(policy, (vllm_generation, "generate"), trainer=grpo.trainer_class()),
-        patch.object(grpo, "end_stage"),  # a model of noise is not worth writing
+        patch.object(grpo, "finish_stage"),  # a model of noise is not worth writing
     ):
         grpo.train_grpo(
-            policy, source, task.moments, spec=RewardSpec(), settings=settings, folder=Path(folder), run="benchmark",
-            stage="grpo", on_step=clock.end_step,
+            policy, source, task.moments, spec=RewardSpec(), params=params, stage="grpo", folder=Path(folder),
+            on_step=clock.end_step,
         )  # fmt: skip
     return clock.found(flops(policy, task, 1))
 

@@ -147,7 +147,7 @@ def share(folder: str, world: str, prompts: str, rank: str, count: str) -> dict[
     import torch
 
     from labkit.data.video.frames import FrameCache
-    from labkit.policy.inputs import Sampling
+    from labkit.policy.inputs import FrameSampling
     from labkit.policy.model import load_policy
     from labkit.policy.prompt_source import PromptSource
 
@@ -155,7 +155,7 @@ def share(folder: str, world: str, prompts: str, rank: str, count: str) -> dict[
     policy = load_policy("embedded", device="cpu")
     few, many = asked(Path(world), int(prompts))
     cache = FrameCache(Path(world) / "frames")
-    small = PromptSource(policy, few, template="query", sampling=Sampling(1.0, 16, 3136, 3136), cache=cache)
+    small = PromptSource(policy, few, template="query", sampling=FrameSampling(1.0, 16, 3136, 3136), cache=cache)
 
     class Renamed(dict[str, Any]):
         def __missing__(self, qid: str) -> Any:

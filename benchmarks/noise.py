@@ -18,7 +18,7 @@ import torch
 
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
-from labkit.policy.inputs import Sampling, build_prompt, read_clip
+from labkit.policy.inputs import FrameSampling, build_prompt, read_clip
 from labkit.policy.model import Policy
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -50,7 +50,7 @@ class Task(NamedTuple):
 
     policy: Callable[[], Policy]
     moments: list[Moment]
-    sampling: Sampling
+    sampling: FrameSampling
     frames: Noise
     group: int
     tokens: int
@@ -61,9 +61,9 @@ class Endless(Policy):
     """A policy that never ends an answer, so that both ways write as many tokens."""
 
     @property
-    def never_written(self) -> list[int]:
+    def suppress_tokens(self) -> list[int]:
         """The end of an answer too."""
-        return sorted({*super().never_written, *self.eos_ids})
+        return sorted({*super().suppress_tokens, *self.eos_ids})
 
 
 def flops(policy: Policy, task: Task, copies: int) -> float:
@@ -134,6 +134,6 @@ def made_task(
     pairs = max(1, round(video_tokens / (side // 28) ** 2))
     seconds, query = pairs / 2, "the square reaches the right border"
     moments = [Moment(f"q{n}", f"/noise/{n}.mp4", query, (Span(0.0, seconds / 2),), seconds) for n in range(steps)]
-    sampling = Sampling(4.0, 2 * pairs, side**2, side**2)
+    sampling = FrameSampling(4.0, 2 * pairs, side**2, side**2)
     policy = functools.partial(made_policy, shape, device, dtype)
     return Task(policy, moments, sampling, Noise(side), group, new, device)

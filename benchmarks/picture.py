@@ -13,9 +13,9 @@ from pathlib import Path
 
 from labkit.lab import Lab
 from labkit.params import read_params
-from labkit.views.explorer.page import page
+from labkit.views.explorer.page import widget_page
 from labkit.views.explorer.widget import explore
-from labkit.views.report.posters import to_webp
+from labkit.views.report.notebook_html import to_webp
 
 
 def main(run: str, target: str) -> None:
@@ -29,7 +29,7 @@ def main(run: str, target: str) -> None:
     explorer = explore(measured, moments, base=base, spec=lab.rewards(final=True), folder=lab.sheets)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         file = Path(folder) / "explorer.html"
-        file.write_text(page(explorer, f"labkit.explore: {lab.params.run}"), encoding="utf-8")
+        file.write_text(widget_page(explorer, f"labkit.explore: {lab.params.run}"), encoding="utf-8")
         chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         view = browser.new_page(viewport={"width": 1240, "height": 760})

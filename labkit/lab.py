@@ -26,11 +26,11 @@ from labkit.stages.checkpoints import read_result
 from labkit.stages.distributed.launch import launch
 from labkit.stages.distributed.launcher_variables import single_process
 from labkit.stages.distributed.process_group import world_size
-from labkit.stages.grpo import GrpoResult
-from labkit.stages.harvest import Harvest, HarvestRules, filter_traces, is_whole, join_traces
+from labkit.stages.grpo_steps import GrpoResult, stage_params
+from labkit.stages.harvest import Harvest, filter_traces, is_whole, join_traces
 from labkit.stages.rollouts import Rollout
-from labkit.stages.sft import SftResult, batch_of, steps_of
-from labkit.stages.start import require_final
+from labkit.stages.sft import SftResult, sft_batch_size, sft_steps
+from labkit.stages.start import require_final_weights
 
 
 class ModelRef(NamedTuple):
@@ -126,11 +126,14 @@ class Lab(Workbench):
 
     def telling_query(self) -> str:
         """The test query whose answer gained most from the base to the final model: what the training is for."""
-        from labkit.views.measured_chains import read
+        from labkit.views.measured_chains import measure_chains
 
         moments = {moment.qid: moment for moment in self.moments("test")}
         ious = [
-            {reading.record.qid: reading.answer_iou for reading in read(self.read_evaluation(stage).greedy, moments)}
+            {
+                chain.record.qid: chain.answer_iou
+                for chain in measure_chains(self.read_evaluation(stage).greedy, moments)
+            }
             for stage in ("base", "grpo_final")
         ]
         return max(moments, key=lambda qid: ious[1][qid] - ious[0][qid])
@@ -142,8 +145,8 @@ class Lab(Workbench):
         """
         from labkit.views.monitor import Monitor
 
-        steps, moments = self.grpo_settings(stage).steps, self.moments("train")
-        progress, spec = Progress(stage, steps), self.rewards(stage == "grpo_final")
+        steps, moments = stage_params(self.params, stage).grpo_steps, self.moments("train")
+        progress, spec = Progress(stage, steps, file=self.progress_file), self.rewards(stage == "grpo_final")
         monitor = Monitor(stage, steps, self.rollouts(stage), moments, spec=spec, folder=self.sheets)
 
         def on_event(rank: int, event: dict[str, Any]) -> None:
@@ -171,13 +174,13 @@ class Lab(Workbench):
         if isinstance(policy, ModelRef) and is_whole(store, moments, samples):
             join_traces(store, moments, samples)
         else:
-            self._work("harvest", policy, Tally(len(moments)), "02_distill")
+            self._work("harvest", policy, Tally(len(moments), self.progress_file), "02_distill")
         return self.harvested()
 
     def harvested(self) -> Harvest:
         """What the filter keeps of the chains that were sampled."""
         moments = {moment.qid: moment for moment in self.harvested_moments()}
-        return filter_traces(self.rollouts("distill").stream(), moments, HarvestRules.of(self.params))
+        return filter_traces(self.rollouts("distill").stream(), moments, self.params)
 
     def train_sft(self, policy: Policy | ModelRef, kept: Sequence[Rollout]) -> SftResult:
         """Fine-tune a fresh base on the kept traces: resumes where it was interrupted, and only reads when it has ended."""
@@ -188,9 +191,9 @@ class Lab(Workbench):
                 "dropped them, then lower min_answer_iou or harvest more (harvest_prompts, harvest_samples)"
             )
         world = world_size(p.processes) if isinstance(policy, ModelRef) else 1
-        batch = batch_of(p.sft_batch, len(kept), world)
-        steps = steps_of(p.sft_epochs, len(kept), batch or 1)  # 0 is refused by the stage itself
-        progress = Progress("sft", steps)
+        batch = sft_batch_size(p.sft_batch, len(kept), world)
+        steps = sft_steps(p.sft_epochs, len(kept), batch or 1)  # 0 is refused by the stage itself
+        progress = Progress("sft", steps, file=self.progress_file)
 
         def on_event(rank: int, event: dict[str, Any]) -> None:
             progress(int(event["row"]["step"]), f"loss {float(event['row']['loss']):.3f}")
@@ -213,7 +216,7 @@ class Lab(Workbench):
         files = {name: self.folder(notebook) / f"{name}.json" for name, _, _ in parts}
         if missing := [part for part in parts if not files[part[0]].exists()]:
             self._require_model_of(stage, policy)
-            tally = Tally(len(self.moments("test")))
+            tally = Tally(len(self.moments("test")), self.progress_file)
             self._work("evaluation", policy, tally, notebook, notebook=notebook, parts=missing)
         return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items()}
 
@@ -245,7 +248,7 @@ class Lab(Workbench):
         if stage not in NOTEBOOK_OF:
             return
         if not isinstance(policy, ModelRef):
-            require_final(policy, self.stage_folder(stage))
+            require_final_weights(policy, self.stage_folder(stage))
         elif policy.stage != stage:
             raise LabError(f"the model of '{policy.stage}' is not that of '{stage}'; give lab.policy('{stage}')")
 

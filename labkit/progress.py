@@ -1,18 +1,40 @@
-"""Progress of long work: a bar where somebody watches a notebook, plain lines with the time left in a batch log."""
+"""Progress of long work: a bar in a notebook, plain lines with the time left in a batch log, and a file for `labkit status`."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
 
-EVERY = 10.0
-"""Seconds between two lines, at least."""
+from labkit.files import replacing
+
+LOG_INTERVAL = 10.0
+"""Seconds between two lines, at least, and between two writes of the progress file."""
+PROGRESS_FILE = "progress.json"
+"""In a run's directory, beside log.txt: the newest `Step`."""
 _LINE = re.compile(r"([^:\n]+): [\d,]+ of [\d,]+, \d")
-"""How a line of progress begins."""
+"""How a printed line of progress begins."""
+
+
+class Step(NamedTuple):
+    """How far a work had come when it was last written to a progress file."""
+
+    what: str
+    done: int
+    total: int
+    left: str | None
+    """Estimated time left, in words; None at the end."""
+    note: str | None
+    """Figures of the last step."""
+    time: str
+    """When that was, ISO 8601 in UTC."""
 
 
 def duration(seconds: float) -> str:
@@ -33,74 +55,96 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Says how far `what` has come; call it after each step as `progress(done, note)`.
+    """Shows how far `what` has come; call it after each step as `progress(done, note)`.
 
-    The first step called may be any, as in a resumed run: the time left is taken from the steps of this process.
-    A step that is told twice is heard once.
+    The first step called may be any, as in a resumed run: the time left is estimated from the steps of this process.
+    A step that is given twice is shown once.
     """
 
-    def __init__(self, what: str, total: int, clock: Callable[[], float] = time.monotonic) -> None:
-        """`total` steps make the whole."""
-        self.what, self.total, self.clock = what, total, clock
-        self.begin = self.said = clock()
+    def __init__(
+        self, what: str, total: int, clock: Callable[[], float] = time.monotonic, file: Path | None = None
+    ) -> None:
+        """`total` steps make the whole; `file` is replaced by the newest `Step`, for readers in other processes."""
+        self.what, self.total, self.clock, self.file = what, total, clock, file
+        self.begin = self.printed = clock()
+        self.written = float("-inf")
         self.first: int | None = None
         self.last: int | None = None
         self.bar: Any = _bar()
         self.watched = self.bar is not None and "JPY_SESSION_NAME" in os.environ
 
     def __call__(self, done: int, note: str = "") -> None:
-        """Tell that `done` of the steps are done; `note` says something about the last."""
+        """Show that `done` of the steps are done, with a `note` on the last."""
         if done == self.last:
             return
         now = self.clock()
         if self.first is None:
             self.first = done - 1
         self.last = done
-        left = (now - self.begin) / max(1, done - self.first) * (self.total - done)
+        left = duration((now - self.begin) / max(1, done - self.first) * (self.total - done))
         text = f"{self.what}: {done} of {self.total}, {duration(now - self.begin)}"
-        text += f", {duration(left)} left" if done < self.total else ""
+        text += f", {left} left" if done < self.total else ""
         text += f"; {note}" if note else ""
         if self.bar is not None:
             self.bar.update(_Bar(done, self.total, text))
         # Where somebody sees the bar, lines would only pile up below what is shown.
-        if (now - self.said >= EVERY and not self.watched) or done >= self.total:
+        if (now - self.printed >= LOG_INTERVAL and not self.watched) or done >= self.total:
             say(text)
-            self.said = now
+            self.printed = now
+        if now - self.written >= LOG_INTERVAL or done >= self.total:
+            self._write(done, left if done < self.total else None, note)
+            self.written = now
 
     def end(self, why: str = "") -> None:
-        """Tell that there will be no more steps: the bar goes, and where not all were taken a line says `why`."""
+        """There will be no more steps: the bar is removed, and where not all were taken a line says `why`."""
         if self.bar is not None:
             self.bar.update(_Bar(self.total, self.total, why))
         if self.last is not None and self.last < self.total:
             spent = duration(self.clock() - self.begin)
             say(f"{self.what}: {self.last} of {self.total}, {spent}" + (f"; {why}" if why else ""))
+            self._write(self.last, None, why)
+
+    def _write(self, done: int, left: str | None, note: str) -> None:
+        if self.file is None:
+            return
+        step = Step(self.what, done, self.total, left, note or None, datetime.now(UTC).isoformat(timespec="seconds"))
+        with contextlib.suppress(OSError), replacing(self.file) as draft:  # a status that is lost ends no training
+            draft.write_text(json.dumps(step._asdict(), ensure_ascii=False), encoding="utf-8")
 
 
 class Tally:
-    """Progress of work that one process does or several share, each of which tells how far all have come.
+    """Progress of work that one process does or several share, each of which reports how far all have come.
 
     Called as `tally(rank, {"what": "harvest", "done": 24})`; each `what` has a bar of its own.
     """
 
-    def __init__(self, total: int) -> None:
-        """`total` parts make the whole of each work."""
-        self.total = total
+    def __init__(self, total: int, file: Path | None = None) -> None:
+        """`total` parts make the whole of each work; `file` as for `Progress`."""
+        self.total, self.file = total, file
         self._bars: dict[str, Progress] = {}
         self._done: dict[str, int] = {}
 
     def __call__(self, rank: int, event: Mapping[str, Any]) -> None:
-        """Take what one of them tells; what another knew better is kept."""
+        """Take one process's event; where another has reported more, that is kept."""
         what = event["what"]
         if what not in self._bars:
-            self._bars[what] = Progress(what, self.total)
+            self._bars[what] = Progress(what, self.total, file=self.file)
         self._done[what] = max(self._done.get(what, 0), event["done"])
         self._bars[what](self._done[what])
 
 
-def last_lines(text: str) -> str:
-    r"""Printed text with the last line of each work's progress, and all other lines.
+def read_step(file: Path) -> Step | None:
+    """The newest step in a progress file; None where there is none, as in runs of earlier versions."""
+    try:
+        return Step(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
 
-    >>> last_lines("grpo: 1 of 3, 9 s, 18 s left\nsaved\ngrpo: 3 of 3, 27 s\n")
+
+def fold_progress(text: str) -> str:
+    r"""Printed text with only the last line of each work's progress, and all other lines.
+
+    >>> fold_progress("grpo: 1 of 3, 9 s, 18 s left\nsaved\ngrpo: 3 of 3, 27 s\n")
     'saved\ngrpo: 3 of 3, 27 s\n'
     """
     lines = text.splitlines(keepends=True)

@@ -1,14 +1,36 @@
 """What holds for all tests."""
 
 import signal
+from collections.abc import Sequence
 
 import pytest
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """A shell that starts the tests in its background lets them ignore interrupts, and some tests interrupt themselves."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False  # xdist would begin with the groups of most tests, not with the longest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Several workers (`-n 2 --dist loadgroup`) make a module's fixtures once, and begin with what takes longest.
+
+    Tests of one module that share a fixture of the module stay on one worker, unless they name a group of their own.
+    Slow tests come first, so that no worker is left with one when the other has nothing to do.
+    """
+    for item in items:
+        if not item.get_closest_marker("xdist_group") and _shares(item):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def _shares(item: pytest.Item) -> bool:
+    """Whether a test needs a fixture that lives as long as its module."""
+    info = getattr(item, "_fixtureinfo", None)
+    known: dict[str, Sequence[pytest.FixtureDef]] = info.name2fixturedefs if info else {}
+    return any(each.scope == "module" for each in [made[-1] for made in known.values() if made])
 
 
 @pytest.fixture

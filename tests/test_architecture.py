@@ -23,7 +23,6 @@ ROOMS = (
 NOT_YET_IN_A_ROOM = {"tables", "values"}
 NOT_YET_APART: list[list[str]] = [
     ["params", "tables"],
-    ["stages.grpo", "stages.grpo_steps"],
 ]
 
 

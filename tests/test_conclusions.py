@@ -14,7 +14,7 @@ from labkit.data.moments import Moment
 from labkit.embedded.true_words import word_figures
 from labkit.embedded.world import PLACES, asked_about, make_scene, scene_moments
 from labkit.runs.measured import Measured, Prediction
-from labkit.stages.grpo import GrpoResult
+from labkit.stages.grpo_steps import GrpoResult
 from labkit.views.conclusions import (
     Claim,
     Conclusion,

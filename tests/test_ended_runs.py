@@ -16,7 +16,7 @@ import pytest
 
 from labkit.errors import Terminated
 from labkit.progress import say
-from labkit.runs.log import kept
+from labkit.runs.log import tee
 from labkit.runs.notebooks import BANNER_TAG, NotebookError
 from labkit.runs.run import run_notebooks
 from labkit.stages.distributed import preemption
@@ -84,7 +84,7 @@ def test_a_line_is_in_the_log_before_anybody_hears_it(tmp_path):
         raise BrokenPipeError
 
     with pytest.raises(BrokenPipeError):
-        kept(tmp_path, gone)("a line")
+        tee(tmp_path, gone)("a line")
     assert (tmp_path / "log.txt").read_text().endswith(" a line\n")
 
 

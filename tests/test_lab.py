@@ -22,8 +22,7 @@ from labkit.params import DEFAULTS
 from labkit.runs.measured import Prediction
 from labkit.scoring.predictions import read_predictions
 from labkit.stages import harvest as distill
-from labkit.stages.grpo import GrpoResult
-from labkit.stages.harvest import HarvestRules
+from labkit.stages.grpo_steps import GrpoResult
 from labkit.stages.rollouts import JOINED, Rollout
 
 SMALL = replace(DEFAULTS, world_train=2, world_validation=1, world_test=2)
@@ -84,10 +83,9 @@ def test_a_clip_that_has_gone_is_named(project):
         lab.moments("test")
 
 
-def test_the_defaults_of_a_spec_and_of_the_harvest_are_those_of_the_parameters(project):
+def test_the_defaults_of_a_spec_are_those_of_the_parameters(project):
     lab = Lab.open(DEFAULTS)
     assert lab.rewards() == RewardSpec() == RewardSpec.of(DEFAULTS)
-    assert HarvestRules() == HarvestRules.of(DEFAULTS)
 
 
 def test_the_final_stage_has_weights_of_its_own(project):

@@ -19,7 +19,7 @@ from labkit.cli import main
 from labkit.errors import LabError
 from labkit.files import locked
 from labkit.params import DEFAULTS, read_params
-from labkit.runs.log import kept
+from labkit.runs.log import tee
 from labkit.runs.results import read_results
 from labkit.runs.run import STAGES, Run
 from labkit.runs.versions import source_version, version_text
@@ -119,7 +119,7 @@ def _second_user(told) -> None:
         with locked(run.path / ".sequence.lock", "labkit run"):
             run.start("02_distill")
             run.cached_json("02_distill", "greedy", lambda: {"n": 1})
-            kept(run.path, lambda line: None)("a line")
+            tee(run.path, lambda line: None)("a line")
             run.finish("02_distill", {"n": 1})
         told.put(run.state("02_distill"))
     except BaseException as error:
@@ -158,7 +158,7 @@ def test_a_second_user_of_a_group_folder_goes_on(project, monkeypatch, closed):
     try:
         run = Run.open(replace(DEFAULTS, run="x"))
         with locked(run.path / ".sequence.lock", "labkit run"):
-            kept(run.path, lambda line: None)("a line")
+            tee(run.path, lambda line: None)("a line")
             run.start("01_grpo")
             run.finish("01_grpo", {"n": 1})
         if closed:
@@ -254,7 +254,7 @@ def test_everything_of_a_run_stands_under_outputs_in_home(project, monkeypatch, 
     monkeypatch.setenv("HOME", str(tmp_path))
     lab = Lab.open(replace(DEFAULTS, outputs="~/runs", world_train=1, world_validation=1, world_test=1))
     lab.moments("test")
-    assert lab.sheets == tmp_path / "runs" / "sheets" and lab._cache().folder == tmp_path / "runs" / "frames"
+    assert lab.sheets == tmp_path / "runs" / "sheets" and lab.frame_cache.folder == tmp_path / "runs" / "frames"
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"embedded", "world-1-1-1-seed0", "frames"}
     assert not list(project.rglob("~*"))
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import nbformat
@@ -25,7 +26,7 @@ from labkit.errors import LabError, Stopped
 from labkit.params import Params
 from labkit.runs.run import STAGES, Run
 from labkit.runs.slurm_job import note, read_job
-from labkit.runs.status import read_status
+from labkit.runs.status import read_status, status_text
 from labkit.runs.submit import minutes, sweep
 from labkit.stages.distributed.preemption import VARIABLE, handle_preemption, stop_between_parts, stop_requested
 
@@ -334,6 +335,20 @@ def test_a_stage_runs_where_its_lock_is_held_and_not_where_there_are_no_locks(pr
 
     monkeypatch.setattr(fcntl, "flock", flock)
     assert read_status(run.path)["stages"][STAGES[0]]["state"] == state
+
+
+def test_the_status_of_a_running_stage_shows_its_step_and_none_of_an_earlier_stage(project):
+    run = Run.open(Params.build({"run": "x"}))
+    step = {"what": "grpo", "done": 12, "total": 150, "left": "12 min 20 s", "note": "reward 1.31"}
+    progress = run.path / "progress.json"
+    progress.write_text(json.dumps({**step, "time": "2020-01-01T00:00:00+00:00"}))
+    run.start(STAGES[0])
+    assert read_status(run.path)["stages"][STAGES[0]]["step"] is None, "it is older than the stage"
+    progress.write_text(json.dumps({**step, "time": datetime.now(UTC).isoformat(timespec="seconds")}))
+    assert step.items() <= read_status(run.path)["stages"][STAGES[0]]["step"].items()
+    assert "grpo 12 of 150, 12 min 20 s left; reward 1.31" in status_text(run.path)
+    progress.unlink()
+    assert read_status(run.path)["stages"][STAGES[0]]["step"] is None, "as in a run of an earlier version"
 
 
 # --- a job that is told to stop

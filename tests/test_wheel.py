@@ -91,6 +91,13 @@ def test_a_wheel_holds_each_notebook_once(installed):
     assert len(list(installed.rglob("01_grpo.ipynb"))) == 1
 
 
+@pytest.mark.slow
+def test_a_wheel_holds_what_pages_are_made_of(installed):
+    kinds = {".js", ".css", ".j2"}
+    files = [path.relative_to(ROOT) for path in (ROOT / "labkit").rglob("*") if path.suffix in kinds]
+    assert len(files) > 10 and all((installed / file).is_file() for file in files)
+
+
 def test_a_checkout_lays_out_what_stands_at_its_root(tmp_path, capsys):
     assert main(["new", str(tmp_path / "my lab")]) == 0
     assert "5 notebooks" in capsys.readouterr().out

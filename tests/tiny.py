@@ -15,7 +15,7 @@ from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.data.video.frames import FrameCache
 from labkit.policy.families import FAMILIES
-from labkit.policy.inputs import Sampling
+from labkit.policy.inputs import FrameSampling
 from labkit.policy.model import Policy
 from labkit.policy.prompt_source import PromptSource
 
@@ -144,7 +144,7 @@ def policy(**shape: Any) -> Policy:
 
 def source(asked: Policy, on: list[Moment], folder: Path, fps: float = 1.0) -> PromptSource:
     side = 4 * asked.base.config.vision_config.patch_size  # four tokens a frame
-    sampling = Sampling(fps, 32, side * side, side * side)
+    sampling = FrameSampling(fps, 32, side * side, side * side)
     return PromptSource(asked, on, template="query", sampling=sampling, cache=FrameCache(folder))
 
 

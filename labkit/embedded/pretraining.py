@@ -272,7 +272,7 @@ def _rows(model: Any, tokenizer: Any, batch: list[Lesson], features: torch.Tenso
     from torch.nn.utils.rnn import pad_sequence
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-    from labkit.policy.families import VIDEO_PAD, second_ticks
+    from labkit.policy.families import VIDEO_PAD, positions_in_seconds
     from labkit.policy.inputs import rotary_positions
 
     config = model.config
@@ -287,8 +287,10 @@ def _rows(model: Any, tokenizer: Any, batch: list[Lesson], features: torch.Tenso
         row = torch.tensor(prompt + answer)
         ids.append(row)
         labels.append(torch.tensor([-100] * len(prompt) + answer))
-        ticks = second_ticks(config.vision_config, SECONDS, 1.0)
-        positions.append(rotary_positions(row == config.video_token_id, (SECONDS, 4, 4), merge=2, ticks=ticks).T)
+        ticks = positions_in_seconds(config.vision_config, SECONDS, 1.0)
+        positions.append(
+            rotary_positions(row == config.video_token_id, (SECONDS, 4, 4), merge=2, temporal_positions=ticks).T
+        )
     padded = pad_sequence(ids, batch_first=True, padding_value=tokenizer.pad_token_id)
     encoded: Any = list(features)  # one tensor per video, which the annotation of the field does not foresee
     video = BaseModelOutputWithPooling(pooler_output=encoded)

@@ -1,8 +1,10 @@
-"""A group of completions from one vision pass and one prefill per prompt.
+"""Sampling of completions: one prefill for each prompt, a decode loop with a shared-prefix KV cache, CUDA graphs.
 
-The decode loop is our own because it is exact and shares what a group has in common (`labkit.policy.kv_cache`): a prompt's keys and
-values are kept once, rows that have ended leave, and each row draws from its own stream of random numbers, so that what is sampled for
-a prompt depends on neither its neighbours nor the batch size. On a GPU one step is recorded and replayed: nothing waits for Python.
+The decode loop is our own because it is exact and shares a group's prompt (`labkit.policy.kv_cache`): its keys and values are kept
+once, rows that have finished leave the batch, and each row has its own random number generator, so that what is sampled for a prompt
+depends on neither the rest of the batch nor its size. On a GPU one step is captured as a CUDA graph and replayed.
+
+Shapes: A active rows (completions not finished), V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,28 +13,27 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from labkit.policy.attention import install, no_mask
-from labkit.policy.kv_cache import SharedCache
-from labkit.policy.packed_logprobs import line_places, pack
+from labkit.policy.attention import install_attention, no_attention_mask
+from labkit.policy.inputs import Prompt
+from labkit.policy.kv_cache import SharedPrefixCache
+from labkit.policy.model import Policy
+from labkit.policy.packed_logprobs import pack_shared_prefix, prompt_token_indices
 
 if TYPE_CHECKING:
     import torch
 
-    from labkit.policy.inputs import Prompt
-    from labkit.policy.model import Policy
-
-DROP_SHARE = 8
-"""Ended rows leave the batch once they are at least one in this many: leaving costs a copy of what the rows have written."""
-DROP_SHARE_RECORDED = 2
-"""The same where a step is recorded, which has to be done anew."""
-LOOK_EVERY = 8
-"""Recorded steps between two looks at who has ended: to look is to wait for the GPU."""
-WIDEN_BY = 512
-"""Recorded steps look at a multiple of this many own tokens, written or not."""
+COMPACT_FRACTION = 8
+"""Finished rows leave the batch once they are at least one in this many: it costs a copy of the generated keys and values."""
+GRAPH_COMPACT_FRACTION = 2
+"""The same with a CUDA graph, which has to be captured anew."""
+EOS_CHECK_INTERVAL = 8
+"""Steps of a CUDA graph between two checks for finished rows: each one waits for the GPU."""
+GRAPH_WIDTH_STEP = 512
+"""A CUDA graph attends to a multiple of this many generated tokens, of which those to come are masked."""
 
 
 class Completion(NamedTuple):
-    """One sampled answer: token ids (the end token included), their text without special tokens, and whether it ended."""
+    """One sampled completion: token ids (the end token included), their text without special tokens, whether it ended itself."""
 
     ids: list[int]
     text: str
@@ -52,21 +53,23 @@ def generate(
     """Completions of each prompt, `num` in a row: `result[i * num + k]` is the k-th of `prompts[i]`.
 
     Sampling is from the full softmax at `temperature`; tokens that stand for pixels or padding are never produced. The same seed,
-    prompt and weights give the same completions, whatever else stands in the batch (up to floating-point rounding). Neighbours among
-    the prompts that ask about one clip share the pass over it where their words stand behind the video.
+    prompt and weights give the same completions, whatever else is in the batch (up to floating-point rounding). Neighbours
+    among the prompts that ask about one clip share its prefill where their words follow the video.
     """
     import torch
 
     if not prompts:
         return []
-    draws = None
+    uniforms = None
     if not greedy:
-        draws = torch.cat([_draws(seed, prompt.qid, num, max_new_tokens) for prompt in prompts]).to(policy.device)
+        uniforms = torch.cat([_uniforms(seed, prompt.qid, num, max_new_tokens) for prompt in prompts]).to(
+            policy.device
+        )
     training = policy.model.training
     policy.model.eval()  # gradient checkpointing refuses a cache in training mode
     try:
         with torch.no_grad():
-            rows = _Writing(policy, prompts, num, max_new_tokens, temperature, draws).run()
+            rows = _DecodeLoop(policy, prompts, num, max_new_tokens, temperature, uniforms).run()
     finally:
         policy.model.train(training)
     ends = set(policy.eos_ids)
@@ -75,16 +78,16 @@ def generate(
     return [Completion(ids, text, ids[-1] in ends) for ids, text in zip(rows, texts, strict=True)]
 
 
-def _draws(seed: int, qid: str, num: int, length: int) -> torch.Tensor:
-    """Uniform numbers in [0, 1) for one prompt, shape (num, length), from the prompt's own stream."""
+def _uniforms(seed: int, qid: str, num: int, length: int) -> torch.Tensor:
+    """(num, length) uniform numbers in [0, 1) for one prompt, from a generator of its own."""
     import torch
 
-    stream = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{qid}".encode()))
-    return torch.rand(num, length, generator=stream)
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{qid}".encode()))
+    return torch.rand(num, length, generator=generator)
 
 
-class _Writing:
-    """Rows that are being written, one token of each at a time."""
+class _DecodeLoop:
+    """The decode loop: active rows, their cache and generated tokens."""
 
     def __init__(
         self,
@@ -93,109 +96,109 @@ class _Writing:
         num: int,
         length: int,
         temperature: float,
-        draws: torch.Tensor | None,
+        uniforms: torch.Tensor | None,
     ) -> None:
-        """Read the prompts and choose the first token of each row."""
+        """Prefill, and the first token of each row."""
         import torch
 
-        self.model, self.length, self.temperature, self.draws = policy.model, length, temperature, draws
-        self.suppressed = torch.tensor(policy.never_written, device=policy.device)
+        self.model, self.length, self.temperature, self.uniforms = policy.model, length, temperature, uniforms
+        self.suppressed = torch.tensor(policy.suppress_tokens, device=policy.device)
         self.ends = torch.tensor(policy.eos_ids, device=policy.device)
-        install(policy.base)
+        install_attention(policy.base)
         one = torch.ones(len(prompts), 1, dtype=torch.long, device=policy.device)
-        line = pack(prompts, one, one, [1] * len(prompts))
-        self.cache = SharedCache()
-        keep = (line.labels != -100)[None]
-        logits = self.model(**line.inputs, cache=self.cache, use_cache=True, logits_to_keep=keep).logits
-        self.cache.divide(line_places(prompts), num, length)
-        self.alive = torch.arange(len(prompts) * num)
-        """Which rows are left, on the CPU."""
-        self.tokens = torch.zeros(len(self.alive), length, dtype=torch.long, device=policy.device)
-        self.ended = torch.zeros(len(self.alive), dtype=torch.bool, device=policy.device)
-        # Text goes on behind the video's last position.
-        behind = torch.stack([prompt.positions[:, -1:] for prompt in prompts], 1).to(policy.device)
-        self.behind = behind.repeat_interleave(num, 1)
-        self.done: dict[int, list[int]] = {}
-        self._choose(logits.flatten(0, -2).repeat_interleave(num, 0))
+        packed = pack_shared_prefix(prompts, one, one, [1] * len(prompts))
+        self.cache = SharedPrefixCache()
+        keep = (packed.labels != -100)[None]
+        logits = self.model(**packed.inputs, cache=self.cache, use_cache=True, logits_to_keep=keep).logits
+        self.cache.start_decoding(prompt_token_indices(prompts), num, length)
+        self.active = torch.arange(len(prompts) * num)
+        """(A,) indices of the rows that are not finished, on the CPU."""
+        self.tokens = torch.zeros(len(self.active), length, dtype=torch.long, device=policy.device)
+        self.finished = torch.zeros(len(self.active), dtype=torch.bool, device=policy.device)
+        # Positions of the completion follow the prompt's last one.
+        last = torch.stack([prompt.positions[:, -1:] for prompt in prompts], 1).to(policy.device)
+        self.last_positions = last.repeat_interleave(num, 1)
+        self.completed: dict[int, list[int]] = {}
+        self._sample_next(logits.flatten(0, -2).repeat_interleave(num, 0))
 
     def run(self) -> list[list[int]]:
-        """The rows' tokens, in their order; behind the end token anything may stand."""
-        recorded = self.tokens.is_cuda and not any(
+        """The rows' tokens, in their order; what follows the end token has no meaning."""
+        use_graph = self.tokens.is_cuda and not any(
             hasattr(weight, "device_mesh") for weight in self.model.parameters()
         )
         step: Callable[[], Any] | None = None
         for at in range(1, self.length):
-            if not recorded or at % LOOK_EVERY == 0:
-                ended = self.ended.cpu()
-                if ended.all():
+            if not use_graph or at % EOS_CHECK_INTERVAL == 0:
+                finished = self.finished.cpu()
+                if finished.all():
                     break
-                if (DROP_SHARE_RECORDED if recorded else DROP_SHARE) * int(ended.sum()) >= len(ended):
-                    self._leave(ended)
+                if (GRAPH_COMPACT_FRACTION if use_graph else COMPACT_FRACTION) * int(finished.sum()) >= len(finished):
+                    self._compact(finished)
                     step = None
-            if not recorded:
-                self.cache.look(at, exact=True)
-                self._advance()
+            if not use_graph:
+                self.cache.set_width(at, exact=True)
+                self._decode_step()
             elif step is None or at > self.cache.width:
-                width = min(-(-at // WIDEN_BY) * WIDEN_BY, self.length)
-                self._advance(width)  # once by hand: libraries set themselves up
-                step = self._record(width)
+                width = min(-(-at // GRAPH_WIDTH_STEP) * GRAPH_WIDTH_STEP, self.length)
+                self._decode_step(width)  # warm-up: libraries allocate their workspaces before a graph is captured
+                step = self._capture_graph(width)
             else:
                 step()
-        self._leave(None)
-        return [self.done[row] for row in range(len(self.done))]
+        self._compact(None)
+        return [self.completed[row] for row in range(len(self.completed))]
 
-    def _advance(self, width: int = 0) -> None:
-        """Read the newest token of each row and choose the next."""
-        at = self.cache.at
+    def _decode_step(self, width: int = 0) -> None:
+        """Feed the newest token of each row and sample the next."""
+        at = self.cache.position
         if width:
-            self.cache.look(width, exact=False)
+            self.cache.set_width(width, exact=False)
         out = self.model(
             input_ids=self.tokens.index_select(1, at),
-            attention_mask=no_mask(at.device),
-            position_ids=self.behind + at + 1,
+            attention_mask=no_attention_mask(at.device),
+            position_ids=self.last_positions + at + 1,
             cache=self.cache,
             use_cache=True,
             logits_to_keep=1,
         )
         at.add_(1)
-        self._choose(out.logits[:, -1])
+        self._sample_next(out.logits[:, -1])
 
-    def _choose(self, logits: torch.Tensor) -> None:
+    def _sample_next(self, logits: torch.Tensor) -> None:
         import torch
 
-        at = self.cache.at
+        at = self.cache.position
         logits = logits.float().index_fill(-1, self.suppressed, -torch.inf)
-        if self.draws is None:
+        if self.uniforms is None:
             chosen = logits.argmax(-1, keepdim=True)
         else:
-            # The token at which the distribution function passes the row's own number; never one behind the last that has
-            # any mass, to where a product that is rounded up would lead.
-            mass = (logits / self.temperature).softmax(-1).cumsum(-1)
-            whole = mass[:, -1:].contiguous()
-            found = torch.searchsorted(mass, self.draws.index_select(1, at) * whole, right=True)
-            chosen = torch.minimum(found, torch.searchsorted(mass, whole))
+            # Inverse transform sampling: the token at which the cumulative distribution passes the row's uniform number;
+            # clamped to the last token that has any mass, since a rounded product may exceed the total.
+            cumulative = (logits / self.temperature).softmax(-1).cumsum(-1)
+            total = cumulative[:, -1:].contiguous()
+            sampled = torch.searchsorted(cumulative, self.uniforms.index_select(1, at) * total, right=True)
+            chosen = torch.minimum(sampled, torch.searchsorted(cumulative, total))
         self.tokens.index_copy_(1, at, chosen)
-        self.ended |= (chosen == self.ends).any(-1)
+        self.finished |= (chosen == self.ends).any(-1)
 
-    def _record(self, width: int) -> Callable[[], Any]:
+    def _capture_graph(self, width: int) -> Callable[[], Any]:
         import torch
 
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._advance(width)
+            self._decode_step(width)
         return graph.replay
 
-    def _leave(self, ended: torch.Tensor | None) -> None:
-        """Put away the rows that have ended, or all."""
+    def _compact(self, finished: torch.Tensor | None) -> None:
+        """Remove the finished rows from the batch and keep their tokens; all rows where `finished` is None."""
         import torch
 
-        leaving = torch.ones(len(self.alive), dtype=torch.bool) if ended is None else ended
-        gone = self.tokens.cpu()[leaving].tolist()
-        self.done |= dict(zip(self.alive[leaving].tolist(), gone, strict=True))
+        leaving = torch.ones(len(self.active), dtype=torch.bool) if finished is None else finished
+        tokens = self.tokens.cpu()[leaving].tolist()
+        self.completed |= dict(zip(self.active[leaving].tolist(), tokens, strict=True))
         rest = (~leaving).nonzero()[:, 0]
-        if ended is not None:
-            self.cache.keep(rest)
+        if finished is not None:
+            self.cache.keep_rows(rest)
             index = rest.to(self.tokens.device)
-            self.alive, self.tokens, self.ended = self.alive[rest], self.tokens[index], self.ended[index]
-            self.behind = self.behind[:, index]
-            self.draws = None if self.draws is None else self.draws[index]
+            self.active, self.tokens, self.finished = self.active[rest], self.tokens[index], self.finished[index]
+            self.last_positions = self.last_positions[:, index]
+            self.uniforms = None if self.uniforms is None else self.uniforms[index]

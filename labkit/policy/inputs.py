@@ -1,10 +1,11 @@
-"""From a moment to what the model reads: token ids, patches, and temporal positions in true seconds.
+"""Model inputs of a moment: token ids, video patches and features, and rotary positions in true seconds.
 
 Every stage builds its inputs here and nowhere else. Qwen2.5-VL learns absolute time from the rotary positions alone, so a rollout,
-its log-probs, SFT and evaluation must see the same clock, or the policy that is trained is not the one that answered. What differs
-between model families is said in `labkit.policy.families`.
+its log-probs, SFT and evaluation must have the same positions, or the policy that is trained is not the one that was sampled from.
+What differs between model families is in `labkit.policy.families`.
 
-Shapes: P prompt tokens; a video grid is (t, h, w) patches, t of them in time, and fills t * h * w / 4 tokens.
+Shapes: P prompt tokens, C completion tokens; T frames of H x W pixels; a video grid is (t, h, w) patches, t of them in time, and
+fills t * h * w / 4 tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from labkit.data.moments import Moment
 from labkit.data.video.frames import FrameCache, sample_times
 from labkit.errors import LabError
-from labkit.policy.attention import install
+from labkit.policy.attention import install_attention
 from labkit.policy.families import PLACEHOLDER, VIDEO_PAD, Family
 from labkit.policy.model import Policy
 from labkit.policy.prompts import messages
@@ -26,13 +27,13 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-CACHED = 1024
-"""Patches that the vision tower reads at once on a CPU: of more, what a layer leaves for the next does not stay in the cache."""
+VISION_CHUNK = 1024
+"""Patches that the vision tower encodes at once on a CPU: with more, activations no longer fit the processor's cache."""
 
 
 @dataclass
 class Prompt:
-    """One question about one video, ready for the model."""
+    """Model inputs of one question about one video."""
 
     qid: str
     ids: torch.Tensor
@@ -43,19 +44,19 @@ class Prompt:
     seconds_per_grid: float
     """Seconds between two temporal patches."""
     features: torch.Tensor
-    """What the frozen vision tower makes of the clip: (t * h * w / 4, hidden), or (t * h * w / 4, 1 + layers fed, hidden) of a
-    family with deepstack."""
+    """Output of the frozen vision tower: (t * h * w / 4, hidden), or (t * h * w / 4, 1 + deepstack layers, hidden) of a family
+    with deepstack."""
     video_end: int = 0
-    """Tokens up to the video's last one: prompts that begin alike that far may share it; 0 where that is not known."""
+    """Tokens up to the video's last one: prompts with that prefix in common may share it; 0 where that is not known."""
 
 
-class Sampling(NamedTuple):
-    """How a video is looked at."""
+class FrameSampling(NamedTuple):
+    """How frames are sampled from a video."""
 
     fps: float
     """Frames per second of video."""
     max_frames: int
-    """A longer video is sampled more sparsely, so that no more than this many frames are read."""
+    """A longer video is sampled more sparsely, so that no more than this many frames are decoded."""
     min_pixels: int
     """Per frame."""
     max_pixels: int
@@ -63,7 +64,7 @@ class Sampling(NamedTuple):
 
 
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """Size of a frame for the model: multiples of `factor`, within the pixel budget, aspect ratio kept as well as that allows.
+    """(height, width) of a frame for the model: multiples of `factor` within the pixel budget, aspect ratio kept where possible.
 
     Source: the arithmetic of Qwen2-VL's processor; Qwen3-VL's gives the same for frames of at least `factor` pixels a side.
 
@@ -89,7 +90,7 @@ def patchify(
 
     Args:
         rgb: (T, H, W, 3) uint8.
-        family: whose mean and spread the pixels are normalised with.
+        family: its mean and standard deviation normalise the pixels.
         patch: pixels along a patch's side.
         merge: patches along the side of one token.
         temporal: frames in one patch; an incomplete last patch repeats the last frame.
@@ -104,28 +105,28 @@ def patchify(
         frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
     t, h, w = len(frames) // temporal, frames.shape[1] // patch, frames.shape[2] // patch
     blocks = frames.view(t, temporal, h // merge, merge, patch, w // merge, merge, patch, 3)
-    # Put in order while they are bytes: moving floats takes twice as long.
+    # Permuted as bytes: with floats it takes twice as long.
     patches = blocks.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(t * h * w, 3, -1).float()
     mean, std = (torch.tensor(values).mul(255)[:, None] for values in (family.mean, family.std))
     return patches.sub_(mean).div_(std).flatten(1), (t, h, w)
 
 
 def rotary_positions(
-    is_video: torch.Tensor, grid: tuple[int, int, int], *, merge: int, ticks: Sequence[Sequence[int]]
+    is_video: torch.Tensor, grid: tuple[int, int, int], *, merge: int, temporal_positions: Sequence[Sequence[int]]
 ) -> torch.Tensor:
     """(3, P) rotary positions of a prompt with one video: time, height, width.
 
-    `ticks` are the temporal positions of the video's patches, a list for each of its vision spans, counted from the span's first
-    token; see `Family.ticks`. What follows a span goes on behind the span's last position on any axis.
+    `temporal_positions`: of the video's patches, a list for each vision span, relative to the span's first token; see
+    `Family.temporal_positions`. What follows a span continues from the span's last position on any axis.
 
     >>> import torch
-    >>> rotary_positions(torch.tensor([0, 1, 1, 0]).bool(), (2, 2, 2), merge=2, ticks=[[0, 2]])[0].tolist()
+    >>> rotary_positions(torch.tensor([0, 1, 1, 0]).bool(), (2, 2, 2), merge=2, temporal_positions=[[0, 2]])[0].tolist()
     [0, 1, 3, 4]
-    >>> rotary_positions(torch.tensor([0, 1, 0, 1, 0]).bool(), (2, 2, 2), merge=2, ticks=[[0], [0]])[0].tolist()
+    >>> rotary_positions(torch.tensor([0, 1, 0, 1, 0]).bool(), (2, 2, 2), merge=2, temporal_positions=[[0], [0]])[0].tolist()
     [0, 1, 2, 3, 4]
 
     Raises:
-        ValueError: the video's tokens do not fill its grid, or do not stand in spans as `ticks` has them.
+        ValueError: the video's tokens do not fill its grid, or are not in the spans of `temporal_positions`.
     """
     import torch
 
@@ -134,22 +135,22 @@ def rotary_positions(
     if len(where) != t * h * w:
         raise ValueError(f"the prompt holds {len(where)} video tokens, and a grid of {grid} needs {t * h * w}")
     pieces = []
-    read = seen = free = 0  # tokens that have a position, video tokens among them, and the next position
-    for span in ticks:
-        first, size = int(where[seen]), len(span) * h * w
-        if int(where[seen + size - 1]) != first + size - 1:
-            raise ValueError(f"the video's tokens do not stand in {len(ticks)} spans")
-        text = torch.arange(free, free + first - read).expand(3, -1)
+    done = video_done = free = 0  # tokens with a position, video tokens among them, and the next free position
+    for span in temporal_positions:
+        first, size = int(where[video_done]), len(span) * h * w
+        if int(where[video_done + size - 1]) != first + size - 1:
+            raise ValueError(f"the video's tokens are not in {len(temporal_positions)} spans")
+        text = torch.arange(free, free + first - done).expand(3, -1)
         axes = torch.meshgrid(torch.tensor(span), torch.arange(h), torch.arange(w), indexing="ij")
-        video = torch.stack(axes).flatten(1) + free + first - read
+        video = torch.stack(axes).flatten(1) + free + first - done
         pieces += [text, video]
-        read, seen, free = first + size, seen + size, int(video.max()) + 1
-    pieces.append(torch.arange(free, free + len(is_video) - read).expand(3, -1))
+        done, video_done, free = first + size, video_done + size, int(video.max()) + 1
+    pieces.append(torch.arange(free, free + len(is_video) - done).expand(3, -1))
     return torch.cat(pieces, 1)
 
 
-class Clip(NamedTuple):
-    """A video as the vision tower reads it."""
+class ClipPatches(NamedTuple):
+    """Input of the vision tower: a clip as patches."""
 
     patches: torch.Tensor
     """(t * h * w, D) normalised pixels."""
@@ -157,40 +158,40 @@ class Clip(NamedTuple):
     seconds_per_grid: float
 
 
-def wanted_frames(
-    policy: Policy, moment: Moment, cache: FrameCache, sampling: Sampling
+def frame_times_and_size(
+    policy: Policy, moment: Moment, cache: FrameCache, sampling: FrameSampling
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Seconds (T,) from the clip's beginning at which it is looked at, and the frames' size (height, width)."""
+    """Times (T,) of the frames, in seconds from the clip's beginning, and their size (height, width)."""
     vision = policy.base.config.vision_config
     info, factor = cache.info(moment.video), vision.patch_size * vision.spatial_merge_size
     size = smart_resize(info.height, info.width, factor, sampling.min_pixels, sampling.max_pixels)
     return sample_times(moment.duration, sampling.fps, sampling.max_frames, vision.temporal_patch_size), size
 
 
-def read_clip(policy: Policy, moment: Moment, cache: FrameCache, sampling: Sampling) -> Clip:
-    """Sample the moment's video, or its trim window, and cut it into patches.
+def read_clip(policy: Policy, moment: Moment, cache: FrameCache, sampling: FrameSampling) -> ClipPatches:
+    """Decode frames of the moment's video, or of its trim window, and cut them into patches.
 
     Raises:
         LabError: the video is missing, unreadable, or shorter than its trim window.
     """
     vision = policy.base.config.vision_config
     temporal, merge = vision.temporal_patch_size, vision.spatial_merge_size
-    times, size = wanted_frames(policy, moment, cache, sampling)
+    times, size = frame_times_and_size(policy, moment, cache, sampling)
     frames = cache.get(moment.video, times, size, moment.start)
     patches, grid = patchify(frames.rgb, policy.family, vision.patch_size, merge, temporal)
     step = float(times[1] - times[0]) if len(times) > 1 else 1.0 / sampling.fps
-    return Clip(patches, grid, step * temporal)
+    return ClipPatches(patches, grid, step * temporal)
 
 
 def build_prompt(
-    policy: Policy, moment: Moment, template: str, clip: Clip, features: torch.Tensor | None = None
+    policy: Policy, moment: Moment, template: str, clip: ClipPatches, features: torch.Tensor | None = None
 ) -> Prompt:
-    """The question as token ids around the clip's placeholders, with its positions and the clip's features.
+    """Token ids with the clip's placeholders, their positions and the clip's features.
 
-    `features`: those of the same clip, when another question about it has already computed them.
+    `features`: of the same clip, where they are computed already.
 
     Raises:
-        LabError: the query or the chat template spoils the one placeholder for the video.
+        LabError: there is not exactly one placeholder for the video in the text of query and chat template.
     """
     import torch
 
@@ -203,42 +204,42 @@ def build_prompt(
             f"the prompt of {moment.qid!r} holds {text.count(VIDEO_PAD)} video placeholders instead of one in its vision span; "
             f"check its query {moment.query!r} and the tokenizer's chat template"
         )
-    last = 1 - 1 / vision.temporal_patch_size  # of a temporal patch's frames, in patches behind the first
+    last = 1 - 1 / vision.temporal_patch_size  # offset of the last frame in a temporal patch, in patches
     middles = [(k + k + last) * clip.seconds_per_grid / 2 for k in range(t)]
-    written = family.write(middles, h * w // vision.spatial_merge_size**2)
-    ids = torch.tensor(policy.tokenizer(text.replace(PLACEHOLDER, written), add_special_tokens=False)["input_ids"])
+    video_text = family.render_video_tokens(middles, h * w // vision.spatial_merge_size**2)
+    ids = torch.tensor(policy.tokenizer(text.replace(PLACEHOLDER, video_text), add_special_tokens=False)["input_ids"])
     positions = rotary_positions(
         ids == config.video_token_id,
         clip.grid,
         merge=vision.spatial_merge_size,
-        ticks=family.ticks(vision, t, clip.seconds_per_grid),
+        temporal_positions=family.temporal_positions(vision, t, clip.seconds_per_grid),
     )
     if features is None:
-        features = features_of(policy, clip)
+        features = encode_clip(policy, clip)
     end = int((ids == config.video_token_id).nonzero()[-1]) + 1
     return Prompt(moment.qid, ids, positions, clip.grid, clip.seconds_per_grid, features, end)
 
 
-def features_of(policy: Policy, clip: Clip) -> torch.Tensor:
-    """What the frozen vision tower makes of a clip, as `Prompt.features` has it, on the policy's device."""
+def encode_clip(policy: Policy, clip: ClipPatches) -> torch.Tensor:
+    """Features of a clip from the frozen vision tower, as in `Prompt.features`, on the policy's device."""
     import torch
 
-    install(policy.base)
+    install_attention(policy.base)
     pairs, height, width = clip.grid
-    # In no family does a pair of frames see another one.
-    most = max(1, CACHED // (height * width)) if policy.device.type == "cpu" else pairs
+    # In no family does the tower attend from one temporal patch to another.
+    chunk = max(1, VISION_CHUNK // (height * width)) if policy.device.type == "cpu" else pairs
     parts = []
-    for patches in clip.patches.split(most * height * width):
+    for patches in clip.patches.split(chunk * height * width):
         grid = torch.tensor([[len(patches) // (height * width), height, width]], device=policy.device)
         with torch.no_grad():
-            found = policy.base.model.get_video_features(patches.to(policy.device), grid, return_dict=True)
-        levels = (found.pooler_output, *found.deepstack_features) if policy.family.deepstack else None
-        parts.append(torch.stack([level[0] for level in levels], 1) if levels else found.pooler_output[0])
+            output = policy.base.model.get_video_features(patches.to(policy.device), grid, return_dict=True)
+        levels = (output.pooler_output, *output.deepstack_features) if policy.family.deepstack else None
+        parts.append(torch.stack([level[0] for level in levels], 1) if levels else output.pooler_output[0])
     return torch.cat(parts)
 
 
 def vision_kwargs(prompts: Sequence[Prompt], device: torch.device) -> dict[str, Any]:
-    """Model arguments that put the videos of `prompts`, in their order, where their placeholders stand."""
+    """Model arguments with the encoded videos of `prompts`, for their placeholders, in this order."""
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
     features = [prompt.features.to(device) for prompt in prompts]
@@ -255,8 +256,8 @@ def vision_kwargs(prompts: Sequence[Prompt], device: torch.device) -> dict[str, 
     return {"mm_encoder_outputs": {"video": video}}
 
 
-def with_completion(prompt: Prompt, completion: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids (P + C,) and positions (3, P + C) of a prompt and the completion (C,) that follows it."""
+def append_completion(prompt: Prompt, completion: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids (P + C,) and positions (3, P + C) of a prompt and a completion (C,)."""
     import torch
 
     following = prompt.positions[:, -1:] + 1 + torch.arange(len(completion))
@@ -264,7 +265,7 @@ def with_completion(prompt: Prompt, completion: torch.Tensor) -> tuple[torch.Ten
 
 
 def left_pad(rows: Sequence[torch.Tensor], value: int) -> torch.Tensor:
-    """Stack (..., L) tensors of unequal length to (..., N, longest), padded in front."""
+    """Stack N tensors (..., L) of unequal length to (..., N, longest), left-padded."""
     import torch
 
     longest = max(row.shape[-1] for row in rows)

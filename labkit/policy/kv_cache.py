@@ -1,8 +1,11 @@
-"""Keys and values of a group that answers: each prompt's kept once, and behind it each row's own.
+"""Shared-prefix KV cache: each prompt's keys and values once, and behind it those that each row generates.
 
-A cache of transformers repeats a prompt for every member of its group and copies all of it for every token. Here the prompt, with all
-its video tokens, stays where the first pass left it, and a row owns no more than the tokens that it writes, in room that is there
-from the start: nothing moves from token to token, so that a GPU may replay one recorded step.
+A cache of transformers repeats a prompt for every completion of its group and concatenates all of it for every token. Here the
+prompt, with all its video tokens, stays where prefill left it, and a row has keys and values of its generated tokens alone, in
+tensors preallocated for all of them: nothing moves from token to token, so that a CUDA graph of one step can be replayed.
+
+Shapes: N prompts of at most P tokens, L tokens of the packed prefill; A active rows, M rows of the largest group; H query heads,
+K key/value heads of width d, Q = H / K; R preallocated tokens of a row.
 """
 
 from __future__ import annotations
@@ -10,106 +13,108 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from labkit.policy.attention import over_prompts
+from labkit.policy.attention import attend_to_prompts
 
 if TYPE_CHECKING:
     import torch
 
 
-class SharedCache:
-    """Goes through a transformers model as `cache`: first over the line of all prompts, then token by token.
-
-    N prompts of at most P tokens, A rows that write, K key heads of width d.
-    """
+class SharedPrefixCache:
+    """Passed to a transformers model as `cache`: first for the packed prefill of all prompts, then token by token."""
 
     def __init__(self) -> None:
-        """Nothing is read yet."""
-        self.prompts: list[tuple[torch.Tensor, torch.Tensor]] = []
-        """By layer, keys and values: (1, K, L, d) of the line, after `divide` (N, K, P, d)."""
-        self.own: list[tuple[torch.Tensor, torch.Tensor]] = []
-        """By layer, keys and values: (A, K, room, d)."""
-        self.owners: torch.Tensor
-        """(A,) on the CPU: whose row it is."""
-        self.at: torch.Tensor
-        """(1,) where in a row's own room the next token goes."""
-        self.lengths: list[int] = []
+        """Empty, for prefill."""
+        self.prompt_kv: list[tuple[torch.Tensor, torch.Tensor]] = []
+        """By layer, keys and values: (1, K, L, d) of the packed prefill, after `start_decoding` (N, K, P, d)."""
+        self.generated_kv: list[tuple[torch.Tensor, torch.Tensor]] = []
+        """By layer, keys and values: (A, K, R, d)."""
+        self.row_to_prompt: torch.Tensor
+        """(A,) on the CPU: index of each row's prompt."""
+        self.position: torch.Tensor
+        """(1,) index in `generated_kv` of the next token."""
+        self.prompt_lengths: list[int] = []
         """Tokens of each prompt."""
         self.width = 0
-        """How much of a row's own room is looked at."""
-        self.unseen: torch.Tensor | None = None
-        """(1, 1, 1, width): -inf where nothing is written yet; None when `width` ends at the newest token."""
+        """Tokens of `generated_kv` that are attended to."""
+        self.future_mask: torch.Tensor | None = None
+        """(1, 1, 1, width): -inf where nothing is generated yet; None when `width` ends at the newest token."""
 
     def update(self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: Any, **__: Any) -> tuple[Any, Any]:
-        """What transformers calls in each layer, with keys and values (rows, K, tokens, d)."""
-        if not self.own:
-            self.prompts.append((key, value))
+        """Called by transformers in each layer, with new keys and values (rows, K, tokens, d)."""
+        if not self.generated_kv:
+            self.prompt_kv.append((key, value))
             return key, value
-        for room, new in zip(self.own[layer], (key, value), strict=True):
-            room.index_copy_(2, self.at, new)
-        return Reach(self, layer), None
+        for cached, new in zip(self.generated_kv[layer], (key, value), strict=True):
+            cached.index_copy_(2, self.position, new)
+        return CacheView(self, layer), None
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Transformers asks; positions and masks are ours, so that nothing depends on the answer."""
+        """Called by transformers; positions and masks are passed in, so that nothing depends on it."""
         return 0
 
-    def divide(self, places: Sequence[torch.Tensor], group: int, room: int) -> None:
-        """Go over to writing: `places` of each prompt's tokens in the line, `group` rows each, `room` tokens a row."""
+    def start_decoding(self, token_indices: Sequence[torch.Tensor], group: int, max_new_tokens: int) -> None:
+        """After prefill: take each prompt's keys and values, by its indices in the packed sequence, for `group` rows each."""
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
-        line = self.prompts[0][0]
-        self.lengths = [len(place) for place in places]
-        index = pad_sequence(list(places), batch_first=True).to(line.device)
-        beyond = (torch.arange(index.shape[1]) >= torch.tensor(self.lengths)[:, None]).to(line.device)
-        self.padding = torch.zeros(index.shape, device=line.device).masked_fill_(beyond, -torch.inf)[:, None, None]
-        for layer, pair in enumerate(self.prompts):
-            # (1, K, L, d) to (N, K, P, d), a layer at a time: the line's own are let go of as it goes.
-            self.prompts[layer] = tuple(x[0][:, index].transpose(0, 1).contiguous() for x in pair)  # type: ignore[assignment]
-        rows = len(places) * group
-        shape = (rows, line.shape[1], room, line.shape[3])
-        self.own = [(line.new_zeros(shape), line.new_zeros(shape)) for _ in self.prompts]
-        self.at = torch.zeros(1, dtype=torch.long, device=line.device)
-        self.owners = torch.arange(len(places)).repeat_interleave(group)
-        self._arrange()
+        prefill = self.prompt_kv[0][0]
+        self.prompt_lengths = [len(indices) for indices in token_indices]
+        index = pad_sequence(list(token_indices), batch_first=True).to(prefill.device)
+        padding = (torch.arange(index.shape[1]) >= torch.tensor(self.prompt_lengths)[:, None]).to(prefill.device)
+        self.padding_mask = torch.zeros(index.shape, device=prefill.device).masked_fill_(padding, -torch.inf)[
+            :, None, None
+        ]
+        for layer, pair in enumerate(self.prompt_kv):
+            # (1, K, L, d) to (N, K, P, d), a layer at a time, so that the packed tensors are freed as it goes.
+            self.prompt_kv[layer] = tuple(x[0][:, index].transpose(0, 1).contiguous() for x in pair)  # type: ignore[assignment]
+        rows = len(token_indices) * group
+        shape = (rows, prefill.shape[1], max_new_tokens, prefill.shape[3])
+        self.generated_kv = [(prefill.new_zeros(shape), prefill.new_zeros(shape)) for _ in self.prompt_kv]
+        self.position = torch.zeros(1, dtype=torch.long, device=prefill.device)
+        self.row_to_prompt = torch.arange(len(token_indices)).repeat_interleave(group)
+        self._set_slots()
 
-    def keep(self, rows: torch.Tensor) -> None:
-        """Let all rows go but these, given as ascending indices on the CPU, and the prompts that no row asks for."""
-        index = rows.to(self.at.device)
-        self.own = [tuple(x[index] for x in pair) for pair in self.own]  # type: ignore[misc]
-        left, self.owners = self.owners[rows].unique(return_inverse=True)
-        if len(left) < len(self.lengths):
-            self.lengths = [self.lengths[prompt] for prompt in left.tolist()]
-            index = left.to(self.at.device)
-            self.padding = self.padding[index]
-            self.prompts = [tuple(x[index] for x in pair) for pair in self.prompts]  # type: ignore[misc]
-        self._arrange()
+    def keep_rows(self, rows: torch.Tensor) -> None:
+        """Drop all rows but these, given as ascending indices on the CPU, and the prompts that no row has any more."""
+        index = rows.to(self.position.device)
+        self.generated_kv = [tuple(x[index] for x in pair) for pair in self.generated_kv]  # type: ignore[misc]
+        left, self.row_to_prompt = self.row_to_prompt[rows].unique(return_inverse=True)
+        if len(left) < len(self.prompt_lengths):
+            self.prompt_lengths = [self.prompt_lengths[prompt] for prompt in left.tolist()]
+            index = left.to(self.position.device)
+            self.padding_mask = self.padding_mask[index]
+            self.prompt_kv = [tuple(x[index] for x in pair) for pair in self.prompt_kv]  # type: ignore[misc]
+        self._set_slots()
 
-    def look(self, width: int, exact: bool) -> None:
-        """Set what is seen of the rows' own tokens: `exact` where the newest one is the last of `width`."""
+    def set_width(self, width: int, exact: bool) -> None:
+        """Attend to the first `width` generated tokens: `exact` where the newest one is the last of them."""
         import torch
 
         self.width = width
-        self.unseen = None
+        self.future_mask = None
         if not exact:
-            later = torch.arange(width, device=self.at.device) > self.at
-            self.unseen = torch.zeros(width, device=self.at.device).masked_fill_(later, -torch.inf)[None, None, None]
+            future = torch.arange(width, device=self.position.device) > self.position
+            self.future_mask = torch.zeros(width, device=self.position.device).masked_fill_(future, -torch.inf)[
+                None, None, None
+            ]
 
-    def _arrange(self) -> None:
-        """Rows in a rectangle, prompts x members: the shape in which a prompt is multiplied with all its rows at once."""
+    def _set_slots(self) -> None:
+        """Index of each row in a padded (N * M) batch, in which a prompt is multiplied with all its rows at once."""
         import torch
 
-        members = self.owners.bincount()
-        self.members = int(members.max())
-        begin = members.cumsum(0) - members
-        slots = self.owners * self.members + torch.arange(len(self.owners)) - begin[self.owners]
-        full = len(slots) == len(members) * self.members
-        self.slots = None if full else slots.to(self.at.device)
+        sizes = self.row_to_prompt.bincount()
+        self.group = int(sizes.max())
+        begin = sizes.cumsum(0) - sizes
+        rows = torch.arange(len(self.row_to_prompt))
+        slots = self.row_to_prompt * self.group + rows - begin[self.row_to_prompt]
+        full = len(slots) == len(sizes) * self.group
+        self.slots = None if full else slots.to(self.position.device)
 
 
-class Reach(NamedTuple):
-    """All that the rows may look at in one layer, where transformers would have a tensor of keys."""
+class CacheView(NamedTuple):
+    """The cache of one layer, in the place of the tensor of keys that transformers hands to the attention function."""
 
-    cache: SharedCache
+    cache: SharedPrefixCache
     layer: int
 
     def attend(self, query: torch.Tensor, scale: float) -> torch.Tensor:
@@ -117,34 +122,36 @@ class Reach(NamedTuple):
         import torch
 
         cache = self.cache
-        keys, values = cache.prompts[self.layer]
-        own_keys, own_values = (x[:, :, : cache.width] for x in cache.own[self.layer])
+        keys, values = cache.prompt_kv[self.layer]
+        new_keys, new_values = (x[:, :, : cache.width] for x in cache.generated_kv[self.layer])
         prompts, heads, length, width = keys.shape
         query = query.view(len(query), heads, -1, width)
-        shares = query.shape[2]  # query heads of one key head
+        queries = query.shape[2]  # Q
 
-        def together(x: torch.Tensor) -> torch.Tensor:
-            """(A, K, Q, n) to (N, K, members * Q, n)."""
+        def by_prompt(x: torch.Tensor) -> torch.Tensor:
+            """(A, K, Q, n) to (N, K, M * Q, n), padded."""
             if cache.slots is not None:
-                x = x.new_zeros(prompts * cache.members, *x.shape[1:]).index_copy_(0, cache.slots, x)
-            return x.unflatten(0, (prompts, cache.members)).transpose(1, 2).flatten(2, 3)
+                x = x.new_zeros(prompts * cache.group, *x.shape[1:]).index_copy_(0, cache.slots, x)
+            return x.unflatten(0, (prompts, cache.group)).transpose(1, 2).flatten(2, 3)
 
-        def apart(x: torch.Tensor) -> torch.Tensor:
-            """The way back."""
-            x = x.unflatten(2, (cache.members, shares)).transpose(1, 2).flatten(0, 1)
+        def by_row(x: torch.Tensor) -> torch.Tensor:
+            """(N, K, M * Q, n) back to (A, K, Q, n)."""
+            x = x.unflatten(2, (cache.group, queries)).transpose(1, 2).flatten(0, 1)
             return x if cache.slots is None else x[cache.slots]
 
-        # The prompt's part of each softmax counts as one more key, its log-sum, whose value is what it came to.
-        seen, sums = over_prompts(together(query), keys, values, cache.lengths, cache.padding, scale)
-        own = _product(query, own_keys.transpose(-1, -2)).mul_(scale)
-        if cache.unseen is not None:
-            own += cache.unseen
-        weights = torch.cat([apart(sums[..., None]), own], -1).softmax(-1).to(query.dtype)
-        out = apart(seen) * weights[..., :1] + weights[..., 1:] @ own_values
+        # The prompt's part of each softmax counts as one more key: its score is the log-sum-exp, its value the output.
+        out_prompt, lse = attend_to_prompts(
+            by_prompt(query), keys, values, cache.prompt_lengths, cache.padding_mask, scale
+        )
+        scores = _matmul_float32(query, new_keys.transpose(-1, -2)).mul_(scale)
+        if cache.future_mask is not None:
+            scores += cache.future_mask
+        weights = torch.cat([by_row(lse[..., None]), scores], -1).softmax(-1).to(query.dtype)
+        out = by_row(out_prompt) * weights[..., :1] + weights[..., 1:] @ new_values
         return out.flatten(1, 2)[:, None]
 
 
-def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+def _matmul_float32(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """(B, K, m, d) @ (B, K, d, n) in float32: scores in bfloat16 would be off by a hundredth."""
     import torch
 

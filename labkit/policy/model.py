@@ -29,7 +29,7 @@ SHIPPED = {"embedded": _EMBEDDED / "weights", "embedded-gqa": _EMBEDDED / "gqa_w
 """Folders of the tiny models that ship with labkit, as `save_pretrained` wrote them, by the name under which they are loaded."""
 
 PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
-"""What a checkpoint's makers say of images and videos; labkit reads none of it, vLLM and other programs do."""
+"""The processor's files of a checkpoint: labkit reads none of them, vLLM and other programs do."""
 
 
 @dataclass(frozen=True)
@@ -45,39 +45,39 @@ class Policy:
     @property
     def base(self) -> Any:
         """The Hugging Face model itself, below LoRA if there is any."""
-        return self.model.get_base_model() if self.adapted else self.model
+        return self.model.get_base_model() if self.has_adapter else self.model
 
     @property
-    def adapted(self) -> bool:
-        """Whether only an adapter of it is trained, LoRA's."""
+    def has_adapter(self) -> bool:
+        """Whether the model is a `PeftModel`, of which only the LoRA adapter is trained."""
         return hasattr(self.model, "get_base_model")
 
     @property
     def family(self) -> Family:
-        """How this model reads a video."""
+        """How this model encodes a video."""
         return FAMILIES[self.base.config.model_type]
 
     @property
     def device(self) -> torch.device:
-        """Where the weights live."""
+        """Of the weights."""
         return self.base.device
 
     @property
     def eos_ids(self) -> list[int]:
-        """Token ids that end an answer: the end of the assistant's turn, and what the model's generation config adds."""
+        """Token ids that end a completion: the end of the assistant's turn, and those of the model's generation config."""
         ids = self.base.generation_config.eos_token_id
-        own = ids if isinstance(ids, list) else [] if ids is None else [ids]
-        return sorted({self.tokenizer.eos_token_id, *own})
+        configured = ids if isinstance(ids, list) else [] if ids is None else [ids]
+        return sorted({self.tokenizer.eos_token_id, *configured})
 
     @property
     def pad_id(self) -> int:
-        """Fills batches of unequal lengths; never predicted."""
+        """Token id of padding; never sampled."""
         pad = self.tokenizer.pad_token_id
         return self.tokenizer.eos_token_id if pad is None else pad
 
     @property
-    def never_written(self) -> list[int]:
-        """Token ids that stand for pixels or padding, which an answer must not contain."""
+    def suppress_tokens(self) -> list[int]:
+        """Token ids that are never sampled: placeholders of images and videos, padding."""
         config = self.base.config
         ids = {config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id}
         return sorted(ids | ({self.pad_id} - set(self.eos_ids)))
@@ -100,10 +100,10 @@ def load_policy(
         device: `auto` takes the first GPU if there is one.
         lora_rank: 0 trains every weight of the language model; above, LoRA of that rank on its linear layers.
         lora_alpha: LoRA's scale is `lora_alpha / lora_rank`.
-        seed: Of the numbers that LoRA's new matrices are filled with; no other random numbers are touched.
+        seed: Of the initial values of LoRA's matrices; the global random state is untouched.
 
     Raises:
-        LabError: the directory is not a checkpoint, or its model family is not one of ours.
+        LabError: the directory is not a checkpoint, or its model family is not supported.
     """
     import torch
     import transformers
@@ -141,23 +141,22 @@ def load_policy(
 
             model = PeftModel.from_pretrained(model, source, is_trainable=True)
         elif lora_rank:
-            model = _with_lora(model, lora_rank, lora_alpha, seed)
+            model = add_lora(model, lora_rank, lora_alpha, seed)
     policy = Policy(model.to(device).eval(), tokenizer, name)
     policy.base.model.visual.requires_grad_(False)
     return policy
 
 
 def save_policy(policy: Policy, folder: Path, state: dict[str, Any] | None = None) -> None:
-    """Write the weights (only the adapter's under LoRA) and the tokenizer; `load_policy(folder)` reads them back.
+    """Write the weights (only the adapter's under LoRA), the tokenizer and the processor's files; `load_policy(folder)` loads them.
 
-    `state` holds the weights where the model itself has only a part of them. What other programs need to read videos with it, the
-    processor's files, goes along where the model came with any.
+    `state` holds the weights where the model itself has only a shard of them.
 
-    The folder appears whole or not at all: a killed save leaves a folder with another name behind.
+    Atomic: the folder appears whole or not at all; a killed save leaves a folder with another name behind.
     """
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    # PEFT would save the adapter that a trainer keeps as its reference, too.
-    adapters = {"selected_adapters": ["default"]} if policy.adapted else {}
+    # Otherwise PEFT also saves the adapter that TRL keeps as its reference.
+    adapters = {"selected_adapters": ["default"]} if policy.has_adapter else {}
     policy.model.save_pretrained(draft, state_dict=state, **adapters)
     policy.tokenizer.save_pretrained(draft)
     _copy_processor(policy, draft)
@@ -185,14 +184,14 @@ def _copy_processor(policy: Policy, folder: Path) -> None:
 
 @contextmanager
 def ignore_renames() -> Iterator[None]:
-    """TRL and PEFT may use names that transformers has renamed, without a warning that nothing of ours can mend."""
+    """Ignore the deprecation warnings of TRL and PEFT calling transformers by a name it has changed."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`\w*gradient_checkpointing\w*` is deprecated", FutureWarning)
         yield
 
 
 def is_path(name: str) -> bool:
-    """Whether a model's name can only be a folder's.
+    """Whether a model's name is a folder and cannot be a hub id.
 
     >>> is_path("./models/mine"), is_path("Qwen/Qwen2.5-VL-3B-Instruct")
     (True, False)
@@ -201,11 +200,11 @@ def is_path(name: str) -> bool:
 
 
 def require_model(name: str, root: Path, parameter: str = "model") -> None:
-    """Check before any work that a model can be had: a look at its folder, nothing is loaded or fetched.
+    """Check before any work that a model can be loaded, by its files; nothing is loaded or downloaded.
 
     `name` is one that ships with labkit, a folder (relative to `root` or absolute) or a hub id. Raises LabError that
-    begins with `parameter` when a folder is no checkpoint or lacks weights, and when a hub's model is not whole on this
-    machine while nothing may be fetched (HF_HUB_OFFLINE).
+    begins with `parameter` when a folder is no checkpoint or lacks weights, and when a hub's model is not completely on
+    this machine while HF_HUB_OFFLINE forbids downloads.
     """
     folder = under(root, name)
     if name in SHIPPED:
@@ -222,7 +221,7 @@ def require_model(name: str, root: Path, parameter: str = "model") -> None:
 
 
 def check_checkpoint(folder: Path) -> None:
-    """Raise LabError unless `folder` looks like what `save_pretrained` writes: a config and weights."""
+    """Raise LabError unless `folder` holds a config and weights, as `save_pretrained` writes them."""
     if not folder.is_dir():
         raise LabError(f"model {str(folder)!r} is not a directory; give a folder that holds a checkpoint, or a hub id")
     names = {path.name for path in folder.iterdir()}
@@ -238,7 +237,7 @@ def check_checkpoint(folder: Path) -> None:
 
 
 def cached_folder(name: str) -> Path | None:
-    """The folder of a hub's model as far as it was fetched before; None when not even its config was.
+    """The folder of a hub's model in the local cache, complete or not; None when not even its config is there.
 
     Raises LabError when `name` is no hub id.
     """
@@ -253,7 +252,7 @@ def cached_folder(name: str) -> Path | None:
 
 
 def missing_weights(folder: Path) -> list[str]:
-    """Names of the weight files that a checkpoint should have and has not; a download that broke off leaves such a folder."""
+    """Weight files that a checkpoint lacks, as after an interrupted download."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
@@ -267,14 +266,14 @@ def missing_weights(folder: Path) -> list[str]:
 
 
 def is_offline() -> bool:
-    """Whether nothing may be fetched: HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set."""
+    """Whether downloads are forbidden: HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
 
 
 def download_hint(name: str) -> str:
-    """What to do for a hub's model that is not here.
+    """How to get a hub's model that is not on this machine.
 
     >>> download_hint("Qwen/Qwen2.5-VL-3B-Instruct")
     "fetch it with 'hf download Qwen/Qwen2.5-VL-3B-Instruct' where there is a network, or give a local folder"
@@ -283,7 +282,7 @@ def download_hint(name: str) -> str:
 
 
 def summarize_names(names: list[str]) -> str:
-    """The first of some files and how many more there are.
+    """The first of some files and the number of the others.
 
     >>> summarize_names(["a", "b", "c"])
     'a and 2 other files'
@@ -298,13 +297,14 @@ def _adapter_base(folder: Path) -> str:
     return str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
 
 
-def _with_lora(model: Any, rank: int, alpha: int, seed: int) -> Any:
+def add_lora(model: Any, rank: int, alpha: int, seed: int) -> Any:
+    """A `PeftModel` with LoRA of `rank` on the language model's linear layers."""
     import torch
     from peft import LoraConfig, get_peft_model
 
-    # Only the language model's linear layers: the vision tower shares some of their names and stays as it is.
+    # The vision tower has modules of the same names, which stay frozen.
     targets = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM", lora_dropout=0.0)
-    with torch.random.fork_rng([]):  # the model is still on the CPU, and its adapter is the same on every device
+    with torch.random.fork_rng([]):  # on the CPU, so that the adapter is the same whatever the device
         torch.default_generator.manual_seed(seed)
         return get_peft_model(model, config)

@@ -1,7 +1,7 @@
-"""Ready prompts by qid: each clip decoded once, and encoded once while there is room for what came out.
+"""Prompts by qid: each clip decoded once, and encoded once as long as its features stay in the cache.
 
-Frames stand on disk, features in bounded memory beside the model. Whoever knows which prompts come next says so by
-`expect`, and readers decode their clips meanwhile.
+Frames are cached on disk, features in bounded memory on the model's device (least recently used first out). `prefetch` names the
+prompts that come next, and readers decode their clips in the background.
 """
 
 from __future__ import annotations
@@ -16,41 +16,49 @@ from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.data.video.frames import FrameCache
 from labkit.data.video.prefetch import PrefetchPool, PrefetchWorker
-from labkit.policy.inputs import Clip, Prompt, Sampling, build_prompt, features_of, read_clip, wanted_frames
+from labkit.policy.inputs import (
+    ClipPatches,
+    FrameSampling,
+    Prompt,
+    build_prompt,
+    encode_clip,
+    frame_times_and_size,
+    read_clip,
+)
 from labkit.policy.model import Policy
 
 if TYPE_CHECKING:
     import numpy as np
 
 
-class Footage(NamedTuple):
-    """A clip as an engine wants it that has a vision tower of its own."""
+class ClipFrames(NamedTuple):
+    """Frames of a clip, for an engine with a vision tower of its own, such as vLLM."""
 
     rgb: np.ndarray
     """(T, H, W, 3) uint8, at the model's size."""
     fps: float
-    """Frames per second of video, from which the engine counts seconds."""
+    """Frames per second of video, from which the engine computes seconds."""
 
 
-Key = tuple[str, Span | None, float]
-"""What makes a clip: video, trim window, duration."""
+ClipKey = tuple[str, Span | None, float]
+"""What identifies a clip: video, trim window, duration."""
 
 
 @dataclasses.dataclass
-class _Kept:
-    """A clip without its pixels, and all that was made of it."""
+class _EncodedClip:
+    """A clip without its pixels, its features and its prompts."""
 
-    clip: Clip
+    clip: ClipPatches
     features: Any
     prompts: dict[str, Prompt]
 
 
 class PromptSource(Mapping[str, Prompt]):
-    """Ready prompts by qid, built at first use; each clip is decoded and encoded once whatever the number of its queries.
+    """Prompts by qid, built at first use; each clip is decoded and encoded once whatever the number of its queries.
 
-    What was asked for last stays in memory, up to `feature_memory` GB of features and prompts; what has to leave is
-    made again from the cached frames. Prompts that the caller holds are not counted, nor is a clip that fills more than
-    that alone. `encoded` counts passes of the vision tower; `cache.decoded` counts clips that were decoded.
+    A least-recently-used cache: up to `feature_memory` GB of features and prompts stay in memory, and what was evicted is
+    encoded again from the cached frames. Prompts that the caller holds are not counted, nor is a clip that exceeds the
+    limit alone. `encoded` counts passes of the vision tower; `cache.decoded` counts clips that were decoded.
     """
 
     def __init__(
@@ -59,49 +67,51 @@ class PromptSource(Mapping[str, Prompt]):
         moments: Iterable[Moment],
         *,
         template: str,
-        sampling: Sampling,
+        sampling: FrameSampling,
         cache: FrameCache,
         readers: int = 0,
         video_deadline: float = 60.0,
         feature_memory: float = 4.0,
     ) -> None:
-        """Nothing is read yet.
+        """Nothing is decoded yet.
 
         Args:
-            policy: who is asked; its vision tower encodes, on its device.
-            moments: what can be asked for.
+            policy: its vision tower encodes, on its device.
+            moments: those that prompts are made of.
             template: name of the question's template.
-            sampling: how a video is looked at.
-            cache: where frames are kept.
-            readers: processes that decode; 0 decodes in this process, when a prompt is asked for.
-            video_deadline: seconds that a reader's clip may stand still.
+            sampling: how frames are sampled.
+            cache: of decoded frames.
+            readers: processes that decode; 0 decodes in this process, when a prompt is needed.
+            video_deadline: seconds without progress after which a reader's clip is given up.
             feature_memory: GB, of 10**9 bytes.
         """
         self.policy, self.template, self.sampling, self.cache = policy, template, sampling, cache
         self.readers = PrefetchPool(readers, video_deadline) if readers else None
-        self.bound = feature_memory * 1e9
+        self.max_bytes = feature_memory * 1e9
         self.encoded = 0
-        self.kept_bytes = 0
+        self.cached_bytes = 0
         self._moments = {moment.qid: moment for moment in moments}
-        self._kept: OrderedDict[Key, _Kept] = OrderedDict()
+        self._encoded_clips: OrderedDict[ClipKey, _EncodedClip] = OrderedDict()
 
     def __getitem__(self, qid: str) -> Prompt:
         """The prompt with its features.
 
-        Raises KeyError for a qid that is not among the moments, and LabError, which names the video, for one that
-        cannot be read, hangs a reader or ends it.
+        Raises KeyError for a qid that is not among the moments, and LabError, which names the video, for a video that
+        cannot be decoded, or on which a reader hangs or crashes.
         """
         moment = self._moments[qid]
         key = _key(moment)
-        kept = self._kept.get(key) or self._encode(key, moment)
-        self._kept.move_to_end(key)
-        prompt = kept.prompts.get(qid)
+        encoded = self._encoded_clips.get(key) or self._encode(key, moment)
+        self._encoded_clips.move_to_end(key)
+        prompt = encoded.prompts.get(qid)
         if prompt is None:
-            prompt = kept.prompts[qid] = build_prompt(self.policy, moment, self.template, kept.clip, kept.features)
-            self.kept_bytes += nbytes([prompt.ids, prompt.positions])
-        while self.kept_bytes > self.bound and len(self._kept) > 1:
-            _, oldest = self._kept.popitem(last=False)
-            self.kept_bytes -= _size(oldest)
+            prompt = encoded.prompts[qid] = build_prompt(
+                self.policy, moment, self.template, encoded.clip, encoded.features
+            )
+            self.cached_bytes += nbytes([prompt.ids, prompt.positions])
+        while self.cached_bytes > self.max_bytes and len(self._encoded_clips) > 1:
+            _, oldest = self._encoded_clips.popitem(last=False)
+            self.cached_bytes -= _size(oldest)
         return prompt
 
     def __iter__(self) -> Any:
@@ -112,47 +122,51 @@ class PromptSource(Mapping[str, Prompt]):
         """How many moments."""
         return len(self._moments)
 
-    def footage(self, qid: str) -> Footage:
-        """The frames that the prompt's features are made of. Raises as `source[qid]`."""
+    def frames_for(self, qid: str) -> ClipFrames:
+        """The frames of the prompt's features. Raises as `source[qid]`."""
         moment = self._moments[qid]
         if self.readers is not None:
-            self.readers.wait_for(_key(moment), self._job(moment))
-        times, size = wanted_frames(self.policy, moment, self.cache, self.sampling)
+            self.readers.wait_for(_key(moment), self._decode_task(moment))
+        times, size = frame_times_and_size(self.policy, moment, self.cache, self.sampling)
         frames = self.cache.get(moment.video, times, size, moment.start)
-        return Footage(frames.rgb, 1.0 / float(times[1] - times[0]) if len(times) > 1 else self.sampling.fps)
+        return ClipFrames(frames.rgb, 1.0 / float(times[1] - times[0]) if len(times) > 1 else self.sampling.fps)
 
-    def expect(self, qids: Iterable[str]) -> None:
-        """Tell which prompts come next, in order, as far as is known: readers decode their clips from now on.
+    def prefetch(self, qids: Iterable[str]) -> None:
+        """Decode the clips of the prompts that come next, in this order, in the background.
 
-        Replaces what was told before. Nothing happens without readers. Raises KeyError for an unknown qid.
+        Replaces the previous call's. Nothing happens without readers. Raises KeyError for an unknown qid.
         """
         if self.readers is None:
             return
         moments = {_key(moment): moment for moment in reversed([self._moments[qid] for qid in qids])}
         self.readers.schedule(
-            (key, self._job(moment)) for key, moment in reversed(moments.items()) if key not in self._kept
+            (key, self._decode_task(moment))
+            for key, moment in reversed(moments.items())
+            if key not in self._encoded_clips
         )
 
-    def _encode(self, key: Key, moment: Moment) -> _Kept:
+    def _encode(self, key: ClipKey, moment: Moment) -> _EncodedClip:
         if self.readers is not None:
-            self.readers.wait_for(key, self._job(moment))
+            self.readers.wait_for(key, self._decode_task(moment))
         clip = read_clip(self.policy, moment, self.cache, self.sampling)
-        features = features_of(self.policy, clip)
+        features = encode_clip(self.policy, clip)
         self.encoded += 1
-        # Features are all that is needed from here on; a slice alone would keep the pixels' memory.
-        kept = self._kept[key] = _Kept(clip._replace(patches=clip.patches[:0].clone()), features, {})
-        self.kept_bytes += _size(kept)
-        return kept
+        # The pixels are not needed any more; a slice without clone would keep their memory.
+        encoded = self._encoded_clips[key] = _EncodedClip(
+            clip._replace(patches=clip.patches[:0].clone()), features, {}
+        )
+        self.cached_bytes += _size(encoded)
+        return encoded
 
-    def _job(self, moment: Moment) -> functools.partial[None]:
-        # Without `self`: a source that is dropped while clips are waiting shall take its readers with it.
+    def _decode_task(self, moment: Moment) -> functools.partial[None]:
+        # Without `self`: a source that is garbage-collected while clips are queued must end its readers.
         return functools.partial(_decode, self.policy, self.cache, self.sampling, moment)
 
 
-def expect(source: Mapping[str, Prompt], qids: Iterable[str]) -> None:
-    """Tell a `PromptSource` which prompts come next, in order; other mappings have nothing to prepare."""
+def prefetch(source: Mapping[str, Prompt], qids: Iterable[str]) -> None:
+    """Prefetch the clips of these prompts, in order, if the mapping is a `PromptSource`."""
     if isinstance(source, PromptSource):
-        source.expect(qids)
+        source.prefetch(qids)
 
 
 def nbytes(value: Any) -> int:
@@ -171,17 +185,19 @@ def nbytes(value: Any) -> int:
     return sum(map(nbytes, value)) if isinstance(value, (list, tuple)) else 0
 
 
-def _size(kept: _Kept) -> int:
+def _size(encoded: _EncodedClip) -> int:
     """Bytes of the features, and of the prompts without them: all of a clip's prompts share one copy."""
-    return nbytes(kept.features) + sum(nbytes([each.ids, each.positions]) for each in kept.prompts.values())
+    return nbytes(encoded.features) + sum(nbytes([each.ids, each.positions]) for each in encoded.prompts.values())
 
 
-def _key(moment: Moment) -> Key:
+def _key(moment: Moment) -> ClipKey:
     return (moment.video, moment.clip, moment.duration)
 
 
-def _decode(policy: Policy, cache: FrameCache, sampling: Sampling, moment: Moment, reader: PrefetchWorker) -> None:
-    """Have a reader put on disk what `read_clip` will ask the cache for."""
+def _decode(
+    policy: Policy, cache: FrameCache, sampling: FrameSampling, moment: Moment, reader: PrefetchWorker
+) -> None:
+    """In a reader: put the frames that `read_clip` needs into the cache."""
     reader.info(cache, moment.video)
-    times, size = wanted_frames(policy, moment, cache, sampling)
+    times, size = frame_times_and_size(policy, moment, cache, sampling)
     reader.frames(cache, moment.video, times, size, moment.start)

@@ -10,7 +10,7 @@ import logging
 import re
 from typing import Any
 
-from labkit.progress import last_lines
+from labkit.progress import fold_progress
 
 
 def __getattr__(name: str) -> Any:
@@ -73,7 +73,7 @@ def _fold_progress(notebook: Any) -> None:
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if output.output_type == "stream" and output.name == "stdout":
-                output.text = last_lines(output.text)
+                output.text = fold_progress(output.text)
 
 
 class KnownParameters(logging.Filter):

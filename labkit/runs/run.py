@@ -22,7 +22,7 @@ from labkit.files import lock, locked, project_root, replacing, under, unlock
 from labkit.params import DEFAULTS, Params, read_params, read_yaml
 from labkit.progress import duration
 from labkit.progress import say as to_stdout
-from labkit.runs.log import kept
+from labkit.runs.log import tee
 from labkit.runs.versions import package_version, package_versions, source_version
 from labkit.stages.distributed.launcher_variables import launcher_variables
 from labkit.stages.distributed.preemption import handle_preemption, stop_requested
@@ -302,7 +302,7 @@ def run_notebooks(
     sources = notebooks_of(run.root)
     lock(run.path / ".sequence.lock", "labkit run")
     try:
-        log = kept(run.path, say or to_stdout)
+        log = tee(run.path, say or to_stdout)
         for launcher, names in launcher_variables(os.environ).items():
             if launcher != "srun":  # which has them in every job
                 log(

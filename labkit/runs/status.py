@@ -14,10 +14,10 @@ from typing import Any
 
 from labkit.errors import LabError
 from labkit.files import TAKEN
-from labkit.progress import duration
-from labkit.runs.log import NAME, last_lines, last_step
+from labkit.progress import PROGRESS_FILE, duration, read_step
+from labkit.runs.log import LOG_FILE, tail
 from labkit.runs.results import MODELS
-from labkit.runs.run import STAGES, read_manifest
+from labkit.runs.run import STAGE_LOCK, STAGES, read_manifest
 from labkit.runs.slurm_job import read_job
 from labkit.table import Table
 
@@ -28,7 +28,7 @@ LINES = 5
 def read_status(folder: str | Path) -> dict[str, Any]:
     """How far the run in `folder` is: `run`, `job`, `stages`, `log` and `lines`, its last ones, plain enough for JSON.
 
-    A stage is `new`, `running`, `broken off` or `finished`; the running one has `step` (see `labkit.runs.log.Step`), and a
+    A stage is `new`, `running`, `broken off` or `finished`; the running one has `step` (see `labkit.progress.Step`), and a
     finished one its `figures`: greedy mIoU, as a fraction, by model. Raises LabError when `folder` holds no run.
     """
     folder = Path(folder)
@@ -40,19 +40,19 @@ def read_status(folder: str | Path) -> dict[str, Any]:
         stage = {"state": state, "started": entry.get("started"), "seconds": entry.get("seconds")}
         if state == "running":
             # A lock held on another node may not be seen from here; a job that is there may.
-            alive = _held(folder / ".stage.lock") or (job is not None and job.event == "started" and job.active)
+            alive = _held(folder / STAGE_LOCK) or (job is not None and job.event == "started" and job.active)
             stage["state"] = "running" if alive else "broken off"
-            step = last_step(folder, since=f"] {name} ...")
-            stage["step"] = step and step._asdict()
+            step = read_step(folder / PROGRESS_FILE)
+            stage["step"] = step._asdict() if step and step.time >= entry["started"] else None
         figures = entry.get("figures", {})
         stage["figures"] = {
             model: figures[model]["greedy"]["miou"] for model in MODELS if "greedy" in (figures.get(model) or {})
         }
         stages[name] = stage
-    log = folder / NAME
-    lines = last_lines(log, LINES)
+    log = folder / LOG_FILE
+    lines = tail(log, LINES)
     if job is not None and not lines:
-        log, lines = job.log, last_lines(job.log, LINES)  # it did not come to the first notebook
+        log, lines = job.log, tail(job.log, LINES)  # it did not come to the first notebook
     return {
         "run": folder.resolve().name,
         "job": job and {**job._asdict(), "log": str(job.log), "active": job.active},

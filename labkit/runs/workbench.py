@@ -19,10 +19,10 @@ from labkit.data.moments import Moment, read_moments, require_videos
 from labkit.data.video.frames import BlackFrames, FrameCache
 from labkit.embedded.world import moments_file, write_world
 from labkit.errors import LabError
-from labkit.policy.inputs import Sampling
+from labkit.policy.inputs import FrameSampling
 from labkit.policy.model import Policy, load_policy
 from labkit.policy.prompt_source import PromptSource
-from labkit.progress import Progress
+from labkit.progress import PROGRESS_FILE, Progress
 from labkit.runs.run import NOTEBOOK_OF, Run
 from labkit.stages import evaluate, grpo, sft
 from labkit.stages.distributed.launcher_variables import single_process
@@ -73,13 +73,18 @@ class Workbench(Run):
         # All runs share a world of one size and seed; its clips are written once.
         folder = self.resolve(p.outputs) / "-".join(["world", *map(str, counts), f"seed{p.world_seed}"])
         if not moments_file(folder, "test", p.task).exists():
-            progress = Progress("clips of the embedded world", sum(counts))
+            progress = Progress("clips of the embedded world", sum(counts), file=self.progress_file)
             write_world(folder, *counts, seed=p.world_seed, progress=lambda done, _: progress(done), task=p.task)
         return folder
 
     def stage_folder(self, stage: str) -> Path:
         """The folder of grpo, distill, sft or grpo_final."""
         return self.folder(NOTEBOOK_OF[stage])
+
+    @property
+    def progress_file(self) -> Path:
+        """Where long work writes how far it is, for `labkit status`."""
+        return self.path / PROGRESS_FILE
 
     @single_process()
     def load(self, stage: str) -> Policy:
@@ -107,19 +112,23 @@ class Workbench(Run):
 
     def source(self, policy: Policy, split: str, frames: str = "own") -> PromptSource:
         """Ready prompts of a split for a policy, by qid; `frames` are each query's `own`, `black`, or `another` clip's."""
-        p, moments = self.params, self.moments(split)
-        cache = FrameCache(self.resolve(p.outputs) / "frames", p.video_deadline)
+        p, moments, cache = self.params, self.moments(split), self.frame_cache
         if frames == "another":
             videos = sorted({moment.video for moment in moments})
             other = dict(zip(videos, videos[1:] + videos[:1], strict=True))
             moments = [dataclasses.replace(moment, video=other[moment.video], clip=None) for moment in moments]
         if frames == "black":
             cache = BlackFrames(cache.folder)
-        sampling = Sampling(p.fps, p.max_frames, p.min_pixels, p.max_pixels)
+        sampling = FrameSampling(p.fps, p.max_frames, p.min_pixels, p.max_pixels)
         return PromptSource(
             policy, moments, template=p.prompt, sampling=sampling, cache=cache, readers=p.readers,
             video_deadline=p.video_deadline, feature_memory=p.feature_memory,
         )  # fmt: skip
+
+    @property
+    def frame_cache(self) -> FrameCache:
+        """Decoded frames; all runs share them."""
+        return FrameCache(self.resolve(self.params.outputs) / "frames", self.params.video_deadline)
 
     def rewards(self, final: bool = False) -> RewardSpec:
         """The reward of stage 1, or of the final stage."""
@@ -139,7 +148,7 @@ class Workbench(Run):
         """Train `grpo` or `grpo_final`; events are the `row` of each step, and the `rows` of steps that were taken before."""
         grpo.train_grpo(
             policy, self.source(policy, "train"), self.moments("train"), spec=self.rewards(stage == "grpo_final"),
-            settings=self.grpo_settings(stage), folder=self.stage_folder(stage), run=self.params.run, stage=stage,
+            params=self.params, stage=stage, folder=self.stage_folder(stage),
             on_step=lambda row: on_event({"row": row}), on_resume=lambda rows: on_event({"rows": rows}),
         )  # fmt: skip
 
@@ -148,7 +157,7 @@ class Workbench(Run):
         clips = {moment.qid: f"{moment.video} {moment.clip}" for moment in self.moments("train")}
         sft.train_sft(
             policy, self.source(policy, "train"), [sft.Trace(*trace) for trace in traces],
-            settings=self.sft_settings(), folder=self.stage_folder("sft"),
+            params=self.params, folder=self.stage_folder("sft"),
             on_step=lambda row: on_event({"row": row}), clips=clips if self.params.pack_clips else None,
         )  # fmt: skip
 
@@ -197,24 +206,3 @@ class Workbench(Run):
 
         if here.rank == 0:
             self.cached_json(notebook, name, as_json)
-
-    def grpo_settings(self, stage: str) -> grpo.GrpoSettings:
-        """How `grpo` or `grpo_final` trains."""
-        p, final = self.params, stage == "grpo_final"
-        return grpo.GrpoSettings(
-            steps=p.final_steps if final else p.grpo_steps, prompts_per_step=p.prompts_per_step,
-            group_size=p.group_size, learning_rate=p.learning_rate, temperature=p.temperature, beta=p.beta,
-            max_new_tokens=p.max_new_tokens, save_steps=p.save_steps, seed=p.seed, sharding=p.sharding,
-            generation=p.generation, prompts_per_pass=p.prompts_per_pass,
-            gradient_checkpointing=p.gradient_checkpointing,
-            # The final stage starts where both conditions hold already; it takes all its steps.
-            stop_anchor_rate=1.0 if final else p.stop_anchor_rate, stop_progress=1.0 if final else p.stop_progress,
-        )  # fmt: skip
-
-    def sft_settings(self) -> sft.SftSettings:
-        """How SFT trains."""
-        p = self.params
-        return sft.SftSettings(
-            epochs=p.sft_epochs, batch=p.sft_batch, learning_rate=p.sft_learning_rate, save_steps=p.save_steps,
-            seed=p.seed, gradient_checkpointing=p.gradient_checkpointing, sharding=p.sharding,
-        )  # fmt: skip

@@ -1,15 +1,23 @@
-"""What trainers are told: all that decides what is learnt is said here, and nothing of it left to a library's default.
+"""Trainer configurations: all that decides what is learnt is set here, and nothing of it left to a library's default.
 
 TRL's defaults are those of its version, and some decide the gradient without a trace in the loss, as `use_bias_correction_kl` does.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from labkit.params import Params
+from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy
-from labkit.stages.sharding import sharing
+from labkit.stages.distributed.process_group import process_rank
+from labkit.stages.experimental.vllm_generation import vllm_options
+from labkit.stages.sharding import sharding_arguments
+
+WARMUP_STEPS = 10
+"""Equal rises by which the learning rate reaches its height; the first step has the first of them."""
 
 OBJECTIVE: dict[str, Any] = {
     # One update for each rollout, by the policy that wrote it: every ratio is 1, and no clipping binds.
@@ -46,31 +54,64 @@ OBJECTIVE: dict[str, Any] = {
 }
 """GRPO as labkit means it, by the names of `trl.GRPOConfig`, beside what its parameters say."""
 
-VLLM_CORRECTION: dict[str, Any] = {
-    "vllm_importance_sampling_correction": True,
-    "vllm_importance_sampling_mode": "sequence_mask",
-    "vllm_importance_sampling_clip_max": 3.0,
-    "vllm_importance_sampling_clip_min": None,
-}
-"""Where vLLM writes: a chain counts by its probability here over that in vLLM, and not at all above 3. TRL's choice."""
 
-
-def training_arguments(
+def grpo_config(
     policy: Policy,
+    source: Mapping[str, Prompt],
     folder: Path,
+    params: Params,
     *,
-    seed: int,
     steps: int,
-    learning_rate: float,
-    warmup_steps: int,
-    min_lr_rate: float,
-    save_steps: int,
-    gradient_checkpointing: bool,
-    sharding: str,
-) -> dict[str, Any]:
-    """What both trainers are told alike.
+    seed: int,
+    reward_weights: Sequence[float],
+    prompts_per_pass: int,
+) -> Any:
+    """The `trl.GRPOConfig` of a stage of `steps` steps, each process passing `prompts_per_pass` groups at a time.
 
-    The learning rate rises in `warmup_steps` equal parts, of which the first step has one and not none, and falls as a cosine to
+    Raises LabError where vLLM is asked for and cannot be used.
+    """
+    from trl import GRPOConfig
+
+    passes = params.prompts_per_step // (process_rank().world_size * prompts_per_pass)
+    vllm = vllm_options(policy, source, params.max_new_tokens) if params.generation == "vllm" else {}
+    return GRPOConfig(
+        **_common_arguments(policy, folder, params, steps, seed, params.learning_rate, min_lr_rate=0.1),
+        **OBJECTIVE,
+        per_device_train_batch_size=prompts_per_pass * params.group_size,
+        gradient_accumulation_steps=passes,
+        steps_per_generation=passes,
+        num_generations=params.group_size,
+        shuffle_dataset=False,  # `shuffled_order` has shuffled, epoch by epoch, in a way that a resumed run repeats
+        adam_beta2=0.95,
+        weight_decay=0.0,
+        temperature=params.temperature,
+        beta=params.beta if policy.has_adapter else 0.0,  # see VideoGRPOTrainer
+        reward_weights=list(reward_weights),
+        max_completion_length=params.max_new_tokens,
+        **vllm,
+    )
+
+
+def sft_config(policy: Policy, folder: Path, params: Params, *, steps: int, seed: int, batch: int) -> Any:
+    """The `trl.SFTConfig` of `steps` steps of `batch` traces, which all processes share."""
+    from trl import SFTConfig
+
+    return SFTConfig(
+        **_common_arguments(policy, folder, params, steps, seed, params.sft_learning_rate, min_lr_rate=0.05),
+        per_device_train_batch_size=batch // process_rank().world_size,
+        adam_beta2=0.98,
+        weight_decay=0.01,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+    )
+
+
+def _common_arguments(
+    policy: Policy, folder: Path, params: Params, steps: int, seed: int, learning_rate: float, *, min_lr_rate: float
+) -> dict[str, Any]:
+    """What both trainers' configurations have in common.
+
+    The learning rate rises in `WARMUP_STEPS` equal parts, of which the first step has one and not none, and falls as a cosine to
     `min_lr_rate` of itself, which the last step has. At most half of the steps are warm-up; a stage of one step has it whole.
     """
     return {
@@ -80,15 +121,15 @@ def training_arguments(
         "learning_rate": learning_rate,
         "lr_scheduler_type": "cosine_warmup_with_min_lr",
         "lr_scheduler_kwargs": {"min_lr_rate": min_lr_rate},
-        "warmup_steps": max(1, min(warmup_steps, steps // 2)),
+        "warmup_steps": max(1, min(WARMUP_STEPS, steps // 2)),
         "optim": "adamw_torch_fused",
         "adam_beta1": 0.9,
         "adam_epsilon": 1e-8,
         "max_grad_norm": 1.0,
         "average_tokens_across_devices": True,
-        "activation_checkpointing": gradient_checkpointing,
+        "activation_checkpointing": params.gradient_checkpointing,
         "save_strategy": "steps",
-        "save_steps": save_steps,
+        "save_steps": params.save_steps,
         "save_total_limit": 2,
         "logging_steps": 1,
         "report_to": [],
@@ -96,5 +137,5 @@ def training_arguments(
         "bf16": str(policy.base.dtype) == "torch.bfloat16",
         "use_cpu": policy.device.type == "cpu",
         "remove_unused_columns": False,
-        **sharing(policy, sharding),
+        **sharding_arguments(policy, params.sharding),
     }

@@ -17,8 +17,8 @@ from labkit.files import apply_umask, replacing
 from labkit.policy.model import Policy, save_policy
 from labkit.progress import say
 from labkit.stages.distributed.process_group import barrier, process_rank
-from labkit.stages.sharding import full_state, load_full_state
-from labkit.stages.start import note_end
+from labkit.stages.sharding import full_state_dict, load_full_state_dict
+from labkit.stages.start import record_final_weights
 
 COMPLETE = "labkit_complete"
 """File written last into a checkpoint, with the sizes of the others: a kill while saving leaves a directory without it."""
@@ -30,7 +30,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
     """The newest complete `checkpoint-N` of a stage, or None; incomplete ones are removed, and those that have been damaged since."""
     found = {}
     for path in folder.glob("checkpoint-*"):
-        damaged = damage(path)
+        damaged = find_damage(path)
         if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and damaged is None:
             found[int(match[1])] = path
         elif process_rank().rank == 0:
@@ -43,7 +43,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return found[max(found)] if found else None
 
 
-def damage(checkpoint: Path) -> str | None:
+def find_damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, by the sizes of its files; nothing is said of one that was never complete.
 
     One without sizes, as earlier versions of labkit wrote them, is taken to be whole.
@@ -122,7 +122,7 @@ def load_weights(model: Any, checkpoint: Path) -> None:
     # What fsdp2 trains is float32 beside a frozen tower in bfloat16; the widest type of them all rounds nothing.
     kind = max((weight.dtype for weight in model.parameters()), key=lambda each: each.itemsize)
     saved = _plain_type(model).from_pretrained(checkpoint, dtype=kind)
-    load_full_state(model, saved.state_dict())
+    load_full_state_dict(model, saved.state_dict())
 
 
 def _plain_type(model: Any) -> Any:
@@ -143,17 +143,17 @@ def read_result(folder: Path, kind: type[Result]) -> Result | None:
         ) from error
 
 
-def end_stage(policy: Policy, result: Any, folder: Path) -> None:
+def finish_stage(policy: Policy, result: Any, folder: Path) -> None:
     """Write `result.json` and, last, `final/`; checkpoints, and what a killed save has left, are of no more use.
 
     All workers come here, rank 0 writes.
     """
-    state = full_state(policy)
+    state = full_state_dict(policy)
     if process_rank().rank == 0:
         with replacing(folder / "result.json") as draft:
             draft.write_text(json.dumps(asdict(result)), encoding="utf-8")
         if state is None:
-            note_end(policy, folder)
+            record_final_weights(policy, folder)
         save_policy(policy, folder / "final", state)
         for leftover in [*folder.glob("checkpoint-*"), *folder.glob(".final.*")]:
             shutil.rmtree(leftover)

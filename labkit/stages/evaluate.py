@@ -20,7 +20,7 @@ from labkit.errors import LabError
 from labkit.policy.generate import generate
 from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy
-from labkit.policy.prompt_source import expect
+from labkit.policy.prompt_source import prefetch
 from labkit.stages.provenance import ALONE, Answer, AnswerStore, Origin, parts_of, question_digest
 
 
@@ -97,7 +97,7 @@ def evaluate(
         answers = store.read(ordered)
     if answers and on_batch is not None:
         on_batch(len(answers))
-    expect(source, [moment.qid for part in parts for moment in part if moment.qid not in answers])
+    prefetch(source, [moment.qid for part in parts for moment in part if moment.qid not in answers])
     for part in parts:
         asked = [moment for moment in part if moment.qid not in answers]
         if not asked:

@@ -11,83 +11,40 @@ import functools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from labkit.chain.rewards import RewardSpec
 from labkit.data.moments import Moment
 from labkit.errors import LabError
+from labkit.param_fields import GrpoParams
+from labkit.params import Params
 from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy, ignore_renames
-from labkit.policy.packed_logprobs import pack
-from labkit.policy.prompt_source import expect
-from labkit.stages.arguments import OBJECTIVE, training_arguments
-from labkit.stages.checkpoints import end_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
+from labkit.policy.packed_logprobs import pack_shared_prefix
+from labkit.policy.prompt_source import prefetch
+from labkit.stages.arguments import grpo_config
+from labkit.stages.checkpoints import finish_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
 from labkit.stages.distributed.launcher_variables import single_process
 from labkit.stages.distributed.preemption import stop_callback
 from labkit.stages.distributed.process_group import all_gather_object, barrier, process_rank
-from labkit.stages.experimental.vllm_generation import vllm_options, write_rollouts
-from labkit.stages.grpo_steps import WINDOW, Sampled, judge, may_stop, paid_terms, recorded_figures, step_figures
+from labkit.stages.experimental.vllm_generation import generate_rollouts
+from labkit.stages.grpo_steps import (
+    GrpoResult,
+    ScoredCompletion,
+    recorded_figures,
+    reward_terms,
+    score_completion,
+    should_stop,
+    stage_params,
+    step_figures,
+)
 from labkit.stages.rollouts import Rollout, RolloutStore
-from labkit.stages.sharding import keep_vision_whole, require_same_sharing, require_sharding
+from labkit.stages.sharding import ignore_vision_modules, require_same_sharding, require_sharding
 from labkit.stages.start import frozen_copy, require_start, restored, stage_seed
 
 LOGGED = ("loss", "entropy", "kl", "grad_norm", "learning_rate", "step_time")
 """What a step's history takes over from TRL's log."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GrpoSettings:
-    """How one stage of GRPO trains; `labkit.params` documents each value."""
-
-    steps: int
-    prompts_per_step: int
-    group_size: int
-    learning_rate: float
-    temperature: float
-    beta: float
-    max_new_tokens: int
-    save_steps: int
-    seed: int
-    stop_anchor_rate: float = 1.0
-    stop_progress: float = 1.0
-    prompts_per_pass: int = 0
-    """Prompts of one process's forward and backward pass; 0 is all that it has of a step."""
-    gradient_checkpointing: bool = False
-    warmup_steps: int = 10
-    """Steps until the learning rate is whole, see `labkit.stages.arguments.training_arguments`."""
-    sharding: str = "ddp"
-    """What several processes share, `ddp` or `fsdp2`."""
-    generation: str = "hf"
-    """Who writes rollouts, `hf` or `vllm`."""
-
-
-@dataclass(frozen=True)
-class GrpoResult:
-    """How a stage went; the model stands in `final/`, the rollouts in `rollouts/`."""
-
-    steps: int
-    stopped_by: str
-    """`steps` when all were taken, `condition` when the stop conditions held."""
-    history: list[dict[str, Any]]
-    """One row a step: figures of its rollouts and of its update."""
-    seconds: float
-    """Time of training, without what earlier attempts took before they were killed."""
-
-    @property
-    def end_reason(self) -> str:
-        """Why there were no more steps, in words: what the last steps were like where their figures ended the stage."""
-        if self.stopped_by != "condition":
-            return "all steps were taken"
-        rows = self.history[-WINDOW:]
-        if not rows:
-            return "stopped by condition"
-        rate, strict = (sum(row[key] for row in rows) / len(rows) for key in ("anchor_rate", "strict_share"))
-        return (
-            f"stopped by condition: in the last {len(rows)} steps {100 * rate:.1f} % of chains had anchors and "
-            f"{100 * strict:.1f} % narrowed"
-        )
 
 
 @single_process()
@@ -97,16 +54,15 @@ def train_grpo(
     moments: Sequence[Moment],
     *,
     spec: RewardSpec,
-    settings: GrpoSettings,
-    folder: Path,
-    run: str,
+    params: Params,
     stage: str,
+    folder: Path,
     on_step: Callable[[dict[str, Any]], None] | None = None,
     on_resume: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> GrpoResult:
     """Train `policy` on `moments` and write `checkpoint-*/`, `rollouts/` and, last, `final/` to `folder`.
 
-    `on_step` hears the row of each step once it is taken, `on_resume` those of the steps that an earlier attempt took.
+    `on_step` is called with the row of each step once it is taken, `on_resume` with those of the steps that an earlier attempt took.
 
     Called again on the same folder it goes on from the newest complete checkpoint, samples the same rollouts again from there, and
     ends with the weights of a run that was never interrupted. Once `final/` is there, it only reads. Where it is broken off,
@@ -128,34 +84,34 @@ def train_grpo(
             `folder` began from other weights or another seed, or has lost rollouts.
     """
     from datasets import Dataset
-    from trl import GRPOConfig
 
     if result := read_result(folder, GrpoResult):
         return result
     begin = time.monotonic()
-    size, world = settings.prompts_per_step, process_rank().world_size
-    per_pass = prompts_of_a_pass(settings, world)
+    params = stage_params(params, stage)
+    size, world = params.prompts_per_step, process_rank().world_size
+    per_pass = prompts_per_pass(params, world)
     if len(moments) < size:
         raise LabError(
             f"a step asks {size} queries and the training split has {len(moments)}; "
             "lower prompts_per_step or give more data"
         )
     checkpoint = newest_checkpoint(folder)
-    require_same_sharing(checkpoint, settings.sharding)
-    require_start(policy, folder, seed=settings.seed)
+    require_same_sharding(checkpoint, params.sharding)
+    require_start(policy, folder, seed=params.seed)
     store = RolloutStore(folder / "rollouts")
     require_rollouts(store, checkpoint)
     if process_rank().rank == 0:
         store.truncate(step_of(checkpoint))
     barrier()
-    seed = stage_seed(settings.seed, stage)
+    seed = stage_seed(params.seed, stage)
     asked = {moment.qid: moment for moment in moments}
-    figures = recorded_figures(store.read(), asked, spec, settings.group_size)
+    figures = recorded_figures(store.read(), asked, spec, params.group_size)
     # A run that was killed between its last step and its end has no step left to take.
-    steps = step_of(checkpoint) if may_stop(figures, step_of(checkpoint), settings) else settings.steps
+    steps = step_of(checkpoint) if should_stop(figures, step_of(checkpoint), params) else params.grpo_steps
     order = shuffled_order(list(asked), steps * size, seed, block=size)
     mine = slice(process_rank().rank * (size // world), (process_rank().rank + 1) * (size // world))
-    expect(
+    prefetch(
         source,
         [
             qid
@@ -163,58 +119,35 @@ def train_grpo(
             for qid in order[begin : begin + size][mine]
         ],
     )
-    arguments = GRPOConfig(
-        **training_arguments(
-            policy,
-            folder,
-            seed=seed,
-            steps=steps,
-            learning_rate=settings.learning_rate,
-            warmup_steps=settings.warmup_steps,
-            min_lr_rate=0.1,
-            save_steps=settings.save_steps,
-            gradient_checkpointing=settings.gradient_checkpointing,
-            sharding=settings.sharding,
-        ),
-        **OBJECTIVE,
-        per_device_train_batch_size=per_pass * settings.group_size,
-        gradient_accumulation_steps=size // (world * per_pass),
-        steps_per_generation=size // (world * per_pass),
-        num_generations=settings.group_size,
-        shuffle_dataset=False,  # `shuffled_order` has shuffled, epoch by epoch, in a way that a resumed run repeats
-        adam_beta2=0.95,
-        weight_decay=0.0,
-        temperature=settings.temperature,
-        beta=settings.beta if policy.adapted else 0.0,  # see VideoGRPOTrainer
-        reward_weights=[spec.weights[term] for term in paid_terms(moments)],
-        max_completion_length=settings.max_new_tokens,
-        **(vllm_options(policy, source, settings.max_new_tokens) if settings.generation == "vllm" else {}),
-    )
-    keep_vision_whole(policy, arguments)
-    reference = frozen_copy(policy) if settings.beta and not policy.adapted else None
+    arguments = grpo_config(
+        policy, source, folder, params, steps=steps, seed=seed, prompts_per_pass=per_pass,
+        reward_weights=[spec.weights[term] for term in reward_terms(moments)],
+    )  # fmt: skip
+    ignore_vision_modules(policy, arguments)
+    reference = frozen_copy(policy) if params.beta and not policy.has_adapter else None
     with ignore_renames(), restored(policy, reference):
         trainer = trainer_class()(
-            policy, source, asked, spec, settings, store, figures, reference, seed,
-            names={"run": run, "stage": stage, "seed": settings.seed, "checkpoint": policy.name},
+            policy, source, asked, spec, params, store, figures, reference, seed,
+            names={"run": params.run, "stage": stage, "seed": params.seed, "checkpoint": policy.name},
             on_step=on_step, on_resume=on_resume, args=arguments, train_dataset=Dataset.from_dict({"prompt": order}),
         )  # fmt: skip
         require_sharding(trainer)
         trainer.train_from(checkpoint)
     if process_rank().rank == 0:
         store.compact()
-    stopped_by = "steps" if trainer.state.global_step >= settings.steps else "condition"
+    stopped_by = "steps" if trainer.state.global_step >= params.grpo_steps else "condition"
     seconds = round(time.monotonic() - begin, 1)
     result = GrpoResult(trainer.state.global_step, stopped_by, trainer.history(), seconds)
-    end_stage(policy, result, folder)
+    finish_stage(policy, result, folder)
     return result
 
 
-def prompts_of_a_pass(settings: GrpoSettings, world: int) -> int:
+def prompts_per_pass(params: GrpoParams, world: int) -> int:
     """Prompts of one process's pass; raises LabError unless passes of so many make up a step of all `world` processes.
 
     A group is never divided: its rewards are compared with one another, and its prompt is read once.
     """
-    size, asked = settings.prompts_per_step, settings.prompts_per_pass
+    size, asked = params.prompts_per_step, params.prompts_per_pass
     if size % (world * (asked or 1)):
         text = f"prompts_per_step is {size} and must be a multiple of "
         text += f"prompts_per_pass, {asked}" if world == 1 else f"processes, {world}"
@@ -245,7 +178,7 @@ def trainer_class() -> Any:
     callback: Any = transformers.TrainerCallback  # their annotations do not foresee overrides
 
     class AfterStep(callback):
-        """Tells the listeners of the steps, and ends training when the stop conditions hold."""
+        """Calls `on_step` and `on_resume`, and ends training when the stop condition holds."""
 
         def __init__(self, trainer: VideoGRPOTrainer) -> None:
             self.trainer = trainer
@@ -255,7 +188,7 @@ def trainer_class() -> Any:
                 self.trainer.on_resume(self.trainer.history())
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if may_stop(self.trainer.figures, state.global_step, self.trainer.settings):
+            if should_stop(self.trainer.figures, state.global_step, self.trainer.params):
                 control.should_training_stop = True
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
@@ -273,7 +206,7 @@ def trainer_class() -> Any:
             source: Mapping[str, Prompt],
             moments: Mapping[str, Moment],
             spec: RewardSpec,
-            settings: GrpoSettings,
+            params: Params,
             store: RolloutStore,
             figures: dict[int, dict[str, float]],
             reference: Any,
@@ -284,22 +217,22 @@ def trainer_class() -> Any:
             on_resume: Callable[[list[dict[str, Any]]], None] | None,
             **kwargs: Any,
         ) -> None:
-            self.policy, self.source, self.moments, self.spec, self.settings = policy, source, moments, spec, settings
+            self.policy, self.source, self.moments, self.spec, self.params = policy, source, moments, spec, params
             self.store, self.names, self.on_step, self.on_resume = store, names, on_step, on_resume
             self.figures, self.rollout_seed = figures, seed * 1_000_003
             self.asked: list[Prompt] = []
-            self.sampled: list[Sampled] = []
+            self.completions: list[ScoredCompletion] = []
             # KL is against the model as it is given, which need not lie on a disk where TRL would look for it. Under
             # LoRA there is no `reference`: TRL adds a copy of the adapter.
             super().__init__(
                 model=policy.model,
                 processing_class=policy.tokenizer,
-                reward_funcs=[self._reward(term) for term in paid_terms(moments.values())],
+                reward_funcs=[self._reward(term) for term in reward_terms(moments.values())],
                 rollout_func=lambda prompts, trainer: trainer.rollout(prompts),
                 **kwargs,
             )
             if reference is not None:
-                self.beta, self.ref_model = settings.beta, reference
+                self.beta, self.ref_model = params.beta, reference
             self.remove_callback(transformers.PrinterCallback)
             self.add_callback(AfterStep(self))
             self.add_callback(stop_callback())
@@ -309,22 +242,22 @@ def trainer_class() -> Any:
             group = self.num_generations
             self.asked = [self.source[qid] for qid in prompts[::group]]
             seed = self.rollout_seed + self.state.global_step + 1
-            limits = {"max_new_tokens": self.settings.max_new_tokens, "temperature": self.temperature}
-            written = write_rollouts(self, group, seed=seed, **limits)
-            self.sampled = [
-                judge(self.moments[qid], index % group, done.text, len(done.ids), done.finished, self.spec)
-                for index, (qid, done) in enumerate(zip(prompts, written.completions, strict=True))
+            limits = {"max_new_tokens": self.params.max_new_tokens, "temperature": self.temperature}
+            generated = generate_rollouts(self, group, seed=seed, **limits)
+            self.completions = [
+                score_completion(self.moments[qid], index % group, done.text, len(done.ids), done.finished, self.spec)
+                for index, (qid, done) in enumerate(zip(prompts, generated.completions, strict=True))
             ]
             return {
                 # All that TRL gets of a prompt is its place in `asked`.
                 "prompt_ids": [[index // group] for index in range(len(prompts))],
-                "completion_ids": [completion.ids for completion in written.completions],
-                "logprobs": written.log_probs,
+                "completion_ids": [completion.ids for completion in generated.completions],
+                "logprobs": generated.log_probs,
             }
 
         def _reward(self, term: str) -> Callable[..., list[float]]:
             def reward(**columns: Any) -> list[float]:
-                return [each.ledger.terms[term] for each in self.sampled]
+                return [each.rewards.terms[term] for each in self.completions]
 
             reward.__name__ = term
             return reward
@@ -332,19 +265,19 @@ def trainer_class() -> Any:
         def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
             output = super()._generate_and_score_completions(inputs)
             step = self.state.global_step + 1
-            rows = zip(self.sampled, output["advantages"].tolist(), strict=True)
+            rows = zip(self.completions, output["advantages"].tolist(), strict=True)
             records = all_gather_object([self._record(step, each, advantage) for each, advantage in rows])
             if process_rank().rank == 0:
                 self.store.write(step, records)
-            self.figures[step] = step_figures(all_gather_object(self.sampled), self.moments, self.num_generations)
+            self.figures[step] = step_figures(all_gather_object(self.completions), self.moments, self.num_generations)
             return output
 
-        def _record(self, step: int, each: Sampled, advantage: float) -> Rollout:
-            terms: dict[str, Any] = {f"reward_{term}": value for term, value in each.ledger.terms.items()}
+        def _record(self, step: int, each: ScoredCompletion, advantage: float) -> Rollout:
+            terms: dict[str, Any] = {f"reward_{term}": value for term, value in each.rewards.terms.items()}
             (prompt,) = (asked for asked in self.asked if asked.qid == each.qid)  # the source may have dropped it
             return Rollout(
                 **self.names, step=step, qid=each.qid, sample=each.sample, text=each.text, status=each.chain.status,
-                **terms, total=each.ledger.total, advantage=advantage, prompt_tokens=len(prompt.ids),
+                **terms, total=each.rewards.total, advantage=advantage, prompt_tokens=len(prompt.ids),
                 completion_tokens=each.tokens, finished=each.finished, spec=self.spec,
             )  # fmt: skip
 
@@ -362,7 +295,9 @@ def trainer_class() -> Any:
             """Log-probs and entropies (rows, C) of completions, each group packed behind its prompt."""
             completions, mask = input_ids[:, -logits_to_keep:], attention_mask[:, -logits_to_keep:]
             places, sizes = torch.unique_consecutive(input_ids[:, 0], return_counts=True)
-            packed = pack([self.asked[place] for place in places.tolist()], completions, mask, sizes.tolist())
+            packed = pack_shared_prefix(
+                [self.asked[place] for place in places.tolist()], completions, mask, sizes.tolist()
+            )
             return (*packed.log_probs(model, self.temperature, options.get("compute_entropy", False)), None)
 
         def history(self) -> list[dict[str, Any]]:

@@ -1,26 +1,63 @@
-"""A step of GRPO on record: what was sampled, its figures, and whether they say that a stage may stop."""
+"""Steps of GRPO: completions and their scores, the figures of a step, the stop condition, and how a stage ended."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from labkit.chain.anchors import AnchorChain, parse
 from labkit.chain.metrics import chain_figures
 from labkit.chain.question_answering import answering_figures
 from labkit.chain.rewards import TERMS, Ledger, RewardSpec, score_chain
 from labkit.data.moments import Moment
+from labkit.param_fields import GrpoParams
+from labkit.params import Params
 from labkit.stages.rollouts import Rollout
-
-if TYPE_CHECKING:
-    from labkit.stages.grpo import GrpoSettings
 
 WINDOW = 5
 """Steps over which the stop conditions are averaged: one lucky step does not end a stage."""
 
 
-class Sampled(NamedTuple):
-    """One chain that was sampled, and what it earned."""
+def stage_params(params: Params, stage: str) -> Params:
+    """Parameters as `grpo` or `grpo_final` reads them.
+
+    The final stage takes `final_steps`, all of them: it starts where the stop condition holds already.
+    """
+    if stage != "grpo_final":
+        return params
+    return replace(params, grpo_steps=params.final_steps, stop_anchor_rate=1.0, stop_progress=1.0)
+
+
+@dataclass(frozen=True)
+class GrpoResult:
+    """How a stage went; the model stands in `final/`, the rollouts in `rollouts/`."""
+
+    steps: int
+    stopped_by: str
+    """`steps` when all were taken, `condition` when the stop conditions held."""
+    history: list[dict[str, Any]]
+    """One row a step: figures of its rollouts and of its update."""
+    seconds: float
+    """Time of training, without what earlier attempts took before they were killed."""
+
+    @property
+    def end_reason(self) -> str:
+        """Why there were no more steps, in words: what the last steps were like where their figures ended the stage."""
+        if self.stopped_by != "condition":
+            return "all steps were taken"
+        rows = self.history[-WINDOW:]
+        if not rows:
+            return "stopped by condition"
+        rate, strict = (sum(row[key] for row in rows) / len(rows) for key in ("anchor_rate", "strict_share"))
+        return (
+            f"stopped by condition: in the last {len(rows)} steps {100 * rate:.1f} % of chains had anchors and "
+            f"{100 * strict:.1f} % narrowed"
+        )
+
+
+class ScoredCompletion(NamedTuple):
+    """One sampled completion, how the parser reads it and what it earns."""
 
     qid: str
     sample: int
@@ -29,35 +66,42 @@ class Sampled(NamedTuple):
     tokens: int
     finished: bool
     chain: AnchorChain
-    ledger: Ledger
+    rewards: Ledger
 
 
-def judge(moment: Moment, sample: int, text: str, tokens: int, finished: bool, spec: RewardSpec) -> Sampled:
+def score_completion(
+    moment: Moment, sample: int, text: str, tokens: int, finished: bool, spec: RewardSpec
+) -> ScoredCompletion:
     """Parse and score one completion."""
     chain = parse(text, finished=finished, options=len(moment.options))
-    ledger = score_chain(chain, moment.windows, moment.duration, spec, moment.choice)
-    return Sampled(moment.qid, sample, text, tokens, finished, chain, ledger)
+    rewards = score_chain(chain, moment.windows, moment.duration, spec, moment.choice)
+    return ScoredCompletion(moment.qid, sample, text, tokens, finished, chain, rewards)
 
 
-def paid_terms(moments: Iterable[Moment]) -> tuple[str, ...]:
+def reward_terms(moments: Iterable[Moment]) -> tuple[str, ...]:
     """The terms that can earn something: all of them where any moment has options, else all but `option`."""
     return TERMS if any(moment.options for moment in moments) else tuple(term for term in TERMS if term != "option")
 
 
-def step_figures(sampled: Sequence[Sampled], moments: Mapping[str, Moment], group_size: int) -> dict[str, float]:
+def step_figures(
+    completions: Sequence[ScoredCompletion], moments: Mapping[str, Moment], group_size: int
+) -> dict[str, float]:
     """Figures of one step's rollouts: rewards, anchors, IoU by step of the chain, groups in which all earned the same."""
-    totals = [each.ledger.total for each in sampled]
+    totals = [each.rewards.total for each in completions]
     groups = [totals[i : i + group_size] for i in range(0, len(totals), group_size)]
-    asked = [moments[each.qid] for each in sampled]
-    windows, chains = [moment.windows for moment in asked], [each.chain for each in sampled]
+    asked = [moments[each.qid] for each in completions]
+    windows, chains = [moment.windows for moment in asked], [each.chain for each in completions]
     figures = chain_figures(chains, windows, [moment.duration for moment in asked])
     figures |= answering_figures(chains, windows, [moment.choice for moment in asked])
     return {
         "total": sum(totals) / len(totals),
-        **{f"reward_{t}": sum(each.ledger.terms[t] for each in sampled) / len(sampled) for t in paid_terms(asked)},
+        **{
+            f"reward_{t}": sum(each.rewards.terms[t] for each in completions) / len(completions)
+            for t in reward_terms(asked)
+        },
         **{key: value for key, value in figures.items() if key != "n"},
-        "completion_tokens": sum(each.tokens for each in sampled) / len(sampled),
-        "cut_off_share": sum(not each.finished for each in sampled) / len(sampled),
+        "completion_tokens": sum(each.tokens for each in completions) / len(completions),
+        "cut_off_share": sum(not each.finished for each in completions) / len(completions),
         "zero_variance_groups": sum(max(group) - min(group) < 1e-6 for group in groups),
         "groups": len(groups),
     }
@@ -67,17 +111,17 @@ def recorded_figures(
     rollouts: Sequence[Rollout], moments: Mapping[str, Moment], spec: RewardSpec, group_size: int
 ) -> dict[int, dict[str, float]]:
     """`step_figures` of each step that has been recorded, by step: what a resumed run has behind it."""
-    steps: dict[int, list[Sampled]] = {}
+    steps: dict[int, list[ScoredCompletion]] = {}
     for r in rollouts:
-        again = judge(moments[r.qid], r.sample, r.text, r.completion_tokens, r.finished, spec)
+        again = score_completion(moments[r.qid], r.sample, r.text, r.completion_tokens, r.finished, spec)
         steps.setdefault(r.step, []).append(again)
-    return {step: step_figures(sampled, moments, group_size) for step, sampled in steps.items()}
+    return {step: step_figures(completions, moments, group_size) for step, completions in steps.items()}
 
 
-def may_stop(figures: Mapping[int, Mapping[str, float]], step: int, settings: GrpoSettings) -> bool:
+def should_stop(figures: Mapping[int, Mapping[str, float]], step: int, params: GrpoParams) -> bool:
     """Whether anchors have become the rule and chains narrow, on average over the last steps up to `step`."""
     rows = [figures[s] for s in range(step - WINDOW + 1, step + 1) if s in figures]
     if len(rows) < WINDOW:
         return False
     rate, strict = (sum(row[key] for row in rows) / WINDOW for key in ("anchor_rate", "strict_share"))
-    return rate > settings.stop_anchor_rate and strict > settings.stop_progress
+    return rate > params.stop_anchor_rate and strict > params.stop_progress

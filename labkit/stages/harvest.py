@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from labkit.chain.anchors import AnchorChain, parse
 from labkit.chain.metrics import many_chain_ious
@@ -15,7 +15,7 @@ from labkit.chain.rewards import RewardSpec, score_chain
 from labkit.chain.steps import narrows, step_worths
 from labkit.data.moments import Moment
 from labkit.errors import LabError
-from labkit.param_fields import DistillParams, RewardParams
+from labkit.params import DEFAULTS, Params
 from labkit.stages.provenance import ALONE, Origin, parts_of
 from labkit.stages.rollouts import ROWS, Rollout, RolloutStore, only_growing
 
@@ -41,33 +41,6 @@ REASONS = (
 
 `wrong option` only where moments have options.
 """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HarvestRules:
-    """What a trace must show to be kept; the defaults are those of `labkit.param_fields`, `of` takes any parameters.
-
-    Source: that kept traces have several anchors, narrow and are accurate is the TAR-TVG paper's; the numbers and the
-    order are our choice.
-    """
-
-    min_anchors: int = RewardParams.min_anchors
-    """0 keeps chains without anchors too, as the control does."""
-    max_anchors: int = RewardParams.max_anchors
-    min_answer_iou: float = DistillParams.min_answer_iou
-    """IoU that the answer reaches, at least."""
-    max_per_query: int = DistillParams.max_per_query
-    """Traces of one query, the best first."""
-
-    @classmethod
-    def of(cls, params: Any) -> HarvestRules:
-        """The rules that parameters (`labkit.Params`) ask for."""
-        return cls(**{each.name: getattr(params, each.name) for each in fields(cls)})
-
-    def __post_init__(self) -> None:
-        """Check the values once."""
-        if not 0 <= self.min_anchors <= self.max_anchors or self.max_per_query < 1:
-            raise LabError(f"{self}: need 0 <= min_anchors <= max_anchors and max_per_query >= 1")
 
 
 class Step(NamedTuple):
@@ -135,7 +108,7 @@ def sample_traces(
         LabError: the store holds traces of other weights, another decoding or other queries.
     """
     from labkit.policy.generate import generate
-    from labkit.policy.prompt_source import expect
+    from labkit.policy.prompt_source import prefetch
 
     origin = Origin.of(
         policy, source, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, samples=samples
@@ -152,7 +125,7 @@ def sample_traces(
         tell()
     mine = set(parts_of(len(moments), PROMPTS_A_PART, share))
     mine -= {parts[part] for part in there}
-    expect(source, [moment.qid for begin, end in sorted(mine) for moment in moments[begin:end]])
+    prefetch(source, [moment.qid for begin, end in sorted(mine) for moment in moments[begin:end]])
     for part, (begin, end) in parts.items():
         if (begin, end) not in mine:
             continue
@@ -225,9 +198,13 @@ def _there(store: RolloutStore, moments: Sequence[Moment], samples: int) -> set[
 
 @only_growing()
 def filter_traces(
-    rollouts: Iterable[Rollout], moments_by_qid: Mapping[str, Moment], rules: HarvestRules | None = None
+    rollouts: Iterable[Rollout], moments_by_qid: Mapping[str, Moment], params: Params = DEFAULTS
 ) -> Harvest:
     """Keep the traces that are worth learning from; the result does not depend on the order of `rollouts`.
+
+    Of `params` count `min_anchors` (0 keeps chains without anchors too, as the control does), `max_anchors`, `min_answer_iou` and
+    `max_per_query`. Source: that kept traces have several anchors, narrow and are accurate is the TAR-TVG paper's; the numbers and
+    the order are our choice.
 
     A trace is progressive when it narrows from anchor to anchor (`labkit.chain.steps`) and its answer is at least as good as
     its last anchor. Where its moment has options, it must choose the right one. Where a query has several windows, the
@@ -236,7 +213,6 @@ def filter_traces(
     sampled wins.
     Raises LabError for a rollout of an unknown qid and for two rollouts with the same (qid, sample, step).
     """
-    rules = rules or HarvestRules()
     reasons: dict[tuple[str, int, int], str] = {}
     candidates: dict[str, list[tuple[tuple[float, ...], Rollout]]] = {}
     seen: set[tuple[str, int, int]] = set()
@@ -257,7 +233,7 @@ def filter_traces(
             chains, [moment.windows for moment in moments], [moment.duration for moment in moments]
         )
         for rollout, moment, chain, ious in zip(batch, moments, chains, measured, strict=True):
-            if reason := _reason(chain, ious, rules, moment.choice):
+            if reason := _reason(chain, ious, params, moment.choice):
                 reasons[_key(rollout)] = reason
             else:
                 rank = (-ious[-1], -math.fsum(step_worths(ious)) / len(ious), rollout.step, rollout.sample)
@@ -269,7 +245,7 @@ def filter_traces(
             text = " ".join(rollout.text.split())
             if text in texts:
                 reasons[_key(rollout)] = "duplicate"
-            elif len(texts) == rules.max_per_query:
+            elif len(texts) == params.max_per_query:
                 reasons[_key(rollout)] = "over the limit per query"
             else:
                 texts.add(text)
@@ -285,20 +261,20 @@ def _key(rollout: Rollout) -> tuple[str, int, int]:
     return (rollout.qid, rollout.sample, rollout.step)
 
 
-def _reason(chain: AnchorChain, ious: Sequence[float], rules: HarvestRules, choice: int | None) -> str | None:
+def _reason(chain: AnchorChain, ious: Sequence[float], params: Params, choice: int | None) -> str | None:
     """Why this trace alone, whatever the others are, is dropped."""
     if chain.answer is None:
         return "unparsed"
     if chain.status not in ("ok", "no_anchor"):
         return "format"
-    if len(chain.anchors) < rules.min_anchors:
+    if len(chain.anchors) < params.min_anchors:
         return "too few anchors"
-    if len(chain.anchors) > rules.max_anchors:
+    if len(chain.anchors) > params.max_anchors:
         return "too many anchors"
     *anchors, answer = ious
     if not narrows(anchors) or answer < max(ious):
         return "not progressive"
-    if answer < rules.min_answer_iou:
+    if answer < params.min_answer_iou:
         return "answer off"
     # A chain of kept form has an option exactly where its moment has options.
     return "wrong option" if chain.option != choice else None

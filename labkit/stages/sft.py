@@ -16,40 +16,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from labkit.errors import LabError
+from labkit.params import Params
 from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy, ignore_renames
-from labkit.policy.packed_logprobs import pack
-from labkit.policy.prompt_source import expect
-from labkit.stages.arguments import training_arguments
-from labkit.stages.checkpoints import end_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
+from labkit.policy.packed_logprobs import pack_shared_prefix
+from labkit.policy.prompt_source import prefetch
+from labkit.stages.arguments import sft_config
+from labkit.stages.checkpoints import finish_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
 from labkit.stages.distributed.launcher_variables import single_process
 from labkit.stages.distributed.preemption import stop_callback
 from labkit.stages.distributed.process_group import process_rank
-from labkit.stages.sharding import keep_vision_whole, require_same_sharing, require_sharding
+from labkit.stages.sharding import ignore_vision_modules, require_same_sharding, require_sharding
 from labkit.stages.start import require_start, restored, stage_seed
 
 
 class Trace(NamedTuple):
-    """What is learnt: the completion `text` as the answer to the moment `qid`."""
+    """A training example: the completion `text` of the prompt of moment `qid`."""
 
     qid: str
     text: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class SftSettings:
-    """How SFT trains; `labkit.params` documents each value."""
-
-    epochs: float
-    batch: int
-    learning_rate: float
-    save_steps: int
-    seed: int
-    gradient_checkpointing: bool = False
-    warmup_steps: int = 10
-    """Steps until the learning rate is whole, see `labkit.stages.arguments.training_arguments`."""
-    sharding: str = "ddp"
-    """What several processes share, `ddp` or `fsdp2`."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +54,7 @@ def train_sft(
     source: Mapping[str, Prompt],
     traces: Sequence[Trace],
     *,
-    settings: SftSettings,
+    params: Params,
     folder: Path,
     on_step: Callable[[dict[str, Any]], None] | None = None,
     clips: Mapping[str, str] | None = None,
@@ -77,7 +62,7 @@ def train_sft(
     """Train `policy` on `traces` and write `checkpoint-*/` and, last, `final/` to `folder`.
 
     Resumes as `labkit.stages.grpo.train_grpo` does, and is shared by several workers as that is: each takes its part of a batch.
-    Only where there are fewer traces than a batch asks for do the weights depend on the number of workers: see `batch_of`.
+    Only where there are fewer traces than a batch asks for do the weights depend on the number of workers: see `sft_batch_size`.
 
     `clips`, which names the clip of each qid, puts traces of one clip next to each other.
 
@@ -88,7 +73,6 @@ def train_sft(
     """
     import transformers
     from datasets import Dataset
-    from trl import SFTConfig
 
     if result := read_result(folder, SftResult):
         return result
@@ -96,52 +80,34 @@ def train_sft(
         raise LabError("SFT was given no trace to learn from; harvest more, or loosen the filter")
     begin = time.monotonic()
     world = process_rank().world_size
-    batch = batch_of(settings.batch, len(traces), world)
+    batch = sft_batch_size(params.sft_batch, len(traces), world)
     if not batch or batch % world:
         # A divisor of what there is now divides the steps of GRPO too, which a run's parameters are checked for.
-        fits = max(n for n in range(1, world) if n <= len(traces) and not world % n and not settings.batch % n)
+        fits = max(n for n in range(1, world) if n <= len(traces) and not world % n and not params.sft_batch % n)
         raise LabError(
-            f"{len(traces)} traces, of which a step takes sft_batch, {settings.batch}, cannot be shared out evenly among {world} "
+            f"{len(traces)} traces, of which a step takes sft_batch, {params.sft_batch}, cannot be shared out evenly among {world} "
             f"processes; let `processes` be {fits}, which may change within a run"
         )
-    steps = steps_of(settings.epochs, len(traces), batch)
-    seed = stage_seed(settings.seed, "sft")
+    steps = sft_steps(params.sft_epochs, len(traces), batch)
+    seed = stage_seed(params.seed, "sft")
     order = shuffled_order(range(len(traces)), steps * batch, seed)
     if clips is not None:
-        order = by_clip(order, [clips[trace.qid] for trace in traces])
-    arguments = SFTConfig(
-        **training_arguments(
-            policy,
-            folder,
-            seed=seed,
-            steps=steps,
-            learning_rate=settings.learning_rate,
-            warmup_steps=settings.warmup_steps,
-            min_lr_rate=0.05,
-            save_steps=settings.save_steps,
-            gradient_checkpointing=settings.gradient_checkpointing,
-            sharding=settings.sharding,
-        ),
-        per_device_train_batch_size=batch // world,
-        adam_beta2=0.98,
-        weight_decay=0.01,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        max_length=None,
-    )
-    keep_vision_whole(policy, arguments)
+        order = group_by_clip(order, [clips[trace.qid] for trace in traces])
+    arguments = sft_config(policy, folder, params, steps=steps, seed=seed, batch=batch)
+    ignore_vision_modules(policy, arguments)
 
     callback: Any = transformers.TrainerCallback  # its annotations do not foresee overrides
 
-    class Tell(callback):
+    class StepCallback(callback):
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
             if on_step is not None and "loss" in logs and state.is_world_process_zero:
                 on_step({"step": state.global_step, **logs})
 
     checkpoint = newest_checkpoint(folder)
-    require_same_sharing(checkpoint, settings.sharding)
+    require_same_sharding(checkpoint, params.sharding)
     learnt = hashlib.sha256(repr([tuple(trace) for trace in traces]).encode()).hexdigest()[:16]
-    require_start(policy, folder, seed=settings.seed, traces=learnt)
-    expect(source, [traces[index].qid for index in order[step_of(checkpoint) * batch :]])
+    require_start(policy, folder, seed=params.seed, traces=learnt)
+    prefetch(source, [traces[index].qid for index in order[step_of(checkpoint) * batch :]])
     with ignore_renames(), restored(policy):
         trainer = trainer_class()(
             model=policy.model,
@@ -149,7 +115,7 @@ def train_sft(
             train_dataset=Dataset.from_list([traces[index]._asdict() for index in order]),
             processing_class=policy.tokenizer,
             data_collator=functools.partial(collate, policy, source),
-            callbacks=[Tell(), stop_callback()],
+            callbacks=[StepCallback(), stop_callback()],
         )
         trainer.remove_callback(transformers.PrinterCallback)
         require_sharding(trainer)
@@ -157,36 +123,36 @@ def train_sft(
     names = ("step", "loss", "grad_norm", "learning_rate")
     rows = [{name: float(row[name]) for name in names} for row in trainer.state.log_history if "loss" in row]
     result = SftResult(trainer.state.global_step, rows, round(time.monotonic() - begin, 1))
-    end_stage(policy, result, folder)
+    finish_stage(policy, result, folder)
     return result
 
 
-def batch_of(asked: int, traces: int, world: int) -> int:
+def sft_batch_size(asked: int, traces: int, world: int) -> int:
     """Traces of one step of `world` processes: `asked`, or where there are fewer, as many of them as divide evenly.
 
     What a step then leaves out stands in the next; 0 where there are fewer traces than processes.
 
-    >>> batch_of(64, 100, 8), batch_of(64, 37, 8), batch_of(64, 37, 1)
+    >>> sft_batch_size(64, 100, 8), sft_batch_size(64, 37, 8), sft_batch_size(64, 37, 1)
     (64, 32, 37)
     """
     return asked if traces >= asked else traces // world * world
 
 
-def steps_of(epochs: float, traces: int, batch: int) -> int:
+def sft_steps(epochs: float, traces: int, batch: int) -> int:
     """Steps that come nearest to `epochs` passes over the traces, at least one.
 
-    >>> steps_of(2.0, 37, 37), steps_of(2.0, 37, 32), steps_of(3.0, 37, 32)
+    >>> sft_steps(2.0, 37, 37), sft_steps(2.0, 37, 32), sft_steps(3.0, 37, 32)
     (2, 2, 3)
     """
     return max(1, round(epochs * traces / batch))
 
 
-def by_clip(order: Sequence[int], clips: Sequence[str]) -> list[int]:
+def group_by_clip(order: Sequence[int], clips: Sequence[str]) -> list[int]:
     """Bring traces of one clip together, epoch by epoch; clips keep the order in which they first come.
 
     `clips` has the clip of each trace, so that an epoch is as long as it.
 
-    >>> by_clip([0, 1, 2, 3, 2, 0, 3, 1], ["a", "b", "a", "b"])
+    >>> group_by_clip([0, 1, 2, 3, 2, 0, 3, 1], ["a", "b", "a", "b"])
     [0, 2, 1, 3, 2, 0, 3, 1]
     """
     arranged: list[int] = []
@@ -242,7 +208,7 @@ def trainer_class() -> Any:
             """The mean over the completions' tokens: this batch's, or all those of the step when Trainer has counted them."""
             labels = inputs["labels"]
             shown = labels != -100
-            packed = pack(inputs["prompts"], labels.masked_fill(~shown, 0), shown, inputs["sizes"])
+            packed = pack_shared_prefix(inputs["prompts"], labels.masked_fill(~shown, 0), shown, inputs["sizes"])
             log_probs, _ = packed.log_probs(model)
             if num_items_in_batch is None:
                 return -log_probs.sum() / shown.sum()

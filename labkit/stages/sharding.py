@@ -16,15 +16,15 @@ from labkit.policy.model import Policy
 from labkit.stages.distributed.process_group import process_rank
 
 
-def sharing(policy: Policy, sharding: str) -> dict[str, Any]:
+def sharding_arguments(policy: Policy, sharding: str) -> dict[str, Any]:
     """What a trainer's arguments say about `sharding`, `ddp` or `fsdp2`."""
-    if _in_parts(sharding):
+    if _is_sharded(sharding):
         layer = type(policy.base.model.language_model.layers[0]).__name__
         return {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": [layer]}}
     return {"ddp_find_unused_parameters": False}  # the vision tower has no gradient to wait for
 
 
-def keep_vision_whole(policy: Policy, arguments: Any) -> None:
+def ignore_vision_modules(policy: Policy, arguments: Any) -> None:
     """Have a trainer with these arguments leave the vision tower to each process, if it shards at all."""
     if arguments.fsdp_plugin_args is not None:
         arguments.fsdp_plugin_args["ignored_modules"] = [policy.base.model.visual]
@@ -36,16 +36,16 @@ def require_sharding(trainer: Any) -> None:
         raise LabError("sharding: fsdp2 needs GPUs, and accelerate shards nothing on this device; use sharding: ddp")
 
 
-def require_same_sharing(checkpoint: Path | None, sharding: str) -> None:
+def require_same_sharding(checkpoint: Path | None, sharding: str) -> None:
     """Raise LabError when `checkpoint` holds the optimizer of a sharded model and the model is not sharded now, or the reverse.
 
     accelerate writes the one under the weights' names, Trainer the other under their numbers, and neither reads the other's file.
     """
     if checkpoint is None:
         return
-    parts_there, parts_here = not (checkpoint / "optimizer.pt").exists(), _in_parts(sharding)
-    if parts_there != parts_here:
-        there, step = ("several processes", "more than 1") if parts_there else ("one process", "1")
+    sharded_there, sharded_here = not (checkpoint / "optimizer.pt").exists(), _is_sharded(sharding)
+    if sharded_there != sharded_here:
+        there, step = ("several processes", "more than 1") if sharded_there else ("one process", "1")
         world = process_rank().world_size
         raise LabError(
             f"'{checkpoint}' was written by {there} with sharding: fsdp2, and {'one' if world == 1 else world} cannot go on from "
@@ -54,25 +54,25 @@ def require_same_sharing(checkpoint: Path | None, sharding: str) -> None:
 
 
 @contextmanager
-def whole_weights(model: Any) -> Iterator[None]:
+def summon_full_params(model: Any) -> Iterator[None]:
     """Keep all weights of a sharded model in each process for the time of the block.
 
     Decoding needs them at every token, and processes decode different numbers of tokens: gathering them there would be slow, and
     a process that ends first would leave the others waiting.
     """
-    parts = _parts(model)
-    for part in parts:
-        part.unshard()
-        part.set_reshard_after_forward(False, recurse=False)
+    modules = _fsdp_modules(model)
+    for module in modules:
+        module.unshard()
+        module.set_reshard_after_forward(False, recurse=False)
     try:
         yield
     finally:
-        for part in parts:
-            part.set_reshard_after_forward(part is not model, recurse=False)
-            part.reshard()
+        for module in modules:
+            module.set_reshard_after_forward(module is not model, recurse=False)
+            module.reshard()
 
 
-def full_state(policy: Policy) -> dict[str, Any] | None:
+def full_state_dict(policy: Policy) -> dict[str, Any] | None:
     """All weights of a sharded model on the CPU, in the type that it was loaded in; None where nothing is sharded.
 
     All processes must ask.
@@ -80,7 +80,7 @@ def full_state(policy: Policy) -> dict[str, Any] | None:
     import torch
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    if not _parts(policy.model):
+    if not _fsdp_modules(policy.model):
         return None
     state: dict[str, Any] = get_model_state_dict(
         policy.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -89,9 +89,9 @@ def full_state(policy: Policy) -> dict[str, Any] | None:
     return {name: each.to(kind) if each.is_floating_point() else each for name, each in state.items()}
 
 
-def load_full_state(model: Any, state: dict[str, Any]) -> None:
+def load_full_state_dict(model: Any, state: dict[str, Any]) -> None:
     """Put all weights into a model, sharded or not."""
-    if not _parts(model):
+    if not _fsdp_modules(model):
         model.load_state_dict(state)
         return
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
@@ -99,11 +99,11 @@ def load_full_state(model: Any, state: dict[str, Any]) -> None:
     set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True))
 
 
-def _in_parts(sharding: str) -> bool:
+def _is_sharded(sharding: str) -> bool:
     return sharding == "fsdp2" and process_rank().world_size > 1
 
 
-def _parts(model: Any) -> list[Any]:
+def _fsdp_modules(model: Any) -> list[Any]:
     if process_rank().world_size == 1:
         return []
     from torch.distributed.fsdp import FSDPModule

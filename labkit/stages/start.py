@@ -68,7 +68,7 @@ def restored(policy: Policy, reference: Any = None) -> Iterator[None]:
     if process_rank().world_size > 1:
         yield
         return
-    kept = [_Kept(each) for each in _parts(policy.model)]
+    kept = [_Attributes(each) for each in _modules_and_configs(policy.model)]
     weights = [(weight, weight.requires_grad, weight.grad) for weight in policy.model.parameters()]
     there = dict(reference.named_parameters()) if reference is not None else None
     start = {
@@ -93,7 +93,7 @@ def restored(policy: Policy, reference: Any = None) -> Iterator[None]:
                     names[name].copy_(weight)
 
 
-class _Kept:
+class _Attributes:
     """The attributes of one object, and what stands in those that are dictionaries, lists and sets."""
 
     def __init__(self, thing: Any) -> None:
@@ -115,7 +115,7 @@ class _Kept:
                 attributes[name].update(content)
 
 
-def _parts(model: Any) -> list[Any]:
+def _modules_and_configs(model: Any) -> list[Any]:
     """A model's modules, and the configurations that they hold."""
     from transformers.utils import PushToHubMixin  # what configurations of transformers and of PEFT have in common
 
@@ -152,12 +152,12 @@ def require_start(policy: Policy, folder: Path, **facts: Any) -> None:
         _write(folder, here | there)
 
 
-def note_end(policy: Policy, folder: Path) -> None:
+def record_final_weights(policy: Policy, folder: Path) -> None:
     """Note the weights that a stage ended with, so that no other model is taken for it."""
     _write(folder, read_start(folder) | {"final": weights_digest(policy)})
 
 
-def require_final(policy: Policy, folder: Path) -> None:
+def require_final_weights(policy: Policy, folder: Path) -> None:
     """Raise LabError unless `policy` has the weights that the stage in `folder` ended with, as far as these are known."""
     there = read_start(folder).get("final")
     if there is not None and there != (here := weights_digest(policy)):

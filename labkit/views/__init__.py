@@ -7,8 +7,8 @@ from labkit.views.figures.failures import atlas
 from labkit.views.figures.frames import Film, film
 from labkit.views.figures.renderer import setup, show
 from labkit.views.figures.scoreboard import scoreboard, under_rules
+from labkit.views.figures.thoughts import true_words
 from labkit.views.figures.training import blindness, harvest_funnel, sft_loss, stage_comparison, training_curves
-from labkit.views.figures.words import true_words
 
 __all__ = [
     "Film",

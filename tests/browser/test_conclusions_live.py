@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.browser.conftest import CHROMIUM
-from tests.browser.sights import started, write_notebook
+from tests.browser.pages import run_in_jupyterlab, write_notebook
 
 pytestmark = [
     pytest.mark.skipif(not CHROMIUM, reason="no chromium to look with: install it, or name it in $CHROMIUM"),
@@ -24,7 +24,7 @@ display(Markdown("- plain: R1@0.7 rose"), Conclusion([Claim("R1@0.7 rose", True,
 
 def test_a_threshold_is_no_mail_address(server: tuple[str, Path], browser: Any) -> None:
     write_notebook(server[1] / "claims.ipynb", CELL)
-    page = started(browser, server[0], "claims.ipynb")
+    page = run_in_jupyterlab(browser, server[0], "claims.ipynb")
     shown = page.locator(".jp-RenderedMarkdown li")
     shown.nth(1).wait_for(timeout=120_000)
     assert shown.nth(0).locator("a").get_attribute("href") == "mailto:R1@0.7", "JupyterLab does it to plain words"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,12 @@ from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.scoring.predictions import PredictedRow
 from labkit.stages.rollouts import Rollout
-from labkit.views.explorer.packing import Row
-from labkit.views.explorer.page import module, page
+from labkit.views.explorer.packing import PlainRecord
+from labkit.views.explorer.page import module_script, widget_page
 from labkit.views.explorer.widget import explore, scrub
 from tests.browser.attacks import PAYLOADS
 from tests.browser.conftest import CHROMIUM
-from tests.browser.sights import drag_to_twenty_places, frame_shown
+from tests.browser.pages import WatchedPage, drag_to_twenty_places
 from tests.data.films import CONSTANT, expected, film
 
 pytestmark = [
@@ -36,61 +36,17 @@ DURATION = 8.0
 TRUTH = Span(2.0, 4.0)
 
 
-class Sight:
-    """A page in a browser, and all that it asked the network for or had to complain about."""
-
-    def __init__(self, page: Any) -> None:
-        self.page = page
-        self.trouble: list[str] = []
-        self.requests: list[str] = []
-        page.on("console", lambda message: self.trouble.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: self.trouble.append(str(error)))
-        page.on("dialog", lambda dialog: (self.trouble.append(dialog.message), dialog.dismiss()))
-        page.route("**/*", self._route)
-
-    def _route(self, route: Any) -> None:
-        if route.request.url.startswith(("file:", "data:", "blob:")):
-            route.continue_()
-        else:
-            self.requests.append(route.request.url)
-            route.abort()
-
-    def root(self, name: str) -> str:
-        """An attribute that the explorer keeps for tests."""
-        return str(self.page.locator(".lk").get_attribute(f"data-{name}"))
-
-    def text(self, selector: str) -> str:
-        return str(self.page.locator(selector).inner_text())
-
-    def frame(self) -> int:
-        """The number painted into the frame that is shown."""
-        return frame_shown(self.page)
-
-    def press(self, *keys: str) -> None:
-        for key in keys:
-            self.page.keyboard.press(key)
-
-
 @pytest.fixture
-def look(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Sight]]:
-    """Opens HTML from a file, and in the end makes sure that nothing was asked for and nothing went wrong."""
-    opened: list[Sight] = []
+def look(open_page: Callable[..., WatchedPage], tmp_path: Path) -> Callable[..., WatchedPage]:
+    """Opens HTML, once its explorer shows a frame or what else `ready` names of its media."""
+    numbers = itertools.count()
 
-    def open_page(html: str, width: int = 1280, scheme: str = "light", ready: str = "ready") -> Sight:
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
-        sight = Sight(context.new_page())
-        sight.page.add_init_script("window.hits = 0; window.hit = () => { window.hits += 1; };")
-        file = tmp_path / f"page-{len(opened)}.html"
+    def look(html: str, width: int = 1280, scheme: str = "light", ready: str = "ready") -> WatchedPage:
+        file = tmp_path / f"page-{next(numbers)}.html"
         file.write_text(html, encoding="utf-8")
-        sight.page.goto(file.as_uri())
-        sight.page.wait_for_selector(f'.lk[data-media="{ready}"]' if ready else ".lk", timeout=20_000)
-        opened.append(sight)
-        return sight
+        return open_page(file, f'.lk[data-media="{ready}"]' if ready else ".lk", width, scheme)
 
-    yield open_page
-    for sight in opened:
-        assert sight.trouble == [] and sight.requests == []
-        sight.page.context.close()
+    return look
 
 
 def rollout(qid: str, step: int, sample: int, text: str, stage: str = "grpo", **changes: Any) -> Rollout:
@@ -128,144 +84,146 @@ def rollouts() -> list[Rollout]:
 
 @pytest.fixture(scope="module")
 def html(rollouts: list[Rollout], moments: list[Moment]) -> str:
-    return page(
+    return widget_page(
         explore(rollouts, moments, clips=2, kind=lambda chain, windows, duration: "" if chain.answer else "lost")
     )
 
 
-def test_it_opens_with_the_narrowing_chain_and_its_frame(look: Callable[..., Sight], html: str) -> None:
-    sight = look(html)
-    assert (sight.root("chain"), sight.root("view"), sight.root("count")) == ("0", "chain", "24")
-    assert sight.frame() == expected(CONSTANT, [2.0])[0] and sight.root("frame") == "4"
-    assert "all of it 0.0 to 8.0 s closer 1.0 to 5.0 s so" in sight.text(".lk-words")
-    bars = sight.page.locator(".lk-tracks .lk-bar")
+def test_it_opens_with_the_narrowing_chain_and_its_frame(look: Callable[..., WatchedPage], html: str) -> None:
+    shown = look(html)
+    assert (shown.root("chain"), shown.root("view"), shown.root("count")) == ("0", "chain", "24")
+    assert shown.frame() == expected(CONSTANT, [2.0])[0] and shown.root("frame") == "4"
+    assert "all of it 0.0 to 8.0 s closer 1.0 to 5.0 s so" in shown.text(".lk-words")
+    bars = shown.page.locator(".lk-tracks .lk-bar")
     assert [bar.get_attribute("aria-label") for bar in bars.all()] == [
         "truth: 2.0 to 4.0 s",
         "anchor 1: 0.0 to 8.0 s, IoU 0.25",
         "anchor 2: 1.0 to 5.0 s, IoU 0.50",
         "answer: 2.0 to 4.0 s, IoU 1.00",
     ]
-    assert "steps worth 0.50 1.00" in sight.text(".lk-ledger") and "× 0.75" in sight.text(".lk-ledger")
-    assert "3.88" in sight.text(".lk-side") or "3.87" in sight.text(".lk-side")
+    assert "steps worth 0.50 1.00" in shown.text(".lk-ledger") and "× 0.75" in shown.text(".lk-ledger")
+    assert "3.88" in shown.text(".lk-side") or "3.87" in shown.text(".lk-side")
 
 
 def test_a_total_that_no_known_weights_explain_is_shown_without_weights_and_says_so(
-    look: Callable[..., Sight], moments: list[Moment]
+    look: Callable[..., WatchedPage], moments: list[Moment]
 ) -> None:
     """As rollouts of a store from before they knew what they were paid by."""
     paid = [rollout("q0", 5, sample, NARROW, total=total) for sample, total in enumerate((2.5, 1.5))]
-    sight = look(page(explore(paid, moments, clips=1)))
-    assert "× ?" in sight.text(".lk-ledger") and "× 0.75" not in sight.text(".lk-ledger")
-    assert "do not say what they were paid by" in sight.text(".lk-side")
+    shown = look(widget_page(explore(paid, moments, clips=1)))
+    assert "× ?" in shown.text(".lk-ledger") and "× 0.75" not in shown.text(".lk-ledger")
+    assert "do not say what they were paid by" in shown.text(".lk-side")
 
 
-def test_a_step_is_marked_better_from_the_least_gain_on(look: Callable[..., Sight], moments: list[Moment]) -> None:
+def test_a_step_is_marked_better_from_the_least_gain_on(
+    look: Callable[..., WatchedPage], moments: list[Moment]
+) -> None:
     text = render([Span(0, 8), Span(0, 7.9), Span(1, 5)], Span(2, 4))
-    sight = look(page(explore([rollout("q0", 5, 0, text)], moments, clips=1)))
-    tracks = sight.text(".lk-tracks")
+    shown = look(widget_page(explore([rollout("q0", 5, 0, text)], moments, clips=1)))
+    tracks = shown.text(".lk-tracks")
     assert (tracks.count("▲"), tracks.count("="), tracks.count("▼")) == (2, 1, 0)
 
 
 def test_predictions_of_other_models_show_what_their_rules_read_and_no_reward(
-    look: Callable[..., Sight], moments: list[Moment]
+    look: Callable[..., WatchedPage], moments: list[Moment]
 ) -> None:
     said = "<think>all <timestep>0.0 to 8.0</timestep></think><answer>2 to 4</answer><|im_end|>"
-    sight = look(page(explore({"q0": said, "q1": "It happens from 5 to 6."}, moments, rules="timer1", clips=2)))
-    bars = [bar.get_attribute("aria-label") for bar in sight.page.locator(".lk-tracks .lk-bar").all()]
+    shown = look(widget_page(explore({"q0": said, "q1": "It happens from 5 to 6."}, moments, rules="timer1", clips=2)))
+    bars = [bar.get_attribute("aria-label") for bar in shown.page.locator(".lk-tracks .lk-bar").all()]
     assert bars[1:] == ["anchor 1: 0.0 to 8.0 s, IoU 0.25", "answer: 2.0 to 4.0 s, IoU 1.00"]
-    assert "all 0.0 to 8.0 s" in sight.text(".lk-words") and "2 to 4 s" in sight.text(".lk-words")
-    assert "No reward a prediction is not paid" in " ".join(sight.text(".lk-side").split())
+    assert "all 0.0 to 8.0 s" in shown.text(".lk-words") and "2 to 4 s" in shown.text(".lk-words")
+    assert "No reward a prediction is not paid" in " ".join(shown.text(".lk-side").split())
     windows = PredictedRow(windows=((2.0, 4.0), (5.0, 6.0)))
-    sight = look(page(explore({"q0": windows}, moments, clips=1)))
-    assert " ".join(sight.text(".lk-words").split()) == "2 to 4 s 5 to 6"
+    shown = look(widget_page(explore({"q0": windows}, moments, clips=1)))
+    assert " ".join(shown.text(".lk-words").split()) == "2 to 4 s 5 to 6"
 
 
-def test_dragging_to_twenty_places_shows_the_frame_of_each(look: Callable[..., Sight], html: str) -> None:
-    sight = look(html)
-    drag_to_twenty_places(sight.page, CONSTANT, DURATION)
+def test_dragging_to_twenty_places_shows_the_frame_of_each(look: Callable[..., WatchedPage], html: str) -> None:
+    shown = look(html)
+    drag_to_twenty_places(shown.page, CONSTANT, DURATION)
 
 
-def test_an_anchor_in_the_words_and_its_bar_light_up_each_other(look: Callable[..., Sight], html: str) -> None:
-    sight = look(html)
-    chip, bar = sight.page.locator('.lk-words [data-step="1"]'), sight.page.locator('.lk-tracks [data-step="1"]')
+def test_an_anchor_in_the_words_and_its_bar_light_up_each_other(look: Callable[..., WatchedPage], html: str) -> None:
+    shown = look(html)
+    chip, bar = shown.page.locator('.lk-words [data-step="1"]'), shown.page.locator('.lk-tracks [data-step="1"]')
     hot = lambda place: "lk-hot" in str(place.get_attribute("class"))  # noqa: E731
     chip.hover()
-    assert hot(chip) and hot(bar) and sight.frame() == expected(CONSTANT, [3.0])[0]  # the middle of 1 to 5
-    sight.page.locator(".lk-query").hover()
-    assert not hot(chip) and not hot(bar) and sight.frame() == expected(CONSTANT, [2.0])[0]
+    assert hot(chip) and hot(bar) and shown.frame() == expected(CONSTANT, [3.0])[0]  # the middle of 1 to 5
+    shown.page.locator(".lk-query").hover()
+    assert not hot(chip) and not hot(bar) and shown.frame() == expected(CONSTANT, [2.0])[0]
     bar.hover()
     assert hot(chip) and hot(bar)
     chip.click()
-    assert sight.page.locator(".lk-slider").get_attribute("aria-valuetext") == "1.0 s"
+    assert shown.page.locator(".lk-slider").get_attribute("aria-valuetext") == "1.0 s"
 
 
-def test_keys_do_everything_and_never_leave_the_explorer(look: Callable[..., Sight], html: str) -> None:
-    sight = look(html)
-    sight.page.evaluate(
+def test_keys_do_everything_and_never_leave_the_explorer(look: Callable[..., WatchedPage], html: str) -> None:
+    shown = look(html)
+    shown.page.evaluate(
         "window.leaked = []; for (const kind of ['keydown', 'keyup', 'keypress'])"
         " document.addEventListener(kind, (event) => leaked.push(event.key))"
     )
-    time = lambda: sight.page.locator(".lk-slider").get_attribute("aria-valuetext")  # noqa: E731
-    sight.page.locator(".lk-table").focus()
-    sight.press("Home")
+    time = lambda: shown.page.locator(".lk-slider").get_attribute("aria-valuetext")  # noqa: E731
+    shown.page.locator(".lk-table").focus()
+    shown.press("Home")
     assert time() == "0.0 s"
-    sight.press("ArrowRight", "ArrowRight")
-    assert time() == "1.0 s" and sight.frame() == expected(CONSTANT, [1.0])[0]
-    sight.press("ArrowLeft")
+    shown.press("ArrowRight", "ArrowRight")
+    assert time() == "1.0 s" and shown.frame() == expected(CONSTANT, [1.0])[0]
+    shown.press("ArrowLeft")
     assert time() == "0.5 s"
-    sight.press("End", "]")
+    shown.press("End", "]")
     assert time() == "0.0 s"  # anchor 1
-    sight.press("]")
+    shown.press("]")
     assert time() == "1.0 s"
-    sight.press("[", "[")
+    shown.press("[", "[")
     assert time() == "2.0 s"  # round to the answer
-    sight.press("Home", "t")
+    shown.press("Home", "t")
     assert time() == "2.0 s"
-    order = [row.get_attribute("data-index") for row in sight.page.locator(".lk-rows .lk-row").all()]
+    order = [row.get_attribute("data-index") for row in shown.page.locator(".lk-rows .lk-row").all()]
     assert order[0] == "0"
-    sight.press("ArrowDown", "j")
-    assert sight.root("chain") == order[2]
-    sight.press("k", "ArrowUp")
-    assert sight.root("chain") == "0"
-    sight.press("2")
-    assert sight.root("view") == "group"
-    sight.press("3")
-    assert sight.root("view") == "stages"
-    sight.press("1", ">", ">")
-    assert sight.page.locator(".lk-speed").input_value() == "4"
-    sight.press("Home", " ")
-    assert sight.root("playing") == "true"
-    sight.page.wait_for_selector('.lk[data-playing="false"]', timeout=10_000)  # 8 s at 4x
+    shown.press("ArrowDown", "j")
+    assert shown.root("chain") == order[2]
+    shown.press("k", "ArrowUp")
+    assert shown.root("chain") == "0"
+    shown.press("2")
+    assert shown.root("view") == "group"
+    shown.press("3")
+    assert shown.root("view") == "stages"
+    shown.press("1", ">", ">")
+    assert shown.page.locator(".lk-speed").input_value() == "4"
+    shown.press("Home", " ")
+    assert shown.root("playing") == "true"
+    shown.page.wait_for_selector('.lk[data-playing="false"]', timeout=10_000)  # 8 s at 4x
     assert time() == "8.0 s"
-    sight.press("/")
-    sight.page.keyboard.type("thing 1 jk")
-    assert sight.root("chain") == "0" and sight.root("count") == "0"
-    assert "No chain passes these filters" in sight.text(".lk-empty")
-    sight.press("Escape", "0")
-    assert sight.root("count") == "24"
-    sight.press("?")
-    assert sight.page.locator(".lk-dialog").is_visible()
-    sight.press("Escape")
-    assert not sight.page.locator(".lk-dialog").is_visible()
-    assert sight.page.evaluate("leaked") == []
+    shown.press("/")
+    shown.page.keyboard.type("thing 1 jk")
+    assert shown.root("chain") == "0" and shown.root("count") == "0"
+    assert "No chain passes these filters" in shown.text(".lk-empty")
+    shown.press("Escape", "0")
+    assert shown.root("count") == "24"
+    shown.press("?")
+    assert shown.page.locator(".lk-dialog").is_visible()
+    shown.press("Escape")
+    assert not shown.page.locator(".lk-dialog").is_visible()
+    assert shown.page.evaluate("leaked") == []
 
 
 def test_filters_list_what_python_says_they_should(
-    look: Callable[..., Sight], html: str, rollouts: list[Rollout]
+    look: Callable[..., WatchedPage], html: str, rollouts: list[Rollout]
 ) -> None:
-    sight = look(html)
+    shown = look(html)
     chains = [parse(each.text) for each in rollouts]
     ious = [chain_ious(chain, [TRUTH], DURATION) for chain in chains]
     answers = [row[-1] if chain.answer else 0.0 for chain, row in zip(chains, ious, strict=True)]
 
     def listed() -> set[int]:
-        return {int(row.get_attribute("data-index")) for row in sight.page.locator(".lk-rows .lk-row").all()}
+        return {int(row.get_attribute("data-index")) for row in shown.page.locator(".lk-rows .lk-row").all()}
 
     def where(passes: Callable[[int], bool]) -> set[int]:
         return {i for i in range(len(rollouts)) if passes(i)}
 
     def choose(name: str, value: str) -> None:
-        sight.page.locator(f'select[data-filter="{name}"]').select_option(value)
+        shown.page.locator(f'select[data-filter="{name}"]').select_option(value)
 
     cases: list[tuple[str, str, Callable[[int], bool]]] = [
         ("stage", "grpo_final", lambda i: rollouts[i].stage == "grpo_final"),
@@ -278,67 +236,67 @@ def test_filters_list_what_python_says_they_should(
     for name, value, passes in cases:
         choose(name, value)
         assert listed() == where(passes), (name, value)
-        sight.page.get_by_role("button", name="clear").click()
-    sight.page.locator('[data-filter="text"]').fill("THING 1")
+        shown.page.get_by_role("button", name="clear").click()
+    shown.page.locator('[data-filter="text"]').fill("THING 1")
     assert listed() == where(lambda i: rollouts[i].qid == "q1")
-    sight.page.locator('[data-filter="low"]').fill("0.3")
-    sight.page.locator('[data-filter="high"]').fill("0.6")
+    shown.page.locator('[data-filter="low"]').fill("0.3")
+    shown.page.locator('[data-filter="high"]').fill("0.6")
     assert listed() == where(lambda i: rollouts[i].qid == "q1" and 0.3 <= answers[i] <= 0.6)
-    sight.page.get_by_role("button", name="clear").click()
+    shown.page.get_by_role("button", name="clear").click()
     assert listed() == where(lambda i: True)
 
 
 def test_the_chosen_option_is_a_chip_that_says_whether_it_is_right(
-    look: Callable[..., Sight], moments: list[Moment]
+    look: Callable[..., WatchedPage], moments: list[Moment]
 ) -> None:
     asked = replace(moments[0], options=("opens", "shuts"), choice=1)
-    told = [Row("q0", render([Span(1, 5)], TRUTH, ["near", "so"], option)) for option in (1, 0)]
-    sight = look(page(explore(told, [asked], clips=1)))
+    told = [PlainRecord("q0", render([Span(1, 5)], TRUTH, ["near", "so"], option)) for option in (1, 0)]
+    shown = look(widget_page(explore(told, [asked], clips=1)))
     seen = {}
     for place in (0, 1):
-        sight.page.locator(f'.lk-row[data-index="{place}"]').click()
-        chip = sight.page.locator(".lk-words .lk-choice")
+        shown.page.locator(f'.lk-row[data-index="{place}"]').click()
+        chip = shown.page.locator(".lk-words .lk-choice")
         seen[chip.inner_text()] = chip.get_attribute("title")
     assert seen == {"B ✓": "chosen: B shuts; right", "A ✗": "chosen: A opens; right is B shuts"}
-    assert "<option>" not in sight.text(".lk-words")
+    assert "<option>" not in shown.text(".lk-words")
 
 
-def test_columns_sort_both_ways(look: Callable[..., Sight], html: str, rollouts: list[Rollout]) -> None:
-    sight = look(html)
+def test_columns_sort_both_ways(look: Callable[..., WatchedPage], html: str, rollouts: list[Rollout]) -> None:
+    shown = look(html)
 
     def order() -> list[int]:
-        return [int(row.get_attribute("data-index")) for row in sight.page.locator(".lk-rows .lk-row").all()]
+        return [int(row.get_attribute("data-index")) for row in shown.page.locator(".lk-rows .lk-row").all()]
 
     totals = [each.total for each in rollouts]
-    header = sight.page.locator('[data-column="total"]')
+    header = shown.page.locator('[data-column="total"]')
     header.locator("button").click()
     assert [totals[i] for i in order()] == sorted(totals, reverse=True)
     assert header.get_attribute("aria-sort") == "descending"
     header.locator("button").click()
     assert [totals[i] for i in order()] == sorted(totals) and header.get_attribute("aria-sort") == "ascending"
-    sight.page.locator('[data-column="query"] button').click()
+    shown.page.locator('[data-column="query"] button').click()
     assert [rollouts[i].qid for i in order()] == sorted(each.qid for each in rollouts)
 
 
 def test_a_group_stands_from_best_to_worst_and_says_why(
-    look: Callable[..., Sight], html: str, rollouts: list[Rollout]
+    look: Callable[..., WatchedPage], html: str, rollouts: list[Rollout]
 ) -> None:
-    sight = look(html)
-    sight.page.get_by_role("tab", name="Group").click()
+    shown = look(html)
+    shown.page.get_by_role("tab", name="Group").click()
     group = [i for i, each in enumerate(rollouts) if each.stage == "grpo" and each.qid == "q0"]
     ranked = sorted(group, key=lambda i: -rollouts[i].total)
-    rows = sight.page.locator("[data-row-chain]")
+    rows = shown.page.locator("[data-row-chain]")
     assert [int(row.get_attribute("data-row-chain")) for row in rows.all()] == ranked
     fall = rollouts[ranked[0]].total - rollouts[ranked[-1]].total
-    assert f"From best to worst the reward falls by {fall:.2f}" in sight.text(".lk-why")
+    assert f"From best to worst the reward falls by {fall:.2f}" in shown.text(".lk-why")
     rows.nth(2).locator("button").first.click()
-    assert sight.root("chain") == str(ranked[2]) and sight.root("view") == "group"
-    assert "rank 3" in sight.text(".lk-words")
+    assert shown.root("chain") == str(ranked[2]) and shown.root("view") == "group"
+    assert "rank 3" in shown.text(".lk-words")
 
 
 @pytest.mark.parametrize("view", ["Group", "Stages"])
 def test_among_several_chains_an_anchor_shows_the_frames_of_its_own(
-    look: Callable[..., Sight], moments: list[Moment], view: str
+    look: Callable[..., WatchedPage], moments: list[Moment], view: str
 ) -> None:
     wide, near = (render([Span(*ends)], Span(2, 4)) for ends in ((0, 2), (5, 7)))
     told = [rollout("q0", 5, k, text, stage) for k, (stage, text) in enumerate([("grpo", wide), ("grpo_final", near)])]
@@ -346,57 +304,57 @@ def test_among_several_chains_an_anchor_shows_the_frames_of_its_own(
         told = [rollout("q0", 5, 0, near), rollout("q0", 5, 1, wide)]
     widget = explore(told, moments, clips=1)
     widget.selected = 1
-    sight = look(page(widget))
-    sight.page.get_by_role("tab", name=view).click()
+    shown = look(widget_page(widget))
+    shown.page.get_by_role("tab", name=view).click()
     anchor = widget.selection.chain.anchors[0].span  # type: ignore[union-attr]
-    sight.page.locator('.lk-words button[data-step="0"]').hover()
-    assert sight.frame() == expected(CONSTANT, [anchor.middle])[0]
+    shown.page.locator('.lk-words button[data-step="0"]').hover()
+    assert shown.frame() == expected(CONSTANT, [anchor.middle])[0]
 
 
-def test_a_query_is_followed_through_the_stages(look: Callable[..., Sight], html: str) -> None:
-    sight = look(html)
-    sight.page.get_by_role("tab", name="Stages").click()
-    rows = sight.page.locator("[data-row-chain]")
+def test_a_query_is_followed_through_the_stages(look: Callable[..., WatchedPage], html: str) -> None:
+    shown = look(html)
+    shown.page.get_by_role("tab", name="Stages").click()
+    rows = shown.page.locator("[data-row-chain]")
     assert [int(row.get_attribute("data-row-chain")) for row in rows.all()] == [0, 12]
     assert [row.inner_text().split()[0] for row in rows.all()] == ["grpo", "grpo_final"]
 
 
 def test_a_clip_that_did_not_travel_along_says_so_in_its_place(
-    look: Callable[..., Sight], html: str, rollouts: list[Rollout], moments: list[Moment]
+    look: Callable[..., WatchedPage], html: str, rollouts: list[Rollout], moments: list[Moment]
 ) -> None:
-    sight = look(html)
+    shown = look(html)
     held = explore(rollouts, moments, clips=2).clips
     (missing,) = {0, 1, 2} - {int(key) for key in held}
-    sight.page.locator('[data-filter="text"]').fill(f"thing {missing}")
-    sight.page.locator(".lk-rows .lk-row").first.click()
-    sight.page.wait_for_selector('.lk[data-media="none"]')
-    assert "frames of 2 clips, not of this one" in sight.text(".lk-note")
-    assert sight.page.locator(".lk-tracks .lk-bar").count() >= 1
+    shown.page.locator('[data-filter="text"]').fill(f"thing {missing}")
+    shown.page.locator(".lk-rows .lk-row").first.click()
+    shown.page.wait_for_selector('.lk[data-media="none"]')
+    assert "frames of 2 clips, not of this one" in shown.text(".lk-note")
+    assert shown.page.locator(".lk-tracks .lk-bar").count() >= 1
 
 
-def test_without_chains_it_says_so(look: Callable[..., Sight], moments: list[Moment]) -> None:
-    sight = look(page(explore([], moments)), ready="")
-    assert "There are no chains yet." in sight.text(".lk-table-frame") and sight.root("count") == "0"
-    sight.page.locator(".lk-table").focus()
-    sight.press("ArrowDown", " ", "2", "?", "Escape", "/")
-    sight.page.keyboard.type("x")
+def test_without_chains_it_says_so(look: Callable[..., WatchedPage], moments: list[Moment]) -> None:
+    shown = look(widget_page(explore([], moments)), ready="")
+    assert "There are no chains yet." in shown.text(".lk-table-frame") and shown.root("count") == "0"
+    shown.page.locator(".lk-table").focus()
+    shown.press("ArrowDown", " ", "2", "?", "Escape", "/")
+    shown.page.keyboard.type("x")
 
 
 @pytest.mark.parametrize("height", [1000, 1200])
 def test_ten_thousand_chains_keep_about_forty_rows(
-    look: Callable[..., Sight], rollouts: list[Rollout], moments: list[Moment], height: int
+    look: Callable[..., WatchedPage], rollouts: list[Rollout], moments: list[Moment], height: int
 ) -> None:
     many = [rollout(each.qid, step, each.sample, each.text) for step in range(417) for each in rollouts]
-    sight = look(page(explore(many, moments, clips=1, height=height)))
-    rows = sight.page.locator(".lk-rows .lk-row")
-    assert sight.root("count") == "10008" and 20 <= rows.count() <= 40
-    sight.page.locator(".lk-table").evaluate("(table) => { table.scrollTop = table.scrollHeight }")
-    sight.page.wait_for_function("[...document.querySelectorAll('.lk-rows .lk-row')].at(-1).ariaRowIndex === '10009'")
+    shown = look(widget_page(explore(many, moments, clips=1, height=height)))
+    rows = shown.page.locator(".lk-rows .lk-row")
+    assert shown.root("count") == "10008" and 20 <= rows.count() <= 40
+    shown.page.locator(".lk-table").evaluate("(table) => { table.scrollTop = table.scrollHeight }")
+    shown.page.wait_for_function("[...document.querySelectorAll('.lk-rows .lk-row')].at(-1).ariaRowIndex === '10009'")
     assert rows.count() <= 40
 
 
 def test_no_text_of_a_model_a_query_or_a_file_can_run(
-    look: Callable[..., Sight], moments: list[Moment], tmp_path: Path
+    look: Callable[..., WatchedPage], moments: list[Moment], tmp_path: Path
 ) -> None:
     assert len(PAYLOADS) == 50
     told, asked = [], []
@@ -407,64 +365,61 @@ def test_no_text_of_a_model_a_query_or_a_file_can_run(
         text = f"<think>{payload} <timestamp>1 to 5</timestamp> {payload}</think><answer>2 to 4</answer>{payload}"
         told.append(rollout(payload, k + 1, 0, text, payload, run=payload))
     widget = explore(told, asked, clips=3, kind=lambda *_: PAYLOADS[3])
-    sight = look(page(widget, title=PAYLOADS[1]))
-    sight.page.locator(".lk-table").focus()
+    shown = look(widget_page(widget, title=PAYLOADS[1]))
+    shown.page.locator(".lk-table").focus()
     for view in "123":
-        sight.press(view, "Home")
+        shown.press(view, "Home")
         for _ in PAYLOADS:
-            sight.press("ArrowDown")
+            shown.press("ArrowDown")
         for _ in PAYLOADS:
-            sight.press("ArrowUp")
-    assert sight.page.evaluate("window.hits") == 0
-    for tag in ("script", "img", "iframe", "a", "details", "link", "style"):
-        inside = sight.page.locator(f".lk {tag}").count()
+            shown.press("ArrowUp")
+    assert shown.page.evaluate("window.hits") == 0
+    for tag in ("script", "img", "iframe", "a", "details", "link", "style", "base", "meta", "video"):
+        inside = shown.page.locator(f".lk {tag}").count()
         assert inside == 0, tag
-    assert "\u202e" not in sight.page.locator(".lk").inner_text()
+    assert "\u202e" not in shown.page.locator(".lk").inner_text()
 
 
 @pytest.mark.parametrize("width", [1280, 700])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_is_out_of_reach_for_anyone(
-    look: Callable[..., Sight], html: str, moments: list[Moment], scheme: str, width: int
+    look: Callable[..., WatchedPage], html: str, moments: list[Moment], scheme: str, width: int
 ) -> None:
-    from axe_playwright_python.sync_playwright import Axe
-
-    def violations(sight: Sight) -> list[str]:
-        found = Axe().run(sight.page).response["violations"]
-        return [f"{each['id']}: {node['html'][:120]}" for each in found for node in each["nodes"]]
-
-    sight = look(html, width, scheme)
-    sight.page.locator(".lk-table").focus()
-    assert violations(sight) == []
-    sight.press("2")
-    sight.page.locator(".lk-rows .lk-row").nth(5).click()
-    assert violations(sight) == []
-    sight.press("3")
-    assert violations(sight) == []
-    sight.press("/")
-    sight.page.keyboard.type("lost")
-    sight.press("Escape", "1", "ArrowDown")
-    assert "lost" in sight.text(".lk-badge") and violations(sight) == []
-    sight.press("?")
-    assert violations(sight) == []
-    assert violations(look(page(scrub(moments[0].video, {"truth": TRUTH, "answer": (1, 2)})), width, scheme)) == []
+    shown = look(html, width, scheme)
+    shown.page.locator(".lk-table").focus()
+    assert shown.violations() == []
+    shown.press("2")
+    shown.page.locator(".lk-rows .lk-row").nth(5).click()
+    assert shown.violations() == []
+    shown.press("3")
+    assert shown.violations() == []
+    shown.press("/")
+    shown.page.keyboard.type("lost")
+    shown.press("Escape", "1", "ArrowDown")
+    assert "lost" in shown.text(".lk-badge") and shown.violations() == []
+    shown.press("?")
+    assert shown.violations() == []
+    assert (
+        look(widget_page(scrub(moments[0].video, {"truth": TRUTH, "answer": (1, 2)})), width, scheme).violations()
+        == []
+    )
 
 
-def test_a_scrubber_scrubs_and_jumps_to_its_spans(look: Callable[..., Sight], moments: list[Moment]) -> None:
-    sight = look(page(scrub(moments[0].video, {"truth": TRUTH, "seen": [(0.5, 1), (6, 7.5)]}, start=1.0)))
-    assert sight.frame() == expected(CONSTANT, [1.0])[0]
-    sight.page.get_by_role("button", name="seen: 6.0 to 7.5 s").hover()
-    sight.page.get_by_role("button", name="seen: 6.0 to 7.5 s").click(position={"x": 5, "y": 5})
-    sight.page.locator(".lk-clock").hover()
-    assert sight.frame() == expected(CONSTANT, [7.0])[0]
-    sight.page.locator(".lk-slider").focus()
-    sight.press("Home", "ArrowRight")
-    assert sight.frame() == expected(CONSTANT, [1.5])[0]
-    assert sight.page.locator(".lk-slider").get_attribute("aria-valuemax") == "7.0"
+def test_a_scrubber_scrubs_and_jumps_to_its_spans(look: Callable[..., WatchedPage], moments: list[Moment]) -> None:
+    shown = look(widget_page(scrub(moments[0].video, {"truth": TRUTH, "seen": [(0.5, 1), (6, 7.5)]}, start=1.0)))
+    assert shown.frame() == expected(CONSTANT, [1.0])[0]
+    shown.page.get_by_role("button", name="seen: 6.0 to 7.5 s").hover()
+    shown.page.get_by_role("button", name="seen: 6.0 to 7.5 s").click(position={"x": 5, "y": 5})
+    shown.page.locator(".lk-clock").hover()
+    assert shown.frame() == expected(CONSTANT, [7.0])[0]
+    shown.page.locator(".lk-slider").focus()
+    shown.press("Home", "ArrowRight")
+    assert shown.frame() == expected(CONSTANT, [1.5])[0]
+    assert shown.page.locator(".lk-slider").get_attribute("aria-valuemax") == "7.0"
 
 
 def test_the_state_that_a_notebook_saves_comes_to_life_too(
-    look: Callable[..., Sight], rollouts: list[Rollout], moments: list[Moment]
+    look: Callable[..., WatchedPage], rollouts: list[Rollout], moments: list[Moment]
 ) -> None:
     widget = explore(rollouts, moments, clips=3)
     state, paths, buffers = split(widget.get_state())
@@ -479,9 +434,9 @@ def test_the_state_that_a_notebook_saves_comes_to_life_too(
     for path in (["sheets", "7"], ["clips", "7", "sheet"]):
         entry["buffers"].append({"path": path, "encoding": "base64", "data": "aGk="})
     inlined = json.dumps(entry, default=str).replace("<", "\\u003c")
-    body = f'<main><div data-labkit><script type="application/json">{inlined}</script></div></main>{module()}'
-    sight = look(f"<!DOCTYPE html><html lang=en><meta charset=utf-8><title>saved</title><body>{body}</body></html>")
-    assert sight.root("chain") == "0" and sight.frame() == expected(CONSTANT, [2.0])[0]
+    body = f'<main><div data-labkit><script type="application/json">{inlined}</script></div></main>{module_script()}'
+    shown = look(f"<!DOCTYPE html><html lang=en><meta charset=utf-8><title>saved</title><body>{body}</body></html>")
+    assert shown.root("chain") == "0" and shown.frame() == expected(CONSTANT, [2.0])[0]
 
 
 def split(state: dict[str, Any]) -> tuple[dict[str, Any], list[list[str]], list[bytes]]:
@@ -492,13 +447,13 @@ def split(state: dict[str, Any]) -> tuple[dict[str, Any], list[list[str]], list[
 
 
 def test_what_all_chains_share_is_said_once_and_no_column_repeats_it(
-    look: Callable[..., Sight], moments: list[Moment]
+    look: Callable[..., WatchedPage], moments: list[Moment]
 ) -> None:
     alike = [rollout(f"q{k % 3}", 5, k, text) for k, text in enumerate([NARROW, render([Span(0, 4)], Span(1, 4))])]
-    sight = look(page(explore(alike, moments)))
-    assert "all chains" in sight.text(".lk-about") and "grpo" in sight.text(".lk-about")
-    assert "step 5" in sight.text(".lk-about")
-    shown = sight.page.locator(".lk-header .lk-cell").evaluate_all(
+    shown = look(widget_page(explore(alike, moments)))
+    assert "all chains" in shown.text(".lk-about") and "grpo" in shown.text(".lk-about")
+    assert "step 5" in shown.text(".lk-about")
+    shown = shown.page.locator(".lk-header .lk-cell").evaluate_all(
         "(cells) => cells.map((cell) => cell.dataset.column)"
     )
     assert not {"stage", "step"} & set(shown) and {"query", "iou", "anchors"} <= set(shown)
@@ -506,34 +461,34 @@ def test_what_all_chains_share_is_said_once_and_no_column_repeats_it(
 
 @pytest.mark.parametrize("width", [1280, 800])
 def test_queries_that_begin_alike_can_be_told_apart(
-    look: Callable[..., Sight], moments: list[Moment], width: int
+    look: Callable[..., WatchedPage], moments: list[Moment], width: int
 ) -> None:
     queries = [f"when does the person in the blue coat {verb} the door?" for verb in ("open", "close", "lock")]
     asked = [replace(moment, query=query) for moment, query in zip(moments, queries, strict=True)]
     chains = [rollout(m.qid, 5, k, NARROW, stage) for k, m in enumerate(asked) for stage in ("grpo", "grpo_final")]
-    sight = look(page(explore(chains, asked, base=chains[:1])), width)
+    shown = look(widget_page(explore(chains, asked, base=chains[:1])), width)
     cut = "(cells) => cells.filter((cell) => cell.scrollHeight > cell.clientHeight + 2).length"
-    assert sight.page.locator(".lk-rows .lk-c-query").evaluate_all(cut) == 0
+    assert shown.page.locator(".lk-rows .lk-c-query").evaluate_all(cut) == 0
 
 
-def test_the_axis_of_a_long_group_stays_in_sight(look: Callable[..., Sight], moments: list[Moment]) -> None:
+def test_the_axis_of_a_long_group_stays_in_sight(look: Callable[..., WatchedPage], moments: list[Moment]) -> None:
     spans = [Span(k / 2, k / 2 + 3) for k in range(9)]
     long = render(spans[:-1], spans[-1], ["and so on"] * 9)
-    sight = look(page(explore([rollout("q0", 5, k, long) for k in range(12)], moments)))
-    sight.press("2")
-    panel, axis = (sight.page.locator(each).bounding_box() for each in (".lk-panel", ".lk-axis-row"))
+    shown = look(widget_page(explore([rollout("q0", 5, k, long) for k in range(12)], moments)))
+    shown.press("2")
+    panel, axis = (shown.page.locator(each).bounding_box() for each in (".lk-panel", ".lk-axis-row"))
     assert panel and axis and axis["y"] + axis["height"] <= panel["y"] + panel["height"] + 1
-    assert sight.page.locator(".lk-panel").evaluate("(panel) => panel.scrollHeight > panel.clientHeight")
+    assert shown.page.locator(".lk-panel").evaluate("(panel) => panel.scrollHeight > panel.clientHeight")
 
 
 def test_a_page_says_which_chains_did_not_travel_and_counts_all(
-    look: Callable[..., Sight], moments: list[Moment], monkeypatch: pytest.MonkeyPatch
+    look: Callable[..., WatchedPage], moments: list[Moment], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("labkit.views.explorer.travel.MOST_CHAINS", 8)
+    monkeypatch.setattr("labkit.views.explorer.subset.MOST_CHAINS", 8)
     widget = explore([rollout("q0", step, k, NARROW) for step in range(1, 11) for k in range(4)], moments)
     widget.selected = 39
-    sight = look(page(widget))
-    assert sight.text(".lk-about").endswith("The others are in the rollouts of run 'r'.")
-    assert "8 of 40 chains travel" in sight.text(".lk-about") and sight.text(".lk-count") == "8 of 40"
-    assert sight.root("chain") == "39", "places are those in the whole"
-    assert sight.page.locator(".lk-about button").count() == 0, "there is no kernel to ask"
+    shown = look(widget_page(widget))
+    assert shown.text(".lk-about").endswith("The others are in the rollouts of run 'r'.")
+    assert "8 of 40 chains travel" in shown.text(".lk-about") and shown.text(".lk-count") == "8 of 40"
+    assert shown.root("chain") == "39", "places are those in the whole"
+    assert shown.page.locator(".lk-about button").count() == 0, "there is no kernel to ask"

@@ -2,118 +2,42 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.views.test_front import notebooks as a_run
-from tests.views.test_front import scored
 
 from labkit.chain.anchors import parse, render
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.stages.rollouts import Rollout
 from labkit.views.report import sanitize
-from labkit.views.report.html_page import page
+from labkit.views.report.html_page import report_page
 from labkit.views.report.notebook_html import read_chapter
 from labkit.views.report.report import write_report
+from tests.browser.attacks import PAYLOADS
 from tests.browser.conftest import CHROMIUM
-from tests.browser.sights import drag_to_twenty_places
+from tests.browser.pages import WatchedPage, drag_to_twenty_places
 from tests.data.films import CONSTANT, film
 from tests.executed import PNG, code, failure, figure, notebook, output, run, saved, stream, words
+from tests.views.report.test_front import notebooks as a_run
+from tests.views.report.test_front import scored
 
 pytestmark = [
     pytest.mark.skipif(not CHROMIUM, reason="no chromium to look with: install it, or name it in $CHROMIUM"),
     pytest.mark.xdist_group("browser"),
 ]
-PAYLOADS = [
-    before + core + behind
-    for core, (before, behind) in itertools.product(
-        [
-            "<script>hit()</script>",
-            "<img src=x onerror=hit()>",
-            "<svg><animate onbegin=hit() attributeName=x dur=1s></svg>",
-            "<iframe srcdoc='<script>parent.hit()</script>'></iframe>",
-            "<a href=javascript:hit()>x</a>[y](javascript:hit())",
-            "<details open ontoggle=hit()><summary>z</summary></details>",
-            "{{ 7 * 7 }}{% include 'x' %}${hit()}%{x}$\\href{javascript:hit()}{x}$",
-            "<style>@import 'https://evil.example/x.css';body{background:url(https://evil.example/y)}</style>",
-            "<link rel=stylesheet href=https://evil.example/z.css><meta http-equiv=refresh content='0;https://evil.example'>",
-            "<img src=https://evil.example/p.png><video src=https://evil.example/v.mp4 autoplay></video><base href=https://evil.example>",
-        ],
-        [("", ""), ("</script>", ""), ('">', ""), ("'-->]]></title>", "<!--"), ("</textarea></style>`", "\u202e\x00")],
-    )
-]
-assert len(PAYLOADS) == 50
-
-
-class Sight:
-    """A report in a browser, and all that it asked the network for or had to complain about."""
-
-    def __init__(self, page: Any) -> None:
-        self.page = page
-        self.trouble: list[str] = []
-        self.requests: list[str] = []
-        page.on("console", lambda message: self.trouble.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: self.trouble.append(str(error)))
-        page.on("dialog", lambda dialog: (self.trouble.append(dialog.message), dialog.dismiss()))
-        page.route("**/*", self._route)
-
-    def _route(self, route: Any) -> None:
-        if route.request.url.startswith(("file:", "data:", "blob:")):
-            route.continue_()
-        else:
-            self.requests.append(route.request.url)
-            route.abort()
-
-    def walk(self) -> list[str]:
-        """Go down the page, so that all of it has been in view; what became of its figures."""
-        for _ in range(200):
-            self.page.mouse.wheel(0, 600)
-            self.page.wait_for_timeout(20)
-            if self.page.evaluate("scrollY + innerHeight >= document.documentElement.scrollHeight - 2"):
-                break
-        self.page.wait_for_function(
-            "[...document.querySelectorAll('[data-plot], [data-explorer]')]"
-            ".every((each) => ['yes', 'failed'].includes(each.dataset.drawn))",
-            timeout=30_000,
-        )
-        drawn: list[str] = self.page.evaluate(
-            "[...document.querySelectorAll('[data-plot], [data-explorer]')].map((each) => each.dataset.drawn)"
-        )
-        return drawn
-
-    def violations(self) -> list[str]:
-        """What axe-core finds out of reach for somebody."""
-        from axe_playwright_python.sync_playwright import Axe
-
-        found = Axe().run(self.page).response["violations"]
-        return [f"{each['id']}: {node['html'][:160]}" for each in found for node in each["nodes"]]
 
 
 @pytest.fixture
-def look(browser: Any) -> Iterator[Callable[..., Sight]]:
-    """Opens a file, and in the end makes sure that nothing was asked for, nothing went wrong and nothing ran."""
-    opened: list[tuple[Sight, bool]] = []
+def look(open_page: Callable[..., WatchedPage]) -> Callable[..., WatchedPage]:
+    """Opens a report, once its script is through, unless it is not `quiet`."""
 
-    def open_file(file: Path, width: int = 1280, scheme: str = "light", quiet: bool = True) -> Sight:
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
-        sight = Sight(context.new_page())
-        sight.page.add_init_script("window.hits = 0; window.hit = () => { window.hits += 1; };")
-        sight.page.goto(file.as_uri())
-        if quiet:
-            sight.page.wait_for_selector('html[data-ready="yes"]', timeout=20_000)
-        opened.append((sight, quiet))
-        return sight
+    def look(file: Path, width: int = 1280, scheme: str = "light", quiet: bool = True) -> WatchedPage:
+        return open_page(file, 'html[data-ready="yes"]' if quiet else "", width, scheme, quiet)
 
-    yield open_file
-    for sight, quiet in opened:
-        assert sight.page.evaluate("window.hits") == 0
-        assert sight.requests == []
-        assert not quiet or sight.trouble == []
-        sight.page.context.close()
+    return look
 
 
 def rollout(qid: str, text: str, stage: str = "grpo") -> Rollout:
@@ -160,108 +84,108 @@ def files(folder: Path) -> dict[str, Path]:
 
 @pytest.mark.parametrize("name", ["01_grpo", "report"])
 def test_figures_explorers_and_maths_are_alive_without_a_network(
-    look: Callable[..., Sight], files: dict[str, Path], name: str
+    look: Callable[..., WatchedPage], files: dict[str, Path], name: str
 ) -> None:
-    sight = look(files[name])
-    first = sight.page.locator("[data-plot]")
+    shown = look(files[name])
+    first = shown.page.locator("[data-plot]")
     assert first.last.get_attribute("data-drawn") is None, "what is far below waits"
-    assert set(sight.walk()) == {"yes"}
-    assert sight.page.locator(".plot .main-svg").count() >= 6
-    assert sight.page.locator(".plot .poster:visible").count() == 0
-    assert sight.page.locator("math").count() == 2
-    sight.page.locator(".lk").first.scroll_into_view_if_needed()
-    sight.page.wait_for_selector('.lk[data-media="ready"]', timeout=20_000)
-    assert sight.page.locator('.lk[data-view="scrubber"]').count() == 1
-    before = sight.page.locator(".lk").first.get_attribute("data-frame")
-    sight.page.locator(".lk").first.focus()
-    sight.page.keyboard.press("ArrowRight")
-    assert sight.page.locator(".lk").first.get_attribute("data-frame") != before
+    assert set(shown.scroll_through()) == {"yes"}
+    assert shown.page.locator(".plot .main-svg").count() >= 6
+    assert shown.page.locator(".plot .poster:visible").count() == 0
+    assert shown.page.locator("math").count() == 2
+    shown.page.locator(".lk").first.scroll_into_view_if_needed()
+    shown.page.wait_for_selector('.lk[data-media="ready"]', timeout=20_000)
+    assert shown.page.locator('.lk[data-view="scrubber"]').count() == 1
+    before = shown.page.locator(".lk").first.get_attribute("data-frame")
+    shown.page.locator(".lk").first.focus()
+    shown.page.keyboard.press("ArrowRight")
+    assert shown.page.locator(".lk").first.get_attribute("data-frame") != before
 
 
 def test_dragging_in_a_report_shows_the_frame_of_each_place(
-    look: Callable[..., Sight], files: dict[str, Path]
+    look: Callable[..., WatchedPage], files: dict[str, Path]
 ) -> None:
-    sight = look(files["01_grpo"])
-    sight.page.locator("[data-explorer]").first.scroll_into_view_if_needed()
-    sight.page.wait_for_selector('.lk[data-media="ready"]', timeout=20_000)
-    drag_to_twenty_places(sight.page, CONSTANT, 8.0)
+    shown = look(files["01_grpo"])
+    shown.page.locator("[data-explorer]").first.scroll_into_view_if_needed()
+    shown.page.wait_for_selector('.lk[data-media="ready"]', timeout=20_000)
+    drag_to_twenty_places(shown.page, CONSTANT, 8.0)
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (800, "dark"), (390, "light")])
 def test_a_report_fits_its_window_and_is_in_reach_for_everyone(
-    look: Callable[..., Sight], files: dict[str, Path], width: int, scheme: str
+    look: Callable[..., WatchedPage], files: dict[str, Path], width: int, scheme: str
 ) -> None:
-    sight = look(files["report"], width, scheme)
-    sight.walk()
-    assert sight.page.evaluate("document.documentElement.scrollWidth") <= width
-    assert (sight.page.locator(".contents").get_attribute("open") is not None) == (width >= 1120)
-    sight.page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
-    assert sight.violations() == []
+    shown = look(files["report"], width, scheme)
+    shown.scroll_through()
+    assert shown.page.evaluate("document.documentElement.scrollWidth") <= width
+    assert (shown.page.locator(".contents").get_attribute("open") is not None) == (width >= 1120)
+    shown.page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    assert shown.violations() == []
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (800, "dark"), (390, "light")])
 def test_the_first_page_shows_score_and_picture_first_and_fits_its_window(
-    look: Callable[..., Sight], tmp_path: Path, width: int, scheme: str
+    look: Callable[..., WatchedPage], tmp_path: Path, width: int, scheme: str
 ) -> None:
     folder = scored(run(tmp_path / "r", a_run()))
-    sight = look(write_report(folder)[-1], width, scheme)
-    sight.page.wait_for_selector("#s-front .plot .main-svg", timeout=20_000)
+    shown = look(write_report(folder)[-1], width, scheme)
+    shown.page.wait_for_selector("#s-front .plot .main-svg", timeout=20_000)
     tops = [
-        sight.page.locator(name).first.bounding_box()["y"]
+        shown.page.locator(name).first.bounding_box()["y"]
         for name in (".tiles", "#s-front .plot", ".conclusions", ".facts")
     ]
     assert tops == sorted(tops) and tops[1] < 900, "score and picture stand on the first screen"
-    assert "✓" in sight.page.evaluate("getComputedStyle(document.querySelector('li.yes'), '::before').content")
-    assert sight.page.evaluate("document.documentElement.scrollWidth") <= width
-    assert sight.page.locator("a[href^='mailto']").count() == 0
-    assert sight.violations() == []
+    assert "✓" in shown.page.evaluate("getComputedStyle(document.querySelector('li.yes'), '::before').content")
+    assert shown.page.evaluate("document.documentElement.scrollWidth") <= width
+    assert shown.page.locator("a[href^='mailto']").count() == 0
+    assert shown.violations() == []
 
 
 def test_the_contents_lead_to_their_places_and_say_where_one_is(
-    look: Callable[..., Sight], files: dict[str, Path]
+    look: Callable[..., WatchedPage], files: dict[str, Path]
 ) -> None:
-    sight = look(files["report"])
-    sight.page.locator(".contents a", has_text="Figures").click()
-    sight.page.wait_for_function(
+    shown = look(files["report"])
+    shown.page.locator(".contents a", has_text="Figures").click()
+    shown.page.wait_for_function(
         "document.querySelector('.contents a[aria-current]').textContent.trim() === 'Figures'", timeout=20_000
     )
-    assert sight.page.evaluate("location.hash") == "#s-01-grpo-figures"
-    sight.page.locator(".links a", has_text="05_analysis").click()
-    sight.page.wait_for_selector("h1:has-text('Two')")
+    assert shown.page.evaluate("location.hash") == "#s-01-grpo-figures"
+    shown.page.locator(".links a", has_text="05_analysis").click()
+    shown.page.wait_for_selector("h1:has-text('Two')")
 
 
-def test_the_reader_may_choose_the_theme(look: Callable[..., Sight], files: dict[str, Path]) -> None:
-    sight = look(files["05_analysis"])
-    button, ground = sight.page.locator("[data-theme-button]"), "getComputedStyle(document.body).backgroundColor"
-    assert sight.page.evaluate(ground) == "rgb(255, 255, 255)"
+def test_the_reader_may_choose_the_theme(look: Callable[..., WatchedPage], files: dict[str, Path]) -> None:
+    shown = look(files["05_analysis"])
+    button, ground = shown.page.locator("[data-theme-button]"), "getComputedStyle(document.body).backgroundColor"
+    assert shown.page.evaluate(ground) == "rgb(255, 255, 255)"
     button.click()
     button.click()
-    assert sight.page.evaluate(ground) == "rgb(20, 24, 29)" and button.get_attribute("aria-label") == "Theme: dark"
+    assert shown.page.evaluate(ground) == "rgb(20, 24, 29)" and button.get_attribute("aria-label") == "Theme: dark"
     button.click()
-    assert sight.page.evaluate(ground) == "rgb(255, 255, 255)"
+    assert shown.page.evaluate(ground) == "rgb(255, 255, 255)"
 
 
-def test_paper_gets_the_pictures(look: Callable[..., Sight], files: dict[str, Path]) -> None:
-    sight = look(files["01_grpo"])
-    sight.walk()
-    sight.page.emulate_media(media="print")
-    assert sight.page.locator(".plot .poster:visible").count() == 6
-    assert sight.page.locator(".plot .live:visible, .side:visible").count() == 0
-    assert len(sight.page.pdf()) > 10_000
+def test_paper_gets_the_pictures(look: Callable[..., WatchedPage], files: dict[str, Path]) -> None:
+    shown = look(files["01_grpo"])
+    shown.scroll_through()
+    shown.page.emulate_media(media="print")
+    assert shown.page.locator(".plot .poster:visible").count() == 6
+    assert shown.page.locator(".plot .live:visible, .side:visible").count() == 0
+    assert len(shown.page.pdf()) > 10_000
 
 
 def test_without_scripts_pictures_and_words_are_there(browser: Any, files: dict[str, Path]) -> None:
     context = browser.new_context(java_script_enabled=False, offline=True)
-    shown = context.new_page()
-    shown.goto(files["01_grpo"].as_uri())
+    drawn = context.new_page()
+    drawn.goto(files["01_grpo"].as_uri())
     assert (
-        shown.locator(".plot .poster:visible").count() == 6
-        and shown.locator("[data-theme-button]:visible").count() == 0
+        drawn.locator(".plot .poster:visible").count() == 6
+        and drawn.locator("[data-theme-button]:visible").count() == 0
     )
     context.close()
 
 
-def test_a_figure_that_fails_leaves_its_picture(look: Callable[..., Sight], tmp_path: Path) -> None:
+def test_a_figure_that_fails_leaves_its_picture(look: Callable[..., WatchedPage], tmp_path: Path) -> None:
     broken = {"data": [{"type": "scatter", "x": [1], "y": [1]}], "layout": {"template": 3, "xaxis": {"range": 7}}}
     state = {"model_module": "anywidget", "state": {"shows": "explorer", "data": "bm8="}}
     view = {"model_id": "m", "version_major": 2, "version_minor": 0}
@@ -270,11 +194,11 @@ def test_a_figure_that_fails_leaves_its_picture(look: Callable[..., Sight], tmp_
         code("y", output(widget=view, image_png=PNG, text_plain="chains")),
     ]
     file = tmp_path / "x.html"
-    file.write_text(page("x", [read_chapter(notebook(*cells, widgets={"m": state}), "n")]), encoding="utf-8")
-    sight = look(file)
-    assert sight.walk()[1] == "failed"
-    assert sight.page.locator(".explorer .poster:visible").count() == 1
-    assert "Only the picture is shown" in sight.page.locator(".explorer figcaption").inner_text()
+    file.write_text(report_page("x", [read_chapter(notebook(*cells, widgets={"m": state}), "n")]), encoding="utf-8")
+    shown = look(file)
+    assert shown.scroll_through()[1] == "failed"
+    assert shown.page.locator(".explorer .poster:visible").count() == 1
+    assert "Only the picture is shown" in shown.page.locator(".explorer figcaption").inner_text()
 
 
 def hostile(moment: Moment) -> Any:
@@ -292,8 +216,8 @@ def hostile(moment: Moment) -> Any:
     view = {"model_id": model, "version_major": 2, "version_minor": 0}
     cells = [words("# " + PAYLOADS[0]), code("explore()", output(widget=view, text_plain=PAYLOADS[1]))]
     for payload in PAYLOADS:
-        shown = figure(payload, annotations=[{"text": payload, "x": 1, "y": 1, "showarrow": False}])
-        shown["data"][0] |= {"text": [payload] * 3, "hovertemplate": payload, "mode": "markers+text"}
+        drawn = figure(payload, annotations=[{"text": payload, "x": 1, "y": 1, "showarrow": False}])
+        drawn["data"][0] |= {"text": [payload] * 3, "hovertemplate": payload, "mode": "markers+text"}
         cells += [
             words(payload),
             words(f"## {payload}"),
@@ -320,13 +244,13 @@ def hostile(moment: Moment) -> Any:
 
 @pytest.mark.slow
 def test_fifty_attacks_in_every_place_run_nothing(
-    look: Callable[..., Sight], tmp_path: Path, moment: Moment, monkeypatch: pytest.MonkeyPatch
+    look: Callable[..., WatchedPage], tmp_path: Path, moment: Moment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = run(tmp_path / "r", {"01_grpo": hostile(moment)}, model=PAYLOADS[3], prompt=PAYLOADS[4])
     for file in write_report(folder):
-        sight = look(file)
-        assert "failed" not in sight.walk()
-        alive = sight.page.evaluate(
+        shown = look(file)
+        assert "failed" not in shown.scroll_through()
+        alive = shown.page.evaluate(
             """() => {
                 const own = [...document.querySelectorAll("main *, nav *")].filter((each) => !each.closest(".live"));
                 const handlers = own.filter((each) => [...each.attributes].some(({ name }) => name.startsWith("on")));
@@ -338,16 +262,16 @@ def test_fifty_attacks_in_every_place_run_nothing(
             }"""
         )
         assert alive == [0, [], []]
-        assert "{{ 7 * 7 }}" in sight.page.locator("main").inner_text(), "shown, as it was written"
+        assert "{{ 7 * 7 }}" in shown.page.locator("main").inner_text(), "shown, as it was written"
 
 
 def test_even_markup_that_slipped_through_could_do_nothing(
-    look: Callable[..., Sight], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    look: Callable[..., WatchedPage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sanitize, "sanitised", lambda given: given)
+    monkeypatch.setattr(sanitize, "sanitize_html", lambda given: given)
     cells = [code("x", output(text_html=payload)) for payload in PAYLOADS if "refresh" not in payload]
     file = tmp_path / "open.html"
-    file.write_text(page("open", [read_chapter(notebook(*cells), "n")]), encoding="utf-8")
-    sight = look(file, quiet=False)
-    sight.page.wait_for_timeout(1_000)
-    assert any("Content Security Policy" in each for each in sight.trouble), "the attacks were real"
+    file.write_text(report_page("open", [read_chapter(notebook(*cells), "n")]), encoding="utf-8")
+    shown = look(file, quiet=False)
+    shown.page.wait_for_timeout(1_000)
+    assert any("Content Security Policy" in each for each in shown.trouble), "the attacks were real"

@@ -17,7 +17,7 @@ from labkit.data.video.frames import FrameCache, Frames, probe, read_frames
 from labkit.data.video.probe import check_videos
 from labkit.doctor.dataset import video_findings
 from labkit.errors import LabError
-from labkit.policy.inputs import Sampling
+from labkit.policy.inputs import FrameSampling
 from labkit.policy.model import Policy, load_policy
 from labkit.policy.prompt_source import PromptSource
 from labkit.views.explorer.sprites import SheetCache
@@ -117,12 +117,12 @@ def test_a_run_reads_the_frames_of_their_seconds(
         for name, each in encoded.items()
         for end in [each.clock[-1] / 1000]
     }
-    sampling = Sampling(2.0, 32, 28 * 28, 160 * 96)
+    sampling = FrameSampling(2.0, 32, 28 * 28, 160 * 96)
     source = PromptSource(
         policy, moments.values(), template="query", sampling=sampling, cache=FrameCache(tmp_path), readers=readers
     )
     for name, encoding in encoded.items():
-        shown = source.footage(name)
+        shown = source.frames_for(name)
         times = np.arange(len(shown.rgb)) / shown.fps + EDGE
         fitting = times < encoding.clock[-1] / 1000  # the last may stand twice
         assert np.array(numbers(shown.rgb))[fitting].tolist() == right(encoding, times[fitting]), name

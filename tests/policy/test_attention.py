@@ -2,43 +2,46 @@ import pytest
 import torch
 
 from labkit.policy import attention
-from labkit.policy.attention import Layout, Row
-from labkit.policy.inputs import features_of, patchify
+from labkit.policy.attention import Layout, PackedRow
+from labkit.policy.inputs import encode_clip, patchify
 from labkit.policy.model import Policy
 from tests import tiny
 
 LAYOUTS = [
-    ([Row(7, (3, 1, 4)), Row(5), Row(6, (2, 2))], "several lines, uneven tails, none, and tails of one length"),
-    ([Row(0, (2, 3))], "nothing shared"),
-    ([Row(1, (1, 1, 1))], "single tokens"),
+    (
+        [PackedRow(7, (3, 1, 4)), PackedRow(5), PackedRow(6, (2, 2))],
+        "several rows, uneven suffixes, none, and suffixes of one length",
+    ),
+    ([PackedRow(0, (2, 3))], "nothing shared"),
+    ([PackedRow(1, (1, 1, 1))], "single tokens"),
 ]
 
 
 def visible(rows):
-    """(L, L) bool from the definition: which token of the line may see which."""
+    """(L, L) bool from the definition: which token of the packed sequence may attend to which."""
     total = sum(row.length for row in rows)
     allowed = torch.zeros(total, total, dtype=torch.bool)
     begin = 0
     for row in rows:
         at = begin
-        for length in (row.head, *row.tails):
-            allowed[at : at + length, begin : begin + row.head] = True
+        for length in (row.prefix, *row.suffixes):
+            allowed[at : at + length, begin : begin + row.prefix] = True
             allowed[at : at + length, at : at + length] = torch.ones(length, length).tril().bool()
             at += length
-        allowed[begin : begin + row.head, begin : begin + row.head].tril_()
+        allowed[begin : begin + row.prefix, begin : begin + row.prefix].tril_()
         begin = at
     return allowed
 
 
-@pytest.mark.parametrize("kernel", [attention._Cpu, attention._Plain])
+@pytest.mark.parametrize("kernel", [attention._FlashCpu, attention._Eager])
 @pytest.mark.parametrize(("rows", "reason"), LAYOUTS)
 def test_outputs_and_gradients_are_those_of_one_masked_softmax(rows, reason, kernel, monkeypatch):
-    monkeypatch.setattr(attention, "_kernel", lambda query: kernel)
+    monkeypatch.setattr(attention, "_kernel_for", lambda query: kernel)
     layout, seen = Layout(rows), visible(rows)
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, heads, len(seen), 8, requires_grad=True) for heads in (4, 2, 2))
     weights = torch.randn(1, 4, len(seen), 8)
-    found = attention._function().apply(query, key, value, layout, 0.3)
+    found = attention._autograd_function().apply(query, key, value, layout, 0.3)
     wide = [x.repeat_interleave(2, 1) for x in (key, value)]
     expected = torch.nn.functional.scaled_dot_product_attention(query, *wide, seen, scale=0.3)
     assert (found - expected).abs().max() < 1e-5, reason
@@ -54,6 +57,6 @@ def test_windows_of_the_vision_tower_together_are_those_one_by_one(side, reason)
     with torch.no_grad():
         expected = plain.base.model.get_video_features(patches, torch.tensor([grid]), return_dict=True)
     clip = type("Clip", (), {"patches": patches, "grid": grid})
-    found = features_of(Policy(plain.model, plain.tokenizer, "tiny"), clip)
-    assert plain.base.config.vision_config._attn_implementation == attention.VISION
+    found = encode_clip(Policy(plain.model, plain.tokenizer, "tiny"), clip)
+    assert plain.base.config.vision_config._attn_implementation == attention.VISION_ATTENTION
     assert torch.allclose(found, expected.pooler_output[0], atol=1e-5), reason

@@ -10,21 +10,21 @@ import torch
 from labkit.chain.anchors import parse
 from labkit.cli import main
 from labkit.data.video.frames import FrameCache
-from labkit.doctor.workload import read_shape
+from labkit.doctor.workload import read_model_shape
 from labkit.policy import inputs
 from labkit.policy.families import FAMILIES, PLACEHOLDER, VIDEO_PAD
 from labkit.policy.generate import generate
 from labkit.policy.inputs import (
-    Sampling,
-    features_of,
+    FrameSampling,
+    append_completion,
+    encode_clip,
     patchify,
     read_clip,
     rotary_positions,
     vision_kwargs,
-    with_completion,
 )
-from labkit.policy.model import Policy, _with_lora, ignore_renames, load_policy, save_policy
-from labkit.policy.packed_logprobs import pack
+from labkit.policy.model import Policy, add_lora, ignore_renames, load_policy, save_policy
+from labkit.policy.packed_logprobs import pack_shared_prefix
 from labkit.stages.checkpoints import load_weights
 from tests import tiny
 
@@ -68,16 +68,16 @@ def test_a_long_clip_is_encoded_in_pieces_as_it_would_be_at_once(policy, monkeyp
     ).numpy()
     patches, grid = patchify(rgb, policy.family, *sizes)
     clip = SimpleNamespace(patches=patches, grid=grid)
-    whole = features_of(policy, clip)
-    monkeypatch.setattr(inputs, "CACHED", at_once)
-    pieces = features_of(policy, clip)
+    whole = encode_clip(policy, clip)
+    monkeypatch.setattr(inputs, "VISION_CHUNK", at_once)
+    pieces = encode_clip(policy, clip)
     assert grid[0] == 5 and whole.shape == pieces.shape
     assert (whole - pieces).abs().max() < 1e-6, reason
 
 
 def logits_of(policy, prompt, completion):
     """Logits (C, V) of each token of a completion, from one whole pass without cache, padding or neighbours."""
-    ids, positions = with_completion(prompt, completion)
+    ids, positions = append_completion(prompt, completion)
     shown = vision_kwargs([prompt], ids.device)
     out = policy.model(input_ids=ids[None], position_ids=positions[:, None], use_cache=False, **shown)
     return out.logits[0, len(prompt.ids) - 1 : -1]
@@ -93,7 +93,7 @@ def one_at_a_time(policy, prompts, ids, mask):
 
 
 def packed(policy, prompts, ids, mask):
-    return pack(prompts, ids, mask, [len(group) for group in LENGTHS]).log_probs(policy.model)[0]
+    return pack_shared_prefix(prompts, ids, mask, [len(group) for group in LENGTHS]).log_probs(policy.model)[0]
 
 
 def gradients(policy, logps, mask):
@@ -108,7 +108,7 @@ def test_log_probs_and_gradients_equal_one_sample_at_a_time(policy, prompts, com
     if case == "lora":
         inner = tiny.policy(family=policy.base.config.model_type)
         with ignore_renames():
-            policy = Policy(_with_lora(inner.model, 4, 8), inner.tokenizer, "tiny")
+            policy = Policy(add_lora(inner.model, 4, 8, 0), inner.tokenizer, "tiny")
         with torch.no_grad():
             for name, weight in policy.model.named_parameters():
                 if "lora_B" in name:
@@ -136,12 +136,12 @@ def test_greedy_answers_are_those_of_a_plain_pass_and_of_transformers(policy, pr
     for prompt, completion in zip(prompts, together, strict=True):
         with torch.no_grad():
             logits = logits_of(policy, prompt, torch.tensor(completion.ids))
-        logits[:, policy.never_written] = -torch.inf
+        logits[:, policy.suppress_tokens] = -torch.inf
         assert logits.argmax(-1).tolist() == completion.ids
         theirs = policy.model.generate(
             input_ids=prompt.ids[None], attention_mask=torch.ones_like(prompt.ids)[None],
             position_ids=prompt.positions[:, None], max_new_tokens=16, do_sample=False, pad_token_id=policy.pad_id,
-            eos_token_id=policy.eos_ids, suppress_tokens=policy.never_written,
+            eos_token_id=policy.eos_ids, suppress_tokens=policy.suppress_tokens,
             **vision_kwargs([prompt], prompt.ids.device),
         )  # fmt: skip
         assert theirs[0, len(prompt.ids) :].tolist() == completion.ids
@@ -155,7 +155,7 @@ def test_a_group_is_sampled_alike_alone_and_in_a_batch(policy, prompts):
 def test_features_stand_in_for_the_pixels_exactly(policy, moments, prompts, tmp_path):
     """Deepstack's included: a pass over the patches computes all of them."""
     prompt, side = prompts[0], 4 * policy.base.config.vision_config.patch_size
-    clip = read_clip(policy, moments[0], FrameCache(tmp_path), Sampling(1.0, 32, side * side, side * side))
+    clip = read_clip(policy, moments[0], FrameCache(tmp_path), FrameSampling(1.0, 32, side * side, side * side))
     assert prompt.features.shape[1:] == policy.family.feature_shape(policy.base.config)
     common = {"input_ids": prompt.ids[None], "position_ids": prompt.positions[:, None]}
     with torch.no_grad():
@@ -189,7 +189,7 @@ def test_positions_equal_those_of_transformers_up_to_the_text_behind_a_long_span
 def test_positions_of_two_spans_by_hand():
     """text, text, a frame of 1 x 2 tokens, text, a frame, text; a frame is as long as its longer side."""
     is_video = torch.tensor([0, 0, 1, 1, 0, 1, 1, 0]).bool()
-    found = rotary_positions(is_video, (2, 2, 4), merge=2, ticks=[[0], [0]])
+    found = rotary_positions(is_video, (2, 2, 4), merge=2, temporal_positions=[[0], [0]])
     assert found.tolist() == [
         [0, 1, 2, 2, 4, 5, 5, 7],  # time
         [0, 1, 2, 2, 4, 5, 5, 7],  # height
@@ -199,7 +199,7 @@ def test_positions_of_two_spans_by_hand():
 
 def test_spans_that_the_prompt_does_not_have_are_an_error():
     with pytest.raises(ValueError, match="2 spans"):
-        rotary_positions(torch.tensor([0, 1, 0, 1]).bool(), (2, 2, 2), merge=2, ticks=[[0, 1]] * 2)
+        rotary_positions(torch.tensor([0, 1, 0, 1]).bool(), (2, 2, 2), merge=2, temporal_positions=[[0, 1]] * 2)
 
 
 PROCESSORS = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor"}
@@ -223,7 +223,7 @@ def test_a_video_is_written_as_its_makers_processor_writes_it(family, fps):
     }
     theirs = processor.replace_video_token(stand_in, video, 0)
     middles = [(4 * k + 1) / 2 / fps for k in range(20)]
-    ours = FAMILIES[family].write(middles, 8)
+    ours = FAMILIES[family].render_video_tokens(middles, 8)
     # The template's markers stay around Qwen2's; Qwen3-VL's bring their own, in place of the template's.
     assert ours == (theirs if family == "qwen3_vl" else PLACEHOLDER.replace(VIDEO_PAD, theirs))
 
@@ -333,7 +333,7 @@ def test_a_model_without_weights_is_counted_as_transformers_builds_it(family, tm
     model_class = getattr(transformers, FAMILIES[family].model_class)
     config = model_class.config_class(text_config=text, vision_config=vision, tie_word_embeddings=True)
     config.save_pretrained(tmp_path)
-    shape = read_shape(tmp_path)
+    shape = read_model_shape(tmp_path)
     with torch.device("meta"):
         model = model_class(config)
     towers = sum(weight.numel() for weight in model.model.visual.parameters())

@@ -5,7 +5,7 @@ import torch
 
 from labkit.policy import generate as module
 from labkit.policy.generate import generate
-from labkit.policy.inputs import vision_kwargs, with_completion
+from labkit.policy.inputs import append_completion, vision_kwargs
 from tests import tiny
 
 
@@ -24,7 +24,7 @@ def prompts(policy, tmp_path_factory):
 
 def plain_logits(policy, prompt, completion):
     """Logits of each token of a completion, from one whole pass without cache, padding or neighbours."""
-    ids, positions = with_completion(prompt, torch.tensor(completion, dtype=torch.long))
+    ids, positions = append_completion(prompt, torch.tensor(completion, dtype=torch.long))
     shown = vision_kwargs([prompt], ids.device)
     with torch.no_grad():
         out = policy.model(input_ids=ids[None], position_ids=positions[:, None], use_cache=False, **shown)
@@ -42,7 +42,7 @@ def test_greedy_answers_equal_those_of_transformers_generate(policy, prompts):
             do_sample=False,
             pad_token_id=policy.pad_id,
             eos_token_id=policy.eos_ids,
-            suppress_tokens=policy.never_written,
+            suppress_tokens=policy.suppress_tokens,
             **vision_kwargs([prompt], prompt.ids.device),
         )
         (ours,) = generate(policy, [prompt], max_new_tokens=16, greedy=True)
@@ -52,7 +52,7 @@ def test_greedy_answers_equal_those_of_transformers_generate(policy, prompts):
 def test_greedy_tokens_are_the_best_of_a_plain_pass(policy, prompts):
     for prompt, completion in zip(prompts, generate(policy, prompts, max_new_tokens=24, greedy=True), strict=True):
         logits = plain_logits(policy, prompt, completion.ids)
-        logits[:, policy.never_written] = -torch.inf
+        logits[:, policy.suppress_tokens] = -torch.inf
         assert logits.argmax(-1).tolist() == completion.ids
 
 
@@ -81,7 +81,7 @@ def test_sampling_follows_the_softmax_at_its_temperature(policy, prompts):
     count, temperature = 4000, 0.7
     sampled = generate(policy, prompts[:1], count, max_new_tokens=1, temperature=temperature, seed=1)
     logits = plain_logits(policy, prompts[0], [0])[0]
-    logits[policy.never_written] = -torch.inf
+    logits[policy.suppress_tokens] = -torch.inf
     expected = (logits / temperature).softmax(-1)
     found = torch.bincount(torch.tensor([c.ids[0] for c in sampled]), minlength=len(expected)) / count
     chance = (expected * (1 - expected) / count).sqrt().sum() / 2  # of the total variation, roughly
@@ -90,7 +90,7 @@ def test_sampling_follows_the_softmax_at_its_temperature(policy, prompts):
 
 def ending(policy, monkeypatch, at):
     """Make every row end at the token that `at` gives for it: 0 draws the first token that may be written."""
-    real = module._draws
+    real = module._uniforms
 
     def draws(seed, qid, num, length):
         numbers = real(seed, qid, num, length) / 2 + 0.4
@@ -99,16 +99,16 @@ def ending(policy, monkeypatch, at):
                 numbers[row, at(qid, row)] = 0
         return numbers
 
-    monkeypatch.setattr(module, "_draws", draws)
+    monkeypatch.setattr(module, "_uniforms", draws)
 
 
 def test_rows_that_have_ended_leave_and_change_nothing_for_the_others(policy, prompts, monkeypatch):
-    first = min(set(range(8)) - set(policy.never_written))
+    first = min(set(range(8)) - set(policy.suppress_tokens))
     monkeypatch.setattr(type(policy), "eos_ids", property(lambda self: [first]))
     ends = {prompt.qid: 3 * i + 2 for i, prompt in enumerate(prompts)}
     ending(policy, monkeypatch, lambda qid, row: ends[qid] + row)
     dropped = generate(policy, prompts, 3, max_new_tokens=12)
-    monkeypatch.setattr(module, "DROP_SHARE", 0)  # nobody leaves before the end
+    monkeypatch.setattr(module, "COMPACT_FRACTION", 0)  # nobody leaves before the end
     assert generate(policy, prompts, 3, max_new_tokens=12) == dropped
     lengths = [len(completion.ids) for completion in dropped]
     assert lengths == [min(12, ends[prompt.qid] + row + 1) for prompt in prompts for row in range(3)]
@@ -137,21 +137,21 @@ def test_video_and_padding_tokens_are_never_written(policy, prompts):
     before = weight.detach().clone()
     try:
         with torch.no_grad():
-            weight[policy.never_written] *= 50  # what the model likes best is now mostly forbidden
+            weight[policy.suppress_tokens] *= 50  # what the model likes best is now mostly forbidden
         written = {token for c in generate(policy, prompts, 8, max_new_tokens=12) for token in c.ids}
     finally:
         with torch.no_grad():
             weight.copy_(before)
-    assert policy.model.config.video_token_id in policy.never_written
-    assert policy.pad_id in policy.never_written
-    assert not written & set(policy.never_written)
+    assert policy.model.config.video_token_id in policy.suppress_tokens
+    assert policy.pad_id in policy.suppress_tokens
+    assert not written & set(policy.suppress_tokens)
 
 
 def test_the_highest_number_draws_no_token_without_mass(policy, prompts, monkeypatch):
     """Rounded up, it equals the whole mass, which the last tokens do not add to when they are suppressed."""
     last = policy.model.config.text_config.vocab_size - 1
-    monkeypatch.setattr(type(policy), "never_written", property(lambda self: [last - 1, last]))
-    monkeypatch.setattr(module, "_draws", lambda seed, qid, num, length: torch.ones(num, length))
+    monkeypatch.setattr(type(policy), "suppress_tokens", property(lambda self: [last - 1, last]))
+    monkeypatch.setattr(module, "_uniforms", lambda seed, qid, num, length: torch.ones(num, length))
     written = {token for c in generate(policy, prompts, 2, max_new_tokens=8) for token in c.ids}
     assert written and not written & {last - 1, last}
 

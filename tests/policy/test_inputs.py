@@ -9,13 +9,13 @@ from labkit.embedded.world import write_world
 from labkit.errors import LabError
 from labkit.policy.families import FAMILIES
 from labkit.policy.inputs import (
-    Sampling,
+    FrameSampling,
+    append_completion,
     left_pad,
     patchify,
     rotary_positions,
     smart_resize,
     vision_kwargs,
-    with_completion,
 )
 from labkit.policy.model import load_policy
 from labkit.policy.prompt_source import PromptSource
@@ -36,7 +36,7 @@ def policy():
 
 
 def source(policy, moments, folder, fps=2.0, max_frames=64, template="query"):
-    sampling = Sampling(fps, max_frames, SIDE, SIDE)
+    sampling = FrameSampling(fps, max_frames, SIDE, SIDE)
     return PromptSource(policy, moments, template=template, sampling=sampling, cache=FrameCache(folder))
 
 
@@ -57,7 +57,7 @@ def test_text_behind_the_video_goes_on_behind_its_last_position(policy, moments,
     where = (prompt.ids == policy.base.config.video_token_id).nonzero()[:, 0]
     last = int(where[-1])
     assert prompt.positions[:, last + 1 :].min() == prompt.positions[:, : last + 1].max() + 1
-    ids, positions = with_completion(prompt, torch.tensor([5, 6, 7]))
+    ids, positions = append_completion(prompt, torch.tensor([5, 6, 7]))
     assert len(ids) == positions.shape[1]
     assert (positions[:, -3:] - prompt.positions[:, -1:]).tolist() == [[1, 2, 3]] * 3
 
@@ -79,7 +79,7 @@ def test_positions_before_and_inside_the_video_equal_those_of_transformers(polic
 
 def test_a_prompt_without_its_video_is_an_error():
     with pytest.raises(ValueError, match="holds 0 video tokens"):
-        rotary_positions(torch.zeros(4, dtype=torch.bool), (1, 2, 2), merge=2, ticks=[[0]])
+        rotary_positions(torch.zeros(4, dtype=torch.bool), (1, 2, 2), merge=2, temporal_positions=[[0]])
 
 
 def test_patches_equal_those_of_transformers_image_processor():
@@ -120,7 +120,7 @@ def test_frame_sizes_equal_those_of_transformers(height, width):
 
 def test_each_clip_is_read_and_encoded_once_whatever_the_number_of_its_queries(policy, moments, tmp_path):
     cache = FrameCache(tmp_path)
-    prompts = PromptSource(policy, moments, template="query", sampling=Sampling(2.0, 32, SIDE, SIDE), cache=cache)
+    prompts = PromptSource(policy, moments, template="query", sampling=FrameSampling(2.0, 32, SIDE, SIDE), cache=cache)
     features = {id(prompts[moment.qid].features) for moment in moments}
     clips = {moment.video for moment in moments}
     assert len(moments) > len(clips) == cache.decoded == len(features)
@@ -143,7 +143,7 @@ def test_features_stand_in_for_the_pixels_exactly(policy, moments, tmp_path):
     from labkit.policy.inputs import read_clip
 
     prompt = source(policy, moments, tmp_path)[moments[0].qid]
-    clip = read_clip(policy, moments[0], FrameCache(tmp_path), Sampling(2.0, 64, SIDE, SIDE))
+    clip = read_clip(policy, moments[0], FrameCache(tmp_path), FrameSampling(2.0, 64, SIDE, SIDE))
     common = {"input_ids": prompt.ids[None], "position_ids": prompt.positions[:, None]}
     with torch.no_grad():
         ours = policy.base(**common, **vision_kwargs([prompt], policy.device)).logits

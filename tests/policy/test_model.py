@@ -95,9 +95,9 @@ def test_a_saved_folder_is_never_overwritten(tmp_path):
 
 def test_what_stands_for_pixels_is_never_written():
     policy = load_policy("embedded")
-    never = policy.tokenizer.convert_ids_to_tokens(policy.never_written)
+    never = policy.tokenizer.convert_ids_to_tokens(policy.suppress_tokens)
     assert {"<|video_pad|>", "<|image_pad|>", "<pad>"} <= set(never)
-    assert not set(policy.never_written) & set(policy.eos_ids)
+    assert not set(policy.suppress_tokens) & set(policy.eos_ids)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from labkit.policy import packed_logprobs as module
-from labkit.policy.inputs import vision_kwargs, with_completion
-from labkit.policy.model import Policy, _with_lora, ignore_renames
-from labkit.policy.packed_logprobs import pack
+from labkit.policy.inputs import append_completion, vision_kwargs
+from labkit.policy.model import Policy, add_lora, ignore_renames
+from labkit.policy.packed_logprobs import pack_shared_prefix
 from tests import tiny
 
 TOLERANCE = 1e-4
@@ -44,7 +44,7 @@ def one_at_a_time(policy, prompts, ids, mask):
     owners = [prompt for prompt, group in zip(prompts, LENGTHS, strict=True) for _ in group]
     for row, prompt in enumerate(owners):
         completion = ids[row][mask[row]]
-        whole, positions = with_completion(prompt, completion)
+        whole, positions = append_completion(prompt, completion)
         out = policy.model(
             input_ids=whole[None],
             position_ids=positions[:, None],
@@ -65,7 +65,7 @@ def gradients(policy, logps, mask):
 
 
 def packed(policy, prompts, ids, mask):
-    row = pack(prompts, ids, mask, [len(group) for group in LENGTHS])
+    row = pack_shared_prefix(prompts, ids, mask, [len(group) for group in LENGTHS])
     return row.log_probs(policy.model, TEMPERATURE, entropy=True)
 
 
@@ -75,7 +75,7 @@ def test_log_probs_and_gradients_equal_one_sample_at_a_time(policy, prompts, com
     if case == "lora":
         inner = tiny.policy()
         with ignore_renames():
-            policy = Policy(_with_lora(inner.model, 4, 8), inner.tokenizer, "tiny")
+            policy = Policy(add_lora(inner.model, 4, 8, 0), inner.tokenizer, "tiny")
         with torch.no_grad():
             for name, weight in policy.model.named_parameters():
                 if "lora_B" in name:
@@ -107,7 +107,7 @@ def test_padding_is_zero_and_carries_no_gradient(policy, prompts, completions):
 
 def test_the_prompt_is_read_once_whatever_the_group_size(policy, prompts, completions):
     ids, mask = completions
-    row = pack(prompts, ids, mask, [len(group) for group in LENGTHS]).inputs["input_ids"][0]
+    row = pack_shared_prefix(prompts, ids, mask, [len(group) for group in LENGTHS]).inputs["input_ids"][0]
     total = sum(len(p.ids) - 1 + sum(group) for p, group in zip(prompts, LENGTHS, strict=True))
     assert row.shape == (total,)
     video = policy.model.config.video_token_id
@@ -136,7 +136,7 @@ def test_questions_about_one_clip_share_it(policy, prompts, completions):
     asked = [behind(prompts[0], [30, 31, 32]), behind(prompts[0], [30, 40]), behind(prompts[1], [30, 40])]
     plain, _ = one_at_a_time(policy, asked, ids, mask)
     expected = gradients(policy, plain, mask)
-    row = pack(asked, ids, mask, [len(group) for group in LENGTHS])
+    row = pack_shared_prefix(asked, ids, mask, [len(group) for group in LENGTHS])
     video = policy.model.config.video_token_id
     assert int((row.inputs["input_ids"] == video).sum()) == sum(int((p.ids == video).sum()) for p in asked[1:])
     found, _ = row.log_probs(policy.model, TEMPERATURE)
@@ -150,7 +150,7 @@ def test_questions_about_one_clip_share_it(policy, prompts, completions):
 def test_logits_exist_for_a_chunk_at_a_time(policy, prompts, completions, monkeypatch):
     whole, spread = packed(policy, prompts, *completions)
     expected = gradients(policy, whole, completions[1])
-    monkeypatch.setattr(module, "CHUNK", 4)
+    monkeypatch.setattr(module, "LOGIT_CHUNK", 4)
     parts, parts_spread = packed(policy, prompts, *completions)
     found = gradients(policy, parts, completions[1])
     assert torch.allclose(parts, whole, atol=1e-5) and torch.allclose(parts_spread, spread, atol=1e-5)

@@ -12,9 +12,9 @@ from labkit.data.moments import Moment
 from labkit.data.video import decode_worker
 from labkit.data.video.frames import BlackFrames, FrameCache
 from labkit.errors import LabError
-from labkit.policy.inputs import Sampling
+from labkit.policy.inputs import FrameSampling
 from labkit.policy.model import Policy
-from labkit.policy.prompt_source import PromptSource, expect, nbytes
+from labkit.policy.prompt_source import PromptSource, nbytes, prefetch
 from tests import tiny
 
 CLIPS, QUERIES = 3, 2
@@ -31,7 +31,7 @@ def moments(tmp_path_factory: pytest.TempPathFactory) -> list[Moment]:
 
 
 def source(policy: Policy, moments: Iterable[Moment], cache: FrameCache, **options: Any) -> PromptSource:
-    sampling = Sampling(1.0, 32, 56 * 56, 56 * 56)
+    sampling = FrameSampling(1.0, 32, 56 * 56, 56 * 56)
     return PromptSource(policy, moments, template="query", sampling=sampling, cache=cache, **options)
 
 
@@ -43,7 +43,7 @@ def clip_bytes(policy: Policy, moments: list[Moment], cache: FrameCache) -> int:
         prompt = whole[moment.qid]
         sizes[moment.video] = sizes[moment.video] or prompt.features.nbytes
         sizes[moment.video] += prompt.ids.nbytes + prompt.positions.nbytes
-    assert sum(sizes.values()) == whole.kept_bytes
+    assert sum(sizes.values()) == whole.cached_bytes
     return max(sizes.values())
 
 
@@ -63,7 +63,7 @@ def test_memory_stays_bounded_and_what_left_is_made_again_from_cached_frames(
             prompt = tight[moment.qid]
             assert torch.equal(prompt.features, expected[moment.qid].features)
             assert torch.equal(prompt.ids, expected[moment.qid].ids)
-            assert tight.kept_bytes <= 2 * room
+            assert tight.cached_bytes <= 2 * room
         # Two of three clips fit: walking in a circle, the one that comes next has always just left.
         assert tight.encoded == epoch * CLIPS
     assert cache.decoded == CLIPS
@@ -97,7 +97,7 @@ def test_no_pixels_are_kept(policy: Policy, moments: list[Moment], tmp_path: Pat
     whole = source(policy, moments, FrameCache(tmp_path))
     for moment in moments:
         whole[moment.qid]
-    assert [kept.clip.patches.untyped_storage().nbytes() for kept in whole._kept.values()] == [0] * CLIPS
+    assert [clip.clip.patches.untyped_storage().nbytes() for clip in whole._encoded_clips.values()] == [0] * CLIPS
 
 
 def test_readers_give_the_same_prompts_and_this_process_opens_no_video(
@@ -109,13 +109,13 @@ def test_readers_give_the_same_prompts_and_this_process_opens_no_video(
         monkeypatch.setattr(decode_worker, name, None)
     cache = FrameCache(tmp_path / "ahead")
     ahead = source(policy, moments, cache, readers=2)
-    ahead.expect([moment.qid for moment in moments[1:]])  # the first is asked for out of the blue
+    ahead.prefetch([moment.qid for moment in moments[1:]])  # the first is asked for out of the blue
     for moment in moments:
         assert torch.equal(ahead[moment.qid].features, expected[moment.qid].features)
     assert (cache.decoded, cache.hits) == (CLIPS, CLIPS)
     # The next epoch, by a source that has nothing in memory.
     again = source(policy, moments, cache, readers=2)
-    again.expect([moment.qid for moment in moments])
+    again.prefetch([moment.qid for moment in moments])
     for moment in moments:
         again[moment.qid]
     assert (cache.decoded, cache.hits) == (CLIPS, 2 * CLIPS)
@@ -128,7 +128,7 @@ def test_a_video_that_readers_cannot_read_is_named_when_it_is_asked_for(
     broken.write_bytes(Path(moments[0].video).read_bytes()[:2000])
     bad = Moment("bad", str(broken), "the square", moments[0].windows, 8.0)
     ahead = source(policy, [bad, moments[0]], FrameCache(tmp_path / "cache"), readers=1)
-    ahead.expect(["bad", moments[0].qid])
+    ahead.prefetch(["bad", moments[0].qid])
     assert len(ahead[moments[0].qid].ids)
     with pytest.raises(LabError, match="broken.mp4 cannot be opened"):
         ahead["bad"]
@@ -137,7 +137,7 @@ def test_a_video_that_readers_cannot_read_is_named_when_it_is_asked_for(
 def test_black_frames_need_no_frames_ahead(policy: Policy, moments: list[Moment], tmp_path: Path) -> None:
     cache = BlackFrames(tmp_path)
     ahead = source(policy, moments, cache, readers=1)
-    ahead.expect([moments[0].qid])
+    ahead.prefetch([moments[0].qid])
     plain = source(policy, moments, BlackFrames(tmp_path / "other"))
     assert torch.equal(ahead[moments[0].qid].features, plain[moments[0].qid].features)
     assert cache.decoded == 0 and not list(tmp_path.glob("*.npz"))
@@ -149,22 +149,22 @@ def test_clips_are_told_once_in_the_order_of_their_first_use(
     ahead = source(policy, moments, FrameCache(tmp_path), readers=1)
     told: list[str] = []
     monkeypatch.setattr(ahead.readers, "want", lambda jobs: told.extend(Path(key[0]).stem for key, _ in jobs))
-    expect(ahead, ["q2-0", "q0-1", "q2-1", "q0-0", "q1-1"])
+    prefetch(ahead, ["q2-0", "q0-1", "q2-1", "q0-0", "q1-1"])
     assert told == ["clip2", "clip0", "clip1"]
     with pytest.raises(KeyError, match="nobody"):
-        expect(ahead, ["nobody"])
+        prefetch(ahead, ["nobody"])
 
 
 def test_mappings_without_readers_hear_nothing(policy: Policy, moments: list[Moment], tmp_path: Path) -> None:
-    expect({}, ["q0-0"])
+    prefetch({}, ["q0-0"])
     plain = source(policy, moments, FrameCache(tmp_path))
-    expect(plain, ["q0-0"])
+    prefetch(plain, ["q0-0"])
     assert plain.cache.decoded == 0
 
 
 def test_a_source_that_is_dropped_ends_its_readers(policy: Policy, moments: list[Moment], tmp_path: Path) -> None:
     ahead = source(policy, moments, FrameCache(tmp_path), readers=1)
-    ahead.expect([moment.qid for moment in moments])
+    ahead.prefetch([moment.qid for moment in moments])
     close = ahead.readers.close
     del ahead
     gc.collect()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -16,28 +18,40 @@ from labkit.chain.rewards import RewardSpec
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.data.video.frames import FrameCache
-from labkit.policy.inputs import Prompt, Sampling, vision_kwargs, with_completion
+from labkit.params import DEFAULTS, Params, names
+from labkit.policy.inputs import FrameSampling, Prompt, append_completion, vision_kwargs
 from labkit.policy.model import Policy
 from labkit.policy.prompt_source import PromptSource
-from labkit.stages import grpo, sft
+from labkit.stages import arguments, grpo, sft
+from labkit.stages.grpo_steps import GrpoResult
 
 ROOT = Path(__file__).parents[2]
 SPEC = RewardSpec()
 
 
+def unchecked(**changes: Any) -> Params:
+    """Parameters that need not be in their ranges, such as a stop condition that always holds."""
+    params = copy.copy(DEFAULTS)
+    for name, value in changes.items():
+        assert name in names(), name
+        object.__setattr__(params, name, value)
+    return params
+
+
 def source(policy: Policy, moments: Sequence[Moment], frames: Path) -> PromptSource:
-    sampling = Sampling(1.0, 16, 3136, 3136)
+    sampling = FrameSampling(1.0, 16, 3136, 3136)
     return PromptSource(policy, moments, template="query", sampling=sampling, cache=FrameCache(frames))
 
 
-def grpo_settings(**changes: Any) -> grpo.GrpoSettings:
+def grpo_params(**changes: Any) -> Params:
     """Stops by its condition, which always holds, after as many steps as that looks at: five."""
     values: dict[str, Any] = {
-        "steps": 8, "prompts_per_step": 4, "group_size": 4, "learning_rate": 1e-3, "temperature": 1.0, "beta": 0.0,
-        "max_new_tokens": 24, "save_steps": 2, "seed": 7, "prompts_per_pass": 2, "warmup_steps": 1,
+        "run": "small", "grpo_steps": 8, "prompts_per_step": 4, "group_size": 4, "learning_rate": 1e-3, "temperature": 1.0,
+        "beta": 0.0,
+        "max_new_tokens": 24, "save_steps": 2, "seed": 7, "prompts_per_pass": 2,
         "stop_anchor_rate": -1.0, "stop_progress": -1.0,
     }  # fmt: skip
-    return grpo.GrpoSettings(**values | changes)
+    return unchecked(**values | changes)
 
 
 def train_grpo(
@@ -47,12 +61,15 @@ def train_grpo(
     folder: Path,
     on_step: Any = None,
     on_resume: Any = None,
+    stage: str = "grpo",
+    warmup_steps: int = 1,
     **changes: Any,
-) -> grpo.GrpoResult:
-    return grpo.train_grpo(
-        policy, source, moments, spec=SPEC, settings=grpo_settings(**changes), folder=folder, run="small",
-        stage="grpo", on_step=on_step, on_resume=on_resume,
-    )  # fmt: skip
+) -> GrpoResult:
+    with patch.object(arguments, "WARMUP_STEPS", warmup_steps):
+        return grpo.train_grpo(
+            policy, source, moments, spec=SPEC, params=grpo_params(**changes), folder=folder, stage=stage,
+            on_step=on_step, on_resume=on_resume,
+        )  # fmt: skip
 
 
 def traces(moments: Sequence[Moment]) -> list[sft.Trace]:
@@ -66,13 +83,20 @@ def traces(moments: Sequence[Moment]) -> list[sft.Trace]:
 
 
 def train_sft(
-    policy: Policy, source: Any, moments: Sequence[Moment], folder: Path, on_step: Any = None, **changes: Any
+    policy: Policy,
+    source: Any,
+    moments: Sequence[Moment],
+    folder: Path,
+    on_step: Any = None,
+    warmup_steps: int = 1,
+    **changes: Any,
 ) -> sft.SftResult:
     values: dict[str, Any] = {
-        "epochs": 2.0, "batch": 4, "learning_rate": 1e-3, "save_steps": 2, "seed": 7, "warmup_steps": 1,
+        "sft_epochs": 2.0, "sft_batch": 4, "sft_learning_rate": 1e-3, "save_steps": 2, "seed": 7,
     }  # fmt: skip
-    settings = sft.SftSettings(**values | changes)
-    return sft.train_sft(policy, source, traces(moments), settings=settings, folder=folder, on_step=on_step)
+    params = unchecked(**values | changes)
+    with patch.object(arguments, "WARMUP_STEPS", warmup_steps):
+        return sft.train_sft(policy, source, traces(moments), params=params, folder=folder, on_step=on_step)
 
 
 def train_and_kill(stage: str, world: Path, folder: Path, place: str) -> int:
@@ -97,7 +121,7 @@ def farthest(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor
 
 def plain_log_probs(model: Any, prompt: Prompt, ids: torch.Tensor) -> torch.Tensor:
     """Of one completion (C,), in a pass of its own: no padding, no packing, no trainer."""
-    whole, positions = with_completion(prompt, ids)
+    whole, positions = append_completion(prompt, ids)
     shown = vision_kwargs([prompt], whole.device)
     out = model(input_ids=whole[None], position_ids=positions[:, None], use_cache=False, **shown)
     return out.logits[0, len(prompt.ids) - 1 : -1].log_softmax(-1).gather(1, ids[:, None])[:, 0]

@@ -8,7 +8,8 @@ import pytest
 import transformers
 import trl
 
-from labkit.stages.arguments import OBJECTIVE, VLLM_CORRECTION
+from labkit.stages.arguments import OBJECTIVE
+from labkit.stages.experimental.vllm_generation import IMPORTANCE_SAMPLING
 
 SAID_BY_PARAMETERS = {
     "beta", "learning_rate", "max_completion_length", "num_generations", "remove_unused_columns", "reward_weights",
@@ -46,7 +47,7 @@ def test_every_option_of_trl_is_said_or_known_to_do_nothing():
     """A new version of TRL fails here until somebody has looked at what it added."""
     common = {field.name for field in fields(transformers.TrainingArguments)}
     own = {field.name for field in fields(trl.GRPOConfig)} - common
-    said = OBJECTIVE.keys() | VLLM_CORRECTION.keys() | SAID_BY_PARAMETERS
+    said = OBJECTIVE.keys() | IMPORTANCE_SAMPLING.keys() | SAID_BY_PARAMETERS
     idle = [name for names in WITHOUT_EFFECT.values() for name in names]
     assert own - said - set(idle) == set()
     assert set(idle) <= own and not said & set(idle), "the table names only what there is"

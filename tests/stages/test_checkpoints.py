@@ -12,7 +12,7 @@ from labkit.stages import checkpoints
 from labkit.stages.checkpoints import COMPLETE, load_weights, newest_checkpoint, shuffled_order
 from labkit.stages.grpo_steps import WINDOW
 from labkit.stages.rollouts import RolloutStore
-from labkit.stages.sharding import require_same_sharing
+from labkit.stages.sharding import require_same_sharding
 from tests.stages import small
 from tests.stages.small import distance, weights
 
@@ -35,6 +35,7 @@ def uninterrupted(source, moments, tmp_path_factory):
     return weights(policy), RolloutStore(folder / "rollouts").read(), result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["step3", "save4"])
 def test_grpo_killed_ends_as_if_it_never_was(world, moments, policy, source, tmp_path, uninterrupted, place):
     """Killed between two checkpoints, and while it writes one; the resumed run stops by the condition."""
@@ -81,6 +82,7 @@ def test_grpo_killed_after_its_last_step_takes_no_other(policy, source, moments,
     assert timeless(result.history) == timeless(whole.history)
 
 
+@pytest.mark.slow
 def test_sft_killed_ends_as_if_it_never_was(world, moments, policy, source, tmp_path):
     whole = load_policy("embedded", device="cpu")
     expected = small.train_sft(whole, source, moments, tmp_path / "whole")
@@ -97,6 +99,7 @@ def test_sft_killed_ends_as_if_it_never_was(world, moments, policy, source, tmp_
     assert repr(small.train_sft(policy, source, moments, folder, on_step=pytest.fail)) == repr(result)
 
 
+@pytest.mark.slow
 def test_an_adapter_resumes_too(source, moments, tmp_path):
     def stop(row):
         if row["step"] == 3:
@@ -107,10 +110,10 @@ def test_an_adapter_resumes_too(source, moments, tmp_path):
         return load_policy("embedded", device="cpu", lora_rank=4)
 
     whole, broken, resumed = adapted(), adapted(), adapted()
-    small.train_sft(whole, source, moments, tmp_path / "whole", epochs=1.2)
+    small.train_sft(whole, source, moments, tmp_path / "whole", sft_epochs=1.2)
     with pytest.raises(Killed):
-        small.train_sft(broken, source, moments, tmp_path / "run", epochs=1.2, on_step=stop)
-    small.train_sft(resumed, source, moments, tmp_path / "run", epochs=1.2)
+        small.train_sft(broken, source, moments, tmp_path / "run", sft_epochs=1.2, on_step=stop)
+    small.train_sft(resumed, source, moments, tmp_path / "run", sft_epochs=1.2)
     assert equal(weights(resumed), weights(whole))
     assert distance(weights(resumed), weights(adapted())) > 1e-2
 
@@ -178,9 +181,9 @@ def test_an_optimizer_in_parts_is_not_read_whole(written, processes, sharding, r
     (tmp_path / written).touch()
     for name, number in {"LABKIT_WORKERS": tmp_path, "RANK": 0, "WORLD_SIZE": processes, "LOCAL_RANK": 0}.items():
         monkeypatch.setenv(name, str(number))
-    require_same_sharing(None, sharding)
+    require_same_sharding(None, sharding)
     with pytest.raises(LabError, match=refused) if refused else nullcontext():
-        require_same_sharing(tmp_path, sharding)
+        require_same_sharding(tmp_path, sharding)
         assert not refused, reason
 
 
@@ -232,7 +235,7 @@ def test_weights_have_the_rights_that_the_umask_leaves(policy, source, moments, 
 
     before = os.umask(0o002)
     try:
-        small.train_sft(policy, source, moments[:4], tmp_path, epochs=4.0, save_steps=1, on_step=on_step)
+        small.train_sft(policy, source, moments[:4], tmp_path, sft_epochs=4.0, save_steps=1, on_step=on_step)
     finally:
         os.umask(before)
     assert seen and all(each == {0o664} for each in seen)

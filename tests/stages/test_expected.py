@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from labkit.data.video.frames import FrameCache
-from labkit.policy.inputs import Prompt, Sampling
+from labkit.policy.inputs import FrameSampling, Prompt
 from labkit.policy.prompt_source import PromptSource
 from labkit.stages.evaluate import evaluate
 from labkit.stages.harvest import sample_traces
@@ -23,7 +23,7 @@ class Listening(PromptSource):
     told: list[str]
     asked: list[str]
 
-    def expect(self, qids: Iterable[str]) -> None:
+    def prefetch(self, qids: Iterable[str]) -> None:
         self.told, self.asked = list(qids), []
 
     def __getitem__(self, qid: str) -> Prompt:
@@ -41,16 +41,16 @@ def _harvest(policy: Any, source: Any, moments: Any, folder: Path) -> None:
 
 
 def _sft(policy: Any, source: Any, moments: Any, folder: Path) -> None:
-    small.train_sft(policy, source, moments, folder, epochs=1.0)
+    small.train_sft(policy, source, moments, folder, sft_epochs=1.0)
 
 
 def _grpo(policy: Any, source: Any, moments: Any, folder: Path) -> None:
-    small.train_grpo(policy, source, moments, folder, steps=2, max_new_tokens=4)
+    small.train_grpo(policy, source, moments, folder, grpo_steps=2, max_new_tokens=4)
 
 
 @pytest.mark.parametrize("stage", [_evaluate, _harvest, _sft, _grpo], ids=lambda stage: stage.__name__[1:])
 def test_a_stage_asks_for_what_it_told_in_that_order(policy, moments, tmp_path, stage):
-    sampling = Sampling(1.0, 16, 3136, 3136)
+    sampling = FrameSampling(1.0, 16, 3136, 3136)
     source = Listening(policy, moments, template="query", sampling=sampling, cache=FrameCache(tmp_path / "frames"))
     stage(policy, source, moments, tmp_path / "stage")
     assert source.asked == source.told and len(source.told) >= 8

@@ -11,7 +11,7 @@ from labkit.policy.generate import generate
 from labkit.policy.model import load_policy
 from labkit.stages import grpo, grpo_steps
 from labkit.stages.experimental import vllm_generation
-from labkit.stages.grpo_steps import judge, may_stop, step_figures
+from labkit.stages.grpo_steps import score_completion, should_stop, step_figures
 from labkit.stages.rollouts import RolloutStore
 from labkit.stages.start import stage_seed
 from tests.stages import small
@@ -51,19 +51,19 @@ def same_completions(monkeypatch):
     return made
 
 
-def by_hand(policy, source, moments, rollouts, settings):
+def by_hand(policy, source, moments, rollouts, params):
     """GRPO from its definition, one sample a pass: weights after the grpo_steps, and the advantages of each."""
     asked = {moment.qid: moment for moment in moments}
     reference = load_policy("embedded", device="cpu").model
-    model, group = policy.model, settings.group_size
+    model, group = policy.model, params.group_size
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(trained, lr=params.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     advantages = []
-    for step in range(settings.steps):
+    for step in range(params.grpo_steps):
         qids = [r.qid for r in rollouts if r.step == step + 1]
         completions = generate(
-            policy, [source[qid] for qid in qids[::group]], group, max_new_tokens=settings.max_new_tokens,
-            seed=stage_seed(settings.seed, "grpo") * 1_000_003 + step + 1,
+            policy, [source[qid] for qid in qids[::group]], group, max_new_tokens=params.max_new_tokens,
+            seed=stage_seed(params.seed, "grpo") * 1_000_003 + step + 1,
         )  # fmt: skip
         totals = []
         for qid, completion in zip(qids, completions, strict=True):
@@ -79,29 +79,32 @@ def by_hand(policy, source, moments, rollouts, settings):
             log_probs = plain_log_probs(model, source[qid], ids)
             ratio = (log_probs - log_probs.detach()).exp()
             loss = -advantage * ratio
-            if settings.beta:
+            if params.beta:
                 with torch.no_grad():
                     apart = plain_log_probs(reference, source[qid], ids) - log_probs
                 apart = apart + log_probs.detach() - log_probs
-                loss = loss + settings.beta * (
+                loss = loss + params.beta * (
                     apart.exp() - apart - 1
                 )  # not weighted by the ratio, which has a gradient
             (loss.sum() / tokens).backward()  # the mean over all tokens of the step
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        cosine = 0.5 * (1 + math.cos(math.pi * step / (settings.steps - 1)))  # one step of warm-up, which has it whole
+        cosine = 0.5 * (
+            1 + math.cos(math.pi * step / (params.grpo_steps - 1))
+        )  # one step of warm-up, which has it whole
         for parameters in optimizer.param_groups:
-            parameters["lr"] = settings.learning_rate * (0.9 * cosine + 0.1)
+            parameters["lr"] = params.learning_rate * (0.9 * cosine + 0.1)
         optimizer.step()
     return weights(policy), advantages
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [0.0, 0.2])
 def test_weights_after_some_steps_equal_the_textbook_one_sample_at_a_time(policy, source, moments, tmp_path, beta):
     start = weights(policy)
-    small.train_grpo(policy, source, moments, tmp_path / "ours", steps=3, beta=beta)
+    small.train_grpo(policy, source, moments, tmp_path / "ours", grpo_steps=3, beta=beta)
     rollouts = RolloutStore(tmp_path / "ours" / "rollouts").read()
     fresh = load_policy("embedded", device="cpu")
-    expected, advantages = by_hand(fresh, source, moments, rollouts, small.grpo_settings(steps=3, beta=beta))
+    expected, advantages = by_hand(fresh, source, moments, rollouts, small.grpo_params(grpo_steps=3, beta=beta))
     moved = distance(start, expected)
     assert moved > 0.1
     assert distance(weights(policy), expected) < 1e-3 * moved
@@ -110,6 +113,7 @@ def test_weights_after_some_steps_equal_the_textbook_one_sample_at_a_time(policy
     assert max(abs(value) for value in advantages) > 0.5
 
 
+@pytest.mark.slow
 def test_neither_passes_nor_checkpointing_change_the_update(source, moments, tmp_path, same_completions, capfd):
     """The loss is the mean over the step's tokens, however many prompts a pass holds; the seed samples the same."""
     found = []
@@ -123,7 +127,7 @@ def test_neither_passes_nor_checkpointing_change_the_update(source, moments, tmp
     ):
         policy = load_policy("embedded", device="cpu")
         start = weights(policy)
-        options = {"steps": 2, "warmup_steps": 0, "learning_rate": 1e-4, **changes}
+        options = {"grpo_steps": 2, "warmup_steps": 0, "learning_rate": 1e-4, **changes}
         small.train_grpo(policy, source, moments, tmp_path / str(number), **options)
         found.append(weights(policy))
     assert farthest(found[0], start) > 1e-4
@@ -134,7 +138,7 @@ def test_neither_passes_nor_checkpointing_change_the_update(source, moments, tmp
 
 def test_every_rollout_is_recorded_and_the_history_agrees(policy, source, moments, tmp_path, loss_inputs, capfd):
     heard = []
-    result = small.train_grpo(policy, source, moments, tmp_path / "run", steps=2, on_step=heard.append)
+    result = small.train_grpo(policy, source, moments, tmp_path / "run", grpo_steps=2, on_step=heard.append)
     assert result.steps == 2 and result.stopped_by == "steps"
     assert result.history == heard and [row["step"] for row in heard] == [1, 2]
     rollouts = RolloutStore(tmp_path / "run" / "rollouts").read()
@@ -153,7 +157,7 @@ def test_every_rollout_is_recorded_and_the_history_agrees(policy, source, moment
     given = torch.cat([inputs["advantages"] for inputs in loss_inputs])
     assert [r.advantage for r in rollouts] == given.tolist()
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"final", "result.json", "rollouts", "start.json"}
-    again = small.train_grpo(policy, source, moments, tmp_path / "run", steps=2, on_step=pytest.fail)
+    again = small.train_grpo(policy, source, moments, tmp_path / "run", grpo_steps=2, on_step=pytest.fail)
     assert repr(again) == repr(result)  # means over nothing are NaN, which equals nothing
     assert capfd.readouterr() == ("", ""), "a notebook shows what it wants to show"
 
@@ -178,7 +182,7 @@ def test_the_policy_pass_sees_the_video(source, moments, tmp_path, loss_inputs, 
     for name, shown in [("seen", source), ("reversed", reversed_film)]:
         loss_inputs.clear()
         policy = load_policy("embedded", device="cpu")
-        small.train_grpo(policy, shown, moments, tmp_path / name, steps=1, warmup_steps=0)
+        small.train_grpo(policy, shown, moments, tmp_path / name, grpo_steps=1, warmup_steps=0)
         ends.append(weights(policy))
         passes.append([dict(inputs) for inputs in loss_inputs])
     assert len(same_completions) == 1, "nothing was sampled anew"
@@ -203,19 +207,19 @@ def test_the_policy_pass_sees_the_video(source, moments, tmp_path, loss_inputs, 
 def test_the_stop_condition_is_a_mean_over_the_last_steps(rates, stricts, stops, why):
     pairs = zip(rates, stricts, strict=True)
     figures = {i + 1: {"anchor_rate": rate, "strict_share": strict} for i, (rate, strict) in enumerate(pairs)}
-    settings = small.grpo_settings(stop_anchor_rate=0.95, stop_progress=0.6)
-    assert may_stop(figures, len(rates), settings) is stops, why
+    params = small.grpo_params(stop_anchor_rate=0.95, stop_progress=0.6)
+    assert should_stop(figures, len(rates), params) is stops, why
 
 
 def test_the_threshold_of_one_never_stops():
     figures = {step: {"anchor_rate": 1.0, "strict_share": 1.0} for step in range(1, 9)}
-    assert not may_stop(figures, 8, small.grpo_settings(stop_anchor_rate=1.0, stop_progress=1.0))
+    assert not should_stop(figures, 8, small.grpo_params(stop_anchor_rate=1.0, stop_progress=1.0))
 
 
 def test_groups_in_which_all_earned_the_same_are_counted(moments):
     texts = ["<answer>1.0 to 2.0</answer>", "nothing"]
     sampled = [
-        judge(moment, sample, texts[kind], 3, True, small.SPEC)
+        score_completion(moment, sample, texts[kind], 3, True, small.SPEC)
         for moment, kinds in zip(moments[:3], [(1, 1, 1), (0, 1, 1), (0, 0, 0)], strict=True)
         for sample, kind in enumerate(kinds)
     ]
@@ -229,7 +233,7 @@ def test_an_error_in_a_reward_ends_training(policy, source, moments, tmp_path, m
 
     monkeypatch.setattr(grpo_steps, "score_chain", broken)
     with pytest.raises(ZeroDivisionError, match="length of the video"):
-        small.train_grpo(policy, source, moments, tmp_path / "run", steps=1)
+        small.train_grpo(policy, source, moments, tmp_path / "run", grpo_steps=1)
     assert not (tmp_path / "run" / "final").exists()
 
 
@@ -240,7 +244,7 @@ def adapted(source, moments, tmp_path_factory):
     torch.manual_seed(0)
     policy = load_policy("embedded", device="cpu", lora_rank=4)
     before = weights(policy)
-    result = small.train_grpo(policy, source, moments, folder, steps=3, beta=0.1, warmup_steps=0)
+    result = small.train_grpo(policy, source, moments, folder, grpo_steps=3, beta=0.1, warmup_steps=0)
     return before, weights(policy), result.history, folder
 
 
@@ -257,7 +261,7 @@ def test_an_adapter_that_is_trained_on_is_held_to_itself(adapted, source, moment
     policy = load_policy(str(folder / "final"), device="cpu")
     start = weights(policy)
     assert all(torch.equal(start[name], after[name]) for name in start)
-    result = small.train_grpo(policy, source, moments, tmp_path / "run", steps=2, beta=0.1, warmup_steps=0)
+    result = small.train_grpo(policy, source, moments, tmp_path / "run", grpo_steps=2, beta=0.1, warmup_steps=0)
     assert abs(result.history[0]["kl"]) < 1e-6 < result.history[1]["kl"]
     again, trained = weights(load_policy(str(tmp_path / "run" / "final"), device="cpu")), weights(policy)
     assert all(torch.equal(again[name], trained[name]) for name in again)
@@ -265,11 +269,12 @@ def test_an_adapter_that_is_trained_on_is_held_to_itself(adapted, source, moment
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_checkpointing_changes_nothing_under_lora(adapted, source, moments, tmp_path):
     _, after, _, _ = adapted
     torch.manual_seed(0)
     policy = load_policy("embedded", device="cpu", lora_rank=4)
-    options = {"steps": 3, "beta": 0.1, "warmup_steps": 0, "gradient_checkpointing": True}
+    options = {"grpo_steps": 3, "beta": 0.1, "warmup_steps": 0, "gradient_checkpointing": True}
     small.train_grpo(policy, source, moments, tmp_path / "run", **options)
     assert farthest(after, weights(policy)) < 1e-5
 

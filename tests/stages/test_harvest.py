@@ -14,9 +14,10 @@ from labkit.chain.anchors import render
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.errors import LabError
+from labkit.params import DEFAULTS, Params
 from labkit.policy import generate as generation
 from labkit.stages import harvest as distill
-from labkit.stages.harvest import REASONS, HarvestRules, Step, filter_traces, join_traces, sample_traces
+from labkit.stages.harvest import REASONS, Step, filter_traces, join_traces, sample_traces
 from labkit.stages.rollouts import JOINED, Rollout, RolloutStore
 from tests.stages import small
 
@@ -34,8 +35,8 @@ def trace(text: str, qid: str = "q1", sample: int = 0, step: int = 0, finished: 
     )  # fmt: skip
 
 
-def reason(text: str, rules: HarvestRules | None = None, finished: bool = True) -> str:
-    harvest = filter_traces([trace(text, finished=finished)], MOMENTS, rules)
+def reason(text: str, params: Params = DEFAULTS, finished: bool = True) -> str:
+    harvest = filter_traces([trace(text, finished=finished)], MOMENTS, params)
     return next(iter(harvest.reasons.values()), "kept")
 
 
@@ -76,7 +77,7 @@ def test_a_trace_cut_off_behind_its_answer_is_not_kept():
 
 def test_the_answer_may_just_reach_the_limit():
     assert reason(render([Span(0, 39), Span(0, 30)], ROUGH)) == "kept"  # IoU 0.5, the limit
-    assert reason(render([Span(0, 39), Span(0, 30)], ROUGH), HarvestRules(min_answer_iou=0.51)) == "answer off"
+    assert reason(render([Span(0, 39), Span(0, 30)], ROUGH), replace(DEFAULTS, min_answer_iou=0.51)) == "answer off"
 
 
 def test_spans_are_cut_to_the_video_as_in_the_metrics():
@@ -91,9 +92,9 @@ def test_the_best_of_several_windows_counts():
 
 
 def test_the_control_without_anchors_keeps_plain_answers():
-    rules = HarvestRules(min_anchors=0)
-    assert reason(render([], TRUE), rules) == "kept"
-    assert reason(render([], WIDE), rules) == "answer off"
+    params = replace(DEFAULTS, min_anchors=0)
+    assert reason(render([], TRUE), params) == "kept"
+    assert reason(render([], WIDE), params) == "answer off"
 
 
 @pytest.mark.parametrize(
@@ -118,14 +119,18 @@ def test_a_kept_trace_chooses_the_right_option(text, wanted):
 
 def test_the_best_trace_of_a_query_is_kept_not_the_first():
     near, best = render([WIDE, ROUGH], NEAR), GOOD
-    harvest = filter_traces([trace(near, sample=0), trace(best, sample=1)], MOMENTS, HarvestRules(max_per_query=1))
+    harvest = filter_traces(
+        [trace(near, sample=0), trace(best, sample=1)], MOMENTS, replace(DEFAULTS, max_per_query=1)
+    )
     assert [each.sample for each in harvest.kept] == [1]
     assert harvest.reasons == {("q1", 0, 0): "over the limit per query"}
 
 
 def test_of_equal_answers_the_one_that_narrows_to_it_is_kept_not_the_one_that_was_there_before():
     there, narrows = render([ROUGH, TRUE], TRUE), render([ROUGH, NEAR], TRUE)
-    harvest = filter_traces([trace(there, sample=0), trace(narrows, sample=1)], MOMENTS, HarvestRules(max_per_query=1))
+    harvest = filter_traces(
+        [trace(there, sample=0), trace(narrows, sample=1)], MOMENTS, replace(DEFAULTS, max_per_query=1)
+    )
     assert [each.sample for each in harvest.kept] == [1]
 
 
@@ -138,7 +143,7 @@ def test_equal_traces_leave_the_earliest_and_count_as_duplicates():
             trace(GOOD, qid="q2"),
         ],
         MOMENTS,
-        HarvestRules(max_per_query=3),
+        replace(DEFAULTS, max_per_query=3),
     )
     assert [each.key for each in harvest.kept] == [(0, "q1", 0), (0, "q2", 0)]
     assert set(harvest.reasons.values()) == {"duplicate"}
@@ -170,11 +175,6 @@ def test_an_unknown_query_and_a_doubled_rollout_are_refused():
         filter_traces([trace(GOOD), trace(GOOD)], MOMENTS)
 
 
-def test_rules_that_contradict_themselves_are_refused():
-    with pytest.raises(LabError, match="min_anchors <= max_anchors"):
-        HarvestRules(min_anchors=3, max_anchors=2)
-
-
 spans = st.tuples(st.integers(0, 38), st.integers(1, 40)).map(lambda pair: Span(min(pair), max(*pair, min(pair) + 1)))
 texts = st.one_of(
     st.sampled_from([GOOD, "nothing", GOOD + "x"]),
@@ -189,13 +189,13 @@ texts = st.one_of(
 )
 def test_nothing_is_lost_and_the_order_does_not_matter(harvested, most, shuffle: random.Random):
     rollouts = [trace(text, qid, sample) for sample, (text, qid) in enumerate(harvested)]
-    rules = HarvestRules(max_per_query=most)
-    harvest = filter_traces(rollouts, MOMENTS, rules)
+    params = replace(DEFAULTS, max_per_query=most)
+    harvest = filter_traces(rollouts, MOMENTS, params)
     assert len(harvest.kept) + len(harvest.reasons) == len(rollouts) == sum(step.traces for step in harvest.funnel)
     assert {(each.qid, each.sample, each.step) for each in harvest.kept}.isdisjoint(harvest.reasons)
     assert all(sum(each.qid == qid for each in harvest.kept) <= most for qid in MOMENTS)
     shuffle.shuffle(rollouts)
-    assert filter_traces(rollouts, MOMENTS, rules) == harvest
+    assert filter_traces(rollouts, MOMENTS, params) == harvest
 
 
 def test_a_store_is_filtered_as_it_is_read(tmp_path):

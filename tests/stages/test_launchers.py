@@ -50,11 +50,12 @@ def quiet(source, moments, tmp_path_factory) -> dict[str, torch.Tensor]:
 
 def _trained(source, moments, folder) -> dict[str, torch.Tensor]:
     policy = load_policy("embedded", device="cpu")
-    small.train_sft(policy, source, moments[:4], folder / "sft", epochs=1.0)
-    small.train_grpo(policy, source, moments[:4], folder / "grpo", steps=1, prompts_per_step=2, group_size=2)
+    small.train_sft(policy, source, moments[:4], folder / "sft", sft_epochs=1.0)
+    small.train_grpo(policy, source, moments[:4], folder / "grpo", grpo_steps=1, prompts_per_step=2, group_size=2)
     return small.weights(policy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variables", SETS, ids=["torchrun", "MPI", "accelerate", "DeepSpeed"])
 def test_training_under_a_launcher_gives_the_same_weights(quiet, source, moments, tmp_path, monkeypatch, variables):
     for name, value in variables.items():

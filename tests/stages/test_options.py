@@ -14,7 +14,7 @@ from labkit.data.moments import Moment
 from labkit.embedded.world import write_world
 from labkit.policy.model import load_policy
 from labkit.stages.evaluate import evaluate
-from labkit.stages.grpo_steps import judge, paid_terms, recorded_figures, step_figures
+from labkit.stages.grpo_steps import recorded_figures, reward_terms, score_completion, step_figures
 from labkit.stages.harvest import sample_traces
 from labkit.stages.rollouts import RolloutStore
 from tests.stages import small
@@ -41,20 +41,20 @@ def asked(answerer, questions, tmp_path_factory):
 
 def sampled(moment: Moment, option: int | None, sample: int = 0):
     text = render([Span(0.0, 40.0), Span(5.0, 25.0)], TRUTH, option=option)
-    return judge(moment, sample, text, 9, True, RewardSpec())
+    return score_completion(moment, sample, text, 9, True, RewardSpec())
 
 
 def test_a_completion_is_read_with_its_moments_options():
     assert sampled(ASKED, 1).chain.status == "ok"
-    assert sampled(ASKED, 1).ledger.terms["option"] == 1.0
+    assert sampled(ASKED, 1).rewards.terms["option"] == 1.0
     assert sampled(ASKED, 2).chain.status == "bad_option", "there are two"
     assert sampled(PLAIN, 1).chain.status == "extra_text", "there are none"
-    assert sampled(PLAIN, None).ledger.terms["option"] == 0.0
+    assert sampled(PLAIN, None).rewards.terms["option"] == 0.0
 
 
 def test_the_option_is_a_term_only_where_there_are_options():
-    assert paid_terms([PLAIN, ASKED]) == TERMS
-    assert paid_terms([PLAIN]) == TERMS[:-1] == ("format", "answer", "anchors", "progress")
+    assert reward_terms([PLAIN, ASKED]) == TERMS
+    assert reward_terms([PLAIN]) == TERMS[:-1] == ("format", "answer", "anchors", "progress")
 
 
 def test_figures_of_a_step_count_options_where_there_are_any():
@@ -70,7 +70,7 @@ def test_figures_of_a_step_count_options_where_there_are_any():
 
 @given(st.lists(st.sampled_from([None, 0, 1]), min_size=2, max_size=6))
 def test_the_right_option_is_all_that_tells_equal_chains_apart(options):
-    totals = [sampled(ASKED, option, number).ledger.total for number, option in enumerate(options)]
+    totals = [sampled(ASKED, option, number).rewards.total for number, option in enumerate(options)]
     assert (
         all((total == max(totals)) == (option == 1) for total, option in zip(totals, options, strict=True))
         or 1 not in options
@@ -78,7 +78,7 @@ def test_the_right_option_is_all_that_tells_equal_chains_apart(options):
 
 
 def test_a_stage_is_paid_for_options_and_records_them(answerer, asked, questions, tmp_path):
-    result = small.train_grpo(answerer, asked, questions, tmp_path / "run", steps=2, max_new_tokens=48)
+    result = small.train_grpo(answerer, asked, questions, tmp_path / "run", grpo_steps=2, max_new_tokens=48)
     rollouts = RolloutStore(tmp_path / "run" / "rollouts").read()
     moments = {moment.qid: moment for moment in questions}
     for rollout in rollouts:

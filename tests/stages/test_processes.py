@@ -15,23 +15,23 @@ from labkit.errors import LabError
 from labkit.policy.model import load_policy
 from labkit.stages.checkpoints import COMPLETE
 from labkit.stages.distributed.launch import WorkerError, launch
-from labkit.stages.grpo import prompts_of_a_pass
+from labkit.stages.grpo import prompts_per_pass
 from labkit.stages.rollouts import RolloutStore
 from tests.stages import small
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]  # one setting up serves all
 # Adam's first update is as large where a gradient is nothing but rounding as anywhere: a whole step of 1e-3 would show it.
 GRPO: dict[str, Any] = {
-    "stage": "grpo", "steps": 4, "stop_anchor_rate": 1.0, "prompts_per_pass": 0, "beta": 0.04, "learning_rate": 2e-4
+    "stage": "grpo", "grpo_steps": 4, "stop_anchor_rate": 1.0, "prompts_per_pass": 0, "beta": 0.04, "learning_rate": 2e-4
 }  # fmt: skip
 ALONE: dict[str, dict[str, Any]] = {
     "all weights": GRPO,
-    "lora": GRPO | {"lora_rank": 4, "steps": 2, "prompts_per_pass": 1},
-    "sft": {"stage": "sft", "epochs": 1.0, "learning_rate": 2e-4},
+    "lora": GRPO | {"lora_rank": 4, "grpo_steps": 2, "prompts_per_pass": 1},
+    "sft": {"stage": "sft", "sft_epochs": 1.0, "sft_learning_rate": 2e-4},
 }
 # What has once been sharded leaves its mark on accelerate's view of the process, so that comes last.
 PLAN = {f"{name}, {how}": changes | {"sharding": how} for how in ("ddp", "fsdp2") for name, changes in ALONE.items()}
-PLAN = {"few traces": {"stage": "sft", "epochs": 2.0, "batch": 64}} | PLAN
+PLAN = {"few traces": {"stage": "sft", "sft_epochs": 2.0, "sft_batch": 64}} | PLAN
 SMALL_STEPS: dict[str, Any] = {"dtype": "bfloat16", "sharding": "fsdp2", "learning_rate": 1e-5}
 PLAN |= {f"small steps, {how}": GRPO | SMALL_STEPS for how in ("whole", "broken off")}
 RESUMED = ("all weights, ddp", "small steps, broken off", "all weights, fsdp2")
@@ -134,9 +134,9 @@ def test_a_worker_that_is_killed_is_named(trained):
     ],
 )
 def test_whole_groups_only(world, per_pass, expected, reason):
-    settings = small.grpo_settings(prompts_per_step=12, prompts_per_pass=per_pass)
+    params = small.grpo_params(prompts_per_step=12, prompts_per_pass=per_pass)
     if expected:
-        assert prompts_of_a_pass(settings, world) == expected, reason
+        assert prompts_per_pass(params, world) == expected, reason
         return
     with pytest.raises(LabError, match=rf"prompts_per_step is 12 and must be a multiple .*{per_pass or world}"):
-        prompts_of_a_pass(settings, world)
+        prompts_per_pass(params, world)

@@ -1,12 +1,15 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from labkit.errors import LabError
+from labkit.params import DEFAULTS
 from labkit.policy.model import load_policy
+from labkit.stages import arguments
 from labkit.stages.checkpoints import shuffled_order
-from labkit.stages.sft import SftSettings, Trace, batch_of, collate, train_sft
+from labkit.stages.sft import Trace, collate, sft_batch_size, train_sft
 from labkit.stages.start import stage_seed
 from tests.stages import small
 from tests.stages.small import distance, farthest, plain_log_probs, weights
@@ -61,12 +64,15 @@ def by_hand(policy, source, rows, steps, learning_rate):
     return weights(policy), losses
 
 
-def test_weights_after_some_steps_equal_the_textbook_one_sample_at_a_time(policy, source, moments, tmp_path, capfd):
+def test_weights_after_some_steps_equal_the_textbook_one_sample_at_a_time(
+    policy, source, moments, tmp_path, capfd, monkeypatch
+):
     start = weights(policy)
     rows = small.traces(moments)
-    settings = SftSettings(epochs=12 / len(rows), batch=4, learning_rate=1e-3, save_steps=9, seed=3, warmup_steps=1)
+    monkeypatch.setattr(arguments, "WARMUP_STEPS", 1)
+    params = replace(DEFAULTS, sft_epochs=12 / len(rows), sft_batch=4, sft_learning_rate=1e-3, save_steps=9, seed=3)
     heard = []
-    result = train_sft(policy, source, rows, settings=settings, folder=tmp_path / "run", on_step=heard.append)
+    result = train_sft(policy, source, rows, params=params, folder=tmp_path / "run", on_step=heard.append)
     assert result.steps == 3 and [row["step"] for row in heard] == [1, 2, 3]
     assert capfd.readouterr() == ("", ""), "a notebook shows what it wants to show"
     order = [rows[i] for i in shuffled_order(range(len(rows)), 12, seed=stage_seed(3, "sft"))]
@@ -83,16 +89,20 @@ def test_checkpointing_changes_nothing(source, moments, tmp_path):
     found = []
     for checkpointing in (False, True):
         policy = load_policy("embedded", device="cpu")
-        options = {"epochs": 0.5, "warmup_steps": 0, "learning_rate": 1e-4, "gradient_checkpointing": checkpointing}
+        options = {
+            "sft_epochs": 0.5,
+            "warmup_steps": 0,
+            "sft_learning_rate": 1e-4,
+            "gradient_checkpointing": checkpointing,
+        }
         small.train_sft(policy, source, moments, tmp_path / str(checkpointing), **options)
         found.append(weights(policy))
     assert farthest(*found) < 1e-5 < farthest(found[0], weights(load_policy("embedded", device="cpu")))
 
 
 def test_no_trace_is_an_error(policy, tmp_path):
-    settings = SftSettings(epochs=1, batch=4, learning_rate=1e-3, save_steps=9, seed=3)
     with pytest.raises(LabError, match="no trace to learn from"):
-        train_sft(policy, {}, [], settings=settings, folder=tmp_path / "run")
+        train_sft(policy, {}, [], params=DEFAULTS, folder=tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -109,12 +119,12 @@ def test_no_trace_is_an_error(policy, tmp_path):
 )
 def test_traces_are_shared_out_evenly(asked, traces, processes, expected, reason, policy, tmp_path, monkeypatch):
     if isinstance(expected, int):
-        assert batch_of(asked, traces, processes) == expected, reason
+        assert sft_batch_size(asked, traces, processes) == expected, reason
         return
     for name, number in {"LABKIT_WORKERS": tmp_path, "RANK": 0, "WORLD_SIZE": processes, "LOCAL_RANK": 0}.items():
         monkeypatch.setenv(name, str(number))
-    settings = SftSettings(epochs=1, batch=asked, learning_rate=1e-3, save_steps=9, seed=3)
+    params = replace(DEFAULTS, sft_batch=asked)
     with pytest.raises(
         LabError, match=f"{traces} traces.* sft_batch, {asked}, .*{processes} processes; let {expected}"
     ):
-        train_sft(policy, {}, [Trace("q", "text")] * traces, settings=settings, folder=tmp_path / "run")
+        train_sft(policy, {}, [Trace("q", "text")] * traces, params=params, folder=tmp_path / "run")

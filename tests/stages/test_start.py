@@ -13,15 +13,22 @@ from trl.trainer.utils import add_fused_lm_head
 from labkit.errors import LabError
 from labkit.policy.generate import generate
 from labkit.policy.model import load_policy
-from labkit.stages import grpo
 from labkit.stages.checkpoints import read_result
 from labkit.stages.experimental import vllm_generation
 from labkit.stages.rollouts import RolloutStore
-from labkit.stages.start import START, _parts, frozen_copy, require_final, require_start, restored, stage_seed
+from labkit.stages.start import (
+    START,
+    _modules_and_configs,
+    frozen_copy,
+    require_final_weights,
+    require_start,
+    restored,
+    stage_seed,
+)
 from tests.stages import small
 from tests.stages.small import farthest, plain_log_probs, weights
 
-KL = {"beta": 0.2, "steps": 3, "save_steps": 2, "prompts_per_step": 2, "prompts_per_pass": 0}
+KL = {"beta": 0.2, "grpo_steps": 3, "save_steps": 2, "prompts_per_step": 2, "prompts_per_pass": 0}
 
 
 class Interrupted(KeyboardInterrupt):
@@ -57,6 +64,7 @@ def fresh(rank, source, moments, tmp_path_factory):
     return kl(small.train_grpo(policy, source, moments, folder, **KL)), weights(policy), folder, policy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 3], ids=["before a checkpoint", "behind one"])
 def test_one_object_trained_interrupted_and_trained_again_has_the_kl_of_a_fresh_one(
     step, rank, fresh, source, moments, tmp_path
@@ -72,18 +80,19 @@ def test_one_object_trained_interrupted_and_trained_again_has_the_kl_of_a_fresh_
     assert abs(expected[0]) < 1e-6 < 1e-4 < expected[2] < 1
 
 
+@pytest.mark.slow
 def test_what_is_trained_on_is_the_model_that_the_first_stage_left(rank, fresh, source, moments, tmp_path):
     """The object that was trained and one that was loaded from its files learn the same, from a KL of 0; by SFT, too."""
     _, _, folder, held = fresh
     loaded, found = load_policy(str(folder / "final"), device="cpu"), []
     for name, policy in {"held": held, "loaded": loaded}.items():
         second = small.train_grpo(policy, source, moments, tmp_path / f"{name} grpo", **KL)
-        before, options = weights(policy), {"epochs": 0.6, "on_step": interrupt_at(1 if name == "held" else -1)}
+        before, options = weights(policy), {"sft_epochs": 0.6, "on_step": interrupt_at(1 if name == "held" else -1)}
         if name == "held":
             with pytest.raises(Interrupted):
                 small.train_sft(policy, source, moments, tmp_path / f"{name} sft", **options)
             assert equal(weights(policy), before)
-        third = small.train_sft(policy, source, moments, tmp_path / f"{name} sft", epochs=0.6)
+        third = small.train_sft(policy, source, moments, tmp_path / f"{name} sft", sft_epochs=0.6)
         found.append((kl(second), before, third.history, weights(policy)))
     (divergence, after_grpo, history, after_sft), other = found
     assert abs(divergence[0]) < 1e-6 < 1e-4 < divergence[2] < 1 and divergence == other[0]
@@ -105,7 +114,7 @@ def test_training_leaves_no_trace_in_the_model_but_its_weights(train, end, rank,
 
     def state():
         found = {}
-        for number, part in enumerate(_parts(policy.model)):
+        for number, part in enumerate(_modules_and_configs(policy.model)):
             for name, value in vars(part).items():
                 each = (
                     value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -116,7 +125,7 @@ def test_training_leaves_no_trace_in_the_model_but_its_weights(train, end, rank,
     before = state()
     options = {"gradient_checkpointing": True, "on_step": interrupt_at(1 if end == "interrupted" else -1)}
     if train is small.train_grpo:
-        options |= {"steps": 1, "beta": 0.1, "max_new_tokens": 4, "prompts_per_step": 2}
+        options |= {"grpo_steps": 1, "beta": 0.1, "max_new_tokens": 4, "prompts_per_step": 2}
     with pytest.raises(Interrupted) if end == "interrupted" else nullcontext():
         train(policy, source, moments[:4], tmp_path / "run", **options)
     after = state()
@@ -166,6 +175,7 @@ def test_each_stage_and_seed_has_random_numbers_of_its_own():
     assert len(seeds) == 250 and all(0 <= seed < 2**31 for seed in seeds)
 
 
+@pytest.mark.slow
 def test_stage_3_asks_other_queries_than_stage_1_and_draws_other_numbers(source, moments, tmp_path, monkeypatch):
     asked, seeds = {}, []
     monkeypatch.setattr(
@@ -174,10 +184,9 @@ def test_stage_3_asks_other_queries_than_stage_1_and_draws_other_numbers(source,
         lambda *args, seed, **options: seeds.append(seed) or generate(*args, seed=seed, **options),
     )
     for stage in ("grpo", "grpo_final"):
-        settings = small.grpo_settings(steps=3, max_new_tokens=4, prompts_per_pass=0)
-        grpo.train_grpo(
-            load_policy("embedded", device="cpu"), source, moments, spec=small.SPEC, settings=settings,
-            folder=tmp_path / stage, run="small", stage=stage,
+        small.train_grpo(
+            load_policy("embedded", device="cpu"), source, moments, tmp_path / stage, stage=stage, grpo_steps=3,
+            final_steps=3, max_new_tokens=4, prompts_per_pass=0, warmup_steps=10,
         )  # fmt: skip
         rollouts = RolloutStore(tmp_path / stage / "rollouts").read()
         asked[stage] = [[r.qid for r in rollouts if r.step == step][::4] for step in (1, 2, 3)]
@@ -192,16 +201,16 @@ def test_the_first_step_moves_the_weights(place, source, moments, tmp_path):
     policy = load_policy("embedded", device="cpu")
     before = weights(policy)
     if place == "grpo":
-        result = small.train_grpo(policy, source, moments, tmp_path, steps=1, warmup_steps=10)
+        result = small.train_grpo(policy, source, moments, tmp_path, grpo_steps=1, warmup_steps=10)
     else:
-        result = small.train_sft(policy, source, moments, tmp_path, epochs=0.3, warmup_steps=10)
+        result = small.train_sft(policy, source, moments, tmp_path, sft_epochs=0.3, warmup_steps=10)
     assert [row["learning_rate"] for row in result.history] == [1e-3]
     assert farthest(before, weights(policy)) > 1e-4
 
 
 def test_the_learning_rate_rises_in_equal_parts_and_falls_to_its_tenth(source, moments, tmp_path):
     result = small.train_grpo(
-        load_policy("embedded", device="cpu"), source, moments, tmp_path, steps=6, warmup_steps=3, max_new_tokens=4,
+        load_policy("embedded", device="cpu"), source, moments, tmp_path, grpo_steps=6, warmup_steps=3, max_new_tokens=4,
         learning_rate=1e-3, stop_anchor_rate=1.0, prompts_per_pass=0,
     )  # fmt: skip
     rates = [row["learning_rate"] / 1e-3 for row in result.history]
@@ -254,9 +263,9 @@ def test_what_an_earlier_version_noted_is_compared_as_far_as_it_goes(policy, tmp
 
 def test_a_model_that_is_not_the_stages_is_not_taken_for_it(fresh, rank):
     _, _, folder, _ = fresh
-    require_final(load_policy(str(folder / "final"), device="cpu"), folder)
+    require_final_weights(load_policy(str(folder / "final"), device="cpu"), folder)
     with pytest.raises(LabError, match="'embedded' has not the weights that .* ended with"):
-        require_final(load_policy("embedded", device="cpu", lora_rank=rank), folder)
+        require_final_weights(load_policy("embedded", device="cpu", lora_rank=rank), folder)
 
 
 def test_rollouts_that_have_gone_are_missed(policy, source, moments, tmp_path):

@@ -14,11 +14,12 @@ from tests.stages import small
 from tests.stages.small import distance, weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("train", "changes"),
     [
-        (small.train_grpo, {"steps": 4, "stop_anchor_rate": 1.0, "stop_progress": 1.0}),
-        (small.train_sft, {"epochs": 1.0}),
+        (small.train_grpo, {"grpo_steps": 4, "stop_anchor_rate": 1.0, "stop_progress": 1.0}),
+        (small.train_sft, {"sft_epochs": 1.0}),
     ],
     ids=["grpo", "sft"],
 )

@@ -1,4 +1,4 @@
-"""Engines: who writes rollouts, labkit's own decoding or, experimental, vLLM.
+"""Generation of rollouts by labkit's own decoding or, experimental, by vLLM.
 
 TRL keeps a vLLM engine beside the model on each GPU, puts the newest weights into it before rollouts are asked for, and corrects
 the loss for what vLLM's log-probs differ from ours. Here prompts are put as vLLM wants them: the video's placeholder once, the
@@ -19,23 +19,29 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit.errors import LabError
 from labkit.policy.generate import Completion, generate
-from labkit.stages.arguments import VLLM_CORRECTION
-from labkit.stages.sharding import whole_weights
+from labkit.stages.sharding import summon_full_params
 
 if TYPE_CHECKING:
     from labkit.policy.inputs import Prompt
     from labkit.policy.model import Policy
-    from labkit.policy.prompt_source import Footage
+    from labkit.policy.prompt_source import ClipFrames
 
 FAMILIES = ("qwen2_5_vl",)
 """Whose videos vLLM places in time as labkit does, by reading its code."""
-SHARE = 0.3
-"""Of a GPU's memory, which vLLM keeps for its weights and cache while the policy learns too: TRL's default."""
-WORDS = 1024
+GPU_MEMORY_UTILIZATION = 0.3
+"""Share of a GPU's memory that vLLM keeps for its weights and cache while the policy learns too: TRL's default."""
+TEXT_TOKENS = 1024
 """Tokens of a prompt beside its video, at most."""
+IMPORTANCE_SAMPLING: dict[str, Any] = {
+    "vllm_importance_sampling_correction": True,
+    "vllm_importance_sampling_mode": "sequence_mask",
+    "vllm_importance_sampling_clip_max": 3.0,
+    "vllm_importance_sampling_clip_min": None,
+}
+"""A chain counts by its probability here over that in vLLM, and not at all above 3. TRL's choice."""
 
 
-class Written(NamedTuple):
+class Generations(NamedTuple):
     """Completions in the order of `labkit.policy.generate.generate`, and the log-prob of each of their tokens."""
 
     completions: list[Completion]
@@ -44,7 +50,7 @@ class Written(NamedTuple):
 
 
 def vllm_options(policy: Policy, source: Any, max_new_tokens: int) -> dict[str, Any]:
-    """What TRL is told so that it keeps a vLLM engine beside the model; `source` is a `PromptSource`.
+    """Options of `trl.GRPOConfig` that keep a vLLM engine beside the model; `source` is a `PromptSource`.
 
     Raises LabError as `require_vllm`.
     """
@@ -55,19 +61,19 @@ def vllm_options(policy: Policy, source: Any, max_new_tokens: int) -> dict[str, 
     return {
         "use_vllm": True,
         "vllm_mode": "colocate",
-        "vllm_gpu_memory_utilization": SHARE,
-        "vllm_max_model_length": video + WORDS + max_new_tokens,
-        **VLLM_CORRECTION,
+        "vllm_gpu_memory_utilization": GPU_MEMORY_UTILIZATION,
+        "vllm_max_model_length": video + TEXT_TOKENS + max_new_tokens,
+        **IMPORTANCE_SAMPLING,
     }
 
 
-def write_rollouts(trainer: Any, num: int, **options: Any) -> Written:
-    """`num` completions of each prompt that a `VideoGRPOTrainer` asks, by whom its settings say; `options` are those of `generate`."""
+def generate_rollouts(trainer: Any, num: int, **options: Any) -> Generations:
+    """`num` completions of each prompt of a `VideoGRPOTrainer`'s step, by vLLM or by `generate`, whose `options` these are."""
     if trainer.use_vllm:
-        engine, footage = trainer.vllm_generation.llm, trainer.source.footage
-        return write_by_vllm(engine, trainer.policy, trainer.asked, footage, num, **options)
-    with whole_weights(trainer.policy.model):
-        return Written(generate(trainer.policy, trainer.asked, num, **options), None)
+        engine, frames_for = trainer.vllm_generation.llm, trainer.source.frames_for
+        return generate_with_vllm(engine, trainer.policy, trainer.asked, frames_for, num, **options)
+    with summon_full_params(trainer.policy.model):
+        return Generations(generate(trainer.policy, trainer.asked, num, **options), None)
 
 
 def require_vllm(policy: Policy) -> None:
@@ -88,17 +94,17 @@ def require_vllm(policy: Policy) -> None:
         )
 
 
-def write_by_vllm(
+def generate_with_vllm(
     engine: Any,
     policy: Policy,
     prompts: Sequence[Prompt],
-    footage: Callable[[str], Footage],
+    frames_for: Callable[[str], ClipFrames],
     num: int,
     *,
     max_new_tokens: int,
     temperature: float,
     seed: int,
-) -> Written:
+) -> Generations:
     """`num` completions of each prompt by the `vllm.LLM` that TRL keeps, each prompt read once.
 
     Tokens that stand for pixels or padding are made impossible, as in labkit's own decoding. Draws come from vLLM's own streams: they
@@ -109,16 +115,16 @@ def write_by_vllm(
     video = policy.base.config.video_token_id
     requests = []
     for prompt in prompts:
-        clip = footage(prompt.qid)
+        clip = frames_for(prompt.qid)
         requests.append({
-            "prompt_token_ids": once(prompt.ids.tolist(), video),
+            "prompt_token_ids": collapse_placeholders(prompt.ids.tolist(), video),
             "multi_modal_data": {"video": clip.rgb},
             "mm_processor_kwargs": {"fps": clip.fps, "do_sample_frames": False},
         })  # fmt: skip
     sampling = [
         SamplingParams(
             n=num, temperature=temperature, max_tokens=max_new_tokens, logprobs=0, stop_token_ids=policy.eos_ids,
-            logit_bias=dict.fromkeys(policy.never_written, -100.0), seed=zlib.crc32(f"{seed}/{prompt.qid}".encode()),
+            logit_bias=dict.fromkeys(policy.suppress_tokens, -100.0), seed=zlib.crc32(f"{seed}/{prompt.qid}".encode()),
         )
         for prompt in prompts
     ]  # fmt: skip
@@ -127,7 +133,7 @@ def write_by_vllm(
     rows = [list(answer.token_ids) for answer in written]
     texts = policy.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     ends = set(policy.eos_ids)
-    return Written(
+    return Generations(
         [Completion(ids, text, ids[-1] in ends) for ids, text in zip(rows, texts, strict=True)],
         [
             [step[token].logprob for token, step in zip(ids, answer.logprobs, strict=True)]
@@ -136,10 +142,10 @@ def write_by_vllm(
     )
 
 
-def once(ids: Sequence[int], placeholder: int) -> list[int]:
+def collapse_placeholders(ids: Sequence[int], placeholder: int) -> list[int]:
     """Token ids with each run of the placeholder shortened to one: the engine counts the video's tokens itself.
 
-    >>> once([5, 9, 9, 9, 6, 7], placeholder=9)
+    >>> collapse_placeholders([5, 9, 9, 9, 6, 7], placeholder=9)
     [5, 9, 6, 7]
     """
     return [

@@ -1,15 +1,23 @@
-"""What a page is told of many chains: their columns, packed once, with everything already read and measured.
+"""The columns of many chains as a page gets them: packed once, with everything already parsed and measured.
 
 The page draws and compares numbers; it never parses a model's text nor computes a score, so that a view and a figure
-cannot read one chain in two ways.
+cannot read one chain in two ways. Packing thirty thousand chains takes as long as parsing them, since it goes column by column.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import zlib
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import accumulate
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+import orjson
 
 from labkit.chain.anchors import AnchorChain
 from labkit.chain.rewards import TERMS, RewardSpec, score_chain
@@ -20,10 +28,9 @@ from labkit.errors import LabError
 from labkit.scoring.predictions import Answers
 from labkit.scoring.readings import PredictedChain, are_predictions, predicted_chains
 from labkit.stages.rollouts import NAMES, Rollout
-from labkit.views.explorer.columns import Zipped, anchor_places, answer_place, as_json, option_chars, places, rounded
 from labkit.views.figures.failures import KINDS, MEANINGS, failure_kind, kind_by_ious
 from labkit.views.figures.style import in_stage_order
-from labkit.views.measured_chains import ChainRecord, Reading, Records, read
+from labkit.views.measured_chains import ChainRecord, MeasuredChain, Records, measure_chains
 
 if TYPE_CHECKING:
     import pandas
@@ -36,7 +43,7 @@ Specs: TypeAlias = RewardSpec | Mapping[str, RewardSpec]
 """What was paid: in every stage the same, or by stage."""
 
 
-class Row(NamedTuple):
+class PlainRecord(NamedTuple):
     """A chain of a table that doesn't hold whole rollouts: a prediction."""
 
     qid: str
@@ -44,14 +51,14 @@ class Row(NamedTuple):
     status: str = ""
 
 
-class Listed(NamedTuple):
+class StagedChain(NamedTuple):
     """One chain of the page: the stage it is shown under, the record as handed in, and how it was read."""
 
     stage: str
-    reading: Reading
+    measured: MeasuredChain
 
 
-class Clip(NamedTuple):
+class VideoClip(NamedTuple):
     """The part of a video that a moment is about: `start` to `start + duration` seconds."""
 
     video: str
@@ -59,12 +66,12 @@ class Clip(NamedTuple):
     duration: float
 
 
-class Packed(NamedTuple):
-    """Chains ready to travel: gzipped columns, the chains in their order, and the clips by the key a page asks with."""
+class PackedChains(NamedTuple):
+    """Chains ready for a page: gzipped columns, the chains in their order, and the clips by the key a page asks with."""
 
     data: bytes
-    rows: list[Listed]
-    clips: list[Clip]
+    rows: list[StagedChain]
+    clips: list[VideoClip]
     clip_of: list[int]
     """The clip of each chain."""
 
@@ -93,7 +100,7 @@ def with_predictions(
     )
 
 
-def listed(records: Chains, moments: Mapping[str, Moment]) -> list[Listed]:
+def staged_chains(records: Chains, moments: Mapping[str, Moment]) -> list[StagedChain]:
     """Records with their stage, read against their moments, in the order in which they came.
 
     `records` are rollouts, predictions, either of them by stage, or a table of `RolloutStore.frame()`. A table of
@@ -107,21 +114,21 @@ def listed(records: Chains, moments: Mapping[str, Moment]) -> list[Listed]:
         groups = _of_table(records)
     else:
         groups = [(str(getattr(record, "stage", "")), record) for record in records]
-    readings = read([record for _, record in groups], moments)
-    return [Listed(stage, reading) for (stage, _), reading in zip(groups, readings, strict=True)]
+    measured_chains = measure_chains([record for _, record in groups], moments)
+    return [StagedChain(stage, measured) for (stage, _), measured in zip(groups, measured_chains, strict=True)]
 
 
 def pack(
-    rows: Sequence[Listed],
+    rows: Sequence[StagedChain],
     *,
     base: Mapping[str, float] | None = None,
     spec: Specs | None = None,
     kind: Kind = failure_kind,
     left_out: Mapping[str, Any] | None = None,
-) -> Packed:
+) -> PackedChains:
     """Columns of all chains as gzipped JSON, moments and names once.
 
-    `left_out` is what a page says of chains that do not travel; with `places`, those of the rows among all chains.
+    `left_out` is what a page says of chains that are left out; with `places`, those of the rows among all chains.
 
     `base` is the base model's IoU by qid. A chain is explained by the spec that it has on record; where it has none by
     `spec`, and without that by the default one. Weights are given only where they explain its recorded total, and the
@@ -129,44 +136,44 @@ def pack(
     """
     moments: dict[str, int] = {}
     used: list[Moment] = []
-    clips: dict[Clip, int] = {}
+    clips: dict[VideoClip, int] = {}
     for row in rows:
-        moment = row.reading.moment
+        moment = row.measured.moment
         if moment.qid not in moments:
             moments[moment.qid] = len(used)
             used.append(moment)
             clips.setdefault(clip_of(moment), len(clips))
     clip_at = [clips[clip_of(moment)] for moment in used]
-    file = Zipped()
-    file.add(b'{"columns":{"text":' + as_json([row.reading.record.text for row in rows]))
+    file = GzipStream()
+    file.add(b'{"columns":{"text":' + as_json([row.measured.record.text for row in rows]))
     columns: dict[str, Any] = {
-        "moment": [moments[row.reading.moment.qid] for row in rows],
-        "anchors": [anchor_places(row.reading.chain) for row in rows],
-        "answer": [answer_place(row.reading.chain) for row in rows],
-        "ious": rounded([row.reading.ious for row in rows]),
-        "option": [row.reading.chain.option for row in rows],
+        "moment": [moments[row.measured.moment.qid] for row in rows],
+        "anchors": [anchor_columns(row.measured.chain) for row in rows],
+        "answer": [answer_column(row.measured.chain) for row in rows],
+        "ious": rounded([row.measured.ious for row in rows]),
+        "option": [row.measured.chain.option for row in rows],
     }
     if any(moment.options for moment in used):
-        columns["option_chars"] = [option_chars(row.reading.chain) for row in rows]
+        columns["option_chars"] = [option_chars(row.measured.chain) for row in rows]
     names: dict[str, list[str]] = {
         "stage": in_stage_order(row.stage for row in rows),
-        "status": list(dict.fromkeys(row.reading.chain.status for row in rows)),
-        "run": list(dict.fromkeys(str(getattr(row.reading.record, "run", "")) for row in rows)),
+        "status": list(dict.fromkeys(row.measured.chain.status for row in rows)),
+        "run": list(dict.fromkeys(str(getattr(row.measured.record, "run", "")) for row in rows)),
     }
-    columns["stage"] = places(names["stage"], [row.stage for row in rows])
-    columns["status"] = places(names["status"], [row.reading.chain.status for row in rows])
-    columns["run"] = places(names["run"], [str(getattr(row.reading.record, "run", "")) for row in rows])
+    columns["stage"] = indices(names["stage"], [row.stage for row in rows])
+    columns["status"] = indices(names["status"], [row.measured.chain.status for row in rows])
+    columns["run"] = indices(names["run"], [str(getattr(row.measured.record, "run", "")) for row in rows])
     kinds = [kind_of(kind, each) for _, each in rows]
     names["kind"] = _in_order(kinds, KINDS)
-    columns["kind"] = places(names["kind"], kinds)
+    columns["kind"] = indices(names["kind"], kinds)
     for name, empty in (("step", 0), ("sample", 0), ("completion_tokens", None)):
-        columns[name] = [getattr(row.reading.record, name, empty) for row in rows]
+        columns[name] = [getattr(row.measured.record, name, empty) for row in rows]
     # Harvested chains compete with nobody, and carry a 0 where an advantage would stand.
-    trained = [None if row.stage == "distill" else getattr(row.reading.record, "advantage", None) for row in rows]
+    trained = [None if row.stage == "distill" else getattr(row.measured.record, "advantage", None) for row in rows]
     (columns["advantage"],) = rounded([trained])
     # A choice is paid only where there is one.
     terms = [term for term in TERMS if term != "option" or any(moment.options for moment in used)]
-    ledgers, weights = _ledgers(rows, spec, names, terms)
+    ledgers, weights = _reward_columns(rows, spec, names, terms)
     columns |= ledgers
     page = {
         "format": 1,
@@ -182,44 +189,44 @@ def pack(
     if left_out:
         page["left_out"] = dict(left_out)
     file.add(b"," + as_json(columns)[1:] + b"," + as_json(page)[1:])
-    return Packed(file.close(), list(rows), list(clips), [clip_at[moment] for moment in columns["moment"]])
+    return PackedChains(file.close(), list(rows), list(clips), [clip_at[moment] for moment in columns["moment"]])
 
 
-def base_ious(rows: Sequence[Listed]) -> dict[str, float]:
+def base_ious(rows: Sequence[StagedChain]) -> dict[str, float]:
     """The base model's mean answer IoU by qid: what a later stage is compared with."""
     found: dict[str, list[float]] = {}
     for row in rows:
         if row.stage == "base":
-            found.setdefault(row.reading.moment.qid, []).append(row.reading.answer_iou)
+            found.setdefault(row.measured.moment.qid, []).append(row.measured.answer_iou)
     return {qid: math.fsum(ious) / len(ious) for qid, ious in found.items()}
 
 
-def telling(rows: Sequence[Listed]) -> int:
+def first_to_show(rows: Sequence[StagedChain]) -> int:
     """The chain to open with: of those that narrow at every step, the one that gains most; -1 when there is none."""
 
     def gain(index: int) -> float:
-        reading = rows[index].reading
-        steps = reading.ious
-        telling = len(steps) >= 3 and reading.chain.answer is not None and narrows(steps)
-        return reading.answer_iou - steps[0] + 1 if telling else reading.answer_iou
+        measured = rows[index].measured
+        steps = measured.ious
+        narrowed = len(steps) >= 3 and measured.chain.answer is not None and narrows(steps)
+        return measured.answer_iou - steps[0] + 1 if narrowed else measured.answer_iou
 
     return max(range(len(rows)), key=gain, default=-1)
 
 
-def worth_showing(packed: Packed, first: int, base: Mapping[str, float], most: int) -> list[int]:
+def clips_to_embed(packed: PackedChains, first: int, base: Mapping[str, float], most: int) -> list[int]:
     """Up to `most` clips to send along: the first chain's, then in turn of the worst, the best and the most regressed.
 
     A chain regresses by what it lost since its best step, or against the base model where there is one.
     """
 
     def lost(index: int) -> float:
-        reading = packed.rows[index].reading
-        before = base.get(reading.moment.qid)
+        measured = packed.rows[index].measured
+        before = base.get(measured.moment.qid)
         if before is None or packed.rows[index].stage == "base":
-            before = max(reading.ious, default=0.0)
+            before = max(measured.ious, default=0.0)
         return before - answers[index]
 
-    answers = [row.reading.answer_iou for row in packed.rows]
+    answers = [row.measured.answer_iou for row in packed.rows]
     order = sorted(range(len(packed.rows)), key=answers.__getitem__)
     regressed = sorted(order, key=lost, reverse=True)
     chosen = dict.fromkeys([packed.clip_of[first]] if first >= 0 else [])
@@ -231,9 +238,9 @@ def worth_showing(packed: Packed, first: int, base: Mapping[str, float], most: i
     return list(chosen)[:most]
 
 
-def clip_of(moment: Moment) -> Clip:
+def clip_of(moment: Moment) -> VideoClip:
     """The clip that a moment is about."""
-    return Clip(moment.video, moment.start, moment.duration)
+    return VideoClip(moment.video, moment.start, moment.duration)
 
 
 def _of_table(table: pandas.DataFrame) -> list[tuple[str, ChainRecord]]:
@@ -248,11 +255,11 @@ def _of_table(table: pandas.DataFrame) -> list[tuple[str, ChainRecord]]:
         return [(rollout.stage, rollout) for rollout in rollouts]
     statuses = columns.get("status", [""] * len(table))
     rows = zip(columns["qid"], columns["text"], statuses, strict=True)
-    return [(str(stage), Row(*map(str, row))) for stage, row in zip(stages, rows, strict=True)]
+    return [(str(stage), PlainRecord(*map(str, row))) for stage, row in zip(stages, rows, strict=True)]
 
 
 def _moment(moment: Moment, clip: int, base: float | None) -> dict[str, Any]:
-    told = {
+    packed = {
         "qid": moment.qid,
         "query": moment.query,
         # A path says where somebody's files lie; the name is enough to find the video again.
@@ -264,15 +271,15 @@ def _moment(moment: Moment, clip: int, base: float | None) -> dict[str, Any]:
         "base": None if base is None else round(base, 4),
     }
     if moment.options:
-        told |= {"options": list(moment.options), "choice": moment.choice}
-    return told
+        packed |= {"options": list(moment.options), "choice": moment.choice}
+    return packed
 
 
-def kind_of(kind: Kind, reading: Reading) -> str:
+def kind_of(kind: Kind, measured: MeasuredChain) -> str:
     """A chain's class of failure."""
     if kind is failure_kind:  # its IoUs are here already
-        return kind_by_ious(reading.chain, reading.ious, reading.moment.duration)
-    return kind(reading.chain, reading.moment.windows, reading.moment.duration)
+        return kind_by_ious(measured.chain, measured.ious, measured.moment.duration)
+    return kind(measured.chain, measured.moment.windows, measured.moment.duration)
 
 
 def _in_order(found: Sequence[str], order: Sequence[str]) -> list[str]:
@@ -280,8 +287,8 @@ def _in_order(found: Sequence[str], order: Sequence[str]) -> list[str]:
     return sorted(dict.fromkeys(found), key=lambda name: order.index(name) if name in order else len(order))
 
 
-def _ledgers(
-    rows: Sequence[Listed], spec: Specs | None, names: dict[str, list[str]], terms: Sequence[str]
+def _reward_columns(
+    rows: Sequence[StagedChain], spec: Specs | None, names: dict[str, list[str]], terms: Sequence[str]
 ) -> tuple[dict[str, list[Any]], list[dict[str, float]]]:
     """What each chain earned by term, in total, by which weights, and why; then the weights that explain any.
 
@@ -295,8 +302,8 @@ def _ledgers(
     assumed = {stage: _spec(spec, stage) for stage in names["stage"]}
     columns = [(term, f"reward_{term}") for term in terms]
     weights: list[dict[str, float]] = []
-    for stage, reading in rows:
-        record, moment = reading.record, reading.moment
+    for stage, measured in rows:
+        record, moment = measured.record, measured.moment
         if isinstance(record, PredictedChain):  # nobody paid for it, and its rules may not be labkit's
             earned.append([math.nan] * len(terms))
             reasons.append([0] * len(terms))
@@ -304,7 +311,7 @@ def _ledgers(
             weighed.append(0)
             continue
         paid: RewardSpec = getattr(record, "spec", None) or assumed[stage]
-        ledger = score_chain(reading.chain, moment.windows, moment.duration, paid, moment.choice)
+        ledger = score_chain(measured.chain, moment.windows, moment.duration, paid, moment.choice)
         total = getattr(record, "total", ledger.total)
         explained = 0.0
         values, why = [], []
@@ -336,3 +343,83 @@ def _spec(spec: Specs | None, stage: str) -> RewardSpec:
     if isinstance(spec, RewardSpec):
         return spec
     return (spec or {}).get(stage) or RewardSpec()
+
+
+class GzipStream:
+    """A gzip file in memory, compressed in a thread of its own while the next piece is being made."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self._thread = ThreadPoolExecutor(1)
+        self._file = zlib.compressobj(4, wbits=zlib.MAX_WBITS | 16)  # 16: with gzip's header
+        self._pieces: list[Future[bytes]] = []
+
+    def add(self, piece: bytes) -> None:
+        """Take the next piece; its turn comes when those before it are done."""
+        self._pieces.append(self._thread.submit(self._file.compress, piece))
+
+    def close(self) -> bytes:
+        """The whole file, when its last piece is done."""
+        self._pieces.append(self._thread.submit(self._file.flush))
+        with self._thread:
+            return b"".join(piece.result() for piece in self._pieces)
+
+
+def anchor_columns(chain: AnchorChain) -> list[list[float]]:
+    """Start, end, and the first and behind-last character of each anchor's tag as a page counts characters."""
+    place = _utf16(chain.text)
+    return [[span.start, span.end, place(begin), place(end)] for span, begin, end in chain.anchors]
+
+
+def answer_column(chain: AnchorChain) -> list[float] | None:
+    """The same of the answer's tag; None without an answer."""
+    if chain.answer is None or chain.answer_chars is None:
+        return None
+    place = _utf16(chain.text)
+    return [chain.answer.start, chain.answer.end, *map(place, chain.answer_chars)]
+
+
+def option_chars(chain: AnchorChain) -> list[int] | None:
+    """The first and behind-last character of the option's tag; None without an option."""
+    return None if chain.option_chars is None else [*map(_utf16(chain.text), chain.option_chars)]
+
+
+def _utf16(text: str) -> Callable[[int], int]:
+    """Turns a place in a Python string into the place in a page's string, where an emoji counts two.
+
+    >>> _utf16("a😀b")(2)
+    3
+    """
+    if text.isascii():
+        return int
+    wide = [place for place, char in enumerate(text) if ord(char) > 0xFFFF]
+    return lambda place: place + bisect_left(wide, place)
+
+
+def indices(names: Sequence[str], values: Sequence[str]) -> list[int]:
+    """Where each value stands among the names."""
+    place = {name: index for index, name in enumerate(names)}
+    return [place[value] for value in values]
+
+
+def rounded(rows: Sequence[Sequence[float | None]]) -> list[list[float | None]]:
+    """Four decimals of each value; None where there is none, or none that can be written.
+
+    >>> import math
+    >>> rounded([[0.123456, None], [], [math.inf]])
+    [[0.1235, None], [], [None]]
+    """
+    flat = np.round(np.array([value for row in rows for value in row], dtype=np.float64), 4)
+    values: list[float | None] = flat.tolist()
+    for at in np.flatnonzero(~np.isfinite(flat)).tolist():
+        values[at] = None
+    ends = list(accumulate(map(len, rows)))
+    return [values[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+
+
+def as_json(value: Any) -> bytes:
+    """JSON without blanks; ten times as fast by orjson, which refuses half a character: a text may hold one all the same."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()

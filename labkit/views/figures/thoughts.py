@@ -1,19 +1,24 @@
-"""A chain's own words as markup for a picture: anchors in their colours, everything else harmless."""
+"""What models write: a chain's text as markup for a figure, and whether the words of thoughts are true."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from labkit.chain.anchors import option_letter
 from labkit.chain.spans import Span
+from labkit.embedded.true_words import KINDS
 from labkit.views.figures import style
-from labkit.views.measured_chains import Reading
+from labkit.views.measured_chains import MeasuredChain
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 LINES = 4
 WIDTH = 112
 _HOVER_LINES, _HOVER_WIDTH = 6, 70
+_ROW = 40
 
 
 class _Word(NamedTuple):
@@ -21,14 +26,14 @@ class _Word(NamedTuple):
     color: str | None = None
 
 
-def thought_lines(reading: Reading, colors: Sequence[str]) -> list[str]:
+def thought_lines(measured: MeasuredChain, colors: Sequence[str]) -> list[str]:
     """The text as at most `LINES` lines of markup, each anchor as `[a to b s]` in the colour of its bar.
 
     A chosen option stands as `[B ✓]`, or `[B ✗]` where another one is right.
     Where it is longer, the words before each anchor lose their beginning, so that every anchor stays. Anchors beyond
     `colors` have the text's colour. A text that broke the form keeps its tags: they are what went wrong.
     """
-    chain = reading.chain
+    chain = measured.chain
     marks = [
         (a.begin, a.end, _times(a.span, colors[k] if k < len(colors) else style.TEXT))
         for k, a in enumerate(chain.anchors)
@@ -36,9 +41,9 @@ def thought_lines(reading: Reading, colors: Sequence[str]) -> list[str]:
     if chain.answer is not None and chain.answer_chars is not None:
         marks.append((*chain.answer_chars, _times(chain.answer, style.ANSWER)))
     if chain.option is not None and chain.option_chars is not None:
-        right = chain.option == reading.moment.choice
-        told = f"[{option_letter(chain.option)} {'✓' if right else '✗'}]"
-        marks.append((*chain.option_chars, _Word(told, style.TRUTH if right else style.WORSE)))
+        right = chain.option == measured.moment.choice
+        chosen = f"[{option_letter(chain.option)} {'✓' if right else '✗'}]"
+        marks.append((*chain.option_chars, _Word(chosen, style.TRUTH if right else style.WORSE)))
     # a hostile text has thousands: those that four lines can hold
     marks = marks[: LINES * WIDTH // 20]
     labels = [label for *_, label in marks]
@@ -59,9 +64,9 @@ def _times(span: Span, color: str) -> _Word:
     return _Word(f"[{style.seconds(span.start)} to {style.seconds(span.end)} s]", color)
 
 
-def words_before(reading: Reading, anchor: int | None) -> list[str]:
+def words_before(measured: MeasuredChain, anchor: int | None) -> list[str]:
     """The words that led to an anchor, or with None to the answer, as lines of markup for hovering."""
-    chain = reading.chain
+    chain = measured.chain
     last = len(chain.anchors) if anchor is None else anchor
     begin = chain.anchors[last - 1].end if last else 0
     if anchor is not None:
@@ -123,3 +128,58 @@ def _lines(words: Iterable[_Word], width: int, lines: int) -> list[str]:
 def _marked(word: _Word) -> str:
     text = style.plain(word.text)
     return text if word.color is None else f'<b><span style="color:{word.color}">{text}</span></b>'
+
+
+def true_words(figures: Mapping[str, Mapping[str, float | None]], title: str = "Are the words true?") -> go.Figure:
+    """Share of true words by kind, one line for each label, with a bar where chance is; `figures` are flat ones by label.
+
+    Figures are those of `labkit.embedded.true_words.word_figures`; a label without them is left out.
+    """
+    shown = {label: each for label, each in figures.items() if "distinct_thoughts" in each}
+    if not shown:
+        return style.nothing(title, "only clips of the embedded world say what is true of them")
+    labels = style.in_stage_order(shown)
+    looks = style.looks(labels)
+    caption = (
+        "Words that are true of the asked thing and event, in percent of all of their kind. Hollow bars: what the same words would "
+        "have, dealt out at random among the queries. Colour and shape stand in the query, and so does the action unless there are "
+        "options; place and time do not. No reward reads any of them. "
+        f"Distinct thoughts, object words and numbers blanked: {_distinct(shown, labels)}."
+    )
+    fig, places = style.panels(
+        list(KINDS.values()), title, caption, _ROW * len(labels) + 6, columns=5, gap=0.035, shared_yaxes=True
+    )
+    for kind, (row, col) in zip(KINDS, places, strict=True):
+        for place, label in enumerate(labels):
+            true, said = shown[label].get(f"true_{kind}"), shown[label].get(f"said_{kind}")
+            chance = shown[label].get(f"chance_{kind}")
+            if true is None or chance is None or not said:
+                fig.add_annotation(
+                    x=0, y=place, text="none said", xanchor="left", font={"size": 10.5}, row=row, col=col
+                )
+                continue
+            fig.add_bar(
+                x=[100 * chance], y=[place], orientation="h", width=0.42, showlegend=False, hoverinfo="skip",
+                marker={"color": "rgba(0, 0, 0, 0)", "line": {"color": style.FAINT, "width": 1}}, row=row, col=col,
+            )  # fmt: skip
+            fig.add_scatter(
+                x=[100 * true], y=[place], mode="markers+text", text=[f"{100 * true:.1f} of {said:,.0f}"],
+                textposition="top left" if true > 0.7 else "top center",
+                textfont={"size": 10.5, "color": style.TEXT}, showlegend=False, cliponaxis=False,
+                marker={"symbol": looks[label].symbol, "size": 9, "color": looks[label].color,
+                        "line": {"width": 2, "color": looks[label].color}},
+                hovertemplate=f"{style.plain(label)}: %{{x:.1f}} % of {said:,.0f} true, {100 * chance:.1f} % by chance"
+                "<extra></extra>", row=row, col=col,
+            )  # fmt: skip
+        fig.update_xaxes(range=[0, 125], tickvals=[0, 50, 100], row=row, col=col, zeroline=False)
+    names = [style.plain(label, 40) for label in labels]
+    fig.update_layout(barmode="overlay")
+    fig.update_yaxes(range=[len(labels) - 0.4, -0.8], showgrid=False, zeroline=False)
+    return fig.update_yaxes(tickvals=list(range(len(labels))), ticktext=names, row=1, col=1)
+
+
+def _distinct(shown: Mapping[str, Mapping[str, float | None]], labels: list[str]) -> str:
+    return ", ".join(
+        f"{style.plain(label, 40)} {shown[label]['distinct_thoughts']:,.0f} of {shown[label]['n']:,.0f}"
+        for label in labels
+    )

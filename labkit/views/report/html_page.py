@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from labkit.views.report.front import Front
+from labkit.views.explorer.page import PageWidget
+from labkit.views.report.front import FrontPage
 from labkit.views.report.notebook_html import Chapter
-from labkit.views.report.sanitize import harmless
+from labkit.views.report.sanitize import safe_text
 
 HERE = Path(__file__).parent
 COMMON_POLICY = (
@@ -29,33 +30,33 @@ COMMON_POLICY = (
 )
 
 
-class Link(NamedTuple):
+class PageLink(NamedTuple):
     """Another page of the same run, by its file's name; without one it is this page."""
 
     text: str
     file: str = ""
 
 
-def page(
+def report_page(
     title: str,
     chapters: Sequence[Chapter],
     *,
     summary: Mapping[str, Any] | None = None,
-    links: Sequence[Link] = (),
-    front: Front | None = None,
+    links: Sequence[PageLink] = (),
+    front: FrontPage | None = None,
 ) -> str:
     """A whole HTML file of `chapters`; `front`, then `summary`, are what report.html.j2 shows of a run above them."""
     picture = front.picture if front else None
     drawn = [*([picture] if picture else []), *chapters]
     plots = any(chapter.plots for chapter in drawn)
     explorers = any(chapter.explorers for chapter in chapters)
-    scripts = [_script("report.js")]
-    if explorers:
-        scripts.insert(0, _module())
+    # The explorer's module hands its entry point to the page's own script.
+    mount = f"{PageWidget._esm}\nglobalThis.labkitMount = mountFromState;\n"
+    scripts = [*([mount] if explorers else []), _read("report.js")]
     hashes = [_hash(each) for each in scripts] + ([_hash(_plotly())] if plots else [])
     policy = "; ".join([*COMMON_POLICY, f"script-src {' '.join(hashes)}"])
     text: str = _template().render(
-        title=harmless(title),
+        title=safe_text(title),
         chapters=chapters,
         whole=summary is not None,
         summary=summary,
@@ -81,19 +82,13 @@ def _template() -> Any:
     ).get_template("report.html.j2")
 
 
-def _script(name: str) -> str:
+def _read(name: str) -> str:
     return (HERE / name).read_text(encoding="utf-8")
 
 
-@functools.cache
-def _module() -> str:
-    """The explorer's module, which hands the way in to the page's own script."""
-    return _script("explorer.js") + "\nglobalThis.labkitMount = mountFromState;\n"
-
-
 def _style(explorers: bool) -> str:
-    sheets = ["report.css", *(["explorer.css"] if explorers else [])]
-    return "\n".join(_script(name) for name in sheets).replace("</", "<\\/")
+    sheets = [_read("report.css"), *([PageWidget._css] if explorers else [])]
+    return "\n".join(sheets).replace("</", "<\\/")
 
 
 @functools.cache

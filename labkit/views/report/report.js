@@ -94,7 +94,7 @@ const near = new IntersectionObserver(
   },
   { rootMargin: NEAR },
 );
-document.querySelectorAll("[data-plot], [data-explorer]").forEach((figure) => near.observe(figure));
+for (const figure of document.querySelectorAll("[data-plot], [data-explorer]")) near.observe(figure);
 
 // ---------------------------------------------------------------- contents
 

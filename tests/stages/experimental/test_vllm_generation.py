@@ -16,9 +16,9 @@ from labkit.errors import LabError
 from labkit.policy.generate import generate
 from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy, load_policy
-from labkit.policy.packed_logprobs import pack
-from labkit.policy.prompt_source import Footage
-from labkit.stages.experimental.vllm_generation import once, require_vllm, write_by_vllm
+from labkit.policy.packed_logprobs import pack_shared_prefix
+from labkit.policy.prompt_source import ClipFrames
+from labkit.stages.experimental.vllm_generation import collapse_placeholders, generate_with_vllm, require_vllm
 from labkit.stages.rollouts import RolloutStore
 from tests import tiny
 from tests.stages import small
@@ -55,7 +55,7 @@ def prompts(policy: Policy) -> list[Prompt]:
 
 @pytest.fixture
 def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
-    import trl.trainer.grpo_trainer  # noqa: F401 - looks for vllm once, and shall not find this
+    import trl.trainer.grpo_trainer  # noqa: F401 - looks for vllm collapse_placeholders, and shall not find this
 
     stand_in = types.ModuleType("vllm")
     stand_in.SamplingParams = lambda **settings: SimpleNamespace(**settings)
@@ -63,11 +63,13 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write(engine: Engine, policy: Policy, prompts: list[Prompt]) -> Any:
-    footage = {
-        "a": Footage(np.zeros((4, 56, 56, 3), np.uint8), 2.0),
-        "b": Footage(np.ones((4, 56, 56, 3), np.uint8), 0.5),
+    frames = {
+        "a": ClipFrames(np.zeros((4, 56, 56, 3), np.uint8), 2.0),
+        "b": ClipFrames(np.ones((4, 56, 56, 3), np.uint8), 0.5),
     }
-    return write_by_vllm(engine, policy, prompts, footage.__getitem__, 2, max_new_tokens=9, temperature=0.7, seed=3)
+    return generate_with_vllm(
+        engine, policy, prompts, frames.__getitem__, 2, max_new_tokens=9, temperature=0.7, seed=3
+    )
 
 
 @pytest.mark.usefixtures("vllm")
@@ -88,7 +90,7 @@ def test_what_may_not_be_written_is_made_impossible_and_queries_draw_apart(
     engine = Engine([[10], [11]])
     write(engine, policy, prompts)
     first, second = engine.sampling
-    assert set(first.logit_bias) == set(policy.never_written)
+    assert set(first.logit_bias) == set(policy.suppress_tokens)
     assert (first.n, first.max_tokens, first.temperature) == (2, 9, 0.7)
     assert first.seed != second.seed
 
@@ -148,7 +150,7 @@ class Colocated:
             rows = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
             mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(each) for each in ids], batch_first=True)
             with torch.no_grad():
-                log_probs, _ = pack([prompt], rows, mask, [len(rows)]).log_probs(self.policy.model)
+                log_probs, _ = pack_shared_prefix([prompt], rows, mask, [len(rows)]).log_probs(self.policy.model)
             outputs = [
                 SimpleNamespace(
                     token_ids=each.ids,
@@ -163,6 +165,7 @@ class Colocated:
         return found
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("vllm")
 def test_a_stage_learns_from_what_the_engine_writes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, moments: list[Any]
@@ -171,13 +174,15 @@ def test_a_stage_learns_from_what_the_engine_writes(
     policy = load_policy("embedded", device="cpu")
     source = small.source(policy, moments, tmp_path / "frames")
     video = policy.base.config.video_token_id
-    asked = {tuple(once(source[qid].ids.tolist(), video)): source[qid] for qid in source}
+    asked = {tuple(collapse_placeholders(source[qid].ids.tolist(), video)): source[qid] for qid in source}
     monkeypatch.setattr(Colocated, "prompts", asked, raising=False)
     monkeypatch.setattr(Colocated, "synced", 0)
     monkeypatch.setattr("trl.trainer.grpo_trainer.VLLMGeneration", Colocated)
     monkeypatch.setattr("labkit.stages.experimental.vllm_generation.require_vllm", lambda policy: None)
     before = weights(policy)
-    result = small.train_grpo(policy, source, moments, tmp_path / "run", steps=2, generation="vllm", max_new_tokens=48)
+    result = small.train_grpo(
+        policy, source, moments, tmp_path / "run", grpo_steps=2, generation="vllm", max_new_tokens=48
+    )
     assert Colocated.synced == 2
     assert result.steps == 2 and farthest(before, weights(policy)) > 0
     assert len(RolloutStore(tmp_path / "run" / "rollouts").read()) > 0

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit.views.explorer.saving import hint_here, saving_hint
-from labkit.views.explorer.widget import explore
+from labkit.views.explorer.widget import explore, hint_here, saving_hint
 
 KEEPS = '{"@jupyter-widgets/jupyterlab-manager:plugin": {"saveState": true}}'
 

@@ -1,4 +1,4 @@
-"""What is seen in a browser: the frame on a canvas, and a notebook that runs in JupyterLab."""
+"""Pages in a browser: one that records what it asked for, the frame on a canvas, a notebook that runs in JupyterLab."""
 
 from __future__ import annotations
 
@@ -10,6 +10,66 @@ import numpy as np
 import pytest
 
 from tests.data.films import BITS, expected
+
+
+class WatchedPage:
+    """A page without a network, and all that it asked the network for or had to complain about."""
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self.trouble: list[str] = []
+        self.requests: list[str] = []
+        page.on("console", lambda message: self.trouble.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: self.trouble.append(str(error)))
+        page.on("dialog", lambda dialog: (self.trouble.append(dialog.message), dialog.dismiss()))
+        page.route("**/*", self._route)
+        page.add_init_script("window.hits = 0; window.hit = () => { window.hits += 1; };")
+
+    def _route(self, route: Any) -> None:
+        if route.request.url.startswith(("file:", "data:", "blob:")):
+            route.continue_()
+        else:
+            self.requests.append(route.request.url)
+            route.abort()
+
+    def root(self, name: str) -> str:
+        """An attribute that the explorer keeps for tests."""
+        return str(self.page.locator(".lk").get_attribute(f"data-{name}"))
+
+    def text(self, selector: str) -> str:
+        return str(self.page.locator(selector).inner_text())
+
+    def frame(self) -> int:
+        """The number painted into the frame that is shown."""
+        return frame_shown(self.page)
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.page.keyboard.press(key)
+
+    def scroll_through(self) -> list[str]:
+        """Go down the page, so that all of it has been in view; what became of its figures."""
+        for _ in range(200):
+            self.page.mouse.wheel(0, 600)
+            self.page.wait_for_timeout(20)
+            if self.page.evaluate("scrollY + innerHeight >= document.documentElement.scrollHeight - 2"):
+                break
+        self.page.wait_for_function(
+            "[...document.querySelectorAll('[data-plot], [data-explorer]')]"
+            ".every((each) => ['yes', 'failed'].includes(each.dataset.drawn))",
+            timeout=30_000,
+        )
+        drawn: list[str] = self.page.evaluate(
+            "[...document.querySelectorAll('[data-plot], [data-explorer]')].map((each) => each.dataset.drawn)"
+        )
+        return drawn
+
+    def violations(self) -> list[str]:
+        """What axe-core finds out of reach for somebody."""
+        from axe_playwright_python.sync_playwright import Axe
+
+        found = Axe().run(self.page).response["violations"]
+        return [f"{each['id']}: {node['html'][:160]}" for each in found for node in each["nodes"]]
 
 
 def frame_shown(page: Any) -> int:
@@ -53,7 +113,7 @@ def write_notebook(path: Path, *cells: str) -> None:
     nbformat.write(nbformat.v4.new_notebook(cells=made, metadata=kernel), path)
 
 
-def started(browser: Any, address: str, name: str) -> Any:
+def run_in_jupyterlab(browser: Any, address: str, name: str) -> Any:
     """A page of JupyterLab with a notebook of which all cells are being run."""
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     page.goto(f"{address}/lab/workspaces/{Path(name).stem}-live/tree/{name}")
