@@ -69,9 +69,9 @@ class PrefetchWorker(WorkerProcess):
             step, place = NEXT_STEP, time_range(request.get("times", ()), request.get("start", 0.0))
             if error.timed_out:
                 raise LabError(
-                    f"video {path} hangs{place}: its worker was {error}, and ended; {step}, or raise video_deadline"
+                    f"video {path} hangs{place}: its reader was {error}, and ended; {step}, or raise video_deadline"
                 ) from None
-            raise LabError(f"video {path} cost its worker's life{place} ({error}); {step}") from None
+            raise LabError(f"video {path} cost its reader's life{place} ({error}); {step}") from None
         if "error" in found:
             raise LabError(found["error"])
         return found

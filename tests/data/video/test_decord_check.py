@@ -107,7 +107,7 @@ def test_a_verdict_of_other_versions_or_a_damaged_one_is_reached_anew(
 ) -> None:
     (tmp_path / "key.decord").write_text(content)
     assert reason_against_decord(clip, "key", tmp_path) == ""
-    assert json.loads((tmp_path / "key.decord").read_text())["heading"] == decord_check._heading()
+    assert json.loads((tmp_path / "key.decord").read_text())["heading"] == decord_check._cache_key()
 
 
 def test_a_missing_decord_is_not_the_files_fault(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -254,7 +254,7 @@ time.sleep({60 if end == "killed" else 0})
 def test_readers_that_rest_are_ended_and_come_back(
     tmp_path: Path, cache: FrameCache, opened: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prefetch, "REST", 0.1)
+    monkeypatch.setattr(prefetch, "IDLE_SECONDS", 0.1)
     paths = clips(tmp_path, "a", "b")
     pool = opened()
     for done, (name, path) in enumerate(paths.items(), 1):

@@ -121,7 +121,7 @@ for line in sys.stdin:
 def test_a_hanging_and_a_dying_decoder_cost_their_own_video_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "_EXAMINER", [sys.executable, "-c", SCRIPT])
+    monkeypatch.setattr(probe, "_COMMAND", [sys.executable, "-c", SCRIPT])
     paths = [str(tmp_path / f"{name}.mp4") for name in ("a", "hangs", "b", "dies", "c")]
     for path in paths:
         Path(path).write_text(path)
@@ -137,10 +137,10 @@ def test_a_hanging_and_a_dying_decoder_cost_their_own_video_alone(
     assert len(kept) == 3, "what hung or died may do better on a quieter machine: it is opened again"
 
 
-def test_an_interrupted_checkup_ends_its_examiners_and_keeps_what_was_found(
+def test_an_interruption_ends_the_workers_and_keeps_what_was_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "_EXAMINER", [sys.executable, "-c", SCRIPT])
+    monkeypatch.setattr(probe, "_COMMAND", [sys.executable, "-c", SCRIPT])
     paths = [str(tmp_path / f"{name}.mp4") for name in ("a", "hangs")]
     for path in paths:
         Path(path).write_text(path)
@@ -158,7 +158,7 @@ def test_an_interrupted_checkup_ends_its_examiners_and_keeps_what_was_found(
 def test_a_video_is_opened_once_while_it_stays_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, cache = str(film(tmp_path / "a.mp4", CONSTANT[:50])), tmp_path / "c.json"
     first = check_videos([path, path], cache=cache, processes=1)
-    monkeypatch.setattr(probe, "_EXAMINER", [sys.executable, "-c", "raise SystemExit(1)"])
+    monkeypatch.setattr(probe, "_COMMAND", [sys.executable, "-c", "raise SystemExit(1)"])
     assert check_videos([path], cache=cache) == first
     film(tmp_path / "a.mp4", CONSTANT[:75])
     assert check_videos([path], cache=cache)[path].state == "crashed", "a changed file is opened again"
