@@ -7,8 +7,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from labkit.runs.notebooks import run_notebooks
 from labkit.runs.results import read_results
-from labkit.runs.run import STAGES, Run, run_notebooks
+from labkit.runs.run import STAGES, Run
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("notebooks_gqa")]
@@ -20,6 +21,7 @@ def smoke(tmp_path_factory) -> Run:
     outputs = tmp_path_factory.mktemp("outputs")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
+        patch.setenv("BROWSER_PATH", "/no/browser")  # as `without_pictures`; those of smoke.yaml are looked at
         return run_notebooks("params/smoke_gqa.yaml", {"outputs": str(outputs)}, say=lambda line: None)
 
 

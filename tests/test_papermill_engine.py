@@ -8,7 +8,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from labkit.runs.notebooks import NotebookError, execute, sign
+from labkit.errors import NotebookError
+from labkit.runs.notebooks import execute, sign
 from labkit.runs.papermill_engine import KnownParameters
 from tests.browser.pages import write_notebook
 

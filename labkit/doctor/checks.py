@@ -35,7 +35,8 @@ from labkit.errors import LabError
 from labkit.files import project_root, under
 from labkit.params import Params, read_params
 from labkit.progress import Progress
-from labkit.runs.run import differing, notebooks_of, read_manifest
+from labkit.runs.project import notebooks_of
+from labkit.runs.run import differing, read_manifest
 
 # Clips of the embedded world and questions whose lengths are measured; the others are alike.
 _SAMPLE = 400
