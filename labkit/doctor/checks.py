@@ -9,7 +9,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -70,7 +69,7 @@ def examine(params: Params, *, quick: bool = False, on_video: Callable[[int, int
     known = model and (harvester or not params.harvester)
     if model and known and all(found.clips.get(split) for split in ("train", "test")):
         # A base that comes with adapters trains those, whatever `lora_rank` says.
-        params = replace(params, lora_rank=model.lora_rank or params.lora_rank)
+        params = params.replace(lora_rank=model.lora_rank or params.lora_rank)
         load, findings = _load(params, model, found)
         report.findings += findings
         if load:

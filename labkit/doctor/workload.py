@@ -10,7 +10,7 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -164,7 +164,7 @@ def one_process(params: Params, world: int) -> Params:
     if step % each:
         each = step
     batch = max(1, params.sft_batch // world)
-    return replace(params, processes=1, prompts_per_step=step, prompts_per_pass=each, sft_batch=batch)
+    return params.replace(processes=1, prompts_per_step=step, prompts_per_pass=each, sft_batch=batch)
 
 
 def trained_parameters(shape: Shape, params: Params) -> int:
