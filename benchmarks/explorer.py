@@ -23,7 +23,7 @@ from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.embedded.world import write_world
 from labkit.stages.rollouts import Rollout, RolloutStore
-from labkit.views.explorer.page import page
+from labkit.views.explorer.page import widget_page
 from labkit.views.explorer.widget import explore
 
 GROUP = 8
@@ -98,7 +98,7 @@ def main() -> None:
         widget._answer(None, {"ask": "chains", "filters": {}}, [])
         print(f"a notebook with it: {notebook_bytes(widget) / 1e6:.2f} MB, goal below 15")
         file = folder / "page.html"
-        file.write_text(page(widget), encoding="utf-8")
+        file.write_text(widget_page(widget), encoding="utf-8")
         print(f"page of {chains:,} chains and {len(widget.clips)} clips: {file.stat().st_size / 1e6:.2f} MB")
         look(file)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from labkit.lab import Lab
 from labkit.params import read_params
-from labkit.views.explorer.page import page
+from labkit.views.explorer.page import widget_page
 from labkit.views.explorer.widget import explore
 from labkit.views.report.notebook_html import to_webp
 
@@ -23,13 +23,13 @@ def main(run: str, target: str) -> None:
     from playwright.sync_api import sync_playwright
 
     lab = Lab.open(read_params(f"{run}/params.yaml"))
-    measured = {stage: lab.read_evaluation(stage).greedy for stage in ("grpo", "sft", "grpo_final")}
+    greedy = {stage: lab.read_evaluation(stage).greedy for stage in ("grpo", "sft", "grpo_final")}
     base = lab.read_evaluation("base").greedy
     moments = lab.moments("test")
-    explorer = explore(measured, moments, base=base, spec=lab.rewards(final=True), folder=lab.sheets)
+    explorer = explore(greedy, moments, base=base, spec=lab.rewards(final=True), folder=lab.sheets)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         file = Path(folder) / "explorer.html"
-        file.write_text(page(explorer, f"labkit.explore: {lab.params.run}"), encoding="utf-8")
+        file.write_text(widget_page(explorer, f"labkit.explore: {lab.params.run}"), encoding="utf-8")
         chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         view = browser.new_page(viewport={"width": 1240, "height": 760})

@@ -28,7 +28,7 @@ _HOMES = {
     "Span": "labkit.chain.spans",
     "chain_figures": "labkit.chain.metrics",
     "compare": "labkit.scoring.scores",
-    "conclusions": "labkit",
+    "conclusions": "labkit.views",
     "disagreements": "labkit.scoring.readings",
     "examine": "labkit.doctor.checks",
     "explore": "labkit.views.explorer.widget",
@@ -48,6 +48,8 @@ _HOMES = {
     "write_world": "labkit.embedded.world",
 }
 
+_MODULES = ("conclusions", "views")
+
 __all__ = list(_HOMES)  # noqa: PLE0604  the keys are strings
 
 
@@ -55,8 +57,8 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'labkit' has no attribute {name!r}")
-    if home == "labkit":
-        return importlib.import_module(f"labkit.{name}")
+    if name in _MODULES:
+        return importlib.import_module(f"{home}.{name}")
     return getattr(importlib.import_module(home), name)
 
 

@@ -20,14 +20,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from labkit.errors import LabError, Stopped, Terminated, file_trouble
+from labkit.errors import LabError, NotebookError, Stopped, Terminated, file_trouble
 from labkit.progress import say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    from labkit.runs.notebooks import NotebookError
-
     options = _parser().parse_args(_guarded(sys.argv[1:] if arguments is None else arguments))
     _show_all_text(json_text=getattr(options, "json", False))
     try:
@@ -178,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
 
     base = commands.add_parser("base", help="train the embedded base anew, about ten minutes on one CPU core")
     base.add_argument("folder", type=_path, help="folder to write to; must not exist")
-    base.add_argument("--seed", type=int, default=0, help="seed of weights and lessons (default 0)")
+    base.add_argument("--seed", type=int, default=0, help="seed of weights and training targets (default 0)")
     base.add_argument(
         "--task", choices=("grounding", "gqa"), default="grounding", help="what it is taught (default grounding)"
     )
@@ -236,7 +234,7 @@ def _new(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from labkit.runs.run import run_notebooks
+    from labkit.runs.notebooks import run_notebooks
 
     run_notebooks(options.params, _overrides(options))
 
@@ -293,8 +291,8 @@ def _world(options: argparse.Namespace) -> None:
 
 
 def _base(options: argparse.Namespace) -> None:
+    from labkit.embedded.model import write_untrained
     from labkit.embedded.pretraining import train_base
-    from labkit.embedded.untrained import write_untrained
 
     if Path(options.folder).exists():
         raise LabError(f"'{options.folder}' exists already; name a folder that does not")

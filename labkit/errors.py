@@ -1,4 +1,4 @@
-"""The one error that a user's input can raise, and the one way to end early that is none.
+"""What a user's input can raise, how a run ends early, and the next step where the file system refuses a file.
 
 Everything else that goes wrong is a bug and keeps its traceback.
 """
@@ -20,6 +20,15 @@ class LabError(ValueError):
 
     The command line prints the message alone and exits with code 2.
     """
+
+
+class NotebookError(RuntimeError):
+    """A notebook stopped before its end; `user_error` tells bad input from a fault of the code."""
+
+    def __init__(self, message: str, user_error: bool = False) -> None:
+        """`message` names the notebook, the cell and what was raised there."""
+        super().__init__(message)
+        self.user_error = user_error
 
 
 class Stopped(Exception):

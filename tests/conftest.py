@@ -3,13 +3,18 @@
 import signal
 from collections.abc import Sequence
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("labkit", deadline=None)  # a busy machine is no fault of what is tested
+hypothesis.settings.load_profile("labkit")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A shell that starts the tests in its background lets them ignore interrupts, and some tests interrupt themselves."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """A shell's background and `nohup` let tests ignore signals that some of them send themselves."""
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False  # xdist would begin with the groups of most tests, not with the longest
 

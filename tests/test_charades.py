@@ -10,8 +10,9 @@ import pytest
 
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment, write_moments
+from labkit.runs.notebooks import run_notebooks
 from labkit.runs.results import read_results
-from labkit.runs.run import STAGES, run_notebooks
+from labkit.runs.run import STAGES
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared" / "real"

@@ -14,11 +14,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from labkit.errors import Terminated
+from labkit.errors import NotebookError, Terminated
 from labkit.progress import say
 from labkit.runs.log import tee
-from labkit.runs.notebooks import BANNER_TAG, NotebookError
-from labkit.runs.run import run_notebooks
+from labkit.runs.notebooks import BANNER_TAG, run_notebooks
 from labkit.stages.distributed import preemption
 from tests.test_runs import kernels_find_labkit, only, project, write_notebooks
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from labkit.runs.notebooks import run_notebooks
 from labkit.runs.results import read_results
-from labkit.runs.run import STAGES, run_notebooks
+from labkit.runs.run import STAGES
 from labkit.stages.rollouts import RolloutStore
 
 ROOT = Path(__file__).parents[1]

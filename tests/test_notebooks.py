@@ -15,8 +15,9 @@ import nbformat
 import pytest
 
 from labkit.params import read_params
+from labkit.runs.notebooks import run_notebooks
 from labkit.runs.results import DECODINGS, MODELS, read_results
-from labkit.runs.run import STAGES, Run, run_notebooks
+from labkit.runs.run import STAGES, Run
 from labkit.runs.slurm_job import read_job
 from labkit.runs.status import read_status
 from labkit.scoring.reading_rules import RULES

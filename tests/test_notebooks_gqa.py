@@ -7,8 +7,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from labkit.runs.notebooks import run_notebooks
 from labkit.runs.results import read_results
-from labkit.runs.run import STAGES, Run, run_notebooks
+from labkit.runs.run import STAGES, Run
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("notebooks_gqa")]

@@ -8,9 +8,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from labkit.runs.notebooks import NotebookError, execute, sign
+from labkit.errors import NotebookError
+from labkit.runs.notebooks import execute, sign
 from labkit.runs.papermill_engine import KnownParameters
-from tests.browser.sights import write_notebook
+from tests.browser.pages import write_notebook
 
 CELL = """
 from labkit.progress import Progress

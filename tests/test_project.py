@@ -20,6 +20,12 @@ def test_conda_and_pip_install_the_same():
     assert pip["pip"][-1] == "-e ."
 
 
+def test_every_public_name_loads():
+    import labkit
+
+    assert [name for name in labkit.__all__ if getattr(labkit, name, None) is None] == []
+
+
 def test_torchvision_is_not_asked_for():
     assert not any("torchvision" in line for line in PROJECT["dependencies"])
 

@@ -17,11 +17,11 @@ import pytest
 import yaml
 
 from labkit import files
-from labkit.errors import LabError
+from labkit.errors import LabError, NotebookError
 from labkit.files import lock, project_root, replacing, unlock
 from labkit.params import DEFAULTS, Params, names, read_params
-from labkit.runs.notebooks import BANNER_TAG, NotebookError
-from labkit.runs.run import STAGES, Run, run_notebooks
+from labkit.runs.notebooks import BANNER_TAG, run_notebooks
+from labkit.runs.run import STAGES, Run
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,6 +1,6 @@
-"""The doctor: what would keep a run from going well, and what it will cost, told before it begins.
+"""`labkit doctor`: checks before a run of environment, model, data and videos, with estimates of memory, hours and disk.
 
-Nothing is trained or downloaded. All that is written is `checkups.json` in the outputs folder: what became known of each video.
+Nothing is trained or downloaded. All that is written is `checkups.json` in the outputs folder: the probe of each video.
 """
 
 from __future__ import annotations
@@ -15,38 +15,39 @@ from typing import Any
 
 from labkit.data.moments import Moment
 from labkit.data.video.probe import Checkup
-from labkit.doctor.dataset import SPLITS, Inspection, Vision, clip_cost, inspect_folder
+from labkit.doctor.dataset import SPLITS, DataReport, VisionShape, clip_cost, inspect_folder
 from labkit.doctor.environment import (
     Model,
-    busy_findings,
     find_machine,
     find_model,
     launcher_findings,
+    load_findings,
     machine_findings,
     machine_table,
     package_findings,
     requirements,
 )
 from labkit.doctor.report import Finding, Report
-from labkit.doctor.resources import add_costs, existing
-from labkit.doctor.workload import Load
+from labkit.doctor.resources import add_resource_estimates, nearest_existing
+from labkit.doctor.workload import Workload
 from labkit.errors import LabError
 from labkit.files import project_root, under
 from labkit.params import Params, read_params
 from labkit.progress import Progress
-from labkit.runs.run import differing, notebooks_of, read_manifest
+from labkit.runs.project import notebooks_of
+from labkit.runs.run import differing, read_manifest
 
-# Clips of the embedded world and questions whose lengths are looked at; the others are like them.
+# Clips of the embedded world and questions whose lengths are measured; the others are alike.
 _SAMPLE = 400
 
 
 def examine(params: Params, *, quick: bool = False, on_video: Callable[[int, int], None] | None = None) -> Report:
-    """Look at everything that a run of `params` will need.
+    """Check everything that a run of `params` will need.
 
     Args:
         params: of the run.
-        quick: look for videos without opening them, and measure nothing, so that no hours are told.
-        on_video: hears (done, all) after each video that had to be opened.
+        quick: find videos without opening them, and measure nothing, so that hours are not estimated.
+        on_video: called with (done, all) after each video that had to be opened.
     """
     root = project_root()
     report = Report(f"doctor: run '{params.run}'" + (", quick" if quick else ""))
@@ -61,21 +62,23 @@ def examine(params: Params, *, quick: bool = False, on_video: Callable[[int, int
     if params.harvester:
         harvester, findings = find_model(params.harvester, root)
         report.findings += [each._replace(kind="harvester") for each in findings]
-    vision = Vision(model.shape.patch, model.shape.merge, model.shape.temporal) if model else Vision()
+    vision = VisionShape(model.shape.patch, model.shape.merge, model.shape.temporal) if model else VisionShape()
     found = _inspect(params, root, vision, quick, on_video)
     report.findings += found.findings
     report.tables.append(found.table())
     report.data["videos"] = {path: _as_dict(checkup) for path, checkup in found.videos.items()}
     known = model and (harvester or not params.harvester)
     if model and known and all(found.clips.get(split) for split in ("train", "test")):
-        # A base that comes with adapters trains those, whatever `lora_rank` says.
+        # A checkpoint with a LoRA adapter trains that, whatever `lora_rank` says.
         params = params.replace(lora_rank=model.lora_rank or params.lora_rank)
-        load, findings = _load(params, model, found)
+        workload, findings = _workload(params, model, found)
         report.findings += findings
-        if load:
+        if workload:
             if not quick:
-                report.findings += busy_findings(machine)
-            add_costs(report, params, [model, harvester] if harvester else [model], load, found, machine, root, quick)
+                report.findings += load_findings(machine)
+            add_resource_estimates(
+                report, params, [model, harvester] if harvester else [model], workload, found, machine, root, quick
+            )
     return report
 
 
@@ -88,26 +91,26 @@ def run_doctor(
     Raises LabError when the parameters themselves are bad.
     """
     begin = time.monotonic()
-    report = examine(read_params(path, overrides), quick=quick, on_video=None if as_json else _tell())
+    report = examine(read_params(path, overrides), quick=quick, on_video=None if as_json else _video_progress())
     report.data["seconds"] = round(time.monotonic() - begin, 1)
     say(json.dumps(report.as_dict(), indent=1, ensure_ascii=False) if as_json else str(report))
     return report.exit_code
 
 
-def _tell() -> Callable[[int, int], None]:
-    """A listener that says how many videos have been opened; nothing when all are known already."""
-    told: list[Progress] = []
+def _video_progress() -> Callable[[int, int], None]:
+    """A callback that reports how many videos have been opened; silent when all are known already."""
+    started: list[Progress] = []
 
-    def tell(done: int, total: int) -> None:
-        if not told:
-            told.append(Progress("videos opened", total))
-        told[0](done)
+    def on_video(done: int, total: int) -> None:
+        if not started:
+            started.append(Progress("videos opened", total))
+        started[0](done)
 
-    return tell
+    return on_video
 
 
 def _run_findings(params: Params, root: Path) -> list[Finding]:
-    """What opening the run would say: its template, its directory, and the runs that it is compared with."""
+    """What a run would refuse: its prompt template, its folder, the runs that it is compared with."""
     from labkit.policy.prompts import TEMPLATES
 
     found = []
@@ -134,21 +137,23 @@ def _run_findings(params: Params, root: Path) -> list[Finding]:
         found.append(
             Finding("error", "run", f"folder {folder}", "is not empty and no run", "choose another `run` name")
         )
-    if not os.access(existing(folder), os.W_OK):
-        found.append(Finding("error", "run", f"folder {existing(folder)}", "may not be written to", "set `outputs`"))
+    if not os.access(nearest_existing(folder), os.W_OK):
+        found.append(
+            Finding("error", "run", f"folder {nearest_existing(folder)}", "may not be written to", "set `outputs`")
+        )
     return found
 
 
 def _inspect(
-    params: Params, root: Path, vision: Vision, quick: bool, on_video: Callable[[int, int], None] | None
-) -> Inspection:
+    params: Params, root: Path, vision: VisionShape, quick: bool, on_video: Callable[[int, int], None] | None
+) -> DataReport:
     if params.data == "world":
         found = _inspect_world(params, vision)
     else:
         folder = under(root, params.data)
         if not folder.is_dir():
             step = "give `world` or a folder with train.jsonl, validation.jsonl and test.jsonl"
-            return Inspection(findings=[Finding("error", "data", f"data = {params.data}", "is not a folder", step)])
+            return DataReport(findings=[Finding("error", "data", f"data = {params.data}", "is not a folder", step)])
         cache = under(root, params.outputs) / "checkups.json"
         found = inspect_folder(folder, params, vision, quick=quick, cache=cache, on_video=on_video)
     if 0 < found.queries.get("train", 0) < params.prompts_per_step:
@@ -159,11 +164,11 @@ def _inspect(
     return found
 
 
-def _inspect_world(params: Params, vision: Vision) -> Inspection:
-    """The embedded world without writing it: its scenes follow from their numbers."""
+def _inspect_world(params: Params, vision: VisionShape) -> DataReport:
+    """The embedded world without writing it: its scenes follow from their seeds."""
     from labkit.embedded.world import SECONDS, SIDE, make_scene, scene_moments, scene_seed
 
-    found, clip = Inspection(), Checkup("ok", width=SIDE, height=SIDE)
+    found, clip = DataReport(), Checkup("ok", width=SIDE, height=SIDE)
     for split in SPLITS:
         count = getattr(params, f"world_{split}")
         scenes = [make_scene(scene_seed(split, k, params.world_seed)) for k in range(min(count, _SAMPLE))]
@@ -177,8 +182,8 @@ def _inspect_world(params: Params, vision: Vision) -> Inspection:
     return found
 
 
-def _load(params: Params, model: Model, found: Inspection) -> tuple[Load | None, list[Finding]]:
-    """What the data ask of the model, and whether its questions fit it."""
+def _workload(params: Params, model: Model, found: DataReport) -> tuple[Workload | None, list[Finding]]:
+    """Sizes of the data for this model, and whether its prompts fit the context."""
     clips = found.clips["train"] + found.clips["test"]
     try:
         texts = [
@@ -188,18 +193,18 @@ def _load(params: Params, model: Model, found: Inspection) -> tuple[Load | None,
         ]
     except LabError as error:
         return None, [Finding("error", "prompt", "prompt:", str(error))]
-    load = Load(
+    workload = Workload(
         train=found.queries["train"], test=found.queries["test"], train_clips=len(found.clips["train"]),
         test_clips=len(found.clips["test"]), prompt_tokens=fmean(clip.tokens for clip in clips) + fmean(texts),
         longest_prompt=max(clip.tokens for clip in clips) + max(texts), video_tokens=fmean(clip.tokens for clip in clips),
         frame_bytes=fmean(clip.frames * clip.size[0] * clip.size[1] * 3 for clip in clips),
     )  # fmt: skip
-    longest, context = load.longest_prompt + params.max_new_tokens, model.shape.context
+    longest, context = workload.longest_prompt + params.max_new_tokens, model.shape.context
     if longest <= context:
-        return load, []
+        return workload, []
     message = f"is the length of the longest prompt and its chain; the model was made for {context:,} tokens"
     step = "lower max_frames, max_pixels or max_new_tokens"
-    return load, [Finding("warning", "context", f"{longest:,} tokens", message, step)]
+    return workload, [Finding("warning", "context", f"{longest:,} tokens", message, step)]
 
 
 def _text_tokens(tokenizer: Any, moment: Moment, template: str) -> int:

@@ -1,4 +1,4 @@
-"""Inspection of a run's data: every row of the moments files, every video, and what the model will see of it."""
+"""Data checks: every row of the moments files, every video, and the number of tokens that a clip has."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from labkit.params import Params
 from labkit.table import Table
 
 SPLITS = ("train", "validation", "test")
-# A video's last frame is shown for a while that containers round differently.
+# Tolerance in seconds: containers round the duration of the last frame differently.
 _SLACK = 0.1
-# A video that goes on for longer than this after the annotation's end is probably another one.
+# A video that is longer than the annotated duration by more than this fraction is probably another one.
 _SHARE_UNSEEN = 0.05
 _STEPS = {
     "missing": ("is not there", "put the file there or correct 'video' in the moments file"),
@@ -36,8 +36,8 @@ _STEPS = {
 _KINDS = {"missing": "missing video", "empty": "empty video", "truncated": "truncated video"}
 
 
-class Vision(NamedTuple):
-    """How a model cuts frames into tokens, in pixels, patches and frames; Qwen2.5-VL's numbers."""
+class VisionShape(NamedTuple):
+    """Patch size in pixels, patches and frames of a token; by default Qwen2.5-VL's."""
 
     patch: int = 14
     merge: int = 2
@@ -45,20 +45,20 @@ class Vision(NamedTuple):
 
 
 class ClipCost(NamedTuple):
-    """What one clip costs the model."""
+    """Frames and tokens of one clip."""
 
     seconds: float
     frames: int
     fps: float
-    """Frames per second that the model sees: less than asked for where `max_frames` binds."""
+    """Frames per second that the model sees: less than `fps` where `max_frames` limits them."""
     size: tuple[int, int]
     """Height and width at the model."""
     tokens: int
 
 
 @dataclass
-class Inspection:
-    """The data as a run would meet them."""
+class DataReport:
+    """Data of a run: usable rows, clips, videos and findings."""
 
     moments: dict[str, list[Moment]] = field(default_factory=dict)
     """Usable rows by split, after the limits."""
@@ -69,7 +69,7 @@ class Inspection:
     findings: list[Finding] = field(default_factory=list)
 
     def table(self) -> Table:
-        """The splits and what they cost."""
+        """The splits and their sizes."""
         lines = []
         for split, clips in self.clips.items():
             if clips:
@@ -85,11 +85,11 @@ class Inspection:
 
 
 def inspect_folder(
-    folder: Path, params: Params, vision: Vision, *, quick: bool, cache: Path,
+    folder: Path, params: Params, vision: VisionShape, *, quick: bool, cache: Path,
     on_video: Callable[[int, int], None] | None = None,
-) -> Inspection:  # fmt: skip
+) -> DataReport:  # fmt: skip
     """Read every row and open every video (with `quick`: look for every video) of a data folder."""
-    found = Inspection()
+    found = DataReport()
     all_moments: list[Moment] = []
     for split in SPLITS:
         usable, findings = read_rows(folder / f"{split}.jsonl")
@@ -113,7 +113,7 @@ def inspect_folder(
 
 
 def read_rows(path: Path) -> tuple[list[Moment], list[Finding]]:
-    """Usable rows of a moments file and every bad one, judged by the rules of `read_moments`, which stops at the first."""
+    """Usable rows of a moments file and a finding for every bad one, by the rules of `read_moments`, which stops at the first."""
     kind, findings = "moments file", []
     moments: list[Moment] = []
     try:
@@ -132,7 +132,7 @@ def read_rows(path: Path) -> tuple[list[Moment], list[Finding]]:
 
 
 def video_findings(videos: dict[str, Checkup]) -> list[Finding]:
-    """What is to be said of each video by itself."""
+    """Findings about each video by itself."""
     found = []
     for path, checkup in videos.items():
         subject, notes = f"video {path}", "; ".join(checkup.notes)
@@ -174,7 +174,7 @@ def video_findings(videos: dict[str, Checkup]) -> list[Finding]:
 
 
 def label_findings(moment: Moment, checkup: Checkup) -> list[Finding]:
-    """A question's times against the true length of its video."""
+    """A question's times against the duration of its video."""
     if not checkup.duration:
         return []
     found = []
@@ -203,7 +203,7 @@ def label_findings(moment: Moment, checkup: Checkup) -> list[Finding]:
 
 
 def same_names(paths: Sequence[str]) -> list[Finding]:
-    """Videos of one name but for folder or suffix, in the folders that hold the data's videos."""
+    """Videos whose names differ only in folder or suffix, in the folders of the data's videos."""
     files = set(paths)
     for folder in {os.path.dirname(path) for path in paths}:
         try:
@@ -224,10 +224,10 @@ def same_names(paths: Sequence[str]) -> list[Finding]:
     ]
 
 
-def clip_cost(duration: float, checkup: Checkup, params: Params, vision: Vision) -> ClipCost:
+def clip_cost(duration: float, checkup: Checkup, params: Params, vision: VisionShape) -> ClipCost:
     """Frames and tokens of one clip; of a video that was not opened, as large as `max_pixels` allows.
 
-    >>> cost = clip_cost(16.0, Checkup("ok", width=112, height=112), Params(), Vision())
+    >>> cost = clip_cost(16.0, Checkup("ok", width=112, height=112), Params(), VisionShape())
     >>> cost.frames, cost.fps, cost.size, cost.tokens
     (32, 2.0, (56, 56), 64)
     """
@@ -246,8 +246,8 @@ def clip_cost(duration: float, checkup: Checkup, params: Params, vision: Vision)
     return ClipCost(duration, len(times), round(1 / step, 6), size, tokens)
 
 
-def _sparse(found: Inspection, params: Params) -> list[Finding]:
-    """Whether long clips are seen too thinly for the moments that are asked for."""
+def _sparse(found: DataReport, params: Params) -> list[Finding]:
+    """Whether the frame rate of long clips is too low for the moments in question."""
     thin = [clip for clips in found.clips.values() for clip in clips if clip.fps < params.fps * 0.99]
     if not thin:
         return []

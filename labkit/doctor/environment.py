@@ -1,4 +1,4 @@
-"""Surroundings: the Python, the packages, the machine and the model that a run would have."""
+"""Environment checks: Python, packages, machine, launcher variables and the model's files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from labkit.doctor.report import Finding, size_text
-from labkit.doctor.workload import Shape, read_shape
+from labkit.doctor.workload import ModelShape, read_model_shape
 from labkit.errors import LabError
 from labkit.files import under
 from labkit.params import Params
@@ -20,47 +20,47 @@ from labkit.stages.distributed.launcher_variables import launcher_variables
 from labkit.table import Table
 
 _PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
-# Where Linux tells what a container may use, in its second version and its first.
+# Memory limits of a container: cgroup v2 and v1.
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
-# From this load a core on, a process waits for others.
+# Load average per core above which timings are unreliable.
 _BUSY = 0.75
 SMALL_STEP = 1e-4
-"""Learning rate below which AdamW's steps get lost in bfloat16: of weights of 0.02, 100 steps on the CPU moved 89 % as far as in
-float32 at 1e-4, 15 % at 1e-5 and 1.4 % at 1e-6."""
+"""Learning rate below which AdamW's steps are rounded away in bfloat16: of weights of 0.02, 100 steps on the CPU moved 89 % as far as
+in float32 at 1e-4, 15 % at 1e-5 and 1.4 % at 1e-6."""
 
 
 class Model(NamedTuple):
-    """The base that the parameters name, as far as it is here."""
+    """The model that the parameters name, as far as it is on this machine."""
 
     folder: Path
-    shape: Shape
+    shape: ModelShape
     lora_rank: int
-    """Of the adapters that it comes with."""
+    """Of the checkpoint's own LoRA adapter; 0 without."""
     tokenizer: Any
     whole: bool
-    """Whether its weights are here."""
+    """Whether all of its weights are on this machine."""
 
 
 class Machine(NamedTuple):
-    """What the model would run on."""
+    """The device that the model would run on."""
 
     device: str
     """`cpu` or `cuda`."""
     name: str
     memory: float
-    """Bytes of the device in all, 0 when nobody says."""
+    """Bytes of the device in all, 0 where unknown."""
     cores: int
-    """That this process may use."""
+    """CPU cores that this process may use."""
     bfloat16: bool
-    """Whether the device computes in it at full speed."""
+    """Whether the device supports it natively."""
     gpus: int = 0
-    """That torch sees."""
+    """Visible to torch."""
 
 
 def requirements(pyproject: Path = _PYPROJECT) -> tuple[str, list[str]]:
-    """The range of Python, and one requirement a package, of labkit: by its checkout, otherwise as installed."""
+    """`requires-python` and dependencies of labkit: from the checkout's pyproject.toml, otherwise as installed."""
     try:
         project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
         if project["name"] == "labkit":
@@ -104,7 +104,7 @@ def package_findings(python: str, packages: list[str]) -> list[Finding]:
 
 
 def find_machine(wanted: str) -> Machine:
-    """The device that `device` of the parameters means here; the CPU where a GPU is asked for in vain."""
+    """The device that the parameter `device` selects on this machine; the CPU where a GPU is wanted and there is none."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -115,10 +115,10 @@ def find_machine(wanted: str) -> Machine:
     return Machine("cpu", f"{platform.machine()}, {cores} cores", _memory(), cores, False)
 
 
-def planned_for(machine: Machine, params: Params) -> tuple[Machine, int]:
-    """What the run is meant for, and how many processes it would have: a GPU that is asked for need not be here.
+def target_machine(machine: Machine, params: Params) -> tuple[Machine, int]:
+    """The device and the number of processes that the run is meant for, even where that GPU is not on this machine.
 
-    Of such a GPU nothing is known, so that its memory is 0.
+    Nothing is known of such a GPU: its memory is 0.
     """
     if params.device == "cuda" and machine.device != "cuda":
         return Machine("cuda", "GPU that is not here", 0.0, machine.cores, True), max(1, params.processes)
@@ -135,7 +135,7 @@ def machine_findings(machine: Machine, params: Params) -> list[Finding]:
         message = f"but this machine has {machine.gpus} GPU" + "s" * (machine.gpus > 1)
         found.append(Finding("warning", "processes", f"processes = {params.processes}", message,
                              "set 0 for as many as there are, or send the run to nodes that have so many"))  # fmt: skip
-    planned, world = planned_for(machine, params)
+    planned, world = target_machine(machine, params)
     whole = not params.lora_rank and not (world > 1 and params.sharding == "fsdp2")
     if params.dtype == "bfloat16" and whole and min(params.learning_rate, params.sft_learning_rate) < SMALL_STEP:
         message = "steps this small are lost: they are rounded away where bfloat16 weights are trained themselves"
@@ -153,8 +153,8 @@ def machine_findings(machine: Machine, params: Params) -> list[Finding]:
     return found
 
 
-def busy_findings(machine: Machine) -> list[Finding]:
-    """Whether others keep this machine busy."""
+def load_findings(machine: Machine) -> list[Finding]:
+    """Whether other programs keep this machine busy."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load <= _BUSY * machine.cores:
         return []
@@ -163,7 +163,7 @@ def busy_findings(machine: Machine) -> list[Finding]:
 
 
 def launcher_findings() -> list[Finding]:
-    """Whether a launcher has told this process that it is one of several, or which number type to use."""
+    """Whether a launcher's variables (torchrun, accelerate, MPI, SLURM) are set in this process."""
     return [
         Finding("note", "launcher", f"{launcher}'s variables ({', '.join(names)})",
                 "are set here; a run ignores them, its parameters say how many processes it has and which dtype",
@@ -173,7 +173,7 @@ def launcher_findings() -> list[Finding]:
 
 
 def machine_table(machine: Machine, packages: list[str], findings: list[Finding]) -> Table:
-    """The surroundings at a glance."""
+    """Versions and device."""
     bad = sum(finding.kind == "package" for finding in findings)
     names = ("torch", "transformers", "trl", "peft")
     lines = [
@@ -182,7 +182,7 @@ def machine_table(machine: Machine, packages: list[str], findings: list[Finding]
             "packages",
             f"{len(packages)} required, {bad} missing or out of range" if bad else f"all {len(packages)} in range",
         ),
-        ("", ", ".join(f"{name} {metadata.version(name)}" for name in names if _is_there(name))),
+        ("", ", ".join(f"{name} {metadata.version(name)}" for name in names if _installed(name))),
         ("device", f"{machine.device}: {machine.name}"),
         ("memory", size_text(machine.memory) if machine.memory else "unknown"),
     ]
@@ -190,9 +190,9 @@ def machine_table(machine: Machine, packages: list[str], findings: list[Finding]
 
 
 def find_model(name: str, root: Path) -> tuple[Model | None, list[Finding]]:
-    """A base on this machine, and what would keep a run from loading it.
+    """A model on this machine, and what would keep a run from loading it.
 
-    None when not even its config and tokenizer are here; they suffice to tell what it would cost.
+    None without its config and tokenizer, which suffice to estimate what it costs.
     """
     from labkit.policy.families import FAMILIES
     from labkit.policy.model import (
@@ -237,11 +237,11 @@ def find_model(name: str, root: Path) -> tuple[Model | None, list[Finding]]:
         if family not in FAMILIES:
             message = f"is of the family {family!r}, which labkit does not read"
             return None, [*found, Finding("error", "model", subject, message, f"choose one of {', '.join(FAMILIES)}")]
-        return Model(folder, read_shape(folder), rank, _tokenizer(own), not missing_weights(folder)), found
+        return Model(folder, read_model_shape(folder), rank, _tokenizer(own), not missing_weights(folder)), found
     except LabError as error:
         return None, [*found, Finding("error", "model", subject + ":", str(error))]
     except Exception as error:
-        # Tokenizers raise bare Exceptions on damaged files, which is what this is here to tell.
+        # Tokenizers raise bare Exceptions on damaged files.
         message = f"cannot be read ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
         return None, [*found, Finding("error", "model", subject, message, "copy or download it again")]
 
@@ -263,7 +263,7 @@ def _tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
 
 
-def _is_there(package: str) -> bool:
+def _installed(package: str) -> bool:
     try:
         return bool(metadata.version(package))
     except metadata.PackageNotFoundError:
@@ -271,7 +271,7 @@ def _is_there(package: str) -> bool:
 
 
 def _memory() -> float:
-    """Bytes of main memory that this process may use, 0 when nobody says."""
+    """Bytes of main memory that this process may use, 0 where unknown."""
     found = []
     try:
         found.append(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))

@@ -1,4 +1,4 @@
-"""Reports: findings with a next step, and tables, as a terminal, a notebook and a program read them."""
+"""Reports of the doctor: findings with a next step, and tables, as text, HTML and JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHOWN = 5
 
 
 class Finding(NamedTuple):
-    """One thing that was found out."""
+    """One finding of the doctor: an error, a warning or a note."""
 
     level: str
     """One of LEVELS."""

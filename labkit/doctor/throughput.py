@@ -1,32 +1,29 @@
-"""Rehearsal: how fast this machine does the parts of a run, measured before it begins.
+"""Throughput of this machine, measured before a run: prefill, decoding, training, vision tower, video decoding.
 
-A small model is loaded and does each part a few times, through the code that a run goes through. One that is too large for
-that is not loaded: its parts are counted in floating-point operations and bytes, at the pace that a matrix product and a
-copy of its sizes reach.
+A small model is loaded and does each part a few times, through the code that a run uses. A larger one is not loaded: its parts are
+counted in floating-point operations and bytes, at the speed of a matrix product and a copy of its sizes.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from labkit.doctor.workload import COMPLETION_FRACTION, ModelShape, Workload
 from labkit.params import Params
+from labkit.policy.inputs import Prompt
+from labkit.policy.model import Policy
 
-if TYPE_CHECKING:
-    from labkit.doctor.workload import Load, Shape
-    from labkit.policy.inputs import Prompt
-    from labkit.policy.model import Policy
-
-SMALL = 100_000_000
-"""Weights of the largest model that is rehearsed: loading and a few passes take seconds."""
-_GOES, _PATIENCE = 2, 0.4
-"""Goes at a part at least, and seconds: what is done quickly is done often."""
-EFFICIENCY = 0.5
-"""Share of a matrix product's pace that a whole model reaches. A rule of thumb, ours; not compared with a large model."""
+MAX_MEASURED_PARAMETERS = 100_000_000
+"""Parameters of the largest model that is loaded and measured: loading and a few passes take seconds."""
+_MIN_REPEATS, _MIN_SECONDS = 2, 0.4
+"""Of each measurement, at least: quick parts are repeated more often."""
+MATMUL_EFFICIENCY = 0.5
+"""Fraction of a matrix product's speed that a whole model reaches. A rule of thumb, ours; not compared with a large model."""
 
 
-class Pace(NamedTuple):
+class Throughput(NamedTuple):
     """Seconds that the parts of a run take on this machine."""
 
     prefill: float
@@ -36,63 +33,62 @@ class Pace(NamedTuple):
     row: float
     """What each of those chains adds to it."""
     forward: float
-    """For each token of a pass without gradients."""
+    """For each token of a forward pass without gradients."""
     learning: float
     """For each token of a forward and backward pass."""
     update: float
     """For each step of the optimizer."""
     vision: float
-    """For each token that the vision tower makes."""
+    """For each output token of the vision tower."""
     basis: str
-    """What these rest on."""
+    """How they were measured."""
     reading: float = 0.0
     """For decoding one clip."""
     writing: float = 0.0
-    """For drawing one clip of the embedded world."""
+    """For rendering one clip of the embedded world."""
 
     def decoding(self, rows: float) -> float:
         """Seconds for one more token of `rows` chains."""
         return self.step + rows * self.row
 
 
-def clock_for(device: str, threads: int) -> Callable[[], float]:
-    """The clock of measurements: processor time where one thread does all the work, so that others do not disturb it."""
+def timer_for(device: str, threads: int) -> Callable[[], float]:
+    """The timer of measurements: processor time where one thread does all the work, which other programs do not disturb."""
     return time.process_time if device == "cpu" and threads == 1 else time.perf_counter
 
 
-def rehearse(policy: Policy, params: Params, load: Load, grid: tuple[int, int, int]) -> Pace:
-    """Time every part at the sizes of the run, on prompts without sense; `grid` is a clip's, in patches.
+def measure_throughput(policy: Policy, params: Params, workload: Workload, grid: tuple[int, int, int]) -> Throughput:
+    """Time every part at the sizes of the run, on meaningless prompts; `grid` is a clip's, in patches.
 
-    The weights are moved: throw the policy away afterwards.
+    The weights are changed: do not use the policy afterwards.
     """
     import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(params.threads)
     try:
-        return _rehearse(policy, params, load, grid)
+        return _measure_throughput(policy, params, workload, grid)
     finally:
         torch.set_num_threads(threads)
 
 
-def _rehearse(policy: Policy, p: Params, load: Load, grid: tuple[int, int, int]) -> Pace:
+def _measure_throughput(policy: Policy, p: Params, workload: Workload, grid: tuple[int, int, int]) -> Throughput:
     import torch
 
-    from labkit.doctor.workload import ANSWER_SHARE
     from labkit.policy.generate import generate
     from labkit.policy.inputs import ClipPatches, encode_clip
     from labkit.policy.packed_logprobs import pack_shared_prefix
 
-    model, endless = policy.model, _endless(policy)
-    count, answer = p.prompts_per_pass or p.prompts_per_step, max(2, round(ANSWER_SHARE * p.max_new_tokens))
-    prompts = [_prompt(policy, str(index), load) for index in range(max(count, p.prompts_per_step))]
+    model, without_eos = policy.model, _without_eos(policy)
+    count, answer = p.prompts_per_pass or p.prompts_per_step, max(2, round(COMPLETION_FRACTION * p.max_new_tokens))
+    prompts = [_prompt(policy, str(index), workload) for index in range(max(count, p.prompts_per_step))]
     asked = prompts[:count]
 
     def timed(work: Callable[[], Any]) -> float:
         return _timed(work, policy.device, p.threads)
 
     def sample(prompts: list[Prompt], group: int, length: int) -> float:
-        return timed(lambda: generate(endless, prompts, group, max_new_tokens=length))
+        return timed(lambda: generate(without_eos, prompts, group, max_new_tokens=length))
 
     tokens = sum(len(prompt.ids) for prompt in prompts)
     prefill = sample(prompts, 1, 1) / tokens
@@ -107,29 +103,29 @@ def _rehearse(policy: Policy, p: Params, load: Load, grid: tuple[int, int, int])
     optimizer = torch.optim.AdamW(trained, lr=1e-6)
     model.train()
 
-    def learn() -> None:
+    def forward_backward() -> None:
         packed.log_probs(model, p.temperature, True)[0].mean().backward()
 
-    def move() -> None:
+    def optimizer_step() -> None:
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
 
-    def look_back() -> None:
+    def forward_only() -> None:
         with torch.no_grad():
             packed.log_probs(model, p.temperature)
 
-    learning, update, forward = timed(learn) / read, timed(move), timed(look_back) / read
+    learning, update, forward = timed(forward_backward) / read, timed(optimizer_step), timed(forward_only) / read
     temporal, patch = policy.base.config.vision_config.temporal_patch_size, policy.base.config.vision_config.patch_size
     pixels = torch.zeros(grid[0] * grid[1] * grid[2], 3 * temporal * patch * patch)
-    vision = timed(lambda: encode_clip(policy, ClipPatches(pixels, grid, 1.0))) / max(1.0, load.video_tokens)
-    return Pace(
+    vision = timed(lambda: encode_clip(policy, ClipPatches(pixels, grid, 1.0))) / max(1.0, workload.video_tokens)
+    return Throughput(
         prefill, max(0.0, few - 2 * row), row, forward, learning, update, vision,
         f"the model itself: each part was timed on {policy.device} just now, with threads = {p.threads}",
     )  # fmt: skip
 
 
-def count_out(shape: Shape, params: Params, device: str) -> Pace:
-    """The pace of a model that is too large to rehearse, by its operations and bytes.
+def estimate_throughput(shape: ModelShape, params: Params, device: str) -> Throughput:
+    """The throughput of a model that is too large to be measured, from its operations and bytes.
 
     One matrix product and one copy, at the model's widths and number type, take about a second in all.
     """
@@ -155,40 +151,37 @@ def count_out(shape: Shape, params: Params, device: str) -> Pace:
     finally:
         torch.set_num_threads(threads)
     matrices = shape.layers * shape.layer_parameters + shape.vocab * shape.hidden
-    forward = 2 * matrices / (EFFICIENCY * operations)
+    forward = 2 * matrices / (MATMUL_EFFICIENCY * operations)
     trained = shape.lora_parameters(params.lora_rank) if params.lora_rank else shape.text_parameters
     # Backwards, activations and weights have a gradient each; below adapters the weights have none.
     learning = forward * (2 if params.lora_rank else 3)
     # Weight, gradient and two moments are read, and all but the gradient written.
     each = 4 if params.lora_rank else bytes_each
-    vision = 2 * shape.vision_parameters * shape.merge**2 / (EFFICIENCY * operations)
-    return Pace(
+    vision = 2 * shape.vision_parameters * shape.merge**2 / (MATMUL_EFFICIENCY * operations)
+    return Throughput(
         forward, shape.text_parameters * bytes_each / copied, forward, forward, learning, 7 * each * trained / copied, vision,
         f"operations and bytes, at {operations / 1e12:.2f} TFLOP/s of a matrix product and {copied / 1e9:,.0f} GB/s of a copy, both "
-        f"measured on {device} just now, of which a model is taken to reach {EFFICIENCY:.0%}; the model was not loaded",
+        f"measured on {device} just now, of which a model is taken to reach {MATMUL_EFFICIENCY:.0%}; the model was not loaded",
     )  # fmt: skip
 
 
-def _endless(policy: Policy) -> Policy:
-    """The same policy, for which no token ends an answer."""
-    from labkit.policy.model import Policy
+def _without_eos(policy: Policy) -> Policy:
+    """The same policy without end tokens, so that all completions have full length."""
 
-    class Endless(Policy):
+    class WithoutEos(Policy):
         @property
         def eos_ids(self) -> list[int]:
             return []
 
-    return Endless(policy.model, policy.tokenizer, policy.name)
+    return WithoutEos(policy.model, policy.tokenizer, policy.name)
 
 
-def _prompt(policy: Policy, qid: str, load: Load) -> Prompt:
-    """A prompt of the usual length, with features of no video."""
+def _prompt(policy: Policy, qid: str, workload: Workload) -> Prompt:
+    """A prompt of average length, with features of zeros."""
     import torch
 
-    from labkit.policy.inputs import Prompt
-
     config = policy.base.config
-    length, video = max(2, round(load.prompt_tokens)), round(load.video_tokens)
+    length, video = max(2, round(workload.prompt_tokens)), round(workload.video_tokens)
     ids = torch.zeros(length, dtype=torch.long)
     ids[-1] = int(policy.tokenizer.eos_token_id)
     ids[1 : 1 + video] = config.video_token_id
@@ -198,17 +191,17 @@ def _prompt(policy: Policy, qid: str, load: Load) -> Prompt:
 
 
 def _timed(work: Callable[[], Any], device: Any, threads: int) -> float:
-    """Seconds of the quickest go, the one that the machine disturbed least, after a first that does not count."""
+    """Seconds of the quickest repeat, which was disturbed least, after a warm-up."""
     import torch
 
-    clock = clock_for(device.type, threads)
-    best, begun, goes = float("inf"), time.perf_counter(), -1
-    while goes < _GOES or time.perf_counter() - begun < _PATIENCE:
-        begin = clock()
+    timer = timer_for(device.type, threads)
+    best, begun, repeats = float("inf"), time.perf_counter(), -1
+    while repeats < _MIN_REPEATS or time.perf_counter() - begun < _MIN_SECONDS:
+        begin = timer()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        goes += 1
-        if goes:
-            best = min(best, clock() - begin)
+        repeats += 1
+        if repeats:
+            best = min(best, timer() - begin)
     return best

@@ -1,7 +1,8 @@
-"""Estimates: what those of memory (`labkit.doctor.memory`) and time (`labkit.doctor.runtime`) rest on, and that of the disk.
+"""Workload of a run: the model's shape, the data's sizes, and the disk space that a run needs.
 
-A model is known by its config and the headers of its weights; no weight is loaded. Source: our own counts. benchmarks/estimates.py
-compares what is told with small runs on a CPU; large models on a GPU have not been compared.
+The estimates of memory (`labkit.doctor.memory`) and time (`labkit.doctor.runtime`) rest on these. A model's shape comes from its
+config and the headers of its weights; no weight is loaded. Source: our own counts. benchmarks/estimates.py compares the estimates
+with small runs on a CPU; large models on a GPU have not been compared.
 """
 
 from __future__ import annotations
@@ -18,19 +19,17 @@ from labkit.errors import LabError
 from labkit.params import Params
 
 STAGES = ("grpo", "distill", "sft", "grpo_final", "analysis")
-KEPT_SHARE = 2 / 3
-"""Share of `harvest_prompts` x `max_per_query` that the filter keeps: three seeds of the embedded lab kept 0.49 to 0.66."""
-ANSWER_SHARE = 0.5
-"""Length of a chain in parts of `max_new_tokens`: the embedded lab writes 34 of 64 tokens, its control 18."""
-CHUNK = 24
-"""Queries that a harvest samples together."""
-BYTES = {"float32": 4, "bfloat16": 2}
-"""Of a number."""
+KEPT_FRACTION = 2 / 3
+"""Fraction of `harvest_prompts` x `max_per_query` that the filter keeps: three seeds of the embedded lab kept 0.49 to 0.66."""
+COMPLETION_FRACTION = 0.5
+"""Average length of a completion as a fraction of `max_new_tokens`: the embedded lab writes 34 of 64 tokens, its control 18."""
+BYTES_PER_PARAMETER = {"float32": 4, "bfloat16": 2}
+"""By `dtype`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """A model by its config and the headers of its weights."""
+class ModelShape:
+    """A model's sizes, from its config and the headers of its weights."""
 
     vocab: int
     hidden: int
@@ -47,22 +46,22 @@ class Shape:
     text_parameters: int
     vision_parameters: int
     levels: int = 1
-    """Vectors of a video token: one, and with deepstack one more for each layer that the tower feeds."""
+    """Feature vectors of a video token: one, and with deepstack one more for each layer."""
 
     @property
     def layer_parameters(self) -> int:
-        """Weights of one layer's matrices, which is where the arithmetic is."""
+        """Parameters of one layer's matrices."""
         return self.hidden * (2 * self.head * (self.heads + self.kv_heads) + 3 * self.intermediate)
 
     def lora_parameters(self, rank: int) -> int:
-        """Weights of adapters on the seven matrices of each layer."""
+        """Parameters of LoRA on the seven matrices of each layer."""
         h, q, kv, wide = self.hidden, self.heads * self.head, self.kv_heads * self.head, self.intermediate
         return self.layers * rank * (2 * (h + q) + 2 * (h + kv) + 3 * (h + wide))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """What the data ask of a model."""
+class Workload:
+    """Sizes of the data as the model reads them."""
 
     train: int
     """Training queries."""
@@ -82,10 +81,10 @@ class Load:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-def read_shape(folder: Path) -> Shape:
-    """The shape of the model in `folder`, from config.json and the weights' headers.
+def read_model_shape(folder: Path) -> ModelShape:
+    """The shape of the model in `folder`, from config.json and the headers of its safetensors.
 
-    Raises LabError when the config is missing or not that of a model family that labkit reads.
+    Raises LabError when the config is missing or not of a supported model family.
     """
     path = folder / "config.json"
     try:
@@ -108,11 +107,11 @@ def read_shape(folder: Path) -> Shape:
             shape, text, vision, bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
         )
     levels = 1 + len(vision.get("deepstack_visual_indexes", ()))
-    return Shape(**shape, text_parameters=counted[0], vision_parameters=counted[1], levels=levels)
+    return ModelShape(**shape, text_parameters=counted[0], vision_parameters=counted[1], levels=levels)
 
 
 def count_parameters(folder: Path) -> tuple[int, int]:
-    """Weights of the language model and of the vision tower, by the headers of `*.safetensors`; zeros without any."""
+    """Parameters of the language model and of the vision tower, by the headers of `*.safetensors`; zeros without any."""
     text = vision = 0
     for path in sorted(folder.glob("*.safetensors")):
         try:
@@ -152,10 +151,10 @@ def _by_formula(
     return words, tower + (1 + fed) * merged * (merged + shape["hidden"])
 
 
-def one_process(params: Params, world: int) -> Params:
-    """What one of `world` processes does of each step: the whole step's queries and traces are shared out.
+def per_process_params(params: Params, world: int) -> Params:
+    """The parameters as one of `world` processes has them: each step's queries and traces are divided among them.
 
-    >>> one = one_process(Params(prompts_per_step=16, prompts_per_pass=2, sft_batch=24), 4)
+    >>> one = per_process_params(Params(prompts_per_step=16, prompts_per_pass=2, sft_batch=24), 4)
     >>> one.prompts_per_step, one.prompts_per_pass, one.sft_batch
     (4, 2, 6)
     """
@@ -167,72 +166,74 @@ def one_process(params: Params, world: int) -> Params:
     return params.replace(processes=1, prompts_per_step=step, prompts_per_pass=each, sft_batch=batch)
 
 
-def trained_parameters(shape: Shape, params: Params) -> int:
-    """Weights that move: the adapters', or all of the language model's."""
+def trained_parameters(shape: ModelShape, params: Params) -> int:
+    """Trainable parameters: LoRA's, or all of the language model's."""
     return shape.lora_parameters(params.lora_rank) if params.lora_rank else shape.text_parameters
 
 
-def bytes_trained(params: Params, world: int) -> int:
-    """Bytes of a weight that is trained: adapters, and whatever fsdp2 shares out, are kept in float32."""
-    return 4 if params.lora_rank or (world > 1 and params.sharding == "fsdp2") else BYTES[params.dtype]
+def bytes_per_trained_parameter(params: Params, world: int) -> int:
+    """Bytes of a trainable parameter: LoRA and what fsdp2 shards are in float32."""
+    return 4 if params.lora_rank or (world > 1 and params.sharding == "fsdp2") else BYTES_PER_PARAMETER[params.dtype]
 
 
-def traces_of_a_clip(params: Params, load: Load) -> float:
-    """Kept traces that have a clip in common, on average; behind a query that comes first only its own can share it."""
-    queries = 1.0 if params.prompt == "query" else load.train / max(1, load.train_clips)
-    return max(1.0, KEPT_SHARE * params.max_per_query * queries)
+def traces_per_clip(params: Params, workload: Workload) -> float:
+    """Kept traces of one clip that can share its prefix, on average; where the query precedes the video, those of one query."""
+    queries = 1.0 if params.prompt == "query" else workload.train / max(1, workload.train_clips)
+    return max(1.0, KEPT_FRACTION * params.max_per_query * queries)
 
 
-def run_disk(
-    shape: Shape, params: Params, load: Load, *, harvester: Shape | None = None, world: int = 1
+def disk_bytes(
+    shape: ModelShape, params: Params, workload: Workload, *, harvester: ModelShape | None = None, world: int = 1
 ) -> dict[str, float]:
-    """Bytes that a run writes at its fullest: two checkpoints of one stage, three final models, frames, rollouts."""
-    p, each = params, bytes_trained(params, world)
+    """Peak disk space of a run, in bytes: checkpoints of one stage, three final models, frames, rollouts."""
+    p, each = params, bytes_per_trained_parameter(params, world)
 
-    def moved(model: Shape) -> float:
+    def trained_bytes(model: ModelShape) -> float:
         return float(trained_parameters(model, p) * each)
 
-    def saved(model: Shape) -> float:
-        return moved(model) + (0.0 if p.lora_rank else model.vision_parameters * BYTES[p.dtype])
+    def saved_bytes(model: ModelShape) -> float:
+        return trained_bytes(model) + (0.0 if p.lora_rank else model.vision_parameters * BYTES_PER_PARAMETER[p.dtype])
 
     first, copies = harvester or shape, 2 if p.sharding == "fsdp2" and world > 1 else 1
     rollouts = (
         p.grpo_steps + p.final_steps
     ) * p.prompts_per_step * p.group_size + p.harvest_prompts * p.harvest_samples
-    text = 4 * ANSWER_SHARE * p.max_new_tokens
+    text = 4 * COMPLETION_FRACTION * p.max_new_tokens
     return {
-        "frame cache": (load.train_clips + load.test_clips) * load.frame_bytes,
+        "frame cache": (workload.train_clips + workload.test_clips) * workload.frame_bytes,
         # A saved checkpoint holds the optimizer's two moments, and under fsdp2 the weights twice, for transformers and for
         # accelerate; a third one is written before the oldest is removed.
-        "checkpoints": max(3 * (copies * saved(model) + 2 * moved(model)) for model in (shape, first)),
-        "final models": saved(first) + 2 * saved(shape),
+        "checkpoints": max(3 * (copies * saved_bytes(model) + 2 * trained_bytes(model)) for model in (shape, first)),
+        "final models": saved_bytes(first) + 2 * saved_bytes(shape),
         "rollouts": rollouts * (text + 100),
-        "notebooks": sum(explorer.notebook for explorer in explorers(p, load)) + 2 * 3e6,  # two have none
+        "notebooks": sum(explorer.notebook for explorer in notebook_explorers(p, workload)) + 2 * 3e6,  # two have none
     }
 
 
 class Explorer(NamedTuple):
-    """Chains that a notebook lets its reader explore."""
+    """Size of an explorer that a notebook holds."""
 
     stage: str
     chains: int
     travelling: int
-    """Those of them that are in the notebook itself; the others stay in the stage's rollouts."""
+    """Those of them that are saved in the notebook itself; the others are read from the stage's rollouts."""
     notebook: float
     """Bytes of the notebook, about: half of a text's length in base64, its clips, and figures."""
 
 
-def explorers(params: Params, load: Load) -> list[Explorer]:
-    """The notebooks that hold an explorer: what travels with them is bounded, see `labkit.views.explorer.travel`."""
-    from labkit.views.explorer.travel import MOST_BYTES, MOST_CHAINS, MOST_SHEET_BYTES
+def notebook_explorers(params: Params, workload: Workload) -> list[Explorer]:
+    """The notebooks that hold an explorer: what is saved in them is bounded, see `labkit.views.explorer.subset`."""
+    from labkit.views.explorer.subset import MOST_BYTES, MOST_CHAINS, MOST_SHEET_BYTES
 
     p = params
     chains = {
         "01_grpo": p.grpo_steps * p.prompts_per_step * p.group_size,
         "02_distill": p.harvest_prompts * p.harvest_samples,
-        "05_analysis": 4 * load.test,
+        "05_analysis": 4 * workload.test,
     }
-    each = 60 + 0.25 * 4 * ANSWER_SHARE * p.max_new_tokens  # packed: a quarter of its characters, and its columns
+    each = (
+        60 + 0.25 * 4 * COMPLETION_FRACTION * p.max_new_tokens
+    )  # packed: a quarter of its characters, and its columns
     found = []
     for stage, count in chains.items():
         travelling = int(min(count, MOST_CHAINS, MOST_BYTES / each))

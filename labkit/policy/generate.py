@@ -14,14 +14,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit.policy.attention import install_attention, no_attention_mask
+from labkit.policy.inputs import Prompt
 from labkit.policy.kv_cache import SharedPrefixCache
+from labkit.policy.model import Policy
 from labkit.policy.packed_logprobs import pack_shared_prefix, prompt_token_indices
 
 if TYPE_CHECKING:
     import torch
-
-    from labkit.policy.inputs import Prompt
-    from labkit.policy.model import Policy
 
 COMPACT_FRACTION = 8
 """Finished rows leave the batch once they are at least one in this many: it costs a copy of the generated keys and values."""

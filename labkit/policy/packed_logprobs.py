@@ -20,11 +20,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit.policy.attention import Layout, PackedRow, install_attention, no_attention_mask
+from labkit.policy.inputs import Prompt, vision_kwargs
 
 if TYPE_CHECKING:
     import torch
-
-    from labkit.policy.inputs import Prompt
 
 LOGIT_CHUNK = 512
 """Tokens whose logits are in memory at once: 0.3 GB in float32 for a vocabulary of 152,000."""
@@ -67,8 +66,6 @@ def pack_shared_prefix(
     among the prompts that ask about one clip share their common prefix.
     """
     import torch
-
-    from labkit.policy.inputs import vision_kwargs
 
     device = completions.device
     mask = mask.bool()

@@ -1,4 +1,4 @@
-"""Notebooks: one executed by Papermill, in this very interpreter, with an honest file left behind when it fails.
+"""Notebooks: the five of a run executed in sequence by Papermill, in this very interpreter, also when one fails.
 
 Papermill alone takes whatever kernel is registered as `python3`, which may belong to another environment. And after a
 killed kernel the saved notebook calls cells completed that never ran, and shows no error.
@@ -11,24 +11,75 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from labkit.errors import NEXT_STEPS, Terminated
+from labkit.errors import NEXT_STEPS, LabError, NotebookError, Stopped, Terminated
+from labkit.files import lock, unlock
+from labkit.params import read_params
+from labkit.progress import duration
+from labkit.progress import say as to_stdout
+from labkit.runs.log import tee
+from labkit.runs.project import notebooks_of
+from labkit.runs.run import STAGES, Run
+from labkit.stages.distributed.launcher_variables import launcher_variables
+from labkit.stages.distributed.preemption import handle_preemption, stop_requested
 
 BANNER_TAG = "labkit-error"
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
-class NotebookError(RuntimeError):
-    """A notebook stopped before its end; `user_error` tells bad input from a fault of the code."""
+def run_notebooks(
+    params_file: str | Path, overrides: Mapping[str, Any] | None = None, say: Callable[[str], None] | None = None
+) -> Run:
+    """Run the five notebooks in sequence, each by Papermill, into the run's directory; finished ones are skipped.
 
-    def __init__(self, message: str, user_error: bool = False) -> None:
-        """`message` names the notebook, the cell and what was raised there."""
-        super().__init__(message)
-        self.user_error = user_error
+    `say` takes plain lines of progress; by default they go to standard output. Everything is checked before any work.
+    Raises LabError for bad input, NotebookError when a cell fails, and Stopped when SIGUSR2 asked the
+    run to stop; what the notebook had reached then stands in the run's directory.
+    """
+    run = Run.open(read_params(params_file, overrides), check=notebooks_of)
+    sources = notebooks_of(run.root)
+    lock(run.path / ".sequence.lock", "labkit run")
+    try:
+        log = tee(run.path, say or to_stdout)
+        for launcher, names in launcher_variables(os.environ).items():
+            if launcher != "srun":  # which has them in every job
+                log(
+                    f"ignored: {launcher}'s variables ({', '.join(names)}); the parameters say how many processes work"
+                )
+        with handle_preemption(run.path / ".stop"):
+            _in_sequence(run, sources, log)
+    finally:
+        unlock(run.path / ".sequence.lock")
+    return run
+
+
+def _in_sequence(run: Run, sources: Mapping[str, Path], say: Callable[[str], None]) -> None:
+    params, start = run.params, time.monotonic()
+    # The defaults stand in the notebooks' own cells or in Params: only what differs needs to be said there.
+    given = {name: value for name, value in params.as_dict().items() if name == "run" or name in params.changed()}
+    for number, name in enumerate(STAGES, 1):
+        begin, target, label = time.monotonic(), run.path / f"{name}.ipynb", f"[{number}/{len(STAGES)}] {name}"
+        if run.finished(name) and target.exists():
+            say(f"{label} is finished, skipped")
+            continue
+        say(f"{label} ...")
+        try:
+            execute(sources[name], target, given, cwd=run.root, say=lambda line: say(f"    {line}"))
+        except NotebookError:
+            if not stop_requested():  # else it is how a notebook stops, in this process or in another
+                raise
+        if stop_requested() and not run.finished(STAGES[-1]):
+            say(f"{label} stopped as asked")
+            raise Stopped(f"run '{params.run}' stopped as asked; the same command goes on from there")
+        if not run.finished(name):
+            raise LabError(f"'{sources[name]}' did not finish its stage; it must end in run.finish('{name}', ...)")
+        say(f"{label} finished in {duration(time.monotonic() - begin)}")
+    say(f"all stages finished in {duration(time.monotonic() - start)}; look at {run.path}")
 
 
 def execute(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from labkit.errors import LabError
 from labkit.files import replacing
+from labkit.runs.run import STAGES
 
 PARTS = {"notebooks": "*.ipynb", "params": "*.yaml"}
 """The folders of a project, and what belongs to each."""
@@ -41,3 +42,15 @@ def lay_out(folder: str | Path) -> list[Path]:
                 shutil.copyfile(source, draft)  # not the rights of an installed file, which may be read-only
             written.append(folder / name / source.name)
     return written
+
+
+def notebooks_of(root: Path) -> dict[str, Path]:
+    """The five notebooks of the project in `root`, by stage; raises LabError when one is not there."""
+    sources = {name: root / "notebooks" / f"{name}.ipynb" for name in STAGES}
+    for source in sources.values():
+        if not source.is_file():
+            raise LabError(
+                f"there is no notebook '{source}'; run labkit inside a project, such as the one that `labkit new FOLDER` "
+                "lays out"
+            )
+    return sources

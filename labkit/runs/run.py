@@ -1,4 +1,4 @@
-"""Runs: one directory for one set of parameters, its manifest, and the sequence of notebooks.
+"""Runs: one directory for one set of parameters, and its manifest.
 
 A stage is finished when the manifest says so, which is written last. Whoever opens the run again, a person or
 `labkit run`, finds finished stages finished and goes on with the first that is not.
@@ -10,25 +10,16 @@ import contextlib
 import hashlib
 import json
 import math
-import os
-import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
-from labkit.errors import LabError, Stopped
+from labkit.errors import LabError
 from labkit.files import lock, locked, project_root, replacing, under, unlock
-from labkit.params import DEFAULTS, Params, read_params, read_yaml
-from labkit.progress import duration
-from labkit.progress import say as to_stdout
-from labkit.runs.log import tee
+from labkit.params import DEFAULTS, Params, read_yaml
 from labkit.runs.versions import package_version, package_versions, source_version
-from labkit.stages.distributed.launcher_variables import launcher_variables
-from labkit.stages.distributed.preemption import handle_preemption, stop_requested
-
-if TYPE_CHECKING:
-    from labkit.stages.rollouts import RolloutStore
+from labkit.stages.rollouts import RolloutStore
 
 STAGES = ("01_grpo", "02_distill", "03_sft", "04_grpo_final", "05_analysis")
 """The notebooks, in order; each needs the one before."""
@@ -106,8 +97,6 @@ class Run:
 
     def rollouts(self, stage: str) -> RolloutStore:
         """The store of a stage, named as in its rollouts (`grpo`) or as its notebook (`01_grpo`)."""
-        from labkit.stages.rollouts import RolloutStore
-
         return RolloutStore(self.folder(NOTEBOOK_OF.get(stage, stage)) / "rollouts")
 
     def resolve(self, path: str | Path) -> Path:
@@ -287,70 +276,6 @@ def check_inputs(params: Params, root: Path) -> None:
         raise LabError(f"data: there is no folder '{folder}'; give `world` or a folder with train.jsonl and so on")
     splits = [read_moments(folder / f"{split}.jsonl") for split in ("train", "validation", "test")]
     require_videos([moment for split in splits for moment in split])
-
-
-def run_notebooks(
-    params_file: str | Path, overrides: Mapping[str, Any] | None = None, say: Callable[[str], None] | None = None
-) -> Run:
-    """Run the five notebooks in sequence, each by Papermill, into the run's directory; finished ones are skipped.
-
-    `say` takes plain lines of progress; by default they go to standard output. Everything is checked before any work.
-    Raises LabError for bad input, `labkit.runs.notebooks.NotebookError` when a cell fails, and Stopped when SIGUSR2 asked the
-    run to stop; what the notebook had reached then stands in the run's directory.
-    """
-    run = Run.open(read_params(params_file, overrides), check=notebooks_of)
-    sources = notebooks_of(run.root)
-    lock(run.path / ".sequence.lock", "labkit run")
-    try:
-        log = tee(run.path, say or to_stdout)
-        for launcher, names in launcher_variables(os.environ).items():
-            if launcher != "srun":  # which has them in every job
-                log(
-                    f"ignored: {launcher}'s variables ({', '.join(names)}); the parameters say how many processes work"
-                )
-        with handle_preemption(run.path / ".stop"):
-            _in_sequence(run, sources, log)
-    finally:
-        unlock(run.path / ".sequence.lock")
-    return run
-
-
-def notebooks_of(root: Path) -> dict[str, Path]:
-    """The five notebooks of the project in `root`, by stage; raises LabError when one is not there."""
-    sources = {name: root / "notebooks" / f"{name}.ipynb" for name in STAGES}
-    for source in sources.values():
-        if not source.is_file():
-            raise LabError(
-                f"there is no notebook '{source}'; run labkit inside a project, such as the one that `labkit new FOLDER` "
-                "lays out"
-            )
-    return sources
-
-
-def _in_sequence(run: Run, sources: Mapping[str, Path], say: Callable[[str], None]) -> None:
-    from labkit.runs.notebooks import NotebookError, execute
-
-    params, start = run.params, time.monotonic()
-    # The defaults stand in the notebooks' own cells or in Params: only what differs needs to be said there.
-    given = {name: value for name, value in params.as_dict().items() if name == "run" or name in params.changed()}
-    for number, name in enumerate(STAGES, 1):
-        begin, target, label = time.monotonic(), run.path / f"{name}.ipynb", f"[{number}/{len(STAGES)}] {name}"
-        if run.finished(name) and target.exists():
-            say(f"{label} is finished, skipped")
-            continue
-        say(f"{label} ...")
-        try:
-            execute(sources[name], target, given, cwd=run.root, say=lambda line: say(f"    {line}"))
-        except NotebookError:
-            if not stop_requested():  # else it is how a notebook stops, in this process or in another
-                raise
-        if stop_requested() and not run.finished(STAGES[-1]):
-            say(f"{label} stopped as asked")
-            raise Stopped(f"run '{params.run}' stopped as asked; the same command goes on from there")
-        if not run.finished(name):
-            raise LabError(f"'{sources[name]}' did not finish its stage; it must end in run.finish('{name}', ...)")
-        say(f"{label} finished in {duration(time.monotonic() - begin)}")
-    say(f"all stages finished in {duration(time.monotonic() - start)}; look at {run.path}")
 
 
 def _plain(value: Any) -> Any:

@@ -22,7 +22,8 @@ from typing import Any
 
 from labkit.errors import LabError
 from labkit.params import Params, read_params
-from labkit.runs.run import STAGES, Run, notebooks_of
+from labkit.runs.project import notebooks_of
+from labkit.runs.run import STAGES, Run
 from labkit.runs.slurm_job import RunJob, note, read_job
 
 ONLY_SLURM = ("cpus", "memory", "partition", "account", "qos", "options")

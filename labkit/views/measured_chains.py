@@ -34,7 +34,7 @@ Records: TypeAlias = Mapping[str, Sequence[ChainRecord]] | Sequence[StagedRecord
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class MeasuredChain:
     """One chain as the figures see it; times in seconds from the clip's beginning."""
 
     record: ChainRecord
@@ -67,7 +67,7 @@ class Reading:
         return len(self.chain.anchors) >= 2 and narrows(self.anchor_ious)
 
 
-def read(records: Iterable[ChainRecord], moments: Mapping[str, Moment]) -> list[Reading]:
+def measure_chains(records: Iterable[ChainRecord], moments: Mapping[str, Moment]) -> list[MeasuredChain]:
     """Parse and measure each record against its moment.
 
     Raises LabError when a record's qid is not among the moments.
@@ -92,10 +92,10 @@ def read(records: Iterable[ChainRecord], moments: Mapping[str, Moment]) -> list[
         # Some programs don't cut spans to the video.
         [_UNCUT if getattr(record, "clips", True) is False else moment.duration for record, moment, _ in found],
     )
-    return [Reading(*each, steps) for each, steps in zip(found, ious, strict=True)]
+    return [MeasuredChain(*each, steps) for each, steps in zip(found, ious, strict=True)]
 
 
-def read_groups(records: Records, moments: Mapping[str, Moment]) -> dict[str, list[Reading]]:
+def measure_groups(records: Records, moments: Mapping[str, Moment]) -> dict[str, list[MeasuredChain]]:
     """Readings by label, in the order of the stages; labels without records are left out."""
     groups: dict[str, Sequence[ChainRecord]] = {}
     if isinstance(records, Mapping):
@@ -105,7 +105,7 @@ def read_groups(records: Records, moments: Mapping[str, Moment]) -> dict[str, li
         for record in records:
             staged.setdefault(record.stage, []).append(record)
         groups = dict(staged)
-    return {label: read(groups[label], moments) for label in in_stage_order(groups) if groups[label]}
+    return {label: measure_chains(groups[label], moments) for label in in_stage_order(groups) if groups[label]}
 
 
 def step_names(anchors: int) -> list[str]:

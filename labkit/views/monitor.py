@@ -1,4 +1,4 @@
-"""A stage of GRPO on the screen while it runs: its dials, and the chains of its newest step in the explorer.
+"""A stage of GRPO on the screen while it runs: its panels, and the chains of its newest step in the explorer.
 
 Watching must not cost what is watched: a monitor times itself, and draws only while that stays below a small share of
 the time gone by. At the end it always draws.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from labkit.chain.rewards import RewardSpec
 from labkit.data.moments import Moment
 from labkit.views.figures.style import count
-from labkit.views.monitor_panels import dials_figure, dials_svg
+from labkit.views.monitor_panels import panels_figure, panels_svg
 
 if TYPE_CHECKING:
     from labkit.stages.rollouts import RolloutStore
@@ -56,14 +56,14 @@ class Monitor:
         self.why = ""
         self.spent = 0.0
         """Seconds that drawing took while the stage ran."""
-        self.costs = {"dials": 0.01, "chains": 0.1}
+        self.costs = {"panels": 0.01, "chains": 0.1}
         """What each took last, or at first a guess, in seconds."""
         self.shown = _in_notebook()
         if self.shown:
             from labkit.views.explorer.widget import explore
 
             # Both have their places now, above all that is printed while the stage runs.
-            self._dials = _place(f"{stage}: waiting for the first step")
+            self._panels = _place(f"{stage}: waiting for the first step")
             self._chains = _place(f"{stage}: the chains of its newest step will stand here")
             self.explorer = explore([], moments, spec=spec, folder=folder, clips=0)
             self.explorer.view = "group"
@@ -76,8 +76,8 @@ class Monitor:
     def __call__(self, row: Mapping[str, Any]) -> None:
         """Take the row of a step, and show it as soon as that is cheap enough."""
         self.rows.append(row)
-        if self._may("dials"):
-            self._timed("dials", self._show_dials)
+        if self._may("panels"):
+            self._timed("panels", self._show_panels)
         if self._may("chains") and self.clock() - self.changed >= EVERY:
             self._timed("chains", self._show_chains)
 
@@ -106,9 +106,9 @@ class Monitor:
             self.shown = False
             logging.getLogger("labkit.views").warning("%s goes on without being shown: %r", self.stage, error)
 
-    def _show_dials(self) -> None:
+    def _show_panels(self) -> None:
         text = f"{self.stage}: step {self.rows[-1]['step']} of {self.steps}"
-        self._dials.update({"text/html": dials_svg(self.rows, self.steps), "text/plain": text}, raw=True)
+        self._panels.update({"text/html": panels_svg(self.rows, self.steps), "text/plain": text}, raw=True)
 
     def _show_chains(self) -> None:
         first = not len(self.explorer)
@@ -123,8 +123,8 @@ class Monitor:
         from labkit.views.figures.renderer import setup
 
         setup()
-        figure = dials_figure(f"{self.stage}, {count(len(self.rows), 'step')}", self.rows, self.why)
-        self._dials.update(pio.renderers["labkit"].to_mimebundle(figure.to_dict()), raw=True)
+        figure = panels_figure(f"{self.stage}, {count(len(self.rows), 'step')}", self.rows, self.why)
+        self._panels.update(pio.renderers["labkit"].to_mimebundle(figure.to_dict()), raw=True)
         self.explorer.update(self.store.newest(), clips=CLIPS)
         self._chains.update(**_bundle(self.explorer, poster=True), raw=True)
 

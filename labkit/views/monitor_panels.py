@@ -1,7 +1,7 @@
 """What a stage of GRPO is watched by, drawn in two ways from the same curves: quickly while it runs, as a figure at its end.
 
 JupyterLab's plotly view takes no notice of an output that is updated once its graph stands, and a figure takes some
-fifty times as long to make as a few lines of SVG: as long as steps are coming, the dials are SVG.
+fifty times as long to make as a few lines of SVG: as long as steps are coming, the panels are SVG.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
-class Dial(NamedTuple):
+class Panel(NamedTuple):
     """One panel: what stands above it, and its lines by their names in a history."""
 
     title: str
@@ -27,9 +27,9 @@ class Dial(NamedTuple):
     percent: bool = False
 
 
-DIALS = (
-    Dial("mean reward by term", REWARDS),
-    Dial(
+PANELS = (
+    Panel("mean reward by term", REWARDS),
+    Panel(
         "IoU of each step, in chains with anchors",
         {
             "iou_first": ("first", style.Look("#4aa5dd", "circle", "dot")),
@@ -38,9 +38,9 @@ DIALS = (
         },
         (0, 1),
     ),
-    Dial("share of chains that", SHARES, (0, 100), percent=True),
-    Dial("entropy of a token", {"entropy": ("nats", style.Look("#3a9c9c", "circle", "solid"))}),
-    Dial(
+    Panel("share of chains that", SHARES, (0, 100), percent=True),
+    Panel("entropy of a token", {"entropy": ("nats", style.Look("#3a9c9c", "circle", "solid"))}),
+    Panel(
         "groups that teach nothing",
         {"silent_share": ("all earn the same", style.Look("#7b62c9", "circle", "solid"))},
         (0, 100),
@@ -57,17 +57,17 @@ _ABOVE, _INNER, _BELOW = 60, 130, 28
 """Pixels of a row of panels: names, panels, steps."""
 
 
-class Drawn(NamedTuple):
-    """A line of a dial."""
+class PanelLine(NamedTuple):
+    """A line of a panel."""
 
     label: str
     look: style.Look
     curve: Curve
 
 
-def dials_figure(title: str, history: Sequence[Mapping[str, Any]], why: str = "") -> go.Figure:
-    """The dials of a stage that has ended; `history` has a row a step, as `GrpoResult.history`, `why` says what ended it."""
-    drawn = [list(_lines(dial, history)) for dial in DIALS]
+def panels_figure(title: str, history: Sequence[Mapping[str, Any]], why: str = "") -> go.Figure:
+    """The panels of a stage that has ended; `history` has a row a step, as `GrpoResult.history`, `why` says what ended it."""
+    drawn = [list(_lines(panel, history)) for panel in PANELS]
     if not any(drawn):
         return style.nothing(style.plain(title), "no step was recorded")
     caption = f"{style.plain(why[:1].upper() + why[1:])}. " if why else ""
@@ -77,8 +77,8 @@ def dials_figure(title: str, history: Sequence[Mapping[str, Any]], why: str = ""
     )
     fig, _ = style.panels(
         [
-            _heading(dial, lines, end - begin)
-            for dial, lines, (_, begin, end) in zip(DIALS, drawn, _PLACES, strict=True)
+            _heading(panel, lines, end - begin)
+            for panel, lines, (_, begin, end) in zip(PANELS, drawn, _PLACES, strict=True)
         ],
         style.plain(title),
         caption,
@@ -87,9 +87,9 @@ def dials_figure(title: str, history: Sequence[Mapping[str, Any]], why: str = ""
         between=92,
         specs=[[{}, None, {}], [{}, {}, {}]],
     )
-    for number, (dial, lines, (_, begin, end)) in enumerate(zip(DIALS, drawn, _PLACES, strict=True), 1):
+    for number, (panel, lines, (_, begin, end)) in enumerate(zip(PANELS, drawn, _PLACES, strict=True), 1):
         axes = {"xaxis": f"x{number}", "yaxis": f"y{number}"}
-        unit = " %" if dial.percent else ""
+        unit = " %" if panel.percent else ""
         for label, look, (steps, raw, smooth) in lines:
             fig.add_scatter(
                 x=steps.round(1), y=raw.round(4), mode="markers", hoverinfo="skip",
@@ -104,21 +104,21 @@ def dials_figure(title: str, history: Sequence[Mapping[str, Any]], why: str = ""
         fig.update_layout({f"xaxis{number}": {"domain": (begin, end)}})
         fig.layout.annotations[number - 1].update(x=begin, xanchor="left", align="left")
         limits: dict[str, Any] = {"nticks": 6, "rangemode": "tozero"}
-        if dial.range is not None:
-            low, high = dial.range
+        if panel.range is not None:
+            low, high = panel.range
             limits = {"dtick": (high - low) / 2, "range": [low - 0.03 * high, 1.05 * high]}
         fig.update_layout({f"yaxis{number}": {"ticksuffix": unit, **limits}})
     fig.update_xaxes(title_text="training step", row=2)
     return fig.update_layout(showlegend=False, margin_r=_RIGHT)
 
 
-def dials_svg(history: Sequence[Mapping[str, Any]], steps: int) -> str:
-    """The dials of a stage that is to take `steps` steps, as HTML that can be drawn after every one of them."""
+def panels_svg(history: Sequence[Mapping[str, Any]], steps: int) -> str:
+    """The panels of a stage that is to take `steps` steps, as HTML that can be drawn after every one of them."""
     parts = []
-    for dial, (row, begin, end) in zip(DIALS, _PLACES, strict=True):
+    for panel, (row, begin, end) in zip(PANELS, _PLACES, strict=True):
         x, y = _LEFT + begin * _ACROSS, row * (_ABOVE + _INNER + _BELOW) - _INNER - _BELOW
-        panel = _panel(dial, list(_lines(dial, history)), (end - begin) * _ACROSS, steps)
-        parts.append(f'<g transform="translate({x:.1f} {y})">{panel}</g>')
+        drawn = _panel_svg(panel, list(_lines(panel, history)), (end - begin) * _ACROSS, steps)
+        parts.append(f'<g transform="translate({x:.1f} {y})">{drawn}</g>')
     width, height = _LEFT + _ACROSS + _RIGHT, 2 * (_ABOVE + _INNER + _BELOW)
     font = "font-family:system-ui,-apple-system,'Segoe UI',sans-serif;font-size:11.5px"
     return (
@@ -128,11 +128,11 @@ def dials_svg(history: Sequence[Mapping[str, Any]], steps: int) -> str:
     )
 
 
-def _lines(dial: Dial, history: Sequence[Mapping[str, Any]]) -> Iterator[Drawn]:
-    for name, (label, look) in dial.lines.items():
-        found = curve(((row["step"], _value(row, name)) for row in history), 100 if dial.percent else 1)
+def _lines(panel: Panel, history: Sequence[Mapping[str, Any]]) -> Iterator[PanelLine]:
+    for name, (label, look) in panel.lines.items():
+        found = curve(((row["step"], _value(row, name)) for row in history), 100 if panel.percent else 1)
         if len(found.steps):
-            yield Drawn(label, look, found)
+            yield PanelLine(label, look, found)
 
 
 def _value(row: Mapping[str, Any], name: str) -> Any:
@@ -141,24 +141,24 @@ def _value(row: Mapping[str, Any], name: str) -> Any:
     return row["zero_variance_groups"] / row["groups"] if row.get("groups") else None
 
 
-def _heading(dial: Dial, lines: Sequence[Drawn], share: float) -> str:
+def _heading(panel: Panel, lines: Sequence[PanelLine], share: float) -> str:
     """What a panel of a figure shows, and under it its lines with the value at which each ends."""
     rows = [
         "  ".join(
-            f'<span style="color:{each.look.color}">{_SAMPLES[each.look.dash]} {each.label}</span> <b>{_ending(dial, each)}</b>'
+            f'<span style="color:{each.look.color}">{_SAMPLES[each.look.dash]} {each.label}</span> <b>{_ending(panel, each)}</b>'
             for each in row
         )
-        for row in _wrapped(dial, lines, share * style.WIDTH)
+        for row in _wrapped(panel, lines, share * style.WIDTH)
     ]
-    return "<br>".join([dial.title, *(rows or ["no step has a value"])])
+    return "<br>".join([panel.title, *(rows or ["no step has a value"])])
 
 
-def _wrapped(dial: Dial, lines: Sequence[Drawn], width: float) -> list[list[Drawn]]:
+def _wrapped(panel: Panel, lines: Sequence[PanelLine], width: float) -> list[list[PanelLine]]:
     """The names of lines in as many rows as they need; letters are taken for wide ones."""
-    rows: list[list[Drawn]] = []
+    rows: list[list[PanelLine]] = []
     left = 0.0
     for each in lines:
-        needed = 7.2 * len(f"{each.label} {_ending(dial, each)}") + 26
+        needed = 7.2 * len(f"{each.label} {_ending(panel, each)}") + 26
         if not rows or needed > left:
             rows.append([])
             left = width + _RIGHT
@@ -167,22 +167,22 @@ def _wrapped(dial: Dial, lines: Sequence[Drawn], width: float) -> list[list[Draw
     return rows
 
 
-def _ending(dial: Dial, line: Drawn) -> str:
+def _ending(panel: Panel, line: PanelLine) -> str:
     last = line.curve.smooth[-1]
-    return f"{last:.0f} %" if dial.percent else f"{last:.2f}".replace("-", "−")
+    return f"{last:.0f} %" if panel.percent else f"{last:.2f}".replace("-", "−")
 
 
 def _thickness(label: str) -> float:
     return 2.6 if label == "total" else 2
 
 
-def _panel(dial: Dial, lines: Sequence[Drawn], width: float, steps: int) -> str:
+def _panel_svg(panel: Panel, lines: Sequence[PanelLine], width: float, steps: int) -> str:
     """A panel of the quick picture, its upper left corner at 0, 0; names stand above that."""
     values = [value for line in lines for value in (*line.curve.raw, *line.curve.smooth)]
-    if dial.range is None:
+    if panel.range is None:
         ticks = _ticks(min([0.0, *values]), max([0.1, *values]))
     else:
-        ticks = [dial.range[0], sum(dial.range) / 2, dial.range[1]]
+        ticks = [panel.range[0], sum(panel.range) / 2, panel.range[1]]
     low, high = ticks[0], ticks[-1]
 
     def x(step: float) -> float:
@@ -191,11 +191,11 @@ def _panel(dial: Dial, lines: Sequence[Drawn], width: float, steps: int) -> str:
     def y(value: float) -> float:
         return _INNER * (high - value) / (high - low)
 
-    rows = _wrapped(dial, lines, width)
-    parts = [f'<text y="{-8 - 15 * len(rows)}">{dial.title}</text>']
-    parts += [f'<text y="{-8 - 15 * (len(rows) - at)}">{_names(dial, row)}</text>' for at, row in enumerate(rows, 1)]
+    rows = _wrapped(panel, lines, width)
+    parts = [f'<text y="{-8 - 15 * len(rows)}">{panel.title}</text>']
+    parts += [f'<text y="{-8 - 15 * (len(rows) - at)}">{_names(panel, row)}</text>' for at, row in enumerate(rows, 1)]
     for tick in ticks:
-        text = f"{tick:g}".replace("-", "−") + (" %" if dial.percent else "")
+        text = f"{tick:g}".replace("-", "−") + (" %" if panel.percent else "")
         parts.append(f'<path d="M0 {y(tick):.1f}H{width:.1f}" stroke="{style.GRID}"/>')
         parts.append(f'<text x="-6" y="{y(tick) + 4:.1f}" text-anchor="end">{text}</text>')
     for step in dict.fromkeys((1, (1 + steps) // 2, steps)):
@@ -210,10 +210,10 @@ def _panel(dial: Dial, lines: Sequence[Drawn], width: float, steps: int) -> str:
     return "".join(parts)
 
 
-def _names(dial: Dial, lines: Sequence[Drawn]) -> str:
+def _names(panel: Panel, lines: Sequence[PanelLine]) -> str:
     return " ".join(
         f'<tspan fill="{each.look.color}" dx="{6 if at else 0}">{_SAMPLES[each.look.dash]} {each.label}</tspan>'
-        f' <tspan font-weight="600">{_ending(dial, each)}</tspan>'
+        f' <tspan font-weight="600">{_ending(panel, each)}</tspan>'
         for at, each in enumerate(lines)
     )
 

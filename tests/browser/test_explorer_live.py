@@ -29,10 +29,10 @@ from labkit.chain.anchors import render
 from labkit.chain.spans import Span
 from labkit.data.moments import read_moments
 from labkit.views.explorer.widget import explore
-from labkit.views.explorer.packing import Row
+from labkit.views.explorer.packing import PlainRecord
 
 moments = read_moments("moments.jsonl")
-rows = [Row(m.qid, render([Span(0, 8), Span(1, 2 + k)], Span(2, 4), ["far", "near", "so"])) for k, m in enumerate(moments)]
+rows = [PlainRecord(m.qid, render([Span(0, 8), Span(1, 2 + k)], Span(2, 4), ["far", "near", "so"])) for k, m in enumerate(moments)]
 heard = []
 explorer = explore({"base": rows, "sft": rows[::-1]}, moments, clips=1)
 explorer.observe(lambda change: heard.append(change["new"]), "selected")
@@ -155,10 +155,10 @@ def test_who_types_a_filter_while_chains_are_replaced_goes_on_typing(sight: Any)
 def test_chains_that_did_not_travel_are_found_by_the_kernel(sight: Any) -> None:
     python(
         sight,
-        """from labkit.views import travel
-travel.MOST_CHAINS, before = 4, travel.MOST_CHAINS
+        """from labkit.views.explorer import subset
+subset.MOST_CHAINS, before = 4, subset.MOST_CHAINS
 texts = [render([Span(0, 8)], Span(2, 3 + k / 10), ["needle" if k == 13 else "hay", "so"]) for k in range(20)]
-explorer.update({f"stage-{k}": [Row("q0", texts[k])] for k in range(20)})
+explorer.update({f"stage-{k}": [PlainRecord("q0", texts[k])] for k in range(20)})
 None""",
     )
     until(sight, "lk.dataset.count === '4' && lk.querySelector('.lk-about').textContent.includes('4 of 20 chains')")
@@ -173,7 +173,7 @@ None""",
         assert time.monotonic() < deadline
     python(sight, "explorer.filter = ''\nexplorer.selected = 7\nNone")
     until(sight, "lk.dataset.chain === '7'")
-    python(sight, "travel.MOST_CHAINS = before\nexplorer.update({'sft': rows[:2]})\nNone")
+    python(sight, "subset.MOST_CHAINS = before\nexplorer.update({'sft': rows[:2]})\nNone")
     until(sight, "lk.dataset.count === '2'")
 
 
@@ -182,7 +182,7 @@ def test_no_text_of_a_model_can_run_in_the_notebook(sight: Any) -> None:
     sight.evaluate("window.hit = () => { window.hits += 1 }; window.hits = 0")
     told = f"attacks = json.loads({json.dumps(json.dumps(PAYLOADS))})"
     text = 'f"<think>{a} <timestamp>1 to 5</timestamp> {a}</think><answer>2 to 4</answer>{a}"'
-    python(sight, f"{told}\nexplorer.update({{a: [Row(moments[0].qid, {text})] for a in attacks}})\nNone")
+    python(sight, f"{told}\nexplorer.update({{a: [PlainRecord(moments[0].qid, {text})] for a in attacks}})\nNone")
     until(sight, f"lk.dataset.count === '{len(PAYLOADS)}'")
     sight.locator(".lk-table").focus()
     for view in "123":

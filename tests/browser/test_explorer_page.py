@@ -20,8 +20,8 @@ from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.scoring.predictions import PredictedRow
 from labkit.stages.rollouts import Rollout
-from labkit.views.explorer.packing import Row
-from labkit.views.explorer.page import module, page
+from labkit.views.explorer.packing import PlainRecord
+from labkit.views.explorer.page import module_script, widget_page
 from labkit.views.explorer.widget import explore, scrub
 from tests.browser.attacks import PAYLOADS
 from tests.browser.conftest import CHROMIUM
@@ -84,7 +84,7 @@ def rollouts() -> list[Rollout]:
 
 @pytest.fixture(scope="module")
 def html(rollouts: list[Rollout], moments: list[Moment]) -> str:
-    return page(
+    return widget_page(
         explore(rollouts, moments, clips=2, kind=lambda chain, windows, duration: "" if chain.answer else "lost")
     )
 
@@ -110,7 +110,7 @@ def test_a_total_that_no_known_weights_explain_is_shown_without_weights_and_says
 ) -> None:
     """As rollouts of a store from before they knew what they were paid by."""
     paid = [rollout("q0", 5, sample, NARROW, total=total) for sample, total in enumerate((2.5, 1.5))]
-    shown = look(page(explore(paid, moments, clips=1)))
+    shown = look(widget_page(explore(paid, moments, clips=1)))
     assert "× ?" in shown.text(".lk-ledger") and "× 0.75" not in shown.text(".lk-ledger")
     assert "do not say what they were paid by" in shown.text(".lk-side")
 
@@ -119,7 +119,7 @@ def test_a_step_is_marked_better_from_the_least_gain_on(
     look: Callable[..., WatchedPage], moments: list[Moment]
 ) -> None:
     text = render([Span(0, 8), Span(0, 7.9), Span(1, 5)], Span(2, 4))
-    shown = look(page(explore([rollout("q0", 5, 0, text)], moments, clips=1)))
+    shown = look(widget_page(explore([rollout("q0", 5, 0, text)], moments, clips=1)))
     tracks = shown.text(".lk-tracks")
     assert (tracks.count("▲"), tracks.count("="), tracks.count("▼")) == (2, 1, 0)
 
@@ -128,13 +128,13 @@ def test_predictions_of_other_models_show_what_their_rules_read_and_no_reward(
     look: Callable[..., WatchedPage], moments: list[Moment]
 ) -> None:
     said = "<think>all <timestep>0.0 to 8.0</timestep></think><answer>2 to 4</answer><|im_end|>"
-    shown = look(page(explore({"q0": said, "q1": "It happens from 5 to 6."}, moments, rules="timer1", clips=2)))
+    shown = look(widget_page(explore({"q0": said, "q1": "It happens from 5 to 6."}, moments, rules="timer1", clips=2)))
     bars = [bar.get_attribute("aria-label") for bar in shown.page.locator(".lk-tracks .lk-bar").all()]
     assert bars[1:] == ["anchor 1: 0.0 to 8.0 s, IoU 0.25", "answer: 2.0 to 4.0 s, IoU 1.00"]
     assert "all 0.0 to 8.0 s" in shown.text(".lk-words") and "2 to 4 s" in shown.text(".lk-words")
     assert "No reward a prediction is not paid" in " ".join(shown.text(".lk-side").split())
     windows = PredictedRow(windows=((2.0, 4.0), (5.0, 6.0)))
-    shown = look(page(explore({"q0": windows}, moments, clips=1)))
+    shown = look(widget_page(explore({"q0": windows}, moments, clips=1)))
     assert " ".join(shown.text(".lk-words").split()) == "2 to 4 s 5 to 6"
 
 
@@ -250,8 +250,8 @@ def test_the_chosen_option_is_a_chip_that_says_whether_it_is_right(
     look: Callable[..., WatchedPage], moments: list[Moment]
 ) -> None:
     asked = replace(moments[0], options=("opens", "shuts"), choice=1)
-    told = [Row("q0", render([Span(1, 5)], TRUTH, ["near", "so"], option)) for option in (1, 0)]
-    shown = look(page(explore(told, [asked], clips=1)))
+    told = [PlainRecord("q0", render([Span(1, 5)], TRUTH, ["near", "so"], option)) for option in (1, 0)]
+    shown = look(widget_page(explore(told, [asked], clips=1)))
     seen = {}
     for place in (0, 1):
         shown.page.locator(f'.lk-row[data-index="{place}"]').click()
@@ -304,7 +304,7 @@ def test_among_several_chains_an_anchor_shows_the_frames_of_its_own(
         told = [rollout("q0", 5, 0, near), rollout("q0", 5, 1, wide)]
     widget = explore(told, moments, clips=1)
     widget.selected = 1
-    shown = look(page(widget))
+    shown = look(widget_page(widget))
     shown.page.get_by_role("tab", name=view).click()
     anchor = widget.selection.chain.anchors[0].span  # type: ignore[union-attr]
     shown.page.locator('.lk-words button[data-step="0"]').hover()
@@ -333,7 +333,7 @@ def test_a_clip_that_did_not_travel_along_says_so_in_its_place(
 
 
 def test_without_chains_it_says_so(look: Callable[..., WatchedPage], moments: list[Moment]) -> None:
-    shown = look(page(explore([], moments)), ready="")
+    shown = look(widget_page(explore([], moments)), ready="")
     assert "There are no chains yet." in shown.text(".lk-table-frame") and shown.root("count") == "0"
     shown.page.locator(".lk-table").focus()
     shown.press("ArrowDown", " ", "2", "?", "Escape", "/")
@@ -345,7 +345,7 @@ def test_ten_thousand_chains_keep_about_forty_rows(
     look: Callable[..., WatchedPage], rollouts: list[Rollout], moments: list[Moment], height: int
 ) -> None:
     many = [rollout(each.qid, step, each.sample, each.text) for step in range(417) for each in rollouts]
-    shown = look(page(explore(many, moments, clips=1, height=height)))
+    shown = look(widget_page(explore(many, moments, clips=1, height=height)))
     rows = shown.page.locator(".lk-rows .lk-row")
     assert shown.root("count") == "10008" and 20 <= rows.count() <= 40
     shown.page.locator(".lk-table").evaluate("(table) => { table.scrollTop = table.scrollHeight }")
@@ -365,7 +365,7 @@ def test_no_text_of_a_model_a_query_or_a_file_can_run(
         text = f"<think>{payload} <timestamp>1 to 5</timestamp> {payload}</think><answer>2 to 4</answer>{payload}"
         told.append(rollout(payload, k + 1, 0, text, payload, run=payload))
     widget = explore(told, asked, clips=3, kind=lambda *_: PAYLOADS[3])
-    shown = look(page(widget, title=PAYLOADS[1]))
+    shown = look(widget_page(widget, title=PAYLOADS[1]))
     shown.page.locator(".lk-table").focus()
     for view in "123":
         shown.press(view, "Home")
@@ -399,11 +399,14 @@ def test_nothing_is_out_of_reach_for_anyone(
     assert "lost" in shown.text(".lk-badge") and shown.violations() == []
     shown.press("?")
     assert shown.violations() == []
-    assert look(page(scrub(moments[0].video, {"truth": TRUTH, "answer": (1, 2)})), width, scheme).violations() == []
+    assert (
+        look(widget_page(scrub(moments[0].video, {"truth": TRUTH, "answer": (1, 2)})), width, scheme).violations()
+        == []
+    )
 
 
 def test_a_scrubber_scrubs_and_jumps_to_its_spans(look: Callable[..., WatchedPage], moments: list[Moment]) -> None:
-    shown = look(page(scrub(moments[0].video, {"truth": TRUTH, "seen": [(0.5, 1), (6, 7.5)]}, start=1.0)))
+    shown = look(widget_page(scrub(moments[0].video, {"truth": TRUTH, "seen": [(0.5, 1), (6, 7.5)]}, start=1.0)))
     assert shown.frame() == expected(CONSTANT, [1.0])[0]
     shown.page.get_by_role("button", name="seen: 6.0 to 7.5 s").hover()
     shown.page.get_by_role("button", name="seen: 6.0 to 7.5 s").click(position={"x": 5, "y": 5})
@@ -431,7 +434,7 @@ def test_the_state_that_a_notebook_saves_comes_to_life_too(
     for path in (["sheets", "7"], ["clips", "7", "sheet"]):
         entry["buffers"].append({"path": path, "encoding": "base64", "data": "aGk="})
     inlined = json.dumps(entry, default=str).replace("<", "\\u003c")
-    body = f'<main><div data-labkit><script type="application/json">{inlined}</script></div></main>{module()}'
+    body = f'<main><div data-labkit><script type="application/json">{inlined}</script></div></main>{module_script()}'
     shown = look(f"<!DOCTYPE html><html lang=en><meta charset=utf-8><title>saved</title><body>{body}</body></html>")
     assert shown.root("chain") == "0" and shown.frame() == expected(CONSTANT, [2.0])[0]
 
@@ -447,7 +450,7 @@ def test_what_all_chains_share_is_said_once_and_no_column_repeats_it(
     look: Callable[..., WatchedPage], moments: list[Moment]
 ) -> None:
     alike = [rollout(f"q{k % 3}", 5, k, text) for k, text in enumerate([NARROW, render([Span(0, 4)], Span(1, 4))])]
-    shown = look(page(explore(alike, moments)))
+    shown = look(widget_page(explore(alike, moments)))
     assert "all chains" in shown.text(".lk-about") and "grpo" in shown.text(".lk-about")
     assert "step 5" in shown.text(".lk-about")
     shown = shown.page.locator(".lk-header .lk-cell").evaluate_all(
@@ -463,7 +466,7 @@ def test_queries_that_begin_alike_can_be_told_apart(
     queries = [f"when does the person in the blue coat {verb} the door?" for verb in ("open", "close", "lock")]
     asked = [replace(moment, query=query) for moment, query in zip(moments, queries, strict=True)]
     chains = [rollout(m.qid, 5, k, NARROW, stage) for k, m in enumerate(asked) for stage in ("grpo", "grpo_final")]
-    shown = look(page(explore(chains, asked, base=chains[:1])), width)
+    shown = look(widget_page(explore(chains, asked, base=chains[:1])), width)
     cut = "(cells) => cells.filter((cell) => cell.scrollHeight > cell.clientHeight + 2).length"
     assert shown.page.locator(".lk-rows .lk-c-query").evaluate_all(cut) == 0
 
@@ -471,7 +474,7 @@ def test_queries_that_begin_alike_can_be_told_apart(
 def test_the_axis_of_a_long_group_stays_in_sight(look: Callable[..., WatchedPage], moments: list[Moment]) -> None:
     spans = [Span(k / 2, k / 2 + 3) for k in range(9)]
     long = render(spans[:-1], spans[-1], ["and so on"] * 9)
-    shown = look(page(explore([rollout("q0", 5, k, long) for k in range(12)], moments)))
+    shown = look(widget_page(explore([rollout("q0", 5, k, long) for k in range(12)], moments)))
     shown.press("2")
     panel, axis = (shown.page.locator(each).bounding_box() for each in (".lk-panel", ".lk-axis-row"))
     assert panel and axis and axis["y"] + axis["height"] <= panel["y"] + panel["height"] + 1
@@ -481,10 +484,10 @@ def test_the_axis_of_a_long_group_stays_in_sight(look: Callable[..., WatchedPage
 def test_a_page_says_which_chains_did_not_travel_and_counts_all(
     look: Callable[..., WatchedPage], moments: list[Moment], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("labkit.views.explorer.travel.MOST_CHAINS", 8)
+    monkeypatch.setattr("labkit.views.explorer.subset.MOST_CHAINS", 8)
     widget = explore([rollout("q0", step, k, NARROW) for step in range(1, 11) for k in range(4)], moments)
     widget.selected = 39
-    shown = look(page(widget))
+    shown = look(widget_page(widget))
     assert shown.text(".lk-about").endswith("The others are in the rollouts of run 'r'.")
     assert "8 of 40 chains travel" in shown.text(".lk-about") and shown.text(".lk-count") == "8 of 40"
     assert shown.root("chain") == "39", "places are those in the whole"

@@ -1,4 +1,4 @@
-"""A stage that is watched in JupyterLab while its cell still runs: the dials move, and so do the chains."""
+"""A stage that is watched in JupyterLab while its cell still runs: the panels move, and so do the chains."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ def sight(server: tuple[str, Path], browser: Any) -> Iterator[Any]:
     page.close()
 
 
-def test_dials_and_chains_follow_the_steps_of_a_cell_that_still_runs(server: tuple[str, Path], sight: Any) -> None:
+def test_panels_and_chains_follow_the_steps_of_a_cell_that_still_runs(server: tuple[str, Path], sight: Any) -> None:
     waiting = sight.locator(".jp-OutputArea-output", has_text="waiting for the first step")
     waiting.wait_for(timeout=120_000)
-    dials = sight.locator('svg[aria-label="rewards and chains over the training steps"]')
+    panels = sight.locator('svg[aria-label="rewards and chains over the training steps"]')
     drawn = []
     for step in range(1, STEPS + 1):
         (server[1] / f"step-{step}").touch()
-        # Two outputs, wherever each stands: the dials end at this step, the explorer holds its group.
+        # Two outputs, wherever each stands: the panels end at this step, the explorer holds its group.
         sight.wait_for_function(
             """(told) => {
                 const lines = [...document.querySelectorAll("svg[aria-label^='rewards'] polyline")];
@@ -86,7 +86,7 @@ def test_dials_and_chains_follow_the_steps_of_a_cell_that_still_runs(server: tup
             timeout=120_000,
         )
         assert sight.evaluate(RUNNING), "what is seen here is seen before the cell has ended"
-        assert sight.locator(".lk").count() == dials.count() == 1
+        assert sight.locator(".lk").count() == panels.count() == 1
         assert sight.locator(".lk").get_attribute("data-view") == "group"
         assert sight.locator(".lk [data-row-chain]").count() == 3
         assert f"step {step}" in sight.locator(".lk-words").inner_text()
@@ -106,4 +106,4 @@ def test_the_end_leaves_a_figure_and_the_last_group(server: tuple[str, Path], si
     sight.wait_for_selector('.lk[data-media="ready"]', timeout=60_000)
     assert "step 4," in sight.locator(".lk-facts").inner_text()
     assert sight.locator(".lk").count() == 1 and sight.locator(".js-plotly-plot").count() == 1
-    assert sight.locator("svg[aria-label^='rewards']").count() == 0, "the figure stands where the dials stood"
+    assert sight.locator("svg[aria-label^='rewards']").count() == 0, "the figure stands where the panels stood"

@@ -13,7 +13,7 @@ from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.stages.rollouts import Rollout
 from labkit.views.report import sanitize
-from labkit.views.report.html_page import page
+from labkit.views.report.html_page import report_page
 from labkit.views.report.notebook_html import read_chapter
 from labkit.views.report.report import write_report
 from tests.browser.attacks import PAYLOADS
@@ -194,7 +194,7 @@ def test_a_figure_that_fails_leaves_its_picture(look: Callable[..., WatchedPage]
         code("y", output(widget=view, image_png=PNG, text_plain="chains")),
     ]
     file = tmp_path / "x.html"
-    file.write_text(page("x", [read_chapter(notebook(*cells, widgets={"m": state}), "n")]), encoding="utf-8")
+    file.write_text(report_page("x", [read_chapter(notebook(*cells, widgets={"m": state}), "n")]), encoding="utf-8")
     shown = look(file)
     assert shown.scroll_through()[1] == "failed"
     assert shown.page.locator(".explorer .poster:visible").count() == 1
@@ -268,10 +268,10 @@ def test_fifty_attacks_in_every_place_run_nothing(
 def test_even_markup_that_slipped_through_could_do_nothing(
     look: Callable[..., WatchedPage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sanitize, "sanitised", lambda given: given)
+    monkeypatch.setattr(sanitize, "sanitize_html", lambda given: given)
     cells = [code("x", output(text_html=payload)) for payload in PAYLOADS if "refresh" not in payload]
     file = tmp_path / "open.html"
-    file.write_text(page("open", [read_chapter(notebook(*cells), "n")]), encoding="utf-8")
+    file.write_text(report_page("open", [read_chapter(notebook(*cells), "n")]), encoding="utf-8")
     shown = look(file, quiet=False)
     shown.page.wait_for_timeout(1_000)
     assert any("Content Security Policy" in each for each in shown.trouble), "the attacks were real"

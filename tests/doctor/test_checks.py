@@ -319,7 +319,7 @@ def test_more_processes_than_gpus_are_told(processes: int, gpus: int, told: bool
     machine = environment.Machine("cuda" if gpus else "cpu", "here", 80e9, 8, True, gpus)
     params = Params(processes=processes, prompts_per_step=16)
     assert ["processes"] * told == [finding.kind for finding in environment.machine_findings(machine, params)]
-    assert environment.planned_for(machine, params)[1] == (processes or gpus)
+    assert environment.target_machine(machine, params)[1] == (processes or gpus)
 
 
 def test_bfloat16_weights_do_swallow_such_steps() -> None:
@@ -378,11 +378,11 @@ def test_what_does_not_fit_is_an_error(
 def test_the_step_against_too_little_memory_is_that_of_the_largest_part(
     stage: str, parts: dict[str, float], words: str
 ) -> None:
-    (finding,) = resources._tight_memory(stage, parts, 1e9, 10e9)
+    (finding,) = resources._memory_findings(stage, parts, 1e9, 10e9)
     assert finding.level == "error" and words in finding.next_step
     assert finding.message == f"may not suffice: about 11 GB of 10 GB, most of it {max(parts, key=parts.__getitem__)}"
-    assert resources._tight_memory(stage, parts, 0.0, 11e9)[0].level == "warning"
-    assert resources._tight_memory(stage, parts, 0.0, 20e9) == []
+    assert resources._memory_findings(stage, parts, 0.0, 11e9)[0].level == "warning"
+    assert resources._memory_findings(stage, parts, 0.0, 20e9) == []
 
 
 @pytest.mark.parametrize(
@@ -409,7 +409,7 @@ def test_python_is_compared_with_what_is_needed() -> None:
 def test_a_busy_machine_is_told(monkeypatch: pytest.MonkeyPatch, load: float, count: int) -> None:
     monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0), raising=False)
     machine = environment.Machine("cpu", "two cores", 1e10, 2, False)
-    assert len(environment.busy_findings(machine)) == count
+    assert len(environment.load_findings(machine)) == count
 
 
 def test_requirements_come_from_the_checkout_or_the_installation(tmp_path: Path) -> None:
@@ -419,7 +419,7 @@ def test_requirements_come_from_the_checkout_or_the_installation(tmp_path: Path)
 
 
 def test_the_command_tells_how_many_videos_are_opened(capsys: pytest.CaptureFixture[str]) -> None:
-    tell = checks._tell()
+    tell = checks._video_progress()
     tell(1, 2)
     tell(2, 2)
     assert capsys.readouterr().out == "videos opened: 2 of 2, 0 s\n"

@@ -9,24 +9,32 @@ import pytest
 
 from labkit.doctor.memory import LOGIT_CHUNK, stage_memory
 from labkit.doctor.runtime import stage_seconds
-from labkit.doctor.throughput import Pace
-from labkit.doctor.workload import Load, Shape, count_parameters, explorers, read_shape, run_disk, traces_of_a_clip
+from labkit.doctor.throughput import Throughput
+from labkit.doctor.workload import (
+    ModelShape,
+    Workload,
+    count_parameters,
+    disk_bytes,
+    notebook_explorers,
+    read_model_shape,
+    traces_per_clip,
+)
 from labkit.errors import LabError
 from labkit.params import Params
 from labkit.policy.model import SHIPPED
 
-SMALL = Shape(
+SMALL = ModelShape(
     vocab=100, hidden=8, layers=2, heads=2, kv_heads=1, head=4, intermediate=16, context=64, patch=14, merge=2, temporal=2,
     text_parameters=2000, vision_parameters=500,
 )  # fmt: skip
-LOAD = Load(
+LOAD = Workload(
     train=10, test=5, train_clips=2, test_clips=1, prompt_tokens=50, longest_prompt=60, video_tokens=16, frame_bytes=100,
 )  # fmt: skip
 PARAMS = Params(
     prompts_per_step=2, group_size=4, max_new_tokens=20, grpo_steps=3, final_steps=5, beta=0.0, eval_batch=4,
     harvest_prompts=6, harvest_samples=2, max_per_query=1, sft_epochs=2.0, sft_batch=2,
 )  # fmt: skip
-PACE = Pace(
+PACE = Throughput(
     prefill=1e-3, step=0.01, row=1e-3, forward=1e-3, learning=2e-3, update=0.1, vision=1e-3, basis="", reading=0.5,
     writing=0.25,
 )  # fmt: skip
@@ -37,7 +45,7 @@ def changed(**values: Any) -> Params:
 
 
 def test_the_embedded_model_is_read_without_its_weights() -> None:
-    shape = read_shape(SHIPPED["embedded"])
+    shape = read_model_shape(SHIPPED["embedded"])
     assert (shape.hidden, shape.layers, shape.heads, shape.kv_heads, shape.intermediate) == (128, 4, 4, 4, 384)
     assert (shape.patch, shape.merge, shape.temporal, shape.context) == (14, 2, 2, 1024)
     # 112 words and 4 layers of 128: (4 x 128 + 3 x 384) x 128 each, 3 biases and 2 norms; a last norm
@@ -62,7 +70,7 @@ def test_a_model_without_weights_is_counted_by_its_config(
         "vision_config": {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420},
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
-    shape = read_shape(tmp_path)
+    shape = read_model_shape(tmp_path)
     assert shape.text_parameters + shape.vision_parameters == pytest.approx(weights, rel=1e-3)
 
 
@@ -71,7 +79,7 @@ def test_a_folder_that_describes_no_model_is_an_error(tmp_path: Path, content: s
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(LabError, match="does not describe a Qwen-VL"):
-        read_shape(tmp_path)
+        read_model_shape(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +151,7 @@ def test_memory_follows_the_parameters(change: dict[str, Any], part: str, factor
 
 def test_checkpointing_saves_activations_and_costs_a_pass() -> None:
     saving = changed(gradient_checkpointing=True)
-    deep = Shape(**{name: getattr(SMALL, name) for name in SMALL.__slots__} | {"layers": 20})
+    deep = ModelShape(**{name: getattr(SMALL, name) for name in SMALL.__slots__} | {"layers": 20})
     before, after = (stage_memory(deep, params, LOAD, "cuda")["grpo"]["activations"] for params in (PARAMS, saving))
     assert after < before / 5
     before, after = (stage_seconds(SMALL, params, LOAD, PACE)["grpo"]["learning"] for params in (PARAMS, saving))
@@ -209,21 +217,21 @@ def test_a_harvester_is_trained_and_asked_in_the_first_two_stages() -> None:
     slow = PACE._replace(learning=20e-3, prefill=2e-3)
     seconds = stage_seconds(SMALL, PARAMS, LOAD, PACE, harvester=(large, slow))
     assert seconds["grpo"]["learning"] == pytest.approx(3 * (180 * 20e-3 + 0.1))
-    # Six evaluations of 0.5 s; the four of the harvester, before and after, read 5 prompts at half the pace.
+    # Six evaluations of 0.5 s; the four of the harvester, before and after, read 5 prompts at half the throughput.
     assert seconds["grpo"]["evaluation"] == pytest.approx(6 * 0.5 + 4 * 5 * 50 * 1e-3)
     assert seconds["grpo_final"] == stage_seconds(SMALL, PARAMS, LOAD, PACE)["grpo_final"]
-    disk = run_disk(SMALL, PARAMS, LOAD, harvester=large)
+    disk = disk_bytes(SMALL, PARAMS, LOAD, harvester=large)
     assert disk["final models"] == 4 * (20_500 + 2 * 2500)
     assert disk["checkpoints"] == 3 * 4 * (3 * 20_000 + 500), "those of the larger model"
-    shared = run_disk(SMALL, changed(sharding="fsdp2"), LOAD, harvester=large, world=2)
+    shared = disk_bytes(SMALL, changed(sharding="fsdp2"), LOAD, harvester=large, world=2)
     assert shared["checkpoints"] == 3 * 4 * (4 * 20_000 + 2 * 500), "the weights twice"
 
 
 def test_traces_of_one_clip_read_it_once() -> None:
     packed = changed(pack_clips=True, max_per_query=3, sft_batch=6)
     # 10 queries on 2 clips, of whose traces two thirds of 3 are kept; behind the query only its own
-    assert traces_of_a_clip(replace(packed, prompt="anchors"), LOAD) == pytest.approx(10)
-    assert traces_of_a_clip(packed, LOAD) == pytest.approx(2)
+    assert traces_per_clip(replace(packed, prompt="anchors"), LOAD) == pytest.approx(10)
+    assert traces_per_clip(packed, LOAD) == pytest.approx(2)
     apart, together = (
         stage_memory(SMALL, replace(packed, pack_clips=pack), LOAD, "cuda")["sft"] for pack in (False, True)
     )
@@ -270,18 +278,18 @@ def test_kl_costs_a_pass_and_sampled_evaluation_is_half_of_evaluation() -> None:
 
 
 def test_disk_by_hand() -> None:
-    disk = run_disk(SMALL, PARAMS, LOAD)
+    disk = disk_bytes(SMALL, PARAMS, LOAD)
     assert disk["frame cache"] == 3 * 100
     # of weights that are trained the optimizer has two moments: 3 x 2000, and the frozen tower
     assert disk["checkpoints"] == 3 * 4 * (3 * 2000 + 500)
     assert disk["final models"] == 3 * 4 * 2500
-    lora = run_disk(SMALL, changed(lora_rank=4), LOAD)
+    lora = disk_bytes(SMALL, changed(lora_rank=4), LOAD)
     assert lora["final models"] == 3 * 4 * SMALL.lora_parameters(4), "an adapter is saved alone"
 
 
 def test_notebooks_of_a_large_run_stay_small_and_what_does_not_travel_is_counted() -> None:
     large = changed(grpo_steps=775, prompts_per_step=32, group_size=8, max_new_tokens=768)
-    first, harvest, analysis = explorers(large, LOAD)
+    first, harvest, analysis = notebook_explorers(large, LOAD)
     assert first.chains == 198_400 and first.travelling < 12_001 and first.notebook < 15e6
     assert harvest.travelling == harvest.chains == 12 and analysis.travelling == 4 * LOAD.test
     # by hand: all 12 chains at 60 bytes and a quarter of 4 x 768 / 2 letters, clips of 2.5 MB, all a third larger in base64

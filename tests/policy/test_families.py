@@ -10,7 +10,7 @@ import torch
 from labkit.chain.anchors import parse
 from labkit.cli import main
 from labkit.data.video.frames import FrameCache
-from labkit.doctor.workload import read_shape
+from labkit.doctor.workload import read_model_shape
 from labkit.policy import inputs
 from labkit.policy.families import FAMILIES, PLACEHOLDER, VIDEO_PAD
 from labkit.policy.generate import generate
@@ -333,7 +333,7 @@ def test_a_model_without_weights_is_counted_as_transformers_builds_it(family, tm
     model_class = getattr(transformers, FAMILIES[family].model_class)
     config = model_class.config_class(text_config=text, vision_config=vision, tie_word_embeddings=True)
     config.save_pretrained(tmp_path)
-    shape = read_shape(tmp_path)
+    shape = read_model_shape(tmp_path)
     with torch.device("meta"):
         model = model_class(config)
     towers = sum(weight.numel() for weight in model.model.visual.parameters())

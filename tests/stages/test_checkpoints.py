@@ -35,6 +35,7 @@ def uninterrupted(source, moments, tmp_path_factory):
     return weights(policy), RolloutStore(folder / "rollouts").read(), result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["step3", "save4"])
 def test_grpo_killed_ends_as_if_it_never_was(world, moments, policy, source, tmp_path, uninterrupted, place):
     """Killed between two checkpoints, and while it writes one; the resumed run stops by the condition."""
@@ -81,6 +82,7 @@ def test_grpo_killed_after_its_last_step_takes_no_other(policy, source, moments,
     assert timeless(result.history) == timeless(whole.history)
 
 
+@pytest.mark.slow
 def test_sft_killed_ends_as_if_it_never_was(world, moments, policy, source, tmp_path):
     whole = load_policy("embedded", device="cpu")
     expected = small.train_sft(whole, source, moments, tmp_path / "whole")
@@ -97,6 +99,7 @@ def test_sft_killed_ends_as_if_it_never_was(world, moments, policy, source, tmp_
     assert repr(small.train_sft(policy, source, moments, folder, on_step=pytest.fail)) == repr(result)
 
 
+@pytest.mark.slow
 def test_an_adapter_resumes_too(source, moments, tmp_path):
     def stop(row):
         if row["step"] == 3:

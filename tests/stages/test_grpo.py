@@ -97,6 +97,7 @@ def by_hand(policy, source, moments, rollouts, params):
     return weights(policy), advantages
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [0.0, 0.2])
 def test_weights_after_some_steps_equal_the_textbook_one_sample_at_a_time(policy, source, moments, tmp_path, beta):
     start = weights(policy)
@@ -112,6 +113,7 @@ def test_weights_after_some_steps_equal_the_textbook_one_sample_at_a_time(policy
     assert max(abs(value) for value in advantages) > 0.5
 
 
+@pytest.mark.slow
 def test_neither_passes_nor_checkpointing_change_the_update(source, moments, tmp_path, same_completions, capfd):
     """The loss is the mean over the step's tokens, however many prompts a pass holds; the seed samples the same."""
     found = []
@@ -267,6 +269,7 @@ def test_an_adapter_that_is_trained_on_is_held_to_itself(adapted, source, moment
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_checkpointing_changes_nothing_under_lora(adapted, source, moments, tmp_path):
     _, after, _, _ = adapted
     torch.manual_seed(0)

@@ -55,6 +55,7 @@ def _trained(source, moments, folder) -> dict[str, torch.Tensor]:
     return small.weights(policy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variables", SETS, ids=["torchrun", "MPI", "accelerate", "DeepSpeed"])
 def test_training_under_a_launcher_gives_the_same_weights(quiet, source, moments, tmp_path, monkeypatch, variables):
     for name, value in variables.items():

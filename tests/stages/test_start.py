@@ -64,6 +64,7 @@ def fresh(rank, source, moments, tmp_path_factory):
     return kl(small.train_grpo(policy, source, moments, folder, **KL)), weights(policy), folder, policy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 3], ids=["before a checkpoint", "behind one"])
 def test_one_object_trained_interrupted_and_trained_again_has_the_kl_of_a_fresh_one(
     step, rank, fresh, source, moments, tmp_path
@@ -79,6 +80,7 @@ def test_one_object_trained_interrupted_and_trained_again_has_the_kl_of_a_fresh_
     assert abs(expected[0]) < 1e-6 < 1e-4 < expected[2] < 1
 
 
+@pytest.mark.slow
 def test_what_is_trained_on_is_the_model_that_the_first_stage_left(rank, fresh, source, moments, tmp_path):
     """The object that was trained and one that was loaded from its files learn the same, from a KL of 0; by SFT, too."""
     _, _, folder, held = fresh
@@ -173,6 +175,7 @@ def test_each_stage_and_seed_has_random_numbers_of_its_own():
     assert len(seeds) == 250 and all(0 <= seed < 2**31 for seed in seeds)
 
 
+@pytest.mark.slow
 def test_stage_3_asks_other_queries_than_stage_1_and_draws_other_numbers(source, moments, tmp_path, monkeypatch):
     asked, seeds = {}, []
     monkeypatch.setattr(

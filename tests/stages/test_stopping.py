@@ -14,6 +14,7 @@ from tests.stages import small
 from tests.stages.small import distance, weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("train", "changes"),
     [

@@ -22,7 +22,7 @@ from labkit.data.moments import Moment
 from labkit.stages.rollouts import Rollout, RolloutStore
 from labkit.views import monitor as views
 from labkit.views.monitor import EVERY, SHARE, Monitor
-from labkit.views.monitor_panels import DIALS, dials_figure, dials_svg
+from labkit.views.monitor_panels import PANELS, panels_figure, panels_svg
 from tests.data.films import CONSTANT, film
 
 PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
@@ -112,18 +112,18 @@ def take(monitor: Monitor, store: RolloutStore, step: int) -> None:
     monitor(row(step))
 
 
-def test_each_step_moves_the_dials_and_now_and_then_the_chains(
+def test_each_step_moves_the_panels_and_now_and_then_the_chains(
     watch: Callable[[], Monitor], store: RolloutStore, places: list[Place], clock: Clock
 ) -> None:
     monitor = watch()
-    dials, chains = places
-    assert "waiting" in dials.shown[0]["text/plain"]
+    panels, chains = places
+    assert "waiting" in panels.shown[0]["text/plain"]
     for step in (1, 2, 3, 4):
         clock.now += 7.0
         take(monitor, store, step)
         # 0.1 s for chains fit in once 6.7 s have gone by, and the next ones follow EVERY (10) seconds later
         assert listed(monitor) == [{1: 1, 2: 1, 3: 3, 4: 3}[step]] * 3
-    assert [shown["text/plain"] for shown in dials.shown[1:]] == [f"grpo: step {k} of 20" for k in (1, 2, 3, 4)]
+    assert [shown["text/plain"] for shown in panels.shown[1:]] == [f"grpo: step {k} of 20" for k in (1, 2, 3, 4)]
     assert [set(shown) for shown in chains.shown[1:]] == [{WIDGET, "text/plain"}], "the widget stands once, no poster"
     assert monitor.explorer.view == "group" and len(monitor.explorer.clips) == 1
 
@@ -132,7 +132,7 @@ def test_drawing_takes_no_more_than_its_share(
     watch: Callable[[], Monitor], places: list[Place], clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     costs = iter([0.05, 0.4, *[0.02] * 1000])
-    monkeypatch.setattr(Monitor, "_show_dials", lambda self: setattr(clock, "now", clock.now + next(costs)))
+    monkeypatch.setattr(Monitor, "_show_panels", lambda self: setattr(clock, "now", clock.now + next(costs)))
     monkeypatch.setattr(Monitor, "_show_chains", lambda self: setattr(clock, "now", clock.now + 0.3))
     monitor = watch()
     for step in range(1, 400):
@@ -153,8 +153,8 @@ def test_the_end_is_always_drawn_as_figures_are(
     assert [len(place.shown) for place in places] == [1, 1]
     store.compact()
     monitor.end([row(1), row(2)])
-    dials, chains = (place.shown[-1] for place in places)
-    assert dials["text/plain"].startswith("grpo, 2 steps. ") and PLOTLY in dials
+    panels, chains = (place.shown[-1] for place in places)
+    assert panels["text/plain"].startswith("grpo, 2 steps. ") and PLOTLY in panels
     assert {WIDGET, "image/png", "text/plain"} == set(chains) and listed(monitor) == [2, 2, 2]
 
 
@@ -215,32 +215,32 @@ def test_watching_draws_no_random_numbers(
     assert len(places[1].shown) == 3
 
 
-def test_dials_hold_every_quantity_of_a_history() -> None:
-    fig = dials_figure("grpo", [row(1, zero_variance_groups=4), row(2)])
+def test_panels_hold_every_quantity_of_a_history() -> None:
+    fig = panels_figure("grpo", [row(1, zero_variance_groups=4), row(2)])
     lines = {trace.name: list(trace.y) for trace in fig.data if trace.name}
     assert lines == {
         "total": [2, 3], "format": [0.5, 0.5], "first": [0.25, 0.25], "last anchor": [0.5, 0.5], "answer": [0.75, 0.75],
         "have anchors": [25, 25], "narrow strictly": [12.5, 12.5], "nats": [0.4, 0.4], "all earn the same": [100, 25],
     }  # fmt: skip
-    assert len(fig.layout.annotations) == len(DIALS)
+    assert len(fig.layout.annotations) == len(PANELS)
     assert "<b>25 %</b>" in fig.layout.annotations[-1].text  # where the line ends
 
 
 def test_a_history_without_steps_or_without_numbers_is_drawn_as_what_it_is() -> None:
-    assert "no step was recorded" in dials_figure("grpo", []).layout.meta["alt"]
+    assert "no step was recorded" in panels_figure("grpo", []).layout.meta["alt"]
     nothing = {name: float("nan") for name in row(1)} | {"step": 1, "groups": 0}
-    assert "no step was recorded" in dials_figure("grpo", [nothing]).layout.meta["alt"]
+    assert "no step was recorded" in panels_figure("grpo", [nothing]).layout.meta["alt"]
     for history in ([], [nothing], [row(1)]):
-        assert "nan" not in dials_svg(history, 1)
+        assert "nan" not in panels_svg(history, 1)
 
 
-def test_the_quick_dials_put_a_value_where_it_belongs() -> None:
-    drawn = dials_svg([row(1, iou_answer=0.0), row(11, iou_answer=1.0)], steps=21)
+def test_the_quick_panels_put_a_value_where_it_belongs() -> None:
+    drawn = panels_svg([row(1, iou_answer=0.0), row(11, iou_answer=1.0)], steps=21)
     lines = re.findall(r'<polyline points="([^"]*)" fill="none" stroke="#e07b00"', drawn)
     # 0 lies at the bottom (130), 1 at the top; step 11 of 1 to 21 half way through the 333 pixels
     assert lines == ["0.0,130.0 166.5,0.0"]
 
 
-def test_the_quick_dials_are_quick_and_small_after_a_thousand_steps() -> None:
+def test_the_quick_panels_are_quick_and_small_after_a_thousand_steps() -> None:
     history = [row(step) for step in range(1, 1001)]
-    assert len(base64.b64encode(dials_svg(history, 1000).encode())) < 200_000
+    assert len(base64.b64encode(panels_svg(history, 1000).encode())) < 200_000

@@ -1,4 +1,4 @@
-"""What a page is told of many chains: their columns, packed once, with everything already read and measured.
+"""The columns of many chains as a page gets them: packed once, with everything already parsed and measured.
 
 The page draws and compares numbers; it never parses a model's text nor computes a score, so that a view and a figure
 cannot read one chain in two ways. Packing thirty thousand chains takes as long as parsing them, since it goes column by column.
@@ -27,10 +27,10 @@ from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.scoring.predictions import Answers
 from labkit.scoring.readings import PredictedChain, are_predictions, predicted_chains
-from labkit.stages.rollouts import NAMES, Rollout
+from labkit.stages.rollouts import LATER, NAMES, Rollout
 from labkit.views.figures.failures import KINDS, MEANINGS, failure_kind, kind_by_ious
 from labkit.views.figures.style import in_stage_order
-from labkit.views.measured_chains import ChainRecord, Reading, Records, read
+from labkit.views.measured_chains import ChainRecord, MeasuredChain, Records, measure_chains
 
 if TYPE_CHECKING:
     import pandas
@@ -43,7 +43,7 @@ Specs: TypeAlias = RewardSpec | Mapping[str, RewardSpec]
 """What was paid: in every stage the same, or by stage."""
 
 
-class Row(NamedTuple):
+class PlainRecord(NamedTuple):
     """A chain of a table that doesn't hold whole rollouts: a prediction."""
 
     qid: str
@@ -51,14 +51,14 @@ class Row(NamedTuple):
     status: str = ""
 
 
-class Listed(NamedTuple):
+class StagedChain(NamedTuple):
     """One chain of the page: the stage it is shown under, the record as handed in, and how it was read."""
 
     stage: str
-    reading: Reading
+    measured: MeasuredChain
 
 
-class Clip(NamedTuple):
+class VideoClip(NamedTuple):
     """The part of a video that a moment is about: `start` to `start + duration` seconds."""
 
     video: str
@@ -66,12 +66,12 @@ class Clip(NamedTuple):
     duration: float
 
 
-class Packed(NamedTuple):
-    """Chains ready to travel: gzipped columns, the chains in their order, and the clips by the key a page asks with."""
+class PackedChains(NamedTuple):
+    """Chains ready for a page: gzipped columns, the chains in their order, and the clips by the key a page asks with."""
 
     data: bytes
-    rows: list[Listed]
-    clips: list[Clip]
+    rows: list[StagedChain]
+    clips: list[VideoClip]
     clip_of: list[int]
     """The clip of each chain."""
 
@@ -100,7 +100,7 @@ def with_predictions(
     )
 
 
-def listed(records: Chains, moments: Mapping[str, Moment]) -> list[Listed]:
+def staged_chains(records: Chains, moments: Mapping[str, Moment]) -> list[StagedChain]:
     """Records with their stage, read against their moments, in the order in which they came.
 
     `records` are rollouts, predictions, either of them by stage, or a table of `RolloutStore.frame()`. A table of
@@ -114,21 +114,21 @@ def listed(records: Chains, moments: Mapping[str, Moment]) -> list[Listed]:
         groups = _of_table(records)
     else:
         groups = [(str(getattr(record, "stage", "")), record) for record in records]
-    readings = read([record for _, record in groups], moments)
-    return [Listed(stage, reading) for (stage, _), reading in zip(groups, readings, strict=True)]
+    measured_chains = measure_chains([record for _, record in groups], moments)
+    return [StagedChain(stage, measured) for (stage, _), measured in zip(groups, measured_chains, strict=True)]
 
 
 def pack(
-    rows: Sequence[Listed],
+    rows: Sequence[StagedChain],
     *,
     base: Mapping[str, float] | None = None,
     spec: Specs | None = None,
     kind: Kind = failure_kind,
     left_out: Mapping[str, Any] | None = None,
-) -> Packed:
+) -> PackedChains:
     """Columns of all chains as gzipped JSON, moments and names once.
 
-    `left_out` is what a page says of chains that do not travel; with `places`, those of the rows among all chains.
+    `left_out` is what a page says of chains that are left out; with `places`, those of the rows among all chains.
 
     `base` is the base model's IoU by qid. A chain is explained by the spec that it has on record; where it has none by
     `spec`, and without that by the default one. Weights are given only where they explain its recorded total, and the
@@ -136,44 +136,48 @@ def pack(
     """
     moments: dict[str, int] = {}
     used: list[Moment] = []
-    clips: dict[Clip, int] = {}
+    clips: dict[VideoClip, int] = {}
     for row in rows:
-        moment = row.reading.moment
+        moment = row.measured.moment
         if moment.qid not in moments:
             moments[moment.qid] = len(used)
             used.append(moment)
             clips.setdefault(clip_of(moment), len(clips))
     clip_at = [clips[clip_of(moment)] for moment in used]
-    file = Zipped()
-    file.add(b'{"columns":{"text":' + as_json([row.reading.record.text for row in rows]))
+    file = GzipStream()
+    file.add(b'{"columns":{"text":' + as_json([row.measured.record.text for row in rows]))
     columns: dict[str, Any] = {
-        "moment": [moments[row.reading.moment.qid] for row in rows],
-        "anchors": [anchor_places(row.reading.chain) for row in rows],
-        "answer": [answer_place(row.reading.chain) for row in rows],
-        "ious": rounded([row.reading.ious for row in rows]),
-        "option": [row.reading.chain.option for row in rows],
+        "moment": [moments[row.measured.moment.qid] for row in rows],
+        "anchors": [anchor_columns(row.measured.chain) for row in rows],
+        "answer": [answer_column(row.measured.chain) for row in rows],
+        "ious": rounded([row.measured.ious for row in rows]),
+        "option": [row.measured.chain.option for row in rows],
     }
     if any(moment.options for moment in used):
-        columns["option_chars"] = [option_chars(row.reading.chain) for row in rows]
+        columns["option_chars"] = [option_chars(row.measured.chain) for row in rows]
     names: dict[str, list[str]] = {
         "stage": in_stage_order(row.stage for row in rows),
-        "status": list(dict.fromkeys(row.reading.chain.status for row in rows)),
-        "run": list(dict.fromkeys(str(getattr(row.reading.record, "run", "")) for row in rows)),
+        "status": list(dict.fromkeys(row.measured.chain.status for row in rows)),
+        "run": list(dict.fromkeys(str(getattr(row.measured.record, "run", "")) for row in rows)),
     }
-    columns["stage"] = places(names["stage"], [row.stage for row in rows])
-    columns["status"] = places(names["status"], [row.reading.chain.status for row in rows])
-    columns["run"] = places(names["run"], [str(getattr(row.reading.record, "run", "")) for row in rows])
+    columns["stage"] = indices(names["stage"], [row.stage for row in rows])
+    columns["status"] = indices(names["status"], [row.measured.chain.status for row in rows])
+    columns["run"] = indices(names["run"], [str(getattr(row.measured.record, "run", "")) for row in rows])
     kinds = [kind_of(kind, each) for _, each in rows]
     names["kind"] = _in_order(kinds, KINDS)
-    columns["kind"] = places(names["kind"], kinds)
-    for name, empty in (("step", 0), ("sample", 0), ("completion_tokens", None)):
-        columns[name] = [getattr(row.reading.record, name, empty) for row in rows]
+    columns["kind"] = indices(names["kind"], kinds)
+    for name in ("step", "sample"):
+        columns[name] = [getattr(row.measured.record, name, 0) for row in rows]
+    columns["completion_tokens"] = [
+        None if paid_total(row.measured.record) is None else getattr(row.measured.record, "completion_tokens", None)
+        for row in rows
+    ]
     # Harvested chains compete with nobody, and carry a 0 where an advantage would stand.
-    trained = [None if row.stage == "distill" else getattr(row.reading.record, "advantage", None) for row in rows]
+    trained = [None if row.stage == "distill" else getattr(row.measured.record, "advantage", None) for row in rows]
     (columns["advantage"],) = rounded([trained])
     # A choice is paid only where there is one.
     terms = [term for term in TERMS if term != "option" or any(moment.options for moment in used)]
-    ledgers, weights = _ledgers(rows, spec, names, terms)
+    ledgers, weights = _reward_columns(rows, spec, names, terms)
     columns |= ledgers
     page = {
         "format": 1,
@@ -189,44 +193,44 @@ def pack(
     if left_out:
         page["left_out"] = dict(left_out)
     file.add(b"," + as_json(columns)[1:] + b"," + as_json(page)[1:])
-    return Packed(file.close(), list(rows), list(clips), [clip_at[moment] for moment in columns["moment"]])
+    return PackedChains(file.close(), list(rows), list(clips), [clip_at[moment] for moment in columns["moment"]])
 
 
-def base_ious(rows: Sequence[Listed]) -> dict[str, float]:
+def base_ious(rows: Sequence[StagedChain]) -> dict[str, float]:
     """The base model's mean answer IoU by qid: what a later stage is compared with."""
     found: dict[str, list[float]] = {}
     for row in rows:
         if row.stage == "base":
-            found.setdefault(row.reading.moment.qid, []).append(row.reading.answer_iou)
+            found.setdefault(row.measured.moment.qid, []).append(row.measured.answer_iou)
     return {qid: math.fsum(ious) / len(ious) for qid, ious in found.items()}
 
 
-def telling(rows: Sequence[Listed]) -> int:
+def first_to_show(rows: Sequence[StagedChain]) -> int:
     """The chain to open with: of those that narrow at every step, the one that gains most; -1 when there is none."""
 
     def gain(index: int) -> float:
-        reading = rows[index].reading
-        steps = reading.ious
-        telling = len(steps) >= 3 and reading.chain.answer is not None and narrows(steps)
-        return reading.answer_iou - steps[0] + 1 if telling else reading.answer_iou
+        measured = rows[index].measured
+        steps = measured.ious
+        narrowed = len(steps) >= 3 and measured.chain.answer is not None and narrows(steps)
+        return measured.answer_iou - steps[0] + 1 if narrowed else measured.answer_iou
 
     return max(range(len(rows)), key=gain, default=-1)
 
 
-def worth_showing(packed: Packed, first: int, base: Mapping[str, float], most: int) -> list[int]:
+def clips_to_embed(packed: PackedChains, first: int, base: Mapping[str, float], most: int) -> list[int]:
     """Up to `most` clips to send along: the first chain's, then in turn of the worst, the best and the most regressed.
 
     A chain regresses by what it lost since its best step, or against the base model where there is one.
     """
 
     def lost(index: int) -> float:
-        reading = packed.rows[index].reading
-        before = base.get(reading.moment.qid)
+        measured = packed.rows[index].measured
+        before = base.get(measured.moment.qid)
         if before is None or packed.rows[index].stage == "base":
-            before = max(reading.ious, default=0.0)
+            before = max(measured.ious, default=0.0)
         return before - answers[index]
 
-    answers = [row.reading.answer_iou for row in packed.rows]
+    answers = [row.measured.answer_iou for row in packed.rows]
     order = sorted(range(len(packed.rows)), key=answers.__getitem__)
     regressed = sorted(order, key=lost, reverse=True)
     chosen = dict.fromkeys([packed.clip_of[first]] if first >= 0 else [])
@@ -238,9 +242,9 @@ def worth_showing(packed: Packed, first: int, base: Mapping[str, float], most: i
     return list(chosen)[:most]
 
 
-def clip_of(moment: Moment) -> Clip:
+def clip_of(moment: Moment) -> VideoClip:
     """The clip that a moment is about."""
-    return Clip(moment.video, moment.start, moment.duration)
+    return VideoClip(moment.video, moment.start, moment.duration)
 
 
 def _of_table(table: pandas.DataFrame) -> list[tuple[str, ChainRecord]]:
@@ -249,17 +253,18 @@ def _of_table(table: pandas.DataFrame) -> list[tuple[str, ChainRecord]]:
         raise LabError(f"a table of chains needs the columns qid and text; this one has {', '.join(map(str, names))}")
     columns = {name: table[name].tolist() for name in names}
     stages = columns.get("stage", [""] * len(table))
-    if set(NAMES) <= set(names):
-        values = zip(*(columns[name] for name in NAMES), strict=True)
-        rollouts = (Rollout(**dict(zip(NAMES, row, strict=True))) for row in values)
+    if set(NAMES) - set(LATER) <= set(names):
+        known = [name for name in NAMES if name in names]
+        values = zip(*(columns[name] for name in known), strict=True)
+        rollouts = (Rollout(**dict(zip(known, row, strict=True))) for row in values)
         return [(rollout.stage, rollout) for rollout in rollouts]
     statuses = columns.get("status", [""] * len(table))
     rows = zip(columns["qid"], columns["text"], statuses, strict=True)
-    return [(str(stage), Row(*map(str, row))) for stage, row in zip(stages, rows, strict=True)]
+    return [(str(stage), PlainRecord(*map(str, row))) for stage, row in zip(stages, rows, strict=True)]
 
 
 def _moment(moment: Moment, clip: int, base: float | None) -> dict[str, Any]:
-    told = {
+    packed = {
         "qid": moment.qid,
         "query": moment.query,
         # A path says where somebody's files lie; the name is enough to find the video again.
@@ -271,15 +276,15 @@ def _moment(moment: Moment, clip: int, base: float | None) -> dict[str, Any]:
         "base": None if base is None else round(base, 4),
     }
     if moment.options:
-        told |= {"options": list(moment.options), "choice": moment.choice}
-    return told
+        packed |= {"options": list(moment.options), "choice": moment.choice}
+    return packed
 
 
-def kind_of(kind: Kind, reading: Reading) -> str:
+def kind_of(kind: Kind, measured: MeasuredChain) -> str:
     """A chain's class of failure."""
     if kind is failure_kind:  # its IoUs are here already
-        return kind_by_ious(reading.chain, reading.ious, reading.moment.duration)
-    return kind(reading.chain, reading.moment.windows, reading.moment.duration)
+        return kind_by_ious(measured.chain, measured.ious, measured.moment.duration)
+    return kind(measured.chain, measured.moment.windows, measured.moment.duration)
 
 
 def _in_order(found: Sequence[str], order: Sequence[str]) -> list[str]:
@@ -287,8 +292,8 @@ def _in_order(found: Sequence[str], order: Sequence[str]) -> list[str]:
     return sorted(dict.fromkeys(found), key=lambda name: order.index(name) if name in order else len(order))
 
 
-def _ledgers(
-    rows: Sequence[Listed], spec: Specs | None, names: dict[str, list[str]], terms: Sequence[str]
+def _reward_columns(
+    rows: Sequence[StagedChain], spec: Specs | None, names: dict[str, list[str]], terms: Sequence[str]
 ) -> tuple[dict[str, list[Any]], list[dict[str, float]]]:
     """What each chain earned by term, in total, by which weights, and why; then the weights that explain any.
 
@@ -302,8 +307,8 @@ def _ledgers(
     assumed = {stage: _spec(spec, stage) for stage in names["stage"]}
     columns = [(term, f"reward_{term}") for term in terms]
     weights: list[dict[str, float]] = []
-    for stage, reading in rows:
-        record, moment = reading.record, reading.moment
+    for stage, measured in rows:
+        record, moment = measured.record, measured.moment
         if isinstance(record, PredictedChain):  # nobody paid for it, and its rules may not be labkit's
             earned.append([math.nan] * len(terms))
             reasons.append([0] * len(terms))
@@ -311,14 +316,15 @@ def _ledgers(
             weighed.append(0)
             continue
         paid: RewardSpec = getattr(record, "spec", None) or assumed[stage]
-        ledger = score_chain(reading.chain, moment.windows, moment.duration, paid, moment.choice)
-        total = getattr(record, "total", ledger.total)
+        ledger = score_chain(measured.chain, moment.windows, moment.duration, paid, moment.choice)
+        recorded = paid_total(record)
+        total = ledger.total if recorded is None else recorded
         explained = 0.0
         values, why = [], []
         for term, column in columns:
-            # A prediction was never paid: what the reward would have said of it is shown in its place.
+            # An evaluation pays nothing: what the reward would have been is shown in its place.
             would = ledger.terms[term]
-            value = getattr(record, column, would)
+            value = would if recorded is None else getattr(record, column, would)
             explained += paid.weights[term] * value
             values.append(value)
             why.append(texts.setdefault(ledger.reasons[term], len(texts)) if abs(value - would) < 1e-6 else 0)
@@ -329,6 +335,12 @@ def _ledgers(
     names["reason"] = list(texts)
     (total_column,) = rounded([totals])
     return {"earned": rounded(earned), "total": total_column, "weighed": weighed, "reasons": reasons}, weights
+
+
+def paid_total(record: ChainRecord) -> float | None:
+    """A chain's total reward on record; None where nothing was paid: an evaluation's rollout, or a prediction."""
+    total: float = getattr(record, "total", math.nan)
+    return None if math.isnan(total) else total
 
 
 def _place(paid: RewardSpec, terms: Sequence[str], weights: list[dict[str, float]]) -> int:
@@ -345,7 +357,7 @@ def _spec(spec: Specs | None, stage: str) -> RewardSpec:
     return (spec or {}).get(stage) or RewardSpec()
 
 
-class Zipped:
+class GzipStream:
     """A gzip file in memory, compressed in a thread of its own while the next piece is being made."""
 
     def __init__(self) -> None:
@@ -365,13 +377,13 @@ class Zipped:
             return b"".join(piece.result() for piece in self._pieces)
 
 
-def anchor_places(chain: AnchorChain) -> list[list[float]]:
+def anchor_columns(chain: AnchorChain) -> list[list[float]]:
     """Start, end, and the first and behind-last character of each anchor's tag as a page counts characters."""
     place = _utf16(chain.text)
     return [[span.start, span.end, place(begin), place(end)] for span, begin, end in chain.anchors]
 
 
-def answer_place(chain: AnchorChain) -> list[float] | None:
+def answer_column(chain: AnchorChain) -> list[float] | None:
     """The same of the answer's tag; None without an answer."""
     if chain.answer is None or chain.answer_chars is None:
         return None
@@ -396,7 +408,7 @@ def _utf16(text: str) -> Callable[[int], int]:
     return lambda place: place + bisect_left(wide, place)
 
 
-def places(names: Sequence[str], values: Sequence[str]) -> list[int]:
+def indices(names: Sequence[str], values: Sequence[str]) -> list[int]:
     """Where each value stands among the names."""
     place = {name: index for index, name in enumerate(names)}
     return [place[value] for value in values]

@@ -36,8 +36,8 @@ def _bundle() -> str:
 class PageWidget(anywidget.AnyWidget):
     """A widget whose whole state a page without a kernel can mount, too."""
 
-    told: tuple[str, ...] = ("shows", "data", "clips", "sheets", "height")
-    """Names of what a page needs of the state."""
+    page_traits: tuple[str, ...] = ("shows", "data", "clips", "sheets", "height")
+    """Names of the traits that a page needs."""
     # Paths would make anywidget watch the files; what is shown must not change while it is looked at.
     _esm = _bundle()
     _css = _compact((HERE / "explorer.css").read_text(encoding="utf-8"))
@@ -51,26 +51,26 @@ class PageWidget(anywidget.AnyWidget):
     other they lie in a place that is always there, and those of clips that are gone are never looked at."""
     height = traitlets.Int(700).tag(sync=True)
     hint = traitlets.Unicode().tag(sync=True)
-    """A grey line for whoever works with a kernel; a page without one is not told."""
+    """A grey line for whoever works with a kernel; a page without one does not get it."""
 
     def page_state(self) -> dict[str, Any]:
         """All that `mountFromState` of js/index.js needs to draw this widget, as JSON can hold it."""
-        ours = [name for name, trait in self.traits(sync=True).items() if name in self.told]
+        ours = [name for name, trait in self.traits(sync=True).items() if name in self.page_traits]
         return {name: _as_json(getattr(self, name)) for name in ours}
 
 
-def page(widget: PageWidget, title: str = "labkit") -> str:
+def widget_page(widget: PageWidget, title: str = "labkit") -> str:
     """A whole HTML page around a widget, for a file that is opened without kernel and network."""
     named = html.escape(title)
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{named}</title>'
     ground = ":root{color-scheme:light dark}body{margin:16px;font:14px system-ui,sans-serif}h1{font-size:18px}"
     return (
         f'<!DOCTYPE html><html lang="en"><head>{head}<style>{ground}\n{PageWidget._css}</style></head><body><main>'
-        f"<h1>{named}</h1>{fragment(widget)}</main>{module()}</body></html>"
+        f"<h1>{named}</h1>{widget_fragment(widget)}</main>{module_script()}</body></html>"
     )
 
 
-def fragment(widget: PageWidget) -> str:
+def widget_fragment(widget: PageWidget) -> str:
     """A widget's state as an element of a page; `module` anywhere behind it brings all fragments to life."""
     # Inside a script element only "<" could end it or open a comment: JSON has another way to write it.
     state = json.dumps(widget.page_state(), allow_nan=False).replace("<", "\\u003c")
@@ -78,7 +78,7 @@ def fragment(widget: PageWidget) -> str:
 
 
 @functools.cache
-def module() -> str:
+def module_script() -> str:
     """The ES module as an inline script that mounts every fragment of the page; needed once a page."""
     return f'<script type="module">{PageWidget._esm}\nmountAll(document);\n</script>'
 

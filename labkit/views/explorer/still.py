@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 
 from labkit.chain.spans import Span, clip_span
-from labkit.views.explorer.packing import Listed
+from labkit.views.explorer.packing import StagedChain, paid_total
 from labkit.views.explorer.sprites import Sheet
 from labkit.views.figures import style
-from labkit.views.report.sanitize import harmless
+from labkit.views.report.sanitize import safe_text
 
 WIDTH = 960
 """Pixels in which a notebook shows it; it is drawn in twice as many."""
@@ -41,20 +41,22 @@ class _Step(NamedTuple):
     color: str
 
 
-def still(rows: Sequence[Listed], chosen: int, sheet: Sheet | None, told: str, problem: str = "") -> bytes:
-    """A PNG of an explorer of `rows` with the chain at place `chosen`; `told` is the line above it.
+def draw_still(
+    rows: Sequence[StagedChain], chosen: int, sheet: Sheet | None, caption: str, problem: str = ""
+) -> bytes:
+    """A PNG of an explorer of `rows` with the chain at place `chosen`; `caption` is the line above it.
 
     `sheet` are its clip's frames; without them `problem` says why in their place.
     """
-    reading = rows[chosen].reading
-    steps = _steps(reading)
-    words = textwrap.wrap(_plain(harmless(reading.record.text), reading.chain.status), 96)
+    measured = rows[chosen].measured
+    steps = _steps(measured)
+    words = textwrap.wrap(_plain(safe_text(measured.record.text), measured.chain.status), 96)
     if len(words) > 5:
         words = [*words[:4], words[4][:88] + " …"]
     height = max(34 + (_ROWS + 1) * _ROW + 12, 34 + 262 + (len(steps) + 1) * 22 + 34 + 18 * len(words) + 14)
-    pen = _Pen(WIDTH, height)
+    pen = _Canvas(WIDTH, height)
     pen.box(0, 0, WIDTH, 34, _RAISED)
-    pen.text(12, 17, told, 12, _SOFT, WIDTH - 24)
+    pen.text(12, 17, caption, 12, _SOFT, WIDTH - 24)
     pen.box(0, 34, WIDTH, 35, _LINE)
     _table(pen, rows, chosen, int((height - 34) // _ROW) - 1)
     pen.box(_TABLE, 34, _TABLE + 1, height, _LINE)
@@ -63,7 +65,7 @@ def still(rows: Sequence[Listed], chosen: int, sheet: Sheet | None, told: str, p
     return pen.png()
 
 
-class _Pen:
+class _Canvas:
     """Draws in pixels of the shown size, in twice as many."""
 
     def __init__(self, width: float, height: float) -> None:
@@ -85,7 +87,7 @@ class _Pen:
     ) -> float:
         """A line whose middle is at `y`, cut to `most` pixels; returns its width."""
         font = _font(size)
-        shown = harmless(text)
+        shown = safe_text(text)
         while font.getlength(shown) > most * _SCALE and len(shown) > 1:
             shown = (
                 shown[: min(len(shown) - 2, int(len(shown) * most * _SCALE / font.getlength(shown)))].rstrip() + "…"
@@ -128,15 +130,15 @@ def _plain(text: str, status: str) -> str:
     return " ".join(text.split())
 
 
-def _steps(reading: Any) -> list[_Step]:
-    anchors = list(zip(reading.chain.anchors, reading.anchor_ious, strict=True))[:_MOST_STEPS]
+def _steps(measured: Any) -> list[_Step]:
+    anchors = list(zip(measured.chain.anchors, measured.anchor_ious, strict=True))[:_MOST_STEPS]
     found = [_Step(f"anchor {k}", anchor.span, iou, style.ANCHOR) for k, (anchor, iou) in enumerate(anchors, 1)]
-    return [*found, _Step("answer", reading.chain.answer, reading.answer_iou, style.ANSWER)]
+    return [*found, _Step("answer", measured.chain.answer, measured.answer_iou, style.ANSWER)]
 
 
-def _table(pen: _Pen, rows: Sequence[Listed], chosen: int, most: int) -> None:
+def _table(pen: _Canvas, rows: Sequence[StagedChain], chosen: int, most: int) -> None:
     """The rows around the chosen one, by IoU as the explorer opens."""
-    order = sorted(range(len(rows)), key=lambda at: (-rows[at].reading.answer_iou, at))
+    order = sorted(range(len(rows)), key=lambda at: (-rows[at].measured.answer_iou, at))
     spot = order.index(chosen)
     begin = max(0, min(spot - most // 2, len(order) - most))
     stages = len({row.stage for row in rows}) > 1
@@ -156,8 +158,8 @@ def _table(pen: _Pen, rows: Sequence[Listed], chosen: int, most: int) -> None:
         if stages:
             pen.box(12, middle - 4, 20, middle + 4, looks[row.stage].color, 2)
             pen.text(25, middle, row.stage, 12, most=62)
-        iou = row.reading.answer_iou
-        pen.text(query, middle, row.reading.moment.query, 12, most=_TABLE - 132 - query)
+        iou = row.measured.answer_iou
+        pen.text(query, middle, row.measured.moment.query, 12, most=_TABLE - 132 - query)
         pen.box(_TABLE - 124, middle - 3, _TABLE - 94, middle + 3, _LINE, 3)
         pen.box(
             _TABLE - 124,
@@ -168,27 +170,27 @@ def _table(pen: _Pen, rows: Sequence[Listed], chosen: int, most: int) -> None:
             3,
         )
         pen.text(_TABLE - 66, middle, f"{iou:.2f}", 12, anchor="rm")
-        total = getattr(row.reading.record, "total", None)
+        total = paid_total(row.measured.record)
         pen.text(_TABLE - 12, middle, "-" if total is None else f"{total:.2f}", 12, anchor="rm")
 
 
 def _chain(
-    pen: _Pen, row: Listed, steps: Sequence[_Step], sheet: Sheet | None, problem: str, words: Sequence[str]
+    pen: _Canvas, row: StagedChain, steps: Sequence[_Step], sheet: Sheet | None, problem: str, words: Sequence[str]
 ) -> None:
-    moment, left, right = row.reading.moment, _TABLE + 14, WIDTH - 14
-    record: Any = row.reading.record
+    moment, left, right = row.measured.moment, _TABLE + 14, WIDTH - 14
+    record: Any = row.measured.record
     pen.text(left, 52, f"“{moment.query}”", 15, most=right - left)
     facts = [
         row.stage,
         moment.qid,
         f"step {record.step}" if getattr(record, "step", 0) else "",
-        row.reading.chain.status,
+        row.measured.chain.status,
     ]
     pen.text(left, 71, "   ".join(filter(None, facts)), 11.5, _SOFT, right - left)
     picture = None if sheet is None else Image.open(io.BytesIO(sheet.webp)).convert("RGB")
     wide = 224 if sheet is None else min(250.0, 140 * sheet.width / sheet.height)
     pen.box(left, 84, left + wide, 224, _SCREEN, 6)
-    answer = row.reading.chain.answer or moment.windows[0]
+    answer = row.measured.chain.answer or moment.windows[0]
     if sheet is None:
         for number, line in enumerate(textwrap.wrap(problem, 34)[:6]):
             pen.text(left + wide / 2, 110 + 16 * number, line, 11, "#d5dae0", wide - 12, "mm")
@@ -238,15 +240,15 @@ def _chain(
         pen.text(left, bottom + 34 + 18 * number, line, 12, most=right - left)
 
 
-def _line(pen: _Pen, middle: float, name: str, spans: Sequence[Span], color: str, at: Any, left: float) -> None:
+def _line(pen: _Canvas, middle: float, name: str, spans: Sequence[Span], color: str, at: Any, left: float) -> None:
     pen.text(left, middle, name, 12, _SOFT)
     for span in spans:
         pen.box(at(span.start), middle - 7, max(at(span.end), at(span.start) + 2), middle + 7, color, 3)
 
 
-def _earned(pen: _Pen, record: Any, left: float, right: float) -> None:
+def _earned(pen: _Canvas, record: Any, left: float, right: float) -> None:
     """What the chain was paid, term by term, where it was."""
-    total = getattr(record, "total", None)
+    total = paid_total(record)
     if total is None:
         return
     pen.text(left, 92, f"Reward {total:.2f}", 13)

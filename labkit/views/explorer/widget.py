@@ -1,7 +1,7 @@
 """The chain explorer and the video scrubber: widgets that a page without a kernel shows just as well.
 
 All that is drawn is drawn in the browser, by one ES module without dependencies; Python packs the chains once, and
-answers when a clip is asked for that did not travel along. A step of the scrub bar therefore never waits for a kernel.
+answers when a clip is asked for that was not saved with it. A step of the scrub bar therefore never waits for a kernel.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from labkit.errors import LabError
 from labkit.scoring.predictions import Answers
 from labkit.stages.rollouts import only_growing
 from labkit.views.explorer import packing as packing
-from labkit.views.explorer import travel
-from labkit.views.explorer.packing import Chains, Clip, Kind, Listed, Specs
+from labkit.views.explorer import subset
+from labkit.views.explorer.packing import Chains, Kind, Specs, StagedChain, VideoClip
 from labkit.views.explorer.page import PageWidget
 from labkit.views.explorer.sprites import Sheet, SheetCache
 from labkit.views.explorer.still import WIDTH as STILL_WIDTH
-from labkit.views.explorer.still import still
+from labkit.views.explorer.still import draw_still
 from labkit.views.figures.failures import failure_kind
 from labkit.views.figures.style import count, in_stage_order
 from labkit.views.measured_chains import ChainRecord
@@ -63,11 +63,11 @@ class Context(NamedTuple):
     """What an explorer knows besides the chains it shows."""
 
     moments: Mapping[str, Moment]
-    base: list[Listed]
+    base: list[StagedChain]
     spec: Specs | None
     kind: Kind
     kept: frozenset[tuple[str, str]]
-    """Query and text of the chains that travel before others."""
+    """Query and text of the chains that are saved before others."""
 
 
 class ChainExplorer(PageWidget):
@@ -87,7 +87,7 @@ class ChainExplorer(PageWidget):
     view = traitlets.Unicode("chain").tag(sync=True)
     """chain, group (all chains of one prompt) or stages (one query through the stages)."""
 
-    told = (*PageWidget.told, "selected", "filter", "stage", "kind", "view")
+    page_traits = (*PageWidget.page_traits, "selected", "filter", "stage", "kind", "view")
 
     def __init__(self, rollouts: Chains, context: Context, cache: SheetCache, clips: int, height: int) -> None:
         """Take what `explore` was given."""
@@ -95,10 +95,10 @@ class ChainExplorer(PageWidget):
         self._context = context
         self._cache = cache
         self._read(rollouts)
-        told, sheets = self._clips_to_send(clips)
+        layouts, sheets = self._clips_to_embed(clips)
         data = self._packed.data
         first = self._first
-        super().__init__(shows="explorer", data=data, clips=told, sheets=sheets, selected=first, height=height)
+        super().__init__(shows="explorer", data=data, clips=layouts, sheets=sheets, selected=first, height=height)
         self.hint = hint_here()
         self.on_msg(self._answer)
 
@@ -106,9 +106,13 @@ class ChainExplorer(PageWidget):
         return f"ChainExplorer({self._counted()}, {count(len(self.clips), 'clip')} inside)"
 
     def _counted(self) -> str:
-        queries = len({row.reading.moment.qid for row in self._rows})
-        told = f"{count(len(self), 'chain')} of {count(queries, 'query', 'queries')}"
-        return told if len(self._places) == len(self) else f"{told}, {len(self._places):,} of the chains travel along"
+        queries = len({row.measured.moment.qid for row in self._rows})
+        counted = f"{count(len(self), 'chain')} of {count(queries, 'query', 'queries')}"
+        return (
+            counted
+            if len(self._places) == len(self)
+            else f"{counted}, {len(self._places):,} of the chains travel along"
+        )
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -119,8 +123,8 @@ class ChainExplorer(PageWidget):
         with self._lock:
             if self.selected < 0:
                 return None
-            reading = self._rows[self.selected].reading
-            return Selection(reading.record, reading.moment, reading.chain)
+            measured = self._rows[self.selected].measured
+            return Selection(measured.record, measured.moment, measured.chain)
 
     def find(self, **wanted: object) -> list[int]:
         """Places of the chains whose record, or moment, has these values: `find(qid="q1", sample=0)`.
@@ -128,8 +132,8 @@ class ChainExplorer(PageWidget):
         `stage` is the stage a chain is listed under. Each place can be assigned to `selected`.
         """
 
-        def value(row: Listed, name: str) -> object:
-            return row.stage if name == "stage" else getattr(row.reading.record, name, None)
+        def value(row: StagedChain, name: str) -> object:
+            return row.stage if name == "stage" else getattr(row.measured.record, name, None)
 
         rows = self._rows
         return [at for at, row in enumerate(rows) if all(value(row, name) == each for name, each in wanted.items())]
@@ -137,7 +141,7 @@ class ChainExplorer(PageWidget):
     def update(self, rollouts: Chains, clips: int = 1) -> None:
         """Show other chains of the same moments, as a run does that is still going on; a page keeps its filters.
 
-        `clips` of them travel along: while a cell runs, the kernel can't be asked for more.
+        `clips` of them are saved with it: while a cell runs, the kernel can't be asked for more.
         """
         with self._lock, self.hold_sync():
             self._read(rollouts)
@@ -145,47 +149,47 @@ class ChainExplorer(PageWidget):
                 self.stage = ""
             if self.kind not in self._kinds:
                 self.kind = ""
-            self.clips, self.sheets = self._clips_to_send(clips)
+            self.clips, self.sheets = self._clips_to_embed(clips)
             self.selected = self._first
             self.data = self._packed.data
 
     def _read(self, rollouts: Chains) -> None:
-        """Read all chains, and pack those that travel."""
+        """Measure all chains, and pack the subset that is saved."""
         context = self._context
         with only_growing():
-            self._rows = packing.listed(rollouts, context.moments) + context.base
-            self._kinds = [packing.kind_of(context.kind, row.reading) for row in self._rows]
+            self._rows = packing.staged_chains(rollouts, context.moments) + context.base
+            self._kinds = [packing.kind_of(context.kind, row.measured) for row in self._rows]
             self._base = packing.base_ious(self._rows)
-        self._first = packing.telling(self._rows)
+        self._first = packing.first_to_show(self._rows)
         self._pack(self._first)
 
     def _pack(self, first: int, asked: Mapping[str, Any] | None = None) -> None:
-        """Pack the chains that travel: that one and others, or those that pass the filters that a page has `asked` with."""
-        context, rows, most = self._context, self._rows, travel.MOST_CHAINS
+        """Pack the subset that is saved: that one and others, or those that pass the filters that a page has `asked` with."""
+        context, rows, most = self._context, self._rows, subset.MOST_CHAINS
         with only_growing():
-            found = None if asked is None else travel.matching(rows, self._kinds, self._base, asked)
+            found = None if asked is None else subset.matching(rows, self._kinds, self._base, asked)
             while True:
-                self._places = travel.travelling(
+                self._places = subset.choose_subset(
                     rows, first, self._base, most=most, among=found,
-                    kept=lambda row: (row.reading.moment.qid, row.reading.record.text) in context.kept,
+                    kept=lambda row: (row.measured.moment.qid, row.measured.record.text) in context.kept,
                 )  # fmt: skip
                 chosen = rows if len(self._places) == len(rows) else [rows[place] for place in self._places]
                 self._packed = packing.pack(
                     chosen, base=self._base, spec=context.spec, kind=context.kind, left_out=self._left_out(found)
                 )
                 size = len(self._packed.data)
-                if size <= travel.MOST_BYTES or len(chosen) <= travel.FEWEST_CHAINS:
+                if size <= subset.MOST_BYTES or len(chosen) <= subset.FEWEST_CHAINS:
                     break
-                most = max(travel.FEWEST_CHAINS, int(0.95 * len(chosen) * travel.MOST_BYTES / size))
+                most = max(subset.FEWEST_CHAINS, int(0.95 * len(chosen) * subset.MOST_BYTES / size))
         self._here = frozenset(self._places)
 
     def _left_out(self, found: Sequence[int] | None) -> dict[str, Any] | None:
-        """What the page says beside the table of chains that do not travel; None where all do."""
+        """What the page says beside the table of chains that are not in the subset; None where all are."""
         if len(self._places) == len(self._rows):
             return None
         here, every = f"{len(self._places):,}", f"{len(self._rows):,}"
         if found is None:
-            runs = dict.fromkeys(str(getattr(row.reading.record, "run", "")) for row in self._rows)
+            runs = dict.fromkeys(str(getattr(row.measured.record, "run", "")) for row in self._rows)
             where = " and ".join(f"run '{run}'" for run in list(runs)[:3] if run)
             kept = "kept, " if self._context.kept else ""
             text = (
@@ -201,7 +205,7 @@ class ChainExplorer(PageWidget):
             text = f"None of {every} chains passes these filters."
         names = {
             "stage": in_stage_order(row.stage for row in self._rows),
-            "status": list(dict.fromkeys(row.reading.chain.status for row in self._rows)),
+            "status": list(dict.fromkeys(row.measured.chain.status for row in self._rows)),
             "kind": list(dict.fromkeys(self._kinds)),
         }
         return {
@@ -212,38 +216,39 @@ class ChainExplorer(PageWidget):
             "names": names,
         }
 
-    def _clips_to_send(self, most: int) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """Clips that travel along, and their pictures, by the keys a page asks with."""
+    def _clips_to_embed(self, most: int) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """Clips that are saved with the widget, and their sprite sheets, by the keys a page asks with."""
         first = self._places.index(self._first) if self._first >= 0 else -1
         found: dict[str, Any] = {}
         sheets: dict[str, bytes] = {}
-        for key in packing.worth_showing(self._packed, first, self._base, most):
+        for key in packing.clips_to_embed(self._packed, first, self._base, most):
             clip = self._clip(self._packed.clips[key])
             sheet = clip.pop("sheet", b"")
-            if sheets and sum(map(len, sheets.values())) + len(sheet) > travel.MOST_SHEET_BYTES:
+            if sheets and sum(map(len, sheets.values())) + len(sheet) > subset.MOST_SHEET_BYTES:
                 break
             found[str(key)] = clip
             if sheet:
                 sheets[str(key)] = sheet
         return found, sheets
 
-    def _exchange(self, first: int, asked: Mapping[str, Any] | None = None) -> None:
-        """Have other chains travel; clips that are already there stay."""
+    def _repack(self, first: int, asked: Mapping[str, Any] | None = None) -> None:
+        """Put other chains into the subset; clips that are already there stay."""
         held = {self._packed.clips[int(key)]: key for key in self.clips}
         self._pack(first, asked)
         with self.hold_sync():
             kept = {str(new): held[clip] for new, clip in enumerate(self._packed.clips) if clip in held}
             self.clips, self.sheets = (
-                {new: told[old] for new, old in kept.items() if old in told} for told in (self.clips, self.sheets)
+                {new: by_key[old] for new, old in kept.items() if old in by_key}
+                for by_key in (self.clips, self.sheets)
             )
             self.data = self._packed.data
 
     @traitlets.observe("selected")
-    def _bring(self, change: Any) -> None:
-        """A chain that was selected from here, and did not travel, comes along."""
+    def _include_selected(self, change: Any) -> None:
+        """A chain that was selected from Python, and is not in the subset, is put there."""
         with self._lock:
             if change["new"] >= 0 and change["new"] not in self._here:
-                self._exchange(change["new"])
+                self._repack(change["new"])
 
     @traitlets.validate("selected")
     def _check_selected(self, proposal: Any) -> int:
@@ -265,7 +270,7 @@ class ChainExplorer(PageWidget):
     def _check_view(self, proposal: Any) -> str:
         return _one_of("view", proposal["value"], VIEWS)
 
-    def _clip(self, clip: Clip) -> dict[str, Any]:
+    def _clip(self, clip: VideoClip) -> dict[str, Any]:
         """A clip as the page takes it; what is wrong with a video is shown in the place of its frames."""
         try:
             sheet = self._cache.get(clip.video, clip.duration, clip.start)
@@ -280,13 +285,13 @@ class ChainExplorer(PageWidget):
     def _answer(self, _: Any, message: Any, __: Any) -> None:
         """A page asks for a clip: it always gets an answer. Called in whichever thread runs the kernel's messages.
 
-        Or it asks for the chains that pass its filters among all, which then travel in the place of those that did.
+        Or it asks for the chains that pass its filters among all, which then take the place of the others.
         """
         if not isinstance(message, dict):
             return
         if message.get("ask") == "chains" and isinstance(message.get("filters"), dict):
             with self._lock:
-                self._exchange(self.selected, message["filters"] if _narrows(message["filters"]) else None)
+                self._repack(self.selected, message["filters"] if _narrows(message["filters"]) else None)
         if message.get("ask") != "clip":
             return
         key = message.get("key")
@@ -314,7 +319,7 @@ class ChainExplorer(PageWidget):
                 sheet = self._cache.get(clip.video, clip.duration, clip.start)
             except LabError as error:  # the rest of the picture is as good without its frames
                 problem = str(error)
-            return still(packed.rows, place, sheet, self._counted(), problem)
+            return draw_still(packed.rows, place, sheet, self._counted(), problem)
 
 
 class Scrubber(PageWidget):
@@ -323,12 +328,12 @@ class Scrubber(PageWidget):
     time = traitlets.Float(0.0).tag(sync=True)
     """Seconds from the clip's beginning."""
 
-    told = (*PageWidget.told, "time")
+    page_traits = (*PageWidget.page_traits, "time")
 
-    def __init__(self, told: dict[str, Any], sheet: Sheet) -> None:
+    def __init__(self, page: dict[str, Any], sheet: Sheet) -> None:
         """Take what `scrub` has read."""
-        self._name, self._seconds = told["name"], told["duration"]
-        packed = gzip.compress(json.dumps(told, allow_nan=False).encode(), mtime=0)
+        self._name, self._seconds = page["name"], page["duration"]
+        packed = gzip.compress(json.dumps(page, allow_nan=False).encode(), mtime=0)
         super().__init__(shows="scrubber", data=packed, clips={"0": sheet.meta()}, sheets={"0": sheet.webp}, height=0)
 
     def __repr__(self) -> str:
@@ -357,9 +362,9 @@ def explore(
     those they were made from. `base` are the base model's chains, shown as the stage `base`, which the others are
     compared with. Rollouts say themselves what they were paid by. Of chains that don't (a table, stores of earlier versions),
     `spec` is what is paid, in all stages or by stage, or the default; where that does not explain a recorded total, the
-    page says so and shows no weights. `folder` keeps the clips' pictures between runs. `clips` of them travel along with
+    page says so and shows no weights. `folder` keeps the clips' pictures between runs. `clips` of them are saved with
     the notebook: those of the worst, the best and the most regressed chains; the kernel makes the others on demand.
-    Up to `labkit.views.explorer.travel.MOST_CHAINS` chains travel, too: whole groups of each step, and those with the worst, the
+    Up to `labkit.views.explorer.subset.MOST_CHAINS` chains are saved, too: whole groups of each step, and those with the worst, the
     best and the most regressed chain and with one that was `kept`; the page finds the others with the kernel's help.
     `kind` names a chain's class of failure, "" for none. Raises LabError when a chain's moment isn't there.
 
@@ -372,7 +377,7 @@ def explore(
         logging.getLogger("labkit.views").warning("%s", note)
     compared = packing.with_predictions(base, moments, rules)[0] if base else []
     context = Context(
-        by_qid, packing.listed({"base": compared}, by_qid), spec, kind,
+        by_qid, packing.staged_chains({"base": compared}, by_qid), spec, kind,
         frozenset((record.qid, record.text) for record in kept),
     )  # fmt: skip
     return ChainExplorer(records, context, SheetCache(folder), clips, height)

@@ -10,7 +10,7 @@ import numpy as np
 from labkit.chain.spans import Span, clip_span
 from labkit.data.moments import Moment
 from labkit.views.figures import style
-from labkit.views.measured_chains import ChainRecord, Reading, Records, read, read_groups
+from labkit.views.measured_chains import ChainRecord, MeasuredChain, Records, measure_chains, measure_groups
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -33,7 +33,7 @@ def before_after(
     """
     first, second = style.plain(names[0], 30), style.plain(names[1], 30)
     title = f"The same queries: {first} against {second}"
-    old, new = (_mean_iou_by_query(read(records, moments)) for records in (before, after))
+    old, new = (_mean_iou_by_query(measure_chains(records, moments)) for records in (before, after))
     both = [qid for qid in old if qid in new]
     if not both:
         return style.nothing(title, f"no query has a chain both in {first} and in {second}")
@@ -180,19 +180,19 @@ def _answers(
     records: Records, moments: Mapping[str, Moment]
 ) -> tuple[dict[str, list[tuple[Span, Span, Moment]]], str]:
     """By label: truth, answer clipped to the clip, and moment of every chain that has an answer; how many labels have none."""
-    read = read_groups(records, moments)
+    read = measure_groups(records, moments)
     groups: dict[str, list[tuple[Span, Span, Moment]]] = {}
-    for label, readings in read.items():
-        for reading in readings:
-            answer = reading.chain.answer and clip_span(reading.chain.answer, reading.moment.duration)
+    for label, measured_chains in read.items():
+        for measured in measured_chains:
+            answer = measured.chain.answer and clip_span(measured.chain.answer, measured.moment.duration)
             if answer:
-                groups.setdefault(label, []).append((reading.window, answer, reading.moment))
+                groups.setdefault(label, []).append((measured.window, answer, measured.moment))
     bare = len(read) - len(groups)
     return groups, f" {bare} of {len(read)} have no answer to draw." if bare else ""
 
 
-def _mean_iou_by_query(readings: Sequence[Reading]) -> dict[str, float]:
+def _mean_iou_by_query(measured_chains: Sequence[MeasuredChain]) -> dict[str, float]:
     values: dict[str, list[float]] = {}
-    for reading in readings:
-        values.setdefault(reading.record.qid, []).append(reading.answer_iou)
+    for measured in measured_chains:
+        values.setdefault(measured.record.qid, []).append(measured.answer_iou)
     return {qid: float(np.mean(ious)) for qid, ious in values.items()}

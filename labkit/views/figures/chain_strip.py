@@ -18,7 +18,7 @@ from labkit.views.figures import style
 from labkit.views.figures.frames import HEIGHT as _STRIP
 from labkit.views.figures.frames import Film, data_uri, film, places
 from labkit.views.figures.thoughts import thought_lines, words_before
-from labkit.views.measured_chains import ChainRecord, Reading, Records, read, read_groups
+from labkit.views.measured_chains import ChainRecord, MeasuredChain, Records, measure_chains, measure_groups
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -38,13 +38,13 @@ def chain_picture(record: ChainRecord, moment: Moment, frames: Film | Frames | N
 
     `frames` are those to choose from; without them they are read from the video. Hover a bar for the words before it.
     """
-    reading = read([record], {moment.qid: moment})[0]
+    measured = measure_chains([record], {moment.qid: moment})[0]
     caption = (
-        f"{_remarks(reading)}IoU of the answer: <b>{reading.answer_iou:.2f}</b>. "
+        f"{_remarks(measured)}IoU of the answer: <b>{measured.answer_iou:.2f}</b>. "
         "Anchor by anchor, the bars should close in on the truth (green)."
     )
     title = f"“{style.plain(moment.query, _TITLE_LENGTH)}”"
-    return _blocks(title, caption, [("", reading, film(moment) if frames is None else frames)])
+    return _blocks(title, caption, [("", measured, film(moment) if frames is None else frames)])
 
 
 def gallery(
@@ -70,25 +70,25 @@ def gallery(
     if not title:
         names = _listed(list(ranks))
         title = f"{names[:1].upper()}{names[1:]} of the chains" if names else "Chains"
-    readings = sorted(read(shown[0], by_qid), key=lambda r: (r.answer_iou, _gain(r), r.record.qid))
-    if not readings or not ranks:
+    measured_chains = sorted(measure_chains(shown[0], by_qid), key=lambda r: (r.answer_iou, _gain(r), r.record.qid))
+    if not measured_chains or not ranks:
         return style.nothing(style.plain(title), "there are no chains")
     chosen: dict[int, str] = {}
     for name, rank in ranks.items():
-        index = round(rank * (len(readings) - 1))
+        index = round(rank * (len(measured_chains) - 1))
         # with one or two chains several ranks fall on the same one, which is drawn once under all its names
         chosen[index] = f"{chosen[index]}, {name}" if index in chosen else name
-    blocks: list[tuple[str, Reading, Film | Frames | None]] = []
+    blocks: list[tuple[str, MeasuredChain, Film | Frames | None]] = []
     for index, name in chosen.items():
-        reading = readings[index]
-        header = f"{_header(name, reading)} · “{style.plain(reading.moment.query, _TITLE_LENGTH)}”"
+        measured = measured_chains[index]
+        header = f"{_header(name, measured)} · “{style.plain(measured.moment.query, _TITLE_LENGTH)}”"
         try:
-            frames = film(reading.moment)
+            frames = film(measured.moment)
         except LabError as error:  # the others are still to be seen
             frames, header = None, f"{header} · {style.plain(str(error), _TITLE_LENGTH)}"
-        blocks.append((header, reading, frames))
+        blocks.append((header, measured, frames))
     caption = (
-        f"Of {style.count(len(readings), 'chain')}, ranked by the answer's IoU. Bars: the anchors in order, then the answer; "
+        f"Of {style.count(len(measured_chains), 'chain')}, ranked by the answer's IoU. Bars: the anchors in order, then the answer; "
         f"green: the truth. {style.plain(shown[1])}"
     ).rstrip()
     return _blocks(style.plain(title), caption, blocks)
@@ -110,38 +110,38 @@ def through_stages(
 
     Raises LabError when no record is about the query.
     """
-    groups = {label: [r for r in g if r.record.qid == qid] for label, g in read_groups(records, moments).items()}
-    readings = {label: g[0] for label, g in groups.items() if g}
-    if not readings:
+    groups = {label: [r for r in g if r.record.qid == qid] for label, g in measure_groups(records, moments).items()}
+    measured_chains = {label: g[0] for label, g in groups.items() if g}
+    if not measured_chains:
         raise LabError(f"no record has qid '{qid}'; give the qid of a query that was asked")
     moment = moments[qid]
-    blocks: list[tuple[str, Reading, Film | Frames | None]] = []
-    for label, reading in readings.items():
-        blocks.append((_header(label, reading), reading, None))
+    blocks: list[tuple[str, MeasuredChain, Film | Frames | None]] = []
+    for label, measured in measured_chains.items():
+        blocks.append((_header(label, measured), measured, None))
     header, first, _ = blocks[0]
     blocks[0] = (header, first, film(moment) if frames is None else frames)
     caption = "The same query at each stage: later chains should narrow more and end nearer to the truth (green)."
     return _blocks(f"“{style.plain(moment.query, _TITLE_LENGTH)}”", caption, blocks)
 
 
-def _blocks(title: str, caption: str, blocks: Sequence[tuple[str, Reading, Film | Frames | None]]) -> go.Figure:
-    thoughts = [thought_lines(reading, _colors(reading)) for _, reading, _ in blocks]
+def _blocks(title: str, caption: str, blocks: Sequence[tuple[str, MeasuredChain, Film | Frames | None]]) -> go.Figure:
+    thoughts = [thought_lines(measured, _colors(measured)) for _, measured, _ in blocks]
     heights = [
         (_HEADER if header else 0)
         + (0 if frames is None else _STRIP + _GAP)
-        + _ROW * _rows(reading)
+        + _ROW * _rows(measured)
         + _AXIS
         + _LINE * len(thought)
-        for (header, reading, frames), thought in zip(blocks, thoughts, strict=True)
+        for (header, measured, frames), thought in zip(blocks, thoughts, strict=True)
     ]
     inner = sum(heights) + _BETWEEN * (len(blocks) - 1)
     fig = style.figure(title, caption, inner, left=_LEFT, right=_RIGHT, bottom=12, extra=8, showlegend=False)
     fig.update_layout(barmode="overlay")
     top = 0.0
-    for number, ((header, reading, frames), thought, height) in enumerate(
+    for number, ((header, measured, frames), thought, height) in enumerate(
         zip(blocks, thoughts, heights, strict=True), 1
     ):
-        _Block(fig, number, top, inner).draw(header, reading, frames, thought)
+        _Block(fig, number, top, inner).draw(header, measured, frames, thought)
         top += height + _BETWEEN
     return fig
 
@@ -164,12 +164,12 @@ class _Block:
         where = {"xref": "paper", "x": 0, "xanchor": "left", "yanchor": "top", "align": "left", **place}
         self.fig.add_annotation(text=text, yref="paper", y=self.paper(pixels), **where)
 
-    def draw(self, header: str, reading: Reading, frames: Film | Frames | None, thought: Sequence[str]) -> None:
+    def draw(self, header: str, measured: MeasuredChain, frames: Film | Frames | None, thought: Sequence[str]) -> None:
         """Draw header, frames, truth, bars, figures and thought, from top to bottom."""
-        moment, steps = reading.moment, _steps(reading)
+        moment, steps = measured.moment, _steps(measured)
         strip = _HEADER if header else 0
         bars = strip + (0 if frames is None else _STRIP + _GAP)
-        end = bars + _rows(reading) * _ROW
+        end = bars + _rows(measured) * _ROW
         if header:
             self.note(header, 2, xshift=12 - _LEFT, font={"size": 13.5})
         self.add_axes(moment.duration, ["truth", *(step.name for step in steps)], bars, end)
@@ -179,8 +179,8 @@ class _Block:
             self.fig.add_shape(fillcolor=style.rgba(style.TRUTH, 0.16), line_width=0, layer="below", **ends, **box)
         if frames is not None:
             self.strip(frames, moment, strip)
-        self.bars(reading, steps)
-        self.figures(reading, steps, bars)
+        self.bars(measured, steps)
+        self.figures(measured, steps, bars)
         self.note("<br>".join(thought), end + _AXIS, xshift=12 - _LEFT)
 
     def add_axes(self, duration: float, names: Sequence[str], top: float, end: float) -> None:
@@ -234,9 +234,9 @@ class _Block:
                 y0=self.paper(top + _STRIP + 1), y1=self.paper(top - 1), line={"color": style.TRUTH, "width": 3},
             )  # fmt: skip
 
-    def bars(self, reading: Reading, steps: Sequence[_Step]) -> None:
+    def bars(self, measured: MeasuredChain, steps: Sequence[_Step]) -> None:
         """The truth, each anchor and the answer as bars, with the space between two steps shaded like a funnel."""
-        moment = reading.moment
+        moment = measured.moment
         query = "<br>".join(style.plain(line) for line in textwrap.wrap(moment.query[:500], 70))
         bars = [(0, window, style.TRUTH, f"<b>truth</b>: {_times(window)} s<br>{query}") for window in moment.windows]
         previous: tuple[int, Span] | None = None
@@ -249,7 +249,7 @@ class _Block:
                 self.funnel(previous, (row, clipped))
             previous = (row, clipped)
             words = f"<b>{step.name}</b>: {_times(step.span)} s, IoU {step.iou:.3f}"
-            bars.append((row, clipped, step.color, "<br>".join([words, *words_before(reading, step.anchor)])))
+            bars.append((row, clipped, step.color, "<br>".join([words, *words_before(measured, step.anchor)])))
         self.fig.add_bar(
             base=[span.start for _, span, _, _ in bars],
             x=[span.length for _, span, _, _ in bars],
@@ -278,16 +278,16 @@ class _Block:
             yaxis=self.y,
         )
 
-    def figures(self, reading: Reading, steps: Sequence[_Step], top: float) -> None:
+    def figures(self, measured: MeasuredChain, steps: Sequence[_Step], top: float) -> None:
         """Times and IoU of each step to the right of its bar, with a sign for better or worse than the step before."""
-        windows = reading.moment.windows
+        windows = measured.moment.windows
         rows = [(f"{_times(windows[0])} s" if len(windows) == 1 else f"{len(windows)} windows", "IoU")]
         before: float | None = None
         for step in steps:
             if step.span is None:
                 rows.append(("none read", "<b>0.00</b>"))
                 continue
-            outside = clip_span(step.span, reading.moment.duration) is None
+            outside = clip_span(step.span, measured.moment.duration) is None
             rows.append(("outside the clip" if outside else f"{_times(step.span)} s", _compared(step.iou, before)))
             before = step.iou
         for row, (times, value) in enumerate(rows):
@@ -306,19 +306,19 @@ class _Step(NamedTuple):
     anchor: int | None
 
 
-def _steps(reading: Reading) -> list[_Step]:
+def _steps(measured: MeasuredChain) -> list[_Step]:
     """The drawn anchors, then the answer, whose span is None when none was read."""
-    chain, colors = reading.chain, _colors(reading)
+    chain, colors = measured.chain, _colors(measured)
     steps = [
         _Step(f"anchor {k + 1}", anchor.span, iou, color, k)
-        for k, (anchor, iou, color) in enumerate(zip(chain.anchors, reading.anchor_ious, colors, strict=False))
+        for k, (anchor, iou, color) in enumerate(zip(chain.anchors, measured.anchor_ious, colors, strict=False))
     ]
-    return [*steps, _Step("answer", chain.answer, reading.answer_iou, style.ANSWER, None)]
+    return [*steps, _Step("answer", chain.answer, measured.answer_iou, style.ANSWER, None)]
 
 
-def _colors(reading: Reading) -> list[str]:
+def _colors(measured: MeasuredChain) -> list[str]:
     """Colours of the anchors that are drawn; later ones are deeper."""
-    drawn = min(len(reading.chain.anchors), MOST_BARS)
+    drawn = min(len(measured.chain.anchors), MOST_BARS)
     return [style.rgba(style.ANCHOR, round(0.58 + 0.42 * (k + 1) / drawn, 2)) for k in range(drawn)]
 
 
@@ -333,20 +333,20 @@ def _times(span: Span) -> str:
     return f"{style.seconds(span.start)} to {style.seconds(span.end)}"
 
 
-def _rows(reading: Reading) -> int:
-    return 2 + min(len(reading.chain.anchors), MOST_BARS)
+def _rows(measured: MeasuredChain) -> int:
+    return 2 + min(len(measured.chain.anchors), MOST_BARS)
 
 
-def _gain(reading: Reading) -> float:
-    return reading.answer_iou - reading.ious[0] if reading.chain.anchors else 0.0
+def _gain(measured: MeasuredChain) -> float:
+    return measured.answer_iou - measured.ious[0] if measured.chain.anchors else 0.0
 
 
-def _header(name: str, reading: Reading) -> str:
-    return f"<b>{style.plain(name, 40)}</b>: {_remarks(reading)}IoU {reading.answer_iou:.2f}"
+def _header(name: str, measured: MeasuredChain) -> str:
+    return f"<b>{style.plain(name, 40)}</b>: {_remarks(measured)}IoU {measured.answer_iou:.2f}"
 
 
-def _remarks(reading: Reading) -> str:
+def _remarks(measured: MeasuredChain) -> str:
     """What the picture does not show: a broken form, of which only what could be read is drawn, and further anchors."""
-    status = "" if reading.chain.status == "ok" else f"Status <b>{reading.chain.status}</b>. "
-    more = len(reading.chain.anchors) - MOST_BARS
+    status = "" if measured.chain.status == "ok" else f"Status <b>{measured.chain.status}</b>. "
+    more = len(measured.chain.anchors) - MOST_BARS
     return status + (f"Not drawn: {style.count(more, 'more anchor')}. " if more > 0 else "")

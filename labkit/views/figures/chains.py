@@ -17,7 +17,7 @@ from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.scoring.bootstrap import few_videos, mean_interval, mean_intervals
 from labkit.views.figures import style
-from labkit.views.measured_chains import Reading, Records, read_groups, step_names
+from labkit.views.measured_chains import MeasuredChain, Records, measure_groups, step_names
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -43,14 +43,14 @@ def iou_by_step(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
     fewer than 5 % of the chains have anchors, the answers of all are shown instead; rarer steps are left out.
     """
     title = "IoU along the chain"
-    groups = read_groups(records, moments)
+    groups = measure_groups(records, moments)
     if not groups:
         return style.nothing(title, "there are no chains")
     steps, shares = {}, {}
-    for label, readings in groups.items():
-        anchored = [r for r in readings if r.chain.anchors]
-        shares[label] = len(anchored) / len(readings)
-        steps[label] = _common(_steps(anchored if shares[label] >= RARE else readings), len(readings))
+    for label, measured_chains in groups.items():
+        anchored = [r for r in measured_chains if r.chain.anchors]
+        shares[label] = len(anchored) / len(measured_chains)
+        steps[label] = _common(_steps(anchored if shares[label] >= RARE else measured_chains), len(measured_chains))
     names = _named(steps.values())
     caption = (
         "Each step should lie above the one before it. Mean and 95 % interval over the chains with anchors, at each step those "
@@ -90,7 +90,7 @@ def funnel(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
     x = (time - middle of the truth) / half its length; lines are medians, bands hold the middle half of the chains.
     """
     title = NARROWING
-    found = read_groups(records, moments)
+    found = measure_groups(records, moments)
     scaled = {label: steps for label, g in found.items() if (steps := _common(_scaled_steps(g), len(g)))}
     groups = {label: found[label] for label in scaled}
     if not groups:
@@ -159,7 +159,7 @@ def funnel(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
 def r1_curves(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
     """R1@m over the threshold m for each label, with intervals; the benchmark's three thresholds are marked."""
     title = "R1@m: how many answers are good enough"
-    groups = read_groups(records, moments)
+    groups = measure_groups(records, moments)
     if not groups:
         return style.nothing(title, "there are no chains")
     caption = "Share of answers whose IoU reaches m; higher is better everywhere. Shades: 95 % interval, by video."
@@ -167,10 +167,10 @@ def r1_curves(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
     fig = style.figure(title, caption, _INNER)
     thresholds = np.round(np.arange(0.05, 0.96, 0.05), 2)
     look = style.looks(groups)
-    for label, readings in groups.items():
-        ious = np.array([r.answer_iou for r in readings])
+    for label, measured_chains in groups.items():
+        ious = np.array([r.answer_iou for r in measured_chains])
         hits = (ious[:, None] >= thresholds - 1e-9) * 100.0
-        videos = [r.moment.source_video for r in readings]
+        videos = [r.moment.source_video for r in measured_chains]
         bounds = [_bounds(*bound, 100.0) for bound in mean_intervals(hits / 100.0, videos)]
         low, high = zip(*bounds, strict=True)
         shape = look[label]
@@ -203,21 +203,21 @@ def r1_curves(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
     return fig.update_yaxes(title_text="share of queries", range=[0, 102], ticksuffix=" %")
 
 
-def _steps(readings: Sequence[Reading]) -> dict[str, list[tuple[float, str]]]:
+def _steps(measured_chains: Sequence[MeasuredChain]) -> dict[str, list[tuple[float, str]]]:
     """By step name: IoU and video of each chain that has the step; a missing answer counts 0."""
     steps: dict[str, list[tuple[float, str]]] = {}
-    for reading in readings:
-        named = zip(step_names(MOST_ANCHORS), reading.anchor_ious[:MOST_ANCHORS], strict=False)
-        for name, value in (*named, ("answer", reading.answer_iou)):
-            steps.setdefault(name, []).append((value, reading.moment.source_video))
+    for measured in measured_chains:
+        named = zip(step_names(MOST_ANCHORS), measured.anchor_ious[:MOST_ANCHORS], strict=False)
+        for name, value in (*named, ("answer", measured.answer_iou)):
+            steps.setdefault(name, []).append((value, measured.moment.source_video))
     return steps
 
 
-def _scaled_steps(readings: Sequence[Reading]) -> dict[str, list[tuple[float, float]]]:
+def _scaled_steps(measured_chains: Sequence[MeasuredChain]) -> dict[str, list[tuple[float, float]]]:
     """By step name: start and end of each chain in half-lengths of the truth, from its middle."""
     steps: dict[str, list[tuple[float, float]]] = {}
-    for reading in readings:
-        truth, chain = reading.window, reading.chain
+    for measured in measured_chains:
+        truth, chain = measured.window, measured.chain
         spans: list[tuple[str, Span]] = list(zip(step_names(MOST_ANCHORS), chain.spans[:MOST_ANCHORS], strict=False))
         if chain.answer is not None:
             spans.append(("answer", chain.answer))
@@ -247,9 +247,9 @@ def _bounds(low: float, high: float, unit: float = 1.0) -> tuple[_Bound, _Bound]
     return (None, None) if math.isnan(low) else (unit * low, unit * high)
 
 
-def _few(groups: Mapping[str, Sequence[Reading]]) -> str:
+def _few(groups: Mapping[str, Sequence[MeasuredChain]]) -> str:
     """What to say of the label with the fewest videos, where they are few."""
-    fewest = min(len({r.moment.source_video for r in readings}) for readings in groups.values())
+    fewest = min(len({r.moment.source_video for r in measured_chains}) for measured_chains in groups.values())
     return f" {note}" if (note := few_videos(fewest)) else ""
 
 
@@ -257,6 +257,6 @@ def _bounds_text(low: _Bound, high: _Bound, digits: int = 3) -> str:
     return "one video, so no interval" if low is None else f"95 % interval {low:.{digits}f} to {high:.{digits}f}"
 
 
-def _left_out(groups: Mapping[str, Sequence[Reading]]) -> str:
+def _left_out(groups: Mapping[str, Sequence[MeasuredChain]]) -> str:
     long = sum(len(r.chain.anchors) > MOST_ANCHORS for g in groups.values() for r in g)
     return f" Of {style.count(long, 'long chain')} only the first {MOST_ANCHORS} anchors are drawn." if long else ""

@@ -16,7 +16,7 @@ from labkit.chain.spans import Span
 from labkit.chain.steps import COPY_IOU, RIGHT, copies, placed
 from labkit.data.moments import Moment
 from labkit.views.figures import style
-from labkit.views.measured_chains import Records, read_groups
+from labkit.views.measured_chains import Records, measure_groups
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -112,12 +112,12 @@ def atlas(records: Records, moments: Mapping[str, Moment], *, right: float = RIG
     title = "Failure atlas: how wrong chains go wrong"
     counts = {
         label: failure_counts(
-            [reading.chain for reading in readings],
-            [reading.moment.windows for reading in readings],
-            [reading.moment.duration for reading in readings],
+            [measured.chain for measured in measured_chains],
+            [measured.moment.windows for measured in measured_chains],
+            [measured.moment.duration for measured in measured_chains],
             right=right,
         )
-        for label, readings in read_groups(records, moments).items()
+        for label, measured_chains in measure_groups(records, moments).items()
     }
     if not counts:
         return style.nothing(title, "there are no chains")
@@ -196,9 +196,9 @@ def _caption(counts: Mapping[str, Mapping[str, int]], rows: Sequence[str], right
     last = counts[label]
     wrong, most = sum(last[kind] for kind in rows), max(last[kind] for kind in rows)
     often = " and ".join(f"'{spoken(kind)}'" for kind in rows if last[kind] == most)
-    told = f" Most often in {style.plain(label, 40)}, among {wrong:,} wrong: {often}." if wrong else ""
+    most_often = f" Most often in {style.plain(label, 40)}, among {wrong:,} wrong: {often}." if wrong else ""
     absent = [spoken(kind) for kind in KINDS if kind not in rows]
     return (
         f"Bars: share of all chains; numbers: chains. Wrong is an answer below IoU {right:g}; a wrong chain stands in the "
-        f"first class that fits.{told}" + (f" No chain falls into: {', '.join(absent)}." if absent else "")
+        f"first class that fits.{most_often}" + (f" No chain falls into: {', '.join(absent)}." if absent else "")
     )

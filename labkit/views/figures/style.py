@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from labkit.views.report.sanitize import safe_text
+
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
@@ -32,9 +34,6 @@ STAGES = ("base", "harvester", "grpo", "distill", "sft", "grpo_final")
 WIDTH = 820
 """Pixels for which figures are composed: a JupyterLab cell on a laptop, file browser open. Alive, they take the cell's."""
 _CAPTION_WIDTH = 110
-_HOSTILE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
-)
 
 
 class Look(NamedTuple):
@@ -107,7 +106,7 @@ def plain(text: str, limit: int | None = None) -> str:
     >>> plain("a long thought", limit=7)
     'a long…'
     """
-    text = _HOSTILE.sub("\ufffd", re.sub(r"[\t\n\r]+", " ", text))
+    text = safe_text(re.sub(r"[\t\n\r]+", " ", text))
     if limit is not None and len(text) > limit:
         text = text[: limit - 1].rstrip() + "…"
     return html.escape(text, quote=False).replace("$", "&#36;").replace("%{", "&#37;{")

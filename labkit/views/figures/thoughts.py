@@ -10,7 +10,7 @@ from labkit.chain.anchors import option_letter
 from labkit.chain.spans import Span
 from labkit.embedded.true_words import KINDS
 from labkit.views.figures import style
-from labkit.views.measured_chains import Reading
+from labkit.views.measured_chains import MeasuredChain
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -26,14 +26,14 @@ class _Word(NamedTuple):
     color: str | None = None
 
 
-def thought_lines(reading: Reading, colors: Sequence[str]) -> list[str]:
+def thought_lines(measured: MeasuredChain, colors: Sequence[str]) -> list[str]:
     """The text as at most `LINES` lines of markup, each anchor as `[a to b s]` in the colour of its bar.
 
     A chosen option stands as `[B ✓]`, or `[B ✗]` where another one is right.
     Where it is longer, the words before each anchor lose their beginning, so that every anchor stays. Anchors beyond
     `colors` have the text's colour. A text that broke the form keeps its tags: they are what went wrong.
     """
-    chain = reading.chain
+    chain = measured.chain
     marks = [
         (a.begin, a.end, _times(a.span, colors[k] if k < len(colors) else style.TEXT))
         for k, a in enumerate(chain.anchors)
@@ -41,9 +41,9 @@ def thought_lines(reading: Reading, colors: Sequence[str]) -> list[str]:
     if chain.answer is not None and chain.answer_chars is not None:
         marks.append((*chain.answer_chars, _times(chain.answer, style.ANSWER)))
     if chain.option is not None and chain.option_chars is not None:
-        right = chain.option == reading.moment.choice
-        told = f"[{option_letter(chain.option)} {'✓' if right else '✗'}]"
-        marks.append((*chain.option_chars, _Word(told, style.TRUTH if right else style.WORSE)))
+        right = chain.option == measured.moment.choice
+        chosen = f"[{option_letter(chain.option)} {'✓' if right else '✗'}]"
+        marks.append((*chain.option_chars, _Word(chosen, style.TRUTH if right else style.WORSE)))
     # a hostile text has thousands: those that four lines can hold
     marks = marks[: LINES * WIDTH // 20]
     labels = [label for *_, label in marks]
@@ -64,9 +64,9 @@ def _times(span: Span, color: str) -> _Word:
     return _Word(f"[{style.seconds(span.start)} to {style.seconds(span.end)} s]", color)
 
 
-def words_before(reading: Reading, anchor: int | None) -> list[str]:
+def words_before(measured: MeasuredChain, anchor: int | None) -> list[str]:
     """The words that led to an anchor, or with None to the answer, as lines of markup for hovering."""
-    chain = reading.chain
+    chain = measured.chain
     last = len(chain.anchors) if anchor is None else anchor
     begin = chain.anchors[last - 1].end if last else 0
     if anchor is not None:

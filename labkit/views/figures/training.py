@@ -11,7 +11,7 @@ import numpy as np
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.views.figures import style
-from labkit.views.measured_chains import read
+from labkit.views.measured_chains import measure_chains
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -123,7 +123,9 @@ def harvest_funnel(funnel: Sequence[tuple[str, int]]) -> go.Figure:
     if not total:
         return style.nothing(title, "no chain was sampled")
     if funnel[-1][0] != "kept":
-        raise LabError(f"a harvest funnel ends with ('kept', count), not with {funnel[-1]!r}; give Harvest.funnel")
+        raise LabError(
+            f"a harvest funnel ends with ('kept', count), not with {funnel[-1]!r}; give Harvest.filter_counts"
+        )
     kept = funnel[-1][1]
     names, left, dropped, notes = ["sampled"], [total], [0], [f"{total:,} chains"]
     for reason, count in funnel[:-1]:
@@ -253,9 +255,9 @@ def _history(
             "training curves from Rollouts need the moments by qid, to see which chains narrow; pass moments="
         )
     steps: dict[int, list[dict[str, float]]] = {}
-    for reading, rollout in zip(read(rollouts, moments), rollouts, strict=True):
+    for measured, rollout in zip(measure_chains(rollouts, moments), rollouts, strict=True):
         row = {name: getattr(rollout, name) for name in REWARDS}
-        row |= {"anchor_rate": float(bool(reading.chain.anchors)), "strict_share": float(reading.strict)}
+        row |= {"anchor_rate": float(bool(measured.chain.anchors)), "strict_share": float(measured.strict)}
         steps.setdefault(rollout.step, []).append(row)
     return [
         {"step": step} | {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}

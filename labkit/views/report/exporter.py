@@ -6,7 +6,7 @@ from typing import Any
 
 from nbconvert.exporters.exporter import Exporter
 
-from labkit.views.report.html_page import page
+from labkit.views.report.html_page import report_page
 from labkit.views.report.notebook_html import read_chapter
 
 
@@ -29,4 +29,4 @@ class ReportExporter(Exporter):
         notebook, known = super().from_notebook_node(nb, resources, **kwargs)
         name = str((known.get("metadata") or {}).get("name") or "notebook")
         chapter = read_chapter(notebook, name)
-        return page(chapter.title, [chapter]), known
+        return report_page(chapter.title, [chapter]), known

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from labkit.runs.results import MODELS
 from labkit.views.figures.chains import NARROWING
-from labkit.views.report.notebook_html import PLOTLY, Chapter, joined, read_chapter, text_of
+from labkit.views.report.notebook_html import PLOTLY, Chapter, join_streams, read_chapter, text_of
 
 SCORED = {
     "miou": "mIoU",
@@ -38,7 +38,7 @@ class Tile(NamedTuple):
     """What the base has, and what the best constant answer has."""
 
 
-class Conclusions(NamedTuple):
+class NotebookConclusions(NamedTuple):
     """What one notebook concluded, as markdown: a list, a line for each claim."""
 
     name: str
@@ -46,19 +46,19 @@ class Conclusions(NamedTuple):
     markdown: str
 
 
-class Front(NamedTuple):
+class FrontPage(NamedTuple):
     """All that the first page shows; each notebook's conclusions and the picture are chapters of their own."""
 
     scored: str
     """Which model the tiles are of, and on how much."""
     tiles: list[Tile]
-    markdown: list[Conclusions]
+    markdown: list[NotebookConclusions]
     conclusions: list[Chapter]
     """The same as markup."""
     picture: Chapter | None
 
     @classmethod
-    def of(cls, notebooks: Mapping[str, Any], titles: Mapping[str, str], scores: Mapping[str, Any]) -> Front:
+    def of(cls, notebooks: Mapping[str, Any], titles: Mapping[str, str], scores: Mapping[str, Any]) -> FrontPage:
         """The first page of executed `notebooks` (nbformat 4) and their `titles`, both by name in order."""
         said, lists = conclusions(notebooks, titles), []
         for each in said:
@@ -108,7 +108,7 @@ def tiles(scores: Mapping[str, Any]) -> list[Tile]:
     return made
 
 
-def conclusions(notebooks: Mapping[str, Any], titles: Mapping[str, str]) -> list[Conclusions]:
+def conclusions(notebooks: Mapping[str, Any], titles: Mapping[str, str]) -> list[NotebookConclusions]:
     """What notebooks concluded: the markdown that the last cell with any output shows. A line that was said before is left out.
 
     A notebook that stopped on the way concludes nothing.
@@ -121,7 +121,7 @@ def conclusions(notebooks: Mapping[str, Any], titles: Mapping[str, str]) -> list
         lines = [line for text in shown for line in text.splitlines() if line.strip() and line not in said]
         said |= set(lines)
         if lines:
-            found.append(Conclusions(name, titles[name], "\n".join(lines)))
+            found.append(NotebookConclusions(name, titles[name], "\n".join(lines)))
     return found
 
 
@@ -155,7 +155,7 @@ def _marked(html: str) -> str:
 def _outputs(notebook: Any) -> Iterator[Any]:
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            yield from joined(cell.get("outputs", []))
+            yield from join_streams(cell.get("outputs", []))
 
 
 def _markdown(output: Any) -> str:

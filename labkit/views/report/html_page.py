@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from labkit.views.explorer.page import PageWidget
-from labkit.views.report.front import Front
+from labkit.views.report.front import FrontPage
 from labkit.views.report.notebook_html import Chapter
-from labkit.views.report.sanitize import harmless
+from labkit.views.report.sanitize import safe_text
 
 HERE = Path(__file__).parent
 COMMON_POLICY = (
@@ -30,20 +30,20 @@ COMMON_POLICY = (
 )
 
 
-class Link(NamedTuple):
+class PageLink(NamedTuple):
     """Another page of the same run, by its file's name; without one it is this page."""
 
     text: str
     file: str = ""
 
 
-def page(
+def report_page(
     title: str,
     chapters: Sequence[Chapter],
     *,
     summary: Mapping[str, Any] | None = None,
-    links: Sequence[Link] = (),
-    front: Front | None = None,
+    links: Sequence[PageLink] = (),
+    front: FrontPage | None = None,
 ) -> str:
     """A whole HTML file of `chapters`; `front`, then `summary`, are what report.html.j2 shows of a run above them."""
     picture = front.picture if front else None
@@ -56,7 +56,7 @@ def page(
     hashes = [_hash(each) for each in scripts] + ([_hash(_plotly())] if plots else [])
     policy = "; ".join([*COMMON_POLICY, f"script-src {' '.join(hashes)}"])
     text: str = _template().render(
-        title=harmless(title),
+        title=safe_text(title),
         chapters=chapters,
         whole=summary is not None,
         summary=summary,

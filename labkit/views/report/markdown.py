@@ -17,8 +17,8 @@ from labkit.runs.results import read_results
 from labkit.runs.run import STAGES
 from labkit.table import Table
 from labkit.views.report import sanitize
-from labkit.views.report.front import Front, shows_narrowing
-from labkit.views.report.notebook_html import PAPERMILL_TAG, QUIET_LINES, joined, text_of, to_webp
+from labkit.views.report.front import FrontPage, shows_narrowing
+from labkit.views.report.notebook_html import PAPERMILL_TAG, QUIET_LINES, join_streams, text_of, to_webp
 from labkit.views.report.report import executed, read_notebook, summary
 
 MARK = "<!-- written by labkit publish -->"
@@ -38,13 +38,15 @@ def publish(run_folder: str | Path, folder: str | Path) -> list[Path]:
     """
     run_folder, folder = Path(run_folder), Path(folder)
     notebooks = {name: read_notebook(path) for name, path in executed(run_folder).items()}
-    told = summary(run_folder)
+    page_summary = summary(run_folder)
     _claim(folder)
-    pages = {name: _Page(notebook, name) for name, notebook in notebooks.items()}
+    pages = {name: _MarkdownPage(notebook, name) for name, notebook in notebooks.items()}
     files = {f"{name}.md": page.text.encode() for name, page in pages.items()}
     files |= {f"{PICTURES}/{file}": data for page in pages.values() for file, data in page.pictures.items()}
-    front = Front.of(notebooks, {name: page.title for name, page in pages.items()}, read_results(run_folder)["scores"])
-    files["README.md"] = _front(run_folder.resolve().name, told, pages, front).encode()
+    front = FrontPage.of(
+        notebooks, {name: page.title for name, page in pages.items()}, read_results(run_folder)["scores"]
+    )
+    files["README.md"] = _front(run_folder.resolve().name, page_summary, pages, front).encode()
     (folder / PICTURES).mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         with replacing(folder / name) as temporary:
@@ -63,7 +65,7 @@ def _claim(folder: Path) -> None:
         raise LabError(f"'{front}' was not written by `labkit publish`; name another folder, or move that file away")
 
 
-class _Page:
+class _MarkdownPage:
     """A notebook as markdown, and its pictures by their files' names."""
 
     def __init__(self, notebook: Any, name: str) -> None:
@@ -83,33 +85,33 @@ class _Page:
                 return  # the error itself stands in its place
             heading = re.match(r"#\s+(.+)", source)
             if heading and self.title == self.name and BANNER_TAG not in cell.metadata.get("tags", []):
-                self.title = quiet(heading[1].strip())
-            yield quiet(source)
+                self.title = safe_markdown(heading[1].strip())
+            yield safe_markdown(source)
             return
         if cell.cell_type != "code":
             return
         if source.strip():
             yield f"<details><summary>Code</summary>\n\n{_fenced(source, self.language)}\n\n</details>"
-        for output in joined(cell.get("outputs", [])):
+        for output in join_streams(cell.get("outputs", [])):
             yield self.output(output)
 
     def output(self, output: Any) -> str:
         kind = output.get("output_type")
         if kind == "stream":
-            text = sanitize.terminal("".join(output.get("text", ""))).strip()
+            text = sanitize.terminal_text("".join(output.get("text", ""))).strip()
             lines = text.splitlines()
             if len(lines) <= QUIET_LINES:
                 return _fenced(text, "text") if text else ""
             return f"<details><summary>{len(lines)} printed lines</summary>\n\n{_fenced(text, 'text')}\n\n</details>"
         if kind == "error":
             return _fenced(
-                sanitize.terminal("\n".join(output.get("traceback", []))) or output.get("evalue", ""), "text"
+                sanitize.terminal_text("\n".join(output.get("traceback", []))) or output.get("evalue", ""), "text"
             )
         data = output.get("data", {})
         if made := self.picture(data):
             return made
         if "text/markdown" in data:
-            return quiet(text_of(data, "text/markdown"))
+            return safe_markdown(text_of(data, "text/markdown"))
         if "text/html" in data and not text_of(data, "text/html").strip():
             return ""  # a progress bar that has come to its end
         text = text_of(data, "text/plain")
@@ -125,30 +127,30 @@ class _Page:
         file = f"{self.name}-{len(self.pictures) + 1}.webp"
         self.pictures[file] = shown
         words = " ".join(text_of(data, "text/plain").split()) or "figure"
-        shown_there = f"![{quiet(words, words=True)}]({PICTURES}/{file})"
+        shown_there = f"![{safe_markdown(words, words=True)}]({PICTURES}/{file})"
         if shows_narrowing(data):
             self.narrowing = shown_there
         return shown_there
 
 
-def quiet(source: str, words: bool = False) -> str:
+def safe_markdown(source: str, words: bool = False) -> str:
     r"""Markdown in which no HTML and no script address is left; with `words` it is plain text and nothing else.
 
-    >>> quiet("a **b** <script>x()</script> `<i>`")
+    >>> safe_markdown("a **b** <script>x()</script> `<i>`")
     'a **b** &lt;script>x()&lt;/script> `<i>`'
-    >>> quiet("[x](y) *a*", words=True)
+    >>> safe_markdown("[x](y) *a*", words=True)
     '\\[x\\](y) \\*a\\*'
     """
     if words:
-        return sanitize.literal(source)
-    source = sanitize.harmless(source)
+        return sanitize.escape_markdown(source)
+    source = sanitize.safe_text(source)
     parts = _CODE.split(source)
     for at in range(0, len(parts), 2):
-        parts[at] = _quiet_words(parts[at])
+        parts[at] = _safe_words(parts[at])
     return "".join(parts)
 
 
-def _quiet_words(text: str) -> str:
+def _safe_words(text: str) -> str:
     """The same for a piece between two pieces of code; code by indentation is fenced, so that it stays code."""
     pieces = _INDENTED.split(text)
     for at, piece in enumerate(pieces):
@@ -163,43 +165,44 @@ def _fenced(text: str, language: str) -> str:
     """Text as a block of code that nothing in it can end."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{sanitize.harmless(text).rstrip()}\n{fence}"
+    return f"{fence}{language}\n{sanitize.safe_text(text).rstrip()}\n{fence}"
 
 
-def _front(run: str, told: Mapping[str, Any], pages: Mapping[str, _Page], front: Front) -> str:
+def _front(run: str, page_summary: Mapping[str, Any], pages: Mapping[str, _MarkdownPage], front: FrontPage) -> str:
     """The first page: what the run came to, what it was, its results, and the way to the notebooks."""
     facts = Table(
-        "", ("", ""), [[name, quiet(value, words=True)] for name, value in told["facts"]], align="l"
+        "", ("", ""), [[name, safe_markdown(value, words=True)] for name, value in page_summary["facts"]], align="l"
     ).markdown()
-    blocks = [MARK, f"# Run {quiet(run, words=True)}"]
-    if told["stopped"]:
-        blocks.append(f"> **This run is not finished.** {told['stopped']}")
+    blocks = [MARK, f"# Run {safe_markdown(run, words=True)}"]
+    if page_summary["stopped"]:
+        blocks.append(f"> **This run is not finished.** {page_summary['stopped']}")
     if front.tiles:
         rows = [
-            [sanitize.literal(t.name), f"**{t.value}**", t.interval or "–", ", ".join(t.beside)] for t in front.tiles
+            [sanitize.escape_markdown(t.name), f"**{t.value}**", t.interval or "–", ", ".join(t.beside)]
+            for t in front.tiles
         ]
         blocks += [Table("", ("", "score", "95 % interval", "beside"), rows, align="lrrl").markdown(), front.scored]
     if pictures := [picture for page in pages.values() if (picture := page.narrowing)]:
         blocks.append(pictures[-1])
-    blocks += [f"### [{each.title}]({each.name}.md)\n\n{quiet(each.markdown)}" for each in front.markdown]
+    blocks += [f"### [{each.title}]({each.name}.md)\n\n{safe_markdown(each.markdown)}" for each in front.markdown]
     blocks += ["## The run", facts]
-    for table in told["results"]:
+    for table in page_summary["results"]:
         rows = [
             [row["name"], *(f"**{cell['text']}**" if cell["best"] else cell["text"] for cell in row["cells"])]
             for row in table["rows"]
         ]
         blocks += [
             f"## Results, {table['title']}",
-            Table("", ("model", *map(sanitize.literal, table["columns"])), rows, align="lr").markdown(),
+            Table("", ("model", *map(sanitize.escape_markdown, table["columns"])), rows, align="lr").markdown(),
         ]
-    if told["results"]:
-        blocks.append(" ".join(told["legend"].split()) + " Bold: the highest of its column.")
+    if page_summary["results"]:
+        blocks.append(" ".join(page_summary["legend"].split()) + " Bold: the highest of its column.")
     blocks.append("## Notebooks")
     blocks.append("\n".join(f"- [{page.title}]({name}.md)" for name, page in pages.items()))
     blocks.append("## Parameters")
     rows = [
-        [f"`{each['name']}`", quiet(each["value"], words=True), quiet(each["default"], words=True)]
-        for each in told["parameters"]
+        [f"`{each['name']}`", safe_markdown(each["value"], words=True), safe_markdown(each["default"], words=True)]
+        for each in page_summary["parameters"]
     ]
     changed = Table("", ("differs from the default", "value", "default"), rows, align="l")
     blocks.append(changed.markdown() if rows else "All are the defaults.")

@@ -16,7 +16,7 @@ from typing import Any
 
 from labkit.runs.notebooks import BANNER_TAG
 from labkit.views.report import sanitize
-from labkit.views.report.sanitize import Heading, escaped
+from labkit.views.report.sanitize import Heading, escape_html
 
 PLOTLY = "application/vnd.plotly.v1+json"
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -67,10 +67,10 @@ def read_chapter(notebook: Any, name: str, *, shift: int = 0, seen: set[str] | N
     return _Writer(notebook, name, shift, set() if seen is None else seen).chapter()
 
 
-def told(value: Any) -> str:
+def script_json(value: Any) -> str:
     r"""Plain data as JSON that no script element can be ended by, and that is one line of ASCII.
 
-    >>> told({"a": "</script>\u2028"})
+    >>> script_json({"a": "</script>\u2028"})
     '{"a":"\\u003c/script>\\u2028"}'
     """
     try:
@@ -113,8 +113,8 @@ class _Writer:
         if cell.cell_type == "markdown":
             return self.words(source, cell)
         if cell.cell_type != "code":
-            return f"<pre>{escaped(source)}</pre>" if source.strip() else ""
-        outputs = [made for output in joined(cell.get("outputs", [])) if (made := self.output(output))]
+            return f"<pre>{escape_html(source)}</pre>" if source.strip() else ""
+        outputs = [made for output in join_streams(cell.get("outputs", [])) if (made := self.output(output))]
         failed = any(output.get("output_type") == "error" for output in cell.get("outputs", []))
         listing = self.listing(source, cell.get("execution_count"), failed) if source.strip() else ""
         return f'<div class="cell">{listing}{"".join(outputs)}</div>' if listing or outputs else ""
@@ -125,7 +125,9 @@ class _Writer:
             # It puts two of its own, of which one is enough, and none where the lab's own says more.
             said, self.made.stopped = self.made.stopped, True
             return "" if said or self.ours_says else _STOPPED
-        made = sanitize.markdown(source, prefix=self.prefix, shift=self.shift, attachments=cell.get("attachments"))
+        made = sanitize.render_markdown(
+            source, prefix=self.prefix, shift=self.shift, attachments=cell.get("attachments")
+        )
         taken = {each.anchor for each in self.made.headings}
         self.made.headings += [each for each in made.headings if each.anchor not in taken]
         if BANNER_TAG in tags:
@@ -139,8 +141,8 @@ class _Writer:
         counted = f" [{number:d}]" if isinstance(number, int) else ""
         return (
             f'<details class="code"{" open" if failed else ""}><summary><span>Code{counted}</span> '
-            f"<code>{escaped(first.strip()[:160])}</code></summary>{_scrolled(sanitize.code(source, self.language), 'code')}"
-            "</details>"
+            f"<code>{escape_html(first.strip()[:160])}</code></summary>"
+            f"{_scrolled(sanitize.highlight_code(source, self.language), 'code')}</details>"
         )
 
     def output(self, output: Any) -> str:
@@ -148,8 +150,8 @@ class _Writer:
         if kind == "stream":
             return _printed("".join(output.get("text", "")), output.get("name") == "stderr")
         if kind == "error":
-            trace = sanitize.terminal("\n".join(output.get("traceback", []))) or str(output.get("evalue", ""))
-            name = escaped(f"{output.get('ename', 'Error')}: {output.get('evalue', '')}"[:400])
+            trace = sanitize.terminal_text("\n".join(output.get("traceback", []))) or str(output.get("evalue", ""))
+            name = escape_html(f"{output.get('ename', 'Error')}: {output.get('evalue', '')}"[:400])
             return f'<div class="output failed"><p role="note"><strong>{name}</strong></p>{_pre(trace, "traceback")}</div>'
         data = output.get("data", {})
         made = self.shown(data) if isinstance(data, dict) else ""
@@ -166,9 +168,9 @@ class _Writer:
             return ""  # where a bar stood still when its work was stopped; the printed lines say so too
         if shown.startswith(
             "<svg"
-        ):  # the dials of a stage that was stopped: markup that a page takes as a picture alone
+        ):  # the panels of a stage that was stopped: markup that a page takes as a picture alone
             data = {**data, "image/svg+xml": shown}
-        elif (made := sanitize.sanitised(shown)) and _tells(made):
+        elif (made := sanitize.sanitize_html(shown)) and _tells(made):
             return self.table(made)
         if made := _poster(data):
             return f"<figure>{made}</figure>"
@@ -176,9 +178,9 @@ class _Writer:
             # Headings of an output are not the chapter's.
             self.answers += 1
             prefix = f"{self.prefix}output-{self.answers}-"
-            return f'<div class="words">{sanitize.markdown(text_of(data, "text/markdown"), prefix=prefix, shift=2).html}</div>'
+            return f'<div class="words">{sanitize.render_markdown(text_of(data, "text/markdown"), prefix=prefix, shift=2).html}</div>'
         if latex := text_of(data, "text/latex").strip().strip("$"):
-            return sanitize.maths(latex, display=True)
+            return sanitize.latex_to_mathml(latex, display=True)
         if "application/json" in data:
             return _pre(json.dumps(data["application/json"], indent=1, ensure_ascii=False), "data")
         # A progress bar that has come to its end leaves empty HTML, which means: show nothing.
@@ -196,7 +198,7 @@ class _Writer:
         if not isinstance(figure, dict) or not _alive(figure):
             return ""
         self.made.plots = True
-        key = self.keep(told({"data": figure["data"], "layout": figure.get("layout", {})}))
+        key = self.keep(script_json({"data": figure["data"], "layout": figure.get("layout", {})}))
         height = figure.get("layout", {}).get("height")
         height = height if isinstance(height, (int, float)) and 0 < height < 5000 else 450
         return (
@@ -214,12 +216,12 @@ class _Writer:
                 return f"<figure>{poster}</figure>"
             name = model.get("model_name") if isinstance(model, dict) else None
             what = str(name).removesuffix("Model") if name else "widget"
-            return f'<p class="aside">A control stood here ({escaped(what)}): it is alive in JupyterLab alone.</p>'
+            return f'<p class="aside">A control stood here ({escape_html(what)}): it is alive in JupyterLab alone.</p>'
         self.made.explorers = True
         state = {name: value for name, value in model["state"].items() if not name.startswith("_")}
         buffers = [each for each in model.get("buffers", []) if _current(each, state)]
-        key = self.keep(told({"state": state, "buffers": buffers}))
-        still = poster or f'<p class="aside">{escaped(text_of(data, "text/plain") or "Chains to explore.")}</p>'
+        key = self.keep(script_json({"state": state, "buffers": buffers}))
+        still = poster or f'<p class="aside">{escape_html(text_of(data, "text/plain") or "Chains to explore.")}</p>'
         height = 720 if state.get("shows") == "explorer" else 200
         return (
             f'<figure class="explorer" data-explorer="{key}" style="min-height: {height}px">{still}'
@@ -244,7 +246,7 @@ def _current(buffer: Any, state: Mapping[str, Any]) -> bool:
     return len(path) == 1 or str(path[1]) in (state.get("clips") or {})
 
 
-def joined(outputs: list[Any]) -> list[Any]:
+def join_streams(outputs: list[Any]) -> list[Any]:
     """Outputs with neighbouring pieces of one stream as one."""
     joined: list[Any] = []
     for output in outputs:
@@ -260,23 +262,25 @@ def joined(outputs: list[Any]) -> list[Any]:
 
 
 def _printed(text: str, trouble: bool) -> str:
-    text = sanitize.terminal(text).strip("\n")
+    text = sanitize.terminal_text(text).strip("\n")
     lines = text.splitlines()
     if not text.strip():
         return ""
     label = "messages" if trouble else "printed"
     if len(lines) <= QUIET_LINES:
         return f'<div class="output">{_pre(text, label)}</div>'
-    summary = f"<summary><span>{label.capitalize()}, {len(lines)} lines</span> <code>{escaped(lines[-1][:160])}</code>"
+    summary = (
+        f"<summary><span>{label.capitalize()}, {len(lines)} lines</span> <code>{escape_html(lines[-1][:160])}</code>"
+    )
     return f'<details class="code">{summary}</summary>{_pre(text, label)}</details>'
 
 
 def _pre(text: str, label: str) -> str:
-    return _scrolled(f"<pre>{escaped(text)}</pre>", label)
+    return _scrolled(f"<pre>{escape_html(text)}</pre>", label)
 
 
 def _scrolled(made: str, label: str) -> str:
-    return f"{sanitize.scroller(label)}{made}</div>"
+    return f"{sanitize.scroll_box(label)}{made}</div>"
 
 
 def _tells(made: str) -> bool:
@@ -291,7 +295,7 @@ def text_of(data: Mapping[str, Any], kind: str) -> str:
 
 
 def _caption(data: Mapping[str, Any]) -> str:
-    return escaped(" ".join(text_of(data, "text/plain").split())[:600] or "figure")
+    return escape_html(" ".join(text_of(data, "text/plain").split())[:600] or "figure")
 
 
 def _poster(data: Mapping[str, Any]) -> str:
@@ -299,14 +303,14 @@ def _poster(data: Mapping[str, Any]) -> str:
     for kind in PICTURES:
         if kind not in data:
             continue
-        kind, shown = compact(text_of(data, kind)) if kind == "image/png" else (kind, text_of(data, kind))
-        if address := sanitize.picture(kind, shown):
+        kind, shown = smaller_image(text_of(data, kind)) if kind == "image/png" else (kind, text_of(data, kind))
+        if address := sanitize.image_data_url(kind, shown):
             return f'<img class="poster" loading="lazy" alt="{_caption(data)}" src="{address}">'
     return ""
 
 
 def _ours(model: Any) -> bool:
-    """Whether a saved widget is one that explorer.js draws."""
+    """Whether a saved widget is one that js/index.js draws."""
     state = model.get("state") if isinstance(model, dict) else None
     return isinstance(state, dict) and model.get("model_module") == "anywidget" and state.get("shows") in OURS
 
@@ -323,7 +327,7 @@ def _alive(figure: Mapping[str, Any]) -> bool:
 
 
 @functools.lru_cache(256)
-def compact(png: str) -> tuple[str, str]:
+def smaller_image(png: str) -> tuple[str, str]:
     """A PNG in base64 as the smaller of itself and a WebP: mime type and base64."""
     try:
         raw = base64.b64decode(png, validate=False)

@@ -19,8 +19,8 @@ from labkit.progress import duration
 from labkit.runs.results import DECODINGS, LEGEND, MODELS, columns_of, read_results
 from labkit.runs.run import STAGES, read_manifest
 from labkit.runs.versions import version_text
-from labkit.views.report.front import Front
-from labkit.views.report.html_page import Link, page
+from labkit.views.report.front import FrontPage
+from labkit.views.report.html_page import PageLink, report_page
 from labkit.views.report.notebook_html import read_chapter
 
 WHOLE = "report"
@@ -45,14 +45,14 @@ def write_report(run_folder: str | Path, output: str | Path | None = None) -> li
     target.mkdir(parents=True, exist_ok=True)
     for name, notebook in notebooks.items():
         chapter = read_chapter(notebook, name)
-        _write(files[name], page(f"{results['run']} · {chapter.title}", [chapter], links=_links(files, name)))
+        _write(files[name], report_page(f"{results['run']} · {chapter.title}", [chapter], links=_links(files, name)))
     seen: set[str] = set()
     chapters = [read_chapter(notebook, name, shift=1, seen=seen) for name, notebook in notebooks.items()]
-    told = page(
+    whole = report_page(
         f"Run {results['run']}", chapters, summary=summary(folder), links=_links(files, WHOLE),
-        front=Front.of(notebooks, {chapter.name: chapter.title for chapter in chapters}, results["scores"]),
+        front=FrontPage.of(notebooks, {chapter.name: chapter.title for chapter in chapters}, results["scores"]),
     )  # fmt: skip
-    _write(files[WHOLE], told)
+    _write(files[WHOLE], whole)
     return list(files.values())
 
 
@@ -131,10 +131,11 @@ def summary(folder: Path) -> dict[str, Any]:
     }
 
 
-def _links(files: Mapping[str, Path], here: str) -> list[Link]:
+def _links(files: Mapping[str, Path], here: str) -> list[PageLink]:
     names = [WHOLE, *(name for name in files if name != WHOLE)]
     return [
-        Link("the whole run" if name == WHOLE else name, "" if name == here else files[name].name) for name in names
+        PageLink("the whole run" if name == WHOLE else name, "" if name == here else files[name].name)
+        for name in names
     ]
 
 

@@ -45,7 +45,7 @@ _TOKEN = re.compile(r"[a-z][a-z0-9]?")
 _UNSEEN = re.compile(r"<(script|style|template|noscript|title)\b.*?</\1\s*>", re.IGNORECASE | re.DOTALL)
 _IMAGE = re.compile(r'<img((?: [a-z]+="[^"]*")*)>')
 _COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-_HOSTILE = re.compile(
+_UNSAFE_CHARACTERS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
 
@@ -58,84 +58,86 @@ class Heading(NamedTuple):
     anchor: str
 
 
-class Marked(NamedTuple):
+class RenderedMarkdown(NamedTuple):
     """Markdown as harmless markup, and the headings in it."""
 
     html: str
     headings: tuple[Heading, ...]
 
 
-def harmless(text: str) -> str:
+def safe_text(text: str) -> str:
     r"""Text without the characters that hide or turn around what stands beside them; each leaves a mark.
 
-    >>> harmless("a\u202eb") == "a\ufffdb"
+    >>> safe_text("a\u202eb") == "a\ufffdb"
     True
     """
-    return _HOSTILE.sub("\ufffd", text)
+    return _UNSAFE_CHARACTERS.sub("\ufffd", text)
 
 
-def literal(text: str) -> str:
+def escape_markdown(text: str) -> str:
     r"""Plain text as markdown that shows it and makes nothing of it, in whatever viewer: no emphasis, no markup, no address.
 
     An `@` is spelled out, since viewers take `R1@0.7` for a mail address.
 
-    >>> literal("[x](y) *a* R1@0.7")
+    >>> escape_markdown("[x](y) *a* R1@0.7")
     '\\[x\\](y) \\*a\\* R1&#64;0.7'
     """
-    text = re.sub(r"([\\\[\]*_`!#|~$])", r"\\\1", harmless(text).replace("&", "&amp;").replace("<", "&lt;"))
+    text = re.sub(r"([\\\[\]*_`!#|~$])", r"\\\1", safe_text(text).replace("&", "&amp;").replace("<", "&lt;"))
     return text.replace("@", "&#64;")
 
 
-def terminal(text: str) -> str:
+def terminal_text(text: str) -> str:
     r"""What a terminal would show of a cell's printed text: without colours, of an overwritten line its last state.
 
-    >>> terminal("10 %\r20 %\n\x1b[31mred\x1b[0m")
+    >>> terminal_text("10 %\r20 %\n\x1b[31mred\x1b[0m")
     '20 %\nred'
     """
     lines = _COLOURS.sub("", text).replace("\r\n", "\n").split("\n")
-    return harmless("\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines))
+    return safe_text("\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines))
 
 
-def escaped(text: str) -> str:
+def escape_html(text: str) -> str:
     """Text as markup that shows it, and does nothing else.
 
-    >>> escaped('<b title="x">')
+    >>> escape_html('<b title="x">')
     '&lt;b title=&quot;x&quot;&gt;'
     """
-    return html.escape(harmless(text))
+    return html.escape(safe_text(text))
 
 
-def sanitised(markup: str) -> str:
+def sanitize_html(markup: str) -> str:
     """Markup with everything left out that could run, fetch, submit or lie over other parts of the page.
 
-    >>> sanitised('<b onclick="x()" style="color: red; position: fixed">Hi</b><script>x()</script><img src="http://x/y">')
+    >>> sanitize_html('<b onclick="x()" style="color: red; position: fixed">Hi</b><script>x()</script><img src="http://x/y">')
     '<b style="color: red">Hi</b>'
     """
-    return _IMAGE.sub(_named, str(_cleaner().clean(harmless(_UNSEEN.sub("", markup)))))
+    return _IMAGE.sub(_named, str(_cleaner().clean(safe_text(_UNSEEN.sub("", markup)))))
 
 
-def markdown(source: str, *, prefix: str = "", shift: int = 0, attachments: Mapping[str, Any] | None = None) -> Marked:
+def render_markdown(
+    source: str, *, prefix: str = "", shift: int = 0, attachments: Mapping[str, Any] | None = None
+) -> RenderedMarkdown:
     """Markdown of a notebook as harmless markup; maths becomes MathML, which browsers draw by themselves.
 
     Headings sink by `shift` levels and get ids that begin with `prefix`. `attachments` are the cell's pictures.
     """
     renderer = _renderer_class()(prefix, shift, attachments or {})
-    made = sanitised(_reader(renderer)(harmless(source)))
+    made = sanitize_html(_reader(renderer)(safe_text(source)))
     # What may be wider than the page gets a box of its own, which the keyboard can reach and move.
-    made = re.sub(r"<table\b", f"{scroller('table')}<table", made).replace("</table>", "</table></div>")
-    made = made.replace('<div class="highlight">', scroller("code", "scrolled highlight"))
-    return Marked(made, tuple(renderer.headings))
+    made = re.sub(r"<table\b", f"{scroll_box('table')}<table", made).replace("</table>", "</table></div>")
+    made = made.replace('<div class="highlight">', scroll_box("code", "scrolled highlight"))
+    return RenderedMarkdown(made, tuple(renderer.headings))
 
 
-def scroller(label: str, kind: str = "scrolled") -> str:
+def scroll_box(label: str, kind: str = "scrolled") -> str:
     """The opening of a box for what may be wider than the page; without a tab stop no key could move it."""
     return f'<div class="{kind}" tabindex="0" role="group" aria-label="{label}">'
 
 
-def maths(source: str, display: bool = False) -> str:
+def latex_to_mathml(source: str, display: bool = False) -> str:
     """LaTeX as MathML; what can't be read stands there as it was written.
 
-    >>> maths("x^2")[:40]
+    >>> latex_to_mathml("x^2")[:40]
     '<math display="inline"><mrow><msup><mi>x'
     """
     from latex2mathml.converter import convert
@@ -143,11 +145,11 @@ def maths(source: str, display: bool = False) -> str:
     try:
         made = convert(source.strip(), display="block" if display else "inline")
     except Exception:  # whatever its parser stumbles over, the reader can still read the source
-        return f"<code>{escaped(source.strip())}</code>"
-    return sanitised(made)
+        return f"<code>{escape_html(source.strip())}</code>"
+    return sanitize_html(made)
 
 
-def code(source: str, language: str = "python") -> str:
+def highlight_code(source: str, language: str = "python") -> str:
     """Code with its words in the colours of report.css."""
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
@@ -157,8 +159,8 @@ def code(source: str, language: str = "python") -> str:
     try:
         lexer = get_lexer_by_name(language, stripnl=True)
     except ClassNotFound:
-        return f'<div class="highlight"><pre>{escaped(source)}</pre></div>'
-    return str(highlight(harmless(source), lexer, HtmlFormatter()))
+        return f'<div class="highlight"><pre>{escape_html(source)}</pre></div>'
+    return str(highlight(safe_text(source), lexer, HtmlFormatter()))
 
 
 def slug(text: str) -> str:
@@ -170,16 +172,16 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "part"
 
 
-def picture(kind: str, data: str) -> str | None:
+def image_data_url(kind: str, data: str) -> str | None:
     r"""A picture of a notebook as an address that needs no network; None when it is no picture.
 
-    >>> picture("image/png", "aGk=\n"), picture("image/png", '"onerror=hit()')
+    >>> image_data_url("image/png", "aGk=\n"), image_data_url("image/png", '"onerror=hit()')
     ('data:image/png;base64,aGk=', None)
     """
     if kind == "image/svg+xml" and not _PICTURE.fullmatch(f"data:{kind};base64,{data}"):
         import base64
 
-        data = base64.b64encode(harmless(data).encode()).decode("ascii")
+        data = base64.b64encode(safe_text(data).encode()).decode("ascii")
     address = f"data:{kind};base64,{''.join(data.split())}"
     return address if _PICTURE.fullmatch(address) else None
 
@@ -264,7 +266,7 @@ def _renderer_class() -> Any:
             return f'<h{depth} id="{anchor}">{text}</h{depth}>\n'
 
         def block_code(self, code_text: str, info: str | None = None) -> str:
-            return code(code_text, (info or "text").split(maxsplit=1)[0])
+            return highlight_code(code_text, (info or "text").split(maxsplit=1)[0])
 
         def image(self, text: str, url: str, title: str | None = None) -> str:
             if url.startswith("attachment:") and url.removeprefix("attachment:") not in self.attachments:
@@ -272,14 +274,14 @@ def _renderer_class() -> Any:
             return str(super().image(text, url, title))
 
         def block_math(self, body: str) -> str:
-            return maths(body, display=True)
+            return latex_to_mathml(body, display=True)
 
         def inline_math(self, body: str) -> str:
             # "$5 and $6" is two prices: maths hugs its dollar signs.
-            return maths(body) if body == body.strip() else f"${html.escape(body)}$"
+            return latex_to_mathml(body) if body == body.strip() else f"${html.escape(body)}$"
 
         def latex_environment(self, name: str, body: str) -> str:
-            return maths(f"\\begin{{{name}}}{body}\\end{{{name}}}", display=True)
+            return latex_to_mathml(f"\\begin{{{name}}}{body}\\end{{{name}}}", display=True)
 
     return Renderer
 

@@ -197,7 +197,7 @@ import sys, threading, time
 from labkit.data.video import decode_worker
 from labkit.data.video.worker_process import Answerer
 from labkit.data.video.frames import read_frames
-from tests.data.test_decode_worker import ODD
+from tests.data.video.test_decode_worker import ODD
 decode_worker._State.worker = Answerer([sys.executable, "-c", ODD], 600.0)
 threading.Thread(target=read_frames, args=[{files["hangs"]!r}, [0.0]], daemon=True).start()
 while decode_worker._State.worker.process is None:

@@ -81,7 +81,7 @@ def _read(cache: FrameCache, path: str, size: tuple[int, int], reader: Reader) -
 
 
 def children() -> list[psutil.Process]:
-    return [each for each in psutil.Process().children() if "readers" in _command(each)]
+    return [each for each in psutil.Process().children() if "prefetch" in _command(each)]
 
 
 def _command(process: psutil.Process) -> str:
@@ -233,7 +233,7 @@ def test_readers_end_with_their_program_however_it_ends(tmp_path: Path, end: str
     script = f"""
 import sys, time
 from labkit.data.video import prefetch
-from tests.data.test_readers import ODD, FrameCache, children, job, until
+from tests.data.video.test_prefetch import ODD, FrameCache, children, job, until
 
 prefetch._COMMAND = [sys.executable, "-c", ODD]
 pool = prefetch.Readers(1, 600.0)

@@ -12,9 +12,9 @@ from PIL import Image
 from labkit.chain.anchors import render
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
-from labkit.views.explorer.packing import Row, listed
+from labkit.views.explorer.packing import PlainRecord, staged_chains
 from labkit.views.explorer.sprites import SheetCache
-from labkit.views.explorer.still import WIDTH, still
+from labkit.views.explorer.still import WIDTH, draw_still
 from labkit.views.explorer.widget import explore
 from tests.data.films import CONSTANT, film
 
@@ -38,8 +38,8 @@ def columns_of(picture: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
 
 
 def test_truth_and_answer_lie_over_the_same_seconds(moment: Moment) -> None:
-    rows = listed({"sft": [Row("q", render([Span(0, 8)], Span(2, 4)))]}, {"q": moment})
-    picture = pixels(still(rows, 0, SheetCache().get(moment.video, 8.0), "1 chain"))
+    rows = staged_chains({"sft": [PlainRecord("q", render([Span(0, 8)], Span(2, 4)))]}, {"q": moment})
+    picture = pixels(draw_still(rows, 0, SheetCache().get(moment.video, 8.0), "1 chain"))
     assert picture.shape[1] == 2 * WIDTH
     truth, answer, anchor = (columns_of(picture, color) for color in (GREEN, ORANGE, BLUE))
     assert abs(truth[0] - answer[0]) <= 1 and abs(truth[-1] - answer[-1]) <= 1
@@ -47,9 +47,9 @@ def test_truth_and_answer_lie_over_the_same_seconds(moment: Moment) -> None:
 
 
 def test_the_frame_is_that_of_the_answer(moment: Moment) -> None:
-    rows = listed({"sft": [Row("q", render([], Span(start, 8))) for start in (1, 6)]}, {"q": moment})
+    rows = staged_chains({"sft": [PlainRecord("q", render([], Span(start, 8))) for start in (1, 6)]}, {"q": moment})
     sheet = SheetCache().get(moment.video, 8.0)
-    first, second = (pixels(still(rows, at, sheet, "2 chains"))[170:440, 770:1200] for at in (0, 1))
+    first, second = (pixels(draw_still(rows, at, sheet, "2 chains"))[170:440, 770:1200] for at in (0, 1))
     assert (first != second).any(), "another second, another frame"
 
 
@@ -63,13 +63,13 @@ def test_the_frame_is_that_of_the_answer(moment: Moment) -> None:
     ],
 )
 def test_any_chain_can_be_drawn(moment: Moment, text: str, why: str) -> None:
-    rows = listed({"sft": [Row("q", text)]}, {"q": moment})
-    assert still(rows, 0, None, "1 chain", "its video is gone").startswith(b"\x89PNG"), why
+    rows = staged_chains({"sft": [PlainRecord("q", text)]}, {"q": moment})
+    assert draw_still(rows, 0, None, "1 chain", "its video is gone").startswith(b"\x89PNG"), why
 
 
 def test_a_video_that_is_gone_leaves_the_rest_of_the_picture(tmp_path: Path) -> None:
     gone = Moment("q", str(tmp_path / "gone.mp4"), "the door opens", (Span(2, 4),), 8.0)
-    data, _ = explore([Row("q", render([], Span(2, 4)))], [gone])._repr_mimebundle_()
+    data, _ = explore([PlainRecord("q", render([], Span(2, 4)))], [gone])._repr_mimebundle_()
     assert "image/png" in data
 
 

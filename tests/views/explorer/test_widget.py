@@ -22,8 +22,8 @@ from labkit.errors import LabError
 from labkit.scoring.predictions import PredictedRow, read_predictions
 from labkit.scoring.scores import score
 from labkit.stages.rollouts import Rollout, RolloutStore
-from labkit.views.explorer.packing import Row
-from labkit.views.explorer.page import page
+from labkit.views.explorer.packing import PlainRecord
+from labkit.views.explorer.page import widget_page
 from labkit.views.explorer.widget import ChainExplorer, explore, scrub
 from tests.data.films import CONSTANT, film
 
@@ -135,7 +135,9 @@ def test_a_reward_that_is_no_number_is_told_as_none(moments: list[Moment]) -> No
 
 
 def test_predictions_get_the_reward_that_would_have_been_paid(moments: list[Moment]) -> None:
-    widget = explore({"sft": [Row("q2", GOOD, "ok")], "base": [Row("q2", LOST, "ok")]}, moments, clips=0)
+    widget = explore(
+        {"sft": [PlainRecord("q2", GOOD, "ok")], "base": [PlainRecord("q2", LOST, "ok")]}, moments, clips=0
+    )
     page = told(widget)
     assert page["names"]["stage"] == ["base", "sft"] and page["columns"]["stage"] == [1, 0]
     assert page["columns"]["total"][0] == pytest.approx(1 + 2 + 0.75 * 5 / 12 + 0.75 * 0.75, abs=1e-4)
@@ -199,7 +201,11 @@ def test_predictions_on_other_moments_are_refused_here_too(moments: list[Moment]
 
 def test_the_base_model_is_a_stage_that_others_are_compared_with(moments: list[Moment]) -> None:
     half = render([], Span(2, 8))  # IoU 2/6
-    page = told(explore([rollout(), rollout(qid="q2")], moments, base=[Row("q1", half), Row("q1", LOST)], clips=0))
+    page = told(
+        explore(
+            [rollout(), rollout(qid="q2")], moments, base=[PlainRecord("q1", half), PlainRecord("q1", LOST)], clips=0
+        )
+    )
     assert page["columns"]["stage"] == [1, 1, 0, 0]
     assert [moment["base"] for moment in page["moments"]] == [0.1667, None]
 
@@ -417,7 +423,7 @@ def test_the_state_of_a_page_is_json_that_cannot_end_its_script(moments: list[Mo
     evil = "</script><script>alert(1)</script><!-- {{7*7}}"
     moment = Moment("q1", str(clip), evil, (TRUTH,), 8.0)
     widget = explore([rollout(f"<think>{evil}</think>", stage=evil)], [moment])
-    html = page(widget, title=evil)
+    html = widget_page(widget, title=evil)
     state = re.search(r'<script type="application/json">(.*?)</script>', html, re.DOTALL)
     assert state and json.loads(state[1])["shows"] == "explorer"
     # the page's own two scripts, and nothing that a text brought along
@@ -428,7 +434,7 @@ def test_the_state_of_a_page_is_json_that_cannot_end_its_script(moments: list[Mo
 def test_a_choice_is_in_the_ledger_where_there_is_one(moments: list[Moment]) -> None:
     asked = [replace(moment, options=("opens", "shuts"), choice=1) for moment in moments]
     text = "<think> <timestamp>1 to 6</timestamp> </think> <answer>2 to 4</answer> <option>B</option>"
-    page = told(explore([Row("q1", text)], asked, clips=0))
+    page = told(explore([PlainRecord("q1", text)], asked, clips=0))
     assert page["terms"][-1] == "option"
     assert page["columns"]["earned"][0][-1] == 1.0
     assert page["columns"]["option"] == [1]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from labkit.views.conclusions import Claim, Conclusion
-from labkit.views.report.front import Front, conclusions, tiles
+from labkit.views.report.front import FrontPage, conclusions, tiles
 from labkit.views.report.markdown import publish
 from labkit.views.report.report import write_report
 from tests.executed import PNG, code, failure, figure, notebook, output, run, words
@@ -103,7 +103,7 @@ def test_a_notebook_without_conclusion_says_nothing_and_hides_nothing(tmp_path: 
 
 def test_a_run_that_was_not_scored_has_no_tiles() -> None:
     assert tiles({}) == []
-    front = Front.of(notebooks(), TITLES, {})
+    front = FrontPage.of(notebooks(), TITLES, {})
     assert front.tiles == [] and len(front.conclusions) == 3 and front.picture is not None
     assert front.picture.title == "Five", "the newest picture"
 

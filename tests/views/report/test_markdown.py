@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from labkit.errors import LabError
-from labkit.views.report.markdown import publish, quiet
+from labkit.views.report.markdown import publish, safe_markdown
 from tests.executed import PNG, code, failure, notebook, output, run, stream, words
 
 
@@ -74,4 +74,4 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_markdown_loses_its_html_and_its_scripts(source: str, left: str) -> None:
-    assert quiet(source) == left
+    assert safe_markdown(source) == left

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from labkit.views.report.notebook_html import MOST_PIXELS, SMALL, compact, to_webp
+from labkit.views.report.notebook_html import MOST_PIXELS, SMALL, smaller_image, to_webp
 from tests.executed import PNG
 
 
@@ -45,8 +45,8 @@ def test_a_page_gets_the_smaller_form() -> None:
     noise = np.random.default_rng(0).integers(0, 255, (60, 60, 4), np.uint8)
     large = png_of(noise)
     assert len(large) > SMALL
-    kind, data = compact(base64.b64encode(large).decode())
+    kind, data = smaller_image(base64.b64encode(large).decode())
     assert kind == "image/webp" and len(base64.b64decode(data)) < len(large)
-    assert compact(PNG) == ("image/png", PNG), "too small to be worth it"
+    assert smaller_image(PNG) == ("image/png", PNG), "too small to be worth it"
     broken = base64.b64encode(b"x" * 2 * SMALL).decode()
-    assert compact(broken) == ("image/png", broken)
+    assert smaller_image(broken) == ("image/png", broken)

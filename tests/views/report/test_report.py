@@ -16,8 +16,8 @@ import pytest
 from labkit.errors import LabError
 from labkit.views.explorer.page import PageWidget
 from labkit.views.report import html_page, notebook_html
-from labkit.views.report.html_page import page
-from labkit.views.report.notebook_html import read_chapter, told
+from labkit.views.report.html_page import report_page
+from labkit.views.report.notebook_html import read_chapter, script_json
 from labkit.views.report.report import report_text, write_report
 from tests.executed import PNG, code, failure, figure, notebook, output, run, stream, words
 
@@ -42,7 +42,7 @@ def chapter(*outputs: Any, widgets: dict[str, Any] | None = None) -> notebook_ht
         ({"application_javascript": "x()", "text_plain": "<a>"}, "<pre>&lt;a&gt;</pre>", "a script's words"),
         ({"image_svg+xml": "<svg><script>x()</script></svg>"}, 'src="data:image/svg+xml;base64', "a drawing as a picture"),
         ({"text_html": "<svg><text>3</text></svg>", "text_plain": "step 3"}, 'alt="step 3" src="data:image/svg+xml;base64',
-         "the dials of a stage that was stopped"),
+         "the panels of a stage that was stopped"),
     ],
 )  # fmt: skip
 def test_an_output_is_shown_in_its_best_form(forms: dict[str, Any], shown: str, why: str) -> None:
@@ -158,15 +158,19 @@ def test_the_parameters_are_shown_once_in_a_page_of_several_chapters() -> None:
 
 def test_json_of_a_page_can_end_no_script() -> None:
     hostile = {"a": "</script><!--\u2028", "b": "\ud800"}
-    assert "<" not in told(hostile) and told(hostile).isascii() and json.loads(told(hostile)) == hostile
+    assert (
+        "<" not in script_json(hostile)
+        and script_json(hostile).isascii()
+        and json.loads(script_json(hostile)) == hostile
+    )
 
 
 def test_what_is_not_a_number_is_a_gap() -> None:
-    assert told({"y": [1.0, float("nan"), float("inf")], "</": 0}) == '{"y":[1.0,null,null],"\\u003c/":0}'
+    assert script_json({"y": [1.0, float("nan"), float("inf")], "</": 0}) == '{"y":[1.0,null,null],"\\u003c/":0}'
 
 
 def test_a_page_runs_its_own_scripts_and_nothing_else() -> None:
-    made = page("x", [chapter(output(plotly=figure()), output(widget=view("m")), widgets={"m": ours()})])
+    made = report_page("x", [chapter(output(plotly=figure()), output(widget=view("m")), widgets={"m": ours()})])
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', made)
     assert policy and policy[1].startswith("default-src &#39;none&#39;; ")
     allowed = re.findall(r"sha256-([A-Za-z0-9+/=]+)", policy[1])
@@ -179,16 +183,16 @@ def test_a_page_runs_its_own_scripts_and_nothing_else() -> None:
 
 
 def test_a_page_without_figures_and_explorers_is_small() -> None:
-    made = page("x", [chapter(output(text_plain="a"))])
+    made = report_page("x", [chapter(output(text_plain="a"))])
     assert "data-plotly>" not in made and "labkitMount = mountFromState" not in made and len(made) < 40_000
 
 
 def test_a_page_is_the_same_whenever_it_is_written() -> None:
-    assert page("x", [chapter(output(plotly=figure()))]) == page("x", [chapter(output(plotly=figure()))])
+    assert report_page("x", [chapter(output(plotly=figure()))]) == report_page("x", [chapter(output(plotly=figure()))])
 
 
 def test_a_title_is_text() -> None:
-    made = page("</title><script>hit()</script>", [chapter()])
+    made = report_page("</title><script>hit()</script>", [chapter()])
     assert "<script>hit()" not in made and made.count("<title>") == 1
 
 

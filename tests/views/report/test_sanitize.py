@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from labkit.views.report.sanitize import markdown, maths, picture, sanitised, terminal
+from labkit.views.report.sanitize import image_data_url, latex_to_mathml, render_markdown, sanitize_html, terminal_text
 
 
 @pytest.mark.parametrize(
@@ -41,11 +41,11 @@ from labkit.views.report.sanitize import markdown, maths, picture, sanitised, te
     ],
 )  # fmt: skip
 def test_markup_keeps_what_formats(given: str, left: str, why: str) -> None:
-    assert sanitised(given) == left, why
+    assert sanitize_html(given) == left, why
 
 
 def test_headings_of_markdown_can_be_linked() -> None:
-    made = markdown("# One\n\n## Two *words*\n\n## Two words", prefix="n-", shift=1)
+    made = render_markdown("# One\n\n## Two *words*\n\n## Two words", prefix="n-", shift=1)
     assert [tuple(each) for each in made.headings] == [
         (1, "One", "s-n-one"),
         (2, "Two words", "s-n-two-words"),
@@ -66,31 +66,31 @@ def test_headings_of_markdown_can_be_linked() -> None:
     ],
 )
 def test_maths_of_markdown_needs_no_script(source: str, expected: str) -> None:
-    assert expected in markdown(source).html
+    assert expected in render_markdown(source).html
 
 
 def test_maths_that_cannot_be_read_is_shown_as_written() -> None:
-    assert maths("\\frac{") == "<code>\\frac{</code>"
+    assert latex_to_mathml("\\frac{") == "<code>\\frac{</code>"
 
 
 def test_code_in_markdown_is_coloured_and_mermaid_is_code() -> None:
-    assert '<span class="mi">1</span>' in markdown("```python\nx = 1\n```").html
-    assert "graph TD" in markdown("```mermaid\ngraph TD\n```").html
+    assert '<span class="mi">1</span>' in render_markdown("```python\nx = 1\n```").html
+    assert "graph TD" in render_markdown("```mermaid\ngraph TD\n```").html
 
 
 def test_what_may_be_wide_can_be_moved_by_keyboard() -> None:
-    made = markdown("| a |\n|---|\n| 1 |\n\n```\nx\n```").html
+    made = render_markdown("| a |\n|---|\n| 1 |\n\n```\nx\n```").html
     assert made.count('tabindex="0"') == 2 and made.count("<div") == made.count("</div>")
 
 
 def test_attachments_are_pictures_and_a_missing_one_is_its_words() -> None:
     held = {"a.png": {"image/png": "aGk="}}
-    assert 'src="data:image/png;base64,aGk="' in markdown("![x](attachment:a.png)", attachments=held).html
-    assert "<em>x</em>" in markdown("![x](attachment:b.png)", attachments=held).html
+    assert 'src="data:image/png;base64,aGk="' in render_markdown("![x](attachment:a.png)", attachments=held).html
+    assert "<em>x</em>" in render_markdown("![x](attachment:b.png)", attachments=held).html
 
 
 def test_a_drawing_is_a_picture_in_which_nothing_runs() -> None:
-    address = picture("image/svg+xml", '<svg xmlns="http://www.w3.org/2000/svg"><script>hit()</script></svg>')
+    address = image_data_url("image/svg+xml", '<svg xmlns="http://www.w3.org/2000/svg"><script>hit()</script></svg>')
     assert address is not None and address.startswith("data:image/svg+xml;base64,")
 
 
@@ -99,4 +99,4 @@ def test_a_drawing_is_a_picture_in_which_nothing_runs() -> None:
     [("a\r\nb", "a\nb"), ("10 %\r20 %\r", "20 %"), ("\x1b[1;31mred\x1b[0m", "red"), ("\x1b[2K\rdone", "done")],
 )
 def test_printed_text_is_what_a_terminal_would_show(printed: str, seen: str) -> None:
-    assert terminal(printed) == seen
+    assert terminal_text(printed) == seen

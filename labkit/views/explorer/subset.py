@@ -1,4 +1,4 @@
-"""Which chains travel with a notebook: whole groups up to a bound, so that no explorer makes a file that nobody can open.
+"""Which subset of many chains is saved with a notebook: whole groups up to a bound, so that no file grows too large to open.
 
 All the others stay where they were read from; a kernel that holds them is asked by the page.
 """
@@ -10,38 +10,38 @@ from itertools import pairwise, zip_longest
 from pathlib import PurePath
 from typing import Any
 
-from labkit.views.explorer.packing import Listed
+from labkit.views.explorer.packing import StagedChain
 
 MOST_CHAINS = 12_000
-"""Chains that travel at most: a page draws as many within a second."""
+"""Chains that are saved at most: a page draws as many within a second."""
 MOST_BYTES = 5_200_000
 """Of their packed columns; a notebook holds them in base64, as 6.9 MB. Long texts mean fewer chains."""
 FEWEST_CHAINS = 400
-"""As many travel however long their texts are."""
+"""As many are saved however long their texts are."""
 MOST_SHEET_BYTES = 2_500_000
-"""Of the clips' pictures that travel along, 3.3 MB in base64."""
+"""Of the clips' sprite sheets that are saved with it, 3.3 MB in base64."""
 _EPSILON = 1e-6
 _MOST_STEPS = 12
 """Steps that a page looks at for the best one of a chain, as MOST_STEPS in js/chains.js."""
 
 
-def groups(rows: Sequence[Listed]) -> list[list[int]]:
+def groups(rows: Sequence[StagedChain]) -> list[list[int]]:
     """Places of the chains by what they competed in: run, stage, step and query, as the Group view shows them."""
     found: dict[tuple[str, str, int, str], list[int]] = {}
-    for place, (stage, reading) in enumerate(rows):
-        record = reading.record
-        key = (getattr(record, "run", ""), stage, getattr(record, "step", 0), reading.moment.qid)
+    for place, (stage, measured) in enumerate(rows):
+        record = measured.record
+        key = (getattr(record, "run", ""), stage, getattr(record, "step", 0), measured.moment.qid)
         found.setdefault(key, []).append(place)
     return list(found.values())
 
 
-def travelling(
-    rows: Sequence[Listed],
+def choose_subset(
+    rows: Sequence[StagedChain],
     first: int,
     base: Mapping[str, float],
     *,
     most: int = MOST_CHAINS,
-    kept: Callable[[Listed], bool] | None = None,
+    kept: Callable[[StagedChain], bool] | None = None,
     among: Iterable[int] | None = None,
 ) -> list[int]:
     """Places, in order, of up to `most` chains that stand for all: whole groups, unless one alone is larger.
@@ -54,7 +54,7 @@ def travelling(
         return list(range(len(rows)))
     wanted = None if among is None else set(among)
     all_groups = [group for group in groups(rows) if wanted is None or not wanted.isdisjoint(group)]
-    answers = [row.reading.answer_iou for row in rows]
+    answers = [row.measured.answer_iou for row in rows]
 
     def value(places: list[int], of: Callable[[int], float], best: Callable[..., float]) -> float:
         return best(of(place) for place in places if wanted is None or place in wanted)
@@ -80,23 +80,23 @@ def travelling(
     for turn in zip_longest(worst, best, regressed, harvested):
         for at in turn:
             take(at)
-    # A query that was asked more often than may travel: of its chains every so many.
+    # A query that was asked more often than may be saved: of its chains every so many.
     larger = [place for group in all_groups if len(group) > most for place in group]
     if larger and len(chosen) < most:
         chosen.update(dict.fromkeys(larger[:: -(-len(larger) // (most - len(chosen)))]))
     return sorted(chosen)
 
 
-def loss(row: Listed, base: Mapping[str, float]) -> float:
+def loss(row: StagedChain, base: Mapping[str, float]) -> float:
     """IoU that a chain's answer lost against the base model, or where there is none, since its best step."""
-    before = base.get(row.reading.moment.qid)
+    before = base.get(row.measured.moment.qid)
     if before is None or row.stage == "base":
-        before = max(row.reading.ious, default=0.0)
-    return before - row.reading.answer_iou
+        before = max(row.measured.ious, default=0.0)
+    return before - row.measured.answer_iou
 
 
 def matching(
-    rows: Sequence[Listed], kinds: Sequence[str], base: Mapping[str, float], asked: Mapping[str, Any]
+    rows: Sequence[StagedChain], kinds: Sequence[str], base: Mapping[str, float], asked: Mapping[str, Any]
 ) -> list[int]:
     """Places of the chains that pass the filters of a page, by the same rules as the page's own.
 
@@ -108,9 +108,9 @@ def matching(
     low, high = float(asked.get("low") or 0), float(1 if asked.get("high") is None else asked["high"])
     course = str(asked.get("regress") or "")
 
-    def passes(place: int, row: Listed) -> bool:
-        reading = row.reading
-        chain, moment, iou = reading.chain, reading.moment, reading.answer_iou
+    def passes(place: int, row: StagedChain) -> bool:
+        measured = row.measured
+        chain, moment, iou = measured.chain, measured.moment, measured.answer_iou
         own = {"stage": row.stage, "status": chain.status, "kind": kinds[place]}
         if any(each and own[name] != each for name, each in equal.items()):
             return False
@@ -118,24 +118,24 @@ def matching(
             return False
         if anchors and (len(chain.anchors) < 4 if anchors == "4" else str(len(chain.anchors)) != anchors):
             return False
-        if course == "step" and not any(after < before - _EPSILON for before, after in pairwise(reading.ious)):
+        if course == "step" and not any(after < before - _EPSILON for before, after in pairwise(measured.ious)):
             return False
-        if course == "answer" and not max([0.0, *reading.ious[:_MOST_STEPS]]) - iou > _EPSILON:
+        if course == "answer" and not max([0.0, *measured.ious[:_MOST_STEPS]]) - iou > _EPSILON:
             return False
         if course == "base" and not (moment.qid in base and iou - base[moment.qid] < -_EPSILON):
             return False
         name = PurePath(moment.video).name
-        return not needle or needle in f"{moment.query}\n{moment.qid}\n{name}\n{reading.record.text}".lower()
+        return not needle or needle in f"{moment.query}\n{moment.qid}\n{name}\n{measured.record.text}".lower()
 
     return [place for place, row in enumerate(rows) if passes(place, row)]
 
 
-def _by_step(rows: Sequence[Listed], all_groups: Sequence[Sequence[int]]) -> list[int]:
+def _by_step(rows: Sequence[StagedChain], all_groups: Sequence[Sequence[int]]) -> list[int]:
     """Groups such that every step of every stage comes once before any comes twice."""
     steps: dict[tuple[str, int], list[int]] = {}
     for at, group in enumerate(all_groups):
         row = rows[group[0]]
-        steps.setdefault((row.stage, getattr(row.reading.record, "step", 0)), []).append(at)
+        steps.setdefault((row.stage, getattr(row.measured.record, "step", 0)), []).append(at)
     # Where there are more steps than room, those that come are spread over the whole stage.
     turns = [at for turn in zip_longest(*steps.values()) for at in turn if at is not None]
     first, rest = turns[: len(steps)], turns[len(steps) :]

@@ -15,8 +15,8 @@ from labkit.chain.anchors import render
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.stages.rollouts import Rollout
-from labkit.views.explorer import travel
-from labkit.views.explorer.packing import Row, listed
+from labkit.views.explorer import subset
+from labkit.views.explorer.packing import PlainRecord, staged_chains
 from labkit.views.explorer.widget import ChainExplorer, explore
 
 GROUP, STEPS = 4, 10
@@ -45,7 +45,7 @@ def many() -> list[Rollout]:
 
 @pytest.fixture
 def bounded(many: list[Rollout], monkeypatch: pytest.MonkeyPatch) -> ChainExplorer:
-    monkeypatch.setattr(travel, "MOST_CHAINS", 80)
+    monkeypatch.setattr(subset, "MOST_CHAINS", 80)
     return explore(many, MOMENTS, clips=0)
 
 
@@ -80,7 +80,7 @@ def test_what_stayed_behind_is_said_beside_the_table(bounded: ChainExplorer) -> 
 
 
 def test_kept_chains_travel_before_others(many: list[Rollout], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(travel, "MOST_CHAINS", 40)
+    monkeypatch.setattr(subset, "MOST_CHAINS", 40)
     kept = [rollout(4, "q3", 1, words="worth learning"), rollout(9, "q1", 2, words="this, too")]
     for each in kept:
         many[(each.step - 1) * 20 + int(each.qid[1]) * GROUP + each.sample] = each
@@ -90,9 +90,11 @@ def test_kept_chains_travel_before_others(many: list[Rollout], monkeypatch: pyte
 
 
 def test_one_query_asked_without_end_is_thinned_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(travel, "MOST_CHAINS", 30)
-    rows = listed({"sft": [Row("q0", render([], Span(k % 5, 8))) for k in range(100)]}, {"q0": MOMENTS[0]})
-    chosen = travel.travelling(rows, 2, {}, most=30)
+    monkeypatch.setattr(subset, "MOST_CHAINS", 30)
+    rows = staged_chains(
+        {"sft": [PlainRecord("q0", render([], Span(k % 5, 8))) for k in range(100)]}, {"q0": MOMENTS[0]}
+    )
+    chosen = subset.choose_subset(rows, 2, {}, most=30)
     assert 2 in chosen and 20 <= len(chosen) <= 30 and chosen[-1] > 90
 
 
@@ -141,21 +143,21 @@ def test_a_page_finds_among_all_what_its_filters_ask_for(bounded: ChainExplorer,
 )
 def test_the_kernel_filters_as_the_page_does(filters: dict[str, Any], passes: set[int]) -> None:
     chains = {
-        "base": [Row("q0", render([], Span(2, 8)))],
+        "base": [PlainRecord("q0", render([], Span(2, 8)))],
         "sft": [
-            Row("q0", render([Span(0, 8), Span(1, 5)], Span(2, 4))),
-            Row("q1", render([Span(1, 5)], Span(5, 8))),
-            Row("q1", render([Span(0, 8), Span(1, 5), Span(0, 8), Span(1, 6)], Span(3, 8))),
+            PlainRecord("q0", render([Span(0, 8), Span(1, 5)], Span(2, 4))),
+            PlainRecord("q1", render([Span(1, 5)], Span(5, 8))),
+            PlainRecord("q1", render([Span(0, 8), Span(1, 5), Span(0, 8), Span(1, 6)], Span(3, 8))),
         ],
     }
-    rows = listed(chains, {m.qid: m for m in MOMENTS})
+    rows = staged_chains(chains, {m.qid: m for m in MOMENTS})
     base = {"q0": 1 / 3, "q1": 0.1}
-    assert set(travel.matching(rows, ["", "", "never_narrowed", ""], base, filters)) == passes
+    assert set(subset.matching(rows, ["", "", "never_narrowed", ""], base, filters)) == passes
 
 
 def test_long_texts_mean_fewer_chains(many: list[Rollout], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(travel, "FEWEST_CHAINS", 8)
-    monkeypatch.setattr(travel, "MOST_BYTES", 30_000)
+    monkeypatch.setattr(subset, "FEWEST_CHAINS", 8)
+    monkeypatch.setattr(subset, "MOST_BYTES", 30_000)
     drawn = random.Random(0)
     long = [rollout(r.step, r.qid, r.sample, words="".join(drawn.choices("abcdefghijkl", k=2000))) for r in many]
     widget = explore(long, MOMENTS, clips=0)
@@ -171,7 +173,7 @@ def test_a_notebook_with_two_hundred_thousand_chains_stays_below_fifteen_megabyt
         for k in range(200_000)
     ]
     widget = explore(made, MOMENTS, clips=0)
-    assert len(widget) == 200_000 and len(places(widget)) == travel.MOST_CHAINS
+    assert len(widget) == 200_000 and len(places(widget)) == subset.MOST_CHAINS
     state = Widget.get_manager_state(widgets=[widget])
     notebook = nbformat.v4.new_notebook(metadata={"widgets": {"application/vnd.jupyter.widget-state+json": state}})
     assert len(nbformat.writes(notebook)) < 15_000_000
