@@ -19,7 +19,7 @@ from labkit.progress import say
 from labkit.runs.log import tee
 from labkit.runs.notebooks import BANNER_TAG, run_notebooks
 from labkit.stages.distributed import preemption
-from tests.test_runs import kernels_find_labkit, only, project, write_notebooks
+from tests.runs.test_run import kernels_find_labkit, only, project, write_notebooks
 
 __all__ = ["kernels_find_labkit", "project"]
 LONG = "print('long work', flush=True); import time; time.sleep(60)"

@@ -113,7 +113,7 @@ def test_what_goes_on_in_the_background_does_not_hold_the_callers_pipe(project):
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=75,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}, stdin=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode == 0 and "x: local job" in done.stdout, done.stderr
     job = read_job(project / "outputs" / "x")

@@ -31,7 +31,7 @@ from labkit.runs.submit import minutes, sweep
 from labkit.stages.distributed.preemption import VARIABLE, handle_preemption, stop_between_parts, stop_requested
 
 pytest.importorskip("submitit")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CELL = """
 from labkit.params import Params
 from labkit.runs.run import Run

@@ -24,7 +24,7 @@ from labkit.params import DEFAULTS, Params, names, read_params
 from labkit.runs.notebooks import BANNER_TAG, run_notebooks
 from labkit.runs.run import STAGES, Run
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
