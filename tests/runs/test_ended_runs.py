@@ -92,7 +92,7 @@ def test_a_closed_standard_output_is_no_error(monkeypatch):
     say("nobody hears it")
 
 
-@pytest.mark.parametrize("number", preemption.ENDING)
+@pytest.mark.parametrize("number", preemption.TERMINATION_SIGNALS)
 def test_a_second_signal_does_not_disturb_the_first(tmp_path, number):
     before = signal.getsignal(number)
     with pytest.raises(Terminated) as caught, preemption.handle_preemption(tmp_path / "stop"):
