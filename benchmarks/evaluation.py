@@ -18,8 +18,9 @@ from pathlib import Path
 
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
-from labkit.stages.evaluate import evaluate, in_asking_order, judge_answers, read_evaluation
-from labkit.stages.provenance import Answer, AnswerStore, Origin, question_digest
+from labkit.stages.evaluate import evaluate, evaluate_answers, in_evaluation_order, read_answers, read_evaluation
+from labkit.stages.provenance import Provenance, question_digest
+from labkit.stages.rollouts import UNPAID, Rollout, RolloutStore
 
 QUESTIONS, VIDEOS, BATCH = 17_031, 4_885, 64
 FRAMES, FPS, TOKENS, TEXT = 64, 2.0, 64, 100
@@ -37,7 +38,7 @@ def main() -> None:
         f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
     )
     moments = made_up()
-    for name, ordered in {"as they come": moments, "as they are asked": in_asking_order(moments)}.items():
+    for name, ordered in {"as they come": moments, "as they are asked": in_evaluation_order(moments)}.items():
         padded, encoded = order(ordered)
         print(
             f"{name:<18} {padded:.2f} positions computed for each of a prompt, clips met {encoded / VIDEOS:.2f} times"
@@ -68,19 +69,26 @@ def order(moments: list[Moment]) -> tuple[float, int]:
 
 
 def keep(moments: list[Moment], folder: Path) -> None:
-    """CPU seconds of writing answers in batches, and of reading and judging all of them."""
-    origin = Origin(policy="bench", weights="0", prompts="", max_new_tokens=256)
-    store, begin = AnswerStore(folder, origin), time.process_time()
+    """CPU seconds of writing answers in batches, of reading them and of their figures."""
+    provenance = Provenance(policy="bench", weights="0", prompts="", max_new_tokens=256).note()
+    store, begin = RolloutStore(folder), time.process_time()
     for first in range(0, len(moments), BATCH):
-        batch = moments[first : first + BATCH]
-        store.write([Answer(moment.qid, CHAIN, True, question_digest(moment)) for moment in batch])
+        rollouts = [
+            Rollout(
+                run="bench", stage="base", step=0, qid=moment.qid, sample=0, seed=0, checkpoint="bench", text=CHAIN,
+                status="ok", **UNPAID, prompt_tokens=900, completion_tokens=60, finished=True,
+                question=question_digest(moment),
+            )
+            for moment in moments[first : first + BATCH]
+        ]  # fmt: skip
+        store.write(0, rollouts, provenance, batch=str(first))
     written, begin = time.process_time() - begin, time.process_time()
-    answers = AnswerStore(folder).read(moments)
+    answers = {rollout.qid: rollout for rollout in read_answers(folder, moments)}
     read, begin = time.process_time() - begin, time.process_time()
-    judge_answers(answers, moments)
-    judged = time.process_time() - begin
+    evaluate_answers(answers, moments)
+    scored = time.process_time() - begin
     print(
-        f"{len(moments):,} answers written in {written:.2f} s, read in {read:.2f} s, judged in {judged:.2f} s of work"
+        f"{len(moments):,} answers written in {written:.2f} s, read in {read:.2f} s, figures in {scored:.2f} s of work"
     )
 
 
@@ -102,9 +110,9 @@ def asked(count: int, folder: Path) -> None:
     took = time.perf_counter() - begin
     print(f"{len(moments)} questions to the embedded model: {len(moments) / took:.1f} a second")
     for rank in (0, 1):
-        evaluate(policy, source, moments, max_new_tokens=64, folder=folder / "two", batch_size=16, share=(rank, 2))
-    same = read_evaluation(folder / "two", moments).predictions == whole.predictions
-    print(f"the same predictions from two shares: {same}")
+        evaluate(policy, source, moments, max_new_tokens=64, folder=folder / "two", batch_size=16, shard=(rank, 2))
+    same = repr(read_evaluation(folder / "two", moments)) == repr(whole)  # rewards are NaN
+    print(f"the same rollouts from two shards: {same}")
     begin = time.perf_counter()
     evaluate(policy, source, moments, max_new_tokens=64, folder=folder / "two", batch_size=16)
     print(f"asked again, all being there: {time.perf_counter() - begin:.2f} s")

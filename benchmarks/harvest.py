@@ -1,4 +1,4 @@
-"""A harvest at scale: the funnel of 30,000 traces, and whether two processes harvest what one does.
+"""A harvest at scale: the filter of 30,000 traces, and whether two processes harvest what one does.
 
     OMP_NUM_THREADS=1 python benchmarks/harvest.py [--traces 30000] [--prompts 3000] [--processes 2]
 
@@ -26,7 +26,7 @@ from labkit.chain.anchors import parse, render
 from labkit.chain.rewards import RewardSpec, score_chain
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
-from labkit.stages.harvest import filter_traces, join_traces, sample_traces
+from labkit.stages.harvest import filter_traces, harvest, merge_shards
 from labkit.stages.rollouts import Rollout, RolloutStore
 
 GROUP, SAMPLES = 8, 2
@@ -45,7 +45,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.child:
         what, *rest = options.child
-        print(json.dumps({"funnel": funnel, "share": share}[what](*rest)))
+        print(json.dumps({"filter": filter_all, "shard": one_shard}[what](*rest)))
         return
     import pyarrow
     import torch
@@ -58,9 +58,9 @@ def main() -> None:
         folder = Path(name)
         made_up(options.traces, folder / "made-up")
         for run in ("first", "second"):
-            found = ended(child("funnel", folder / "made-up", options.traces))
+            found = ended(child("filter", folder / "made-up", options.traces))
             print(
-                f"{options.traces:,} traces from parquet to the funnel, {run} time: {found['wall']:.2f} s, of them "
+                f"{options.traces:,} traces from parquet to the filter, {run} time: {found['wall']:.2f} s, of them "
                 f"{found['cpu']:.2f} s of work, goal 2 s; memory of the process {found['peak']:,.0f} MB, goal 1,000 MB; "
                 f"{found['kept']:,} kept"
             )
@@ -98,15 +98,15 @@ def made(qid: str, sample: int, part: int, drawn: random.Random, spec: RewardSpe
     return Rollout(**earned, **told, prompt_tokens=900, completion_tokens=160, finished=True)
 
 
-def funnel(folder: str, traces: str) -> dict[str, float]:
+def filter_all(folder: str, traces: str) -> dict[str, float]:
     moments = {
         f"q{number}": Moment(f"q{number}", "/v.mp4", "a door opens", (TRUTH,), 60.0)
         for number in range(int(traces) // GROUP)
     }
     wall, cpu = time.perf_counter(), time.process_time()
-    harvest = filter_traces(RolloutStore(folder).stream(), moments)
+    filtered = filter_traces(RolloutStore(folder).stream(), moments)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return {"wall": wall, "cpu": cpu, "peak": peak(), "kept": len(harvest.kept)}
+    return {"wall": wall, "cpu": cpu, "peak": peak(), "kept": len(filtered.kept)}
 
 
 def processes(prompts: int, count: int, folder: Path) -> None:
@@ -119,11 +119,11 @@ def processes(prompts: int, count: int, folder: Path) -> None:
         begin = time.perf_counter()
         name = folder / f"by-{world}"
         peaks = [ended(run)["peak"] for run in [
-            child("share", name, folder / "world", prompts, rank, world) for rank in range(world)
+            child("shard", name, folder / "world", prompts, rank, world) for rank in range(world)
         ]]  # fmt: skip
         took[world] = time.perf_counter() - begin
         stores[world] = RolloutStore(name)
-        join_traces(stores[world], asked(folder / "world", prompts)[1], SAMPLES)
+        merge_shards(stores[world], asked(folder / "world", prompts)[1], SAMPLES)
         print(f"{prompts:,} prompts by {world}: {took[world]:.0f} s, memory of a process at most {max(peaks):,.0f} MB")
     one, several = stores[1].table(), stores[count].table()
     print(
@@ -142,7 +142,7 @@ def asked(world: Path, prompts: int) -> tuple[list[Moment], list[Moment]]:
     ]
 
 
-def share(folder: str, world: str, prompts: str, rank: str, count: str) -> dict[str, float]:
+def one_shard(folder: str, world: str, prompts: str, rank: str, count: str) -> dict[str, float]:
     """What one process does."""
     import torch
 
@@ -161,9 +161,9 @@ def share(folder: str, world: str, prompts: str, rank: str, count: str) -> dict[
         def __missing__(self, qid: str) -> Any:
             return replace(small[qid.split("/")[1]], qid=qid)
 
-    sample_traces(
+    harvest(
         policy, Renamed(), many, RolloutStore(folder), spec=RewardSpec(), samples=SAMPLES, temperature=1.0,
-        max_new_tokens=12, seed=0, run="bench", share=(int(rank), int(count)),
+        max_new_tokens=12, seed=0, run="bench", shard=(int(rank), int(count)),
     )  # fmt: skip
     return {"peak": peak()}
 

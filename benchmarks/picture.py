@@ -23,10 +23,10 @@ def main(run: str, target: str) -> None:
     from playwright.sync_api import sync_playwright
 
     lab = Lab.open(read_params(f"{run}/params.yaml"))
-    measured = {stage: lab.read_evaluation(stage).greedy for stage in ("grpo", "sft", "grpo_final")}
+    greedy = {stage: lab.read_evaluation(stage).greedy for stage in ("grpo", "sft", "grpo_final")}
     base = lab.read_evaluation("base").greedy
     moments = lab.moments("test")
-    explorer = explore(measured, moments, base=base, spec=lab.rewards(final=True), folder=lab.sheets)
+    explorer = explore(greedy, moments, base=base, spec=lab.rewards(final=True), folder=lab.sheets)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         file = Path(folder) / "explorer.html"
         file.write_text(widget_page(explorer, f"labkit.explore: {lab.params.run}"), encoding="utf-8")

@@ -176,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
 
     base = commands.add_parser("base", help="train the embedded base anew, about ten minutes on one CPU core")
     base.add_argument("folder", type=_path, help="folder to write to; must not exist")
-    base.add_argument("--seed", type=int, default=0, help="seed of weights and lessons (default 0)")
+    base.add_argument("--seed", type=int, default=0, help="seed of weights and training targets (default 0)")
     base.add_argument(
         "--task", choices=("grounding", "gqa"), default="grounding", help="what it is taught (default grounding)"
     )
@@ -291,8 +291,8 @@ def _world(options: argparse.Namespace) -> None:
 
 
 def _base(options: argparse.Namespace) -> None:
+    from labkit.embedded.model import write_untrained
     from labkit.embedded.pretraining import train_base
-    from labkit.embedded.untrained import write_untrained
 
     if Path(options.folder).exists():
         raise LabError(f"'{options.folder}' exists already; name a folder that does not")

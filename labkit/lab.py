@@ -16,7 +16,7 @@ from labkit.errors import LabError
 from labkit.files import locked
 from labkit.policy.model import Policy
 from labkit.progress import Progress, Tally, say
-from labkit.runs.measured import Measured, read_measured
+from labkit.runs.results import ModelEvaluation, read_model_evaluation
 from labkit.runs.run import NOTEBOOK_OF, STAGE_LOCK, read_manifest
 from labkit.runs.workbench import Workbench
 from labkit.runs.worker import WorkerTask
@@ -27,10 +27,11 @@ from labkit.stages.distributed.launch import launch
 from labkit.stages.distributed.launcher_variables import single_process
 from labkit.stages.distributed.process_group import world_size
 from labkit.stages.grpo_steps import GrpoResult, stage_params
-from labkit.stages.harvest import Harvest, filter_traces, is_whole, join_traces
+from labkit.stages.harvest import Harvest, filter_traces, harvest_complete, merge_shards
 from labkit.stages.rollouts import Rollout
 from labkit.stages.sft import SftResult, sft_batch_size, sft_steps
 from labkit.stages.start import require_final_weights
+from labkit.values import read_yaml
 
 
 class ModelRef(NamedTuple):
@@ -69,7 +70,7 @@ class Lab(Workbench):
         """Which model stage 1 starts from: the `base`, or the `harvester` where one is named."""
         return "harvester" if self.params.harvester else "base"
 
-    def evaluate(self, stage: str, policy: Policy | ModelRef) -> Measured:
+    def evaluate(self, stage: str, policy: Policy | ModelRef) -> ModelEvaluation:
         """Evaluate a policy on the test split, once: called again, it reads what is there.
 
         `stage` names the model: base, harvester, grpo, sft or grpo_final.
@@ -79,9 +80,9 @@ class Lab(Workbench):
         self._evaluate(policy, NOTEBOOK_OF.get(stage, "01_grpo"), parts, stage)
         return self.read_evaluation(stage)
 
-    def read_evaluation(self, stage: str) -> Measured:
+    def read_evaluation(self, stage: str) -> ModelEvaluation:
         """What `evaluate` has found for a stage's model."""
-        return read_measured(self.path, stage)
+        return read_model_evaluation(self.path, stage, self.moments("test"))
 
     def ablate_frames(self, policy: Policy | ModelRef) -> dict[str, float]:
         """Greedy mIoU of a policy on frames that are not the query's, by kind: what it can do without looking.
@@ -112,7 +113,7 @@ class Lab(Workbench):
         """A stage's greedy answers to the test split: interval, baselines fitted on the training split, protocol card."""
         return score(self.predictions(stage), self.moments("test"), train=self.moments("train"))
 
-    def compared_runs(self) -> dict[str, Measured]:
+    def compared_runs(self) -> dict[str, ModelEvaluation]:
         """The final models of the runs that `compare` names, by the run's name; they must share this test split."""
         own, evaluations = self.manifest["data"].get("test"), {}
         for other in self.params.compare:
@@ -121,7 +122,9 @@ class Lab(Workbench):
                 raise LabError(
                     f"compare: '{folder}' was tested on other data than this run; compare runs of one test split"
                 )
-            evaluations[folder.name] = read_measured(folder, "grpo_final")
+            # Of one file, runs may take more or fewer moments.
+            moments = self.moments("test")[: read_yaml(folder / "params.yaml").get("test_limit") or None]
+            evaluations[folder.name] = read_model_evaluation(folder, "grpo_final", moments)
         return evaluations
 
     def telling_query(self) -> str:
@@ -171,8 +174,8 @@ class Lab(Workbench):
         """
         moments, store, samples = self.harvested_moments(), self.rollouts("distill"), self.params.harvest_samples
         # A policy that is here compares itself with the one that sampled; workers would each load one for that alone.
-        if isinstance(policy, ModelRef) and is_whole(store, moments, samples):
-            join_traces(store, moments, samples)
+        if isinstance(policy, ModelRef) and harvest_complete(store, moments, samples):
+            merge_shards(store, moments, samples)
         else:
             self._work("harvest", policy, Tally(len(moments), self.progress_file), "02_distill")
         return self.harvested()
@@ -187,7 +190,7 @@ class Lab(Workbench):
         p = self.params
         if not kept:
             raise LabError(
-                "the harvest kept no trace, so there is nothing to learn from: see its funnel in 02_distill for what "
+                "the harvest kept no trace, so there is nothing to learn from: see the chart in 02_distill for what "
                 "dropped them, then lower min_answer_iou or harvest more (harvest_prompts, harvest_samples)"
             )
         world = world_size(p.processes) if isinstance(policy, ModelRef) else 1
@@ -217,7 +220,7 @@ class Lab(Workbench):
         if missing := [part for part in parts if not files[part[0]].exists()]:
             self._require_model_of(stage, policy)
             tally = Tally(len(self.moments("test")), self.progress_file)
-            self._work("evaluation", policy, tally, notebook, notebook=notebook, parts=missing)
+            self._work("evaluation", policy, tally, notebook, stage=stage, notebook=notebook, parts=missing)
         return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items()}
 
     def _work(

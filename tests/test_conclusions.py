@@ -13,8 +13,9 @@ from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.embedded.true_words import word_figures
 from labkit.embedded.world import PLACES, asked_about, make_scene, scene_moments
-from labkit.runs.measured import Measured, Prediction
+from labkit.runs.results import ModelEvaluation
 from labkit.stages.grpo_steps import GrpoResult
+from labkit.stages.rollouts import UNPAID, Rollout
 from labkit.views.conclusions import (
     Claim,
     Conclusion,
@@ -30,23 +31,30 @@ VIDEOS = 30
 MOMENTS = {f"q{n}": Moment(f"q{n}", f"/v/{n}.mp4", "a door opens", (Span(10, 20),), 40.0) for n in range(VIDEOS)}
 
 
-def model(chain, moments=MOMENTS, sampled=None) -> Measured:
+def evaluated(qid: str, text: str, status: str) -> Rollout:
+    return Rollout(
+        run="x", stage="base", step=0, qid=qid, sample=0, seed=0, checkpoint="base", text=text, status=status, **UNPAID,
+        prompt_tokens=1, completion_tokens=1, finished=True,
+    )  # fmt: skip
+
+
+def model(chain, moments=MOMENTS, sampled=None) -> ModelEvaluation:
     """A model that writes `chain(n)` for the n-th moment."""
 
     def rows(write):
-        return [Prediction(qid, text := write(n), parse(text).status) for n, qid in enumerate(moments)]
+        return [evaluated(qid, text := write(n), parse(text).status) for n, qid in enumerate(moments)]
 
-    def figures(predictions):
-        chains = [parse(row.text) for row in predictions]
+    def figures(rollouts):
+        chains = [parse(rollout.text) for rollout in rollouts]
         found = chain_figures(chains, [m.windows for m in moments.values()], [m.duration for m in moments.values()])
-        found |= word_figures({row.qid: row.text for row in predictions}, list(moments.values()))
+        found |= word_figures({row.qid: row.text for row in rollouts}, list(moments.values()))
         return {name: None if math.isnan(value) else value for name, value in found.items()}
 
     greedy = rows(chain)
     told = {"greedy": figures(greedy)}
     if sampled is not None:
         told["sampled"] = figures(rows(sampled))
-    return Measured(told, greedy, rows(sampled) if sampled else [])
+    return ModelEvaluation(told, greedy, rows(sampled) if sampled else [])
 
 
 def plain(length: float, without: int = 0):
@@ -115,7 +123,7 @@ def test_a_model_without_anchors_keeps_none_and_nothing_is_made_up():
 
 
 def test_figures_that_are_missing_never_count_as_success():
-    nothing = Measured({"greedy": {}}, [], [])
+    nothing = ModelEvaluation({"greedy": {}}, [], [])
     assert not any(holds(after_final(nothing, nothing, nothing, MOMENTS)))
     assert not any(holds(after_sft(nothing, nothing, nothing, MOMENTS)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,11 +20,12 @@ from labkit.errors import LabError
 from labkit.files import lock, locked, unlock
 from labkit.lab import Lab, ModelRef
 from labkit.params import DEFAULTS
-from labkit.runs.measured import Prediction
+from labkit.runs.results import evaluation_folder
 from labkit.scoring.predictions import read_predictions
 from labkit.stages import harvest as distill
 from labkit.stages.grpo_steps import GrpoResult
-from labkit.stages.rollouts import JOINED, Rollout
+from labkit.stages.provenance import question_digest
+from labkit.stages.rollouts import JOINED, UNPAID, Rollout, RolloutStore
 
 SMALL = replace(DEFAULTS, world_train=2, world_validation=1, world_test=2)
 
@@ -193,22 +195,50 @@ def test_fewer_traces_than_a_batch_are_said_and_counted(
     assert lab.train_sft(policy, kept).steps == steps and "fewer" not in capsys.readouterr().out  # type: ignore[arg-type]
 
 
-def measure(lab: Lab, miou: float) -> None:
-    lab.moments("test")
-    row = {"figures": {"miou": miou}, "predictions": [["q", "text", "ok"]]}
-    (lab.folder("04_grpo_final") / "grpo_final-greedy.json").write_text(json.dumps(row))
+def put_evaluation(lab: Lab, miou: float) -> None:
+    rollouts = [
+        Rollout(
+            run=lab.params.run, stage="grpo_final", step=0, qid=moment.qid, sample=0, seed=0, checkpoint="m", text="text",
+            status="ok", **UNPAID, prompt_tokens=1, completion_tokens=1, finished=True, question=question_digest(moment),
+        )
+        for moment in lab.moments("test")
+    ]  # fmt: skip
+    lab.cached_json("04_grpo_final", "grpo_final-greedy", lambda: {"figures": {"miou": miou}})
+    RolloutStore(evaluation_folder(lab.path, "04_grpo_final", "grpo_final-greedy")).write(0, rollouts[::-1], batch="a")
 
 
 def test_other_runs_stand_beside_this_one_when_they_share_the_test_split(project):
-    measure(Lab.open(replace(SMALL, run="other")), 0.7)
-    measure(Lab.open(replace(SMALL, run="elsewhere", world_seed=1)), 0.9)
+    put_evaluation(Lab.open(replace(SMALL, run="other")), 0.7)
+    put_evaluation(Lab.open(replace(SMALL, run="elsewhere", world_seed=1)), 0.9)
     lab = Lab.open(replace(SMALL, compare=("outputs/other",)))
-    lab.moments("test")
-    assert lab.compared_runs()["other"].figures["greedy"] == {"miou": 0.7}
-    assert lab.compared_runs()["other"].greedy == [Prediction("q", "text", "ok")]
+    qids = [moment.qid for moment in lab.moments("test")]
+    other = lab.compared_runs()["other"]
+    assert other.figures == {"greedy": {"miou": 0.7}} and other.sampled == []
+    assert [(each.run, each.qid) for each in other.greedy] == [("other", qid) for qid in qids]
     lab = Lab.open(replace(SMALL, compare=("outputs/elsewhere",)))
     with pytest.raises(LabError, match="elsewhere' was tested on other data"):
         lab.compared_runs()
+
+
+def test_a_compared_run_may_have_been_tested_on_fewer_moments_of_the_split(project):
+    put_evaluation(Lab.open(replace(SMALL, run="fewer", test_limit=2)), 0.7)
+    lab = Lab.open(replace(SMALL, compare=("outputs/fewer",)))
+    qids = [moment.qid for moment in lab.moments("test")]
+    assert [each.qid for each in lab.compared_runs()["fewer"].greedy] == qids[:2] != qids
+
+
+def test_an_evaluation_of_the_version_before_is_read(project):
+    """It kept (qid, text, status) beside the figures."""
+    lab = Lab.open(SMALL)
+    rows = [["q1", "<think>", "cut_off"], ["q0", "text", "no_answer"]]
+    for decoding in ("greedy", "sampled"):
+        lab.cached_json("03_sft", f"sft-{decoding}", lambda: {"figures": {"miou": 0.5}, "predictions": rows})
+    found = lab.read_evaluation("sft")
+    assert found.figures == {"greedy": {"miou": 0.5}, "sampled": {"miou": 0.5}}
+    assert [(each.qid, each.text, each.status) for each in found.greedy] == [tuple(row) for row in rows]
+    assert {(each.run, each.stage, each.step) for each in found.sampled} == {(lab.params.run, "sft", 0)}
+    assert [each.finished for each in found.greedy] == [False, True]
+    assert math.isnan(found.greedy[0].total)
 
 
 def test_a_harvester_is_trained_first_and_the_model_stays_the_base(project):
@@ -253,7 +283,7 @@ def test_a_cell_run_by_itself_waits_for_no_begin_to_keep_others_out(project, mon
     monkeypatch.setattr(files, "LOCK_TIMEOUT", 0.2)
     lab, calls = Lab.open(SMALL), []
 
-    def work(lab, policy, on_event, *, notebook, parts):
+    def work(lab, policy, on_event, *, stage, notebook, parts):
         calls.append(notebook)
         with (lab.path / ".stage.lock").open() as other, pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from labkit.embedded.untrained import write_untrained
+from labkit.embedded.model import write_untrained
 from labkit.policy.families import FAMILIES
 from labkit.runs.notebooks import run_notebooks
 from labkit.runs.results import read_results

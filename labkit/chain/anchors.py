@@ -114,7 +114,7 @@ class AnchorChain:
 
 
 class ChainRecord(Protocol):
-    """A chain on record, to be drawn or scored: a Rollout is one, and so is an evaluation's Prediction."""
+    """A chain on record, to be drawn or scored: a `labkit.Rollout` is one."""
 
     @property
     def qid(self) -> str: ...  # noqa: D102

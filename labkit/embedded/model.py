@@ -1,18 +1,21 @@
 """The embedded base: a tiny, real Qwen2.5-VL that answers on the embedded world.
 
 1.4 million parameters, a vocabulary of whole words, weights shipped with the package. It plays the base model's part: it finds
-events, but roughly, and it rarely writes anchors. `labkit.embedded.pretraining` is the recipe that made it. The same shape can be had
-in every model family, untrained (`labkit.embedded.untrained`).
+events, but roughly, and it rarely writes anchors. `labkit.embedded.pretraining` is the recipe that made it. `write_untrained` writes
+the same shape in any model family, with random weights.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from labkit.embedded.world import ACTIONS, COLORS, SHAPES, STATES, STATES_PER_SECOND
+from labkit.errors import LabError
 from labkit.policy.families import FAMILIES
+from labkit.policy.model import Policy, save_policy
 
 SPECIAL = (
     "<pad>",
@@ -41,6 +44,26 @@ CHAT_TEMPLATE = (
     "{% if part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
     "{% endfor %}{% endif %}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
 )
+
+
+STAMP_WORDS = ("<", ">", "seconds", *(f"{tenth / 10:.1f}" for tenth in range(10 * STATES // STATES_PER_SECOND)))
+"""What Qwen3-VL's times between frames are written with."""
+_QUARTER = STATES // 4
+FOLLOWERS: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("assistant",): ("<think>",),
+    ("<think>", "</timestamp>"): ("<timestamp>", "</think>"),
+    ("<timestamp>",): TIMES[:_QUARTER],
+    ("</think>",): ("<answer>",),
+    ("<answer>",): TIMES[_QUARTER : 2 * _QUARTER],
+    TIMES[: 2 * _QUARTER]: ("to",),
+    ("to",): TIMES[2 * _QUARTER :],
+    TIMES[2 * _QUARTER :]: ("</timestamp>", "</answer>"),
+    ("</answer>",): ("<|im_end|>",),
+}
+"""Words that may stand behind each of some words, all as likely. Starts lie in the first half of a clip and ends in the second, so
+that an end is never before its start; about a third of the chains are well formed, since an end may close what was not open."""
+CERTAINTY = 12.0
+"""Logit of a word that may follow, of 0 for all others."""
 
 
 def build_tokenizer(added: Sequence[str] = ()) -> Any:
@@ -88,7 +111,7 @@ def build_model(tokenizer: Any, seed: int = 0, family: str = "qwen2_5_vl", tied:
     half = width // heads // 2
     config = model_class.config_class(
         text_config={
-            "vocab_size": _rows(tokenizer),
+            "vocab_size": _embedding_rows(tokenizer),
             "hidden_size": width,
             "intermediate_size": 3 * width,
             "num_hidden_layers": 4,
@@ -114,7 +137,7 @@ def build_model(tokenizer: Any, seed: int = 0, family: str = "qwen2_5_vl", tied:
             "spatial_merge_size": 2,
             "temporal_patch_size": 2,
             "initializer_range": 0.04,
-            **_vision(family, 96, width),
+            **_vision_config(family, 96, width),
         },
         image_token_id=token("<|image_pad|>"),
         video_token_id=token("<|video_pad|>"),
@@ -130,7 +153,7 @@ def build_model(tokenizer: Any, seed: int = 0, family: str = "qwen2_5_vl", tied:
     return model
 
 
-def _vision(family: str, width: int, out: int) -> dict[str, Any]:
+def _vision_config(family: str, width: int, out: int) -> dict[str, Any]:
     """What the families call their tower's widths, and what only one of them has; `out`: the language model's width."""
     if family == "qwen2_vl":
         return {"embed_dim": width, "mlp_ratio": 2, "hidden_size": out}
@@ -140,7 +163,7 @@ def _vision(family: str, width: int, out: int) -> dict[str, Any]:
     return named | {"tokens_per_second": 2, "window_size": 112, "fullatt_block_indexes": [0, 1]}
 
 
-def grow(model: Any, added: Sequence[str] = GQA_WORDS, seed: int = 0) -> Any:
+def extend_vocabulary(model: Any, added: Sequence[str] = GQA_WORDS, seed: int = 0) -> Any:
     """Give a model rows for `added` words, in place, and return the tokenizer that knows them.
 
     New rows are drawn wider than the old ones, so that the words are told apart from the first step on.
@@ -150,7 +173,7 @@ def grow(model: Any, added: Sequence[str] = GQA_WORDS, seed: int = 0) -> Any:
     tokenizer = build_tokenizer(added)
     known = len(tokenizer) - len(added)
     if model.config.text_config.vocab_size < len(tokenizer):
-        model.resize_token_embeddings(_rows(tokenizer), mean_resizing=False)
+        model.resize_token_embeddings(_embedding_rows(tokenizer), mean_resizing=False)
     table = model.model.language_model.embed_tokens.weight
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -159,6 +182,36 @@ def grow(model: Any, added: Sequence[str] = GQA_WORDS, seed: int = 0) -> Any:
     return tokenizer
 
 
-def _rows(tokenizer: Any) -> int:
+def _embedding_rows(tokenizer: Any) -> int:
     """Rows of the embedding table: a multiple of 16."""
     return math.ceil(len(tokenizer) / 16) * 16
+
+
+def write_untrained(folder: Path, family: str, seed: int = 0) -> None:
+    """Write a model of a family that knows nothing but how a chain is written, to try the whole path in seconds.
+
+    It has the embedded base's shape and words. Its weights are random, but for an output layer that makes a word depend on the
+    word before: so its chains can be parsed, scored and harvested, and what they say is chance. Whatever is measured with it
+    holds for the code alone.
+
+    Raises:
+        LabError: there is no such family, or the folder exists.
+    """
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    if family not in FAMILIES:
+        raise LabError(f"there is no family {family!r}; option_tag one of {', '.join(FAMILIES)}")
+    transformers_logging.disable_progress_bar()
+    tokenizer = build_tokenizer(STAMP_WORDS if family == "qwen3_vl" else ())
+    model = build_model(tokenizer, seed, family, tied=False)
+    rows = {word: after for words, after in FOLLOWERS.items() for word in words}
+    table = model.model.language_model.embed_tokens.weight
+    wanted = torch.zeros(len(rows), len(table))
+    for row, after in zip(wanted, rows.values(), strict=True):
+        row[tokenizer.convert_tokens_to_ids(list(after))] = CERTAINTY
+    with torch.no_grad():
+        table.normal_()  # wide enough that a word counts for more than what random layers say, and lasts some updates
+        words = model.model.language_model.norm(table[tokenizer.convert_tokens_to_ids(list(rows))])
+        model.lm_head.weight.copy_((torch.linalg.pinv(words) @ wanted).T)
+    save_policy(Policy(model, tokenizer, family), folder)

@@ -1,8 +1,8 @@
-"""Drills: an option's letter for what a thing does, over and over and without a video.
+"""Option warm-up: an option's letter for what a thing does, over and over and without a video.
 
-A lesson shows the way from an action to its option's letter once in fifty words, too seldom for so small a model to find it in
-minutes. Short drills are nothing else: actions of a question's options, each followed by its letter. Long ones put the words
-between that stand there in a lesson.
+A training target shows the way from an action to its option's letter once in fifty words, too seldom for so small a model to
+find it in minutes. Short warm-up texts are nothing else: actions of a question's options, each followed by its letter. Long ones
+put the words between that stand there in a target.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     import torch
 
 SHORT, LONG = 6, 3
-"""Actions that a drill names, some of them twice."""
+"""Actions that a warm-up text names, some of them twice."""
 
 
-def draw_drill(rng: np.random.Generator, long: bool = False) -> tuple[str, str]:
+def draw_warmup(rng: np.random.Generator, long: bool = False) -> tuple[str, str]:
     """A question with options, and what is said about it.
 
-    >>> query, drill = draw_drill(np.random.default_rng(0))
+    >>> query, text = draw_warmup(np.random.default_rng(0))
     >>> query
     'what does the white triangle do? A bounce B appear C grow D blink'
-    >>> drill[:57]
+    >>> text[:57]
     'bounces <option> a </option> bounces <option> a </option>'
     """
     name = f"the {rng.choice(list(COLORS))} {rng.choice(SHAPES)}"
@@ -53,16 +53,16 @@ def letters(tokenizer: Any) -> torch.Tensor:
     return torch.tensor(tokenizer.convert_tokens_to_ids([option_letter(number).lower() for number in range(OPTIONS)]))
 
 
-class Drill:
-    """What a model is drilled with, and two auxiliary heads on its first layer, which are thrown away.
+class OptionWarmup:
+    """The loss of the warm-up, and two auxiliary heads on its first layer, which are thrown away.
 
     One head says which letter an option's word has, the other which action a word means, in whatever form. Without them
-    480 steps of 24 drills left the model at chance; with the first alone it was a lottery; with both it chose 89 % right
+    480 steps of 24 texts left the model at chance; with the first alone it was a lottery; with both it chose 89 % right
     after 500.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
-        """Listens to the model's first layer until it is closed."""
+        """Hooks the model's first layer until it is closed."""
         import torch
 
         self._model, self._tokenizer, width = model, tokenizer, model.config.text_config.hidden_size
@@ -83,14 +83,14 @@ class Drill:
         """The heads' own, to be trained beside the model's."""
         return [*self._letter.parameters(), *self._action.parameters()]
 
-    def loss(self, drills: list[tuple[str, str]]) -> tuple[torch.Tensor, float]:
+    def loss(self, texts: list[tuple[str, str]]) -> tuple[torch.Tensor, float]:
         """Cross-entropy of the letters, among letters alone, and of the heads; with the share of right letters."""
         import torch
         from torch.nn.functional import cross_entropy
         from torch.nn.utils.rnn import pad_sequence
 
         rows = []
-        for query, said in drills:
+        for query, said in texts:
             messages = [{"role": "user", "content": query}]
             chat = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             rows.append(torch.tensor(self._tokenizer(f"{chat} {said}", add_special_tokens=False)["input_ids"]))
@@ -120,21 +120,21 @@ class Drill:
         rng: np.random.Generator,
         report: Callable[[str], None],
     ) -> None:
-        """Train `weights` on short drills alone, `batch` a step."""
+        """Train `weights` on short warm-up texts alone, `batch` a step."""
         import torch
 
         optimizer = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
         shares: list[float] = []
         for step in range(steps):
-            loss, share = self.loss([draw_drill(rng) for _ in range(batch)])
+            loss, share = self.loss([draw_warmup(rng) for _ in range(batch)])
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
             shares.append(share)
             if step % 50 == 49 or step == steps - 1:
-                report(f"drills {step + 1}: right letter {np.mean(shares[-50:]):.3f}")
+                report(f"warm-up {step + 1}: right letter {np.mean(shares[-50:]):.3f}")
 
     def close(self) -> None:
-        """Stop listening."""
+        """Remove the hook."""
         self._hook.remove()

@@ -22,29 +22,77 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from labkit.embedded.model import SIDE, TIMES, build_model, build_tokenizer, grow
-from labkit.embedded.option_warmup import Drill, draw_drill, letters
-from labkit.embedded.synthetic_targets import GQA, Lesson, Recipe, draw_lesson
+from labkit.chain.anchors import option_letter
+from labkit.embedded.model import SIDE, TIMES, build_model, build_tokenizer, extend_vocabulary
+from labkit.embedded.option_warmup import OptionWarmup, draw_warmup, letters
 from labkit.embedded.world import (
     ACTIONS,
     COLORS,
+    PLACES,
     SECONDS,
     SHAPES,
     STATES,
     STATES_PER_SECOND,
     Event,
+    Question,
     Scene,
     Task,
     Thing,
     action_at,
+    ask,
+    ask_what,
     is_shown,
     make_scene,
     render,
     scene_seed,
+    time_of,
 )
+from labkit.policy.prompts import one_line
 
 if TYPE_CHECKING:
     import torch
+
+
+class Recipe(NamedTuple):
+    """How the base is trained; the defaults made the weights that ship."""
+
+    clips: int = 4000
+    vision_steps: int = 300
+    vision_batch: int = 320
+    """Pairs of frames."""
+    vision_rate: float = 3e-3
+    text_steps: int = 480
+    text_batch: int = 24
+    text_rate: float = 2e-3
+    answers_only: float = 0.5
+    """Share of the text steps that train on answers without a thought."""
+    heads: float = 0.8
+    """Share of the text steps that have the auxiliary heads' help."""
+    widen: float = 1.5
+    """Seconds by which labels are widened at either end."""
+    jitter: float = 1.75
+    """Standard deviation in seconds of what is then added to either end."""
+    anchor_share: float = 0.08
+    """Share of thoughts that carry anchors."""
+    warmup_steps: int = 0
+    """Steps of `labkit.embedded.option_warmup` on short texts before the first target; where questions have options."""
+    warmup_batch: int = 0
+    """Texts in one of these steps; half as many, every other one long, beside each batch of targets."""
+    choice_weight: float = 0.0
+    """How much the letter of the right option counts, besides being one word of many."""
+
+
+GQA = Recipe(
+    clips=1500,
+    vision_steps=0,
+    text_steps=400,
+    text_rate=1e-3,
+    answers_only=0.0,
+    warmup_steps=500,
+    warmup_batch=24,
+    choice_weight=1.0,
+)
+"""How the base with a larger vocabulary is trained on questions with options; it made the weights that ship."""
 
 
 class Clips(NamedTuple):
@@ -97,7 +145,7 @@ def train_base(
 ) -> Path:
     """Train the base from nothing and write it to `folder`, in about ten minutes on one CPU core.
 
-    With `task="gqa"`, grow the shipped base and teach it questions with options, in about seven.
+    With `task="gqa"`, extend_vocabulary the shipped base and make_completion it questions with options, in about seven.
 
     Raises:
         LabError: `folder` exists already.
@@ -110,17 +158,17 @@ def train_base(
     if task == "gqa":
         torch.manual_seed(seed)
         model = load_policy("embedded", device="cpu").model
-        tokenizer = grow(model, seed=seed)
+        tokenizer = extend_vocabulary(model, seed=seed)
     else:
         tokenizer = build_tokenizer()
         model = build_model(tokenizer, seed)
     clips = make_clips(recipe.clips, seed)
     report(f"{len(clips.scenes)} clips rendered")
     if task == "gqa":
-        features = see_clips(model, clips)
+        features = encode_clips(model, clips)
     else:
         features = train_vision(model, clips, recipe, seed, report)
-        _order_times(model, tokenizer)
+        _init_time_embeddings(model, tokenizer)
     train_text(model, tokenizer, clips, features, recipe, seed, report, task)
     # Halves the package; float16 keeps more digits than bfloat16 at these small values.
     model = model.to(torch.float16)
@@ -153,15 +201,15 @@ def train_vision(model: Any, clips: Clips, recipe: Recipe, seed: int, report: Ca
     for step in range(recipe.vision_steps):
         rate = min(1, (step + 1) / 20) * max(0.02, 0.5 * (1 + math.cos(math.pi * step / recipe.vision_steps)))
         chosen = rng.integers(0, len(pairs), recipe.vision_batch)
-        scores = head(_see(visual, pairs[chosen])).split(sizes, -1)
+        scores = head(_encode_frames(visual, pairs[chosen])).split(sizes, -1)
         losses = [cross_entropy(s.flatten(0, 1), targets[chosen][..., k].flatten()) for k, s in enumerate(scores)]
-        _update(optimizers, recipe.vision_rate * rate, torch.stack(losses).sum())
+        _optimizer_step(optimizers, recipe.vision_rate * rate, torch.stack(losses).sum())
         if step % 50 == 49 or step == recipe.vision_steps - 1:
             hits = [(s.argmax(-1) == targets[chosen][..., k]).float().mean().item() for k, s in enumerate(scores)]
             names = ("colour", "shape", "action", "action")
             report(f"vision {step + 1}: " + " ".join(f"{n} {h:.3f}" for n, h in zip(names, hits, strict=True)))
     visual.requires_grad_(False)
-    features = see_clips(model, clips)
+    features = encode_clips(model, clips)
     with torch.no_grad():
         scale = 0.3 / features.std()
         visual.merger.mlp[2].weight.mul_(scale)
@@ -171,16 +219,16 @@ def train_vision(model: Any, clips: Clips, recipe: Recipe, seed: int, report: Ca
     return features * scale
 
 
-def see_clips(model: Any, clips: Clips) -> torch.Tensor:
+def encode_clips(model: Any, clips: Clips) -> torch.Tensor:
     """What the vision tower makes of all clips: (N, 64, width)."""
     import torch
 
     by_clip = clips.frames.reshape(-1, SECONDS, STATES_PER_SECOND, SIDE, SIDE, 3)
     with torch.no_grad():
-        return torch.cat([_see(model.model.visual, clip)[None].flatten(1, 2) for clip in by_clip])
+        return torch.cat([_encode_frames(model.model.visual, clip)[None].flatten(1, 2) for clip in by_clip])
 
 
-def _see(visual: Any, rgb: np.ndarray) -> torch.Tensor:
+def _encode_frames(visual: Any, rgb: np.ndarray) -> torch.Tensor:
     """(N, 2, 56, 56, 3) -> (N, 4, width), each pair of frames a clip of its own."""
     import torch
 
@@ -210,10 +258,10 @@ def train_text(
     width = model.config.text_config.hidden_size
     heads = torch.nn.Linear(width, 6 + SECONDS)
     weights = [p for p in model.parameters() if p.requires_grad] + list(heads.parameters())
-    drill = Drill(model, tokenizer) if recipe.drills else None
-    if drill:
-        weights += drill.weights
-        drill.train(weights, recipe.drill_steps, recipe.drills, recipe.text_rate, rng, report)
+    warmup = OptionWarmup(model, tokenizer) if recipe.warmup_batch else None
+    if warmup:
+        weights += warmup.weights
+        warmup.train(weights, recipe.warmup_steps, recipe.warmup_batch, recipe.text_rate, rng, report)
     optimizer = torch.optim.AdamW(weights, lr=recipe.text_rate, betas=(0.9, 0.98), weight_decay=0.01)
     middle: dict[str, torch.Tensor] = {}
     hook = model.model.language_model.layers[1].register_forward_hook(
@@ -230,8 +278,8 @@ def train_text(
         )
         chosen = rng.choice(askable, recipe.text_batch)
         thought = done >= recipe.answers_only
-        batch = [draw_lesson(clips.scenes[i], rng, recipe, thought, task) for i in chosen]
-        rows = _rows(model, tokenizer, batch, features[chosen])
+        batch = [draw_target(clips.scenes[i], rng, recipe, thought, task) for i in chosen]
+        rows = _collate(model, tokenizer, batch, features[chosen])
         output = model.model(**rows.inputs).last_hidden_state
         taught = rows.labels != -100
         scores, words = model.lm_head(output[:, :-1][taught[:, 1:]]), rows.labels[:, 1:][taught[:, 1:]]
@@ -244,22 +292,22 @@ def train_text(
         if done < recipe.heads:
             seen = heads(middle["hidden"][rows.is_video].view(len(batch), SECONDS * 4, -1))
             match = torch.stack(
-                [_matches(clips.labels[i], *lesson[:2]) for i, lesson in zip(chosen, batch, strict=True)]
+                [_frame_targets(clips.labels[i], *target[:2]) for i, target in zip(chosen, batch, strict=True)]
             )
             loss = loss + binary_cross_entropy_with_logits(seen[..., :6], match, pos_weight=torch.tensor(3.0))
             loss = loss + 0.3 * cross_entropy(seen[..., 6:].flatten(0, 1), frame_second.repeat(len(batch)))
-        if drill:  # last: its pass goes through the layer that the heads listen to
-            loss = loss + drill.loss([draw_drill(rng, long=n % 2 == 0) for n in range(recipe.drills // 2)])[0]
-        _update([optimizer], recipe.text_rate * rate, loss, weights)
+        if warmup:  # last: its pass goes through the layer that the heads listen to
+            loss = loss + warmup.loss([draw_warmup(rng, long=n % 2 == 0) for n in range(recipe.warmup_batch // 2)])[0]
+        _optimizer_step([optimizer], recipe.text_rate * rate, loss, weights)
         if step % 40 == 39 or step == recipe.text_steps - 1:
             right = f", right option {np.mean(choices[-40:]):.3f}" if choices else ""
             report(f"text {step + 1}: loss {np.mean(losses[-40:]):.3f}{right}")
     hook.remove()
-    if drill:
-        drill.close()
+    if warmup:
+        warmup.close()
 
 
-class Rows(NamedTuple):
+class Batch(NamedTuple):
     """A padded batch of prompts with their completions."""
 
     inputs: dict[str, Any]
@@ -267,7 +315,7 @@ class Rows(NamedTuple):
     is_video: torch.Tensor
 
 
-def _rows(model: Any, tokenizer: Any, batch: list[Lesson], features: torch.Tensor) -> Rows:
+def _collate(model: Any, tokenizer: Any, batch: list[Target], features: torch.Tensor) -> Batch:
     import torch
     from torch.nn.utils.rnn import pad_sequence
     from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -301,10 +349,10 @@ def _rows(model: Any, tokenizer: Any, batch: list[Lesson], features: torch.Tenso
         "mm_encoder_outputs": {"video": video},
         "use_cache": False,
     }
-    return Rows(inputs, pad_sequence(labels, batch_first=True, padding_value=-100), padded == config.video_token_id)
+    return Batch(inputs, pad_sequence(labels, batch_first=True, padding_value=-100), padded == config.video_token_id)
 
 
-def _matches(labels: np.ndarray, thing: Thing, event: Event) -> torch.Tensor:
+def _frame_targets(labels: np.ndarray, thing: Thing, event: Event) -> torch.Tensor:
     """(64, 6) for each frame token: has it the query's colour, its shape, its action in either half, and is it the event."""
     import torch
 
@@ -317,7 +365,7 @@ def _matches(labels: np.ndarray, thing: Thing, event: Event) -> torch.Tensor:
     return torch.from_numpy(found).view(SECONDS * 4, 6)
 
 
-def _order_times(model: Any, tokenizer: Any) -> None:
+def _init_time_embeddings(model: Any, tokenizer: Any) -> None:
     """Give the time tokens embeddings that say which is near which."""
     import torch
 
@@ -331,7 +379,7 @@ def _order_times(model: Any, tokenizer: Any) -> None:
         table[times] = waves / waves.std() * 0.1
 
 
-def _update(
+def _optimizer_step(
     optimizers: list[torch.optim.Optimizer], rate: float, loss: torch.Tensor, clipped: list[torch.Tensor] | None = None
 ) -> None:
     import torch
@@ -345,3 +393,78 @@ def _update(
         torch.nn.utils.clip_grad_norm_(clipped, 1.0)
     for optimizer in optimizers:
         optimizer.step()
+
+
+Target = tuple[Thing, Event, str, str]
+"""What is asked for, the query, the completion."""
+
+
+def draw_target(
+    scene: Scene, rng: np.random.Generator, recipe: Recipe, thought: bool, task: Task = "grounding"
+) -> Target:
+    """A query about one of a scene's events, and the completion to train on."""
+    events = [(thing, event) for thing in scene.things for event in thing.events]
+    thing, event = events[int(rng.integers(0, len(events)))]
+    if task == "gqa":
+        asked = ask_what(thing, event, rng)
+        completion = make_completion(thing, event, rng, recipe, thought) + option_tag(asked)
+        return thing, event, one_line(asked.text, asked.options), completion
+    return (
+        thing,
+        event,
+        ask(thing, event, int(rng.integers(0, 3))),
+        make_completion(thing, event, rng, recipe, thought),
+    )
+
+
+def option_tag(asked: Question) -> str:
+    """What follows the answer where there are options."""
+    return "" if asked.choice is None else f" <option> {option_letter(asked.choice).lower()} </option>"
+
+
+def make_completion(thing: Thing, event: Event, rng: np.random.Generator, recipe: Recipe, thought: bool = True) -> str:
+    """A completion in the base's own style: a free thought, now and then with noisy anchors, and a rough answer."""
+    start, end = _jittered(event.start - recipe.widen, event.end + recipe.widen, recipe.jitter, rng)
+    words = ""
+    if thought:
+        words = _opening(thing, event, rng)
+        if rng.random() < recipe.anchor_share:
+            words += _anchors(event, rng)
+    return f"<think> {words} </think> <answer> {start:.1f} to {end:.1f} </answer>"
+
+
+def _opening(thing: Thing, event: Event, rng: np.random.Generator) -> str:
+    name = f"the {thing.color} {thing.shape}"
+    when = time_of(event)
+    return (
+        f"look at {name}. it {event.action} {when}.",
+        f"i see {name} on the {PLACES[thing.quadrant]}.",
+        f"{name} {event.action} {when}.",
+    )[int(rng.integers(0, 3))]
+
+
+def _anchors(event: Event, rng: np.random.Generator) -> str:
+    """One to three anchors, the first one wide; they need not get better."""
+    text = ""
+    for number in range(int(rng.choice([1, 2, 3], p=[0.4, 0.4, 0.2]))):
+        lead = ("around", "then more closely", "refine")[number]
+        if number == 0:
+            before, after = rng.uniform(0.5, 4.0, 2)
+            start, end = _snapped(event.start - before, event.end + after)
+        else:
+            start, end = _jittered(event.start, event.end, 1.5, rng)
+        text += f" {lead} <timestamp> {start:.1f} to {end:.1f} </timestamp>."
+    return text
+
+
+def _snapped(start: float, end: float) -> tuple[float, float]:
+    """To half seconds within the clip."""
+    return max(0.0, round(start * 2) / 2), min(float(SECONDS), round(end * 2) / 2)
+
+
+def _jittered(start: float, end: float, sigma: float, rng: np.random.Generator) -> tuple[float, float]:
+    """Both ends moved at random; at least a second is left."""
+    while True:
+        moved = _snapped(start + rng.normal(0, sigma), end + rng.normal(0, sigma))
+        if moved[1] - moved[0] >= 1:
+            return moved

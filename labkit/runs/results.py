@@ -1,15 +1,20 @@
-"""Results: every stage's figures at a glance, from a run's manifest."""
+"""Results of a run: every stage's figures at a glance from its manifest, and what its models answered on the test split."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from labkit.data.moments import Moment
 from labkit.embedded.true_words import KINDS
+from labkit.errors import LabError
 from labkit.progress import duration
-from labkit.runs.run import STAGES, read_manifest
+from labkit.runs.run import NOTEBOOK_OF, STAGES, read_manifest
 from labkit.runs.versions import version_text
+from labkit.stages.evaluate import read_answers
+from labkit.stages.rollouts import UNPAID, Rollout
 from labkit.table import Table
 
 MODELS = {"base": "base", "grpo": "stage 1", "sft": "sft", "grpo_final": "final"}
@@ -37,6 +42,51 @@ LEGEND = (
     "All in percent. anchors: chains with an anchor. strict: with two or more, each by 0.05 IoU better.\n"
     "first, last, answer: mean IoU of the first anchor, the last anchor and the answer, of the chains with anchors."
 )
+
+
+class ModelEvaluation(NamedTuple):
+    """A model on the test split, decoded greedily and, where `sampled_evaluation` says so, by sampling."""
+
+    figures: dict[str, dict[str, float]]
+    """By decoding (`greedy`, `sampled`): flat figures, see `labkit.stages.evaluate.Evaluation`."""
+    greedy: list[Rollout]
+    sampled: list[Rollout]
+
+
+def evaluation_folder(run: Path, notebook: str, name: str) -> Path:
+    """The rollout store of an evaluation of the run in the folder `run`; its figures are in `<notebook>/<name>.json`."""
+    return run / notebook / "evaluations" / name
+
+
+def read_model_evaluation(run: Path, stage: str, moments: Sequence[Moment]) -> ModelEvaluation:
+    """The evaluation of a stage's model in the folder of a run, in the order of the test split's moments.
+
+    Raises LabError when there is none yet.
+    """
+    figures, rollouts, notebook = {}, {}, NOTEBOOK_OF.get(stage, "01_grpo")
+    for decoding in DECODINGS:
+        path = run / notebook / f"{stage}-{decoding}.json"
+        if path.is_file():
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            figures[decoding] = stored["figures"]
+            if "predictions" in stored:
+                rollouts[decoding] = _rollouts_of_predictions(stored["predictions"], run.name, stage)
+            else:
+                rollouts[decoding] = read_answers(evaluation_folder(run, notebook, path.stem), moments)
+    if "greedy" not in figures:
+        raise LabError(f"{stage} has not been evaluated in '{run}'; run notebooks/{notebook}.ipynb first")
+    return ModelEvaluation(figures, rollouts["greedy"], rollouts.get("sampled", []))
+
+
+def _rollouts_of_predictions(rows: Sequence[Sequence[str]], run: str, stage: str) -> list[Rollout]:
+    """Runs of 2026 before evaluations were rollouts: (qid, text, status) beside the figures, in the split's order."""
+    return [
+        Rollout(
+            run=run, stage=stage, step=0, qid=qid, sample=0, seed=0, checkpoint="", text=text, status=status, **UNPAID,
+            prompt_tokens=0, completion_tokens=0, finished=status != "cut_off",
+        )
+        for qid, text, status in rows
+    ]  # fmt: skip
 
 
 def read_results(folder: str | Path) -> dict[str, Any]:
@@ -68,7 +118,7 @@ def read_results(folder: str | Path) -> dict[str, Any]:
 
 
 def results_text(results: Mapping[str, Any]) -> str:
-    """The same as plain text: one table for each decoding, the harvest's funnel, and how long each stage took."""
+    """The same as plain text: one table for each decoding, what the harvest dropped, and how long each stage took."""
     blocks: list[object] = [f"run {results['run']}"]
     columns = columns_of(results["models"])
     for decoding in DECODINGS:
@@ -112,8 +162,8 @@ def words_rows(models: Mapping[str, Any]) -> dict[str, list[list[str]]]:
         for model, label in MODELS.items():
             figures = models.get(model, {}).get(decoding) or {}
             if "distinct_thoughts" in figures:
-                told = [true_share(figures, kind) for kind in KINDS]
-                rows.append([label, *told, f"{figures['distinct_thoughts']:,.0f} of {figures['n']:,.0f}"])
+                shares = [true_share(figures, kind) for kind in KINDS]
+                rows.append([label, *shares, f"{figures['distinct_thoughts']:,.0f} of {figures['n']:,.0f}"])
         if rows:
             tables[decoding] = [["", *KINDS.values(), "distinct"], *rows]
     return tables

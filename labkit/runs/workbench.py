@@ -23,12 +23,12 @@ from labkit.policy.inputs import FrameSampling
 from labkit.policy.model import Policy, load_policy
 from labkit.policy.prompt_source import PromptSource
 from labkit.progress import PROGRESS_FILE, Progress
+from labkit.runs.results import evaluation_folder
 from labkit.runs.run import NOTEBOOK_OF, Run
-from labkit.stages import evaluate, grpo, sft
+from labkit.stages import evaluate, grpo, harvest, sft
 from labkit.stages.distributed.launcher_variables import single_process
 from labkit.stages.distributed.preemption import stop_between_parts
 from labkit.stages.distributed.process_group import barrier, process_rank
-from labkit.stages.harvest import join_traces, sample_traces
 from labkit.stages.start import stage_seed
 
 EventListener: TypeAlias = Callable[[dict[str, Any]], None]
@@ -164,45 +164,40 @@ class Workbench(Run):
     def run_harvest(self, policy: Policy, on_event: EventListener) -> None:
         """Sample chains of the harvested queries; events say how many queries are `done`."""
         p, here, moments, store = self.params, process_rank(), self.harvested_moments(), self.rollouts("distill")
-        sample_traces(
+        harvest.harvest(
             policy, self.source(policy, "train"), moments, store, spec=self.rewards(), samples=p.harvest_samples,
             temperature=p.temperature, max_new_tokens=p.max_new_tokens, seed=p.seed, run=p.run,
             on_part=stop_between_parts(lambda done, total: on_event({"what": "harvest", "done": done})),
-            share=(here.rank, here.world_size),
+            shard=(here.rank, here.world_size),
         )  # fmt: skip
         barrier()
         if here.world_size > 1 and here.rank == 0:
-            join_traces(store, moments, p.harvest_samples)
+            harvest.merge_shards(store, moments, p.harvest_samples)
 
     def run_evaluation(
-        self, policy: Policy, on_event: EventListener, *, notebook: str, parts: Sequence[Sequence[str]]
+        self, policy: Policy, on_event: EventListener, *, stage: str, notebook: str, parts: Sequence[Sequence[str]]
     ) -> None:
-        """Answer the test split; each of `parts` is the name of its result, the decoding, and the frames (see `source`).
+        """Answer the test split with a stage's model: into a rollout store, and the figures into a JSON file.
 
-        Events say how many queries are `done`.
+        Each of `parts` is the name of its result, the decoding, and the frames (see `source`). Events say how many queries are
+        `done`.
         """
         for name, decoding, frames in parts:
-            self._evaluate_part(policy, on_event, notebook, name, decoding, frames)
+            self._evaluate_part(policy, on_event, stage, notebook, name, decoding, frames)
 
     def _evaluate_part(
-        self, policy: Policy, on_event: EventListener, notebook: str, name: str, decoding: str, frames: str
+        self, policy: Policy, on_event: EventListener, stage: str, notebook: str, name: str, decoding: str, frames: str
     ) -> None:
         p, here, moments = self.params, process_rank(), self.moments("test")
-        answers = self.folder(notebook) / "answers" / name
+        folder = evaluation_folder(self.path, notebook, name)
         evaluate.evaluate(
             policy, self.source(policy, "test", frames), moments, greedy=decoding == "greedy",
             temperature=p.temperature, max_new_tokens=p.max_new_tokens, batch_size=p.eval_batch, seed=p.seed,
-            folder=answers, share=(here.rank, here.world_size),
+            folder=folder, shard=(here.rank, here.world_size), run=p.run, stage=stage,
             on_batch=stop_between_parts(
                 lambda done: on_event({"what": f"evaluation, {decoding}", "done": done})
             ),
         )  # fmt: skip
         barrier()
-
-        def as_json() -> dict[str, Any]:
-            evaluation = evaluate.read_evaluation(answers, moments)
-            rows = [(each.qid, each.text, each.status) for each in evaluation.predictions]
-            return {"figures": evaluation.figures, "predictions": rows}
-
         if here.rank == 0:
-            self.cached_json(notebook, name, as_json)
+            self.cached_json(notebook, name, lambda: {"figures": evaluate.read_evaluation(folder, moments).figures})

@@ -1,19 +1,19 @@
 """Evaluation: what a policy answers on a split, and the figures that follow.
 
-Thousands of videos are asked in batches that go to disk as they are answered (`labkit.stages.provenance`): an evaluation that was
-broken off asks only what is missing, and several processes share one.
+Thousands of videos are asked about in batches that go to disk as they are answered (`labkit.stages.rollouts`): an evaluation
+that was broken off generates only what is missing, and several processes work on one.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from labkit.chain.anchors import parse
-from labkit.chain.metrics import answer_iou, chain_figures
+from labkit.chain.metrics import chain_figures
 from labkit.chain.question_answering import answering_figures
-from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.embedded.true_words import word_figures
 from labkit.errors import LabError
@@ -21,31 +21,19 @@ from labkit.policy.generate import generate
 from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy
 from labkit.policy.prompt_source import prefetch
-from labkit.stages.provenance import ALONE, Answer, AnswerStore, Origin, parts_of, question_digest
-
-
-class Prediction(NamedTuple):
-    """One chain and what the parser made of it."""
-
-    qid: str
-    text: str
-    status: str
-    answer: Span | None
-    iou: float
-    """Of the answer with the best window; 0 without an answer."""
-    option: int | None = None
-    """The option that was chosen, counted from 0."""
+from labkit.stages.provenance import UNSHARDED, Provenance, question_digest, require_same_provenance, shard_ranges
+from labkit.stages.rollouts import UNPAID, Rollout, RolloutStore, read_file
 
 
 class Evaluation(NamedTuple):
-    """Flat figures and the chains that they were taken of, in the moments' order.
+    """Flat figures and the rollouts that they were computed from, one a moment and in the moments' order.
 
     The figures are those of `labkit.chain.metrics.chain_figures`; where moments have options, of
     `labkit.chain.question_answering.answering_figures`; and in the embedded world of `labkit.embedded.true_words.word_figures`.
     """
 
     figures: dict[str, float]
-    predictions: list[Prediction]
+    rollouts: list[Rollout]
 
 
 def evaluate(
@@ -60,7 +48,9 @@ def evaluate(
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
     folder: str | Path | None = None,
-    share: tuple[int, int] = ALONE,
+    shard: tuple[int, int] = UNSHARDED,
+    run: str = "",
+    stage: str = "",
 ) -> Evaluation:
     """Ask a policy for every moment, once.
 
@@ -68,105 +58,127 @@ def evaluate(
     sampling, each moment draws from a stream of its own.
 
     Args:
-        policy: Who is asked.
-        source: Ready prompts by qid; asked for a batch at a time.
-        moments: What is asked, each qid once.
+        policy: The policy to evaluate.
+        source: Ready prompts by qid; read a batch at a time.
+        moments: The questions, each qid once.
         greedy: Decode greedily; otherwise sample at `temperature` with `seed`.
         temperature: Of sampling.
         max_new_tokens: Where an answer is cut off.
         batch_size: Questions that are answered together, and what a kill costs at most.
         seed: Of sampling.
-        on_batch: Hears how many are done: first those that were there, and with several processes those of all of them.
-        folder: Where each batch goes once it is answered; what is there already is not asked again. Without it nothing is
-            written.
-        share: (rank, processes): only every `processes`-th batch is asked, and the evaluation is that of these alone;
+        on_batch: Called with the number of answers so far: at first those on disk, and with several processes those of all.
+        folder: A rollout store, to which each batch is written once it is answered; what is there already is not generated
+            again. Without it nothing is written.
+        shard: (rank, processes): only every `processes`-th batch is answered, and the evaluation is that of these alone;
             `read_evaluation` puts all together when every process has ended.
+        run: The run's name, for the record.
+        stage: The stage whose model this is, for the record.
 
     Raises:
         LabError: `folder` holds answers of other weights, or of another decoding.
     """
-    ordered = in_asking_order(moments)
-    parts = [ordered[begin:end] for begin, end in parts_of(len(ordered), batch_size, share)]
-    store, answers = None, dict[str, Answer]()
-    if folder is not None:
-        origin = Origin.of(
+    ordered = in_evaluation_order(moments)
+    batches = [ordered[begin:end] for begin, end in shard_ranges(len(ordered), batch_size, shard)]
+    store = None if folder is None else RolloutStore(folder)
+    answers: dict[str, Rollout] = {}
+    if store is not None:
+        provenance = Provenance.of(
             policy, source, max_new_tokens=max_new_tokens, temperature=None if greedy else temperature,
             seed=None if greedy else seed,
         )  # fmt: skip
-        store = AnswerStore(folder, origin)
-        answers = store.read(ordered)
+        for note in store.provenances():
+            provenance.require(note, store.folder)
+        files_read = store.files()
+        answers = _to_questions([each for path in files_read for each in read_file(path)], ordered)
     if answers and on_batch is not None:
         on_batch(len(answers))
-    prefetch(source, [moment.qid for part in parts for moment in part if moment.qid not in answers])
-    for part in parts:
-        asked = [moment for moment in part if moment.qid not in answers]
+    prefetch(source, [moment.qid for batch in batches for moment in batch if moment.qid not in answers])
+    for batch in batches:
+        asked = [moment for moment in batch if moment.qid not in answers]
         if not asked:
             continue
+        prompts = [source[moment.qid] for moment in asked]
         completions = generate(
-            policy, [source[moment.qid] for moment in asked], max_new_tokens=max_new_tokens, temperature=temperature,
-            greedy=greedy, seed=seed,
-        )  # fmt: skip
-        batch = [
-            Answer(moment.qid, completion.text, completion.finished, question_digest(moment))
-            for moment, completion in zip(asked, completions, strict=True)
-        ]
-        answers |= {answer.qid: answer for answer in batch}
+            policy, prompts, max_new_tokens=max_new_tokens, temperature=temperature, greedy=greedy, seed=seed
+        )
+        rollouts = []
+        for moment, prompt, completion in zip(asked, prompts, completions, strict=True):
+            chain = parse(completion.text, finished=completion.finished, options=len(moment.options))
+            rollouts.append(Rollout(
+                run=run, stage=stage, step=0, qid=moment.qid, sample=0, seed=seed, checkpoint=policy.name,
+                text=completion.text, status=chain.status, **UNPAID, prompt_tokens=len(prompt.ids),
+                completion_tokens=len(completion.ids), finished=completion.finished, question=question_digest(moment),
+            ))  # fmt: skip
+        answers |= {rollout.qid: rollout for rollout in rollouts}
         if store is not None:
-            store.write(batch)
-            if share != ALONE:  # what the others have answered meanwhile
-                answers |= store.read(ordered)
+            # Named by its questions: batches of any size and any process stand side by side.
+            name = hashlib.sha256(repr([moment.qid for moment in asked]).encode()).hexdigest()[:16]
+            files_read.append(store.write(0, rollouts, provenance.note(), batch=name))
+            if shard != UNSHARDED:  # what the other processes have answered meanwhile
+                new = [path for path in store.files() if path not in files_read]
+                answers |= _to_questions([each for path in new for each in read_file(path)], ordered)
+                files_read += new
         if on_batch is not None:
             on_batch(len(answers))
-    mine = {moment.qid for part in parts for moment in part}
-    return judge_answers(answers, [moment for moment in moments if moment.qid in mine])
+    mine = {moment.qid for batch in batches for moment in batch}
+    return evaluate_answers(answers, [moment for moment in moments if moment.qid in mine])
 
 
 def read_evaluation(folder: str | Path, moments: Sequence[Moment]) -> Evaluation:
-    """The evaluation whose answers stand in `folder`, however many processes asked.
+    """The evaluation whose rollouts are in `folder`, however many processes generated them.
 
     Raises LabError when a moment has not been answered, and when the folder holds answers of several policies.
     """
-    answers = AnswerStore(folder).read(moments)
+    return evaluate_answers({rollout.qid: rollout for rollout in read_answers(folder, moments)}, moments)
+
+
+def read_answers(folder: str | Path, moments: Sequence[Moment]) -> list[Rollout]:
+    """The rollouts of an evaluation in the moments' order. Raises as `read_evaluation`."""
+    store = RolloutStore(folder)
+    require_same_provenance(store.provenances(), store.folder)
+    answers = _to_questions(store.read(), moments)
     missing = [moment.qid for moment in moments if moment.qid not in answers]
     if missing:
         raise LabError(
             f"'{folder}' lacks the answers to {len(missing)} of {len(moments)} questions ({', '.join(missing[:3])}"
             f"{', ...' if len(missing) > 3 else ''}); run the evaluation again, only these will be asked"
         )
-    return judge_answers(answers, moments)
+    return list(answers.values())
 
 
-def judge_answers(answers: Mapping[str, Answer], moments: Sequence[Moment]) -> Evaluation:
-    """What answers are worth, in the moments' order; no figures where there is no moment."""
+def _to_questions(rollouts: Sequence[Rollout], moments: Sequence[Moment]) -> dict[str, Rollout]:
+    """The rollouts that answer these moments, by qid in their order; not those of a question that has changed since."""
+    digests = {moment.qid: question_digest(moment) for moment in moments}
+    found = {rollout.qid: rollout for rollout in rollouts if digests.get(rollout.qid) == rollout.question}
+    return {qid: found[qid] for qid in digests if qid in found}
+
+
+def evaluate_answers(answers: Mapping[str, Rollout], moments: Sequence[Moment]) -> Evaluation:
+    """The figures of answers, in the moments' order; none where there is no moment."""
     if not moments:
         return Evaluation({}, [])
+    rollouts = [answers[moment.qid] for moment in moments]
     chains = [
-        parse(answers[moment.qid].text, finished=answers[moment.qid].finished, options=len(moment.options))
-        for moment in moments
+        parse(rollout.text, finished=rollout.finished, options=len(moment.options))
+        for rollout, moment in zip(rollouts, moments, strict=True)
     ]
     windows = [moment.windows for moment in moments]
     figures = chain_figures(chains, windows, [moment.duration for moment in moments])
     figures |= answering_figures(chains, windows, [moment.choice for moment in moments])
-    figures |= word_figures({qid: answer.text for qid, answer in answers.items()}, moments)
-    predictions = [
-        Prediction(
-            m.qid, chain.text, chain.status, chain.answer, answer_iou(chain, m.windows, m.duration), chain.option
-        )
-        for m, chain in zip(moments, chains, strict=True)
-    ]
-    return Evaluation(figures, predictions)
+    figures |= word_figures({rollout.qid: rollout.text for rollout in rollouts}, moments)
+    return Evaluation(figures, rollouts)
 
 
-def in_asking_order(moments: Sequence[Moment]) -> list[Moment]:
+def in_evaluation_order(moments: Sequence[Moment]) -> list[Moment]:
     """Moments so that questions on one clip stand together, and clips of one length do: a batch has little to pad.
 
-    The longest come first, so that what does not fit into memory is known at once and the time left is not told too short.
+    The longest come first, so that what does not fit into memory is known at once and the time left is not underestimated.
     """
     by_qid = {moment.qid: moment for moment in moments}
     if len(by_qid) < len(moments):
         raise ValueError(f"{len(moments)} moments have {len(by_qid)} qids; each may stand there once")
 
-    def place(moment: Moment) -> tuple[float, str, float, str]:
+    def sort_key(moment: Moment) -> tuple[float, str, float, str]:
         return (-moment.duration, moment.video, moment.clip.start if moment.clip else 0.0, moment.qid)
 
-    return sorted(moments, key=place)
+    return sorted(moments, key=sort_key)

@@ -1,4 +1,4 @@
-"""Distillation: of all harvested chains, the few that a fresh base should learn from, and why the rest was dropped."""
+"""Harvest: chains sampled from a trained policy, the few that a fresh base should learn from, and why the rest was dropped."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit.chain.anchors import AnchorChain, parse
 from labkit.chain.metrics import many_chain_ious
@@ -16,7 +16,7 @@ from labkit.chain.steps import narrows, step_worths
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.params import DEFAULTS, Params
-from labkit.stages.provenance import ALONE, Origin, parts_of
+from labkit.stages.provenance import UNSHARDED, Provenance, require_same_provenance, shard_ranges
 from labkit.stages.rollouts import ROWS, Rollout, RolloutStore, only_growing
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ REASONS = (
 """
 
 
-class Step(NamedTuple):
-    """One line of the funnel: a reason and how many traces it took, or `kept` and how many are left."""
+class FilterCount(NamedTuple):
+    """A reason and how many traces were dropped for it, or `kept` and how many are left."""
 
     reason: str
     traces: int
@@ -52,11 +52,11 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Harvest:
-    """The kept traces, a reason for each dropped one by its key (qid, sample, step), and the funnel."""
+    """The kept traces, a reason for each dropped one by its key (qid, sample, step), and how many went for each reason."""
 
     kept: list[Rollout]
     reasons: dict[tuple[str, int, int], str] = field(repr=False)
-    funnel: list[Step]
+    filter_counts: list[FilterCount]
 
     @property
     def size(self) -> int:
@@ -64,12 +64,14 @@ class Harvest:
         return len(self.kept) + len(self.reasons)
 
     def figures(self) -> dict[str, float]:
-        """The funnel as flat figures, with what came in and what share was kept."""
-        counts = {f"dropped: {step.reason}": float(step.traces) for step in self.funnel if step.reason != "kept"}
+        """The counts as flat figures, with what came in and what share was kept."""
+        counts = {
+            f"dropped: {each.reason}": float(each.traces) for each in self.filter_counts if each.reason != "kept"
+        }
         return {"harvested": self.size, **counts, "kept": len(self.kept), "yield": len(self.kept) / max(1, self.size)}
 
 
-def sample_traces(
+def harvest(
     policy: Policy,
     source: Mapping[str, Prompt],
     moments: Sequence[Moment],
@@ -82,17 +84,17 @@ def sample_traces(
     seed: int,
     run: str,
     on_part: Callable[[int, int], None] = lambda done, total: None,
-    share: tuple[int, int] = ALONE,
+    shard: tuple[int, int] = UNSHARDED,
 ) -> None:
     """Sample chains of each moment into `store`, a part at a time; parts that are there already are not sampled again.
 
     A part's number stands as `step` in its rollouts. What is sampled for a query depends on the policy, the seed and
-    the query alone, so that a harvest that was killed, or that several processes share, ends with the same traces.
+    the query alone, so that a harvest that was killed, or that several processes work on, ends with the same traces.
 
     Args:
-        policy: Who is asked.
-        source: Ready prompts by qid; asked for a part at a time.
-        moments: What is asked, each qid once.
+        policy: The policy that writes the chains.
+        source: Ready prompts by qid; read a part at a time.
+        moments: The questions, each qid once.
         store: Where the traces go.
         spec: What each trace is scored with.
         samples: Traces of each moment.
@@ -100,8 +102,8 @@ def sample_traces(
         max_new_tokens: Where a trace is cut off.
         seed: Of sampling.
         run: The run's name, for the record.
-        on_part: Hears (queries done, all): first those that were there, and with several processes those of all of them.
-        share: (rank, processes): only every `processes`-th part is sampled. `join_traces` ends the harvest then, when
+        on_part: Called with (queries done, all): at first those on disk, and with several processes those of all.
+        shard: (rank, processes): only every `processes`-th part is sampled. `merge_shards` ends the harvest then, when
             every process has; a process that works alone does so itself.
 
     Raises:
@@ -110,21 +112,21 @@ def sample_traces(
     from labkit.policy.generate import generate
     from labkit.policy.prompt_source import prefetch
 
-    origin = Origin.of(
+    provenance = Provenance.of(
         policy, source, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, samples=samples
     )
-    for note in store.origins():
-        origin.require(note, store.folder)
-    parts, there = _parts(moments), _there(store, moments, samples)
+    for note in store.provenances():
+        provenance.require(note, store.folder)
+    parts, done = _parts(moments), _parts_done(store, moments, samples)
 
-    def tell() -> None:
+    def report() -> None:
         ends = [parts[part] for part in store.steps()]
         on_part(sum(end - begin for begin, end in ends), len(moments))
 
-    if there:
-        tell()
-    mine = set(parts_of(len(moments), PROMPTS_A_PART, share))
-    mine -= {parts[part] for part in there}
+    if done:
+        report()
+    mine = set(shard_ranges(len(moments), PROMPTS_A_PART, shard))
+    mine -= {parts[part] for part in done}
     prefetch(source, [moment.qid for begin, end in sorted(mine) for moment in moments[begin:end]])
     for part, (begin, end) in parts.items():
         if (begin, end) not in mine:
@@ -139,61 +141,59 @@ def sample_traces(
             moment, prompt = asked[index // samples], prompts[index // samples]
             chain = parse(completion.text, finished=completion.finished, options=len(moment.options))
             ledger = score_chain(chain, moment.windows, moment.duration, spec, moment.choice)
+            terms: dict[str, Any] = {f"reward_{term}": value for term, value in ledger.terms.items()}
             rollouts.append(Rollout(
                 run=run, stage="distill", step=part, qid=moment.qid, sample=index % samples, seed=seed,
                 checkpoint=policy.name, text=completion.text, status=chain.status,
-                **{f"reward_{term}": value for term, value in ledger.terms.items()},
-                total=ledger.total, advantage=0.0, prompt_tokens=len(prompt.ids),
+                **terms, total=ledger.total, advantage=0.0, prompt_tokens=len(prompt.ids),
                 completion_tokens=len(completion.ids), finished=completion.finished, spec=spec,
             ))  # fmt: skip
-        store.write(part, rollouts, origin.note())
-        tell()
-    if share[1] == 1:
+        store.write(part, rollouts, provenance.note())
+        report()
+    if shard[1] == 1:
         store.compact()
 
 
-def is_whole(store: RolloutStore, moments: Sequence[Moment], samples: int) -> bool:
-    """Whether all traces are there, so that only `join_traces` is left to do, for which no model is needed.
+def harvest_complete(store: RolloutStore, moments: Sequence[Moment], samples: int) -> bool:
+    """Whether all traces are there, so that only `merge_shards` is left to do, for which no model is needed.
 
     Raises LabError for a part that holds anything but its queries' traces.
     """
-    return _there(store, moments, samples) == set(_parts(moments))
+    return _parts_done(store, moments, samples) == set(_parts(moments))
 
 
-def join_traces(store: RolloutStore, moments: Sequence[Moment], samples: int) -> None:
-    """End a harvest that several processes shared: check that it is whole, and join its parts into one file.
+def merge_shards(store: RolloutStore, moments: Sequence[Moment], samples: int) -> None:
+    """End a harvest that several processes worked on: check that it is complete, and join its parts into one file.
 
     Raises LabError when a query's traces are missing, or when not all are of one policy and one decoding.
     """
-    there = _there(store, moments, samples)
-    missing = [part for part in _parts(moments) if part not in there]
+    done = _parts_done(store, moments, samples)
+    missing = [part for part in _parts(moments) if part not in done]
     if missing:
         raise LabError(
             f"'{store.folder}' lacks {len(missing)} of {len(_parts(moments))} parts of the harvest (number {missing[0]} "
             "first); run the harvest again, only these will be sampled"
         )
-    notes = store.origins()
-    for note in notes[1:]:
-        Origin(**notes[0]).require(note, store.folder)
+    require_same_provenance(store.provenances(), store.folder)
     store.compact()
 
 
 def _parts(moments: Sequence[Moment]) -> dict[int, tuple[int, int]]:
     """Parts by number, from 1: which moments [begin, end) each of them asks for."""
-    return dict(enumerate(parts_of(len(moments), PROMPTS_A_PART, ALONE), 1))
+    return dict(enumerate(shard_ranges(len(moments), PROMPTS_A_PART, UNSHARDED), 1))
 
 
-def _there(store: RolloutStore, moments: Sequence[Moment], samples: int) -> set[int]:
-    """Numbers of the parts that are there; raises LabError for one that holds anything but its queries' traces."""
-    parts, there = _parts(moments), store.asked()
-    for part, asked in there.items():
+def _parts_done(store: RolloutStore, moments: Sequence[Moment], samples: int) -> set[int]:
+    """Numbers of the parts on disk; raises LabError for one that holds anything but its queries' traces."""
+    parts, counts = _parts(moments), store.qid_counts()
+    for part, qids in counts.items():
         begin, end = parts.get(part, (0, 0))
-        if asked != {moment.qid: samples for moment in moments[begin:end]}:
+        if qids != {moment.qid: samples for moment in moments[begin:end]}:
             raise LabError(
                 f"part {part} of '{store.folder}' does not hold {samples} traces of each of the queries that are asked "
                 "now; remove the folder to harvest again, or give another one"
             )
-    return set(there)
+    return set(counts)
 
 
 @only_growing()
@@ -251,10 +251,10 @@ def filter_traces(
                 texts.add(text)
                 kept.append(rollout)
     counts = Counter(reasons.values())
-    asked = any(moment.options for moment in moments_by_qid.values())
-    looked_for = [reason for reason in REASONS if asked or reason != "wrong option"]
-    funnel = [Step(reason, counts[reason]) for reason in looked_for] + [Step("kept", len(kept))]
-    return Harvest(sorted(kept, key=lambda rollout: rollout.key), reasons, funnel)
+    has_options = any(moment.options for moment in moments_by_qid.values())
+    checked = [reason for reason in REASONS if has_options or reason != "wrong option"]
+    filter_counts = [FilterCount(reason, counts[reason]) for reason in checked] + [FilterCount("kept", len(kept))]
+    return Harvest(sorted(kept, key=lambda rollout: rollout.key), reasons, filter_counts)
 
 
 def _key(rollout: Rollout) -> tuple[str, int, int]:

@@ -1,35 +1,32 @@
-"""Answers on disk: what a policy said to thousands of questions, a batch at a time, and what they depend on.
+"""Provenance: what a policy's completions depend on, and which of them each of several processes makes.
 
-Each batch is a file of its own, written whole or not at all, so that a kill costs one batch and several processes write to
-one folder without talking to each other. A file says in its first line what its answers depend on: answers of other
-weights, or of another decoding, are an error and never mixed in.
+It is written beside the completions (`labkit.stages.rollouts`), so that those of other weights, or of another decoding, are an
+error and never mixed in.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from labkit.data.moments import Moment
 from labkit.errors import LabError
-from labkit.files import replacing
 
 if TYPE_CHECKING:
     from labkit.policy.inputs import Prompt
     from labkit.policy.model import Policy
 
-ALONE = (0, 1)
-"""The share of work of a process that works alone: number 0 of 1."""
+UNSHARDED = (0, 1)
+"""The shard of a process that does all the work: number 0 of 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
-    """What decides what is answered to a question. Two origins agree when all but the policy's name is equal."""
+class Provenance:
+    """What decides what is answered to a question. Two agree when all but the policy's name is equal."""
 
     policy: str
     """The name that the policy was loaded under, for people."""
@@ -48,7 +45,7 @@ class Origin:
     def of(
         cls, policy: Policy, source: Mapping[str, Prompt], *, max_new_tokens: int, temperature: float | None = None,
         seed: int | None = None, samples: int = 1,
-    ) -> Origin:  # fmt: skip
+    ) -> Provenance:  # fmt: skip
         """Of what `policy` would answer to prompts of `source`."""
         from labkit.policy.prompt_source import PromptSource
 
@@ -65,82 +62,15 @@ class Origin:
         return dataclasses.asdict(self)
 
     def require(self, note: Mapping[str, Any], where: Path) -> None:
-        """Raise LabError, which names each difference, unless what was noted agrees with this origin."""
+        """Raise LabError, which names each difference, unless what was noted in the folder `where` agrees with this."""
         here = self.note()
         names = [name for name in here if name != "policy" and note.get(name) != here[name]]
         if names:
             there = "; ".join(f"{name}: there {note.get(name)!r}, here {here[name]!r}" for name in names)
             raise LabError(
-                f"'{where}' holds answers of another origin, of policy {note.get('policy')!r} ({there}); "
+                f"'{where}' holds completions of another policy or decoding, of policy {note.get('policy')!r} ({there}); "
                 "remove the folder to ask again, or give another one"
             )
-
-
-class Answer(NamedTuple):
-    """What was answered to one question."""
-
-    qid: str
-    text: str
-    finished: bool
-    """False when the token limit cut the text off."""
-    question: str
-    """`question_digest` of the moment that was asked."""
-
-
-class AnswerStore:
-    """A folder of answers of one origin."""
-
-    def __init__(self, folder: str | Path, origin: Origin | None = None) -> None:
-        """Nothing is read yet. Without an `origin` any is read, but no two of them, and nothing can be written."""
-        self.folder, self.origin = Path(folder), origin
-        self._known: dict[str, list[Answer]] = {}
-        self._note: dict[str, Any] | None = None
-
-    def read(self, moments: Sequence[Moment]) -> dict[str, Answer]:
-        """The answers that are there to these moments, by qid; those of a moment that has changed since don't count.
-
-        Files that were read before are not read again. Raises LabError for a file of another origin, or a damaged one.
-        """
-        for path in sorted(self.folder.glob("part-*.jsonl")):
-            if path.name not in self._known:
-                self._known[path.name] = self._read(path)
-        asked = {moment.qid: question_digest(moment) for moment in moments}
-        found = {
-            answer.qid: answer
-            for answers in self._known.values()
-            for answer in answers
-            if asked.get(answer.qid) == answer.question
-        }
-        return {qid: found[qid] for qid in asked if qid in found}
-
-    def write(self, answers: Sequence[Answer]) -> Path:
-        """Write a batch, which appears whole or not at all."""
-        if self.origin is None:
-            raise ValueError(f"'{self.folder}' was opened without an origin, so that nothing can be written")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        # Named by what was asked: batches of any size and any process stand side by side.
-        digest = hashlib.sha256(repr([answer.qid for answer in answers]).encode()).hexdigest()[:16]
-        path = self.folder / f"part-{digest}.jsonl"
-        rows = [self.origin.note(), *(answer._asdict() for answer in answers)]
-        with replacing(path) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        self._known[path.name] = list(answers)
-        return path
-
-    def _read(self, path: Path) -> list[Answer]:
-        try:
-            note, *rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            answers = [Answer(**row) for row in rows]
-        except (ValueError, TypeError) as error:
-            raise LabError(f"'{path}' is damaged ({error}); remove it, and what it held is asked again") from error
-        if self.origin is not None:
-            self.origin.require(note, self.folder)
-        if self._note is not None and {**note, "policy": ""} != {**self._note, "policy": ""}:
-            raise LabError(
-                f"'{self.folder}' holds answers of several origins; remove it, and run the evaluation again"
-            )
-        self._note = note
-        return answers
 
 
 def weights_digest(policy: Policy) -> str:
@@ -167,8 +97,8 @@ def question_digest(moment: Moment) -> str:
 
     >>> from labkit.chain.spans import Span
     >>> moment = Moment("q1", "/videos/a.mp4", "she opens the door", (Span(1.0, 4.0),), 12.0)
-    >>> there = dataclasses.replace(moment, video="/elsewhere/a.mp4", windows=(Span(2.0, 4.0),))
-    >>> question_digest(there) == question_digest(moment) != question_digest(dataclasses.replace(moment, query="she"))
+    >>> moved = dataclasses.replace(moment, video="/other/a.mp4", windows=(Span(2.0, 4.0),))
+    >>> question_digest(moved) == question_digest(moment) != question_digest(dataclasses.replace(moment, query="she"))
     True
     """
     clip = moment.clip and (moment.clip.start, moment.clip.end)
@@ -176,16 +106,22 @@ def question_digest(moment: Moment) -> str:
     return hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
 
 
-def parts_of(count: int, size: int, share: tuple[int, int]) -> list[tuple[int, int]]:
-    """The stretches [begin, end) of `count` things, `size` at a time, that are process `share[0]` of `share[1]`'s.
+def require_same_provenance(notes: Sequence[Mapping[str, Any]], where: Path) -> None:
+    """Raise LabError, which names each difference, unless all that was noted in the folder `where` agrees."""
+    for note in notes[1:]:
+        Provenance(**notes[0]).require(note, where)
 
-    Stretches do not depend on how many processes there are, so that neither does what is answered.
 
-    >>> parts_of(10, 3, (0, 2)), parts_of(10, 3, (1, 2))
+def shard_ranges(count: int, size: int, shard: tuple[int, int]) -> list[tuple[int, int]]:
+    """The ranges [begin, end) of `count` things, `size` at a time, that process `shard[0]` of `shard[1]` works on.
+
+    Ranges do not depend on how many processes there are, so that neither does what is answered.
+
+    >>> shard_ranges(10, 3, (0, 2)), shard_ranges(10, 3, (1, 2))
     ([(0, 3), (6, 9)], [(3, 6), (9, 10)])
     """
-    rank, world = share
-    if not 0 <= rank < world:
-        raise ValueError(f"share {share}: need 0 <= process < processes")
-    begins = range(0, count, size)[rank::world]
+    rank, world_size = shard
+    if not 0 <= rank < world_size:
+        raise ValueError(f"shard {shard}: need 0 <= rank < world_size")
+    begins = range(0, count, size)[rank::world_size]
     return [(begin, min(begin + size, count)) for begin in begins]

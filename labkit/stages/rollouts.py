@@ -1,8 +1,9 @@
-"""Rollouts: the one record that training writes and distillation, evaluation and views read.
+"""Rollouts: the one record of a chain that training, harvest and evaluation write, and that filters, scores and views read.
 
 A store is a folder of parquet files. Each training step is a part of its own, written whole or not at all, so that a
-killed run neither loses nor doubles a rollout: the resumed run writes the same step over it. What reads a whole store
-does so some thousand rows at a time, so that its size is bounded by the disk.
+killed run neither loses nor doubles a rollout: the resumed run writes the same step over it. An evaluation writes a part
+for each batch, all of step 0. What reads a whole store does so some thousand rows at a time, so that its size is bounded
+by the disk.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import functools
 import gc
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,28 +28,31 @@ if TYPE_CHECKING:
     import pyarrow
     import pyarrow.parquet as parquet
 
-PART = re.compile(r"part-(\d{6,})\.parquet")
+PART = re.compile(r"part-(\d{6,})(?:-\w+)?\.parquet")
 JOINED = "rollouts.parquet"
 ROWS = 4096
 """Rows that are read, and joined, at a time."""
-ORIGIN = b"labkit.origin"
-"""Key of a file's metadata under which what its rollouts depend on is noted."""
+PROVENANCE = b"labkit.origin"
+"""Key of a file's metadata for what its rollouts depend on (`labkit.stages.provenance.Provenance`)."""
 REWARD = b"labkit.reward"
-"""Key of a file's metadata under which the reward that its rollouts were scored with is noted."""
+"""Key of a file's metadata for the reward that its rollouts were scored with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """One sampled chain, where it comes from and what it earned."""
+    """One chain as a model wrote it, where it comes from and what it earned.
+
+    An evaluation pays nothing: its rewards, total and advantage are NaN (`UNPAID`), and its step is 0.
+    """
 
     run: str
     """Name of the run that sampled it."""
     stage: str
-    """base, grpo, distill, sft or grpo_final."""
+    """base, harvester, grpo, distill, sft or grpo_final."""
     step: int
-    """Training step, from 1; the policy that sampled it had seen `step - 1` updates."""
+    """Training step, from 1; the policy that sampled it had seen `step - 1` updates. The part of a harvest; 0 in an evaluation."""
     qid: str
-    """The moment that was asked for."""
+    """The moment that the prompt asks for."""
     sample: int
     """Place in the group, from 0."""
     seed: int
@@ -73,6 +78,8 @@ class Rollout:
     completion_tokens: int
     finished: bool
     """False when the token limit cut the text off."""
+    question: str = ""
+    """Of an evaluation: `labkit.stages.provenance.question_digest` of the moment, by which a changed question is asked again."""
     spec: RewardSpec | None = field(default=None, compare=False, repr=False)
     """What it was paid by; None where that was not recorded. A store keeps it once a file."""
 
@@ -84,28 +91,31 @@ class Rollout:
 
 _COLUMNS = tuple(each for each in fields(Rollout) if each.name != "spec")
 NAMES = tuple(each.name for each in _COLUMNS)
-LATER = {"reward_option": 0.0}
-"""Columns that stores of earlier versions lack, and what stands there then."""
+LATER: dict[str, float | str] = {"reward_option": 0.0, "question": ""}
+"""Columns that stores of earlier versions lack, and their values then."""
+UNPAID: dict[str, Any] = {
+    name: math.nan for name in NAMES if name.startswith("reward_") or name in ("total", "advantage")
+}
+"""Values of the fields of a reward where there is none."""
 
 
 class RolloutStore:
-    """The rollouts of one stage in a folder, one part a step.
-
-    `step` 0 is allowed for rollouts that no training step stands behind.
-    """
+    """The rollouts of one stage, or of one evaluation, in a folder."""
 
     def __init__(self, folder: str | Path) -> None:
-        """Nothing is read or made until it is asked for."""
+        """Nothing is read or made yet."""
         self.folder = Path(folder)
 
     def __repr__(self) -> str:
         return f"RolloutStore('{self.folder}', {len(self.steps())} steps)"
 
-    def write(self, step: int, rollouts: Iterable[Rollout], origin: Mapping[str, Any] | None = None) -> Path:
-        """Write a step's rollouts; a step that was there before is replaced.
+    def write(
+        self, step: int, rollouts: Iterable[Rollout], provenance: Mapping[str, Any] | None = None, batch: str = ""
+    ) -> Path:
+        """Write a step's rollouts; a step that was there before is replaced, or of a step in batches the batch of that name.
 
-        `origin`, plain data, is noted in the file; `origins` reads it back. So is the spec of the rollouts, which those that
-        are read have again.
+        `provenance`, plain data, is kept in the file's metadata; `provenances` reads it back. So is the reward spec of the
+        rollouts, which those that are read have again.
         Raises ValueError when a rollout belongs to another step, two of them have the same key, or they differ in their spec.
         """
         import pyarrow.parquet as parquet
@@ -121,10 +131,10 @@ class RolloutStore:
             if rollout.spec != rollouts[0].spec:
                 raise ValueError(f"step {step}: rollout {rollout.key} was paid by another spec than {rollouts[0].key}")
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"part-{step:06d}.parquet"
+        path = self.folder / f"part-{step:06d}{'-' * bool(batch)}{batch}.parquet"
         spec = rollouts[0].spec if rollouts else None
         table = _table(rollouts).replace_schema_metadata(
-            ({} if origin is None else {ORIGIN: _plain(origin)})
+            ({} if provenance is None else {PROVENANCE: _plain(provenance)})
             | ({} if spec is None else {REWARD: _plain(spec.as_dict())})
         )
         with replacing(path) as temporary:
@@ -141,8 +151,8 @@ class RolloutStore:
         import pyarrow.compute as compute
         import pyarrow.parquet as parquet
 
-        for step, path in self._parts().items():
-            if step > after_step:
+        for step, paths in self._parts().items():
+            for path in paths if step > after_step else ():
                 path.unlink()
         if any(step > after_step for step in self._joined_steps()):
             table = pa.concat_tables(_batches(self.folder / JOINED))
@@ -150,31 +160,31 @@ class RolloutStore:
             with replacing(self.folder / JOINED) as temporary:
                 parquet.write_table(table.replace_schema_metadata(_notes(self.folder / JOINED)), temporary)
 
-    def origins(self) -> list[dict[str, Any]]:
-        """What was noted with the rollouts, each only once; steps without a note are passed over."""
-        notes = dict.fromkeys(_notes(path).get(ORIGIN) for path in self._files())
+    def provenances(self) -> list[dict[str, Any]]:
+        """The different provenances of the rollouts; steps without one are passed over."""
+        notes = dict.fromkeys(_notes(path).get(PROVENANCE) for path in self.files())
         return [json.loads(note) for note in notes if note is not None]
 
     def specs(self) -> list[RewardSpec | None]:
-        """What the rollouts were paid by, each only once; None among them where some have no note of it."""
-        return [_spec(note) for note in dict.fromkeys(_notes(path).get(REWARD) for path in self._files())]
+        """The different specs that the rollouts were paid by; None among them where some have no record of it."""
+        return [_spec(note) for note in dict.fromkeys(_notes(path).get(REWARD) for path in self.files())]
 
-    def asked(self) -> dict[int, dict[str, int]]:
-        """By step, the qids that were asked and how many rollouts each has; no text is read."""
-        found: dict[int, dict[str, int]] = {}
+    def qid_counts(self) -> dict[int, dict[str, int]]:
+        """By step and qid, how many rollouts there are; no text is read."""
+        counts: dict[int, dict[str, int]] = {}
         for table in self._tables(("step", "qid")):
             for step, qid in zip(table["step"].to_pylist(), table["qid"].to_pylist(), strict=True):
-                qids = found.setdefault(step, {})
+                qids = counts.setdefault(step, {})
                 qids[qid] = qids.get(qid, 0) + 1
-        return found
+        return counts
 
     def read(self) -> list[Rollout]:
-        """Every rollout, ordered by step and, inside a step, as written."""
+        """Every rollout, ordered by step and, inside a step, as written; batches of a step in the order of their names."""
         with only_growing():
             return list(self.stream())
 
     def stream(self) -> Iterator[Rollout]:
-        """The same one after the other: no more than some thousand are held at a time."""
+        """The same as an iterator, which holds some thousand at most."""
         for table in self._tables():
             yield from _rollouts(table)
 
@@ -183,7 +193,7 @@ class RolloutStore:
         import pyarrow.compute as compute
 
         if parts := self._parts():  # what has been joined is never newer
-            return [each for table in _batches(parts[max(parts)]) for each in _rollouts(table)]
+            return [each for path in parts[max(parts)] for each in read_file(path)]
         last = max(self._joined_steps(), default=0)
         newest = [table.filter(compute.equal(table["step"], last)) for table in self._tables()]
         return [each for table in newest for each in _rollouts(table)]
@@ -206,8 +216,8 @@ class RolloutStore:
         parts = self._parts()
         if not parts:
             return
-        origins, specs = self.origins(), self.specs()
-        notes = {ORIGIN: _plain(origins[-1])} if origins else {}
+        provenances, specs = self.provenances(), self.specs()
+        notes = {PROVENANCE: _plain(provenances[-1])} if provenances else {}
         if len(specs) == 1 and specs[0] is not None:  # of several none is true of all
             notes[REWARD] = _plain(specs[0].as_dict())
         schema = _table([]).schema.with_metadata(notes)
@@ -220,15 +230,18 @@ class RolloutStore:
                     waiting = []
             if waiting:
                 writer.write_table(pa.concat_tables(waiting).combine_chunks())
-        for path in parts.values():
+        for path in (path for paths in parts.values() for path in paths):
             path.unlink()
 
-    def _files(self) -> list[Path]:
+    def files(self) -> list[Path]:
+        """The parquet files that are there, in the order in which they are read."""
         joined = self.folder / JOINED
-        return ([joined] if joined.exists() else []) + [path for _, path in sorted(self._parts().items())]
+        return ([joined] if joined.exists() else []) + [
+            path for _, paths in sorted(self._parts().items()) for path in paths
+        ]
 
     def _tables(self, names: Sequence[str] = ()) -> Iterator[pyarrow.Table]:
-        """All rows, some thousand at a time, by step; `names` are the columns that are wanted, `step` among them."""
+        """All rows, some thousand at a time, by step; `names` are the columns to read, `step` among them."""
         import pyarrow.compute as compute
 
         parts = self._parts()
@@ -242,15 +255,20 @@ class RolloutStore:
                 continue
             for step in steps:
                 while waiting and waiting[-1] <= step:
-                    yield from _batches(parts[waiting.pop()], names)
+                    for path in parts[waiting.pop()]:
+                        yield from _batches(path, names)
                 if step not in parts:
                     yield table.filter(compute.equal(table["step"], step))
         for step in reversed(waiting):
-            yield from _batches(parts[step], names)
+            for path in parts[step]:
+                yield from _batches(path, names)
 
-    def _parts(self) -> dict[int, Path]:
-        found = ((PART.fullmatch(path.name), path) for path in self.folder.glob("part-*.parquet"))
-        return {int(match[1]): path for match, path in found if match}
+    def _parts(self) -> dict[int, list[Path]]:
+        parts: dict[int, list[Path]] = {}
+        for path in sorted(self.folder.glob("part-*.parquet")):
+            if match := PART.fullmatch(path.name):
+                parts.setdefault(int(match[1]), []).append(path)
+        return parts
 
     def _joined_steps(self) -> list[int]:
         joined = self.folder / JOINED
@@ -259,9 +277,14 @@ class RolloutStore:
         return sorted({step for table in _batches(joined, ("step",)) for step in table["step"].to_pylist()})
 
 
+def read_file(path: Path) -> list[Rollout]:
+    """The rollouts of one file of a store."""
+    return [each for table in _batches(path) for each in _rollouts(table)]
+
+
 @contextmanager
 def only_growing() -> Iterator[None]:
-    """No search for rings of garbage while none are made: among a million young objects it takes a fifth of the time."""
+    """Pause Python's cyclic garbage collector: among a million young objects it takes a fifth of the time, and finds nothing."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -282,9 +305,9 @@ def _open(path: Path) -> parquet.ParquetFile:
 
 
 def _notes(path: Path) -> dict[bytes, bytes]:
-    """What stands in a file beside its rollouts."""
+    """A file's metadata: provenance and reward spec, where it has them."""
     with _open(path) as file:
-        return {key: note for key, note in (file.schema_arrow.metadata or {}).items() if key in (ORIGIN, REWARD)}
+        return {key: note for key, note in (file.schema_arrow.metadata or {}).items() if key in (PROVENANCE, REWARD)}
 
 
 def _plain(note: Mapping[str, Any]) -> str:
@@ -293,7 +316,7 @@ def _plain(note: Mapping[str, Any]) -> str:
 
 @functools.cache
 def _spec(note: bytes | None) -> RewardSpec | None:
-    """A spec as noted; None where there is none, or where another version of labkit noted one that means nothing here."""
+    """A spec from metadata; None where there is none, or one of another version of labkit that means nothing here."""
     try:
         return None if note is None else RewardSpec(**json.loads(note))
     except (TypeError, ValueError, LabError):
@@ -324,7 +347,7 @@ def _batches(path: Path, names: Sequence[str] = ()) -> Iterator[pyarrow.Table]:
             table = pa.Table.from_batches([batch]).replace_schema_metadata({} if note is None else {REWARD: note})
             for name, value in LATER.items():
                 if name in wanted and name not in there:
-                    table = table.append_column(name, pa.array([value] * len(table), type=pa.float64()))
+                    table = table.append_column(name, pa.array([value] * len(table)))
             yield table.select(wanted)
 
 

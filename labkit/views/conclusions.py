@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from labkit.chain.steps import LEAST_GAIN
 from labkit.data.moments import Moment
 from labkit.embedded.true_words import KINDS, held
-from labkit.runs.measured import Measured, Prediction
+from labkit.runs.results import ModelEvaluation
 from labkit.scoring.bootstrap import mean_interval
+from labkit.stages.rollouts import Rollout
 from labkit.views.report.sanitize import escape_markdown
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ Moments = Mapping[str, Moment]
 """The test split, by qid."""
 
 
-def after_grpo(start: Measured, grpo: Measured, training: GrpoResult, moments: Moments) -> Conclusion:
+def after_grpo(start: ModelEvaluation, grpo: ModelEvaluation, training: GrpoResult, moments: Moments) -> Conclusion:
     """Stage 1: have anchors become the rule, and have the answers got better since its start?"""
     decoding = "sampled" if "sampled" in grpo.figures else "greedy"
     return Conclusion(
@@ -79,14 +80,14 @@ def after_grpo(start: Measured, grpo: Measured, training: GrpoResult, moments: M
     )
 
 
-def after_harvest(funnel: Sequence[tuple[str, int]], queries: int) -> Conclusion:
+def after_harvest(filter_counts: Sequence[tuple[str, int]], queries: int) -> Conclusion:
     """Stage 2, first half: how much of the harvest is worth learning from, and what most of the rest lacked."""
-    total, kept = sum(count for _, count in funnel), funnel[-1][1]
+    total, kept = sum(count for _, count in filter_counts), filter_counts[-1][1]
     share = f" ({100 * kept / total:.1f} %)" if total else ""
     claims = [
         Claim("Traces to learn from", kept > 0, f"{kept:,} of {total:,} chains{share}, from {queries:,} queries asked")
     ]
-    reason, most = max(funnel[:-1], key=lambda row: row[1])
+    reason, most = max(filter_counts[:-1], key=lambda row: row[1])
     if most:
         text = (
             "Most were dropped for one reason" if 2 * most > total - kept else "The most frequent reason to drop one"
@@ -95,7 +96,7 @@ def after_harvest(funnel: Sequence[tuple[str, int]], queries: int) -> Conclusion
     return Conclusion(claims)
 
 
-def after_sft(base: Measured, grpo: Measured, sft: Measured, moments: Moments) -> Conclusion:
+def after_sft(base: ModelEvaluation, grpo: ModelEvaluation, sft: ModelEvaluation, moments: Moments) -> Conclusion:
     """Stage 2, second half: has a fresh base learnt the form, and how does it stand to the harvester?"""
     claims = [
         _anchored("A fresh base has learnt anchors from traces alone", base, sft, "greedy"),
@@ -107,7 +108,7 @@ def after_sft(base: Measured, grpo: Measured, sft: Measured, moments: Moments) -
     return Conclusion(claims)
 
 
-def after_final(base: Measured, sft: Measured, final: Measured, moments: Moments) -> Conclusion:
+def after_final(base: ModelEvaluation, sft: ModelEvaluation, final: ModelEvaluation, moments: Moments) -> Conclusion:
     """Stage 3: are the chains what the method promises, and are their words true where that can be checked?"""
     now = final.figures["greedy"]
     first, last, answer = (_value(now, key) for key in ("iou_first", "iou_last", "iou_answer"))
@@ -140,7 +141,7 @@ def after_final(base: Measured, sft: Measured, final: Measured, moments: Moments
 
 
 def after_all(
-    models: Mapping[str, Measured], constant: float, blind: Mapping[str, float], moments: Moments
+    models: Mapping[str, ModelEvaluation], constant: float, blind: Mapping[str, float], moments: Moments
 ) -> Conclusion:
     """The whole run: the method's promises, and whether the final model looks at the video.
 
@@ -168,7 +169,7 @@ def after_all(
     return Conclusion(claims)
 
 
-def about_words(base: Measured, final: Measured, moments: Moments) -> Conclusion:
+def about_words(base: ModelEvaluation, final: ModelEvaluation, moments: Moments) -> Conclusion:
     """Whether a thought's words are true, where that can be checked."""
     claims = _words(base, final, moments)
     return Conclusion(
@@ -176,7 +177,7 @@ def about_words(base: Measured, final: Measured, moments: Moments) -> Conclusion
     )
 
 
-def _words(base: Measured, final: Measured, moments: Moments) -> list[Claim]:
+def _words(base: ModelEvaluation, final: ModelEvaluation, moments: Moments) -> list[Claim]:
     """What thoughts say, held against the simulator; nothing where there is none."""
     now, before = final.figures["greedy"], base.figures["greedy"]
     if "distinct_thoughts" not in now or not moments:
@@ -212,29 +213,29 @@ class _Change(NamedTuple):
     queries: int
 
 
-def _difference(before: Measured, after: Measured, key: str, moments: Moments, decoding: str) -> _Change:
+def _difference(before: ModelEvaluation, after: ModelEvaluation, key: str, moments: Moments, decoding: str) -> _Change:
     from labkit.scoring.scores import compare
 
-    if not moments or not _predictions(before, decoding) or not _predictions(after, decoding):
+    if not moments or not _rollouts(before, decoding) or not _rollouts(after, decoding):
         return _Change(math.nan, math.nan, math.nan, math.nan, math.nan, 0)
     first, second = (_scored(model, moments, decoding) for model in (before, after))
     gap = compare(second, first).differences[key]
     return _Change(first.figures[key], second.figures[key], gap.value, *gap.interval, len(first.qids))
 
 
-def _scored(model: Measured, moments: Moments, decoding: str) -> Score:
+def _scored(model: ModelEvaluation, moments: Moments, decoding: str) -> Score:
     from labkit.scoring.predictions import as_predictions
     from labkit.scoring.scores import score
 
-    return score(as_predictions(_predictions(model, decoding), {}), list(moments.values()))
+    return score(as_predictions(_rollouts(model, decoding), {}), list(moments.values()))
 
 
-def _predictions(model: Measured, decoding: str) -> Sequence[Prediction]:
+def _rollouts(model: ModelEvaluation, decoding: str) -> Sequence[Rollout]:
     return model.greedy if decoding == "greedy" else model.sampled
 
 
 def _better(
-    text: str, key: str, before: Measured, after: Measured, moments: Moments, decoding: str = "greedy"
+    text: str, key: str, before: ModelEvaluation, after: ModelEvaluation, moments: Moments, decoding: str = "greedy"
 ) -> Claim:
     """Whether a figure rose by more than chance explains."""
     name = {"miou": "mIoU", "r1@0.7": "R1@0.7"}[key]
@@ -251,7 +252,7 @@ def _better(
     return Claim(text, change.low > 0, evidence)
 
 
-def _anchored(text: str, before: Measured, after: Measured, decoding: str) -> Claim:
+def _anchored(text: str, before: ModelEvaluation, after: ModelEvaluation, decoding: str) -> Claim:
     now, then = after.figures[decoding], before.figures.get(decoding, {})
     evidence = f"{_of(now, 'anchor_rate')} {decoding} chains have one; {100 * ENOUGH_ANCHORS:.0f} % were asked"
     if "anchor_rate" in then:

@@ -13,10 +13,9 @@ from labkit.embedded.model import (
     TIMES,
     build_model,
     build_tokenizer,
-    grow,
+    extend_vocabulary,
 )
-from labkit.embedded.pretraining import frame_labels, make_clips, train_base
-from labkit.embedded.synthetic_targets import GQA, Recipe, draw_lesson, teach
+from labkit.embedded.pretraining import GQA, Recipe, draw_target, frame_labels, make_clips, make_completion, train_base
 from labkit.embedded.world import ACTIONS, Event, Thing, ask, make_scene
 from labkit.policy.model import SHIPPED, load_policy
 
@@ -32,12 +31,14 @@ def test_everything_that_the_world_asks_and_the_base_writes_is_in_the_vocabulary
             for event in thing.events:
                 for form in range(3):
                     assert unknown not in tokenizer(ask(thing, event, form))["input_ids"]
-                assert unknown not in tokenizer(teach(thing, event, rng, Recipe(anchor_share=1.0)))["input_ids"]
+                assert (
+                    unknown not in tokenizer(make_completion(thing, event, rng, Recipe(anchor_share=1.0)))["input_ids"]
+                )
 
 
 def test_text_comes_back_from_its_tokens_so_that_traces_can_be_learnt_from():
     tokenizer = build_tokenizer()
-    text = teach(THING, THING.events[0], np.random.default_rng(1), Recipe(anchor_share=1.0))
+    text = make_completion(THING, THING.events[0], np.random.default_rng(1), Recipe(anchor_share=1.0))
     ids = tokenizer(text)["input_ids"]
     written = tokenizer.decode(ids, skip_special_tokens=True)
     assert tokenizer(written)["input_ids"] == ids
@@ -59,7 +60,7 @@ def test_time_is_one_token_per_half_second_and_tags_survive_decoding():
 
 def test_the_base_writes_anchors_rarely_and_after_any_opening():
     rng = np.random.default_rng(2)
-    texts = [teach(THING, THING.events[0], rng, Recipe()) for _ in range(2000)]
+    texts = [make_completion(THING, THING.events[0], rng, Recipe()) for _ in range(2000)]
     with_anchors = [text for text in texts if "<timestamp>" in text]
     assert 0.05 < len(with_anchors) / len(texts) < 0.11
     openings = {
@@ -71,7 +72,7 @@ def test_the_base_writes_anchors_rarely_and_after_any_opening():
 
 def test_labels_of_the_recipe_are_wider_than_the_truth_on_average():
     rng = np.random.default_rng(3)
-    answers = [parse(teach(THING, THING.events[0], rng, Recipe())).answer for _ in range(1000)]
+    answers = [parse(make_completion(THING, THING.events[0], rng, Recipe())).answer for _ in range(1000)]
     assert np.mean([a.start for a in answers]) == pytest.approx(4.0 - 1.5, abs=0.2)
     assert np.mean([a.end for a in answers]) == pytest.approx(8.0 + 1.5, abs=0.2)
 
@@ -115,11 +116,11 @@ def test_the_shipped_base_is_the_recipes_model():
 # --- the base of grounded question answering
 
 
-def test_lessons_with_options_are_in_the_grown_vocabulary_and_answer_what_was_asked():
+def test_targets_with_options_are_in_the_grown_vocabulary_and_answer_what_was_asked():
     tokenizer, rng = build_tokenizer(GQA_WORDS), np.random.default_rng(0)
     plain, unknown = build_tokenizer(), tokenizer.unk_token_id
     for seed in range(100):
-        thing, event, query, completion = draw_lesson(make_scene(seed), rng, Recipe(), True, "gqa")
+        thing, event, query, completion = draw_target(make_scene(seed), rng, Recipe(), True, "gqa")
         assert unknown not in tokenizer(query + completion)["input_ids"]
         assert plain.unk_token_id in plain(query)["input_ids"]
         chain = parse(completion, options=4)
@@ -130,7 +131,7 @@ def test_lessons_with_options_are_in_the_grown_vocabulary_and_answer_what_was_as
 
 def test_a_choice_comes_back_from_its_tokens_so_that_traces_can_be_learnt_from():
     tokenizer = build_tokenizer(GQA_WORDS)
-    text = draw_lesson(make_scene(5), np.random.default_rng(1), Recipe(anchor_share=1.0), True, "gqa")[3]
+    text = draw_target(make_scene(5), np.random.default_rng(1), Recipe(anchor_share=1.0), True, "gqa")[3]
     written = tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True)
     assert tokenizer(written)["input_ids"] == tokenizer(text)["input_ids"]
     assert (parse(written, options=4).steps, parse(written, options=4).option) == (
@@ -141,7 +142,7 @@ def test_a_choice_comes_back_from_its_tokens_so_that_traces_can_be_learnt_from()
 
 def test_growing_keeps_every_old_word_and_its_row():
     before, model = load_policy("embedded"), load_policy("embedded").model
-    tokenizer = grow(model)
+    tokenizer = extend_vocabulary(model)
     words = before.tokenizer.get_vocab()
     assert {word: number for word, number in tokenizer.get_vocab().items() if word in words} == words
     assert len(tokenizer) == len(words) + len(GQA_WORDS)
@@ -153,7 +154,7 @@ def test_growing_keeps_every_old_word_and_its_row():
 
 
 def test_the_recipe_teaches_a_grown_base(tmp_path):
-    folder = train_base(tmp_path / "base", recipe=TINY._replace(drill_steps=2, drills=4), task="gqa")
+    folder = train_base(tmp_path / "base", recipe=TINY._replace(warmup_steps=2, warmup_batch=4), task="gqa")
     policy = load_policy(str(folder))
     assert policy.tokenizer.get_vocab() == build_tokenizer(GQA_WORDS).get_vocab()
     seen = [each.base.model.visual.state_dict() for each in (policy, load_policy("embedded"))]
@@ -163,7 +164,7 @@ def test_the_recipe_teaches_a_grown_base(tmp_path):
 def test_the_shipped_base_with_options_is_the_recipes_model():
     policy = load_policy("embedded-gqa")
     grown = load_policy("embedded").model
-    tokenizer = grow(grown)
+    tokenizer = extend_vocabulary(grown)
     shapes = {name: weight.shape for name, weight in policy.base.state_dict().items()}
     assert shapes == {name: weight.shape for name, weight in grown.state_dict().items()}
     assert policy.tokenizer.get_vocab() == tokenizer.get_vocab()

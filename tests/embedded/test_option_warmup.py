@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from labkit.chain.anchors import option_letter, parse
-from labkit.embedded.model import GQA_WORDS, build_tokenizer, grow
-from labkit.embedded.option_warmup import LONG, SHORT, Drill, draw_drill, letters
+from labkit.embedded.model import GQA_WORDS, build_tokenizer, extend_vocabulary
+from labkit.embedded.option_warmup import LONG, SHORT, OptionWarmup, draw_warmup, letters
 from labkit.embedded.world import ACTIONS
 from labkit.policy.model import load_policy
 
 
-def test_a_drill_gives_each_action_the_letter_of_its_own_option():
+def test_a_warmup_text_gives_each_action_the_letter_of_its_own_option():
     rng, tokenizer = np.random.default_rng(0), build_tokenizer(GQA_WORDS)
     for _ in range(200):
-        query, said = draw_drill(rng)
+        query, said = draw_warmup(rng)
         options = dict(re.findall(r"\b([A-D]) (\w+)", query))
         assert len(set(options.values())) == 4
         named = re.findall(r"(\w+) <option> (\w) </option>", said)
@@ -29,23 +29,26 @@ def test_letters_are_single_words_in_order():
     assert tokenizer.convert_ids_to_tokens(letters(tokenizer).tolist()) == ["a", "b", "c", "d"]
 
 
-def test_a_long_drill_says_the_same_in_a_lessons_words():
+def test_a_long_warmup_text_says_the_same_in_a_targets_words():
     rng = np.random.default_rng(0)
-    query, said = draw_drill(rng, long=True)
+    query, said = draw_warmup(rng, long=True)
     chains = [parse(text + "</option>", options=4) for text in said.split(" </option>")[:-1]]
     assert [chain.status for chain in chains] == ["no_anchor"] * LONG
     options = dict(re.findall(r"\b([A-D]) (\w+)", query))
     assert all(f"{options[option_letter(chain.option)]}s" in chain.text for chain in chains)
 
 
-def test_a_model_chooses_by_chance_at_first_and_learns_from_drills():
+def test_a_model_chooses_by_chance_at_first_and_learns_from_the_warmup():
     model = load_policy("embedded", device="cpu").model
-    drill, drills = Drill(model, grow(model)), [draw_drill(np.random.default_rng(n)) for n in range(4)]
+    warmup, texts = (
+        OptionWarmup(model, extend_vocabulary(model)),
+        [draw_warmup(np.random.default_rng(n)) for n in range(4)],
+    )
     before = {name: weight.clone() for name, weight in model.model.visual.state_dict().items()}
-    weights = [weight for weight in model.parameters() if weight.requires_grad] + drill.weights
+    weights = [weight for weight in model.parameters() if weight.requires_grad] + warmup.weights
     optimizer, losses = torch.optim.AdamW(weights, lr=1e-3), []
     for _ in range(40):
-        loss, share = drill.loss(drills)
+        loss, share = warmup.loss(texts)
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
@@ -56,10 +59,10 @@ def test_a_model_chooses_by_chance_at_first_and_learns_from_drills():
     assert all(torch.equal(weight, before[name]) for name, weight in model.model.visual.state_dict().items())
 
 
-def test_a_closed_drill_no_longer_listens():
+def test_a_closed_warmup_removes_its_hook():
     model = load_policy("embedded", device="cpu").model
-    drill = Drill(model, grow(model))
-    drill.close()
+    warmup = OptionWarmup(model, extend_vocabulary(model))
+    warmup.close()
     with pytest.raises(KeyError):
-        drill.loss([draw_drill(np.random.default_rng(0))])
+        warmup.loss([draw_warmup(np.random.default_rng(0))])
     assert not model.model.language_model.layers[0]._forward_hooks

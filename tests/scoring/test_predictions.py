@@ -12,7 +12,7 @@ from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.scoring.predictions import PredictedRow, Predictions, as_predictions, read_predictions, write_predictions
-from labkit.stages.evaluate import Prediction
+from labkit.stages.rollouts import UNPAID, Rollout
 
 
 def written(folder: Path, *rows: object) -> Path:
@@ -258,8 +258,13 @@ def test_settings_given_on_writing_go_before_those_at_hand(tmp_path):
 
 
 def test_a_notebooks_records_are_predictions(tmp_path):
-    answered = Prediction("q1", "<answer>1 to 2</answer>", "ok", Span(1, 2), 0.5)
-    cut = Prediction("q2", "<think>", "cut_off", None, 0.0)
+    def evaluated(qid, text, status):
+        return Rollout(
+            run="x", stage="base", step=0, qid=qid, sample=0, seed=0, checkpoint="base", text=text, status=status, **UNPAID,
+            prompt_tokens=9, completion_tokens=9, finished=status != "cut_off",
+        )  # fmt: skip
+
+    answered, cut = evaluated("q1", "<answer>1 to 2</answer>", "ok"), evaluated("q2", "<think>", "cut_off")
     got = as_predictions([answered, cut, answered], {"temperature": 0})
     assert got.rows == {"q1": PredictedRow(answered.text), "q2": PredictedRow("<think>", finished=False)}
     assert (got.duplicates, got.settings) == (("q1",), {"temperature": 0})

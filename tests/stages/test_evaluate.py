@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,27 +11,27 @@ from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.policy.generate import generate
 from labkit.stages import evaluate as module
-from labkit.stages.evaluate import evaluate, in_asking_order, read_evaluation
-from labkit.stages.provenance import AnswerStore, weights_digest
+from labkit.stages.evaluate import evaluate, in_evaluation_order, read_evaluation
+from labkit.stages.provenance import weights_digest
+from labkit.stages.rollouts import UNPAID, RolloutStore
 
 SHORT = {"max_new_tokens": 8, "batch_size": 4}
 
 
 @pytest.mark.parametrize("greedy", [True, False])
-def test_predictions_depend_on_neither_batch_size_nor_order(policy, source, moments, greedy):
+def test_rollouts_depend_on_neither_batch_size_nor_order(policy, source, moments, greedy):
     def asked(on, batch_size):
         return evaluate(policy, source, on, greedy=greedy, max_new_tokens=24, batch_size=batch_size, seed=4)
 
     together, alone = asked(moments, 64), asked(moments, 1)
-    assert together.predictions == alone.predictions
-    assert repr(together.figures) == repr(alone.figures)  # some are NaN
-    assert asked(moments[::-1], 5).predictions == together.predictions[::-1]
-    assert [prediction.qid for prediction in together.predictions] == [moment.qid for moment in moments]
+    assert repr(together) == repr(alone)  # some figures, and all rewards, are NaN
+    assert repr(asked(moments[::-1], 5).rollouts) == repr(together.rollouts[::-1])
+    assert [rollout.qid for rollout in together.rollouts] == [moment.qid for moment in moments]
 
 
 def test_another_seed_samples_other_chains(policy, source, moments):
     texts = [
-        [p.text for p in evaluate(policy, source, moments, greedy=False, max_new_tokens=24, seed=seed).predictions]
+        [each.text for each in evaluate(policy, source, moments, greedy=False, max_new_tokens=24, seed=seed).rollouts]
         for seed in (1, 1, 2)
     ]
     assert texts[0] == texts[1] != texts[2]
@@ -38,12 +39,24 @@ def test_another_seed_samples_other_chains(policy, source, moments):
 
 def test_figures_are_those_of_the_chains(policy, source, moments):
     found = evaluate(policy, source, moments, max_new_tokens=24)
-    chains = [parse(prediction.text) for prediction in found.predictions]
+    chains = [parse(rollout.text) for rollout in found.rollouts]
     expected = chain_figures(chains, [m.windows for m in moments], [m.duration for m in moments])
     assert found.figures["miou"] == expected["miou"] > 0
-    for prediction, chain, moment in zip(found.predictions, chains, moments, strict=True):
-        assert prediction.answer == chain.answer
-        assert prediction.iou == answer_iou(chain, moment.windows, moment.duration)
+    ious = [answer_iou(chain, m.windows, m.duration) for chain, m in zip(chains, moments, strict=True)]
+    assert found.figures["miou"] == pytest.approx(sum(ious) / len(ious))
+
+
+def test_a_rollout_of_an_evaluation_says_where_it_comes_from_and_is_not_paid(policy, source, moments):
+    found = evaluate(policy, source, moments[:3], max_new_tokens=24, run="x", stage="sft", seed=7)
+    for rollout, moment in zip(found.rollouts, moments, strict=False):
+        (completion,) = generate(policy, [source[moment.qid]], max_new_tokens=24, greedy=True)
+        assert (rollout.run, rollout.stage, rollout.key, rollout.seed) == ("x", "sft", (0, moment.qid, 0), 7)
+        assert (rollout.checkpoint, rollout.spec) == (policy.name, None)
+        assert rollout.prompt_tokens == len(source[moment.qid].ids) and rollout.completion_tokens == len(
+            completion.ids
+        )
+        assert rollout.status == parse(rollout.text, finished=rollout.finished).status
+        assert all(math.isnan(getattr(rollout, name)) for name in UNPAID)
 
 
 def test_words_are_measured_in_the_embedded_world_and_nowhere_else(policy, source, moments):
@@ -56,7 +69,7 @@ def test_words_are_measured_in_the_embedded_world_and_nowhere_else(policy, sourc
 
 def test_a_chain_that_meets_the_token_limit_is_cut_off(policy, source, moments):
     found = evaluate(policy, source, moments, max_new_tokens=3)
-    assert {prediction.status for prediction in found.predictions} == {"cut_off"}
+    assert {rollout.status for rollout in found.rollouts} == {"cut_off"}
     assert found.figures["status_cut_off"] == 1.0 and found.figures["miou"] == 0.0
 
 
@@ -67,9 +80,9 @@ def test_progress_is_told_after_each_batch(policy, source, moments):
 
 
 def test_greedy_evaluation_is_plain_greedy_decoding(policy, source, moments):
-    (prediction,) = evaluate(policy, source, moments[:1], max_new_tokens=24).predictions
+    (rollout,) = evaluate(policy, source, moments[:1], max_new_tokens=24).rollouts
     (completion,) = generate(policy, [source[moments[0].qid]], max_new_tokens=24, greedy=True)
-    assert prediction.text == completion.text
+    assert rollout.text == completion.text
 
 
 @pytest.fixture
@@ -105,9 +118,9 @@ def test_an_evaluation_that_was_broken_off_asks_only_what_is_missing(policy, sou
     again = evaluate(policy, source, moments, greedy=greedy, folder=tmp_path, on_batch=heard.append, **SHORT)
     assert [qid for batch in asked for qid in batch] == everything, "each once"
     assert heard[:2] == [8, 12] and heard[-1] == len(moments), "what was there is told first"
-    assert again.predictions == whole.predictions and repr(again.figures) == repr(whole.figures)
+    assert repr(again) == repr(whole)
     asked.clear()
-    assert evaluate(policy, source, moments, greedy=greedy, folder=tmp_path, **SHORT).predictions == whole.predictions
+    assert repr(evaluate(policy, source, moments, greedy=greedy, folder=tmp_path, **SHORT)) == repr(whole)
     assert asked == []
 
 
@@ -124,21 +137,20 @@ def test_processes_share_an_evaluation_and_end_with_that_of_one(
     asked.clear()
     if broken:
         broken_off(asked, 1, policy, source, moments, folder=tmp_path, **SHORT)
-    heard, shares = [], []
+    heard, shards = [], []
     for rank in reversed(range(processes)):
-        share = (rank, processes)
-        shares.append(evaluate(policy, source, moments, folder=tmp_path, share=share, on_batch=heard.append, **SHORT))
+        shard = (rank, processes)
+        shards.append(evaluate(policy, source, moments, folder=tmp_path, shard=shard, on_batch=heard.append, **SHORT))
     assert sorted(asked) == sorted(batches), "the same batches, so that not even rounding differs"
-    assert sum(len(share.predictions) for share in shares) == len(moments)
-    assert all(share.figures == {} for share in shares if not share.predictions)
+    assert sum(len(shard.rollouts) for shard in shards) == len(moments)
+    assert all(shard.figures == {} for shard in shards if not shard.rollouts)
     assert heard[-1] == len(moments), "progress is told of all processes together"
-    together = read_evaluation(tmp_path, moments)
-    assert together.predictions == alone.predictions and repr(together.figures) == repr(alone.figures)
+    assert repr(read_evaluation(tmp_path, moments)) == repr(alone)
 
 
 def test_an_evaluation_that_is_not_whole_is_not_read(policy, source, moments, tmp_path):
-    evaluate(policy, source, moments, folder=tmp_path, share=(0, 2), **SHORT)
-    missing = len(moments) - len(AnswerStore(tmp_path).read(moments))
+    evaluate(policy, source, moments, folder=tmp_path, shard=(0, 2), **SHORT)
+    missing = len(moments) - len(RolloutStore(tmp_path).read())
     with pytest.raises(
         LabError, match=f"lacks the answers to {missing} of {len(moments)} questions .*run the evaluation"
     ):
@@ -170,7 +182,7 @@ def test_answers_of_other_weights_are_not_mixed_in(policy, source, moments, tmp_
     evaluate(policy, source, moments[4:], folder=tmp_path / "other", **SHORT)
     for file in (tmp_path / "other").iterdir():
         file.rename(tmp_path / "one" / file.name)
-    with pytest.raises(LabError, match="answers of several origins"):
+    with pytest.raises(LabError, match="weights: there .*, here "):
         read_evaluation(tmp_path / "one", moments)
 
 
@@ -186,11 +198,11 @@ def test_a_question_that_has_changed_is_asked_again(policy, source, moments, tmp
 
 def test_a_damaged_file_of_answers_is_named(policy, source, moments, tmp_path):
     evaluate(policy, source, moments[:4], folder=tmp_path, **SHORT)
-    (tmp_path / ".part-0.jsonl.12.tmp").write_text("half")  # what a kill leaves
-    assert len(read_evaluation(tmp_path, moments[:4]).predictions) == 4
-    (part,) = tmp_path.glob("part-*.jsonl")
-    part.write_text(part.read_text()[:-20])
-    with pytest.raises(LabError, match=f"'{part}' is damaged .*remove it"):
+    (tmp_path / ".part-000000-0.parquet.12.tmp").write_text("half")  # what a kill leaves
+    assert len(read_evaluation(tmp_path, moments[:4]).rollouts) == 4
+    (part,) = tmp_path.glob("part-*.parquet")
+    part.write_bytes(part.read_bytes()[:-20])
+    with pytest.raises(LabError, match=f"'{part}' cannot be read .*remove it"):
         read_evaluation(tmp_path, moments[:4])
 
 
@@ -203,7 +215,7 @@ def test_questions_on_one_clip_are_asked_together_and_the_longest_first():
         at("a", "v", 20), at("b", "w", 30, late), at("c", "w", 30, early), at("d", "v", 20), at("e", "w", 30, late),
         at("f", "u", 20),
     ]  # fmt: skip
-    assert [moment.qid for moment in in_asking_order(moments)] == ["c", "b", "e", "f", "a", "d"]
-    assert in_asking_order(moments[::-1]) == in_asking_order(moments)
+    assert [moment.qid for moment in in_evaluation_order(moments)] == ["c", "b", "e", "f", "a", "d"]
+    assert in_evaluation_order(moments[::-1]) == in_evaluation_order(moments)
     with pytest.raises(ValueError, match="2 moments have 1 qids"):
-        in_asking_order([moments[0], moments[0]])
+        in_evaluation_order([moments[0], moments[0]])

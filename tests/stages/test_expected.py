@@ -12,7 +12,7 @@ from labkit.data.video.frames import FrameCache
 from labkit.policy.inputs import FrameSampling, Prompt
 from labkit.policy.prompt_source import PromptSource
 from labkit.stages.evaluate import evaluate
-from labkit.stages.harvest import sample_traces
+from labkit.stages.harvest import harvest
 from labkit.stages.rollouts import RolloutStore
 from tests.stages import small
 
@@ -37,7 +37,7 @@ def _evaluate(policy: Any, source: Any, moments: Any, folder: Path) -> None:
 
 def _harvest(policy: Any, source: Any, moments: Any, folder: Path) -> None:
     limits: dict[str, Any] = {"samples": 1, "temperature": 1.0, "max_new_tokens": 2, "seed": 0, "run": "small"}
-    sample_traces(policy, source, moments, RolloutStore(folder), spec=small.SPEC, **limits)
+    harvest(policy, source, moments, RolloutStore(folder), spec=small.SPEC, **limits)
 
 
 def _sft(policy: Any, source: Any, moments: Any, folder: Path) -> None:

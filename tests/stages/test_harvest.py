@@ -16,8 +16,8 @@ from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.params import DEFAULTS, Params
 from labkit.policy import generate as generation
-from labkit.stages import harvest as distill
-from labkit.stages.harvest import REASONS, Step, filter_traces, join_traces, sample_traces
+from labkit.stages import harvest as module
+from labkit.stages.harvest import REASONS, FilterCount, filter_traces, merge_shards
 from labkit.stages.rollouts import JOINED, Rollout, RolloutStore
 from tests.stages import small
 
@@ -114,7 +114,7 @@ def test_a_kept_trace_chooses_the_right_option(text, wanted):
     moments = {"q1": replace(MOMENTS["q1"], options=("a", "b", "c", "d"), choice=2)}
     harvest = filter_traces([trace(text)], moments)
     assert next(iter(harvest.reasons.values()), "kept") == wanted
-    assert [step.reason for step in harvest.funnel] == [*REASONS, "kept"]
+    assert [each.reason for each in harvest.filter_counts] == [*REASONS, "kept"]
 
 
 def test_the_best_trace_of_a_query_is_kept_not_the_first():
@@ -149,15 +149,15 @@ def test_equal_traces_leave_the_earliest_and_count_as_duplicates():
     assert set(harvest.reasons.values()) == {"duplicate"}
 
 
-def test_the_funnel_names_every_reason_and_ends_with_what_is_kept():
+def test_the_filter_counts_name_every_reason_and_ends_with_what_is_kept():
     texts = [GOOD, "nothing", render([], TRUE), render([NEAR, ROUGH], TRUE)]
     harvest = filter_traces([trace(text, sample=i) for i, text in enumerate(texts)], MOMENTS)
-    assert [step.reason for step in harvest.funnel] == [r for r in REASONS if r != "wrong option"] + ["kept"]
-    assert [step for step in harvest.funnel if step.traces] == [
-        Step("unparsed", 1),
-        Step("too few anchors", 1),
-        Step("not progressive", 1),
-        Step("kept", 1),
+    assert [each.reason for each in harvest.filter_counts] == [r for r in REASONS if r != "wrong option"] + ["kept"]
+    assert [each for each in harvest.filter_counts if each.traces] == [
+        FilterCount("unparsed", 1),
+        FilterCount("too few anchors", 1),
+        FilterCount("not progressive", 1),
+        FilterCount("kept", 1),
     ]
     assert harvest.figures()["harvested"] == 4
     assert harvest.figures()["yield"] == 0.25
@@ -191,7 +191,8 @@ def test_nothing_is_lost_and_the_order_does_not_matter(harvested, most, shuffle:
     rollouts = [trace(text, qid, sample) for sample, (text, qid) in enumerate(harvested)]
     params = replace(DEFAULTS, max_per_query=most)
     harvest = filter_traces(rollouts, MOMENTS, params)
-    assert len(harvest.kept) + len(harvest.reasons) == len(rollouts) == sum(step.traces for step in harvest.funnel)
+    counted = sum(each.traces for each in harvest.filter_counts)
+    assert len(harvest.kept) + len(harvest.reasons) == len(rollouts) == counted
     assert {(each.qid, each.sample, each.step) for each in harvest.kept}.isdisjoint(harvest.reasons)
     assert all(sum(each.qid == qid for each in harvest.kept) <= most for qid in MOMENTS)
     shuffle.shuffle(rollouts)
@@ -212,7 +213,7 @@ SAMPLES = 2
 def harvest(policy, source, moments, folder, **changes) -> RolloutStore:
     store = RolloutStore(folder)
     asked = {"samples": SAMPLES, "temperature": 1.0, "max_new_tokens": 8, "seed": 3, "run": "x", "spec": small.SPEC}
-    sample_traces(policy, source, moments, store, **asked | changes)
+    module.harvest(policy, source, moments, store, **asked | changes)
     return store
 
 
@@ -223,7 +224,7 @@ def part_of(moments, part) -> list[Rollout]:
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(distill, "PROMPTS_A_PART", 4)
+    monkeypatch.setattr(module, "PROMPTS_A_PART", 4)
 
 
 @pytest.mark.parametrize("processes", [2, 3])
@@ -236,14 +237,14 @@ def test_processes_share_a_harvest_and_end_with_that_of_one(policy, source, mome
             source,
             moments,
             tmp_path / "shared",
-            share=(rank, processes),
+            shard=(rank, processes),
             on_part=lambda *told: heard.append(told),
         )
     assert heard[-1] == (len(moments), len(moments)), "progress is told of all processes together"
     assert not (shared.folder / JOINED).exists(), "the others may still be writing"
-    join_traces(shared, moments, SAMPLES)
+    merge_shards(shared, moments, SAMPLES)
     assert [path.name for path in shared.folder.iterdir()] == [JOINED]
-    assert shared.read() == alone.read() and shared.origins() == alone.origins()
+    assert shared.read() == alone.read() and shared.provenances() == alone.provenances()
 
 
 def test_a_harvest_that_was_broken_off_samples_only_what_is_missing(
@@ -270,22 +271,22 @@ def test_a_harvest_that_was_broken_off_samples_only_what_is_missing(
     assert asked == []
 
 
-def test_a_harvest_of_another_origin_is_not_mixed_in(policy, source, moments, tmp_path, small_parts):
-    harvest(policy, source, moments, tmp_path, share=(0, 2))
+def test_a_harvest_of_another_provenance_is_not_mixed_in(policy, source, moments, tmp_path, small_parts):
+    harvest(policy, source, moments, tmp_path, shard=(0, 2))
     with pytest.raises(LabError, match="seed: there 3, here 4.*; remove the folder"):
         harvest(policy, source, moments, tmp_path, seed=4)
     with pytest.raises(LabError, match="part 1 of .* does not hold 2 traces of each of the queries"):
         harvest(policy, source, moments[1:], tmp_path)
     store = RolloutStore(tmp_path)
     with pytest.raises(LabError, match=r"lacks 2 of 4 parts of the harvest \(number 2 first\); run the harvest again"):
-        join_traces(store, moments, SAMPLES)
+        merge_shards(store, moments, SAMPLES)
     for part in (2, 4):
-        store.write(part, part_of(moments, part), {**store.origins()[0], "weights": "others"})
+        store.write(part, part_of(moments, part), {**store.provenances()[0], "weights": "others"})
     with pytest.raises(LabError, match="weights: there 'others'"):
-        join_traces(store, moments, SAMPLES)
+        merge_shards(store, moments, SAMPLES)
 
 
-def test_a_harvest_from_before_origins_were_noted_is_read(policy, source, moments, tmp_path, small_parts):
+def test_a_harvest_from_before_provenance_was_recorded_is_read(policy, source, moments, tmp_path, small_parts):
     store = RolloutStore(tmp_path)
     for part in (1, 2, 3, 4):
         store.write(part, part_of(moments, part))

@@ -15,7 +15,7 @@ from labkit.embedded.world import write_world
 from labkit.policy.model import load_policy
 from labkit.stages.evaluate import evaluate
 from labkit.stages.grpo_steps import recorded_figures, reward_terms, score_completion, step_figures
-from labkit.stages.harvest import sample_traces
+from labkit.stages.harvest import harvest
 from labkit.stages.rollouts import RolloutStore
 from tests.stages import small
 
@@ -100,7 +100,7 @@ def test_a_stage_is_paid_for_options_and_records_them(answerer, asked, questions
 
 def test_a_harvest_reads_options(answerer, asked, questions, tmp_path):
     store = RolloutStore(tmp_path)
-    sample_traces(
+    harvest(
         answerer, asked, questions[:4], store, spec=small.SPEC, samples=2, temperature=1.0, max_new_tokens=48, seed=0,
         run="small",
     )  # fmt: skip
@@ -110,10 +110,10 @@ def test_a_harvest_reads_options(answerer, asked, questions, tmp_path):
         assert (rollout.status, rollout.reward_option) == (chain.status, chain.option == moments[rollout.qid].choice)
 
 
-def test_an_evaluation_says_what_was_chosen_and_how_often_it_was_right(answerer, asked, questions):
+def test_an_evaluation_says_how_often_the_right_option_was_chosen(answerer, asked, questions):
     found = evaluate(answerer, asked, questions, max_new_tokens=48)
-    chains = [parse(prediction.text, options=4) for prediction in found.predictions]
-    assert [prediction.option for prediction in found.predictions] == [chain.option for chain in chains]
+    chains = [parse(rollout.text, options=4) for rollout in found.rollouts]
+    assert [rollout.status for rollout in found.rollouts] == [chain.status for chain in chains]
     windows, choices = [m.windows for m in questions], [m.choice for m in questions]
     assert found.figures.items() >= answering_figures(chains, windows, choices).items()
     assert found.figures["option_rate"] > 0.9, "the base keeps to the form"

@@ -173,15 +173,15 @@ def test_a_store_is_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
 
 def test_what_rollouts_depend_on_is_noted_with_them(tmp_path):
     store = RolloutStore(tmp_path)
-    assert store.origins() == []
+    assert store.provenances() == []
     store.write(1, step(1), {"weights": "a", "seed": 1})
     store.write(2, step(2), {"weights": "a", "seed": 1})
     store.write(3, step(3))
-    assert store.origins() == [{"weights": "a", "seed": 1}]
+    assert store.provenances() == [{"weights": "a", "seed": 1}]
     store.compact()
-    assert store.origins() == [{"weights": "a", "seed": 1}]
+    assert store.provenances() == [{"weights": "a", "seed": 1}]
     store.write(4, step(4), {"weights": "b"})
-    assert store.origins() == [{"weights": "a", "seed": 1}, {"weights": "b"}]
+    assert store.provenances() == [{"weights": "a", "seed": 1}, {"weights": "b"}]
 
 
 @pytest.mark.parametrize("compacted", [False, True])
@@ -196,7 +196,7 @@ def test_rollouts_know_what_they_were_paid_by(tmp_path, compacted):
     assert [each.spec for each in store.newest()] == [spec] * 4 and store.specs() == [spec]
     store.truncate(2)
     assert {each.step: each.spec for each in store.read()} == {1: spec, 2: spec}
-    assert store.origins() == [{"seed": 1}]
+    assert store.provenances() == [{"seed": 1}]
 
 
 def test_a_store_without_a_spec_is_read_and_joined(tmp_path):
@@ -226,7 +226,7 @@ def test_what_was_asked_is_known_without_the_texts(tmp_path):
     store.write(1, step(1))
     store.compact()
     store.write(2, [rollout(2, "c")])
-    assert store.asked() == {1: {"a": 2, "b": 2}, 2: {"c": 1}}
+    assert store.qid_counts() == {1: {"a": 2, "b": 2}, 2: {"c": 1}}
 
 
 @pytest.fixture(params=[3, module.ROWS], ids=["read by three", "read by thousands"])

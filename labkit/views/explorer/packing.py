@@ -27,7 +27,7 @@ from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.scoring.predictions import Answers
 from labkit.scoring.readings import PredictedChain, are_predictions, predicted_chains
-from labkit.stages.rollouts import NAMES, Rollout
+from labkit.stages.rollouts import LATER, NAMES, Rollout
 from labkit.views.figures.failures import KINDS, MEANINGS, failure_kind, kind_by_ious
 from labkit.views.figures.style import in_stage_order
 from labkit.views.measured_chains import ChainRecord, MeasuredChain, Records, measure_chains
@@ -166,8 +166,12 @@ def pack(
     kinds = [kind_of(kind, each) for _, each in rows]
     names["kind"] = _in_order(kinds, KINDS)
     columns["kind"] = indices(names["kind"], kinds)
-    for name, empty in (("step", 0), ("sample", 0), ("completion_tokens", None)):
-        columns[name] = [getattr(row.measured.record, name, empty) for row in rows]
+    for name in ("step", "sample"):
+        columns[name] = [getattr(row.measured.record, name, 0) for row in rows]
+    columns["completion_tokens"] = [
+        None if paid_total(row.measured.record) is None else getattr(row.measured.record, "completion_tokens", None)
+        for row in rows
+    ]
     # Harvested chains compete with nobody, and carry a 0 where an advantage would stand.
     trained = [None if row.stage == "distill" else getattr(row.measured.record, "advantage", None) for row in rows]
     (columns["advantage"],) = rounded([trained])
@@ -249,9 +253,10 @@ def _of_table(table: pandas.DataFrame) -> list[tuple[str, ChainRecord]]:
         raise LabError(f"a table of chains needs the columns qid and text; this one has {', '.join(map(str, names))}")
     columns = {name: table[name].tolist() for name in names}
     stages = columns.get("stage", [""] * len(table))
-    if set(NAMES) <= set(names):
-        values = zip(*(columns[name] for name in NAMES), strict=True)
-        rollouts = (Rollout(**dict(zip(NAMES, row, strict=True))) for row in values)
+    if set(NAMES) - set(LATER) <= set(names):
+        known = [name for name in NAMES if name in names]
+        values = zip(*(columns[name] for name in known), strict=True)
+        rollouts = (Rollout(**dict(zip(known, row, strict=True))) for row in values)
         return [(rollout.stage, rollout) for rollout in rollouts]
     statuses = columns.get("status", [""] * len(table))
     rows = zip(columns["qid"], columns["text"], statuses, strict=True)
@@ -312,13 +317,14 @@ def _reward_columns(
             continue
         paid: RewardSpec = getattr(record, "spec", None) or assumed[stage]
         ledger = score_chain(measured.chain, moment.windows, moment.duration, paid, moment.choice)
-        total = getattr(record, "total", ledger.total)
+        recorded = paid_total(record)
+        total = ledger.total if recorded is None else recorded
         explained = 0.0
         values, why = [], []
         for term, column in columns:
-            # A prediction was never paid: what the reward would have said of it is shown in its place.
+            # An evaluation pays nothing: what the reward would have been is shown in its place.
             would = ledger.terms[term]
-            value = getattr(record, column, would)
+            value = would if recorded is None else getattr(record, column, would)
             explained += paid.weights[term] * value
             values.append(value)
             why.append(texts.setdefault(ledger.reasons[term], len(texts)) if abs(value - would) < 1e-6 else 0)
@@ -329,6 +335,12 @@ def _reward_columns(
     names["reason"] = list(texts)
     (total_column,) = rounded([totals])
     return {"earned": rounded(earned), "total": total_column, "weighed": weighed, "reasons": reasons}, weights
+
+
+def paid_total(record: ChainRecord) -> float | None:
+    """A chain's total reward on record; None where nothing was paid: an evaluation's rollout, or a prediction."""
+    total: float = getattr(record, "total", math.nan)
+    return None if math.isnan(total) else total
 
 
 def _place(paid: RewardSpec, terms: Sequence[str], weights: list[dict[str, float]]) -> int:

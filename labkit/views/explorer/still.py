@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 
 from labkit.chain.spans import Span, clip_span
-from labkit.views.explorer.packing import StagedChain
+from labkit.views.explorer.packing import StagedChain, paid_total
 from labkit.views.explorer.sprites import Sheet
 from labkit.views.figures import style
 from labkit.views.report.sanitize import safe_text
@@ -170,7 +170,7 @@ def _table(pen: _Canvas, rows: Sequence[StagedChain], chosen: int, most: int) ->
             3,
         )
         pen.text(_TABLE - 66, middle, f"{iou:.2f}", 12, anchor="rm")
-        total = getattr(row.measured.record, "total", None)
+        total = paid_total(row.measured.record)
         pen.text(_TABLE - 12, middle, "-" if total is None else f"{total:.2f}", 12, anchor="rm")
 
 
@@ -248,7 +248,7 @@ def _line(pen: _Canvas, middle: float, name: str, spans: Sequence[Span], color: 
 
 def _earned(pen: _Canvas, record: Any, left: float, right: float) -> None:
     """What the chain was paid, term by term, where it was."""
-    total = getattr(record, "total", None)
+    total = paid_total(record)
     if total is None:
         return
     pen.text(left, 92, f"Reward {total:.2f}", 13)

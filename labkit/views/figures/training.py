@@ -123,7 +123,9 @@ def harvest_funnel(funnel: Sequence[tuple[str, int]]) -> go.Figure:
     if not total:
         return style.nothing(title, "no chain was sampled")
     if funnel[-1][0] != "kept":
-        raise LabError(f"a harvest funnel ends with ('kept', count), not with {funnel[-1]!r}; give Harvest.funnel")
+        raise LabError(
+            f"a harvest funnel ends with ('kept', count), not with {funnel[-1]!r}; give Harvest.filter_counts"
+        )
     kept = funnel[-1][1]
     names, left, dropped, notes = ["sampled"], [total], [0], [f"{total:,} chains"]
     for reason, count in funnel[:-1]:
