@@ -221,7 +221,7 @@ class ChainExplorer(PageWidget):
         first = self._places.index(self._first) if self._first >= 0 else -1
         found: dict[str, Any] = {}
         sheets: dict[str, bytes] = {}
-        for key in packing.clips_to_embed(self._packed, first, self._base, most):
+        for key in subset.clips_to_embed(self._packed, first, self._base, most):
             clip = self._clip(self._packed.clips[key])
             sheet = clip.pop("sheet", b"")
             if sheets and sum(map(len, sheets.values())) + len(sheet) > subset.MOST_SHEET_BYTES:
