@@ -23,12 +23,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Several workers (`-n 2 --dist loadgroup`) make a module's fixtures once, and begin with what takes longest.
 
     Tests of one module that share a fixture of the module stay on one worker, unless they name a group of their own.
-    Slow tests come first, so that no worker is left with one when the other has nothing to do.
+    Modules with slow tests come first, so that no worker is left with one when the other has nothing to do.
     """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
     for item in items:
         if not item.get_closest_marker("xdist_group") and _shares(item):
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def _shares(item: pytest.Item) -> bool:

@@ -12,7 +12,7 @@ from labkit.chain.metrics import chain_figures
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.embedded.true_words import word_figures
-from labkit.embedded.world import PLACES, asked_about, make_scene, scene_moments
+from labkit.embedded.world import PLACES, make_scene, queried_event, scene_moments
 from labkit.runs.results import ModelEvaluation
 from labkit.stages.grpo_steps import GrpoResult
 from labkit.stages.rollouts import UNPAID, Rollout
@@ -176,7 +176,7 @@ def test_words_are_held_against_the_world_and_counted():
 
     def writes(place):
         def chain(n: int) -> str:
-            thing, _ = asked_about(list(moments.values())[n]) or pytest.fail("unknown")
+            thing, _ = queried_event(list(moments.values())[n]) or pytest.fail("unknown")
             said = PLACES[thing.quadrant] if place is None else place
             return render(
                 [Span(0, 15), Span(1, 14)], Span(2, 12), [f"the {thing.color} {thing.shape} on the {said}", "", ""]
@@ -187,7 +187,7 @@ def test_words_are_held_against_the_world_and_counted():
     claims = {
         claim.text: claim for claim in after_final(writes(None), writes(None), writes("top left"), moments).claims
     }
-    right = sum(asked_about(moment)[0].quadrant == 0 for moment in moments.values())
+    right = sum(queried_event(moment)[0].quadrant == 0 for moment in moments.values())
     place = claims["Words for the place in its thoughts are true"]
     assert place.holds is False and claims["Words for the colour in its thoughts are true"].holds is True
     assert f"{right} of {len(moments)} are, {100 * right / len(moments):.1f} % (95 % interval " in place.evidence

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import shlex
@@ -56,6 +57,22 @@ def test_commands_are_those_that_labkit_has(page, capsys):
                     raise AssertionError(f"labkit {found['words']}: {capsys.readouterr().err}") from error
                 files = [word for word in words if word.startswith("params/")]
                 assert all((ROOT / file).exists() for file in files), words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_python_of_a_page_names_what_there_is(page):
+    import labkit
+
+    for block in blocks(page, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom):
+                assert node.module == "labkit" and {alias.name for alias in node.names} <= set(labkit.__all__), block
+            if (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Name)
+                and node.value.id in ("lab", "views")
+            ):
+                assert hasattr(labkit.Lab if node.value.id == "lab" else labkit.views, node.attr), block
 
 
 def test_every_page_is_reached_from_the_navigation():

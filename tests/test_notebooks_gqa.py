@@ -21,6 +21,7 @@ def smoke(tmp_path_factory) -> Run:
     outputs = tmp_path_factory.mktemp("outputs")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
+        patch.setenv("BROWSER_PATH", "/no/browser")  # as `without_pictures`; those of smoke.yaml are looked at
         return run_notebooks("params/smoke_gqa.yaml", {"outputs": str(outputs)}, say=lambda line: None)
 
 

@@ -100,13 +100,13 @@ class OptionWarmup:
             position_ids=torch.arange(ids.shape[1]).expand(3, *ids.shape), use_cache=False,
         ).last_hidden_state  # fmt: skip
         first, before, after = self._first["hidden"], ids[:, :-1], ids[:, 1:]
-        asked = (before == self._tokenizer.convert_tokens_to_ids("<option>")) & torch.isin(after, self._letters)
-        listed = torch.isin(before, self._letters) & (self._meaning[after] >= 0)
-        right = torch.searchsorted(self._letters, after[asked])
-        scores = self._model.lm_head(output[:, :-1][asked])[:, self._letters]
+        letter_next = (before == self._tokenizer.convert_tokens_to_ids("<option>")) & torch.isin(after, self._letters)
+        action_next = torch.isin(before, self._letters) & (self._meaning[after] >= 0)
+        right = torch.searchsorted(self._letters, after[letter_next])
+        scores = self._model.lm_head(output[:, :-1][letter_next])[:, self._letters]
         loss = cross_entropy(scores, right)
         loss = loss + cross_entropy(
-            self._letter(first[:, 1:][listed]), torch.searchsorted(self._letters, before[listed])
+            self._letter(first[:, 1:][action_next]), torch.searchsorted(self._letters, before[action_next])
         )
         loss = loss + cross_entropy(self._action(first).flatten(0, 1), self._meaning[ids].flatten())
         return loss, (scores.argmax(-1) == right).float().mean().item()

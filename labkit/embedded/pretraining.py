@@ -39,10 +39,10 @@ from labkit.embedded.world import (
     Task,
     Thing,
     action_at,
-    ask,
-    ask_what,
+    grounding_query,
     is_shown,
     make_scene,
+    option_question,
     render,
     scene_seed,
     time_of,
@@ -406,20 +406,20 @@ def draw_target(
     events = [(thing, event) for thing in scene.things for event in thing.events]
     thing, event = events[int(rng.integers(0, len(events)))]
     if task == "gqa":
-        asked = ask_what(thing, event, rng)
-        completion = make_completion(thing, event, rng, recipe, thought) + option_tag(asked)
-        return thing, event, one_line(asked.text, asked.options), completion
+        question = option_question(thing, event, rng)
+        completion = make_completion(thing, event, rng, recipe, thought) + option_tag(question)
+        return thing, event, one_line(question.text, question.options), completion
     return (
         thing,
         event,
-        ask(thing, event, int(rng.integers(0, 3))),
+        grounding_query(thing, event, int(rng.integers(0, 3))),
         make_completion(thing, event, rng, recipe, thought),
     )
 
 
-def option_tag(asked: Question) -> str:
+def option_tag(question: Question) -> str:
     """What follows the answer where there are options."""
-    return "" if asked.choice is None else f" <option> {option_letter(asked.choice).lower()} </option>"
+    return "" if question.choice is None else f" <option> {option_letter(question.choice).lower()} </option>"
 
 
 def make_completion(thing: Thing, event: Event, rng: np.random.Generator, recipe: Recipe, thought: bool = True) -> str:

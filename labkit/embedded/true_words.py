@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from labkit.data.moments import Moment
-from labkit.embedded.world import ACTIONS, COLORS, PLACES, SHAPES, TIMES_OF_CLIP, Event, Thing, asked_about, time_of
+from labkit.embedded.world import ACTIONS, COLORS, PLACES, SHAPES, TIMES_OF_CLIP, Event, Thing, queried_event, time_of
 
 _WORDS: dict[str, dict[str, str]] = {
     "color": {color: color for color in COLORS},
@@ -45,12 +45,12 @@ class Word(NamedTuple):
     video: str
 
 
-def held(texts: Mapping[str, str], moments: Sequence[Moment]) -> dict[str, list[Word]]:
+def check_words(texts: Mapping[str, str], moments: Sequence[Moment]) -> dict[str, list[Word]]:
     """The words of all thoughts by kind, held against what each moment asks about; `texts` are chains' by qid.
 
     Empty unless every moment is of the embedded world. A place is one word ("top left"); "left" alone is none.
     """
-    asked = [asked_about(moment) for moment in moments]
+    asked = [queried_event(moment) for moment in moments]
     words: dict[str, list[Word]] = {kind: [] for kind in KINDS}
     for moment, about in zip(moments, asked, strict=True):
         if about is None:
@@ -72,10 +72,10 @@ def word_figures(texts: Mapping[str, str], moments: Sequence[Moment]) -> dict[st
 
     Source: our choice.
     """
-    words = held(texts, moments)
+    words = check_words(texts, moments)
     if not words:
         return {}
-    truths = [_truth(*about) for about in map(asked_about, moments) if about is not None]
+    truths = [_truth(*about) for about in map(queried_event, moments) if about is not None]
     figures = {}
     for kind, found in words.items():
         counts = Counter(truth[kind] for truth in truths)

@@ -233,11 +233,11 @@ _FORMS: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
 }
 
 
-def ask(thing: Thing, event: Event, form: int) -> str:
+def grounding_query(thing: Thing, event: Event, form: int) -> str:
     """A query for an event, in one of three forms.
 
     >>> thing = Thing("red", "circle", 0, 0.25, 0.25, 0.1, 1.0, 0, (Event("blinks", 2.0, 5.0),))
-    >>> [ask(thing, thing.events[0], form) for form in range(3)]
+    >>> [grounding_query(thing, thing.events[0], form) for form in range(3)]
     ['when does the red circle blink?', 'find when the red circle is blinking', 'the red circle is blinking when?']
     """
     name = f"the {thing.color} {thing.shape}"
@@ -253,13 +253,13 @@ class Question(NamedTuple):
     choice: int | None = None
 
 
-def ask_what(thing: Thing, event: Event, rng: np.random.Generator) -> Question:
+def option_question(thing: Thing, event: Event, rng: np.random.Generator) -> Question:
     """What the thing does: the event's action among four options, the other three being nothing that it ever does.
 
     A thing with two events is asked about twice in the same words; the options say which event is meant.
 
     >>> thing = Thing("red", "circle", 0, 0.25, 0.25, 0.1, 1.0, 0, (Event("blinks", 2.0, 5.0),))
-    >>> ask_what(thing, thing.events[0], np.random.default_rng(0))
+    >>> option_question(thing, thing.events[0], np.random.default_rng(0))
     Question(text='what does the red circle do?', options=('appear', 'blink', 'bounce', 'grow'), choice=1)
     """
     done = {each.action for each in thing.events}
@@ -332,13 +332,13 @@ def scene_moments(scene: Scene, path: Path, task: Task = "grounding") -> list[Mo
     moments: list[Moment] = []
     for number, (thing, event) in enumerate(events):
         if task == "gqa":
-            asked = ask_what(thing, event, rng)
+            question = option_question(thing, event, rng)
         else:
-            asked = Question(ask(thing, event, int(rng.integers(0, 3))))
+            question = Question(grounding_query(thing, event, int(rng.integers(0, 3))))
         window = Span(event.start, event.end)
         moments.append(
-            Moment(f"{path.stem}-{number}", str(path), asked.text, (window,), float(SECONDS),
-                   source=SOURCE, options=asked.options, choice=asked.choice)
+            Moment(f"{path.stem}-{number}", str(path), question.text, (window,), float(SECONDS),
+                   source=SOURCE, options=question.options, choice=question.choice)
         )  # fmt: skip
     return moments
 
@@ -353,13 +353,13 @@ def time_of(event: Event) -> str:
     return TIMES_OF_CLIP[0] if middle < 5.5 else TIMES_OF_CLIP[2] if middle > 10.5 else TIMES_OF_CLIP[1]
 
 
-def asked_about(moment: Moment) -> tuple[Thing, Event] | None:
+def queried_event(moment: Moment) -> tuple[Thing, Event] | None:
     """The thing and the event that a moment of this world asks about, drawn again from the seed in its clip's name.
 
     None for any other moment, and for one whose window is not what the seed draws: its clip then shows something else.
 
     >>> moment = scene_moments(make_scene(7), Path("/world/clips/test-00000-7.mp4"))[1]
-    >>> thing, event = asked_about(moment)
+    >>> thing, event = queried_event(moment)
     >>> f"{thing.color} {thing.shape}, {PLACES[thing.quadrant]}, {event.action}; {moment.query}"
     'white square, bottom left, slides; the white square is sliding when?'
     """

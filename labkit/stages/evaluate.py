@@ -94,15 +94,15 @@ def evaluate(
         on_batch(len(answers))
     prefetch(source, [moment.qid for batch in batches for moment in batch if moment.qid not in answers])
     for batch in batches:
-        asked = [moment for moment in batch if moment.qid not in answers]
-        if not asked:
+        missing = [moment for moment in batch if moment.qid not in answers]
+        if not missing:
             continue
-        prompts = [source[moment.qid] for moment in asked]
+        prompts = [source[moment.qid] for moment in missing]
         completions = generate(
             policy, prompts, max_new_tokens=max_new_tokens, temperature=temperature, greedy=greedy, seed=seed
         )
         rollouts = []
-        for moment, prompt, completion in zip(asked, prompts, completions, strict=True):
+        for moment, prompt, completion in zip(missing, prompts, completions, strict=True):
             chain = parse(completion.text, finished=completion.finished, options=len(moment.options))
             rollouts.append(Rollout(
                 run=run, stage=stage, step=0, qid=moment.qid, sample=0, seed=seed, checkpoint=policy.name,
@@ -112,7 +112,7 @@ def evaluate(
         answers |= {rollout.qid: rollout for rollout in rollouts}
         if store is not None:
             # Named by its questions: batches of any size and any process stand side by side.
-            name = hashlib.sha256(repr([moment.qid for moment in asked]).encode()).hexdigest()[:16]
+            name = hashlib.sha256(repr([moment.qid for moment in missing]).encode()).hexdigest()[:16]
             files_read.append(store.write(0, rollouts, provenance.note(), batch=name))
             if shard != UNSHARDED:  # what the other processes have answered meanwhile
                 new = [path for path in store.files() if path not in files_read]

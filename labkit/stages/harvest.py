@@ -17,7 +17,7 @@ from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.params import DEFAULTS, Params
 from labkit.stages.provenance import UNSHARDED, Provenance, require_same_provenance, shard_ranges
-from labkit.stages.rollouts import ROWS, Rollout, RolloutStore, only_growing
+from labkit.stages.rollouts import ROWS, Rollout, RolloutStore, gc_paused
 
 if TYPE_CHECKING:
     from labkit.policy.inputs import Prompt
@@ -131,14 +131,14 @@ def harvest(
     for part, (begin, end) in parts.items():
         if (begin, end) not in mine:
             continue
-        asked = moments[begin:end]
-        prompts = [source[moment.qid] for moment in asked]
+        part_moments = moments[begin:end]
+        prompts = [source[moment.qid] for moment in part_moments]
         completions = generate(
             policy, prompts, samples, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
         )
         rollouts = []
         for index, completion in enumerate(completions):
-            moment, prompt = asked[index // samples], prompts[index // samples]
+            moment, prompt = part_moments[index // samples], prompts[index // samples]
             chain = parse(completion.text, finished=completion.finished, options=len(moment.options))
             ledger = score_chain(chain, moment.windows, moment.duration, spec, moment.choice)
             terms: dict[str, Any] = {f"reward_{term}": value for term, value in ledger.terms.items()}
@@ -196,7 +196,7 @@ def _parts_done(store: RolloutStore, moments: Sequence[Moment], samples: int) ->
     return set(counts)
 
 
-@only_growing()
+@gc_paused()
 def filter_traces(
     rollouts: Iterable[Rollout], moments_by_qid: Mapping[str, Moment], params: Params = DEFAULTS
 ) -> Harvest:

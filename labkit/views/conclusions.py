@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from labkit.chain.steps import LEAST_GAIN
 from labkit.data.moments import Moment
-from labkit.embedded.true_words import KINDS, held
+from labkit.embedded.true_words import KINDS, check_words
 from labkit.runs.results import ModelEvaluation
 from labkit.scoring.bootstrap import mean_interval
 from labkit.stages.rollouts import Rollout
@@ -183,7 +183,7 @@ def _words(base: ModelEvaluation, final: ModelEvaluation, moments: Moments) -> l
     if "distinct_thoughts" not in now or not moments:
         return []
     claims = []
-    for kind, words in held({row.qid: row.text for row in final.greedy}, list(moments.values())).items():
+    for kind, words in check_words({row.qid: row.text for row in final.greedy}, list(moments.values())).items():
         if not words:
             continue
         low, high = mean_interval([word.true for word in words], [word.video for word in words])

@@ -16,7 +16,7 @@ from labkit.embedded.model import (
     extend_vocabulary,
 )
 from labkit.embedded.pretraining import GQA, Recipe, draw_target, frame_labels, make_clips, make_completion, train_base
-from labkit.embedded.world import ACTIONS, Event, Thing, ask, make_scene
+from labkit.embedded.world import ACTIONS, Event, Thing, grounding_query, make_scene
 from labkit.policy.model import SHIPPED, load_policy
 
 THING = Thing("red", "circle", 1, 0.75, 0.25, 0.12, 1.0, 0, (Event("blinks", 4.0, 8.0),))
@@ -30,7 +30,7 @@ def test_everything_that_the_world_asks_and_the_base_writes_is_in_the_vocabulary
         for thing in make_scene(seed).things:
             for event in thing.events:
                 for form in range(3):
-                    assert unknown not in tokenizer(ask(thing, event, form))["input_ids"]
+                    assert unknown not in tokenizer(grounding_query(thing, event, form))["input_ids"]
                 assert (
                     unknown not in tokenizer(make_completion(thing, event, rng, Recipe(anchor_share=1.0)))["input_ids"]
                 )

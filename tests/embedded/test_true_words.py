@@ -9,12 +9,12 @@ import pytest
 
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
-from labkit.embedded.true_words import blanked, held, thought, word_figures
+from labkit.embedded.true_words import blanked, check_words, thought, word_figures
 from labkit.embedded.world import (
     PLACES,
     Event,
-    asked_about,
     make_scene,
+    queried_event,
     render,
     scene_moments,
     scene_seed,
@@ -31,7 +31,7 @@ def asked(seed: int = 7, task: str = "grounding") -> list[Moment]:
 def test_each_moment_of_the_world_names_its_thing_and_event(task):
     for seed in range(80):
         for moment in asked(seed, task):
-            about = asked_about(moment)
+            about = queried_event(moment)
             assert about is not None
             thing, event = about
             assert f"the {thing.color} {thing.shape}" in moment.query
@@ -40,7 +40,7 @@ def test_each_moment_of_the_world_names_its_thing_and_event(task):
 
 def test_written_moments_are_known_again_and_nothing_else_stands_in_a_world(tmp_path):
     moments = write_world(tmp_path, 1, 1, 1, seed=3)
-    assert all(asked_about(moment) for rows in moments.values() for moment in rows)
+    assert all(queried_event(moment) for rows in moments.values() for moment in rows)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "clips",
         "test.jsonl",
@@ -62,7 +62,7 @@ def test_written_moments_are_known_again_and_nothing_else_stands_in_a_world(tmp_
     ],
 )
 def test_a_moment_of_anything_else_is_about_nothing_known(changed, why):
-    assert asked_about(replace(asked()[0], **changed)) is None, why
+    assert queried_event(replace(asked()[0], **changed)) is None, why
 
 
 def test_a_thing_never_leaves_the_quadrant_that_it_is_said_to_be_in():
@@ -95,9 +95,9 @@ def test_a_thing_never_leaves_the_quadrant_that_it_is_said_to_be_in():
 def test_words_are_held_against_the_asked_thing_and_event(says, true, why):
     # the white square, bottom left, slides from 2.5 to 6.5 s
     moment = asked()[1]
-    about = asked_about(moment)
+    about = queried_event(moment)
     assert about is not None and time_of(about[1]) == "early"
-    found = held({moment.qid: f"<think> {says} </think> <answer> 1.0 to 2.0 </answer> top left red"}, [moment])
+    found = check_words({moment.qid: f"<think> {says} </think> <answer> 1.0 to 2.0 </answer> top left red"}, [moment])
     assert {kind: [word.true for word in words] for kind, words in found.items() if words} == true, why
 
 
@@ -105,10 +105,10 @@ def test_figures_hold_shares_counts_and_what_chance_would_give():
     moments = [moment for seed in range(40) for moment in asked(seed)]
     texts = {}
     for moment in moments:
-        thing, _ = asked_about(moment) or pytest.fail("unknown")
+        thing, _ = queried_event(moment) or pytest.fail("unknown")
         texts[moment.qid] = f"<think>the {thing.color} {thing.shape} on the top left at 1.5</think>"
     figures = word_figures(texts, moments)
-    share = sum(asked_about(moment)[0].quadrant == 0 for moment in moments) / len(moments)
+    share = sum(queried_event(moment)[0].quadrant == 0 for moment in moments) / len(moments)
     assert figures["true_color"] == figures["true_shape"] == 1.0
     assert figures["said_place"] == len(moments)
     assert figures["true_place"] == pytest.approx(share) == pytest.approx(figures["chance_place"]), "one word for all"

@@ -16,10 +16,10 @@ from labkit.embedded.world import (
     Event,
     Scene,
     Thing,
-    ask,
-    ask_what,
+    grounding_query,
     make_scene,
     moments_file,
+    option_question,
     render,
     scene_moments,
     scene_seed,
@@ -90,7 +90,7 @@ def test_no_two_things_of_a_clip_look_alike_so_every_query_has_one_answer():
     for seed in range(300):
         scene = make_scene(seed)
         assert len({(t.color, t.shape) for t in scene.things}) == len(scene.things)
-        queries = [ask(thing, event, 0) for thing in scene.things for event in thing.events]
+        queries = [grounding_query(thing, event, 0) for thing in scene.things for event in thing.events]
         assert len(set(queries)) == len(queries)
 
 
@@ -124,7 +124,7 @@ def test_exactly_one_option_is_something_that_the_thing_ever_does():
     for seed in range(300):
         for thing in make_scene(seed).things:
             for event in thing.events:
-                asked = ask_what(thing, event, np.random.default_rng(seed))
+                asked = option_question(thing, event, np.random.default_rng(seed))
                 done = {ACTIONS[each.action][0] for each in thing.events}
                 assert asked.text == f"what does the {thing.color} {thing.shape} do?"
                 assert len(set(asked.options)) == 4

@@ -99,7 +99,6 @@ def test_sft_killed_ends_as_if_it_never_was(world, moments, policy, source, tmp_
     assert repr(small.train_sft(policy, source, moments, folder, on_step=pytest.fail)) == repr(result)
 
 
-@pytest.mark.slow
 def test_an_adapter_resumes_too(source, moments, tmp_path):
     def stop(row):
         if row["step"] == 3:

@@ -97,7 +97,6 @@ def by_hand(policy, source, moments, rollouts, params):
     return weights(policy), advantages
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("beta", [0.0, 0.2])
 def test_weights_after_some_steps_equal_the_textbook_one_sample_at_a_time(policy, source, moments, tmp_path, beta):
     start = weights(policy)

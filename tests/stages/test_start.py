@@ -175,7 +175,6 @@ def test_each_stage_and_seed_has_random_numbers_of_its_own():
     assert len(seeds) == 250 and all(0 <= seed < 2**31 for seed in seeds)
 
 
-@pytest.mark.slow
 def test_stage_3_asks_other_queries_than_stage_1_and_draws_other_numbers(source, moments, tmp_path, monkeypatch):
     asked, seeds = {}, []
     monkeypatch.setattr(

@@ -217,31 +217,6 @@ def first_to_show(rows: Sequence[StagedChain]) -> int:
     return max(range(len(rows)), key=gain, default=-1)
 
 
-def clips_to_embed(packed: PackedChains, first: int, base: Mapping[str, float], most: int) -> list[int]:
-    """Up to `most` clips to send along: the first chain's, then in turn of the worst, the best and the most regressed.
-
-    A chain regresses by what it lost since its best step, or against the base model where there is one.
-    """
-
-    def lost(index: int) -> float:
-        measured = packed.rows[index].measured
-        before = base.get(measured.moment.qid)
-        if before is None or packed.rows[index].stage == "base":
-            before = max(measured.ious, default=0.0)
-        return before - answers[index]
-
-    answers = [row.measured.answer_iou for row in packed.rows]
-    order = sorted(range(len(packed.rows)), key=answers.__getitem__)
-    regressed = sorted(order, key=lost, reverse=True)
-    chosen = dict.fromkeys([packed.clip_of[first]] if first >= 0 else [])
-    for turn in zip(order, reversed(order), regressed, strict=True):
-        for index in turn:
-            if len(chosen) >= most:
-                return list(chosen)[:most]
-            chosen.setdefault(packed.clip_of[index])
-    return list(chosen)[:most]
-
-
 def clip_of(moment: Moment) -> VideoClip:
     """The clip that a moment is about."""
     return VideoClip(moment.video, moment.start, moment.duration)

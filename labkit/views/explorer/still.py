@@ -34,7 +34,7 @@ _LABEL, _VALUE = 68, 118
 _FILM = 44
 
 
-class _Step(NamedTuple):
+class _StepBar(NamedTuple):
     name: str
     span: Span | None
     iou: float
@@ -130,10 +130,10 @@ def _plain(text: str, status: str) -> str:
     return " ".join(text.split())
 
 
-def _steps(measured: Any) -> list[_Step]:
+def _steps(measured: Any) -> list[_StepBar]:
     anchors = list(zip(measured.chain.anchors, measured.anchor_ious, strict=True))[:_MOST_STEPS]
-    found = [_Step(f"anchor {k}", anchor.span, iou, style.ANCHOR) for k, (anchor, iou) in enumerate(anchors, 1)]
-    return [*found, _Step("answer", measured.chain.answer, measured.answer_iou, style.ANSWER)]
+    found = [_StepBar(f"anchor {k}", anchor.span, iou, style.ANCHOR) for k, (anchor, iou) in enumerate(anchors, 1)]
+    return [*found, _StepBar("answer", measured.chain.answer, measured.answer_iou, style.ANSWER)]
 
 
 def _table(pen: _Canvas, rows: Sequence[StagedChain], chosen: int, most: int) -> None:
@@ -175,7 +175,7 @@ def _table(pen: _Canvas, rows: Sequence[StagedChain], chosen: int, most: int) ->
 
 
 def _chain(
-    pen: _Canvas, row: StagedChain, steps: Sequence[_Step], sheet: Sheet | None, problem: str, words: Sequence[str]
+    pen: _Canvas, row: StagedChain, steps: Sequence[_StepBar], sheet: Sheet | None, problem: str, words: Sequence[str]
 ) -> None:
     moment, left, right = row.measured.moment, _TABLE + 14, WIDTH - 14
     record: Any = row.measured.record

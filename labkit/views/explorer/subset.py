@@ -1,4 +1,4 @@
-"""Which subset of many chains is saved with a notebook: whole groups up to a bound, so that no file grows too large to open.
+"""Which chains and clips are saved with a notebook: whole groups up to a bound, so that no file grows too large to open.
 
 All the others stay where they were read from; a kernel that holds them is asked by the page.
 """
@@ -10,7 +10,7 @@ from itertools import pairwise, zip_longest
 from pathlib import PurePath
 from typing import Any
 
-from labkit.views.explorer.packing import StagedChain
+from labkit.views.explorer.packing import PackedChains, StagedChain
 
 MOST_CHAINS = 12_000
 """Chains that are saved at most: a page draws as many within a second."""
@@ -47,7 +47,7 @@ def choose_subset(
     """Places, in order, of up to `most` chains that stand for all: whole groups, unless one alone is larger.
 
     The group of `first` comes first. Half of the room goes to the steps, each in its turn; the other half in turn to the
-    groups with the worst chain, the best, the most regressed one (see `loss`), and to those with chains that are `kept`.
+    groups with the worst chain, the best, the most regressed one (see `iou_loss`), and to those with chains that are `kept`.
     `among` are the only chains whose groups may come, such as those that pass a filter.
     """
     if among is None and len(rows) <= most:
@@ -62,7 +62,7 @@ def choose_subset(
     every = range(len(all_groups))
     worst = sorted(every, key=lambda at: value(all_groups[at], answers.__getitem__, min))
     best = sorted(every, key=lambda at: -value(all_groups[at], answers.__getitem__, max))
-    regressed = sorted(every, key=lambda at: -value(all_groups[at], lambda place: loss(rows[place], base), max))
+    regressed = sorted(every, key=lambda at: -value(all_groups[at], lambda place: iou_loss(rows[place], base), max))
     harvested = [at for at in every if kept and any(kept(rows[place]) for place in all_groups[at])]
     chosen: dict[int, None] = {first: None} if first >= 0 else {}
 
@@ -87,12 +87,29 @@ def choose_subset(
     return sorted(chosen)
 
 
-def loss(row: StagedChain, base: Mapping[str, float]) -> float:
+def iou_loss(row: StagedChain, base: Mapping[str, float]) -> float:
     """IoU that a chain's answer lost against the base model, or where there is none, since its best step."""
     before = base.get(row.measured.moment.qid)
     if before is None or row.stage == "base":
         before = max(row.measured.ious, default=0.0)
     return before - row.measured.answer_iou
+
+
+def clips_to_embed(packed: PackedChains, first: int, base: Mapping[str, float], most: int) -> list[int]:
+    """Up to `most` clips to save along: the first chain's, then in turn of the worst, the best and the most regressed.
+
+    A chain regresses as `iou_loss` says.
+    """
+    answers = [row.measured.answer_iou for row in packed.rows]
+    order = sorted(range(len(packed.rows)), key=answers.__getitem__)
+    regressed = sorted(order, key=lambda at: iou_loss(packed.rows[at], base), reverse=True)
+    chosen = dict.fromkeys([packed.clip_of[first]] if first >= 0 else [])
+    for turn in zip(order, reversed(order), regressed, strict=True):
+        for index in turn:
+            if len(chosen) >= most:
+                return list(chosen)[:most]
+            chosen.setdefault(packed.clip_of[index])
+    return list(chosen)[:most]
 
 
 def matching(

@@ -28,7 +28,7 @@ from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.scoring.predictions import Answers
-from labkit.stages.rollouts import only_growing
+from labkit.stages.rollouts import gc_paused
 from labkit.views.explorer import packing as packing
 from labkit.views.explorer import subset
 from labkit.views.explorer.packing import Chains, Kind, Specs, StagedChain, VideoClip
@@ -156,7 +156,7 @@ class ChainExplorer(PageWidget):
     def _read(self, rollouts: Chains) -> None:
         """Measure all chains, and pack the subset that is saved."""
         context = self._context
-        with only_growing():
+        with gc_paused():
             self._rows = packing.staged_chains(rollouts, context.moments) + context.base
             self._kinds = [packing.kind_of(context.kind, row.measured) for row in self._rows]
             self._base = packing.base_ious(self._rows)
@@ -166,7 +166,7 @@ class ChainExplorer(PageWidget):
     def _pack(self, first: int, asked: Mapping[str, Any] | None = None) -> None:
         """Pack the subset that is saved: that one and others, or those that pass the filters that a page has `asked` with."""
         context, rows, most = self._context, self._rows, subset.MOST_CHAINS
-        with only_growing():
+        with gc_paused():
             found = None if asked is None else subset.matching(rows, self._kinds, self._base, asked)
             while True:
                 self._places = subset.choose_subset(
@@ -221,7 +221,7 @@ class ChainExplorer(PageWidget):
         first = self._places.index(self._first) if self._first >= 0 else -1
         found: dict[str, Any] = {}
         sheets: dict[str, bytes] = {}
-        for key in packing.clips_to_embed(self._packed, first, self._base, most):
+        for key in subset.clips_to_embed(self._packed, first, self._base, most):
             clip = self._clip(self._packed.clips[key])
             sheet = clip.pop("sheet", b"")
             if sheets and sum(map(len, sheets.values())) + len(sheet) > subset.MOST_SHEET_BYTES:

@@ -234,7 +234,7 @@ class _Block:
                 y0=self.paper(top + _STRIP + 1), y1=self.paper(top - 1), line={"color": style.TRUTH, "width": 3},
             )  # fmt: skip
 
-    def bars(self, measured: MeasuredChain, steps: Sequence[_Step]) -> None:
+    def bars(self, measured: MeasuredChain, steps: Sequence[_StepRow]) -> None:
         """The truth, each anchor and the answer as bars, with the space between two steps shaded like a funnel."""
         moment = measured.moment
         query = "<br>".join(style.plain(line) for line in textwrap.wrap(moment.query[:500], 70))
@@ -278,7 +278,7 @@ class _Block:
             yaxis=self.y,
         )
 
-    def figures(self, measured: MeasuredChain, steps: Sequence[_Step], top: float) -> None:
+    def figures(self, measured: MeasuredChain, steps: Sequence[_StepRow], top: float) -> None:
         """Times and IoU of each step to the right of its bar, with a sign for better or worse than the step before."""
         windows = measured.moment.windows
         rows = [(f"{_times(windows[0])} s" if len(windows) == 1 else f"{len(windows)} windows", "IoU")]
@@ -296,7 +296,7 @@ class _Block:
             self.note(value, middle, x=1, yanchor="middle", xshift=134)
 
 
-class _Step(NamedTuple):
+class _StepRow(NamedTuple):
     """A row of the picture; `anchor` is the anchor's place in the chain, None for the answer."""
 
     name: str
@@ -306,14 +306,14 @@ class _Step(NamedTuple):
     anchor: int | None
 
 
-def _steps(measured: MeasuredChain) -> list[_Step]:
+def _steps(measured: MeasuredChain) -> list[_StepRow]:
     """The drawn anchors, then the answer, whose span is None when none was read."""
     chain, colors = measured.chain, _colors(measured)
     steps = [
-        _Step(f"anchor {k + 1}", anchor.span, iou, color, k)
+        _StepRow(f"anchor {k + 1}", anchor.span, iou, color, k)
         for k, (anchor, iou, color) in enumerate(zip(chain.anchors, measured.anchor_ious, colors, strict=False))
     ]
-    return [*steps, _Step("answer", chain.answer, measured.answer_iou, style.ANSWER, None)]
+    return [*steps, _StepRow("answer", chain.answer, measured.answer_iou, style.ANSWER, None)]
 
 
 def _colors(measured: MeasuredChain) -> list[str]:

@@ -60,7 +60,7 @@ class FrontPage(NamedTuple):
     @classmethod
     def of(cls, notebooks: Mapping[str, Any], titles: Mapping[str, str], scores: Mapping[str, Any]) -> FrontPage:
         """The first page of executed `notebooks` (nbformat 4) and their `titles`, both by name in order."""
-        said, lists = conclusions(notebooks, titles), []
+        said, lists = notebook_conclusions(notebooks, titles), []
         for each in said:
             chapter = _chapter(each.name, each.title, {"text/markdown": each.markdown})
             chapter.html = _marked(chapter.html)
@@ -108,7 +108,7 @@ def tiles(scores: Mapping[str, Any]) -> list[Tile]:
     return made
 
 
-def conclusions(notebooks: Mapping[str, Any], titles: Mapping[str, str]) -> list[NotebookConclusions]:
+def notebook_conclusions(notebooks: Mapping[str, Any], titles: Mapping[str, str]) -> list[NotebookConclusions]:
     """What notebooks concluded: the markdown that the last cell with any output shows. A line that was said before is left out.
 
     A notebook that stopped on the way concludes nothing.

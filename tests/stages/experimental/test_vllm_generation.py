@@ -165,7 +165,6 @@ class Colocated:
         return found
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("vllm")
 def test_a_stage_learns_from_what_the_engine_writes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, moments: list[Any]

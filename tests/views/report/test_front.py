@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from labkit.views.conclusions import Claim, Conclusion
-from labkit.views.report.front import FrontPage, conclusions, tiles
+from labkit.views.report.front import FrontPage, notebook_conclusions, tiles
 from labkit.views.report.markdown import publish
 from labkit.views.report.report import write_report
 from tests.executed import PNG, code, failure, figure, notebook, output, run, words
@@ -96,7 +96,7 @@ def test_a_page_of_one_notebook_has_no_first_page(tmp_path: Path) -> None:
 )
 def test_a_notebook_without_conclusion_says_nothing_and_hides_nothing(tmp_path: Path, last: Any, why: str) -> None:
     made = {"01_grpo": notebook(words("# One"), last)}
-    assert conclusions(made, TITLES) == [], why
+    assert notebook_conclusions(made, TITLES) == [], why
     whole = write_report(run(tmp_path / "r", made))[-1].read_text(encoding="utf-8")
     assert 'id="s-front"' not in whole and '<dl class="facts">' in whole
 

@@ -1,6 +1,6 @@
 /** What is shown of one chain, of its group and of its query through the stages: spans, text, reward terms. */
 
-import { clamp, EPSILON, h, harmless, letter, number, percent, RIGHT, signed, svg } from "./core.js";
+import { clamp, EPSILON, h, safeText, letter, number, percent, RIGHT, signed, svg } from "./core.js";
 import { MOST_STEPS } from "./chains.js";
 import { stageName } from "./stages.js";
 
@@ -63,7 +63,7 @@ export function thinRow(chains, i, label, end, on, title) {
 }
 
 /** A chain's own words: its anchors and its answer as chips, tags only where they are what went wrong. */
-export function thought(chains, i, { live = null, same = 0 } = {}) {
+export function chainText(chains, i, { live = null, same = 0 } = {}) {
   const text = chains.columns.text[i];
   const whole = ["ok", "no_anchor"].includes(chains.name("status", i));
   const nodes = [];
@@ -75,8 +75,8 @@ export function thought(chains, i, { live = null, same = 0 } = {}) {
         if (!(whole && part.endsWith("think>"))) nodes.push(h("span", { class: "lk-tag" }, part));
         continue;
       }
-      if (cut) nodes.push(h("span", { class: "lk-same" }, harmless(part.slice(0, cut))));
-      if (cut < part.length) nodes.push(harmless(part.slice(cut)));
+      if (cut) nodes.push(h("span", { class: "lk-same" }, safeText(part.slice(0, cut))));
+      if (cut < part.length) nodes.push(safeText(part.slice(cut)));
     }
   };
   let at = 0;
@@ -89,7 +89,7 @@ export function thought(chains, i, { live = null, same = 0 } = {}) {
   for (const [begin, end, made] of chips) {
     if (begin < at) continue;
     plain(text.slice(at, begin), at);
-    nodes.push(made(harmless(text.slice(begin, end).replace(/<\/?\w+>/g, "").trim())));
+    nodes.push(made(safeText(text.slice(begin, end).replace(/<\/?\w+>/g, "").trim())));
     at = end;
   }
   plain(text.slice(at), at);
@@ -101,7 +101,7 @@ function optionChip(chains, i, words) {
   const { options, choice } = chains.moment(i);
   const chosen = chains.columns.option[i];
   const right = chosen === choice;
-  const title = `chosen: ${letter(chosen)} ${harmless(options[chosen])}; ${right ? "right" : `right is ${letter(choice)} ${harmless(options[choice])}`}`;
+  const title = `chosen: ${letter(chosen)} ${safeText(options[chosen])}; ${right ? "right" : `right is ${letter(choice)} ${safeText(options[choice])}`}`;
   return h("span", { class: right ? "lk-chip lk-choice lk-right-choice" : "lk-chip lk-choice", title }, `${words} ${right ? "✓" : "✗"}`);
 }
 
@@ -132,7 +132,7 @@ const line = (name, cells, attributes = {}) =>
   h("tr", attributes, h("th", { scope: "row" }, ...name), ...cells.map((cell) => h("td", {}, ...cell)));
 
 /** Every term of a chain's reward, what it counts for, and why. */
-export function ledger(chains, i) {
+export function rewardTable(chains, i) {
   const { earned, total, advantage, reasons } = chains.columns;
   const unpaid = total[i] === null && earned[i].every((each) => each === null);
   if (unpaid) return [h("div", { class: "lk-side-title" }, "No reward ", h("small", {}, "a prediction is not paid"))];
@@ -143,7 +143,7 @@ export function ledger(chains, i) {
     const cells = [[number(earned[i][k])], [weights ? `× ${weights[term]}` : "× ?"], [weights ? number(counts[k]) : "–"], [amount(counts[k] / scale)]];
     const node = line([term], cells, { class: weights && weights[term] === 0 ? "lk-idle" : "" });
     const reason = chains.names.reason[reasons[i][k]];
-    return [node, reason ? h("tr", { class: "lk-reason" }, h("td", { colspan: "5" }, harmless(reason))) : null];
+    return [node, reason ? h("tr", { class: "lk-reason" }, h("td", { colspan: "5" }, safeText(reason))) : null];
   });
   const group = chains.group(i);
   const mean = group.reduce((sum, each) => sum + chains.total[each], 0) / group.length;
@@ -182,7 +182,7 @@ function contribution(chains, i, k) {
 export function groupPanel(chains, i) {
   const order = ranked(chains, i);
   if (order.length === 1) {
-    return [h("p", { class: "lk-why" }, "One chain was sampled for this prompt: there is no other to compare it with."), ...ledger(chains, i)];
+    return [h("p", { class: "lk-why" }, "One chain was sampled for this prompt: there is no other to compare it with."), ...rewardTable(chains, i)];
   }
   const [best, worst] = [order[0], order.at(-1)];
   const known = order.every((each) => chains.weights(each));
@@ -232,7 +232,7 @@ function dots(shares, chosen) {
 
 /** For each stage the chain to show of a query: the selected one, else the first sample of the latest step. */
 export function throughStages(chains, i) {
-  const all = chains.asked.get(chains.columns.moment[i]);
+  const all = chains.byMoment.get(chains.columns.moment[i]);
   return chains.names.stage
     .map((stage, at) => {
       const own = all.filter((each) => chains.columns.stage[each] === at);
@@ -258,7 +258,7 @@ export function stagesPanel(chains, i) {
   return [
     h("div", { class: "lk-side-title" }, "This query through the stages"),
     table({ class: "lk-ledger lk-stages-table" }, ["stage", "chains", "anchors", "mean IoU", "IoU ≥ 0.5"], ...rows),
-    missing.length ? h("p", { class: "lk-aside" }, `Not asked in: ${harmless(missing.join(", "))}.`) : "",
+    missing.length ? h("p", { class: "lk-aside" }, `Not asked in: ${safeText(missing.join(", "))}.`) : "",
     chains.left ? h("p", { class: "lk-aside" }, "Counted over the chains that travelled along.") : "",
     h("p", { class: "lk-aside" }, "The bars show one chain of each stage: the selected one, else the latest step's first sample."),
   ];

@@ -27,11 +27,11 @@ export class Chains {
     this.compared = this.moments.some((moment) => moment.base !== null);
     for (let i = 0; i < count; i++) this.derive(i);
     this.groups = new Map();
-    this.asked = new Map();
+    this.byMoment = new Map();
     for (let i = 0; i < count; i++) {
       const { stage, run, step, moment } = this.columns;
       push(this.groups, `${run[i]} ${stage[i]} ${step[i]} ${moment[i]}`, i);
-      push(this.asked, moment[i], i);
+      push(this.byMoment, moment[i], i);
     }
     this.keys = new Map();
     this.orders = new Map();
@@ -64,9 +64,9 @@ export class Chains {
     this.delta[i] = base === null ? NaN : answer - base;
   }
 
-  /** Where a chain stands among all of them, of which some may not have travelled; and back, -1 for those. */
-  place = (i) => this.left?.places[i] ?? i;
-  at = (place) => (this.left ? (this.spots.get(place) ?? -1) : place);
+  /** The index of a chain among all chains, of which the page may hold a subset; and back, -1 for one that is not here. */
+  globalIndex = (i) => this.left?.places[i] ?? i;
+  localIndex = (place) => (this.left ? (this.spots.get(place) ?? -1) : place);
   moment = (i) => this.moments[this.columns.moment[i]];
   name = (column, i) => this.names[column][this.columns[column][i]];
   group = (i) => {

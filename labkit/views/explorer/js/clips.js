@@ -7,7 +7,7 @@ const KEPT_SHEETS = 8;
 /**
  * Sheets by key, decoded when they are needed; the last few stay decoded.
  *
- * `ask(key)` promises the sheet of a clip that did not travel along; without it there is nobody to ask.
+ * `ask(key)` promises the sheet of a clip that is not stored; without it there is nobody to ask.
  */
 export class Clips {
   constructor(stored, ask = null) {

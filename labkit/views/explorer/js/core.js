@@ -26,7 +26,7 @@ export function svg(tag, attributes = {}, ...children) {
 }
 
 export const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
-export const harmless = (text) => String(text).replace(HOSTILE, "\ufffd");
+export const safeText = (text) => String(text).replace(HOSTILE, "\ufffd");
 export const percent = (share) => `${(100 * share).toFixed(3)}%`;
 export const number = (value, digits = 2) =>
   value === null || value === undefined || Number.isNaN(value) ? "–" : value.toFixed(digits).replace("-", "\u2212");
@@ -42,7 +42,7 @@ export function clock(seconds) {
 
 export const letter = (place) => String.fromCharCode(65 + place);
 export const later = (work) => setTimeout(work, 20);
-export const spaced = (name) => harmless(name).replaceAll("_", " ");
+export const spaced = (name) => safeText(name).replaceAll("_", " ");
 export const span = ([start, end]) => `${start.toFixed(1)} to ${end.toFixed(1)} s`;
 
 /** Bytes of whatever carries them: base64 in a page, a DataView from a kernel. */

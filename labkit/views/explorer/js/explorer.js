@@ -1,13 +1,14 @@
 /** The chain explorer: filters, table and the selected chain. */
 
-import { clamp, h, harmless, later, letter, many, number, spaced } from "./core.js";
+import { clamp, h, safeText, later, letter, many, number, spaced } from "./core.js";
 import { Chains, REGRESSIONS } from "./chains.js";
 import { stageName } from "./stages.js";
-import { PATIENCE, Player } from "./player.js";
+import { NOTE_DELAY, Player } from "./player.js";
 import { Table } from "./table.js";
-import { chainRows, commonStart, groupPanel, ledger, ranked, stagesPanel, steps, thinRow, thought, throughStages, truthRow } from "./chain.js";
+import { chainRows, commonStart, groupPanel, rewardTable, ranked, stagesPanel, steps, thinRow, chainText, throughStages, truthRow } from "./chain.js";
 import { HINT, KEYS } from "./keys.js";
 
+// Chains whose text is made searchable at once.
 const AHEAD = 200;
 
 const NO_FILTER = { text: "", stage: "", status: "", kind: "", anchors: "", regress: "", low: 0, high: 1 };
@@ -75,7 +76,7 @@ export class Explorer {
     const changed = (name, read) => (event) => this.setFilter(name, read(event.target.value));
     const choice = (name, label, options) => {
       const select = h("select", { "aria-label": label, "data-filter": name, onchange: changed(name, String) });
-      for (const [value, text] of options) select.append(h("option", { value }, harmless(text)));
+      for (const [value, text] of options) select.append(h("option", { value }, safeText(text)));
       return select;
     };
     const names = this.chains.left?.names ?? this.chains.names;
@@ -102,32 +103,32 @@ export class Explorer {
     return h("div", { class: "lk-bar-top", role: "search", "aria-label": "filters" }, text, ...Object.values(choices), range, this.lift, this.count, help);
   }
 
-  /** Grey lines under the filters: chains that did not travel, and what the kernel has to say. */
+  /** Grey lines under the filters: chains that are not here, and what the kernel has to say. */
   notes() {
     const { left } = this.chains;
     const hint = this.host.get("hint");
-    const same = this.said();
+    const same = this.common();
     const search = h("button", { type: "button", class: "lk-quiet", onclick: () => this.searchAll() }, "");
     this.searchButton = left && this.host.find ? search : null;
-    this.leftText = left && h("span", { role: "status" }, harmless(left.text));
+    this.leftText = left && h("span", { role: "status" }, safeText(left.text));
     return [
       (left || same.length) && h("p", { class: "lk-notes lk-about" }, ...(same.length ? ["all chains: ", ...same, left ? ". " : ""] : []), this.leftText, this.searchButton),
-      hint && h("p", { class: "lk-notes" }, harmless(hint)),
+      hint && h("p", { class: "lk-notes" }, safeText(hint)),
     ].filter(Boolean);
   }
 
   /** What all chains have in common, which no column repeats. */
-  said() {
+  common() {
     const { chains } = this;
     if (chains.count < 2) return [];
-    const said = {
+    const values = {
       stage: () => h("span", { class: "lk-stage" }, ...stageName(chains.name("stage", 0))),
       step: () => (chains.columns.step[0] ? `step ${chains.columns.step[0]}` : null),
       anchors: () => many(chains.anchors[0], "anchor"),
       total: () => (Number.isNaN(chains.total[0]) ? null : `reward ${number(chains.total[0])}`),
       fault: () => (chains.fault(0) ? spaced(chains.fault(0)) : null),
     };
-    const found = Object.entries(said).map(([name, say]) => Table.constant(chains, name) && say()).filter(Boolean);
+    const found = Object.entries(values).map(([name, value]) => Table.constant(chains, name) && value()).filter(Boolean);
     return found.flatMap((each, at) => (at ? [" · ", each] : [each]));
   }
 
@@ -138,8 +139,8 @@ export class Explorer {
     this.host.find(this.filter);
     this.asking = setTimeout(() => {
       this.searchButton.disabled = false;
-      this.leftText.textContent = `The kernel has not answered: it does once no cell is running; without one, run the notebook's cells. ${harmless(this.chains.left.text)}`;
-    }, PATIENCE);
+      this.leftText.textContent = `The kernel has not answered: it does once no cell is running; without one, run the notebook's cells. ${safeText(this.chains.left.text)}`;
+    }, NOTE_DELAY);
   }
 
   help() {
@@ -178,10 +179,10 @@ export class Explorer {
     const wanted = this.host.get("selected") ?? -1;
     this.view = this.host.get("view") || "chain";
     this.draw();
-    const here = this.chains.at(wanted);
+    const here = this.chains.localIndex(wanted);
     this.select(here >= 0 && here < this.chains.count ? here : (this.table.view[0] ?? -1));
     this.listeners = [
-      ["selected", () => this.select(this.chains.at(this.host.get("selected")))],
+      ["selected", () => this.select(this.chains.localIndex(this.host.get("selected")))],
       ["view", () => this.view !== this.host.get("view") && this.show(this.host.get("view"))],
       ...Object.entries(SHARED).map(([name, field]) => [name, () => this.filter[field] !== this.host.get(name) && this.setFilter(field, this.host.get(name), true)]),
     ];
@@ -195,11 +196,11 @@ export class Explorer {
     }
   }
 
-  setFilter(name, value, told = false) {
+  setFilter(name, value, fromPython = false) {
     this.filter[name] = value;
     const shared = Object.keys(SHARED).find((each) => SHARED[each] === name);
-    if (shared && !told) this.host.set(shared, value);
-    if (told) this.fill();
+    if (shared && !fromPython) this.host.set(shared, value);
+    if (fromPython) this.fill();
     this.refilter();
   }
 
@@ -241,7 +242,7 @@ export class Explorer {
     const before = this.selected >= 0 ? this.chains.moment(this.selected) : null;
     this.selected = i;
     this.step = null;
-    const place = this.chains.place(i);
+    const place = this.chains.globalIndex(i);
     this.root.dataset.chain = place;
     if (this.host.get("selected") !== place) this.host.set("selected", place);
     this.host.onSelect?.(place);
@@ -290,8 +291,8 @@ export class Explorer {
     const { chains } = this;
     const moment = chains.moment(i);
     const { step, sample, completion_tokens: tokens } = chains.columns;
-    this.title.replaceChildren(`“${harmless(moment.query)}”`);
-    const facts = [harmless(moment.qid), harmless(moment.video)];
+    this.title.replaceChildren(`“${safeText(moment.query)}”`);
+    const facts = [safeText(moment.qid), safeText(moment.video)];
     const numbered = chains.name("stage", i) === "distill" ? "part" : "step";
     if (step[i]) facts.push(`${numbered} ${step[i]}, sample ${sample[i]}`);
     if (tokens[i] !== null) facts.push(`${tokens[i]} tokens`);
@@ -304,7 +305,7 @@ export class Explorer {
   options(i, moment) {
     const chosen = this.chains.columns.option[i];
     const list = moment.options.map((option, k) =>
-      h("span", { class: k === moment.choice ? "lk-option lk-true" : "lk-option" }, `${letter(k)} ${harmless(option)}${k === chosen ? " (chosen)" : ""}${k === moment.choice ? " ✓" : ""}`),
+      h("span", { class: k === moment.choice ? "lk-option lk-true" : "lk-option" }, `${letter(k)} ${safeText(option)}${k === chosen ? " (chosen)" : ""}${k === moment.choice ? " ✓" : ""}`),
     );
     return h("span", { class: "lk-options" }, ...list);
   }
@@ -316,8 +317,8 @@ export class Explorer {
   drawChain(i) {
     const moment = this.chains.moment(i);
     this.player.setRows(chainRows(this.chains, i), moment.windows, true);
-    this.side.replaceChildren(...ledger(this.chains, i));
-    this.words.replaceChildren(h("p", { class: "lk-thought" }, ...thought(this.chains, i, { live: this.live })));
+    this.side.replaceChildren(...rewardTable(this.chains, i));
+    this.words.replaceChildren(h("p", { class: "lk-thought" }, ...chainText(this.chains, i, { live: this.live })));
   }
 
   drawGroup(i) {
@@ -332,7 +333,7 @@ export class Explorer {
     this.side.replaceChildren(...groupPanel(chains, i));
     const best = order[0];
     const { text } = chains.columns;
-    const saying = (label, each, same) => h("p", { class: "lk-thought" }, h("b", { class: "lk-saying" }, label), ...thought(chains, each, { same, live: each === i ? this.live : null }));
+    const saying = (label, each, same) => h("p", { class: "lk-thought" }, h("b", { class: "lk-saying" }, label), ...chainText(chains, each, { same, live: each === i ? this.live : null }));
     this.words.replaceChildren(
       saying("best", best, 0),
       ...(best === i ? [] : [saying(`rank ${order.indexOf(i) + 1}`, i, commonStart(text[best], text[i]))]),
@@ -345,12 +346,12 @@ export class Explorer {
     const moment = chains.moment(i);
     const found = throughStages(chains, i);
     const rows = found.map(({ stage, shown }) =>
-      thinRow(chains, shown, stageName(stage), [`IoU ${number(chains.iou[shown])}`], shown === i, `${harmless(stage)}, step ${chains.columns.step[shown]}, sample ${chains.columns.sample[shown]}`),
+      thinRow(chains, shown, stageName(stage), [`IoU ${number(chains.iou[shown])}`], shown === i, `${safeText(stage)}, step ${chains.columns.step[shown]}, sample ${chains.columns.sample[shown]}`),
     );
     this.player.setRows([truthRow(moment), ...rows], moment.windows);
     this.side.replaceChildren(...stagesPanel(chains, i));
     this.words.replaceChildren(
-      ...found.map(({ stage, shown }) => h("p", { class: "lk-thought" }, h("b", { class: "lk-saying" }, ...stageName(stage)), ...thought(chains, shown, { live: shown === i ? this.live : null }))),
+      ...found.map(({ stage, shown }) => h("p", { class: "lk-thought" }, h("b", { class: "lk-saying" }, ...stageName(stage)), ...chainText(chains, shown, { live: shown === i ? this.live : null }))),
     );
   }
 

@@ -25,7 +25,7 @@ function mountAny(el, page, host, ask) {
   const sheets = host.get("sheets") ?? {};
   const held = Object.entries(host.get("clips")).map(([key, clip]) => [key, sheets[key] ? { ...clip, sheet: sheets[key] } : clip]);
   const clips = new Clips(Object.fromEntries(held), ask);
-  if (host.get("shows") === "scrubber") return mountScrubber(el, { told: page, clips }, host);
+  if (host.get("shows") === "scrubber") return mountScrubber(el, { page, clips }, host);
   return mount(el, { page, clips, height: host.get("height") }, host);
 }
 
@@ -94,7 +94,7 @@ async function render({ model, el }) {
       try {
         model.save_changes();
       } catch {
-        // A saved page may be looked at and changed where there is nobody to tell.
+        // A saved page may be looked at and changed where nobody listens.
       }
     },
     on: (name, listener) => model.on(`change:${name}`, listener),

@@ -1,9 +1,10 @@
 /** The video player: frame, scrub bar and the tracks of spans under it. */
 
-import { clamp, clock, EPSILON, h, harmless, number, percent, span, svg, tickStep } from "./core.js";
+import { clamp, clock, EPSILON, h, safeText, number, percent, span, svg, tickStep } from "./core.js";
 
 const SPEEDS = [0.5, 1, 2, 4];
-export const PATIENCE = 3000;
+// Milliseconds until a note says what is being waited for.
+export const NOTE_DELAY = 3000;
 
 /**
  * A bar of the tracks.
@@ -90,9 +91,9 @@ export class Player {
     this.slider.setAttribute("aria-valuemax", duration.toFixed(1));
     this.drawAxis();
     this.drawStrip();
-    this.tell("loading", "");
+    this.setMedia("loading", "");
     this.wanted = promise;
-    const patience = setTimeout(() => this.wanted === promise && this.tell("loading", waiting), PATIENCE);
+    const timer = setTimeout(() => this.wanted === promise && this.setMedia("loading", waiting), NOTE_DELAY);
     try {
       const clip = await promise;
       if (this.wanted !== promise) return;
@@ -104,17 +105,18 @@ export class Player {
       this.screen.style.setProperty("--aspect", clip.width / clip.height);
       this.drawFrame(this.time);
       this.drawStrip();
-      this.tell("ready", "");
+      this.setMedia("ready", "");
     } catch (error) {
-      if (this.wanted === promise) this.tell(error.name === "Error" ? "none" : "error", error.message);
+      if (this.wanted === promise) this.setMedia(error.name === "Error" ? "none" : "error", error.message);
     } finally {
-      clearTimeout(patience);
+      clearTimeout(timer);
     }
   }
 
-  tell(state, text) {
+  /** What is known of the frames: loading, ready, none or error, with a text in their place. */
+  setMedia(state, text) {
     this.root.dataset.media = state;
-    this.note.textContent = harmless(text);
+    this.note.textContent = safeText(text);
     this.note.hidden = !text;
   }
 

@@ -1,6 +1,6 @@
 /** How a stage of training is marked: the colours and shapes of labkit/views/figures/style.py. */
 
-import { h, harmless, svg } from "./core.js";
+import { h, safeText, svg } from "./core.js";
 
 const STAGE_LOOKS = {
   base: ["#8a919b", "M6 2.2a3.8 3.8 0 1 0 0 7.6 3.8 3.8 0 1 0 0-7.6M6 4a2 2 0 1 1 0 4 2 2 0 1 1 0-4"],
@@ -19,4 +19,4 @@ function stageMark(stage) {
   return mark;
 }
 
-export const stageName = (stage) => [stageMark(stage), h("span", {}, harmless(stage || "chains"))];
+export const stageName = (stage) => [stageMark(stage), h("span", {}, safeText(stage || "chains"))];

@@ -1,6 +1,6 @@
 /** The virtual table of chains: only visible rows are in the document. */
 
-import { clamp, EPSILON, h, harmless, number, percent, RIGHT, signed, spaced } from "./core.js";
+import { clamp, EPSILON, h, safeText, number, percent, RIGHT, signed, spaced } from "./core.js";
 import { stageName } from "./stages.js";
 
 const ROW = 30;
@@ -21,7 +21,7 @@ export class Table {
     const columns = [
       { name: "stage", label: "stage", width: "minmax(86px, .5fr)", cell: (i) => stageName(chains.name("stage", i)) },
       { name: "step", label: "step", width: "34px", cell: (i) => [chains.columns.step[i] || "–"], right: true, wide: true },
-      { name: "query", label: "query", width: "minmax(120px, 3fr)", cell: (i) => [harmless(chains.moment(i).query)] },
+      { name: "query", label: "query", width: "minmax(120px, 3fr)", cell: (i) => [safeText(chains.moment(i).query)] },
       { name: "anchors", label: "anchors", width: "48px", cell: (i) => [chains.anchors[i]], right: true, down: true },
       { name: "iou", label: "IoU", width: "62px", cell: (i) => iouCell(chains.iou[i]), right: true, down: true },
       { name: "gain", label: "gain", title: "IoU of the answer less that of the first anchor", width: "46px", cell: (i) => change(chains.gain[i]), right: true, down: true, wide: true },
