@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from labkit.chain.anchors import AnchorChain, parse
 from labkit.chain.metrics import chain_figures
 from labkit.chain.question_answering import answering_figures
-from labkit.chain.rewards import TERMS, Ledger, RewardSpec, score_chain
+from labkit.chain.rewards import TERMS, RewardBreakdown, RewardSpec, score_chain
 from labkit.data.moments import Moment
 from labkit.param_fields import GrpoParams
 from labkit.params import Params
@@ -66,7 +66,7 @@ class ScoredCompletion(NamedTuple):
     tokens: int
     finished: bool
     chain: AnchorChain
-    rewards: Ledger
+    rewards: RewardBreakdown
 
 
 def score_completion(
