@@ -11,14 +11,16 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from labkit.errors import LabError
 from labkit.params import Params
+from labkit.runs.run import STAGES
 
-STAGES = ("grpo", "distill", "sft", "grpo_final", "analysis")
+ESTIMATED_STAGES = tuple(name.partition("_")[2] for name in STAGES)
+"""`grpo`, `distill` and so on: the keys of all estimates."""
 KEPT_FRACTION = 2 / 3
 """Fraction of `harvest_prompts` x `max_per_query` that the filter keeps: three seeds of the embedded lab kept 0.49 to 0.66."""
 COMPLETION_FRACTION = 0.5
@@ -163,7 +165,7 @@ def per_process_params(params: Params, world: int) -> Params:
     if step % each:
         each = step
     batch = max(1, params.sft_batch // world)
-    return replace(params, processes=1, prompts_per_step=step, prompts_per_pass=each, sft_batch=batch)
+    return params.replace(processes=1, prompts_per_step=step, prompts_per_pass=each, sft_batch=batch)
 
 
 def trained_parameters(shape: ModelShape, params: Params) -> int:
