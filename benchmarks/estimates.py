@@ -1,4 +1,4 @@
-"""What the doctor tells of a run against what the run takes: memory and processor time of each stage.
+"""The estimates of `labkit doctor` against what a run takes: memory and processor time of each stage.
 
 Two runs of the embedded lab, smoke.yaml and one of a size between it and the default, each in fresh processes: first
 `labkit doctor`, then `labkit run`. Memory is the most that a notebook's kernel held (resident), time the processor time
@@ -21,11 +21,11 @@ from typing import Any
 
 import psutil
 
-from labkit.doctor.workload import STAGES
+from labkit.doctor.workload import ESTIMATED_STAGES
 
 ROOT = Path(__file__).parents[1]
 GOAL = 30.0
-"""Percent by which a told figure may be off."""
+"""Percent by which an estimate may be off."""
 SIZES: dict[str, dict[str, Any]] = {
     "smoke": {},
     "middle": {
@@ -69,15 +69,15 @@ def main() -> None:
     worst = 0.0
     for size in sys.argv[1:] or SIZES:
         with tempfile.TemporaryDirectory() as outputs:
-            asked = subprocess.run(command("doctor", outputs, SIZES[size], "--json"), cwd=ROOT, capture_output=True)
-            told = json.loads(asked.stdout)
+            doctor = subprocess.run(command("doctor", outputs, SIZES[size], "--json"), cwd=ROOT, capture_output=True)
+            estimate = json.loads(doctor.stdout)
             measured = watch(command("run", outputs, SIZES[size]))
         print(
-            f"\n| {size} | memory told | measured | off | seconds told | measured | off |\n|---|---|---|---|---|---|---|"
+            f"\n| {size} | memory estimated | measured | off | seconds estimated | measured | off |\n|---|---|---|---|---|---|---|"
         )
-        seconds, spent = {stage: sum(told["stage_seconds"][stage].values()) for stage in STAGES}, 0.0
-        for stage, (took, held) in zip(STAGES, measured, strict=True):
-            memory = sum(told["memory_bytes"][stage].values())
+        seconds, spent = {stage: sum(estimate["stage_seconds"][stage].values()) for stage in ESTIMATED_STAGES}, 0.0
+        for stage, (took, held) in zip(ESTIMATED_STAGES, measured, strict=True):
+            memory = sum(estimate["memory_bytes"][stage].values())
             off = 100 * (memory / held - 1)
             spent += took
             worst = max(worst, abs(off))

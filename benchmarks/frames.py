@@ -32,7 +32,7 @@ from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.data.video import decode_worker, decoders, decord_check, worker_process
 from labkit.data.video.frames import FrameCache, read_frames, sample_times
-from labkit.data.video.prefetch import Reader, Readers
+from labkit.data.video.prefetch import PrefetchPool, PrefetchWorker
 from labkit.policy.families import FAMILIES
 from labkit.policy.inputs import FrameSampling, patchify, smart_resize
 from labkit.policy.prompt_source import PromptSource
@@ -44,12 +44,12 @@ PACKAGES = ("torch", "numpy", "av", "decord")
 @contextmanager
 def decoded_here() -> Iterator[None]:
     """Decode in this process, whose processor time is measured, and not in one beside it."""
-    elsewhere = worker_process.answering
-    worker_process.answering = lambda: True
+    original = worker_process.in_worker
+    worker_process.in_worker = lambda: True
     try:
         yield
     finally:
-        worker_process.answering = elsewhere
+        worker_process.in_worker = original
 
 
 def write_film(
@@ -158,8 +158,8 @@ def two_decoders(folder: Path) -> None:
         if reason := decord_check._check(video):
             raise SystemExit(f"decord would not read {name}: {reason}")
         works: dict[str, Callable[[], Any]] = {
-            "decord": functools.partial(decoders.by_decord, video, times, None),
-            "pyav": functools.partial(decoders.by_pyav, video, times, None),
+            "decord": functools.partial(decoders.decode_with_decord, video, times, None),
+            "pyav": functools.partial(decoders.decode_with_pyav, video, times, None),
             "check": functools.partial(decord_check._check, video),
             "here": functools.partial(decode_worker._decode, video, times, None, None),
             "beside": functools.partial(read_frames, video, times),
@@ -232,15 +232,15 @@ def ahead(folder: Path, clips: int, readers: int, work_ms: float) -> None:
     walls = []
     for number in (0, readers):
         cache = FrameCache(folder / f"ahead-{number}")
-        pool = Readers(number, 60.0) if number else None
+        pool = PrefetchPool(number, 60.0) if number else None
         jobs = {m.qid: functools.partial(into, cache, m.video, times, size) for m in moments}
         begin, waited = time.monotonic(), []
         if pool is not None:
-            pool.want(jobs.items())
+            pool.schedule(jobs.items())
         for moment in moments:
             asked = time.monotonic()
             if pool is not None:
-                pool.finish(moment.qid, jobs[moment.qid])
+                pool.wait_for(moment.qid, jobs[moment.qid])
             else:
                 cache.info(moment.video)
             cache.get(moment.video, times, size)
@@ -253,7 +253,7 @@ def ahead(folder: Path, clips: int, readers: int, work_ms: float) -> None:
     print(f"ahead against in the process: {walls[0] / walls[1]:.2f}x")
 
 
-def into(cache: FrameCache, video: str, times: np.ndarray, size: tuple[int, int], reader: Reader) -> None:
+def into(cache: FrameCache, video: str, times: np.ndarray, size: tuple[int, int], reader: PrefetchWorker) -> None:
     """A reader's job."""
     reader.frames(cache, video, times, size)
 

@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from labkit.data.moments import Moment
-from labkit.data.video.probe import Checkup
+from labkit.data.video.probe import VideoCheck
 from labkit.doctor.dataset import SPLITS, DataReport, VisionShape, clip_cost, inspect_folder
 from labkit.doctor.environment import (
     Model,
@@ -169,7 +169,7 @@ def _inspect_world(params: Params, vision: VisionShape) -> DataReport:
     """The embedded world without writing it: its scenes follow from their seeds."""
     from labkit.embedded.world import SECONDS, SIDE, make_scene, scene_moments, scene_seed
 
-    found, clip = DataReport(), Checkup("ok", width=SIDE, height=SIDE)
+    found, clip = DataReport(), VideoCheck("ok", width=SIDE, height=SIDE)
     for split in SPLITS:
         count = getattr(params, f"world_{split}")
         scenes = [make_scene(scene_seed(split, k, params.world_seed)) for k in range(min(count, _SAMPLE))]

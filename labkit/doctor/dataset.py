@@ -12,7 +12,7 @@ from typing import NamedTuple
 from labkit.data import moments as rows
 from labkit.data.moments import BadField, Moment
 from labkit.data.video.frames import sample_times
-from labkit.data.video.probe import SET_BACK, Checkup, check_videos, look
+from labkit.data.video.probe import CLOCK_RESET, VideoCheck, check_videos, stat_video
 from labkit.data.video_index import SUFFIXES
 from labkit.doctor.report import Finding
 from labkit.params import Params
@@ -65,7 +65,7 @@ class DataReport:
     clips: dict[str, list[ClipCost]] = field(default_factory=dict)
     """One for each clip of a split."""
     queries: dict[str, int] = field(default_factory=dict)
-    videos: dict[str, Checkup] = field(default_factory=dict)
+    videos: dict[str, VideoCheck] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
 
     def table(self) -> Table:
@@ -99,7 +99,7 @@ def inspect_folder(
         found.queries[split] = len(found.moments[split])
     paths = dict.fromkeys(moment.video for moment in all_moments)
     if quick:
-        found.videos = {path: look(path) for path in paths}
+        found.videos = {path: stat_video(path) for path in paths}
     else:
         found.videos = check_videos(paths, cache=cache, on_video=on_video)
     found.findings += video_findings(found.videos)
@@ -131,7 +131,7 @@ def read_rows(path: Path) -> tuple[list[Moment], list[Finding]]:
     return moments, findings
 
 
-def video_findings(videos: dict[str, Checkup]) -> list[Finding]:
+def video_findings(videos: dict[str, VideoCheck]) -> list[Finding]:
     """Findings about each video by itself."""
     found = []
     for path, checkup in videos.items():
@@ -155,7 +155,7 @@ def video_findings(videos: dict[str, Checkup]) -> list[Finding]:
                     "nothing need be done: labkit reads it, if more slowly; tools that trust decord see other frames"
                 )
             found.append(Finding("note", kind, subject, note, step))
-        if turned := [each for each in checkup.notes if each.startswith(SET_BACK)]:
+        if turned := [each for each in checkup.notes if each.startswith(CLOCK_RESET)]:
             step = "cut the file where it was joined, or make sure that the times of its questions count on from there"
             found.append(Finding("warning", "clock set back", subject, f"is joined of takes: {turned[0]}", step))
         if checkup.wrong_suffix:
@@ -173,7 +173,7 @@ def video_findings(videos: dict[str, Checkup]) -> list[Finding]:
     return found
 
 
-def label_findings(moment: Moment, checkup: Checkup) -> list[Finding]:
+def label_findings(moment: Moment, checkup: VideoCheck) -> list[Finding]:
     """A question's times against the duration of its video."""
     if not checkup.duration:
         return []
@@ -224,10 +224,10 @@ def same_names(paths: Sequence[str]) -> list[Finding]:
     ]
 
 
-def clip_cost(duration: float, checkup: Checkup, params: Params, vision: VisionShape) -> ClipCost:
+def clip_cost(duration: float, checkup: VideoCheck, params: Params, vision: VisionShape) -> ClipCost:
     """Frames and tokens of one clip; of a video that was not opened, as large as `max_pixels` allows.
 
-    >>> cost = clip_cost(16.0, Checkup("ok", width=112, height=112), Params(), VisionShape())
+    >>> cost = clip_cost(16.0, VideoCheck("ok", width=112, height=112), Params(), VisionShape())
     >>> cost.frames, cost.fps, cost.size, cost.tokens
     (32, 2.0, (56, 56), 64)
     """

@@ -22,7 +22,14 @@ from labkit.doctor.throughput import (
     measure_throughput,
     timer_for,
 )
-from labkit.doctor.workload import KEPT_FRACTION, STAGES, Workload, disk_bytes, notebook_explorers, per_process_params
+from labkit.doctor.workload import (
+    ESTIMATED_STAGES,
+    KEPT_FRACTION,
+    Workload,
+    disk_bytes,
+    notebook_explorers,
+    per_process_params,
+)
 from labkit.errors import LabError
 from labkit.files import under
 from labkit.params import Params
@@ -59,7 +66,7 @@ def add_resource_estimates(
     # On a CPU all processes share main memory, those around a notebook's kernel too; a GPU belongs to one process.
     times, others = (world, OTHER_PROCESSES) if on_cpu else (1, 0.0)
     lines = []
-    for stage in STAGES:
+    for stage in ESTIMATED_STAGES:
         cells = [stage, *_largest_parts(memory[stage], size_text)]
         lines.append((*cells, *_largest_parts(seconds[stage], duration)) if seconds else tuple(cells))
     peak = max(sum(parts.values()) for parts in memory.values())

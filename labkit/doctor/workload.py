@@ -17,8 +17,10 @@ from typing import Any, NamedTuple
 
 from labkit.errors import LabError
 from labkit.params import Params
+from labkit.runs.run import STAGES
 
-STAGES = ("grpo", "distill", "sft", "grpo_final", "analysis")
+ESTIMATED_STAGES = tuple(name.partition("_")[2] for name in STAGES)
+"""`grpo`, `distill` and so on: the keys of all estimates."""
 KEPT_FRACTION = 2 / 3
 """Fraction of `harvest_prompts` x `max_per_query` that the filter keeps: three seeds of the embedded lab kept 0.49 to 0.66."""
 COMPLETION_FRACTION = 0.5

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.data.video.frames import FrameCache
-from labkit.data.video.prefetch import Reader, Readers
+from labkit.data.video.prefetch import PrefetchPool, PrefetchWorker
 from labkit.policy.inputs import (
     ClipPatches,
     FrameSampling,
@@ -86,7 +86,7 @@ class PromptSource(Mapping[str, Prompt]):
             feature_memory: GB, of 10**9 bytes.
         """
         self.policy, self.template, self.sampling, self.cache = policy, template, sampling, cache
-        self.readers = Readers(readers, video_deadline) if readers else None
+        self.readers = PrefetchPool(readers, video_deadline) if readers else None
         self.max_bytes = feature_memory * 1e9
         self.encoded = 0
         self.cached_bytes = 0
@@ -126,7 +126,7 @@ class PromptSource(Mapping[str, Prompt]):
         """The frames of the prompt's features. Raises as `source[qid]`."""
         moment = self._moments[qid]
         if self.readers is not None:
-            self.readers.finish(_key(moment), self._decode_task(moment))
+            self.readers.wait_for(_key(moment), self._decode_task(moment))
         times, size = frame_times_and_size(self.policy, moment, self.cache, self.sampling)
         frames = self.cache.get(moment.video, times, size, moment.start)
         return ClipFrames(frames.rgb, 1.0 / float(times[1] - times[0]) if len(times) > 1 else self.sampling.fps)
@@ -139,7 +139,7 @@ class PromptSource(Mapping[str, Prompt]):
         if self.readers is None:
             return
         moments = {_key(moment): moment for moment in reversed([self._moments[qid] for qid in qids])}
-        self.readers.want(
+        self.readers.schedule(
             (key, self._decode_task(moment))
             for key, moment in reversed(moments.items())
             if key not in self._encoded_clips
@@ -147,7 +147,7 @@ class PromptSource(Mapping[str, Prompt]):
 
     def _encode(self, key: ClipKey, moment: Moment) -> _EncodedClip:
         if self.readers is not None:
-            self.readers.finish(key, self._decode_task(moment))
+            self.readers.wait_for(key, self._decode_task(moment))
         clip = read_clip(self.policy, moment, self.cache, self.sampling)
         features = encode_clip(self.policy, clip)
         self.encoded += 1
@@ -194,7 +194,9 @@ def _key(moment: Moment) -> ClipKey:
     return (moment.video, moment.clip, moment.duration)
 
 
-def _decode(policy: Policy, cache: FrameCache, sampling: FrameSampling, moment: Moment, reader: Reader) -> None:
+def _decode(
+    policy: Policy, cache: FrameCache, sampling: FrameSampling, moment: Moment, reader: PrefetchWorker
+) -> None:
     """In a reader: put the frames that `read_clip` needs into the cache."""
     reader.info(cache, moment.video)
     times, size = frame_times_and_size(policy, moment, cache, sampling)

@@ -33,4 +33,4 @@ def encoded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Encoding]:
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Videos are decoded here, where a test can replace the decoders."""
-    monkeypatch.setattr(worker_process, "answering", lambda: True)
+    monkeypatch.setattr(worker_process, "in_worker", lambda: True)

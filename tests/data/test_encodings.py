@@ -99,7 +99,7 @@ def test_every_way_shows_the_frames_of_their_seconds(encoded: dict[str, Encoding
 def test_decord_would_have_shown_other_frames(encoded: dict[str, Encoding], name: str) -> None:
     # The films are a test of anything only if decord fails on some of them without a word.
     times = seconds(encoded[name], 0.13)
-    shown = decoders.by_decord(encoded[name].path, times, None)
+    shown = decoders.decode_with_decord(encoded[name].path, times, None)
     assert shown.note == "" and numbers(shown.rgb) != right(encoded[name], times)
 
 

@@ -27,7 +27,7 @@ def test_its_true_length_is_measured() -> None:
 
 def test_decord_and_pyav_show_the_same_frames_at_the_same_seconds() -> None:
     wanted = sample_times(35.04, 1.0, 64)
-    one, other = decoders.by_decord(VIDEO, wanted, None), decoders.by_pyav(VIDEO, wanted, None)
+    one, other = decoders.decode_with_decord(VIDEO, wanted, None), decoders.decode_with_pyav(VIDEO, wanted, None)
     assert one.times == pytest.approx(other.times, abs=1e-4)
     assert np.abs(one.rgb.astype(int) - other.rgb).mean() < 0.5
     # A frame stays for 0.105 s: what is on screen at a second came on at most that long before.

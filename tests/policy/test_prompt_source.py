@@ -148,7 +148,7 @@ def test_clips_are_told_once_in_the_order_of_their_first_use(
 ) -> None:
     ahead = source(policy, moments, FrameCache(tmp_path), readers=1)
     told: list[str] = []
-    monkeypatch.setattr(ahead.readers, "want", lambda jobs: told.extend(Path(key[0]).stem for key, _ in jobs))
+    monkeypatch.setattr(ahead.readers, "schedule", lambda jobs: told.extend(Path(key[0]).stem for key, _ in jobs))
     prefetch(ahead, ["q2-0", "q0-1", "q2-1", "q0-0", "q1-1"])
     assert told == ["clip2", "clip0", "clip1"]
     with pytest.raises(KeyError, match="nobody"):

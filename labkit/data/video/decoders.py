@@ -1,7 +1,7 @@
 """The two decoders behind `video`: decord, and PyAV for what decord cannot read or would misread.
 
 Both return the frame on screen at each wanted second, counted from the first frame shown, and both turn frames upright. They run
-native code that may hang or die: nothing here is called but in a process that may be lost, see `decode_worker`.
+native code that may hang or die: nothing here is called but in a worker process, see `decode_worker`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labkit.data.video.fingerprints import require
-from labkit.data.video.worker_process import beat
+from labkit.data.video.worker_process import heartbeat
 from labkit.errors import LabError
 
 if TYPE_CHECKING:
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from av.video.reformatter import VideoReformatter
 
 # A time this close before a frame's timestamp shows that frame: timestamps are rounded to the file's clock.
-TICK = 1e-3
+PTS_TOLERANCE = 1e-3
 # Frames decoded before they are made small: bounds memory (64 frames of 1080p are 0.4 GB).
 _CHUNK = 64
 # Seconds by which a clock must fall to have been set back; less is a muxer's rounding.
-_SET_BACK = 0.5
+_CLOCK_RESET = 0.5
 # Frames decoded behind the last wanted one, to see whether the timestamps up to it can be believed: B-frames reorder 16 at most.
 _LOOKAHEAD = 16
 
@@ -40,7 +40,7 @@ Times = NDArray[np.float64]
 Shrink = Callable[[Pixels], NDArray[Any]]
 
 
-class Shown(NamedTuple):
+class DecodedFrames(NamedTuple):
     """Frames (T, H, W, 3), their timestamps (T,), the last frame's end, and what is wrong with the file ("": nothing).
 
     All times are in seconds from the first frame shown.
@@ -61,25 +61,25 @@ class Measures(NamedTuple):
     width: int
 
 
-class Walk(NamedTuple):
+class PacketScan(NamedTuple):
     """The packets of a video: start and length in seconds (N, 2) of the pictures shown, in the order of the file.
 
-    There is one array for each take of the file's clock, which begins another when it is set back. `broken` says how the file
+    There is one array for each segment of the file's clock, which begins another when it is set back. `broken` says how the file
     breaks off, "" if it does not.
     """
 
-    takes: list[Times]
+    segments: list[Times]
     broken: str
 
     @property
     def frames(self) -> int:
         """How many pictures are shown."""
-        return sum(map(len, self.takes))
+        return sum(map(len, self.segments))
 
     @property
     def duration(self) -> float:
-        """Seconds from the first picture's start to the last one's end, takes one behind the other."""
-        return sum(float(take.sum(1).max() - take[:, 0].min()) for take in self.takes)
+        """Seconds from the first picture's start to the last one's end, segments one behind the other."""
+        return sum(float(segment.sum(1).max() - segment[:, 0].min()) for segment in self.segments)
 
 
 class _Untrusted(Exception):
@@ -105,7 +105,7 @@ def decord_spans(reader: Any) -> Times:
     return np.asarray(reader.get_frame_timestamp(np.arange(len(reader))), np.float64)
 
 
-def by_decord(path: str | Path, wanted: Times, shrink: Shrink | None) -> Shown:
+def decode_with_decord(path: str | Path, wanted: Times, shrink: Shrink | None) -> DecodedFrames:
     """Seek to the wanted frames; `shrink` is applied to at most 64 frames at a time.
 
     Raises whatever decord raises, ImportError where it is not installed, and an error of our own where its frames
@@ -122,20 +122,20 @@ def by_decord(path: str | Path, wanted: Times, shrink: Shrink | None) -> Shown:
     seconds = starts - starts[0]
     end = max(float(spans[-1, 1]) - float(starts[0]), float(seconds[-1]) + step)
     require_within(path, wanted, end)
-    shown = np.searchsorted(seconds, wanted + TICK, side="right") - 1
+    shown = np.searchsorted(seconds, wanted + PTS_TOLERANCE, side="right") - 1
     index, where = np.unique(shown, return_inverse=True)
     chunk = _CHUNK if shrink else len(index)
     parts: list[NDArray[Any]] = []
     for first in range(0, len(index), chunk):
-        beat()
+        heartbeat()
         video = video or decord_reader(path)
         rgb = video.get_batch(index[first : first + chunk].tolist()).asnumpy()
         video = None
         parts.append(shrink(rgb) if shrink else rgb)
-    return Shown(np.concatenate(parts)[where], seconds[index][where], end)
+    return DecodedFrames(np.concatenate(parts)[where], seconds[index][where], end)
 
 
-def by_pyav(path: str | Path, wanted: Times, shrink: Shrink | None) -> Shown:
+def decode_with_pyav(path: str | Path, wanted: Times, shrink: Shrink | None) -> DecodedFrames:
     """Decode from the beginning, as a player does; what cannot be decoded is left out and counted in the note.
 
     Frames of another size than the first, as of a recording that was turned, are fitted into its size on black. A clock that is set
@@ -146,8 +146,8 @@ def by_pyav(path: str | Path, wanted: Times, shrink: Shrink | None) -> Shown:
     wanted.
     """
     with open_video(path) as container:
-        end = walk(container, picture_stream(container)).duration  # nothing is decoded for this
-    if end and wanted.min() > end + _SET_BACK:
+        end = scan_packets(container, picture_stream(container)).duration  # nothing is decoded for this
+    if end and wanted.min() > end + _CLOCK_RESET:
         require_within(path, wanted, end)
     try:
         return _from_the_beginning(path, wanted, shrink, in_order=False)
@@ -155,7 +155,7 @@ def by_pyav(path: str | Path, wanted: Times, shrink: Shrink | None) -> Shown:
         return _from_the_beginning(path, wanted, shrink, in_order=True)
 
 
-def _from_the_beginning(path: str | Path, wanted: Times, shrink: Shrink | None, in_order: bool) -> Shown:
+def _from_the_beginning(path: str | Path, wanted: Times, shrink: Shrink | None, in_order: bool) -> DecodedFrames:
     from av.video.reformatter import VideoReformatter
 
     reformatter = VideoReformatter()
@@ -163,20 +163,20 @@ def _from_the_beginning(path: str | Path, wanted: Times, shrink: Shrink | None, 
     owner = np.zeros(len(targets), np.intp)
     parts: list[NDArray[Any]] = []
     times: list[float] = []
-    trouble = _Trouble()
+    warnings = _Warnings()
     done, end, ahead = 0, 0.0, 0
     last: tuple[float, av.VideoFrame] | None = None
     size: tuple[int, int] | None = None
     with open_video(path) as container:
         in_order = in_order or container.format.name == "avi"
-        frames = _frames(container, trouble, in_order)
+        frames = _frames(container, warnings, in_order)
         for seconds, length, frame in itertools.chain(frames, [(math.inf, 0.0, None)]):
             if frame is not None and size is None:
                 size = upright_size(frame)
             # What was asked for before this frame comes on is answered by the one before it.
-            upto = int(np.searchsorted(targets + TICK, seconds)) if last else 0
+            upto = int(np.searchsorted(targets + PTS_TOLERANCE, seconds)) if last else 0
             if last and size and upto > done:
-                trouble.fitted += upright_size(last[1]) != size
+                warnings.fitted += upright_size(last[1]) != size
                 rgb = upright(last[1], reformatter, size)[None]
                 parts.append(shrink(rgb) if shrink else rgb)
                 times.append(last[0])
@@ -189,18 +189,20 @@ def _from_the_beginning(path: str | Path, wanted: Times, shrink: Shrink | None, 
                 break
     if last is None:
         raise _no_frame(path)
-    return Shown(np.concatenate(parts)[owner[where]], np.array(times)[owner[where]], max(end, last[0]), trouble.note())
+    return DecodedFrames(
+        np.concatenate(parts)[owner[where]], np.array(times)[owner[where]], max(end, last[0]), warnings.note()
+    )
 
 
 def require_within(path: str | Path, wanted: Times, end: float) -> None:
     """Raise LabError when a video of `end` seconds ends before every second that is wanted."""
-    if wanted.min() > end + TICK:
+    if wanted.min() > end + PTS_TOLERANCE:
         step = "correct the clip's window or replace the video"
         raise LabError(f"video {path} ends at {end:.2f} s but is asked for second {wanted.min():.2f} on; {step}")
 
 
 def measure(path: str | Path) -> Measures:
-    """Walk through the packets, decoding only until the first frame.
+    """Read the packets, decoding only until the first frame.
 
     Raises LabError when the file cannot be opened, holds no pictures, or the first of them cannot be decoded.
     """
@@ -208,48 +210,48 @@ def measure(path: str | Path) -> Measures:
 
     def decode(packet: av.Packet[Any]) -> None:
         if not first:
-            first.extend(upright_size(frame) for frame in _decode(packet, _Trouble())[:1])
+            first.extend(upright_size(frame) for frame in _decode(packet, _Warnings())[:1])
 
     with open_video(path) as container:
-        found = walk(container, picture_stream(container), decode)
+        found = scan_packets(container, picture_stream(container), decode)
     if not first or not found.frames:
         raise _no_frame(path)
     return Measures(found.duration, found.frames, *first[0])
 
 
-def walk(
+def scan_packets(
     container: av.container.InputContainer,
     stream: av.VideoStream,
     on_packet: Callable[[av.Packet[Any]], None] | None = None,
-) -> Walk:
+) -> PacketScan:
     """Read all packets; `on_packet` sees each. A file that breaks off is what is left of it."""
     import av
 
-    usual = _usual(stream)
+    usual = _frame_seconds(stream)
     in_order = container.format.name == "avi"  # its pts are guesses
-    takes: list[list[tuple[float, float]]] = [[]]
+    segments: list[list[tuple[float, float]]] = [[]]
     before, broken = -math.inf, ""
     try:
         for packet in container.demux(stream):
-            beat()
+            heartbeat()
             if on_packet is not None:
                 on_packet(packet)
             ticks = packet.dts if in_order or packet.pts is None else packet.pts
             if ticks is None or packet.is_discard:
                 continue
             clock = seconds_of(packet.dts if packet.dts is not None else ticks, stream.time_base)
-            if clock < before - _SET_BACK:
-                takes.append([])
+            if clock < before - _CLOCK_RESET:
+                segments.append([])
             before = clock
-            takes[-1].append((seconds_of(ticks, stream.time_base), seconds_of(packet.duration, stream.time_base)))
+            segments[-1].append((seconds_of(ticks, stream.time_base), seconds_of(packet.duration, stream.time_base)))
     except av.FFmpegError as error:
         broken = f"breaks off: {error.strerror}"
-    arrays = [np.array(take) for take in takes if take]
-    for take in arrays:
+    arrays = [np.array(segment) for segment in segments if segment]
+    for segment in arrays:
         # AVI states no lengths, and PyAV's own AVI no rate.
-        waits = np.diff(np.unique(take[:, 0]))
-        take[take[:, 1] <= 0, 1] = float(np.median(waits)) if len(waits) else usual
-    return Walk(arrays, broken)
+        waits = np.diff(np.unique(segment[:, 0]))
+        segment[segment[:, 1] <= 0, 1] = float(np.median(waits)) if len(waits) else usual
+    return PacketScan(arrays, broken)
 
 
 def open_video(path: str | Path) -> av.container.InputContainer:
@@ -297,35 +299,35 @@ def reason(error: Exception) -> str:
     return f"decord: {type(error).__name__}: {first}"[:200]
 
 
-class _Trouble:
-    """What was met on the way through a file."""
+class _Warnings:
+    """What is wrong with a file, collected while it is decoded."""
 
     def __init__(self) -> None:
         self.damage: list[str] = []
-        self.set_back: list[str] = []
+        self.clock_resets: list[str] = []
         self.misordered = False
         self.fitted = 0
 
     def note(self) -> str:
         """All of it in words, "" for nothing."""
-        told = list(self.set_back)
+        notes = list(self.clock_resets)
         if self.misordered:
-            told.append(
+            notes.append(
                 "its timestamps run backwards: frames are shown in the order of the decoder, at the times of their packets (dts)"
             )
         if self.fitted:
-            told.append(
+            notes.append(
                 f"its picture changes size or orientation: {self.fitted} frames were fitted into the first one's size"
             )
         if self.damage:
-            told.append(f"damaged in {len(self.damage)} places, which were left out ({self.damage[0]})")
-        return "; ".join(told)
+            notes.append(f"damaged in {len(self.damage)} places, which were left out ({self.damage[0]})")
+        return "; ".join(notes)
 
 
 def _frames(
-    container: av.container.InputContainer, trouble: _Trouble, in_order: bool
+    container: av.container.InputContainer, warnings: _Warnings, in_order: bool
 ) -> Iterator[tuple[float, float, av.VideoFrame]]:
-    """Every frame shown as (second, length in seconds, frame), seconds never decreasing; what goes wrong is told to `trouble`.
+    """Every frame shown as (second, length in seconds, frame), seconds never decreasing; what goes wrong is added to `warnings`.
 
     `in_order`: go by the packets' clock (dts) in the order in which frames come out. Raises _Misordered where the frames' own (pts)
     turns out to run backwards.
@@ -334,23 +336,23 @@ def _frames(
 
     stream = picture_stream(container)
     stream.thread_type = "NONE"  # one thread a process: whoever wants more speed starts more processes
-    step = _usual(stream)
+    step = _frame_seconds(stream)
     zero: float | None = None
     before = shown = 0.0  # the last frame's place on the file's clock and on ours
     length, latest, fallen = 0.0, -math.inf, 0
     pts_before = -math.inf
     try:
         for packet in container.demux(stream):
-            beat()
+            heartbeat()
             if packet.dts is not None:
                 clock = seconds_of(packet.dts, stream.time_base)
-                fallen += clock < latest - _SET_BACK
+                fallen += clock < latest - _CLOCK_RESET
                 latest = clock
-            for frame in _decode(packet, trouble):
+            for frame in _decode(packet, warnings):
                 if frame.pts is not None:
                     pts = seconds_of(frame.pts, stream.time_base)
                     if not fallen:
-                        trouble.misordered |= pts < pts_before - TICK
+                        warnings.misordered |= pts < pts_before - PTS_TOLERANCE
                     pts_before = pts
                 if not in_order and frame.pts is None:
                     raise _Misordered
@@ -358,13 +360,13 @@ def _frames(
                 clock = before + step if ticks is None else seconds_of(ticks, stream.time_base)
                 if zero is None:
                     zero = before = clock
-                elif clock < before - _SET_BACK and fallen:
+                elif clock < before - _CLOCK_RESET and fallen:
                     fallen = 0
-                    trouble.set_back.append(
+                    warnings.clock_resets.append(
                         f"its clock is set back by {before - clock:.2f} s at second {shown + length:.2f}: it is counted on from there"
                     )
                     shown += length
-                elif clock < before - TICK and not in_order:
+                elif clock < before - PTS_TOLERANCE and not in_order:
                     raise _Misordered
                 else:
                     clock = max(clock, before)
@@ -375,17 +377,17 @@ def _frames(
                 length = seconds_of(frame.duration, stream.time_base) if frame.duration and not in_order else step
                 yield shown, length, frame
     except av.FFmpegError as error:
-        trouble.damage.append(f"breaks off: {error.strerror}")
+        warnings.damage.append(f"breaks off: {error.strerror}")
 
 
-def _decode(packet: av.Packet[Any], trouble: _Trouble) -> list[av.VideoFrame]:
+def _decode(packet: av.Packet[Any], warnings: _Warnings) -> list[av.VideoFrame]:
     """Frames that a packet completes, none when it is damaged."""
     import av
 
     try:
         return list(packet.decode())
     except av.FFmpegError as error:
-        trouble.damage.append(str(error.strerror))
+        warnings.damage.append(str(error.strerror))
         return []
 
 
@@ -415,7 +417,7 @@ def upright(frame: av.VideoFrame, reformatter: VideoReformatter, size: tuple[int
     return canvas
 
 
-def _usual(stream: av.VideoStream) -> float:
+def _frame_seconds(stream: av.VideoStream) -> float:
     return float(1 / stream.average_rate) if stream.average_rate else 0.0
 
 

@@ -1,4 +1,4 @@
-"""Whether decord may read a file: held once against its packets and against PyAV, by content.
+"""Whether decord reads a file right: compared once with its packets and with PyAV, and cached by content.
 
 decord numbers packets, seeks to a key frame and counts frames from there. That is right where decoding can begin at every key frame
 and all earlier frames have been shown before it. Elsewhere (open groups of pictures, intra refresh, containers without an index,
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from labkit.data.video import decoders
-from labkit.data.video.worker_process import beat
+from labkit.data.video.worker_process import heartbeat
 from labkit.errors import LabError
 from labkit.files import replacing
 
@@ -45,7 +45,7 @@ _SIDE = 96
 """Pixels of a picture's side that are compared, evenly spread."""
 _CLOCK = 2e-3
 """Seconds by which decord's times, 32-bit floats, may differ from the packets'."""
-_UNLIKE = 24.0
+_MAX_DIFFERENCE = 24.0
 """Mean difference, of 255, that no conversion of colours explains."""
 _known: dict[str, str] = {}
 
@@ -69,30 +69,30 @@ class _Picture(NamedTuple):
     """(<= 96, <= 96, 3) evenly spread."""
 
 
-class _Misread(Exception):
+class _Unreliable(Exception):
     """decord must not read this file; the text says why."""
 
 
-def distrust(path: str | Path, key: str, folder: Path | None) -> str:
+def reason_against_decord(path: str | Path, key: str, folder: Path | None) -> str:
     """Why decord must not read the video of fingerprint `key`; "" where it was found right.
 
-    What was found is kept in memory, and in `folder` where there is one. Raises ImportError where decord is not installed, and
+    The result is cached in memory, and in `folder` where there is one. Raises ImportError where decord is not installed, and
     LabError where the file is no video.
     """
     file = folder / f"{key}.decord" if folder is not None else None
     found = _known.get(key)
-    kept = found is not None and file is not None and file.exists()
+    cached = found is not None and file is not None and file.exists()
     if found is None and file is not None:
         found = _load(file)
-        kept = found is not None
+        cached = found is not None
     if found is None:
-        import decord  # noqa: F401 - its absence is not the file's fault, and not kept
+        import decord  # noqa: F401 - its absence is not the file's fault, and not cached
 
         found = _check(path)
     _known[key] = found
-    if file is not None and not kept:
+    if file is not None and not cached:
         with replacing(file) as temporary:
-            temporary.write_text(json.dumps({"heading": _heading(), "distrust": found}), encoding="utf-8")
+            temporary.write_text(json.dumps({"heading": _cache_key(), "distrust": found}), encoding="utf-8")
     return found
 
 
@@ -102,7 +102,7 @@ def _check(path: str | Path) -> str:
         _compare(path, layout)
     except LabError:
         raise
-    except _Misread as error:
+    except _Unreliable as error:
         return str(error)
     except Exception as error:
         # All of them: decord raises errors of its own, assertions and RuntimeErrors, and PyAV takes over from each.
@@ -111,7 +111,7 @@ def _check(path: str | Path) -> str:
 
 
 def _layout(path: str | Path) -> _Layout:
-    """Walk all packets of a file; raises _Misread for what decord is known to misread."""
+    """Walk all packets of a file; raises _Unreliable for what decord is known to misread."""
     import av
 
     with decoders.open_video(path) as container:
@@ -119,47 +119,47 @@ def _layout(path: str | Path) -> _Layout:
         codec = stream.codec_context.codec.canonical_name
         kind = container.format.name
         if kind not in _CONTAINERS:
-            raise _Misread(f"decord is not trusted with {kind} files, in which it seeks to other frames")
+            raise _Unreliable(f"decord is not trusted with {kind} files, in which it seeks to other frames")
         if codec not in _CODECS:
-            raise _Misread(f"decord is not trusted with {codec}, of which it cannot read or shows other frames")
+            raise _Unreliable(f"decord is not trusted with {codec}, of which it cannot read or shows other frames")
         if len([each for each in container.streams.video if not is_cover(each)]) > 1:
-            raise _Misread("holds several video tracks")
+            raise _Unreliable("holds several video tracks")
         prefix = _prefix(codec, stream.codec_context.extradata)
         base = float(stream.time_base) if stream.time_base else 0.0
         pts: list[int] = []
         keys: list[tuple[int, int]] = []
         try:
             for packet in container.demux(stream):
-                beat()
+                heartbeat()
                 if not packet.size:
                     continue
                 if packet.pts is None:
-                    raise _Misread("packets without timestamps")
+                    raise _Unreliable("packets without timestamps")
                 if packet.is_discard:
-                    raise _Misread("its edit list hides frames, which decord counts and may hang on")
+                    raise _Unreliable("its edit list hides frames, which decord counts and may hang on")
                 if packet.has_sidedata("new_extradata"):
-                    raise _Misread("its picture changes size or kind")
+                    raise _Unreliable("its picture changes size or kind")
                 if packet.is_keyframe:
                     if codec in _ENTRY and not _is_entry(bytes(packet), codec, prefix):
                         where = f"at {(packet.pts - (pts[0] if pts else packet.pts)) * base:.2f} s"
-                        raise _Misread(
+                        raise _Unreliable(
                             f"key frames from which decoding cannot begin ({where}: intra refresh or open groups)"
                         )
                     keys.append((len(pts), packet.pts if packet.dts is None else packet.dts))
                 pts.append(packet.pts)
         except av.FFmpegError as error:
-            raise _Misread(f"breaks off: {error.strerror}") from None
+            raise _Unreliable(f"breaks off: {error.strerror}") from None
     if not keys or keys[0][0] != 0:
-        raise _Misread("does not begin with a key frame")
+        raise _Unreliable("does not begin with a key frame")
     order = np.array(pts)
     before = np.maximum.accumulate(order)
     behind = np.minimum.accumulate(order[::-1])[::-1]
     for place, _ in keys:
         if behind[place] != order[place] or (place and before[place - 1] >= order[place]):
-            raise _Misread("open groups of pictures: frames behind a key frame are shown before it")
+            raise _Unreliable("open groups of pictures: frames behind a key frame are shown before it")
     shown = np.sort(order)
     if (np.diff(shown) <= 0).any():
-        raise _Misread("two frames of one timestamp")
+        raise _Unreliable("two frames of one timestamp")
     return _Layout(shown, [place for place, _ in keys], [ticks for _, ticks in keys], base)
 
 
@@ -192,27 +192,27 @@ def _is_entry(packet: bytes, codec: str, prefix: int) -> bool:
 
 
 def _compare(path: str | Path, layout: _Layout) -> None:
-    """Hold decord's times and pictures against the packets' and PyAV's; raises _Misread for the first that differs."""
+    """Compare decord's times and pictures with the packets' and PyAV's; raises _Unreliable for the first that differs."""
     reader = decoders.decord_reader(path)
     starts = decoders.decord_spans(reader)[:, 0]
     seconds = (layout.pts - layout.pts[0]) * layout.base
     if len(starts) != len(seconds):
-        raise _Misread(f"decord counts {len(starts)} frames of {len(seconds)}")
+        raise _Unreliable(f"decord counts {len(starts)} frames of {len(seconds)}")
     if not np.allclose(starts - starts[0], seconds, rtol=1e-6, atol=_CLOCK):
-        raise _Misread("decord gives its frames other times")
-    places = _places(layout)
-    beat()
+        raise _Unreliable("decord gives its frames other times")
+    places = _compared_frames(layout)
+    heartbeat()
     given = reader.get_batch(places).asnumpy()
     del reader
-    beat()
+    heartbeat()
     count = len(layout.pts)
     near = {place + step for place in places for step in range(-_NEAR, _NEAR + 1)}
-    frames = _by_pyav(path, layout, sorted(place for place in near if 0 <= place < count))
+    frames = _pyav_pictures(path, layout, sorted(place for place in near if 0 <= place < count))
     for place, picture in zip(places, given, strict=True):
-        _hold(_picture(picture), frames, place, seconds)
+        _require_same(_picture(picture), frames, place, seconds)
 
 
-def _places(layout: _Layout) -> list[int]:
+def _compared_frames(layout: _Layout) -> list[int]:
     """Frames to compare: a little behind key frames spread over the file, on the last of them and before it, first and last.
 
     Whatever lies late in a group costs the decoding of all of it, so that there are two of these, and the packets vouch for the rest.
@@ -225,7 +225,7 @@ def _places(layout: _Layout) -> list[int]:
     return sorted(place for place in places if place < count)
 
 
-def _by_pyav(path: str | Path, layout: _Layout, wanted: list[int]) -> dict[int, _Picture]:
+def _pyav_pictures(path: str | Path, layout: _Layout, wanted: list[int]) -> dict[int, _Picture]:
     """PyAV's frames by place, sought from the key frame before each: one at which the layout says that decoding can begin."""
     from av.video.reformatter import VideoReformatter
 
@@ -240,11 +240,11 @@ def _by_pyav(path: str | Path, layout: _Layout, wanted: list[int]) -> dict[int, 
             group = bisect.bisect_right(layout.keys, left[0]) - 1
             container.seek(layout.key_ticks[group], stream=stream)
             for packet in container.demux(stream):
-                beat()
+                heartbeat()
                 for frame in packet.decode():
                     place = place_of.get(frame.pts if frame.pts is not None else -1)
                     if place is None:
-                        raise _Misread("PyAV's frames have other times than its packets")
+                        raise _Unreliable("PyAV's frames have other times than its packets")
                     if place in wanted:
                         found[place] = _picture(decoders.upright(frame, reformatter))
                     while left and left[0] <= place:
@@ -262,39 +262,43 @@ def _picture(rgb: np.ndarray) -> _Picture:
     return _Picture(rgb.shape, rgb[steps].astype(np.int16))
 
 
-def _unlike(one: _Picture, other: _Picture) -> float:
+def _difference(one: _Picture, other: _Picture) -> float:
     """Mean absolute difference."""
     return float(np.abs(one.pixels - other.pixels).mean())
 
 
-def _hold(given: _Picture, frames: dict[int, _Picture], place: int, seconds: np.ndarray) -> None:
-    """Raise _Misread unless decord's picture is PyAV's of that place, and no neighbour of it."""
+def _require_same(given: _Picture, frames: dict[int, _Picture], place: int, seconds: np.ndarray) -> None:
+    """Raise _Unreliable unless decord's picture is PyAV's of that place, and no neighbour of it."""
     at = f"at {seconds[place]:.2f} s"
     if place not in frames:
-        raise _Misread(f"decord has a frame {at}, PyAV has none")
+        raise _Unreliable(f"decord has a frame {at}, PyAV has none")
     if frames[place].size != given.size:
-        raise _Misread(f"decord shows frames of another size ({at})")
-    own = _unlike(given, frames[place])
-    if own > _UNLIKE:
-        raise _Misread(f"decord shows wrong frames ({at})")
+        raise _Unreliable(f"decord shows frames of another size ({at})")
+    own = _difference(given, frames[place])
+    if own > _MAX_DIFFERENCE:
+        raise _Unreliable(f"decord shows wrong frames ({at})")
     for other in range(place - _NEAR, place + _NEAR + 1):
         # Colours are converted a little differently: a neighbour must be clearly nearer.
-        if other in frames and frames[other].size == given.size and _unlike(given, frames[other]) < 0.75 * own - 0.25:
-            raise _Misread(f"decord shows wrong frames ({at} that of {seconds[other]:.2f} s)")
+        if (
+            other in frames
+            and frames[other].size == given.size
+            and _difference(given, frames[other]) < 0.75 * own - 0.25
+        ):
+            raise _Unreliable(f"decord shows wrong frames ({at} that of {seconds[other]:.2f} s)")
 
 
-def _heading() -> dict[str, Any]:
-    """What a verdict depends on beside the file."""
+def _cache_key() -> dict[str, Any]:
+    """What a cached result depends on beside the file."""
     return {"format": _FORMAT, **{package: metadata.version(package) for package in ("av", "decord")}}
 
 
 def _load(file: Path) -> str | None:
-    """A kept verdict; None where there is none, or one of other versions."""
+    """A cached result; None where there is none, or one of other versions."""
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
-        return str(stored["distrust"]) if stored["heading"] == _heading() else None
+        return str(stored["distrust"]) if stored["heading"] == _cache_key() else None
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, metadata.PackageNotFoundError) as error:
-        log.warning("%s is damaged (%s); holding its video against PyAV again", file, error)
+        log.warning("%s is damaged (%s); comparing its video with PyAV again", file, error)
         return None

@@ -2,7 +2,7 @@
 
 Second 0 is the moment the first frame is shown, whatever clock the file carries. The frame shown at second t is the
 last one whose timestamp is not after t; beyond the end that is the last frame. decord reads the files on which it was found
-right, PyAV all others, and `Frames` says so. Either does it in a process that may be lost, see `decode_worker`.
+right, PyAV all others, and `Frames` says so. Either does it in a worker process, see `decode_worker`.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def read_frames(
 ) -> Frames:
     """Frames of `path` shown at `start + times`, in the video's own size, rotated as a player shows them.
 
-    `start` is the trim window's beginning in the video; times in the result are relative to it. `folder` keeps between processes
+    `start` is the trim window's beginning in the video; times in the result are relative to it. `folder` caches between processes
     whether decord is right on the file. A recording that is turned or changes its size is shown at its first frame's size.
 
     Raises LabError when the file is missing, empty, not a video, or ends before the first time asked for, and when its decoder
@@ -237,7 +237,7 @@ def _load(file: Path) -> Frames | None:
 def _read(
     path: str | Path, times: ArrayLike, start: float, shrink: Shrink | None, folder: Path | None, deadline: float
 ) -> Frames:
-    """Have the frames decoded, check what was found, and put times on the clip's clock."""
+    """Decode frames, check them, and make their times relative to the clip."""
     wanted = np.asarray(times, np.float64) + start
     if wanted.ndim != 1 or wanted.size == 0 or not np.isfinite(wanted).all() or wanted.min() < 0:
         raise ValueError(f"times must be one row of seconds from 0 on, not {times!r} from {start!r} s")
@@ -246,9 +246,9 @@ def _read(
     if reason:
         log.info("%s: %s; read with PyAV", path, reason)
     decoders.require_within(path, wanted, shown.end)
-    late = int((wanted > shown.end + decoders.TICK).sum())
+    late = int((wanted > shown.end + decoders.PTS_TOLERANCE).sum())
     past = f"{late} of {wanted.size} times lie past the end ({shown.end:.2f} s) and show the last frame"
-    troubles = [shown.note, past if late else ""]
-    for trouble in filter(None, troubles):
-        log.warning("%s: %s", path, trouble)
-    return Frames(shown.rgb, shown.times - start, backend, "; ".join(filter(None, [reason, *troubles])))
+    warnings = [shown.note, past if late else ""]
+    for warning in filter(None, warnings):
+        log.warning("%s: %s", path, warning)
+    return Frames(shown.rgb, shown.times - start, backend, "; ".join(filter(None, [reason, *warnings])))

@@ -1,8 +1,8 @@
-"""Checkups: which videos are there, which can be read, and what they really are.
+"""Probing videos: which are there, which can be read, and what they really hold.
 
-Looking for a file costs a stat. Opening one is left to examiners, processes of their own: one examiner opens many
-videos, one after the other, and is killed and replaced when a video takes longer than the deadline or kills it, so that
-neither a hanging nor a crashing decoder reaches the caller. What was found is kept by the file's fingerprint.
+Finding a file costs a stat. Opening one is left to worker processes (`probe_worker`), each of which opens many videos one after
+the other, and is killed and replaced when a video takes longer than the deadline or crashes it, so that neither a hanging nor a
+crashing decoder reaches the caller. Results are cached by the file's fingerprint.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.data.video.frames import fingerprint
-from labkit.data.video.worker_process import Answerer, Unanswered
+from labkit.data.video.worker_process import WorkerFailed, WorkerProcess
 from labkit.errors import LabError
 from labkit.files import replacing
 
@@ -32,14 +32,14 @@ log = logging.getLogger(__name__)
 STATES = ("ok", "not opened", "missing", "empty", "unreadable rights", "not a video", "audio only", "truncated", "hangs",
           "crashed")  # fmt: skip
 """What a video can be; `not opened` is a file that is there, can be read, and was only looked for."""
-# Kept: what the file itself decides. A machine under load may make a file hang or an examiner die.
-SET_BACK = "its clock is set back"
-"""How the note on a file begins that is joined of takes."""
-_KEPT = ("ok", "not a video", "audio only", "truncated")
-# Raise it when the examiner finds out other things.
+CLOCK_RESET = "its clock is set back"
+"""How the note begins on a file whose timestamps start anew."""
+# What the file itself decides. A machine under load may make a file hang or a worker die.
+_CACHED_STATES = ("ok", "not a video", "audio only", "truncated")
+# Raise it when `probe_worker` finds out other things.
 _FORMAT = 2
-_EXAMINER = [sys.executable, "-m", "labkit.data.video.probe_worker"]
-# Seconds between two writings of the cache: what an interrupted checkup costs at most.
+_COMMAND = [sys.executable, "-m", "labkit.data.video.probe_worker"]
+# Seconds between two writings of the cache: what an interruption costs at most.
 _SAVE_EVERY = 20.0
 _SUFFIXES = {
     "mov,mp4,m4a,3gp,3g2,mj2": (".mp4", ".mov", ".m4v", ".3gp", ".qt"),
@@ -56,7 +56,7 @@ _SUFFIXES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Checkup:
+class VideoCheck:
     """What became known of one video; zeros and "" where it could not be opened.
 
     `duration`, `fps` and `frames` are measured by the packets, not taken from the header, and of a truncated file they
@@ -79,9 +79,9 @@ class Checkup:
     wrong_suffix: str = ""
     """What the name should end in, "" when it ends well."""
     backend: str = ""
-    """Who will read it: "decord" or "pyav"."""
+    """The decoder that reads it: "decord" or "pyav"."""
     notes: tuple[str, ...] = ()
-    """What else is to be said, such as why decord does not read it."""
+    """Further remarks, such as why decord does not read it."""
 
     @property
     def readable(self) -> bool:
@@ -89,22 +89,22 @@ class Checkup:
         return self.state in ("ok", "not opened") or (self.state == "truncated" and self.frames > 0)
 
 
-def look(path: str | Path) -> Checkup:
-    """Look for a video without opening it: one stat.
+def stat_video(path: str | Path) -> VideoCheck:
+    """Check for a video without opening it: one stat.
 
     A file whose mode lets nobody read counts as unreadable for the superuser too, who could read it all the same.
     """
     try:
         found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
-        return Checkup("missing")
+        return VideoCheck("missing")
     except (OSError, ValueError) as error:
-        return Checkup("unreadable rights", notes=(str(getattr(error, "strerror", None) or error),))
+        return VideoCheck("unreadable rights", notes=(str(getattr(error, "strerror", None) or error),))
     if not stat.S_ISREG(found.st_mode):
-        return Checkup("not a video", notes=("not a file",))
+        return VideoCheck("not a video", notes=("not a file",))
     if not found.st_mode & 0o444 or not os.access(path, os.R_OK):
-        return Checkup("unreadable rights", notes=(f"mode {stat.S_IMODE(found.st_mode):03o}",))
-    return Checkup("empty" if found.st_size == 0 else "not opened")
+        return VideoCheck("unreadable rights", notes=(f"mode {stat.S_IMODE(found.st_mode):03o}",))
+    return VideoCheck("empty" if found.st_size == 0 else "not opened")
 
 
 def check_videos(
@@ -114,98 +114,100 @@ def check_videos(
     deadline: float = 20.0,
     processes: int | None = None,
     on_video: Callable[[int, int], None] | None = None,
-) -> dict[str, Checkup]:
+) -> dict[str, VideoCheck]:
     """Open every video once, whatever it does to the process that opens it.
 
     Args:
         paths: in any order, repeated or not.
-        cache: file that keeps what was found, by fingerprint; made, and replaced whole.
+        cache: file of results by fingerprint; made, and replaced whole.
         deadline: seconds after which a video counts as hanging.
-        processes: examiners at a time; by default one for each core that this process may use, 8 at most.
-        on_video: hears (done, all) after each video that had to be opened.
+        processes: workers at a time; by default one for each core that this process may use, 8 at most.
+        on_video: called with (done, all) after each video that had to be opened.
     """
-    found = {path: look(path) for path in dict.fromkeys(map(str, paths))}
-    kept = _read_cache(cache)
+    found = {path: stat_video(path) for path in dict.fromkeys(map(str, paths))}
+    cached = _read_cache(cache)
     prints: dict[str, str] = {}
-    for path, checkup in found.items():
-        if checkup.state == "not opened":
+    for path, check in found.items():
+        if check.state == "not opened":
             try:
                 prints[path] = fingerprint(path)
             except LabError as error:
-                found[path] = Checkup("unreadable rights", notes=(str(error),))
-    waiting: dict[str, str] = {}
+                found[path] = VideoCheck("unreadable rights", notes=(str(error),))
+    unopened: dict[str, str] = {}
     for path, key in prints.items():
-        if key not in kept:
-            waiting.setdefault(key, path)  # two names of one content are opened once
+        if key not in cached:
+            unopened.setdefault(key, path)  # two names of one content are opened once
     fresh: dict[str, dict[str, Any]] = {}
     saved = time.monotonic()
     try:
-        for done, (key, answer) in enumerate(_examine(waiting, deadline, processes or _cores()), 1):
+        for done, (key, answer) in enumerate(_probe_all(unopened, deadline, processes or _cores()), 1):
             fresh[key] = answer
             if on_video is not None:
-                on_video(done, len(waiting))
+                on_video(done, len(unopened))
             if time.monotonic() - saved > _SAVE_EVERY:
                 _write_cache(cache, fresh)
                 saved = time.monotonic()
     finally:
         if fresh:
             _write_cache(cache, fresh)
-    answers = kept | fresh
-    return {path: _checkup(path, answers[prints[path]]) if path in prints else found[path] for path in found}
+    answers = cached | fresh
+    return {path: _video_check(path, answers[prints[path]]) if path in prints else found[path] for path in found}
 
 
-def _checkup(path: str, answer: dict[str, Any]) -> Checkup:
-    """An examiner's answer, with what it says about this file's name."""
+def _video_check(path: str, answer: dict[str, Any]) -> VideoCheck:
+    """A worker's result, with what it says about this file's name."""
     values = dict(answer)
     allowed = _SUFFIXES.get(values.pop("format", ""), ())
     wrong = allowed and Path(path).suffix.lower() not in allowed and values["state"] in ("ok", "truncated")
-    return Checkup(**values | {"notes": tuple(values.get("notes", ())), "wrong_suffix": allowed[0] if wrong else ""})
+    return VideoCheck(
+        **values | {"notes": tuple(values.get("notes", ())), "wrong_suffix": allowed[0] if wrong else ""}
+    )
 
 
-def _examine(waiting: dict[str, str], deadline: float, processes: int) -> Iterable[tuple[str, dict[str, Any]]]:
-    """Answers as they come, by fingerprint, from a few examiners side by side."""
+def _probe_all(unopened: dict[str, str], deadline: float, processes: int) -> Iterable[tuple[str, dict[str, Any]]]:
+    """Results as they come, by fingerprint, from a few workers in parallel."""
     tasks: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
     answers: queue.SimpleQueue[tuple[str, dict[str, Any]] | BaseException] = queue.SimpleQueue()
-    for task in waiting.items():
+    for task in unopened.items():
         tasks.put(task)
-    given_up = threading.Event()
+    stopped = threading.Event()
 
-    def serve(examiner: Answerer) -> None:
+    def run_worker(worker: WorkerProcess) -> None:
         try:
-            while not given_up.is_set():
+            while not stopped.is_set():
                 key, path = tasks.get_nowait()
-                answers.put((key, _ask(examiner, path)))
+                answers.put((key, _probe_one(worker, path)))
         except queue.Empty:
             pass
         except BaseException as error:
             answers.put(error)
         finally:
-            examiner.end()
+            worker.end()
 
-    examiners = [Answerer(_EXAMINER, deadline) for _ in range(min(processes, len(waiting)))]
-    threads = [threading.Thread(target=serve, args=[examiner], daemon=True) for examiner in examiners]
+    workers = [WorkerProcess(_COMMAND, deadline) for _ in range(min(processes, len(unopened)))]
+    threads = [threading.Thread(target=run_worker, args=[worker], daemon=True) for worker in workers]
     for thread in threads:
         thread.start()
     try:
-        for _ in waiting:
+        for _ in unopened:
             answer = answers.get()
             if isinstance(answer, BaseException):
                 raise answer
             yield answer
     finally:
-        # Whoever interrupts a checkup does not wait for a video that hangs.
-        given_up.set()
-        for examiner, thread in zip(examiners, threads, strict=True):
-            examiner.close()
+        # An interruption does not wait for a video that hangs.
+        stopped.set()
+        for worker, thread in zip(workers, threads, strict=True):
+            worker.close()
             thread.join(5.0)
 
 
-def _ask(examiner: Answerer, path: str) -> dict[str, Any]:
-    """The answer for one video, or what became of the process that opened it."""
+def _probe_one(worker: WorkerProcess, path: str) -> dict[str, Any]:
+    """The result for one video, or what became of the process that opened it."""
     try:
-        return examiner.ask(path)
-    except Unanswered as error:
-        if error.late:
+        return worker.call(path)
+    except WorkerFailed as error:
+        if error.timed_out:
             return {"state": "hangs", "notes": [str(error)]}
         return {"state": "crashed", "notes": [f"the process that opened it {error}"]}
 
@@ -217,8 +219,8 @@ def _cores() -> int:
         return min(8, os.cpu_count() or 1)
 
 
-def _heading() -> dict[str, Any]:
-    """What the cached answers depend on beside the file."""
+def _cache_key() -> dict[str, Any]:
+    """What the cached results depend on beside the file."""
     versions = {}
     for package in ("av", "decord"):
         try:
@@ -231,9 +233,9 @@ def _heading() -> dict[str, Any]:
 def _read_cache(path: Path) -> dict[str, dict[str, Any]]:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored.pop("heading") != _heading():
+        if stored.pop("heading") != _cache_key():
             return {}
-        names = {field.name for field in dataclasses.fields(Checkup)} | {"format"}
+        names = {field.name for field in dataclasses.fields(VideoCheck)} | {"format"}
         return {key: answer for key, answer in stored["found"].items() if "state" in answer and set(answer) <= names}
     except FileNotFoundError:
         return {}
@@ -243,11 +245,11 @@ def _read_cache(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _write_cache(path: Path, fresh: dict[str, dict[str, Any]]) -> None:
-    # Read again: another checkup may have written meanwhile, and its videos are as true as ours.
-    found = _read_cache(path) | {key: answer for key, answer in fresh.items() if answer["state"] in _KEPT}
+    # Read again: another process may have written meanwhile, and its results are as good as ours.
+    found = _read_cache(path) | {key: answer for key, answer in fresh.items() if answer["state"] in _CACHED_STATES}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            temporary.write_text(json.dumps({"heading": _heading(), "found": found}), encoding="utf-8")
-    except OSError as error:  # what was found is true all the same, and is told
+            temporary.write_text(json.dumps({"heading": _cache_key(), "found": found}), encoding="utf-8")
+    except OSError as error:  # the results hold all the same
         log.warning("%s cannot be written (%s); the videos are opened again next time", path, error)

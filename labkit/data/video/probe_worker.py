@@ -1,7 +1,7 @@
-"""The examiner: opens video after video in a process of its own, because native code may hang on one, or die of it.
+"""The worker process that opens video after video for `labkit.data.video.probe`, because a decoder may hang or crash.
 
-`python -m labkit.data.video.probe_worker` reads a path a line, as JSON, and answers each with a line of JSON: what `examine` found.
-`labkit.data.video.probe` starts it, waits for it as long as its patience lasts, and replaces it when it hangs or dies.
+`python -m labkit.data.video.probe_worker` reads a path a line, as JSON, and responds to each with a line of JSON: what `probe_file`
+found.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from labkit.data.video import decoders, decord_check
 from labkit.data.video.decord_check import is_cover
 from labkit.data.video.fingerprints import fingerprint
-from labkit.data.video.probe import SET_BACK
-from labkit.data.video.worker_process import answer
+from labkit.data.video.probe import CLOCK_RESET
+from labkit.data.video.worker_process import serve
 from labkit.errors import LabError
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ _BEGINNINGS = (b"\x1a\x45\xdf\xa3", b"RIFF", b"FLV\x01", b"\x00\x00\x01\xba", b"
 _PROMISED = 0.98
 
 
-def examine(path: str) -> dict[str, Any]:
-    """What the file is and how labkit would read it, as plain data: the fields of `checkups.Checkup` but the suffix.
+def probe_file(path: str) -> dict[str, Any]:
+    """What the file is and how labkit would read it, as plain data: the fields of `probe.VideoCheck` but the suffix.
 
     `format` is FFmpeg's name of the container. Every packet is read; of the pictures, one at the beginning, one in the
     middle and one at the end are decoded as a run would do it.
@@ -57,7 +57,7 @@ def examine(path: str) -> dict[str, Any]:
             state = "audio only" if container.streams.audio else "not a video"
             return _bad(state, f"holds no moving pictures (only {kinds})", kind)
         best = decoders.picture_stream(container)
-        found = _walk(container, pictures[0] if is_cover(best) else best) | {"format": kind}
+        found = _scan(container, pictures[0] if is_cover(best) else best) | {"format": kind}
     if found["frames"]:
         backend, why = _backend(path, found["duration"])
         found |= {"backend": backend, "notes": [*found["notes"], *why]}
@@ -70,7 +70,7 @@ def _bad(state: str, note: str, kind: str = "") -> dict[str, Any]:
     return {"state": state, "notes": [note], "format": kind}
 
 
-def _walk(container: av.container.InputContainer, stream: av.VideoStream) -> dict[str, Any]:
+def _scan(container: av.container.InputContainer, stream: av.VideoStream) -> dict[str, Any]:
     """Read all packets, decode up to the first picture, and compare with what the header promises."""
     import av
 
@@ -78,7 +78,7 @@ def _walk(container: av.container.InputContainer, stream: av.VideoStream) -> dic
     first: av.VideoFrame | None = None
     packets, hidden = 0, False
 
-    def look(packet: av.Packet[Any]) -> None:
+    def on_packet(packet: av.Packet[Any]) -> None:
         nonlocal first, packets, hidden
         packets, hidden = packets + (packet.size > 0), hidden or packet.is_discard
         if first is None:
@@ -87,12 +87,12 @@ def _walk(container: av.container.InputContainer, stream: av.VideoStream) -> dic
             except av.FFmpegError:
                 pass  # a later picture may be whole
 
-    walked = decoders.walk(container, stream, look)
-    broken = walked.broken
+    scan = decoders.scan_packets(container, stream, on_packet)
+    broken = scan.broken
     if first is None:
         return {"state": "truncated" if broken else "ok", "frames": 0, "notes": [broken] if broken else []}
-    starts = np.concatenate([np.sort(take[:, 0]) for take in walked.takes]) if walked.takes else np.zeros(1)
-    duration = walked.duration
+    starts = np.concatenate([np.sort(segment[:, 0]) for segment in scan.segments]) if scan.segments else np.zeros(1)
+    duration = scan.duration
     # AVI's number counts also the pictures that are left out to wait, an mp4's those behind the end of its edit list.
     if promised and container.format.name != "avi" and not hidden:
         if not broken and packets < promised * _PROMISED:
@@ -101,13 +101,13 @@ def _walk(container: av.container.InputContainer, stream: av.VideoStream) -> dic
         broken = f"ends at {duration:.2f} s; its header promises {promised_end:.2f} s"
     height, width = decoders.upright_size(first)
     notes = [broken] if broken else []
-    if len(walked.takes) > 1:
-        notes.append(f"{SET_BACK} {len(walked.takes) - 1} times: what follows is counted on from there")
+    if len(scan.segments) > 1:
+        notes.append(f"{CLOCK_RESET} {len(scan.segments) - 1} times: what follows is counted on from there")
     return {
         "state": "truncated" if broken else "ok",
         "duration": round(duration, 6),
-        "fps": round(walked.frames / duration, 6) if duration > 0 else 0.0,
-        "frames": walked.frames,
+        "fps": round(scan.frames / duration, 6) if duration > 0 else 0.0,
+        "frames": scan.frames,
         "width": width,
         "height": height,
         "codec": stream.codec_context.codec.canonical_name,
@@ -142,28 +142,28 @@ def _promised_seconds(container: av.container.InputContainer, stream: av.VideoSt
 
 
 def _backend(path: str, duration: float) -> tuple[str, list[str]]:
-    """Who will read it, decord, or PyAV with the reason why decord does not."""
+    """The decoder that reads it: decord, or PyAV with the reason why decord does not."""
     places = np.array([0.0, duration / 2, max(0.0, duration - 0.1)])
     try:
-        distrust = decord_check.distrust(path, fingerprint(path), None)
-        if not distrust:
-            decoders.by_decord(path, places, None)
+        reason = decord_check.reason_against_decord(path, fingerprint(path), None)
+        if not reason:
+            decoders.decode_with_decord(path, places, None)
             return "decord", []
     except Exception as error:
         # All of them, as in `decode_worker`: whatever decord raises, PyAV takes over.
-        distrust = decoders.reason(error)
-    trouble = decoders.by_pyav(path, places[:1], None).note
-    return "pyav", [distrust, *filter(None, [trouble])]
+        reason = decoders.reason(error)
+    trouble = decoders.decode_with_pyav(path, places[:1], None).note
+    return "pyav", [reason, *filter(None, [trouble])]
 
 
-def found_in(path: str) -> dict[str, Any]:
-    """`examine`, for a file that may be anything."""
+def safe_probe(path: str) -> dict[str, Any]:
+    """`probe_file`, for a file that may be anything."""
     try:
-        found = examine(str(Path(path)))
+        found = probe_file(str(Path(path)))
     except (LabError, OSError) as error:
         found = _bad("not a video", str(error))
     except Exception as error:
-        # An error nobody foresaw is this file's, not the others'.
+        # An unexpected error is this file's, not the others'.
         found = _bad("crashed", f"{type(error).__name__}: {error}"[:200])
     if not math.isfinite(found.get("duration", 0.0)):
         found = _bad("not a video", "its timestamps are no numbers", found["format"])
@@ -171,4 +171,4 @@ def found_in(path: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    answer(found_in)
+    serve(safe_probe)

@@ -1,8 +1,12 @@
-"""Answerers: processes that do what native code may hang on or die of, one question at a time.
+"""Worker processes for native code that may hang or crash: one request at a time, each with a deadline.
 
-A question and its answer are a line of JSON each; before its answer a child may send arrays as they lie in memory, and signs of
-life. The parent's side is `Answerer`, which ends a process that is silent up to a deadline and starts another for the next question;
-the child's side is `answer`. A child ends with its parent, however that ends and whatever the child is doing.
+Request and response are a line of JSON each; before its response a child may send arrays as raw bytes, and heartbeats. The parent's
+side is `WorkerProcess`, which kills a process that is silent up to the deadline and starts another for the next request; the child's
+side is `serve`. A child ends with its parent, however that ends and whatever the child is doing.
+
+pebble's ProcessPool was tried in its place, and left for two reasons. Its processes are spawned from the main module: a script
+without a `__main__` guard runs again in each of them, and the pool ends in BrokenProcessPool. And a process that hangs in native code
+outlives a parent that was killed by SIGKILL, while here a thread of the child notices the closed pipe and exits.
 """
 
 from __future__ import annotations
@@ -21,68 +25,68 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-_BEAT = 0.5
-"""Seconds between two signs of life."""
-_PIPE = 1 << 20
+_HEARTBEAT_SECONDS = 0.5
+"""Seconds between two heartbeats."""
+_PIPE_BYTES = 1 << 20
 """Bytes that an array's pipe holds: with Linux's 64 KiB a frame costs dozens of changes between two processes."""
 
 
-class Unanswered(Exception):
-    """A question cost its process; the text says what became of it. `late`: it was ended at the deadline."""
+class WorkerFailed(Exception):
+    """A process timed out or died over a request; the text says which. `timed_out`: it was killed at the deadline."""
 
-    def __init__(self, text: str, late: bool) -> None:
+    def __init__(self, text: str, timed_out: bool) -> None:
         """Keep both."""
-        self.late = late
+        self.timed_out = timed_out
         super().__init__(text)
 
 
-class Answerer:
-    """A process that answers, started when it is first asked and again after it was ended or died; for one thread."""
+class WorkerProcess:
+    """A process that serves requests, started with the first one and again after it was killed or died; for one thread."""
 
     def __init__(self, command: Sequence[str], deadline: float, environment: Mapping[str, str] | None = None) -> None:
-        """`deadline` in seconds for each question; `environment` goes on top of this process's own."""
+        """`deadline` in seconds for each request; `environment` goes on top of this process's own."""
         self.command, self.deadline, self.environment = command, deadline, environment or {}
         self.process: subprocess.Popen[bytes] | None = None
         self.closed = False
 
-    def ask(
+    def call(
         self,
-        question: Any,
+        request: Any,
         deadline: float | None = None,
         on_array: Callable[[NDArray[np.uint8]], object] | None = None,
     ) -> Any:
-        """The answer, unless the process is silent for `deadline` seconds; `on_array` takes what it sends before.
+        """The response, unless the process is silent for `deadline` seconds; `on_array` takes what it sends before.
 
-        Raises Unanswered when the process is late, dies, or was closed meanwhile; the next question gets a new one.
+        Raises WorkerFailed when the process times out, dies, or was closed meanwhile; the next request gets a new one.
         """
-        patience = self.deadline if deadline is None else deadline
+        limit = self.deadline if deadline is None else deadline
         process = self.process = self.process or self._start()
-        late = threading.Event()
+        timed_out = threading.Event()
         try:
             if self.closed:
                 process.kill()  # closed by another thread while the process was being started
             if process.stdin is not None and process.stdout is not None:
-                process.stdin.write(json.dumps(question).encode() + b"\n")
+                process.stdin.write(json.dumps(request).encode() + b"\n")
                 process.stdin.flush()
-                while (message := _next(process, process.stdout, patience, late)) is not None:
+                while (message := _receive(process, process.stdout, limit, timed_out)) is not None:
                     if isinstance(message, np.ndarray):
                         if on_array is not None:
                             on_array(message)
-                    elif message != _ALIVE:
+                    elif message != _HEARTBEAT:
                         return message
         except OSError:
             pass  # it has died
         except BaseException:
-            self.end()  # interrupted: its answer would be taken for that of the next question
+            self.end()  # interrupted: its response would be taken for that of the next request
             raise
         self.end()
-        if late.is_set():
-            raise Unanswered(f"not done after {patience:g} s", late=True)
+        if timed_out.is_set():
+            raise WorkerFailed(f"not done after {limit:g} s", timed_out=True)
         code = process.returncode
-        raise Unanswered(f"ended by {f'signal {-code}' if code < 0 else f'exit code {code}'}", late=False)
+        raise WorkerFailed(f"ended by {f'signal {-code}' if code < 0 else f'exit code {code}'}", timed_out=False)
 
     def end(self) -> None:
-        """End the process, whatever it is doing; a further question starts another."""
+        """End the process, whatever it is doing; a further request starts another."""
         if self.process is None:
             return
         process, self.process = self.process, None
@@ -96,12 +100,12 @@ class Answerer:
                     pass  # a line that a dead process will never read
 
     def close(self) -> None:
-        """Let no question be answered any more; for any thread, and at once: the asking thread reaps the process."""
+        """Serve no request any more; for any thread, and at once: the calling thread reaps the process."""
         self.closed = True
         if process := self.process:
             process.kill()
 
-    def leave(self) -> None:
+    def detach(self) -> None:
         """Forget a process that belongs to the process from which this one was forked."""
         if self.process is not None:
             for pipe in (self.process.stdin, self.process.stdout):
@@ -124,25 +128,25 @@ class Answerer:
             import fcntl
 
             try:
-                fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, _PIPE)
+                fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
             except OSError:
                 pass  # a machine with a lower limit: slower, not wrong
         return process
 
 
-_ALIVE = {"alive": True}
+_HEARTBEAT = {"alive": True}
 
 
-def _next(
-    process: subprocess.Popen[bytes], pipe: Any, patience: float, late: threading.Event
+def _receive(
+    process: subprocess.Popen[bytes], pipe: Any, limit: float, timed_out: threading.Event
 ) -> NDArray[np.uint8] | Any | None:
     """The next message of a process, an array or JSON; None when it has ended, or was ended for its silence."""
 
     def stop() -> None:
-        late.set()
+        timed_out.set()
         process.kill()
 
-    timer = threading.Timer(patience, stop)
+    timer = threading.Timer(limit, stop)
     timer.daemon = True  # whoever ends the program does not wait for it
     timer.start()
     try:
@@ -167,52 +171,52 @@ def _next(
 
 
 class _Child:
-    """What this process knows when it answers another."""
+    """State of this process where it is a worker."""
 
     pipe: BinaryIO | None = None
-    beaten = 0.0
+    last_heartbeat = 0.0
 
 
-def answering() -> bool:
-    """Whether this process is one that answers: it may be lost, and does itself what native code may hang on."""
+def in_worker() -> bool:
+    """Whether this process is a worker: it may be killed, so that it runs native code itself."""
     return _Child.pipe is not None
 
 
-def beat() -> None:
-    """Tell the parent, if there is one that waits, that this process gets on; cheap enough for every packet."""
-    if _Child.pipe is not None and (now := time.monotonic()) - _Child.beaten > _BEAT:
-        _Child.beaten = now
-        _send(_ALIVE)
+def heartbeat() -> None:
+    """Tell the parent, if there is one, that this process makes progress; cheap enough for every packet."""
+    if _Child.pipe is not None and (now := time.monotonic()) - _Child.last_heartbeat > _HEARTBEAT_SECONDS:
+        _Child.last_heartbeat = now
+        _send_message(_HEARTBEAT)
 
 
-def send(array: NDArray[np.uint8]) -> None:
-    """Send an array before the answer."""
+def send_array(array: NDArray[np.uint8]) -> None:
+    """Send an array before the response."""
     assert _Child.pipe is not None
     _Child.pipe.write(json.dumps({"array": array.shape}).encode() + b"\n")
     _Child.pipe.write(np.ascontiguousarray(array).data.cast("B"))
     _Child.pipe.flush()
 
 
-def _send(message: Any) -> None:
+def _send_message(message: Any) -> None:
     assert _Child.pipe is not None
     _Child.pipe.write(json.dumps(message).encode() + b"\n")
     _Child.pipe.flush()
 
 
-def answer(how: Callable[[Any], Any]) -> None:
-    """Answer each question on standard input with `how(question)`, until the input ends."""
-    # Native code may write to standard output: the answers go through a door of their own.
+def serve(handle: Callable[[Any], Any]) -> None:
+    """Respond to each request on standard input with `handle(request)`, until the input ends."""
+    # Native code may write to standard output: the responses go through a descriptor of their own.
     _Child.pipe = os.fdopen(os.dup(1), "wb")
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
-    questions: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
-    def listen() -> None:
+    def read_requests() -> None:
         for line in sys.stdin.buffer:
-            questions.put(line)
-        os._exit(0)  # nobody is left to answer to, and the main thread may hang in native code
+            requests.put(line)
+        os._exit(0)  # the parent is gone, and the main thread may hang in native code
 
-    threading.Thread(target=listen, daemon=True).start()
+    threading.Thread(target=read_requests, daemon=True).start()
     while True:
-        _send(how(json.loads(questions.get())))
+        _send_message(handle(json.loads(requests.get())))

@@ -21,7 +21,7 @@ from labkit.data.moments import Moment
 from labkit.data.video import decode_worker
 from labkit.data.video.decode_worker import header_seconds
 from labkit.data.video.frames import FrameCache, probe, read_frames, thumbnails
-from labkit.data.video.worker_process import Answerer
+from labkit.data.video.worker_process import WorkerProcess
 from labkit.errors import LabError
 from labkit.views.explorer import widget as explorer_module
 from labkit.views.explorer.sprites import SheetCache
@@ -46,15 +46,15 @@ def odd(native):
 
 for name in ("open_container", "decord_reader"):
     setattr(decoders, name, odd(getattr(decoders, name)))
-worker_process.answer(decode_worker._do)
+worker_process.serve(decode_worker._handle)
 """
 DEADLINE = 1.0
 
 
 @pytest.fixture
-def odd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Answerer]:
+def odd(monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerProcess]:
     """A decoder that hangs on, or dies of, files of such names."""
-    worker = Answerer([sys.executable, "-c", ODD], DEADLINE)
+    worker = WorkerProcess([sys.executable, "-c", ODD], DEADLINE)
     monkeypatch.setattr(decode_worker._State, "worker", worker)
     for function in (read_frames, thumbnails, probe):
         monkeypatch.setitem(function.__kwdefaults__, "deadline", DEADLINE)
@@ -94,7 +94,7 @@ WAYS: dict[str, Callable[[str, Path], object]] = {
     [("hangs", r"hangs.*stood still for 1 s, and was ended"), ("dies", r"killed its decoder.*signal 6")],
 )
 def test_a_bad_file_ends_in_words_within_its_deadline(
-    files: dict[str, str], odd: Answerer, tmp_path: Path, way: str, kind: str, words: str
+    files: dict[str, str], odd: WorkerProcess, tmp_path: Path, way: str, kind: str, words: str
 ) -> None:
     WAYS[way](files["fine"], tmp_path)  # the process is warm
     begin = time.monotonic()
@@ -108,7 +108,7 @@ def test_a_bad_file_ends_in_words_within_its_deadline(
     assert numbers(read_frames(files["fine"], [1.0]).rgb) == [25], "whoever comes next finds another process"
 
 
-def test_a_length_that_is_only_looked_up_is_none(files: dict[str, str], odd: Answerer) -> None:
+def test_a_length_that_is_only_looked_up_is_none(files: dict[str, str], odd: WorkerProcess) -> None:
     assert [header_seconds(files[name]) for name in ("fine", "hangs", "dies")] == [2.0, 0.0, 0.0]
 
 
@@ -141,7 +141,7 @@ def test_a_bad_clip_is_told_in_its_place_and_kills_no_explorer(
 def test_frames_come_as_they_were_decoded(files: dict[str, str]) -> None:
     times = np.array([1.0, 0.0, 0.0, 1.9])
     there, here = read_frames(files["fine"], times), decode_worker._decode(files["fine"], times, None, None)
-    assert np.array_equal(there.rgb, here.shown.rgb) and np.array_equal(there.times, here.shown.times)
+    assert np.array_equal(there.rgb, here.frames.rgb) and np.array_equal(there.times, here.frames.times)
     assert there.rgb.dtype == np.uint8 and there.rgb.flags.writeable
 
 
@@ -159,7 +159,7 @@ def test_threads_wait_for_each_other(files: dict[str, str]) -> None:
     assert found == {k: [int(k / 0.4)] for k in range(8)}
 
 
-def test_an_interrupt_leaves_no_answer_for_the_next_question(files: dict[str, str], odd: Answerer) -> None:
+def test_an_interrupt_leaves_no_answer_for_the_next_question(files: dict[str, str], odd: WorkerProcess) -> None:
     assert numbers(read_frames(files["fine"], [1.0]).rgb) == [25]
     threading.Timer(0.3, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT]).start()
     with pytest.raises(KeyboardInterrupt):
@@ -195,10 +195,10 @@ def test_the_decoder_ends_with_its_program_even_while_it_hangs(files: dict[str, 
     script = f"""
 import sys, threading, time
 from labkit.data.video import decode_worker
-from labkit.data.video.worker_process import Answerer
+from labkit.data.video.worker_process import WorkerProcess
 from labkit.data.video.frames import read_frames
 from tests.data.video.test_decode_worker import ODD
-decode_worker._State.worker = Answerer([sys.executable, "-c", ODD], 600.0)
+decode_worker._State.worker = WorkerProcess([sys.executable, "-c", ODD], 600.0)
 threading.Thread(target=read_frames, args=[{files["hangs"]!r}, [0.0]], daemon=True).start()
 while decode_worker._State.worker.process is None:
     time.sleep(0.01)
@@ -232,6 +232,8 @@ def test_a_script_without_a_main_guard_reads_videos(files: dict[str, str], tmp_p
 def test_a_decoder_that_cannot_start_is_no_videos_fault(
     files: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decode_worker._State, "worker", Answerer([sys.executable, "-c", "raise SystemExit(1)"], 5.0))
+    monkeypatch.setattr(
+        decode_worker._State, "worker", WorkerProcess([sys.executable, "-c", "raise SystemExit(1)"], 5.0)
+    )
     with pytest.raises(LabError, match="process that decodes videos could not be started .ended by exit code 1.; try"):
         read_frames(files["fine"], [0.0])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from labkit.data.video import decoders, decord_check
-from labkit.data.video.decord_check import distrust
+from labkit.data.video.decord_check import reason_against_decord
 from labkit.data.video.fingerprints import fingerprint
 from labkit.data.video.frames import FrameCache, read_frames
 from tests.data.films import CONSTANT, film, numbers
@@ -69,7 +69,7 @@ def test_a_decord_that_shows_other_frames_is_found_out(
 ) -> None:
     reader = decoders.decord_reader
     monkeypatch.setattr(decoders, "decord_reader", lambda path: Shifted(reader(path), wrong, by))
-    assert distrust(clip, "key", None).startswith("decord shows wrong frames (at "), reason
+    assert reason_against_decord(clip, "key", None).startswith("decord shows wrong frames (at "), reason
     frames = read_frames(clip, [0.0, 1.0, 2.3])
     assert frames.backend == "pyav" and "decord shows wrong frames" in frames.note
     assert numbers(frames.rgb) == [0, 25, 57]
@@ -82,7 +82,7 @@ def test_other_colours_are_no_other_frames(clip: Path, monkeypatch: pytest.Monke
         return (upright(*args) * 0.9 + 6).astype(np.uint8)
 
     monkeypatch.setattr(decoders, "upright", paler)
-    assert distrust(clip, "key", None) == ""
+    assert reason_against_decord(clip, "key", None) == ""
 
 
 def test_a_verdict_is_reached_once_and_kept_with_the_content(
@@ -106,19 +106,19 @@ def test_a_verdict_of_other_versions_or_a_damaged_one_is_reached_anew(
     clip: Path, tmp_path: Path, content: str
 ) -> None:
     (tmp_path / "key.decord").write_text(content)
-    assert distrust(clip, "key", tmp_path) == ""
-    assert json.loads((tmp_path / "key.decord").read_text())["heading"] == decord_check._heading()
+    assert reason_against_decord(clip, "key", tmp_path) == ""
+    assert json.loads((tmp_path / "key.decord").read_text())["heading"] == decord_check._cache_key()
 
 
 def test_a_missing_decord_is_not_the_files_fault(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setitem(__import__("sys").modules, "decord", None)
         with pytest.raises(ImportError):
-            distrust(clip, "key", tmp_path)
-    assert not list(tmp_path.glob("*.decord")) and distrust(clip, "key", tmp_path) == ""
+            reason_against_decord(clip, "key", tmp_path)
+    assert not list(tmp_path.glob("*.decord")) and reason_against_decord(clip, "key", tmp_path) == ""
 
 
 def test_packets_decide_without_a_call_of_decord(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoders, "decord_reader", None)
     path = film(tmp_path / "a.ts", CONSTANT[:30], options=GOP)
-    assert "mpegts" in distrust(path, "key", None)
+    assert "mpegts" in reason_against_decord(path, "key", None)

@@ -89,7 +89,7 @@ def test_the_frame_shown_at_a_true_second_is_read(
     assert frames.times == pytest.approx([(clock[k] - clock[first]) / 1000 for k in want], abs=1e-4)
     assert frames.backend == backend
     assert ("edit list" in frames.note) == (kind == "edit list")
-    assert numbers(decoders.by_pyav(films[kind], np.array(TIMES), None).rgb) == want
+    assert numbers(decoders.decode_with_pyav(films[kind], np.array(TIMES), None).rgb) == want
 
 
 def test_mean_rate_would_have_read_other_frames(films: dict[str, Path]) -> None:
@@ -101,7 +101,7 @@ def test_mean_rate_would_have_read_other_frames(films: dict[str, Path]) -> None:
 @pytest.mark.parametrize("kind", ["constant", "variable", "late clock", "rotated"])
 def test_decord_and_pyav_agree(films: dict[str, Path], kind: str) -> None:
     wanted = np.arange(0, 2.9, 0.13)
-    one, other = (read(films[kind], wanted, None) for read in (decoders.by_decord, decoders.by_pyav))
+    one, other = (read(films[kind], wanted, None) for read in (decoders.decode_with_decord, decoders.decode_with_pyav))
     assert one.rgb.shape == other.rgb.shape
     assert np.abs(one.rgb.astype(int) - other.rgb).max() <= 1
     assert one.times == pytest.approx(other.times, abs=1e-4)

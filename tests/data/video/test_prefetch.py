@@ -18,7 +18,7 @@ import pytest
 
 from labkit.data.video import decode_worker, prefetch
 from labkit.data.video.frames import FrameCache, read_frames, resize
-from labkit.data.video.prefetch import Reader, Readers
+from labkit.data.video.prefetch import PrefetchPool, PrefetchWorker
 from labkit.errors import LabError
 from tests.data.films import CONSTANT, HEIGHT, WIDTH, film, numbers
 
@@ -29,23 +29,23 @@ import os, time
 from labkit.data.video import decoders
 from labkit.data.video import prefetch
 
-by_decord = decoders.by_decord
+decode_with_decord = decoders.decode_with_decord
 
 def odd(path, *rest):
     if "hangs" in path:
         time.sleep(600)
     if "dies" in path:
         os.abort()
-    return by_decord(path, *rest)
+    return decode_with_decord(path, *rest)
 
-decoders.by_decord = odd
-prefetch.answer(prefetch._do)
+decoders.decode_with_decord = odd
+prefetch.serve(prefetch._handle)
 """
 
 
 @pytest.fixture
 def odd(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Readers that hang in, or die of, files of such names."""
+    """A pool whose processes hang in, or die of, files of such names."""
     monkeypatch.setattr(prefetch, "_COMMAND", [sys.executable, "-c", ODD])
 
 
@@ -55,11 +55,11 @@ def cache(tmp_path: Path) -> FrameCache:
 
 
 @pytest.fixture
-def opened() -> Iterator[Callable[..., Readers]]:
-    made: list[Readers] = []
+def opened() -> Iterator[Callable[..., PrefetchPool]]:
+    made: list[PrefetchPool] = []
 
-    def make(processes: int = 1, deadline: float = 60.0) -> Readers:
-        made.append(Readers(processes, deadline))
+    def make(processes: int = 1, deadline: float = 60.0) -> PrefetchPool:
+        made.append(PrefetchPool(processes, deadline))
         return made[-1]
 
     yield make
@@ -72,11 +72,11 @@ def clips(folder: Path, *names: str) -> dict[str, str]:
     return {name: str(film(folder / f"{name}.mp4", CONSTANT[: 30 + k])) for k, name in enumerate(names)}
 
 
-def job(cache: FrameCache, path: str, size: tuple[int, int] = AS_THEY_ARE) -> Callable[[Reader], None]:
+def job(cache: FrameCache, path: str, size: tuple[int, int] = AS_THEY_ARE) -> Callable[[PrefetchWorker], None]:
     return functools.partial(_read, cache, path, size)
 
 
-def _read(cache: FrameCache, path: str, size: tuple[int, int], reader: Reader) -> None:
+def _read(cache: FrameCache, path: str, size: tuple[int, int], reader: PrefetchWorker) -> None:
     reader.frames(cache, path, TIMES, size)
 
 
@@ -108,9 +108,9 @@ def test_what_is_wanted_is_found_on_disk_and_this_process_opens_no_video(
         monkeypatch.setattr(decode_worker, name, None)
     pool = opened(2)
     jobs = [(name, job(cache, path, small)) for name, path in paths.items()]
-    pool.want(jobs)
+    pool.schedule(jobs)
     for name, work in jobs:
-        pool.finish(name, work)
+        pool.wait_for(name, work)
     assert (cache.decoded, cache.hits) == (3, 0)
     assert all(np.array_equal(cache.get(path, TIMES, small).rgb, expected[name]) for name, path in paths.items())
     assert (cache.decoded, cache.hits) == (3, 3)
@@ -121,7 +121,7 @@ def test_what_is_on_disk_already_starts_no_process(tmp_path: Path, cache: FrameC
     cache.info(path)
     cache.get(path, TIMES, AS_THEY_ARE)
     pool = opened()
-    pool.finish("a", job(cache, path))
+    pool.wait_for("a", job(cache, path))
     assert children() == [] and cache.decoded == 1
 
 
@@ -145,11 +145,11 @@ def test_a_bad_clip_is_named_and_costs_no_other(
     Path(paths["text"]).write_text("once upon a time " * 100)
     pool = opened(1, deadline=1.0)
     jobs = {each: job(cache, paths[each]) for each in ("a", name, "b")}
-    pool.want(jobs.items())
-    pool.finish("a", jobs["a"])
-    pool.finish("b", jobs["b"])  # the bad one stands in the middle, and nobody has asked for it yet
+    pool.schedule(jobs.items())
+    pool.wait_for("a", jobs["a"])
+    pool.wait_for("b", jobs["b"])  # the bad one stands in the middle, and nobody has asked for it yet
     with pytest.raises(LabError, match=words):
-        pool.finish(name, jobs[name])
+        pool.wait_for(name, jobs[name])
     assert cache.decoded == 2
     assert numbers(cache.get(paths["b"], TIMES, AS_THEY_ARE).rgb) == [0, 12, 25]
 
@@ -162,9 +162,9 @@ def test_a_clip_that_was_mended_is_read_when_it_is_asked_for_again(
     path.write_text("not yet")
     pool = opened()
     with pytest.raises(LabError, match="cannot be opened"):
-        pool.finish("a", job(cache, str(path)))
+        pool.wait_for("a", job(cache, str(path)))
     clips(tmp_path, "a")
-    pool.finish("a", job(cache, str(path)))
+    pool.wait_for("a", job(cache, str(path)))
     assert cache.decoded == 1
 
 
@@ -173,29 +173,29 @@ def test_a_reader_that_cannot_start_is_no_videos_fault(
 ) -> None:
     monkeypatch.setattr(prefetch, "_COMMAND", [sys.executable, "-c", "raise SystemExit(1)"])
     with pytest.raises(LabError, match="could not be started .ended by exit code 1.; try .* set readers to 0"):
-        opened().finish("a", job(cache, clips(tmp_path, "a")["a"]))
+        opened().wait_for("a", job(cache, clips(tmp_path, "a")["a"]))
 
 
 def test_clips_are_read_in_the_order_told_once_each_and_what_is_asked_for_goes_first(opened: Any) -> None:
     done: list[str] = []
     begun, go_on = threading.Event(), threading.Event()
 
-    def note(name: str) -> tuple[str, Callable[[Reader], None]]:
+    def note(name: str) -> tuple[str, Callable[[PrefetchWorker], None]]:
         return name, lambda reader: done.append(name)
 
-    def hold(reader: Reader) -> None:
+    def hold(reader: PrefetchWorker) -> None:
         begun.set()
         go_on.wait(60)
         done.append("held")
 
     pool = opened(1)
-    pool.want([("held", hold), note("old")])
+    pool.schedule([("held", hold), note("old")])
     begun.wait(60)
-    pool.want([("held", hold), note("a"), note("b"), note("c"), note("a")])  # and "old" is not wanted any more
+    pool.schedule([("held", hold), note("a"), note("b"), note("c"), note("a")])  # and "old" is not wanted any more
     threading.Timer(0.2, go_on.set).start()
-    pool.finish(*note("c"))
-    pool.finish(*note("b"))
-    pool.finish(*note("held"))
+    pool.wait_for(*note("c"))
+    pool.wait_for(*note("b"))
+    pool.wait_for(*note("held"))
     assert done == ["held", "c", "a", "b"]
 
 
@@ -205,22 +205,22 @@ def test_an_interrupt_ends_the_wait_and_leaves_the_readers_at_work(
 ) -> None:
     paths = clips(tmp_path, "a", "hangs")
     pool = opened(2)
-    pool.want([("hangs", job(cache, paths["hangs"]))])
+    pool.schedule([("hangs", job(cache, paths["hangs"]))])
     (process,) = until(children, "the reader has started")
     assert os.getpgid(process.pid) != os.getpgid(0), "a kernel's interrupt goes to all of its process group"
     interrupt = [threading.main_thread().ident, signal.SIGINT]
     threading.Timer(0.2, signal.pthread_kill, interrupt).start()
     with pytest.raises(KeyboardInterrupt):
-        pool.finish("hangs", job(cache, paths["hangs"]))
-    pool.finish("a", job(cache, paths["a"]))
+        pool.wait_for("hangs", job(cache, paths["hangs"]))
+    pool.wait_for("a", job(cache, paths["a"]))
     assert cache.decoded == 1 and process.is_running()
 
 
 @pytest.mark.usefixtures("odd")
 def test_a_dropped_pool_ends_its_processes_whatever_they_do(tmp_path: Path, cache: FrameCache) -> None:
     paths = clips(tmp_path, "hangs")
-    pool = Readers(1, 600.0)
-    pool.want([("hangs", job(cache, paths["hangs"]))])
+    pool = PrefetchPool(1, 600.0)
+    pool.schedule([("hangs", job(cache, paths["hangs"]))])
     until(children, "the reader has started")
     del pool
     gc.collect()
@@ -236,8 +236,8 @@ from labkit.data.video import prefetch
 from tests.data.video.test_prefetch import ODD, FrameCache, children, job, until
 
 prefetch._COMMAND = [sys.executable, "-c", ODD]
-pool = prefetch.Readers(1, 600.0)
-pool.want([("hangs", job(FrameCache({str(tmp_path / "cache")!r}), {path!r}))])
+pool = prefetch.PrefetchPool(1, 600.0)
+pool.schedule([("hangs", job(FrameCache({str(tmp_path / "cache")!r}), {path!r}))])
 print(until(children, "the reader has started")[0].pid, flush=True)
 time.sleep({60 if end == "killed" else 0})
 """
@@ -254,10 +254,10 @@ time.sleep({60 if end == "killed" else 0})
 def test_readers_that_rest_are_ended_and_come_back(
     tmp_path: Path, cache: FrameCache, opened: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prefetch, "REST", 0.1)
+    monkeypatch.setattr(prefetch, "IDLE_SECONDS", 0.1)
     paths = clips(tmp_path, "a", "b")
     pool = opened()
     for done, (name, path) in enumerate(paths.items(), 1):
-        pool.finish(name, job(cache, path))
+        pool.wait_for(name, job(cache, path))
         assert cache.decoded == done
         until(lambda: not children(), "it has gone to rest")

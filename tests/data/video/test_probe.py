@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from labkit.data.video import probe
-from labkit.data.video.probe import STATES, Checkup, check_videos, look
+from labkit.data.video.probe import STATES, VideoCheck, check_videos, stat_video
 from tests.data.films import CONSTANT, VARIABLE, av1_encoder, cut_off, film, sound
 
 
@@ -42,7 +42,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory, films: dict[str, Path]) -> dic
 @pytest.fixture(scope="module")
 def found(
     odd: dict[str, Path], films: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Checkup]:
+) -> dict[str, VideoCheck]:
     files = {**odd, **films, "gone": Path("/nowhere/gone.mp4")}
     results = check_videos(map(str, files.values()), cache=tmp_path_factory.mktemp("cache") / "c.json", processes=1)
     return {name: results[str(path)] for name, path in files.items()}
@@ -68,18 +68,18 @@ def found(
         ("gone", "missing", False),
     ],
 )
-def test_every_file_has_a_state(found: dict[str, Checkup], name: str, state: str, readable: bool) -> None:
+def test_every_file_has_a_state(found: dict[str, VideoCheck], name: str, state: str, readable: bool) -> None:
     assert (found[name].state, found[name].readable) == (state, readable)
     assert found[name].state in STATES
 
 
-def test_a_whole_film_is_measured(found: dict[str, Checkup]) -> None:
+def test_a_whole_film_is_measured(found: dict[str, VideoCheck]) -> None:
     film = found["constant"]
     assert (film.duration, film.fps, film.frames, film.width, film.height) == (8.0, 25.0, 200, 160, 96)
     assert (film.codec, film.rotation, film.variable_rate, film.wrong_suffix) == ("h264", 0, False, "")
 
 
-def test_the_odd_ones_say_what_is_odd(found: dict[str, Checkup]) -> None:
+def test_the_odd_ones_say_what_is_odd(found: dict[str, VideoCheck]) -> None:
     assert found["variable"].variable_rate
     assert (found["rotated"].rotation, found["rotated"].width, found["rotated"].height) == (90, 96, 160)
     assert found["mkv as mp4"].wrong_suffix == ".mkv"
@@ -96,14 +96,14 @@ def test_av1_is_named(tmp_path: Path) -> None:
 
 
 def test_looking_opens_nothing(odd: dict[str, Path]) -> None:
-    assert look(odd["text"]).state == "not opened"
-    assert [look(odd[name]).state for name in ("empty", "no rights", "folder")] == [
+    assert stat_video(odd["text"]).state == "not opened"
+    assert [stat_video(odd[name]).state for name in ("empty", "no rights", "folder")] == [
         "empty",
         "unreadable rights",
         "not a video",
     ]
-    assert look("/nowhere/gone.mp4").state == "missing"
-    assert look("nul\0.mp4").state == "unreadable rights"
+    assert stat_video("/nowhere/gone.mp4").state == "missing"
+    assert stat_video("nul\0.mp4").state == "unreadable rights"
 
 
 SCRIPT = """
@@ -121,7 +121,7 @@ for line in sys.stdin:
 def test_a_hanging_and_a_dying_decoder_cost_their_own_video_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "_EXAMINER", [sys.executable, "-c", SCRIPT])
+    monkeypatch.setattr(probe, "_COMMAND", [sys.executable, "-c", SCRIPT])
     paths = [str(tmp_path / f"{name}.mp4") for name in ("a", "hangs", "b", "dies", "c")]
     for path in paths:
         Path(path).write_text(path)
@@ -137,10 +137,10 @@ def test_a_hanging_and_a_dying_decoder_cost_their_own_video_alone(
     assert len(kept) == 3, "what hung or died may do better on a quieter machine: it is opened again"
 
 
-def test_an_interrupted_checkup_ends_its_examiners_and_keeps_what_was_found(
+def test_an_interruption_ends_the_workers_and_keeps_what_was_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "_EXAMINER", [sys.executable, "-c", SCRIPT])
+    monkeypatch.setattr(probe, "_COMMAND", [sys.executable, "-c", SCRIPT])
     paths = [str(tmp_path / f"{name}.mp4") for name in ("a", "hangs")]
     for path in paths:
         Path(path).write_text(path)
@@ -158,7 +158,7 @@ def test_an_interrupted_checkup_ends_its_examiners_and_keeps_what_was_found(
 def test_a_video_is_opened_once_while_it_stays_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, cache = str(film(tmp_path / "a.mp4", CONSTANT[:50])), tmp_path / "c.json"
     first = check_videos([path, path], cache=cache, processes=1)
-    monkeypatch.setattr(probe, "_EXAMINER", [sys.executable, "-c", "raise SystemExit(1)"])
+    monkeypatch.setattr(probe, "_COMMAND", [sys.executable, "-c", "raise SystemExit(1)"])
     assert check_videos([path], cache=cache) == first
     film(tmp_path / "a.mp4", CONSTANT[:75])
     assert check_videos([path], cache=cache)[path].state == "crashed", "a changed file is opened again"
