@@ -280,7 +280,7 @@ def test_the_model_of_another_stage_is_not_measured_as_a_stages(project):
 
 def test_a_cell_run_by_itself_waits_for_no_begin_to_keep_others_out(project, monkeypatch):
     """Two notebooks on one run, of which neither has claimed it, or whose stage has ended."""
-    monkeypatch.setattr(files, "LOCK_PATIENCE", 0.2)
+    monkeypatch.setattr(files, "LOCK_TIMEOUT", 0.2)
     lab, calls = Lab.open(SMALL), []
 
     def work(lab, policy, on_event, *, stage, notebook, parts):

@@ -32,7 +32,7 @@ def project(tmp_path, monkeypatch) -> Path:
     for folder in ("notebooks", "params"):
         (root / folder).mkdir(parents=True)
     monkeypatch.chdir(root)
-    monkeypatch.setattr(files, "LOCK_PATIENCE", 0.3)
+    monkeypatch.setattr(files, "LOCK_TIMEOUT", 0.3)
     monkeypatch.setattr(files, "_locks", {})
     return root
 
@@ -83,7 +83,7 @@ def test_whoever_waited_for_a_stage_that_another_finished_has_nothing_to_do(proj
 
 
 def test_a_manifest_is_not_written_while_another_writes_it(project, monkeypatch):
-    monkeypatch.setattr("labkit.runs.run.MANIFEST_PATIENCE", 0.3)
+    monkeypatch.setattr("labkit.runs.run.MANIFEST_LOCK_TIMEOUT", 0.3)
     run = Run.open(DEFAULTS)
     context = multiprocessing.get_context("fork")
     files._locks.clear()

@@ -24,7 +24,7 @@ from labkit.params import DEFAULTS, Params, names, read_params
 from labkit.runs.notebooks import BANNER_TAG, run_notebooks
 from labkit.runs.run import STAGES, Run
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def project(tmp_path, monkeypatch) -> Path:
     for folder in ("notebooks", "params"):
         (root / folder).mkdir(parents=True)
     monkeypatch.chdir(root)
-    monkeypatch.setattr(files, "LOCK_PATIENCE", 0.2)
+    monkeypatch.setattr(files, "LOCK_TIMEOUT", 0.2)
     monkeypatch.setattr(files, "_locks", {})
     return root
 
@@ -235,7 +235,7 @@ def test_a_stage_that_does_not_exist_or_has_not_begun_is_a_fault(project):
     run = Run.open(DEFAULTS)
     with pytest.raises(LabError, match="there is no stage '06_party'; the stages are 01_grpo"):
         run.start("06_party")
-    with pytest.raises(ValueError, match="has not begun"):
+    with pytest.raises(ValueError, match="has not started"):
         run.finish("01_grpo", {})
 
 
@@ -281,7 +281,7 @@ HOLDER = "import sys, time; from pathlib import Path; from labkit.files import l
 
 
 def test_a_lock_keeps_others_out_and_does_not_outlive_a_kill(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "LOCK_PATIENCE", 0.2)
+    monkeypatch.setattr(files, "LOCK_TIMEOUT", 0.2)
     path = tmp_path / "lock"
     with subprocess.Popen([sys.executable, "-c", HOLDER, path], stdout=subprocess.PIPE, cwd=ROOT) as holder:
         assert holder.stdout and holder.stdout.readline() == b"held\n"
@@ -309,7 +309,7 @@ def test_a_lock_that_nobody_can_have_is_not_said_to_be_anothers(tmp_path, monkey
     def flock(handle: int, how: int) -> None:
         raise OSError(error, os.strerror(error))
 
-    monkeypatch.setattr(files, "LOCK_PATIENCE", 0.0)
+    monkeypatch.setattr(files, "LOCK_TIMEOUT", 0.0)
     monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(LabError) as caught:
         lock(tmp_path / "lock", "me")
@@ -448,7 +448,7 @@ def test_the_same_command_goes_on_after_the_whole_thing_was_killed(project):
         assert f"is in use by labkit run, process {process.pid}" in second.stderr
         os.kill(process.pid, signal.SIGKILL)
     write_notebooks(project)
-    files.LOCK_PATIENCE = 5.0  # the killed command's kernel takes a second or two to notice; monkeypatch puts it back
+    files.LOCK_TIMEOUT = 5.0  # the killed command's kernel takes a second or two to notice; monkeypatch puts it back
     run = run_notebooks("params/p.yaml", say=lambda line: None)
     assert run.finished("05_analysis")
 
