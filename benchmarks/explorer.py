@@ -68,12 +68,12 @@ def rollouts(count: int, moments: list[Moment], seed: int = 0) -> list[Rollout]:
         spans = [Span(a / 2, b / 2) for a, b in ends]
         thoughts = [" ".join(drawn.choices(WORDS, k=20)) for _ in spans]
         chain = parse(render(spans[:-1], spans[-1], thoughts))
-        ledger = score_chain(chain, moment.windows, moment.duration, spec)
+        breakdown = score_chain(chain, moment.windows, moment.duration, spec)
         step = k // (GROUP * 64) + 1
-        earned: dict[str, Any] = {f"reward_{term}": value for term, value in ledger.terms.items()}
+        earned: dict[str, Any] = {f"reward_{term}": value for term, value in breakdown.terms.items()}
         told: dict[str, Any] = {"run": "bench", "seed": 0, "checkpoint": "base", "finished": True, "advantage": 0.0}
         told |= {"stage": "grpo" if k < count // 2 else "grpo_final", "step": step, "qid": moment.qid}
-        told |= {"sample": k % GROUP, "text": chain.text, "status": chain.status, "total": ledger.total}
+        told |= {"sample": k % GROUP, "text": chain.text, "status": chain.status, "total": breakdown.total}
         made.append(Rollout(**earned, **told, prompt_tokens=900, completion_tokens=160))
     return made
 

@@ -85,8 +85,8 @@ def made(qid: str, sample: int, part: int, drawn: random.Random, spec: RewardSpe
     if drawn.random() < 1 / 3:
         spans = [Span(TRUTH.start - off, TRUTH.end + off) for off in (8.0, 5.5, 3.0, 1.5, drawn.random())]
     chain = parse(render(spans[:-1], spans[-1], [" ".join(drawn.choices(WORDS, k=20)) for _ in spans]))
-    ledger = score_chain(chain, [TRUTH], 60.0, spec)
-    earned: dict[str, Any] = {f"reward_{term}": value for term, value in ledger.terms.items()}
+    breakdown = score_chain(chain, [TRUTH], 60.0, spec)
+    earned: dict[str, Any] = {f"reward_{term}": value for term, value in breakdown.terms.items()}
     told: dict[str, Any] = {
         "run": "bench",
         "stage": "distill",
@@ -94,7 +94,14 @@ def made(qid: str, sample: int, part: int, drawn: random.Random, spec: RewardSpe
         "checkpoint": "base",
         "status": chain.status,
     }
-    told |= {"step": part, "qid": qid, "sample": sample, "text": chain.text, "total": ledger.total, "advantage": 0.0}
+    told |= {
+        "step": part,
+        "qid": qid,
+        "sample": sample,
+        "text": chain.text,
+        "total": breakdown.total,
+        "advantage": 0.0,
+    }
     return Rollout(**earned, **told, prompt_tokens=900, completion_tokens=160, finished=True)
 
 

@@ -70,18 +70,18 @@ def apply_umask(folder: Path) -> None:
             path.chmod(0o666 & ~mask)
 
 
-LOCK_PATIENCE = 5.0
+LOCK_TIMEOUT = 5.0
 """Seconds that a lock is waited for: a kernel outlives its killed parent by one or two."""
-TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
-"""What the system says of a lock that another process holds; all else means that it could not be asked for."""
+LOCK_HELD = (errno.EWOULDBLOCK, errno.EACCES)
+"""Errno of a lock that another process holds; any other means that the file system has no locks."""
 _locks: dict[Path, int] = {}
 """Locks that this process holds: it may claim them again, as when a cell is run twice."""
 
 
-def lock(path: Path, who: str, patience: float | None = None) -> None:
+def lock(path: Path, who: str, timeout: float | None = None) -> None:
     """Take the lock `path`; the system itself releases it when the process dies, however it dies.
 
-    `who` is written into the file, for the message of others, and `patience` is how many seconds to wait for them. Taking a
+    `who` is written into the file, for the message of others, and `timeout` is how many seconds to wait for them. Taking a
     lock twice in one process is allowed. Raises LabError, which names the owner, when another process holds it, and the file
     system when that has no locks.
     """
@@ -90,15 +90,15 @@ def lock(path: Path, who: str, patience: float | None = None) -> None:
     if path in _locks:
         return
     handle = open_lock(path)
-    deadline = time.monotonic() + (LOCK_PATIENCE if patience is None else patience)
+    deadline = time.monotonic() + (LOCK_TIMEOUT if timeout is None else timeout)
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except OSError as error:
-            if error.errno not in TAKEN:
+            if error.errno not in LOCK_HELD:
                 os.close(handle)
-                raise without_locks(path, error) from None
+                raise no_locks_error(path, error) from None
             if time.monotonic() > deadline:
                 owner = os.read(handle, 200).decode(errors="replace").strip() or "another process"
                 os.close(handle)
@@ -116,10 +116,10 @@ def lock(path: Path, who: str, patience: float | None = None) -> None:
 
 
 @contextmanager
-def locked(path: Path, who: str, patience: float | None = None) -> Iterator[None]:
+def locked(path: Path, who: str, timeout: float | None = None) -> Iterator[None]:
     """Hold the lock `path` within the block; raises what `lock` raises. One that this process held before it keeps."""
     held = path in _locks
-    lock(path, who, patience)
+    lock(path, who, timeout)
     try:
         yield
     finally:
@@ -140,7 +140,7 @@ def open_lock(path: Path) -> int:
         return os.open(path, os.O_RDONLY)
 
 
-def without_locks(path: Path, error: OSError) -> LabError:
+def no_locks_error(path: Path, error: OSError) -> LabError:
     """What to raise where the lock `path` cannot be had from anybody, because its file system has none."""
     return LabError(
         f"'{path.parent}' lies on a file system that gives no locks ({_file_system(path)}: {error.strerror}), and without "

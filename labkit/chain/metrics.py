@@ -1,4 +1,4 @@
-"""What many chains are worth: the field's figures and the chain's own.
+"""Metrics of many chains: the field's figures, and those of the anchors.
 
 IoU is a fraction in [0, 1]. Predictions are cut to [0, duration], a missing answer counts 0, of several windows the
 best one counts, and a threshold is reached with `>=`.
@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from labkit.chain.anchors import STATUSES, AnchorChain
 from labkit.chain.spans import Span, best_value, clip_span, iou_array
-from labkit.chain.steps import copies, is_step, narrows, placed
+from labkit.chain.steps import clip_spans, copies, is_step, narrows
 
 THRESHOLDS = (0.3, 0.5, 0.7)
 
@@ -50,7 +50,9 @@ def many_chain_ious(
     sizes = [len(spans) for spans in steps]
     for row, duration in zip(windows, durations, strict=True):
         if not row or not 0 < duration < math.inf:
-            return [chain_ious(*row) for row in zip(chains, windows, durations, strict=True)]  # tells what is wrong
+            return [
+                chain_ious(*row) for row in zip(chains, windows, durations, strict=True)
+            ]  # its error says what is wrong
     begins = np.maximum([span.start for spans in steps for span in spans], 0.0)
     ends = np.minimum([span.end for spans in steps for span in spans], np.repeat(durations, sizes))
     ious = np.zeros(len(begins))
@@ -130,7 +132,7 @@ def chain_figures(
         answers.append(0.0 if chain.answer is None else ious[-1])
         anchors.append(ious[:found])
         best.append(max(ious, default=0.0))
-        copied = copies(placed(chain.steps, duration))
+        copied = copies(clip_spans(chain.steps, duration))
         if found and chain.answer is not None:
             answer_copies.append(copied[-1])
         if found > 1:

@@ -8,9 +8,9 @@ option    1 for the right option, 0 for a wrong one, none, or a question without
 
 No text can earn more than the sum of the weights (without that of `option` where there are none). What closes the shortcuts:
 
-- Predictions are cut to the video first. A span wholly outside it is worth what silence is worth, -1.
+- Predictions are cut to the video first. A span wholly outside it counts as a missing one, -1.
 - Only the first `max_anchors` anchors count; what is appended behind them changes nothing.
-- A copy of an earlier anchor, told by closeness, is left out of `anchors` and is a step that failed in `progress`, so inserting
+- A copy of an earlier anchor (by temporal IoU) is left out of `anchors` and is a step that failed in `progress`, so inserting
   one never raises either.
 - A step is paid by its gain: 0.01 IoU is a tenth of a step. What shaves hundredths of a second off the answer earns what exact
   copies earn.
@@ -50,8 +50,8 @@ from labkit.errors import LabError
 from labkit.param_fields import AnswerReward, RewardParams
 
 TERMS = ("format", "answer", "anchors", "progress", "option")
-WORST = -1.0
-"""What a missing answer and a missing anchor are worth: below every wrong one, so that silence never pays."""
+MISSING_PENALTY = -1.0
+"""Value of a missing answer and of missing anchors: below every wrong one, so that leaving them out never pays."""
 
 _MEASURES: Mapping[str, Callable[[Span, Span], float]] = {"soft_iou": soft_iou, "iou": iou}
 
@@ -66,7 +66,8 @@ def _weights(params: RewardParams, final: bool) -> dict[str, float]:
     }
 
 
-DEFAULT_WEIGHTS: Mapping[str, float] = MappingProxyType(_weights(RewardParams(), final=False))
+_DEFAULTS = RewardParams()
+DEFAULT_WEIGHTS: Mapping[str, float] = MappingProxyType(_weights(_DEFAULTS, final=False))
 """What stage 1 pays by default."""
 
 
@@ -86,9 +87,9 @@ class RewardSpec:
     """
 
     weights: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
-    answer: AnswerReward = RewardParams.answer_reward
-    min_anchors: int = RewardParams.min_anchors
-    max_anchors: int = RewardParams.max_anchors
+    answer: AnswerReward = _DEFAULTS.answer_reward
+    min_anchors: int = _DEFAULTS.min_anchors
+    max_anchors: int = _DEFAULTS.max_anchors
 
     @classmethod
     def of(cls, params: RewardParams, final: bool = False) -> RewardSpec:
@@ -117,8 +118,8 @@ class RewardSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Ledger:
-    """What one chain earned: every term before its weight, the weighted total, and a reason for each term."""
+class RewardBreakdown:
+    """Reward of one chain, term by term: every term before its weight, the weighted total, and a reason for each term."""
 
     terms: dict[str, float]
     total: float
@@ -142,7 +143,7 @@ def score_chain(
     duration: float,
     spec: RewardSpec | None = None,
     choice: int | None = None,
-) -> Ledger:
+) -> RewardBreakdown:
     """Score one chain against the truth; of several windows the best one counts, for every step by itself.
 
     `choice` is the right option, None for a moment without options; the chain must have been read with as many options
@@ -154,19 +155,21 @@ def score_chain(
     >>> from labkit.chain.anchors import parse, render
     >>> truth = Span(10.0, 20.0)
     >>> chain = parse(render([Span(5.0, 25.0), Span(10.0, 25.0)], truth))
-    >>> ledger = score_chain(chain, [truth], duration=60.0)
-    >>> {term: round(value, 3) for term, value in ledger.terms.items()}
+    >>> breakdown = score_chain(chain, [truth], duration=60.0)
+    >>> {term: round(value, 3) for term, value in breakdown.terms.items()}
     {'format': 1.0, 'answer': 1.0, 'anchors': 0.611, 'progress': 1.0, 'option': 0.0}
-    >>> round(ledger.total, 3)
+    >>> round(breakdown.total, 3)
     4.208
     """
     spec = spec or RewardSpec()
     scored = [anchor.span for anchor in chain.anchors[: spec.max_anchors]]
     answer_span = None if chain.answer is None else clip_span(chain.answer, duration)
-    answer_value = _worth(answer_span, windows)
+    answer_value = _value_or_penalty(answer_span, windows)
     cut = [clip_span(span, duration) for span in scored]
-    copied = copies([part or span for part, span in zip(cut, scored, strict=True)])  # as `labkit.chain.steps.placed`
-    found = [_worth(part, windows) for part, copy in zip(cut, copied, strict=True) if not copy]
+    copied = copies(
+        [part or span for part, span in zip(cut, scored, strict=True)]
+    )  # as `labkit.chain.steps.clip_spans`
+    found = [_value_or_penalty(part, windows) for part, copy in zip(cut, copied, strict=True) if not copy]
     bounded = [value if value < answer_value else answer_value for value in found]
 
     terms: dict[str, float] = {}
@@ -176,11 +179,11 @@ def score_chain(
     terms["anchors"], reasons["anchors"] = _anchors(found, bounded, len(chain.anchors), len(scored))
     terms["progress"], reasons["progress"] = _progress([*bounded, answer_value], len(scored))
     terms["option"], reasons["option"] = _option(chain, choice)
-    return Ledger(terms, math.fsum([spec.weights[term] * terms[term] for term in TERMS]), reasons)
+    return RewardBreakdown(terms, math.fsum([spec.weights[term] * terms[term] for term in TERMS]), reasons)
 
 
-def _worth(span: Span | None, windows: Sequence[Span]) -> float:
-    return WORST if span is None else best_value(span, windows, soft_iou)
+def _value_or_penalty(span: Span | None, windows: Sequence[Span]) -> float:
+    return MISSING_PENALTY if span is None else best_value(span, windows, soft_iou)
 
 
 def _format(chain: AnchorChain, spec: RewardSpec) -> tuple[float, str]:
@@ -196,7 +199,10 @@ def _answer(
     chain: AnchorChain, span: Span | None, windows: Sequence[Span], duration: float, spec: RewardSpec
 ) -> tuple[float, str]:
     if span is None:
-        return WORST, "no answer" if chain.answer is None else f"answer lies outside the video of {duration:g} s"
+        return (
+            MISSING_PENALTY,
+            "no answer" if chain.answer is None else f"answer lies outside the video of {duration:g} s",
+        )
     measure = partial(timer1_iou, duration=duration) if spec.answer == "timer1" else _MEASURES[spec.answer]
     if len(windows) == 1:
         value = measure(span, windows[0])
@@ -207,7 +213,7 @@ def _answer(
 
 def _anchors(found: Sequence[float], bounded: Sequence[float], written: int, scored: int) -> tuple[float, str]:
     if not found:
-        return WORST, "no anchor"
+        return MISSING_PENALTY, "no anchor"
     # Lists where a generator would do: twice as fast for a handful of values, and asked for each chain of a harvest.
     value = sum([weight * worth for weight, worth in enumerate(bounded, 1)]) / sum(range(1, len(bounded) + 1))
     notes = [f"soft IoU {' '.join([f'{worth:.3f}' for worth in found])}"]

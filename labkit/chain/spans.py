@@ -1,7 +1,7 @@
 """Spans of seconds, and how well two of them agree.
 
 Two measures, each for one pair and for whole arrays: IoU, which every published number uses, and soft IoU, which
-goes below 0 for spans that don't meet, so that a near miss can be told from a far one.
+goes below 0 for spans that don't meet, so that a near miss differs from a far one.
 """
 
 from __future__ import annotations

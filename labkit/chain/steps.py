@@ -6,7 +6,7 @@ it brings the chain closer to the truth than anything before it in the chain, an
     gain   = IoU behind the step - the best IoU before it
     worth  = min(1, gain / FULL_GAIN) x min(1, best IoU before / RIGHT), 0 where either is below 0
 
-A copy is told by where its span lies, not by what it earns: its temporal IoU with an earlier span is at least COPY_IOU. The
+A copy is recognised by where its span lies, not by what it earns: its temporal IoU with an earlier span is at least COPY_IOU. The
 two fit together. 1 - IoU is a metric, so two spans of mutual IoU c differ by 1 - c at most in their IoU with anything else:
 a copy can't gain more than LEAST_GAIN, wherever the truth lies and whichever of its windows counts.
 
@@ -44,8 +44,8 @@ _ROUNDING = 1e-9
 """0.55 - 0.5 is a hair below 0.05 in floats for some such pairs."""
 
 
-def placed(spans: Sequence[Span], duration: float) -> list[Span]:
-    """Spans cut to the video; one wholly outside stays as written, so that it can still be told from another."""
+def clip_spans(spans: Sequence[Span], duration: float) -> list[Span]:
+    """Spans cut to the video; one wholly outside stays as written, so that it can still be distinguished from another."""
     return [clip_span(span, duration) or span for span in spans]
 
 
@@ -88,10 +88,10 @@ def is_step(before: float, after: float) -> bool:
     return before > 0 and after - before >= LEAST_GAIN - _ROUNDING
 
 
-def way(before: float, after: float) -> int:
+def step_direction(before: float, after: float) -> int:
     """1 where a step came closer by LEAST_GAIN, -1 where it fell back by as much, else 0; what views mark a step with.
 
-    >>> way(0.5, 0.8), way(0.5, 0.51), way(0.5, 0.2)
+    >>> step_direction(0.5, 0.8), step_direction(0.5, 0.51), step_direction(0.5, 0.2)
     (1, 0, -1)
     """
     change = after - before

@@ -25,12 +25,12 @@ STAGES = ("01_grpo", "02_distill", "03_sft", "04_grpo_final", "05_analysis")
 """The notebooks, in order; each needs the one before."""
 NOTEBOOK_OF = {"grpo": "01_grpo", "distill": "02_distill", "sft": "03_sft", "grpo_final": "04_grpo_final"}
 """Where the rollouts of a stage stand."""
-FREE = ("run", "outputs", "compare", "processes")
+CHANGEABLE = ("run", "outputs", "compare", "processes")
 """Parameters that may change in a run: what its folder is called and where it stands, what 05_analysis shows beside it, and how
 many work on it."""
 STAGE_LOCK = ".stage.lock"
 """Held by the process that works on a stage."""
-MANIFEST_PATIENCE = 60.0
+MANIFEST_LOCK_TIMEOUT = 60.0
 """Seconds to wait for somebody else who writes the manifest: a moment, unless the file system is very busy."""
 
 
@@ -135,7 +135,7 @@ class Run:
             return
         entry = self.manifest["stages"].get(name)
         if entry is None:
-            raise ValueError(f"{name} cannot be finished: it has not begun")
+            raise ValueError(f"{name} cannot be finished: it has not started")
         seconds = (datetime.now(UTC) - datetime.fromisoformat(entry["started"])).total_seconds()
         self._update(name, {**entry, "state": "finished", "finished": _now(), "seconds": round(seconds, 1),
                             "figures": _plain(figures)})  # fmt: skip
@@ -197,7 +197,7 @@ class Run:
 
     def _manifest_lock(self) -> contextlib.AbstractContextManager[None]:
         """Nobody else writes the manifest within the block: what is read there is still so when it is written."""
-        return locked(self.path / ".manifest.lock", "labkit, for a moment", MANIFEST_PATIENCE)
+        return locked(self.path / ".manifest.lock", "labkit, for a moment", MANIFEST_LOCK_TIMEOUT)
 
     def _write_params(self) -> None:
         import yaml
@@ -235,7 +235,7 @@ def differing(written: Path, params: Params) -> list[str]:
     return [
         name
         for name in {**there, **here}
-        if name not in FREE and there.get(name, defaults.get(name)) != here.get(name, "absent")
+        if name not in CHANGEABLE and there.get(name, defaults.get(name)) != here.get(name, "absent")
     ]
 
 

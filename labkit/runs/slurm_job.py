@@ -1,7 +1,7 @@
-"""A job: `labkit run` of one run on a machine that a scheduler lends, and the record of what became of it.
+"""A job of SLURM or of this machine: `labkit run` of one run, requeued when it is preempted, and the record of its events.
 
 The job is a thin process around the command. When the scheduler gives notice, it asks the command to stop, waits until the
-newest step is saved, and is put back into the queue. What it notes in the run's directory is all that `labkit status` needs.
+newest step is saved, and is requeued. The events that it appends to job.jsonl in the run's directory serve `labkit status`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from labkit.files import open_lock, without_locks
+from labkit.files import no_locks_error, open_lock
 
-RECORD = "job.jsonl"
-"""File of a run's directory: a line for each thing that happened to its jobs."""
-ACTIVE = (
+EVENTS_FILE = "job.jsonl"
+"""In a run's directory: a line of JSON for each event of its jobs."""
+ACTIVE_STATES = (
     "PENDING",
     "CONFIGURING",
     "RUNNING",
@@ -36,13 +36,13 @@ ACTIVE = (
     "SUSPENDED",
     "STOPPED",
 )
-"""Words of `squeue` and `sacct` for jobs that hold their place."""
-LOCAL_STARTS = 6
-"""How often submitit starts a local job; told to requeue it once more, it drops it without a word."""
-GRACE = 15.0
+"""States of `squeue` and `sacct` of jobs that run or wait to run."""
+MAX_LOCAL_STARTS = 6
+"""How often submitit starts a local job; asked to requeue it once more, it drops it silently."""
+SHUTDOWN_GRACE = 15.0
 """Seconds that a cancelled command has to write its notebook; SLURM waits for 30 before it kills all."""
-ANSWER = 60.0
-"""Seconds that SLURM has to answer."""
+SLURM_TIMEOUT = 60.0
+"""Seconds that a command of SLURM may take."""
 
 
 class JobError(RuntimeError):
@@ -69,27 +69,27 @@ class RunJob:
 
     def __call__(self) -> None:
         """Run to the end; raises JobError when the command fails."""
-        signal.signal(signal.SIGTERM, _cancel)  # submitit lets it pass, and nothing could then end a local job
+        signal.signal(signal.SIGTERM, _on_sigterm)  # submitit lets it pass, and nothing could then end a local job
         overrides = [word for name, value in self.overrides.items() for word in ("-p", name, value)]
         command = [sys.executable, "-m", "labkit", "run", str(self.folder / "params.yaml"), *overrides]
         changed = {**os.environ, **self.environment}
         environment = {name: value for name, value in changed.items() if value is not None}
         try:
-            _await_turn()
-            self._note("started", host=socket.gethostname(), process=os.getpid())
+            _wait_for_turn()
+            self._record("started", host=socket.gethostname(), process=os.getpid())
             self.process = subprocess.Popen(command, cwd=self.root, env=environment)
             # Not Popen.wait: the notice may come while it holds the lock that `checkpoint` would need.
             os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
             code = self.process.wait()
             if code:
                 raise JobError(f"labkit run ended with exit code {code}")
-            self._note("finished")
+            self._record("finished")
         except Exception as error:
-            self._note("failed", why=str(error))
+            self._record("failed", why=str(error))
             raise
         except BaseException:
             if not self.noticed:
-                self._note("terminated")
+                self._record("terminated")
             raise
         finally:
             if self.process is not None:
@@ -101,7 +101,7 @@ class RunJob:
         if not self.noticed:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(GRACE)
+                self.process.wait(SHUTDOWN_GRACE)
         self.process.kill()
         self.process.wait()
 
@@ -119,27 +119,27 @@ class RunJob:
         if self.process is not None:
             self.process.send_signal(signal.SIGUSR2)
             deadline = time.monotonic() + self.patience
-            while (ended := _ended(self.process.pid)) is None and time.monotonic() < deadline:
+            while (ended := _exit_status(self.process.pid)) is None and time.monotonic() < deadline:
                 time.sleep(0.2)
             how = {
                 None: f"the run did not stop in {self.patience:g} s",
                 os.EX_TEMPFAIL: "the run had saved and stopped",
             }.get(ended, f"the run had ended with exit code {ended}")
-        if self.start >= LOCAL_STARTS and JobEnvironment().cluster == "local":
+        if self.start >= MAX_LOCAL_STARTS and JobEnvironment().cluster == "local":
             raise JobError(
                 f"{how}, and a local job is started {self.start} times at most; submit it again with more --time"
             )
         if self.process is not None:
-            self._note("requeued", how=how)
+            self._record("requeued", how=how)
         return DelayedSubmission(dataclasses.replace(self, process=None, noticed=False, start=self.start + 1))
 
-    def _note(self, event: str, **details: Any) -> None:
+    def _record(self, event: str, **details: Any) -> None:
         from submitit import JobEnvironment
 
-        note(self.folder, event, job=JobEnvironment().job_id, **details)
+        record_event(self.folder, event, job=JobEnvironment().job_id, **details)
 
 
-def _await_turn() -> None:
+def _wait_for_turn() -> None:
     """On one machine the jobs of a sweep run one after another; the turn ends with this process.
 
     Raises LabError where the file system gives no locks.
@@ -155,23 +155,23 @@ def _await_turn() -> None:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError as error:
-            raise without_locks(turn, error) from None
+            raise no_locks_error(turn, error) from None
 
 
-def _cancel(*_: Any) -> None:
+def _on_sigterm(*_: Any) -> None:
     raise SystemExit(128 + signal.SIGTERM)
 
 
-def _ended(process: int) -> int | None:
+def _exit_status(process: int) -> int | None:
     """The exit code of a child, or the number of the signal that ended it; None while it runs."""
     found = os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT | os.WNOHANG)
     return found and found.si_status
 
 
-def note(folder: Path, event: str, **details: Any) -> None:
-    """Add a line to the record of the run in `folder`: what happened, when, and to which job."""
+def record_event(folder: Path, event: str, **details: Any) -> None:
+    """Append an event to job.jsonl of the run in `folder`: what happened, when, and to which job."""
     line = {"event": event, "time": datetime.now(UTC).isoformat(timespec="seconds"), **details}
-    with (folder / RECORD).open("a", encoding="utf-8") as file:
+    with (folder / EVENTS_FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 
@@ -197,13 +197,13 @@ class Job(NamedTuple):
     def active(self) -> bool:
         """Whether it runs or waits to run."""
         if self.state is not None:
-            return self.state in ACTIVE
+            return self.state in ACTIVE_STATES
         return self.event in ("submitted", "started", "requeued")
 
 
 def read_job(folder: Path) -> Job | None:
     """The newest job of the run in `folder`, or None when it was never submitted."""
-    path = folder / RECORD
+    path = folder / EVENTS_FILE
     if not path.is_file():
         return None
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -230,7 +230,7 @@ def _scheduler_state(job: str, cluster: str, host: str) -> str | None:
         except OSError:
             return "GONE"
         return "RUNNING" if b"submitit.local._local" in command else "GONE"  # else a stranger has the number now
-    queue = _ask("squeue", "-h", "-o", "%T", "-j", job)
+    queue = _slurm("squeue", "-h", "-o", "%T", "-j", job)
     if queue is None:
         return None
     if queue.stdout.split():
@@ -239,16 +239,16 @@ def _scheduler_state(job: str, cluster: str, host: str) -> str | None:
         return None  # the controller does not answer
     # The queue forgets a job some minutes after its end. Not every cluster keeps accounts, and where they do not answer
     # it is certain all the same that the job is over.
-    accounts = _ask("sacct", "-n", "-X", "-P", "-o", "State", "-j", job)
+    accounts = _slurm("sacct", "-n", "-X", "-P", "-o", "State", "-j", job)
     words = accounts.stdout.split() if accounts and not accounts.returncode else []
     return words[0] if words else "GONE"  # "CANCELLED by 1000" is CANCELLED
 
 
-def _ask(*command: str) -> subprocess.CompletedProcess[str] | None:
-    """What one of SLURM's commands answers, or None where it is not at hand or hangs."""
+def _slurm(*command: str) -> subprocess.CompletedProcess[str] | None:
+    """The completed command of SLURM, or None where it is not installed or hangs."""
     if shutil.which(command[0]) is None:
         return None
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=ANSWER)
+        return subprocess.run(command, capture_output=True, text=True, timeout=SLURM_TIMEOUT)
     except subprocess.TimeoutExpired:
         return None

@@ -1,6 +1,6 @@
-"""Status: how far a run is, on whatever machine it works, read from what it writes into its directory.
+"""Status: how far a run is, on whatever machine it works, read from its manifest, progress file, log and job events.
 
-Nothing is asked of the run itself. SLURM is asked for the job's state where its commands are at hand.
+SLURM is asked for the job's state where its commands are installed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabError
-from labkit.files import TAKEN
+from labkit.files import LOCK_HELD
 from labkit.progress import PROGRESS_FILE, duration, read_step
 from labkit.runs.log import LOG_FILE, tail
 from labkit.runs.results import MODELS
@@ -138,7 +138,7 @@ def _held(lock: Path) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
-        return error.errno in TAKEN
+        return error.errno in LOCK_HELD
     finally:
         os.close(handle)
     return False

@@ -1,4 +1,4 @@
-"""Submission: a run, or a sweep of runs, given to SLURM or to this machine, as one job each for all five notebooks.
+"""Submitting a run, or a sweep of runs, to SLURM or to this machine, as one job each for all five notebooks.
 
 Everything that can be wrong is checked here, while somebody is looking. On SLURM the job is the batch script itself, on
 the first node: there the notebooks run, and only training spreads to the other nodes, by steps of its own. So the notice
@@ -24,9 +24,9 @@ from labkit.errors import LabError
 from labkit.params import Params, read_params
 from labkit.runs.project import notebooks_of
 from labkit.runs.run import STAGES, Run
-from labkit.runs.slurm_job import RunJob, note, read_job
+from labkit.runs.slurm_job import RunJob, read_job, record_event
 
-ONLY_SLURM = ("cpus", "memory", "partition", "account", "qos", "options")
+SLURM_ONLY = ("cpus", "memory", "partition", "account", "qos", "options")
 """Resources that mean nothing on this machine."""
 
 
@@ -132,7 +132,7 @@ def submit(
     """
     executor_class = _executor_class(resources, local)
     environment = _gpus_in_sight(resources.gpus) if local else {}
-    if local and (idle := [name for name in ONLY_SLURM if getattr(resources, name)]):
+    if local and (idle := [name for name in SLURM_ONLY if getattr(resources, name)]):
         say(f"{', '.join(idle)}: only SLURM heeds it, --local does not")
     name = read_params(params_file, {**overrides, "processes": "1"}).run
     variants = sweep(name, sweeps)
@@ -170,7 +170,7 @@ def submit(
     for run, job in zip(waiting, submitted, strict=True):
         size = f"{resources.nodes} x {resources.gpus} GPUs" if resources.gpus else _without_gpus(run.params, local)
         log = str(job.paths.stdout)
-        note(run.path, "submitted", job=job.job_id, cluster=cluster, log=log, host=socket.gethostname())
+        record_event(run.path, "submitted", job=job.job_id, cluster=cluster, log=log, host=socket.gethostname())
         work = f"{cluster} job {job.job_id}, {size}, {_processes_text(run.params.processes)}"
         say(f"{run.params.run}: {work}; labkit status {_shown(run)}")
     return [job.job_id for job in submitted]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from labkit.files import replacing
 from labkit.params import Params
 from labkit.runs.workbench import Workbench
-from labkit.stages.distributed.launcher_variables import WORKERS
+from labkit.stages.distributed.launcher_variables import WORKER_FOLDER_VARIABLE
 from labkit.stages.distributed.process_group import process_group
 
 
@@ -42,7 +42,7 @@ class WorkerTask(NamedTuple):
 def main(file: Path) -> None:
     """Do this worker's shard of the task in `file`."""
     task = WorkerTask(**json.loads(file.read_text(encoding="utf-8")))
-    with process_group(Path(os.environ[WORKERS]), task.params["device"]) as events:
+    with process_group(Path(os.environ[WORKER_FOLDER_VARIABLE]), task.params["device"]) as events:
         bench: Workbench = Workbench.open(Params.build(task.params))
         bench.seed_everything()
         bench.run_task(task.task, bench.load(task.stage), events, **task.arguments)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from labkit.chain.anchors import AnchorChain, parse
 from labkit.chain.metrics import chain_figures
 from labkit.chain.question_answering import answering_figures
-from labkit.chain.rewards import TERMS, Ledger, RewardSpec, score_chain
+from labkit.chain.rewards import TERMS, RewardBreakdown, RewardSpec, score_chain
 from labkit.data.moments import Moment
 from labkit.param_fields import GrpoParams
 from labkit.params import Params
@@ -26,7 +26,7 @@ def stage_params(params: Params, stage: str) -> Params:
     """
     if stage != "grpo_final":
         return params
-    return replace(params, grpo_steps=params.final_steps, stop_anchor_rate=1.0, stop_progress=1.0)
+    return params.replace(grpo_steps=params.final_steps, stop_anchor_rate=1.0, stop_progress=1.0)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class ScoredCompletion(NamedTuple):
     tokens: int
     finished: bool
     chain: AnchorChain
-    rewards: Ledger
+    rewards: RewardBreakdown
 
 
 def score_completion(

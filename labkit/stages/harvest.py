@@ -140,12 +140,12 @@ def harvest(
         for index, completion in enumerate(completions):
             moment, prompt = part_moments[index // samples], prompts[index // samples]
             chain = parse(completion.text, finished=completion.finished, options=len(moment.options))
-            ledger = score_chain(chain, moment.windows, moment.duration, spec, moment.choice)
-            terms: dict[str, Any] = {f"reward_{term}": value for term, value in ledger.terms.items()}
+            breakdown = score_chain(chain, moment.windows, moment.duration, spec, moment.choice)
+            terms: dict[str, Any] = {f"reward_{term}": value for term, value in breakdown.terms.items()}
             rollouts.append(Rollout(
                 run=run, stage="distill", step=part, qid=moment.qid, sample=index % samples, seed=seed,
                 checkpoint=policy.name, text=completion.text, status=chain.status,
-                **terms, total=ledger.total, advantage=0.0, prompt_tokens=len(prompt.ids),
+                **terms, total=breakdown.total, advantage=0.0, prompt_tokens=len(prompt.ids),
                 completion_tokens=len(completion.ids), finished=completion.finished, spec=spec,
             ))  # fmt: skip
         store.write(part, rollouts, provenance.note())

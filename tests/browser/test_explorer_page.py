@@ -51,10 +51,10 @@ def look(open_page: Callable[..., WatchedPage], tmp_path: Path) -> Callable[...,
 
 def rollout(qid: str, step: int, sample: int, text: str, stage: str = "grpo", **changes: Any) -> Rollout:
     chain = parse(text)
-    ledger = score_chain(chain, [TRUTH], DURATION, RewardSpec())
-    told: dict[str, Any] = {f"reward_{term}": value for term, value in ledger.terms.items()}
+    breakdown = score_chain(chain, [TRUTH], DURATION, RewardSpec())
+    told: dict[str, Any] = {f"reward_{term}": value for term, value in breakdown.terms.items()}
     told |= {"run": "r", "stage": stage, "step": step, "qid": qid, "sample": sample, "seed": 0, "checkpoint": "base"}
-    told |= {"text": text, "status": chain.status, "total": ledger.total, "advantage": 0.0}
+    told |= {"text": text, "status": chain.status, "total": breakdown.total, "advantage": 0.0}
     return Rollout(**(told | {"prompt_tokens": 9, "completion_tokens": 20, "finished": True} | changes))
 
 
@@ -101,7 +101,9 @@ def test_it_opens_with_the_narrowing_chain_and_its_frame(look: Callable[..., Wat
         "anchor 2: 1.0 to 5.0 s, IoU 0.50",
         "answer: 2.0 to 4.0 s, IoU 1.00",
     ]
-    assert "steps worth 0.50 1.00" in shown.text(".lk-ledger") and "× 0.75" in shown.text(".lk-ledger")
+    assert "steps worth 0.50 1.00" in shown.text(".lk-reward-breakdown") and "× 0.75" in shown.text(
+        ".lk-reward-breakdown"
+    )
     assert "3.88" in shown.text(".lk-side") or "3.87" in shown.text(".lk-side")
 
 
@@ -111,7 +113,7 @@ def test_a_total_that_no_known_weights_explain_is_shown_without_weights_and_says
     """As rollouts of a store from before they knew what they were paid by."""
     paid = [rollout("q0", 5, sample, NARROW, total=total) for sample, total in enumerate((2.5, 1.5))]
     shown = look(widget_page(explore(paid, moments, clips=1)))
-    assert "× ?" in shown.text(".lk-ledger") and "× 0.75" not in shown.text(".lk-ledger")
+    assert "× ?" in shown.text(".lk-reward-breakdown") and "× 0.75" not in shown.text(".lk-reward-breakdown")
     assert "do not say what they were paid by" in shown.text(".lk-side")
 
 

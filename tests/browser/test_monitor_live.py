@@ -39,10 +39,10 @@ watch = views.Monitor("grpo", {STEPS}, store, asked)
 def chain(step, sample):
     moment = asked[step % 3]
     text = render([Span(0, 8), Span(1, 6 - sample)], Span(2, 4 + sample / 2), [f"step {{step}}", "near", "so"])
-    ledger = score_chain(parse(text), moment.windows, moment.duration, RewardSpec())
-    earned = {{f"reward_{{term}}": value for term, value in ledger.terms.items()}}
+    breakdown = score_chain(parse(text), moment.windows, moment.duration, RewardSpec())
+    earned = {{f"reward_{{term}}": value for term, value in breakdown.terms.items()}}
     told = dict(run="r", stage="grpo", step=step, qid=moment.qid, sample=sample, seed=0, checkpoint="base", text=text)
-    told |= dict(status="ok", total=ledger.total, advantage=0.0, prompt_tokens=9, completion_tokens=9, finished=True)
+    told |= dict(status="ok", total=breakdown.total, advantage=0.0, prompt_tokens=9, completion_tokens=9, finished=True)
     return Rollout(**earned, **told)
 
 for step in range(1, {STEPS} + 1):

@@ -107,12 +107,12 @@ def check_chain(text: str, chain: AnchorChain) -> None:
 def check_rewards(chain: AnchorChain) -> None:
     """No text earns more than an honest chain, and nothing that isn't a number."""
     for spec in SPECS:
-        ledger = score_chain(chain, [TRUTH], DURATION, spec)
-        assert all(-1 <= value <= 1 for value in ledger.terms.values()), chain.text
-        assert all(ledger.reasons[term] for term in ledger.terms)
-        assert math.isfinite(ledger.total)
-        assert ledger.total <= sum(spec.weights.values())
-        assert ledger.total <= BEST[id(spec)], chain.text
+        breakdown = score_chain(chain, [TRUTH], DURATION, spec)
+        assert all(-1 <= value <= 1 for value in breakdown.terms.values()), chain.text
+        assert all(breakdown.reasons[term] for term in breakdown.terms)
+        assert math.isfinite(breakdown.total)
+        assert breakdown.total <= sum(spec.weights.values())
+        assert breakdown.total <= BEST[id(spec)], chain.text
 
 
 @given(texts(), st.booleans())

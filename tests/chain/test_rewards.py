@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -16,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from labkit.chain.anchors import parse, render
-from labkit.chain.rewards import TERMS, WORST, Ledger, RewardSpec, score_chain, timer1_iou
+from labkit.chain.rewards import MISSING_PENALTY, TERMS, RewardBreakdown, RewardSpec, score_chain, timer1_iou
 from labkit.chain.spans import Span, iou, soft_iou
 from labkit.chain.steps import FULL_GAIN, copies, is_copy, is_step
 from labkit.errors import LabError
@@ -31,7 +30,7 @@ BOTH = pytest.mark.parametrize("spec", STAGES, ids=["stage 1", "stage 3"])
 EVEN = dict.fromkeys(TERMS, 1.0)
 
 
-def score(anchors, answer, spec=None, windows=(TRUTH,)) -> Ledger:
+def score(anchors, answer, spec=None, windows=(TRUTH,)) -> RewardBreakdown:
     return score_chain(parse(render(anchors, answer)), list(windows), DURATION, spec)
 
 
@@ -43,13 +42,13 @@ def terms(anchors, answer, spec=None) -> dict[str, float]:
 
 
 def test_a_chain_by_hand():
-    ledger = score([QUARTER, HALF], EIGHT)
-    assert ledger.terms["format"] == 1.0
-    assert ledger.terms["answer"] == pytest.approx(0.8)
-    assert ledger.terms["anchors"] == pytest.approx((1 * 0.25 + 2 * 0.5) / 3)
-    assert ledger.terms["progress"] == pytest.approx((0.5 + 1) / 2)  # the first step starts at half of a right span
-    assert ledger.total == pytest.approx(1 + 2 * 0.8 + 0.75 * 1.25 / 3 + 0.75 * 0.75)
-    assert tuple(ledger.terms) == tuple(ledger.reasons) == TERMS
+    breakdown = score([QUARTER, HALF], EIGHT)
+    assert breakdown.terms["format"] == 1.0
+    assert breakdown.terms["answer"] == pytest.approx(0.8)
+    assert breakdown.terms["anchors"] == pytest.approx((1 * 0.25 + 2 * 0.5) / 3)
+    assert breakdown.terms["progress"] == pytest.approx((0.5 + 1) / 2)  # the first step starts at half of a right span
+    assert breakdown.total == pytest.approx(1 + 2 * 0.8 + 0.75 * 1.25 / 3 + 0.75 * 0.75)
+    assert tuple(breakdown.terms) == tuple(breakdown.reasons) == TERMS
 
 
 @pytest.mark.parametrize(
@@ -70,15 +69,15 @@ def test_format_is_all_or_nothing(text, earned, why):
 
 def test_format_is_lost_at_the_token_limit():
     chain = parse(render([HALF, EIGHT], FULL), finished=False)
-    ledger = score_chain(chain, [TRUTH], DURATION)
-    assert (ledger.terms["format"], ledger.reasons["format"]) == (0.0, "status cut_off")
+    breakdown = score_chain(chain, [TRUTH], DURATION)
+    assert (breakdown.terms["format"], breakdown.reasons["format"]) == (0.0, "status cut_off")
 
 
 def test_the_plain_control_is_not_asked_for_anchors_but_its_terms_are_recorded():
     plain = RewardSpec(weights={**EVEN, "anchors": 0, "progress": 0}, min_anchors=0)
-    ledger = score([], EIGHT, plain)
-    assert ledger.total == pytest.approx(1.8)
-    assert (ledger.terms["anchors"], ledger.terms["progress"]) == (WORST, 0.0)
+    breakdown = score([], EIGHT, plain)
+    assert breakdown.total == pytest.approx(1.8)
+    assert (breakdown.terms["anchors"], breakdown.terms["progress"]) == (MISSING_PENALTY, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +142,7 @@ def test_an_anchor_counts_no_more_than_the_answer():
 def test_no_answer_is_worth_less_than_the_worst_answer():
     far = Span(59, 60)
     silent, wrong = terms([HALF, EIGHT], None), terms([HALF, EIGHT], far)
-    assert silent["answer"] == WORST == -1.0
+    assert silent["answer"] == MISSING_PENALTY == -1.0
     assert wrong["answer"] == pytest.approx(-39 / 50)
     assert silent["answer"] < wrong["answer"]
     assert silent["progress"] <= wrong["progress"]
@@ -154,7 +153,7 @@ def test_no_answer_is_worth_less_than_the_worst_answer():
 
 def test_no_anchor_is_worth_less_than_the_worst_anchor():
     far = Span(59, 60)
-    assert terms([], FULL)["anchors"] == WORST == -1.0
+    assert terms([], FULL)["anchors"] == MISSING_PENALTY == -1.0
     assert terms([far, far], FULL)["anchors"] == pytest.approx(-39 / 50)
     assert terms([], FULL)["progress"] == 0.0
 
@@ -178,12 +177,12 @@ def test_any_answer_beats_none_and_any_anchor_beats_none(pairs):
 
 def test_a_reversed_answer_is_unparsed_and_not_turned_round():
     chain = parse("<think></think><answer>20 to 10</answer>")
-    assert score_chain(chain, [TRUTH], DURATION).terms["answer"] == WORST
+    assert score_chain(chain, [TRUTH], DURATION).terms["answer"] == MISSING_PENALTY
 
 
 def test_reversed_anchors_are_no_anchors():
     chain = parse("<think><timestamp>20 to 10</timestamp></think><answer>10 to 20</answer>")
-    assert score_chain(chain, [TRUTH], DURATION).terms["anchors"] == WORST
+    assert score_chain(chain, [TRUTH], DURATION).terms["anchors"] == MISSING_PENALTY
 
 
 # --- the video's ends
@@ -204,9 +203,13 @@ def test_stretching_a_miss_beyond_the_video_does_not_raise_it():
 
 def test_a_span_wholly_outside_the_video_is_worth_what_silence_is():
     outside = Span(61, 90)
-    ledger = score([outside, outside], outside)
-    assert (ledger.terms["answer"], ledger.terms["anchors"], ledger.terms["progress"]) == (WORST, WORST, 0.0)
-    assert ledger.reasons["answer"] == "answer lies outside the video of 60 s"
+    breakdown = score([outside, outside], outside)
+    assert (breakdown.terms["answer"], breakdown.terms["anchors"], breakdown.terms["progress"]) == (
+        MISSING_PENALTY,
+        MISSING_PENALTY,
+        0.0,
+    )
+    assert breakdown.reasons["answer"] == "answer lies outside the video of 60 s"
 
 
 def test_stretching_inside_the_video_never_turns_a_miss_into_a_gain():
@@ -269,8 +272,8 @@ def test_malformed_and_misplaced_anchors_earn_nothing():
         good.replace("</think>", "</think><think><timestamp>10 to 20</timestamp></think>"),
         "<timestamp>10 to 20</timestamp>" + good,
     ):
-        ledger = score_chain(parse(cheat), [TRUTH], DURATION)
-        assert ledger.terms == score([HALF], FULL).terms | {"format": 0.0}, cheat
+        breakdown = score_chain(parse(cheat), [TRUTH], DURATION)
+        assert breakdown.terms == score([HALF], FULL).terms | {"format": 0.0}, cheat
 
 
 def test_a_second_answer_is_no_second_try():
@@ -322,8 +325,8 @@ def test_a_copy_is_never_a_step_wherever_the_truth_lies(truth, span, left, right
 
 def pays(anchors, answer, spec) -> float:
     """What anchors and progress add to the total."""
-    ledger = score(anchors, answer, spec)
-    return sum(spec.weights[term] * ledger.terms[term] for term in ("anchors", "progress"))
+    breakdown = score(anchors, answer, spec)
+    return sum(spec.weights[term] * breakdown.terms[term] for term in ("anchors", "progress"))
 
 
 @BOTH
@@ -413,8 +416,8 @@ def test_time_has_no_scale(anchors, answer, factor):
         return Span(span.start * factor, span.end * factor)
 
     chain = parse(render([scaled(span) for span in anchors], scaled(answer)))
-    ledger = score_chain(chain, [scaled(TRUTH)], DURATION * factor)
-    assert ledger.total == pytest.approx(score(anchors, answer).total, abs=1e-6)
+    breakdown = score_chain(chain, [scaled(TRUTH)], DURATION * factor)
+    assert breakdown.total == pytest.approx(score(anchors, answer).total, abs=1e-6)
 
 
 # --- one place of defaults
@@ -422,7 +425,7 @@ def test_time_has_no_scale(anchors, answer, factor):
 
 def test_the_default_spec_is_what_default_parameters_pay():
     assert RewardSpec() == RewardSpec.of(RewardParams()) == RewardSpec.of(DEFAULTS)
-    changed = replace(DEFAULTS, anchors_weight=0.25, final_progress_weight=3.0, answer_reward="iou", max_anchors=3)
+    changed = DEFAULTS.replace(anchors_weight=0.25, final_progress_weight=3.0, answer_reward="iou", max_anchors=3)
     assert RewardSpec.of(changed).weights["anchors"] == 0.25
     assert RewardSpec.of(changed, final=True) == RewardSpec(
         {**RewardSpec().weights, "anchors": 0.25, "progress": 3.0}, "iou", 2, 3
@@ -437,7 +440,7 @@ def test_a_spec_survives_as_plain_data():
 # --- options
 
 
-def chosen(text: str, choice: int | None, spec: RewardSpec | None = None) -> Ledger:
+def chosen(text: str, choice: int | None, spec: RewardSpec | None = None) -> RewardBreakdown:
     return score_chain(parse(text, options=0 if choice is None else 4), [TRUTH], DURATION, spec, choice)
 
 
@@ -450,9 +453,9 @@ def chosen(text: str, choice: int | None, spec: RewardSpec | None = None) -> Led
     ],
 )
 def test_the_option_is_right_or_worth_nothing(option, value, reason, why):
-    ledger = chosen(render([HALF, EIGHT], FULL, option=option), 1)
-    assert (ledger.terms["option"], ledger.reasons["option"]) == (value, reason), why
-    assert ledger.terms["format"] == (option is not None), "the form asks for an option"
+    breakdown = chosen(render([HALF, EIGHT], FULL, option=option), 1)
+    assert (breakdown.terms["option"], breakdown.reasons["option"]) == (value, reason), why
+    assert breakdown.terms["format"] == (option is not None), "the form asks for an option"
 
 
 def test_the_right_option_adds_its_weight_and_touches_no_other_term():
@@ -465,9 +468,9 @@ def test_the_right_option_adds_its_weight_and_touches_no_other_term():
 def test_without_options_the_term_is_nothing_whatever_its_weight():
     text = render([QUARTER, HALF], EIGHT)
     for weight in (0.0, 1.0, 100.0):
-        ledger = chosen(text, None, RewardSpec({**EVEN, "option": weight}))
-        assert ledger.terms["option"] == 0.0 and ledger.reasons["option"] == "no options to choose from"
-        assert ledger.total == pytest.approx(1 + 0.8 + 1.25 / 3 + 0.75)
+        breakdown = chosen(text, None, RewardSpec({**EVEN, "option": weight}))
+        assert breakdown.terms["option"] == 0.0 and breakdown.reasons["option"] == "no options to choose from"
+        assert breakdown.total == pytest.approx(1 + 0.8 + 1.25 / 3 + 0.75)
 
 
 @pytest.mark.parametrize(
@@ -479,8 +482,8 @@ def test_without_options_the_term_is_nothing_whatever_its_weight():
     ],
 )
 def test_several_options_lose_the_form(cheat, value, why):
-    ledger = chosen(render([HALF, EIGHT], FULL) + cheat, 1)
-    assert (ledger.terms["format"], ledger.terms["option"]) == (0.0, value), why
+    breakdown = chosen(render([HALF, EIGHT], FULL) + cheat, 1)
+    assert (breakdown.terms["format"], breakdown.terms["option"]) == (0.0, value), why
 
 
 @given(st.lists(SECONDS, max_size=4), st.one_of(st.none(), SECONDS), st.integers(0, 3))
@@ -494,10 +497,10 @@ def test_any_option_pays_at_least_what_none_pays_and_the_right_one_more(anchors,
 
 
 def test_the_best_of_several_windows_counts_for_each_step_and_is_named():
-    ledger = score([Span(40, 60), Span(45, 55)], Span(10, 20), windows=(TRUTH, Span(45, 50)))
-    assert ledger.terms["anchors"] == pytest.approx((5 / 20 + 2 * 0.5) / 3)
-    assert ledger.terms["progress"] == pytest.approx((0.5 + 1) / 2)
-    assert ledger.reasons["answer"] == "soft_iou 1.000, window 1 of 2"
+    breakdown = score([Span(40, 60), Span(45, 55)], Span(10, 20), windows=(TRUTH, Span(45, 50)))
+    assert breakdown.terms["anchors"] == pytest.approx((5 / 20 + 2 * 0.5) / 3)
+    assert breakdown.terms["progress"] == pytest.approx((0.5 + 1) / 2)
+    assert breakdown.reasons["answer"] == "soft_iou 1.000, window 1 of 2"
 
 
 @pytest.mark.parametrize(

@@ -149,9 +149,9 @@ def test_every_rollout_is_recorded_and_the_history_agrees(policy, source, moment
     for rollout in first:
         chain = parse(rollout.text, finished=rollout.finished)
         moment = next(m for m in moments if m.qid == rollout.qid)
-        ledger = score_chain(chain, moment.windows, moment.duration, small.SPEC)
-        assert rollout.status == chain.status and rollout.total == ledger.total
-        assert [getattr(rollout, f"reward_{term}") for term in TERMS] == list(ledger.terms.values())
+        breakdown = score_chain(chain, moment.windows, moment.duration, small.SPEC)
+        assert rollout.status == chain.status and rollout.total == breakdown.total
+        assert [getattr(rollout, f"reward_{term}") for term in TERMS] == list(breakdown.terms.values())
         assert rollout.prompt_tokens == len(source[rollout.qid].ids)
     given = torch.cat([inputs["advantages"] for inputs in loss_inputs])
     assert [r.advantage for r in rollouts] == given.tolist()

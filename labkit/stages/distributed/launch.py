@@ -21,7 +21,7 @@ from typing import Any
 
 from labkit import errors
 from labkit.errors import LabError
-from labkit.stages.distributed.launcher_variables import WORKERS, without_launchers
+from labkit.stages.distributed.launcher_variables import WORKER_FOLDER_VARIABLE, without_launchers
 from labkit.stages.distributed.process_group import RENDEZVOUS_FILE, node_count
 
 POLL_INTERVAL = 0.05
@@ -132,7 +132,7 @@ def _start(command: Sequence[str], workers: Sequence[Worker], cwd: Path | None) 
     # Whoever started the notebook's process meant that one. srun's variables stay: srun itself and `process_rank` read them.
     environment = without_launchers(os.environ, but=("srun",))
     # What a worker writes goes into a log in UTF-8, whatever the terminal is.
-    environment |= {WORKERS: str(workers[0].folder), "PYTHONIOENCODING": "utf-8"}
+    environment |= {WORKER_FOLDER_VARIABLE: str(workers[0].folder), "PYTHONIOENCODING": "utf-8"}
     world, machines = len(workers), node_count()
     if machines > 1:
         if world % machines:

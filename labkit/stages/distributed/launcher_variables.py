@@ -1,4 +1,4 @@
-"""Launchers' variables: what torchrun, mpirun, srun, accelerate and DeepSpeed put into the environment of what they start.
+"""Launchers' environment variables: what torchrun, mpirun, srun, accelerate and DeepSpeed set for the processes they start.
 
 Trainers read there that they are one of several processes, and of which number type. A stage that works in the notebook's own
 process is neither: under torchrun's variables it would wait for ever for processes that nobody started, under MPI's it would end
@@ -11,8 +11,8 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-WORKERS = "LABKIT_WORKERS"
-"""Variable that only labkit's own worker processes have: their numbers are meant."""
+WORKER_FOLDER_VARIABLE = "LABKIT_WORKERS"
+"""Set for labkit's own worker processes alone, to the folder of their files: their RANK and WORLD_SIZE are meant."""
 LAUNCHERS: dict[str, tuple[str, ...]] = {
     "torchrun": (
         "RANK",
@@ -69,7 +69,7 @@ def single_process() -> Iterator[None]:
 
     accelerate keeps what it once read for the whole process, so it is made to read anew. Nothing happens in a worker.
     """
-    if WORKERS in os.environ:
+    if WORKER_FOLDER_VARIABLE in os.environ:
         yield
         return
     before = {name: os.environ.pop(name) for names in launcher_variables(os.environ).values() for name in names}

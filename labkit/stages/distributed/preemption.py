@@ -1,8 +1,8 @@
-"""Stopping: a run that is asked to end saves where it is at its next step, and ends there.
+"""Preemption: a run that is asked to stop saves a checkpoint at its next step, and ends there.
 
-A scheduler gives notice before it takes a machine back. `labkit run` hears it as SIGUSR2 and makes a file; kernels and
-workers, on whatever node, know its name from the environment and look for it between two steps. A signal would have to
-find its way to each of them and could hit any line; a file is looked for where a checkpoint is whole.
+A scheduler sends SIGUSR2 to `labkit run` before it takes a machine back, which makes a stop file; kernels and workers, on
+whatever node, know its name from the environment and look for it between two steps. A signal would have to be forwarded to
+each of them and could interrupt any line; a file is looked for where a checkpoint is whole.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 
 from labkit.errors import Stopped, Terminated
 
-VARIABLE = "LABKIT_STOP_FILE"
+STOP_FILE_VARIABLE = "LABKIT_STOP_FILE"
 """Environment variable with the file that asks a run to stop; without it nothing does."""
 
 
-ENDING = (signal.SIGTERM, signal.SIGHUP)
-"""Signals that end a process from outside: `kill`, `scancel`, and a terminal that is closed."""
+TERMINATION_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+"""What ends a process from outside: `kill`, `scancel`, and a terminal that is closed."""
 
 
 @contextmanager
@@ -32,11 +32,11 @@ def handle_preemption(file: Path) -> Iterator[None]:
     SIGTERM and SIGHUP raise Terminated, the first time, so that what was reached can still be written.
     """
     file.unlink(missing_ok=True)
-    before, os.environ[VARIABLE] = os.environ.get(VARIABLE), str(file)
+    before, os.environ[STOP_FILE_VARIABLE] = os.environ.get(STOP_FILE_VARIABLE), str(file)
     handlers: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():  # only there may Python handle signals
         handlers[signal.SIGUSR2] = signal.signal(signal.SIGUSR2, lambda *_: file.touch())
-        for number in ENDING:
+        for number in TERMINATION_SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish
                 handlers[number] = signal.signal(number, _terminate)
     try:
@@ -46,25 +46,25 @@ def handle_preemption(file: Path) -> Iterator[None]:
             signal.signal(number, handler)
         file.unlink(missing_ok=True)
         if before is None:
-            del os.environ[VARIABLE]
+            del os.environ[STOP_FILE_VARIABLE]
         else:
-            os.environ[VARIABLE] = before
+            os.environ[STOP_FILE_VARIABLE] = before
 
 
 def _terminate(number: int, _: Any) -> None:
-    for each in ENDING:
+    for each in TERMINATION_SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     raise Terminated(number)
 
 
 def stop_requested() -> bool:
-    """Whether this process has been asked to stop."""
-    file = os.environ.get(VARIABLE)
+    """Whether the stop file of this process's run exists."""
+    file = os.environ.get(STOP_FILE_VARIABLE)
     return file is not None and os.path.exists(file)
 
 
 def stop_between_parts(listener: Callable[..., Any]) -> Callable[..., None]:
-    """`listener`, called as before after each part of a work that is kept part by part; raises Stopped when asked to."""
+    """Wrap a listener that is called after each saved part of a work: it then raises Stopped when that was requested."""
 
     def listen(*arguments: Any) -> None:
         listener(*arguments)
@@ -100,7 +100,7 @@ def stop_callback() -> Any:
 
 
 def _any_process(here: bool, device: Any) -> bool:
-    """Whether it is so in any of the processes that train together; all of them must ask."""
+    """`here` of any of the processes that train together (all-reduce with MAX); all of them must call it."""
     import torch
 
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):

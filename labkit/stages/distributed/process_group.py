@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from labkit.errors import LabError
 from labkit.files import replacing
-from labkit.stages.distributed.launcher_variables import WORKERS
+from labkit.stages.distributed.launcher_variables import WORKER_FOLDER_VARIABLE
 
 RENDEZVOUS_FILE = "rendezvous.json"
 """Where rank 0 writes its host and port for the others; `launch` makes it, empty."""
@@ -49,7 +49,7 @@ def process_rank() -> ProcessRank:
     Clusters set these variables for processes of their own too; a worker is only what `launch` has started.
     """
     environment = os.environ
-    if WORKERS not in environment:
+    if WORKER_FOLDER_VARIABLE not in environment:
         return ProcessRank(0, 1, 0)
     names = (("RANK", "SLURM_PROCID"), ("WORLD_SIZE", "SLURM_NTASKS"), ("LOCAL_RANK", "SLURM_LOCALID"))
     return ProcessRank(*(int(environment.get(name) or environment[other]) for name, other in names))

@@ -291,18 +291,18 @@ def _reward_columns(
             weighed.append(0)
             continue
         paid: RewardSpec = getattr(record, "spec", None) or assumed[stage]
-        ledger = score_chain(measured.chain, moment.windows, moment.duration, paid, moment.choice)
+        breakdown = score_chain(measured.chain, moment.windows, moment.duration, paid, moment.choice)
         recorded = paid_total(record)
-        total = ledger.total if recorded is None else recorded
+        total = breakdown.total if recorded is None else recorded
         explained = 0.0
         values, why = [], []
         for term, column in columns:
             # An evaluation pays nothing: what the reward would have been is shown in its place.
-            would = ledger.terms[term]
+            would = breakdown.terms[term]
             value = would if recorded is None else getattr(record, column, would)
             explained += paid.weights[term] * value
             values.append(value)
-            why.append(texts.setdefault(ledger.reasons[term], len(texts)) if abs(value - would) < 1e-6 else 0)
+            why.append(texts.setdefault(breakdown.reasons[term], len(texts)) if abs(value - would) < 1e-6 else 0)
         earned.append(values)
         reasons.append(why)
         totals.append(total)

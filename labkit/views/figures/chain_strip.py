@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from labkit.chain.spans import Span, clip_span
-from labkit.chain.steps import way
+from labkit.chain.steps import step_direction
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.scoring.predictions import Answers
@@ -325,7 +325,7 @@ def _colors(measured: MeasuredChain) -> list[str]:
 def _compared(iou: float, before: float | None) -> str:
     if before is None:
         return f"<b>{iou:.2f}</b>"
-    mark, color = {0: ("=", style.TEXT), 1: ("▲", style.BETTER), -1: ("▼", style.WORSE)}[way(before, iou)]
+    mark, color = {0: ("=", style.TEXT), 1: ("▲", style.BETTER), -1: ("▼", style.WORSE)}[step_direction(before, iou)]
     return f'<b>{iou:.2f}</b> <span style="color:{color}">{mark}</span>'
 
 

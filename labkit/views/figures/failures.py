@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from labkit.chain.anchors import AnchorChain
 from labkit.chain.metrics import chain_ious
 from labkit.chain.spans import Span
-from labkit.chain.steps import COPY_IOU, RIGHT, copies, placed
+from labkit.chain.steps import COPY_IOU, RIGHT, clip_spans, copies
 from labkit.data.moments import Moment
 from labkit.views.figures import style
 from labkit.views.measured_chains import Records, measure_groups
@@ -70,7 +70,7 @@ def kind_by_ious(chain: AnchorChain, ious: Sequence[float], duration: float, *, 
         return ""
     if answer.middle > duration:
         return "past_the_end"
-    spans = placed(chain.steps, duration)
+    spans = clip_spans(chain.steps, duration)
     if any(copies(spans)):
         return "copied_anchor"
     if max(ious) >= right:

@@ -51,10 +51,10 @@ def rollout(text: str = GOOD, spec: RewardSpec | None = None, **changes: Any) ->
     from labkit.chain.anchors import parse
 
     chain = parse(text)
-    ledger = score_chain(chain, [TRUTH], 8.0, spec or RewardSpec(WEIGHTS))
-    told: dict[str, Any] = {f"reward_{term}": value for term, value in ledger.terms.items()}
+    breakdown = score_chain(chain, [TRUTH], 8.0, spec or RewardSpec(WEIGHTS))
+    told: dict[str, Any] = {f"reward_{term}": value for term, value in breakdown.terms.items()}
     told |= {"run": "r", "stage": "grpo", "step": 3, "qid": "q1", "sample": 0, "seed": 0, "checkpoint": "base"}
-    told |= {"text": text, "status": chain.status, "total": ledger.total, "advantage": 0.5}
+    told |= {"text": text, "status": chain.status, "total": breakdown.total, "advantage": 0.5}
     return Rollout(**(told | {"prompt_tokens": 9, "completion_tokens": 20, "finished": True} | changes))
 
 

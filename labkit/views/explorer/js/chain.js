@@ -153,7 +153,7 @@ export function rewardTable(chains, i) {
     : `advantage ${signed(advantage[i])} in its group of ${group.length}, mean ${number(mean)}`;
   return [
     h("div", { class: "lk-side-title" }, `Reward ${number(total[i])} `, h("small", {}, paid)),
-    table({ class: "lk-ledger" }, ["term", "earned", "weight", "counts", ""], ...rows.flat().filter(Boolean), sum),
+    table({ class: "lk-reward-breakdown" }, ["term", "earned", "weight", "counts", ""], ...rows.flat().filter(Boolean), sum),
     ...(weights ? [] : [h("p", { class: "lk-aside" }, OTHER_WEIGHTS)]),
   ];
 }
@@ -198,7 +198,7 @@ export function groupPanel(chains, i) {
   return [
     h("div", { class: "lk-side-title" }, "Why they differ"),
     h("p", { class: "lk-why" }, why(chains, order, known ? falls : [])),
-    table({ class: "lk-ledger lk-compare" }, [known ? "adds" : "earned", "best", "this", "worst", "all"], ...rows, line(["total"], [...totals, [""]], { class: "lk-sum" })),
+    table({ class: "lk-reward-breakdown lk-compare" }, [known ? "adds" : "earned", "best", "this", "worst", "all"], ...rows, line(["total"], [...totals, [""]], { class: "lk-sum" })),
     ...(known ? [] : [h("p", { class: "lk-aside" }, OTHER_WEIGHTS)]),
   ];
 }
@@ -257,7 +257,7 @@ export function stagesPanel(chains, i) {
   const missing = chains.names.stage.filter((stage) => !found.some((each) => each.stage === stage));
   return [
     h("div", { class: "lk-side-title" }, "This query through the stages"),
-    table({ class: "lk-ledger lk-stages-table" }, ["stage", "chains", "anchors", "mean IoU", "IoU ≥ 0.5"], ...rows),
+    table({ class: "lk-reward-breakdown lk-stages-table" }, ["stage", "chains", "anchors", "mean IoU", "IoU ≥ 0.5"], ...rows),
     missing.length ? h("p", { class: "lk-aside" }, `Not asked in: ${safeText(missing.join(", "))}.`) : "",
     chains.left ? h("p", { class: "lk-aside" }, "Counted over the chains that travelled along.") : "",
     h("p", { class: "lk-aside" }, "The bars show one chain of each stage: the selected one, else the latest step's first sample."),

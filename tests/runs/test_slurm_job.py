@@ -23,7 +23,7 @@ import pytest
 from labkit.cli import main
 from labkit.errors import LabError
 from labkit.runs.run import STAGES
-from labkit.runs.slurm_job import LOCAL_STARTS, JobError, RunJob, read_job
+from labkit.runs.slurm_job import MAX_LOCAL_STARTS, JobError, RunJob, read_job
 
 pytest.importorskip("submitit")
 from submitit import JobEnvironment  # noqa: E402
@@ -113,7 +113,7 @@ def test_what_goes_on_in_the_background_does_not_hold_the_callers_pipe(project):
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=75,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}, stdin=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode == 0 and "x: local job" in done.stdout, done.stderr
     job = read_job(project / "outputs" / "x")
@@ -145,7 +145,7 @@ def test_a_local_job_is_told_of_the_gpus_that_there_are(local, monkeypatch, caps
 def test_a_cancelled_job_lets_the_command_write_its_notebook(project, monkeypatch, writes):
     folder = project / "x"
     played(monkeypatch, folder, project / "jobs")
-    monkeypatch.setattr("labkit.runs.slurm_job.GRACE", 5.0 if writes else 0.3)
+    monkeypatch.setattr("labkit.runs.slurm_job.SHUTDOWN_GRACE", 5.0 if writes else 0.3)
     trap = "trap 'touch written; exit 143' TERM" if writes else "trap '' TERM"
     command = script(folder, f"{trap}\ntouch begun\nwhile :; do sleep 0.05; done")
     monkeypatch.setattr(sys, "executable", command)
@@ -236,7 +236,7 @@ def test_the_last_start_of_a_local_job_ends_in_words(project, monkeypatch, start
 def test_submitit_starts_a_local_job_as_often_as_is_taken_for_granted():
     from submitit.local.local import Controller
 
-    assert inspect.signature(Controller.run).parameters["max_retry"].default == LOCAL_STARTS
+    assert inspect.signature(Controller.run).parameters["max_retry"].default == MAX_LOCAL_STARTS
 
 
 @pytest.mark.usefixtures("signals")

@@ -25,13 +25,18 @@ from labkit.cli import main
 from labkit.errors import LabError, Stopped
 from labkit.params import Params
 from labkit.runs.run import STAGES, Run
-from labkit.runs.slurm_job import note, read_job
+from labkit.runs.slurm_job import read_job, record_event
 from labkit.runs.status import read_status, status_text
 from labkit.runs.submit import minutes, sweep
-from labkit.stages.distributed.preemption import VARIABLE, handle_preemption, stop_between_parts, stop_requested
+from labkit.stages.distributed.preemption import (
+    STOP_FILE_VARIABLE,
+    handle_preemption,
+    stop_between_parts,
+    stop_requested,
+)
 
 pytest.importorskip("submitit")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CELL = """
 from labkit.params import Params
 from labkit.runs.run import Run
@@ -255,7 +260,7 @@ def test_a_run_is_submitted_once_and_not_when_it_is_finished(slurm, capsys):
     for stage in STAGES:
         run.start(stage)
         run.finish(stage, {})
-    note(run.path, "finished", job="4242")
+    record_event(run.path, "finished", job="4242")
     (slurm / "held").unlink()
     assert main(["submit", "params/p.yaml"]) == 2
     captured = capsys.readouterr()
@@ -408,7 +413,7 @@ def test_a_request_reaches_what_listens_and_ends_with_the_block(tmp_path):
         with pytest.raises(Stopped):
             stop_between_parts(heard.append)(2)
     assert heard == [1, 2], "the part that was done is told"
-    assert not stop_requested() and VARIABLE not in os.environ and not list(tmp_path.iterdir())
+    assert not stop_requested() and STOP_FILE_VARIABLE not in os.environ and not list(tmp_path.iterdir())
 
 
 def test_a_request_that_an_earlier_attempt_left_is_forgotten(tmp_path):

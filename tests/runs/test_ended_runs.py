@@ -19,7 +19,7 @@ from labkit.progress import say
 from labkit.runs.log import tee
 from labkit.runs.notebooks import BANNER_TAG, run_notebooks
 from labkit.stages.distributed import preemption
-from tests.test_runs import kernels_find_labkit, only, project, write_notebooks
+from tests.runs.test_run import kernels_find_labkit, only, project, write_notebooks
 
 __all__ = ["kernels_find_labkit", "project"]
 LONG = "print('long work', flush=True); import time; time.sleep(60)"
@@ -92,7 +92,7 @@ def test_a_closed_standard_output_is_no_error(monkeypatch):
     say("nobody hears it")
 
 
-@pytest.mark.parametrize("number", preemption.ENDING)
+@pytest.mark.parametrize("number", preemption.TERMINATION_SIGNALS)
 def test_a_second_signal_does_not_disturb_the_first(tmp_path, number):
     before = signal.getsignal(number)
     with pytest.raises(Terminated) as caught, preemption.handle_preemption(tmp_path / "stop"):

@@ -23,7 +23,7 @@ from labkit.stages.distributed import launch as workers
 from labkit.stages.distributed.launch import WorkerError, launch
 from labkit.stages.distributed.process_group import ProcessRank, all_gather_object, barrier, process_rank, world_size
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 BEGIN = """
 import os, signal, subprocess, sys, threading, time
 from pathlib import Path

@@ -18,7 +18,7 @@ from labkit.runs.results import read_results
 from labkit.runs.run import STAGES
 from labkit.stages.rollouts import RolloutStore
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # Enough steps that each kill hits a stage between two checkpoints.
 LONGER = {"grpo_steps": "12", "sft_epochs": "6", "save_steps": "3"}
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("killed")]
