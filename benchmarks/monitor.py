@@ -11,7 +11,6 @@ import math
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -48,8 +47,8 @@ def take(lab: Lab, shown: bool) -> tuple[np.ndarray, float, list[dict[str, Any]]
 
 def measure(steps: int, outputs: str) -> None:
     """Take the steps both ways and print what they took; runs in the kernel."""
-    params = replace(DEFAULTS, outputs=outputs, world_train=40, world_validation=1, world_test=1, grpo_steps=steps)
-    labs = [Lab.open(replace(params, run=name)) for name in ("plain", "watched")]
+    params = DEFAULTS.replace(outputs=outputs, world_train=40, world_validation=1, world_test=1, grpo_steps=steps)
+    labs = [Lab.open(params.replace(run=name)) for name in ("plain", "watched")]
     labs[0].start("01_grpo")
     source = labs[0].source(labs[0].policy(), "train")
     for moment in labs[0].moments("train"):

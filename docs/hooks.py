@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-from labkit.param_fields import CONCERNS
+from labkit.param_fields import GROUPS
 from labkit.params import documentation, show
 from labkit.views.report.report import write_report
 
@@ -36,10 +35,10 @@ def parameters_page() -> str:
     """Every parameter with its default and its meaning, one table for each part of the lab."""
     notes, lines = documentation(), ["# All parameters", ""]
     lines.append("Generated from `labkit/param_fields.py`. Each says whose value its default is.")
-    for group in CONCERNS:
+    for group in GROUPS:
         lines += ["", f"## {group.__name__.removesuffix('Params')}", "", (group.__doc__ or "").strip(), ""]
         lines += ["| name | default | meaning |", "|---|---|---|"]
-        for item in fields(group):
-            meaning = " ".join(notes[item.name].split()).replace("|", "\\|")
-            lines.append(f"| `{item.name}` | `{show(item.default)}` | {meaning} |")
+        for name, field in group.model_fields.items():
+            meaning = " ".join(notes[name].split()).replace("|", "\\|")
+            lines.append(f"| `{name}` | `{show(field.default)}` | {meaning} |")
     return "\n".join([*lines, ""])

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from labkit.errors import LabError
 from labkit.files import locked
+from labkit.params import read_yaml
 from labkit.policy.model import Policy
 from labkit.progress import Progress, Tally, say
 from labkit.runs.results import ModelEvaluation, read_model_evaluation
@@ -31,7 +32,6 @@ from labkit.stages.harvest import Harvest, filter_traces, harvest_complete, merg
 from labkit.stages.rollouts import Rollout
 from labkit.stages.sft import SftResult, sft_batch_size, sft_steps
 from labkit.stages.start import require_final_weights
-from labkit.values import read_yaml
 
 
 class ModelRef(NamedTuple):

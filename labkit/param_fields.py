@@ -1,4 +1,4 @@
-"""Concerns: what can be set, one dataclass for each part of the lab, with a default and a range.
+"""The fields of the parameters: a pydantic model for each part of the lab, every field with a default and a range.
 
 The string under each field says what it is, its unit, and where its value comes from: the paper (TAR-TVG), Time-R1's
 recipe (the nearest open one), or ours. The paper's full text, its prompt included, is public (arXiv 2508.07683); we have not read
@@ -7,34 +7,61 @@ it, only what is told of it in public. Most defaults are ours: they fit a model 
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from contextlib import suppress
+from typing import Any, Literal, get_origin
 
-T = TypeVar("T")
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 AnswerReward = Literal["soft_iou", "iou", "timer1"]
 
 
-def _within(default: T, low: float, high: float = math.inf, *, open_low: bool = False) -> T:
-    """A field that holds numbers from `low` to `high`, ends included unless `open_low`."""
-    return field(default=default, metadata={"range": (low, high, open_low)})
+class ParamGroup(BaseModel):
+    """Parameters of one part of the lab: typed, checked, frozen."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _undo_yaml(cls, value: Any, info: ValidationInfo) -> Any:
+        """What YAML 1.1 and a command line make of a value, as it was meant; what cannot be meant is a ValueError."""
+        field = cls.model_fields[str(info.field_name)]
+        kind: Any = field.annotation
+        if value is None:
+            raise ValueError("has no value; give one, or delete the line for the default")
+        if kind in (int, float) and isinstance(value, bool):
+            raise ValueError(f"{value!r} is not {'a whole number' if kind is int else 'a number'}")
+        if kind is str and type(value) is int:
+            return str(
+                value
+            )  # `run: 7` is meant as a name; `run: no` and `run: 1.10` have already lost what was written
+        if not isinstance(value, str):
+            return value
+        if kind is int:
+            with suppress(ValueError):
+                return float(value)  # 1e3 is text in YAML 1.1
+        if kind is str and field.default and not value.strip():
+            raise ValueError(f"is empty; give a value, or delete the line for the default {field.default}")
+        if get_origin(kind) is tuple:  # on a command line: -p compare outputs/a,outputs/b
+            parts = (part.strip(" '\"") for part in value.strip(" []").split(","))
+            return tuple(part for part in parts if part)
+        return value
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunParams:
+class RunParams(ParamGroup):
     """Which run this is and what it runs on."""
 
-    run: str = "embedded"
+    run: str = Field("embedded", pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
     """Name of the run: its directory under `outputs`. Letters, digits, dot, dash, underscore. Ours."""
     outputs: str = "outputs"
     """Folder of all runs, relative to the project's root or absolute. Ours."""
-    seed: int = _within(0, 0, 2**31 - 1)
+    seed: int = Field(0, ge=0, le=2**31 - 1)
     """Seed of everything that is drawn while training and sampling: the order of queries, chains, LoRA's beginning, in each stage
     other numbers; the world has its own. Ours."""
-    threads: int = _within(1, 1, 256)
+    threads: int = Field(1, ge=1, le=256)
     """CPU threads of torch. One is the fastest for the embedded model. Ours."""
-    processes: int = _within(1, 0, 1024)
+    processes: int = Field(1, ge=0, le=1024)
     """Processes that train, evaluate and harvest, one GPU each; 0 is one for each GPU in sight, 1 works in the notebook
     itself. `prompts_per_step` and `sft_batch` are those of all, and what is learnt does not depend on their number. A stage
     that was broken off goes on with any number, but under `fsdp2` not with one after several, or several after one. Ours."""
@@ -43,8 +70,7 @@ class RunParams:
     only while chains are sampled. Ours."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelParams:
+class ModelParams(ParamGroup):
     """Who answers."""
 
     model: str = "embedded"
@@ -56,16 +82,15 @@ class ModelParams:
     """Number type of weights and activations. Time-R1: bfloat16; float32 is faster for the embedded model."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; `auto` takes the GPU when there is one. Ours."""
-    lora_rank: int = _within(0, 0, 1024)
+    lora_rank: int = Field(0, ge=0, le=1024)
     """Rank of the LoRA adapters; 0 trains all weights (the vision tower stays frozen, as in Time-R1). Ours."""
-    lora_alpha: int = _within(32, 1, 4096)
+    lora_alpha: int = Field(32, ge=1, le=4096)
     """Scale of the LoRA adapters. Ours."""
     prompt: str = "query"
     """Name of the question template. Ours: the paper's prompt is public, and we have not read it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataParams:
+class DataParams(ParamGroup):
     """What is asked and what is seen."""
 
     data: str = "world"
@@ -73,137 +98,132 @@ class DataParams:
     task: Literal["grounding", "gqa"] = "grounding"
     """What the embedded world asks: when something happens, or what happens with options to choose from and the evidence
     to be shown (grounded question answering). In a folder of data the moments say it themselves. Ours."""
-    world_train: int = _within(300, 1, 1_000_000)
+    world_train: int = Field(300, ge=1, le=1_000_000)
     """Training clips of the embedded world, about 4 queries each. Ours."""
-    world_validation: int = _within(40, 1, 1_000_000)
+    world_validation: int = Field(40, ge=1, le=1_000_000)
     """Validation clips. Ours."""
-    world_test: int = _within(150, 1, 1_000_000)
+    world_test: int = Field(150, ge=1, le=1_000_000)
     """Test clips. Ours."""
-    world_seed: int = _within(0, 0, 999)
+    world_seed: int = Field(0, ge=0, le=999)
     """Seed of the world, apart from `seed`, so that runs of several seeds see the same clips. Ours."""
-    fps: float = _within(2.0, 0, 60, open_low=True)
+    fps: float = Field(2.0, gt=0, le=60)
     """Frames seen per second of video. Time-R1: 2."""
-    max_frames: int = _within(32, 2, 4096)
+    max_frames: int = Field(32, ge=2, le=4096)
     """Frames seen of one clip at most; longer clips are sampled more thinly. Ours."""
-    min_pixels: int = _within(3136, 784, 16_777_216)
+    min_pixels: int = Field(3136, ge=784, le=16_777_216)
     """Pixels of one frame at least, after resizing. Ours: 56 x 56, the embedded world's size."""
-    max_pixels: int = _within(3136, 784, 16_777_216)
+    max_pixels: int = Field(3136, ge=784, le=16_777_216)
     """Pixels of one frame at most. Ours; Time-R1 bounds the whole video, at 3584 x 28 x 28."""
-    readers: int = _within(0, 0, 256)
+    readers: int = Field(0, ge=0, le=256)
     """Processes that decode the clips to come ahead of their use, for each process that trains; 0 decodes where the model
     is, when a clip is needed. One that resizes takes 0.25 GB. Ours."""
-    video_deadline: float = _within(60.0, 0, 86_400, open_low=True)
+    video_deadline: float = Field(60.0, gt=0, le=86_400)
     """Seconds that the decoding of a clip may stand still before its process is ended and the clip named. Ours."""
-    feature_memory: float = _within(4.0, 0, 1024, open_low=True)
+    feature_memory: float = Field(4.0, gt=0, le=1024)
     """GB of clips' features that are kept beside the model; what has to leave is made again from cached frames. Ours."""
-    train_limit: int = _within(0, 0)
+    train_limit: int = Field(0, ge=0)
     """Use the first so many training queries; 0 means all. Ours."""
-    validation_limit: int = _within(0, 0)
+    validation_limit: int = Field(0, ge=0)
     """The same for validation. Ours."""
-    test_limit: int = _within(0, 0)
+    test_limit: int = Field(0, ge=0)
     """The same for test. Ours."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RewardParams:
+class RewardParams(ParamGroup):
     """What is paid. The terms are the paper's, their weights ours."""
 
-    format_weight: float = _within(1.0, 0, 100)
+    format_weight: float = Field(1.0, ge=0, le=100)
     """Weight of the form: one think block with anchors inside, then one answer. Ours."""
-    answer_weight: float = _within(2.0, 0, 100)
+    answer_weight: float = Field(2.0, ge=0, le=100)
     """Weight of the answer's overlap with the truth in stage 1. Ours."""
-    anchors_weight: float = _within(0.75, 0, 100)
+    anchors_weight: float = Field(0.75, ge=0, le=100)
     """Weight of the anchors' overlap, later ones counting more, none more than the answer. 0 turns the term off. Ours: as much
     as progress, so that lowering a first anchor costs."""
-    progress_weight: float = _within(0.75, 0, 100)
+    progress_weight: float = Field(0.75, ge=0, le=100)
     """Weight of each step coming closer to the truth: in full from a gain of 0.1 IoU and from an anchor of IoU 0.5 on, in
     proportion below. 0 turns the term off. Ours: at twice the weight, chains that narrow less than others earn too little."""
     answer_reward: AnswerReward = "soft_iou"
     """How the answer is measured. Paper: soft IoU; `iou` is clamped at 0; `timer1` is Time-R1's."""
-    min_anchors: int = _within(2, 0, 16)
+    min_anchors: int = Field(2, ge=0, le=16)
     """Anchors that a chain needs. Paper: two works best in its ablation. 0 is the control that asks for none."""
-    max_anchors: int = _within(4, 1, 16)
+    max_anchors: int = Field(4, ge=1, le=16)
     """More anchors than this earn nothing more and are not distilled. Ours."""
-    final_answer_weight: float = _within(2.0, 0, 100)
+    final_answer_weight: float = Field(2.0, ge=0, le=100)
     """`answer_weight` of stage 3. Ours."""
-    final_progress_weight: float = _within(0.75, 0, 100)
+    final_progress_weight: float = Field(0.75, ge=0, le=100)
     """`progress_weight` of stage 3. Ours. A first anchor can be made too bad for it: from a tie at IoU 0.8, lowering it by 0.1
     gains most, by 0.6 nothing (`labkit.chain.rewards` shows the sum)."""
-    option_weight: float = _within(1.0, 0, 100)
+    option_weight: float = Field(1.0, ge=0, le=100)
     """Weight of choosing the right option, in both stages; counts only where questions have options. Ours."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class GrpoParams:
+class GrpoParams(ParamGroup):
     """Stages 1 and 3: GRPO."""
 
-    grpo_steps: int = _within(150, 1)
+    grpo_steps: int = Field(150, ge=1)
     """Steps of stage 1 at most; it stops sooner by the two conditions below. Ours."""
-    final_steps: int = _within(120, 1)
+    final_steps: int = Field(120, ge=1)
     """Steps of stage 3. Ours."""
-    prompts_per_step: int = _within(12, 1, 4096)
+    prompts_per_step: int = Field(12, ge=1, le=4096)
     """Queries of one step. Ours."""
-    group_size: int = _within(8, 2, 256)
+    group_size: int = Field(8, ge=2, le=256)
     """Rollouts of one query. Time-R1: 8."""
-    learning_rate: float = _within(5e-4, 0, 1, open_low=True)
+    learning_rate: float = Field(5e-4, gt=0, le=1)
     """Step size of AdamW in stages 1 and 3: reached in ten equal rises, the first step's included, then down to a tenth by a cosine.
     Ours; Time-R1: 1e-6 at 7B."""
-    temperature: float = _within(1.0, 0, 5, open_low=True)
+    temperature: float = Field(1.0, gt=0, le=5)
     """Sampling temperature of rollouts, harvest and sampled evaluation. Time-R1: 1.0."""
-    beta: float = _within(0.04, 0, 10)
+    beta: float = Field(0.04, ge=0, le=10)
     """Weight of the KL term to the stage's start: r - log r - 1 of each token, r = start / policy, with its own gradient, as in GRPO
     and Time-R1 (TRL would weigh it by the sampler). Ours: without it, words that no reward reads decay."""
-    max_new_tokens: int = _within(64, 4, 32_768)
+    max_new_tokens: int = Field(64, ge=4, le=32_768)
     """Tokens of one chain at most. Ours; a real model needs 512 or more, 200 cuts anchors off."""
-    stop_anchor_rate: float = _within(0.95, 0, 1)
+    stop_anchor_rate: float = Field(0.95, ge=0, le=1)
     """Stage 1 stops when more sampled chains than this have anchors and the next holds too. 1 means never. Ours."""
-    stop_progress: float = _within(0.5, 0, 1)
+    stop_progress: float = Field(0.5, ge=0, le=1)
     """Share of sampled chains that gain at least 0.05 IoU from anchor to anchor, from which stage 1 stops. 1 means never. Ours: where
     0.6 get better by any amount."""
-    prompts_per_pass: int = _within(0, 0, 4096)
+    prompts_per_pass: int = Field(0, ge=0, le=4096)
     """Queries of one process's forward and backward pass, a divisor of its part of `prompts_per_step`; 0 is all of that part.
     Less takes less memory. Ours."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them, in stages 1 to 3: for models that fill a GPU. Ours."""
     generation: Literal["hf", "vllm"] = "hf"
     """Who writes the rollouts of stages 1 and 3: labkit's own decoding, or vLLM (experimental). Ours."""
-    save_steps: int = _within(25, 1)
+    save_steps: int = Field(25, ge=1)
     """Steps between two checkpoints: what a kill costs at most. Ours."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DistillParams:
+class DistillParams(ParamGroup):
     """Stage 2, first half: harvest and filter. The paper keeps about 30,000 traces."""
 
-    harvest_prompts: int = _within(800, 1)
+    harvest_prompts: int = Field(800, ge=1)
     """Training queries that are harvested, at most as many as there are. Ours."""
-    harvest_samples: int = _within(8, 1, 1024)
+    harvest_samples: int = Field(8, ge=1, le=1024)
     """Chains sampled for each of them. Ours."""
-    min_answer_iou: float = _within(0.5, 0, 1)
+    min_answer_iou: float = Field(0.5, ge=0, le=1)
     """IoU that the answer of a kept trace reaches. Ours."""
-    max_per_query: int = _within(3, 1, 1024)
+    max_per_query: int = Field(3, ge=1, le=1024)
     """Traces kept of one query, the best first. Ours."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SftParams:
+class SftParams(ParamGroup):
     """Stage 2, second half: SFT of a fresh base on the kept traces."""
 
-    sft_epochs: float = _within(3.0, 0, 1000, open_low=True)
+    sft_epochs: float = Field(3.0, gt=0, le=1000)
     """Passes over the traces. Ours."""
-    sft_batch: int = _within(24, 1, 4096)
+    sft_batch: int = Field(24, ge=1, le=4096)
     """Traces of one step; where fewer are kept, as many of them as divide evenly among `processes`. Ours."""
-    sft_learning_rate: float = _within(5e-4, 0, 1, open_low=True)
+    sft_learning_rate: float = Field(5e-4, gt=0, le=1)
     """Step size of AdamW: reached in ten equal rises, the first step's included, then down to a twentieth by a cosine. Ours."""
     pack_clips: bool = False
     """Put traces of one clip into one batch, where they share the pass over its video; the order is less random. Ours."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluateParams:
+class EvaluateParams(ParamGroup):
     """How it is measured."""
 
-    eval_batch: int = _within(64, 1, 4096)
+    eval_batch: int = Field(64, ge=1, le=4096)
     """Queries answered at once; does not change the answers. Ours."""
     sampled_evaluation: bool = True
     """Evaluate with sampling too: greedy decoding alone hides rare anchors. Ours."""
@@ -211,7 +231,7 @@ class EvaluateParams:
     """Other run directories that 05_analysis shows beside this one, relative to the root or absolute. Ours."""
 
 
-CONCERNS: tuple[type, ...] = (
+GROUPS: tuple[type[ParamGroup], ...] = (
     RunParams,
     ModelParams,
     DataParams,

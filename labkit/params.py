@@ -8,23 +8,23 @@ field is an error that names the field, the value and what is allowed. The defau
 
 from __future__ import annotations
 
-import ast
 import functools
-import math
-import re
+import html
 import symtable
 import types
-import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from labkit import param_fields
+import annotated_types
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
 from labkit.errors import LabError, nearest
 from labkit.files import project_root, under
 from labkit.param_fields import (
-    CONCERNS,
+    GROUPS,
     DataParams,
     DistillParams,
     EvaluateParams,
@@ -34,46 +34,41 @@ from labkit.param_fields import (
     RunParams,
     SftParams,
 )
-from labkit.values import coerce, read_yaml
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
 class Params(EvaluateParams, SftParams, DistillParams, GrpoParams, RewardParams, DataParams, ModelParams, RunParams):
-    """All parameters of a run under flat names: `params.learning_rate`, and `params` itself where a concern is asked.
+    """All parameters of a run under flat names: `params.learning_rate`, and `params` itself where a group of them is asked.
 
-    However it is made, values are put right and checked alike. Raises LabError that lists every value of a wrong type, out of
-    its range, or in contradiction to another.
+    However it is made, values are converted and checked alike. Raises LabError that lists every unknown name, every value of a
+    wrong type or out of its range, or else each in contradiction to another.
 
+    >>> Params(learning_rate="1e-6", sampled_evaluation="false").learning_rate
+    1e-06
     >>> Params(grpo_steps="ten")
     Traceback (most recent call last):
     labkit.errors.LabError: grpo_steps: 'ten' is not a whole number
+    >>> Params(learning_rat=1e-6)
+    Traceback (most recent call last):
+    labkit.errors.LabError: unknown parameter 'learning_rat'; did you mean 'learning_rate'?
     """
 
-    def __post_init__(self) -> None:
-        values, problems = _checked({name: getattr(self, name) for name in names()})
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
-        problems = problems or _contradictions(self)
-        if problems:
+    def __init__(self, **values: Any) -> None:
+        """Everything that is not named has its default."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise LabError(_report(_problems(error.errors(), values))) from None
+        if problems := _contradictions(self):
             raise LabError(_report(problems))
 
     @classmethod
     def build(cls, mapping: Mapping[str, Any]) -> Params:
-        """Make parameters of loose values, everything that is not named at its default.
+        """Make parameters of a mapping, as a YAML file holds it."""
+        return cls(**{str(name): value for name, value in mapping.items()})
 
-        Raises LabError that lists every unknown name, every value of a wrong type and every one out of range.
-
-        >>> Params.build({"learning_rate": "1e-6", "sampled_evaluation": "false"}).learning_rate
-        1e-06
-        >>> Params.build({"learning_rat": 1e-6})
-        Traceback (most recent call last):
-        labkit.errors.LabError: unknown parameter 'learning_rat'; did you mean 'learning_rate'?
-        """
-        unknown = [_unknown(str(name)) for name in mapping if name not in names()]
-        values, problems = _checked({name: value for name, value in mapping.items() if name in names()})
-        if unknown or problems:
-            raise LabError(_report([*unknown, *problems]))
-        return cls(**values)
+    def replace(self, **changes: Any) -> Params:
+        """The same parameters but for `changes`, checked anew."""
+        return type(self)(**{**dict(self), **changes})
 
     @classmethod
     def from_notebook(cls, namespace: dict[str, Any]) -> Params:
@@ -97,34 +92,66 @@ class Params(EvaluateParams, SftParams, DistillParams, GrpoParams, RewardParams,
         return cls.build(given)
 
     def as_dict(self) -> dict[str, Any]:
-        """Every value in force, concern by concern, in a form that YAML and JSON can hold."""
-        values = {name: getattr(self, name) for name in names()}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        """Every value in force, group by group, in a form that YAML and JSON can hold."""
+        return self.model_dump(mode="json")
 
     def changed(self) -> list[str]:
         """The names whose values differ from the defaults."""
         return [name for name in names() if getattr(self, name) != getattr(DEFAULTS, name)]
 
     def __str__(self) -> str:
-        from labkit.tables import params_text
-
-        return params_text(self)
+        changed, width = set(self.changed()), max(map(len, names()))
+        lines = []
+        for group in GROUPS:
+            lines.append(_title(group))
+            for name in group.model_fields:
+                lines.append(f" {'*' if name in changed else ' '} {name:<{width}}  {show(getattr(self, name))}")
+        return "\n".join([*lines, "* differs from the default"])
 
     def __repr__(self) -> str:
         return f"Params.build({ {name: getattr(self, name) for name in self.changed()} })"
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         # Where no table can be shown, such as on GitHub.
-        told = [
+        lines = [
             f"{name} = {show(getattr(self, name))}  (default {show(getattr(DEFAULTS, name))})"
             for name in self.changed()
         ]
-        printer.text("\n".join(told) or "All parameters have their defaults.")
+        printer.text("\n".join(lines) or "All parameters have their defaults.")
 
     def _repr_html_(self) -> str:
-        from labkit.tables import params_html
+        """What differs from the defaults, and every value in force below it, folded; hovering a row says what it means."""
+        changed = self.changed()
+        head = "".join(_cell("th", each) for each in ("differs from the default", "value", "default"))
+        rows = [_row(name, show(getattr(self, name)), show(getattr(DEFAULTS, name))) for name in changed]
+        blocks = "".join(
+            _table(
+                f'<th colspan="2" style="text-align:left">{_title(group)}</th>',
+                [_row(name, show(getattr(self, name))) for name in group.model_fields],
+            )
+            for group in GROUPS
+        )
+        summary = f"All {len(names())} parameters{'' if changed else ', each at its default'}"
+        return (
+            f"{_table(head, rows) if changed else ''}<details><summary>{summary}</summary>"
+            f'<div style="display:flex;flex-wrap:wrap;align-items:flex-start">{blocks}</div></details>'
+        )
 
-        return params_html(self)
+
+def _cell(tag: str, text: str) -> str:
+    return f'<{tag} style="text-align:left">{html.escape(text)}</{tag}>'
+
+
+def _row(name: str, *values: str) -> str:
+    return f'<tr title="{html.escape(documentation()[name])}">{"".join(_cell("td", each) for each in (name, *values))}</tr>'
+
+
+def _table(head: str, rows: Iterable[str]) -> str:
+    return f'<table style="margin:0 1.5em 1em 0"><tr>{head}</tr>{"".join(rows)}</table>'
+
+
+def _title(group: type) -> str:
+    return group.__name__.removesuffix("Params").lower()
 
 
 IPYTHON_NAMES = frozenset({"In", "Out", "exit", "quit", "get_ipython", "open"})
@@ -159,22 +186,46 @@ def assigned_names(source: str) -> set[str]:
     return {each.get_name() for each in table.get_symbols() if each.is_assigned() or each.is_imported()}
 
 
-@functools.cache
 def names() -> tuple[str, ...]:
-    """The names of all parameters, concern by concern."""
-    return tuple(item.name for concern in CONCERNS for item in fields(concern))
+    """The names of all parameters, group by group."""
+    return tuple(Params.model_fields)
 
 
 @functools.cache
 def documentation() -> dict[str, str]:
     """The string under each field, by the field's name."""
-    found = {}
-    for node in ast.parse(Path(param_fields.__file__).read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ClassDef):
-            for item, below in zip(node.body, node.body[1:], strict=False):
-                if isinstance(item, ast.AnnAssign) and isinstance(below, ast.Expr):
-                    found[ast.unparse(item.target)] = str(ast.literal_eval(below.value))
-    return found
+    return {name: field.description or "" for name, field in Params.model_fields.items()}
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file that holds one mapping of names to values."""
+
+    class Loader(yaml.SafeLoader):
+        """Refuses a key that stands twice; YAML would silently take the last."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+            for key in keys:
+                if keys.count(key) > 1:
+                    raise LabError(f"{path}: '{key}' stands there twice; keep one of them")
+            return super().construct_mapping(node, deep=deep)
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = ", ".join(str(each) for each in sorted(Path(path).parent.glob("[!.]*.yaml")))
+        raise LabError(f"there is no params file '{path}'" + (f"; there are {near}" if near else "")) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise LabError(f"params file '{path}' cannot be read: {error}") from None
+    try:
+        values = yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        raise LabError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise LabError(f"{path} must hold lines of the form 'name: value', not {values!r}")
+    return values
 
 
 def read_params(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Params:
@@ -195,46 +246,51 @@ def read_params(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         raise LabError(f"{path}: {error}") from None
 
 
-@functools.cache
-def _types() -> dict[str, Any]:
-    return typing.get_type_hints(Params)
+EXPECTED = {
+    "bool": "true or false",
+    "finite": "a finite number",
+    "float": "a number",
+    "int": "a whole number",
+    "string": "text; put it in quotes",
+    "tuple": "a list of texts",
+}
+"""What a value should have been, by the beginning of pydantic's name for its error."""
 
 
-@functools.cache
-def _ranges() -> dict[str, tuple[float, float, bool]]:
-    return {item.name: item.metadata["range"] for item in fields(Params) if "range" in item.metadata}
+def _problems(errors: Iterable[ErrorDetails], given: Mapping[str, Any]) -> list[str]:
+    """What is wrong with each value, in the words of this lab and in the order given; unknown names first."""
+    found = {str(error["loc"][0]): error for error in errors}
+    unknown = [_unknown(name) for name in given if name in found and found[name]["type"] == "extra_forbidden"]
+    wrong = [_problem(name, found[name], given[name]) for name in given if name in found and name in names()]
+    return [*unknown, *wrong]
 
 
-def _checked(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Values of known names in their fields' types, and what is wrong with each of the others."""
-    values: dict[str, Any] = {}
-    problems = []
-    for name, value in given.items():
-        try:
-            values[name] = coerce(value, _types()[name])
-        except ValueError as error:
-            problems.append(f"{name}: {error}")
-            continue
-        if problem := _outside(name, values[name]):
-            problems.append(problem)
-            del values[name]
-    return values, problems
+def _problem(name: str, error: ErrorDetails, value: Any) -> str:
+    field, kind = Params.model_fields[name], error["type"]
+    if kind == "value_error":
+        return f"{name}: {error['ctx']['error']}"
+    if kind == "string_pattern_mismatch":
+        return f"{name}: {value!r} cannot name a directory; use letters, digits, dot, dash and underscore"
+    if kind == "literal_error":
+        return f"{name}: {value!r} is not one of {', '.join(get_args(field.annotation))}"
+    if kind.startswith(("greater_than", "less_than")):
+        return f"{name}: {value} is out of range{_range(field.metadata)}"
+    expected = EXPECTED["tuple" if len(error["loc"]) > 1 else kind.partition("_")[0]]
+    return f"{name}: {value!r} is not {expected}"
 
 
-def _outside(name: str, value: Any) -> str | None:
-    """What is wrong with a value of the right type, or None."""
-    if name == "run" and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", value):
-        return f"run: {value!r} cannot name a directory; use letters, digits, dot, dash and underscore"
-    if isinstance(value, str) and not value.strip() and _default(name) != "":
-        return f"{name}: is empty; give a value, or delete the line for the default {show(_default(name))}"
-    if name not in _ranges():
-        return None
-    low, high, open_low = _ranges()[name]
-    if low <= value <= high and not (open_low and value == low):
-        return None
-    if high == math.inf:
-        return f"{name}: {value!r} is out of range, it must be {'above' if open_low else 'at least'} {low:g}"
-    return f"{name}: {value!r} is out of range {'(' if open_low else '['}{low:g}, {high:.10g}]"
+def _range(bounds: Iterable[Any]) -> str:
+    lower, upper = "", ""
+    for bound in bounds:
+        if isinstance(bound, annotated_types.Gt):
+            lower = f"({bound.gt}"
+        elif isinstance(bound, annotated_types.Ge):
+            lower = f"[{bound.ge}"
+        elif isinstance(bound, annotated_types.Le):
+            upper = f"{bound.le}]"
+    if upper:
+        return f" {lower}, {upper}"
+    return f", it must be {'above' if lower[0] == '(' else 'at least'} {lower[1:]}"
 
 
 def _contradictions(params: Params) -> list[str]:
@@ -266,10 +322,6 @@ def _contradictions(params: Params) -> list[str]:
     if not any(getattr(params, name) for name in weights):
         problems.append(f"{', '.join(weights)}: all are 0, so nothing would be rewarded; give one of them a weight")
     return problems
-
-
-def _default(name: str) -> Any:
-    return next(item.default for item in fields(Params) if item.name == name and item.default is not MISSING)
 
 
 def _unknown(name: str) -> str:

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,7 +67,7 @@ def test_a_missing_params_file_is_one_message(project, capsys):
 
 
 def test_a_run_of_other_parameters_is_one_message(project, capsys):
-    Run.open(replace(DEFAULTS, run="x"))
+    Run.open(DEFAULTS.replace(run="x"))
     assert main(["run", params_file(project, "run: x\n"), "-p", "seed", "3", "-p", "learning_rate", "1e-6"]) == 2
     assert "seed: there 0, here 3" in capsys.readouterr().err
 
@@ -187,7 +186,7 @@ def test_a_path_behind_an_equals_sign_may_begin_with_home(project, capsys, monke
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_stream_in_ascii_ends_no_command(project, as_json):
     folder = project / "outputs" / "d\u00e9j\u00e0"
-    Run.open(replace(DEFAULTS, run="x")).path.rename(folder)
+    Run.open(DEFAULTS.replace(run="x")).path.rename(folder)
     command = [sys.executable, "-m", "labkit", "status", str(folder), *(["--json"] if as_json else [])]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, env=environment)
@@ -199,7 +198,7 @@ def test_a_stream_in_ascii_ends_no_command(project, as_json):
 
 
 def test_a_reader_that_goes_away_ends_a_command_without_a_word(project):
-    Run.open(replace(DEFAULTS, run="x"))
+    Run.open(DEFAULTS.replace(run="x"))
     code = "import sys, time; time.sleep(1); from labkit.cli import main; sys.exit(main(['status', 'outputs/x']))"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
@@ -210,7 +209,7 @@ def test_a_reader_that_goes_away_ends_a_command_without_a_word(project):
 
 
 def finished_run() -> Run:
-    run = Run.open(replace(DEFAULTS, run="x"))
+    run = Run.open(DEFAULTS.replace(run="x"))
     run.start("01_grpo")
     run.finish("01_grpo", {
         "base": {"greedy": FIGURES},
@@ -242,7 +241,7 @@ def test_true_words_stand_in_the_results_of_the_embedded_world_alone(project, ca
         "distinct_thoughts": 19.0,
     }  # fmt: skip
     for name, more in (("world", words), ("films", {})):
-        run = Run.open(replace(DEFAULTS, run=name))
+        run = Run.open(DEFAULTS.replace(run=name))
         run.start("01_grpo")
         run.finish("01_grpo", {"base": {"greedy": {**FIGURES, **more}}})
     assert main(["results", "outputs/world"]) == 0
@@ -265,7 +264,7 @@ def test_results_for_a_program(project, capsys):
 
 
 def test_results_of_a_new_run_say_that_nothing_has_run(project, capsys):
-    Run.open(replace(DEFAULTS, run="x"))
+    Run.open(DEFAULTS.replace(run="x"))
     assert main(["results", "outputs/x"]) == 0
     assert capsys.readouterr().out.count("not run") == 5
 

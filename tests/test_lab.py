@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,7 +27,7 @@ from labkit.stages.grpo_steps import GrpoResult
 from labkit.stages.provenance import question_digest
 from labkit.stages.rollouts import JOINED, UNPAID, Rollout, RolloutStore
 
-SMALL = replace(DEFAULTS, world_train=2, world_validation=1, world_test=2)
+SMALL = DEFAULTS.replace(world_train=2, world_validation=1, world_test=2)
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_runs_share_a_world_and_limits_cut_it(project):
     clips = sorted((project / "outputs").glob("world-*/clips/*.mp4"))
     assert len(clips) == 5
     before = [clip.stat().st_mtime_ns for clip in clips]
-    other = Lab.open(replace(SMALL, run="y", train_limit=3))
+    other = Lab.open(SMALL.replace(run="y", train_limit=3))
     assert other.moments("train") == moments[:3]
     assert [clip.stat().st_mtime_ns for clip in clips] == before
     assert lab.manifest["data"]["train"] == other.manifest["data"]["train"]
@@ -54,7 +54,7 @@ def test_another_task_asks_about_the_same_clips_and_its_data_are_told_apart(proj
     lab = Lab.open(SMALL)
     plain = lab.moments("test")
     clips = {clip: clip.stat().st_mtime_ns for clip in (project / "outputs").glob("world-*/clips/*.mp4")}
-    gqa = Lab.open(replace(SMALL, run="gqa", task="gqa", model="embedded-gqa"))
+    gqa = Lab.open(SMALL.replace(run="gqa", task="gqa", model="embedded-gqa"))
     asked = gqa.moments("test")
     assert {clip: clip.stat().st_mtime_ns for clip in (project / "outputs").glob("world-*/clips/*.mp4")} == clips
     assert [moment.windows for moment in asked] == [moment.windows for moment in plain]
@@ -70,11 +70,11 @@ def test_in_a_folder_of_data_the_moments_say_whether_there_are_options(project):
     for split in ("train", "validation", "test"):
         write_moments([moment], folder / f"{split}.jsonl")
     for task in ("grounding", "gqa"):
-        assert Lab.open(replace(DEFAULTS, run=task, data="data", task=task)).moments("test") == [moment]
+        assert Lab.open(DEFAULTS.replace(run=task, data="data", task=task)).moments("test") == [moment]
 
 
 def test_the_right_option_is_paid_alike_in_both_stages(project):
-    lab = Lab.open(replace(DEFAULTS, option_weight=0.25))
+    lab = Lab.open(DEFAULTS.replace(option_weight=0.25))
     assert lab.rewards().weights["option"] == lab.rewards(final=True).weights["option"] == 0.25
 
 
@@ -91,7 +91,7 @@ def test_the_defaults_of_a_spec_are_those_of_the_parameters(project):
 
 
 def test_the_final_stage_has_weights_of_its_own(project):
-    lab = Lab.open(replace(DEFAULTS, final_answer_weight=3.0, final_progress_weight=0.25))
+    lab = Lab.open(DEFAULTS.replace(final_answer_weight=3.0, final_progress_weight=0.25))
     first, final = lab.rewards(), lab.rewards(final=True)
     changed = {name: (first.weights[name], final.weights[name]) for name in first.weights}
     assert changed["answer"] == (2.0, 3.0) and changed["progress"] == (0.75, 0.25)
@@ -106,7 +106,7 @@ def test_a_score_has_baselines_fitted_on_train_and_a_file_for_labkit_score(proje
     for split, window in windows.items():
         moment = Moment(f"{split}1", str(folder / "v.mp4"), "a door opens", (window,), 20.0)
         write_moments([moment], folder / f"{split}.jsonl")
-    lab = Lab.open(replace(DEFAULTS, data="data"))
+    lab = Lab.open(DEFAULTS.replace(data="data"))
     row = {"figures": {}, "predictions": [["test1", "<think></think><answer>5 to 8</answer>", "no_anchor"]]}
     (lab.folder("01_grpo") / "base-greedy.json").write_text(json.dumps(row))
     score = lab.score("base")
@@ -137,7 +137,7 @@ def test_a_model_that_has_not_come_to_be_names_its_notebook(project):
 )
 def test_workers_start_only_where_traces_are_missing(missing, joined, works, reason, project, monkeypatch):
     monkeypatch.setattr(distill, "PROMPTS_A_PART", 3)
-    lab = Lab.open(replace(SMALL, processes=2, harvest_samples=2))
+    lab = Lab.open(SMALL.replace(processes=2, harvest_samples=2))
     moments, store, calls = lab.harvested_moments(), lab.rollouts("distill"), []
     parts = [moments[begin : begin + 3] for begin in range(0, len(moments), 3)]
     assert len(parts) == 3
@@ -176,7 +176,7 @@ def test_a_harvest_that_kept_nothing_says_what_to_change(project):
 def test_fewer_traces_than_a_batch_are_said_and_counted(
     traces, processes, steps, line, reason, project, monkeypatch, capsys
 ):
-    lab = Lab.open(replace(SMALL, processes=processes, sft_epochs=3.0, sft_batch=24))
+    lab = Lab.open(SMALL.replace(processes=processes, sft_epochs=3.0, sft_batch=24))
 
     def work(task, policy, on_event, notebook, **arguments):
         assert task == "sft" and len(arguments["traces"]) == traces
@@ -208,21 +208,21 @@ def put_evaluation(lab: Lab, miou: float) -> None:
 
 
 def test_other_runs_stand_beside_this_one_when_they_share_the_test_split(project):
-    put_evaluation(Lab.open(replace(SMALL, run="other")), 0.7)
-    put_evaluation(Lab.open(replace(SMALL, run="elsewhere", world_seed=1)), 0.9)
-    lab = Lab.open(replace(SMALL, compare=("outputs/other",)))
+    put_evaluation(Lab.open(SMALL.replace(run="other")), 0.7)
+    put_evaluation(Lab.open(SMALL.replace(run="elsewhere", world_seed=1)), 0.9)
+    lab = Lab.open(SMALL.replace(compare=("outputs/other",)))
     qids = [moment.qid for moment in lab.moments("test")]
     other = lab.compared_runs()["other"]
     assert other.figures == {"greedy": {"miou": 0.7}} and other.sampled == []
     assert [(each.run, each.qid) for each in other.greedy] == [("other", qid) for qid in qids]
-    lab = Lab.open(replace(SMALL, compare=("outputs/elsewhere",)))
+    lab = Lab.open(SMALL.replace(compare=("outputs/elsewhere",)))
     with pytest.raises(LabError, match="elsewhere' was tested on other data"):
         lab.compared_runs()
 
 
 def test_a_compared_run_may_have_been_tested_on_fewer_moments_of_the_split(project):
-    put_evaluation(Lab.open(replace(SMALL, run="fewer", test_limit=2)), 0.7)
-    lab = Lab.open(replace(SMALL, compare=("outputs/fewer",)))
+    put_evaluation(Lab.open(SMALL.replace(run="fewer", test_limit=2)), 0.7)
+    lab = Lab.open(SMALL.replace(compare=("outputs/fewer",)))
     qids = [moment.qid for moment in lab.moments("test")]
     assert [each.qid for each in lab.compared_runs()["fewer"].greedy] == qids[:2] != qids
 
@@ -242,9 +242,9 @@ def test_an_evaluation_of_the_version_before_is_read(project):
 
 
 def test_a_harvester_is_trained_first_and_the_model_stays_the_base(project):
-    lab = Lab.open(replace(SMALL, model="embedded", harvester="embedded-gqa"))
+    lab = Lab.open(SMALL.replace(model="embedded", harvester="embedded-gqa"))
     assert (lab.policy("base").name, lab.policy("harvester").name) == ("embedded", "embedded-gqa")
-    assert Lab.open(replace(SMALL, run="y")).policy("harvester").name == "embedded", "where none is named, the base is"
+    assert Lab.open(SMALL.replace(run="y")).policy("harvester").name == "embedded", "where none is named, the base is"
 
 
 def test_a_stage_that_stopped_by_condition_ends_its_progress_with_the_reason(project, monkeypatch, capsys):
@@ -273,7 +273,7 @@ def test_the_model_of_another_stage_is_not_measured_as_a_stages(project):
         LabError, match=r"'embedded' has not the weights that .*01_grpo' ended with .* with lab.policy"
     ):
         lab.evaluate("grpo", lab.policy("base"))
-    lab = Lab.open(replace(SMALL, processes=2))
+    lab = Lab.open(SMALL.replace(processes=2))
     with pytest.raises(LabError, match=r"the model of 'base' is not that of 'grpo'; give lab.policy\('grpo'\)"):
         lab.evaluate("grpo", ModelRef("base", "embedded"))
 
@@ -316,7 +316,7 @@ def test_a_lock_that_was_held_before_is_held_behind_the_block(tmp_path):
 def test_adapters_begin_by_the_runs_seed_and_by_who_is_adapted(project):
     def adapter(stage, seed, drawn):
         torch.manual_seed(drawn)  # whatever else a notebook has drawn
-        policy = Lab.open(replace(SMALL, run=f"s{seed}", seed=seed, lora_rank=2)).load(stage)
+        policy = Lab.open(SMALL.replace(run=f"s{seed}", seed=seed, lora_rank=2)).load(stage)
         return torch.cat([p.flatten() for name, p in policy.model.named_parameters() if "lora_A" in name])
 
     one = adapter("base", 0, drawn=1)

@@ -66,7 +66,8 @@ def _weights(params: RewardParams, final: bool) -> dict[str, float]:
     }
 
 
-DEFAULT_WEIGHTS: Mapping[str, float] = MappingProxyType(_weights(RewardParams(), final=False))
+_DEFAULTS = RewardParams()
+DEFAULT_WEIGHTS: Mapping[str, float] = MappingProxyType(_weights(_DEFAULTS, final=False))
 """What stage 1 pays by default."""
 
 
@@ -86,9 +87,9 @@ class RewardSpec:
     """
 
     weights: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
-    answer: AnswerReward = RewardParams.answer_reward
-    min_anchors: int = RewardParams.min_anchors
-    max_anchors: int = RewardParams.max_anchors
+    answer: AnswerReward = _DEFAULTS.answer_reward
+    min_anchors: int = _DEFAULTS.min_anchors
+    max_anchors: int = _DEFAULTS.max_anchors
 
     @classmethod
     def of(cls, params: RewardParams, final: bool = False) -> RewardSpec:

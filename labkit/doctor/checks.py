@@ -9,7 +9,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -71,7 +70,7 @@ def examine(params: Params, *, quick: bool = False, on_video: Callable[[int, int
     known = model and (harvester or not params.harvester)
     if model and known and all(found.clips.get(split) for split in ("train", "test")):
         # A checkpoint with a LoRA adapter trains that, whatever `lora_rank` says.
-        params = replace(params, lora_rank=model.lora_rank or params.lora_rank)
+        params = params.replace(lora_rank=model.lora_rank or params.lora_rank)
         workload, findings = _workload(params, model, found)
         report.findings += findings
         if workload:

@@ -11,7 +11,7 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -165,7 +165,7 @@ def per_process_params(params: Params, world: int) -> Params:
     if step % each:
         each = step
     batch = max(1, params.sft_batch // world)
-    return replace(params, processes=1, prompts_per_step=step, prompts_per_pass=each, sft_batch=batch)
+    return params.replace(processes=1, prompts_per_step=step, prompts_per_pass=each, sft_batch=batch)
 
 
 def trained_parameters(shape: ModelShape, params: Params) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from labkit.chain.anchors import AnchorChain, parse
@@ -26,7 +26,7 @@ def stage_params(params: Params, stage: str) -> Params:
     """
     if stage != "grpo_final":
         return params
-    return replace(params, grpo_steps=params.final_steps, stop_anchor_rate=1.0, stop_progress=1.0)
+    return params.replace(grpo_steps=params.final_steps, stop_anchor_rate=1.0, stop_progress=1.0)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -426,7 +425,7 @@ def test_time_has_no_scale(anchors, answer, factor):
 
 def test_the_default_spec_is_what_default_parameters_pay():
     assert RewardSpec() == RewardSpec.of(RewardParams()) == RewardSpec.of(DEFAULTS)
-    changed = replace(DEFAULTS, anchors_weight=0.25, final_progress_weight=3.0, answer_reward="iou", max_anchors=3)
+    changed = DEFAULTS.replace(anchors_weight=0.25, final_progress_weight=3.0, answer_reward="iou", max_anchors=3)
     assert RewardSpec.of(changed).weights["anchors"] == 0.25
     assert RewardSpec.of(changed, final=True) == RewardSpec(
         {**RewardSpec().weights, "anchors": 0.25, "progress": 3.0}, "iou", 2, 3

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -291,7 +291,7 @@ def test_what_a_model_costs_is_known_before_its_weights_are_here(tmp_path: Path)
     params = healthy(tmp_path, model=str(broken_download(tmp_path)), harvester="embedded")
     report = examine(params)
     assert report.exit_code == 1
-    whole = examine(replace(params, model="embedded"), quick=True)
+    whole = examine(params.replace(model="embedded"), quick=True)
     assert report.data["memory_bytes"]["sft"] == pytest.approx(whole.data["memory_bytes"]["sft"], rel=0.1)
     assert "not loaded" in report.data["pace"]["basis"]
 

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -49,7 +48,7 @@ def refusal(params: Params) -> str:
 
 
 def test_a_new_run_writes_every_value_and_a_manifest(project):
-    run = Run.open(replace(DEFAULTS, run="x", seed=3))
+    run = Run.open(DEFAULTS.replace(run="x", seed=3))
     assert run.path == project / "outputs" / "x"
     assert list(yaml.safe_load((run.path / "params.yaml").read_text())) == list(names())
     manifest = json.loads((run.path / "manifest.json").read_text())
@@ -75,7 +74,7 @@ def test_the_same_parameters_open_the_same_run(project):
 def test_other_parameters_are_refused_with_each_difference(project):
     Run.open(DEFAULTS)
     before = (project / "outputs/embedded/params.yaml").read_bytes()
-    message = refusal(replace(DEFAULTS, seed=1, learning_rate=1e-6))
+    message = refusal(DEFAULTS.replace(seed=1, learning_rate=1e-6))
     assert "seed: there 0, here 1" in message
     assert "learning_rate: there 0.0005, here 1e-06" in message
     assert message.count(": there") == 2
@@ -87,7 +86,7 @@ def test_a_run_older_than_a_parameter_had_its_default(project):
     path = Run.open(DEFAULTS).path / "params.yaml"
     path.write_text(path.read_text().replace("\ntask: grounding\n", "\n"))
     assert Run.open(DEFAULTS).path == path.parent
-    message = refusal(replace(DEFAULTS, task="gqa", model="embedded-gqa"))
+    message = refusal(DEFAULTS.replace(task="gqa", model="embedded-gqa"))
     assert "task: there absent, here gqa" in message
 
 
@@ -98,12 +97,12 @@ def test_a_parameter_that_labkit_no_longer_knows_is_a_difference(project):
 
 
 def test_the_comparison_may_change_and_only_the_analysis_is_run_again(project):
-    Run.open(replace(DEFAULTS, run="other"))
+    Run.open(DEFAULTS.replace(run="other"))
     run = Run.open(DEFAULTS)
     for stage in STAGES:
         run.start(stage)
         run.finish(stage, {})
-    run = Run.open(replace(DEFAULTS, compare=("outputs/other",)))
+    run = Run.open(DEFAULTS.replace(compare=("outputs/other",)))
     assert [run.finished(stage) for stage in STAGES] == [True, True, True, True, False]
     assert yaml.safe_load((run.path / "params.yaml").read_text())["compare"] == ["outputs/other"]
 
@@ -111,7 +110,7 @@ def test_the_comparison_may_change_and_only_the_analysis_is_run_again(project):
 def test_a_run_may_be_moved(project):
     Run.open(DEFAULTS)
     (project / "outputs").rename(project / "archive")
-    assert Run.open(replace(DEFAULTS, outputs="archive")).path == project / "archive" / "embedded"
+    assert Run.open(DEFAULTS.replace(outputs="archive")).path == project / "archive" / "embedded"
 
 
 def test_a_directory_that_is_no_run_is_left_alone(project):
@@ -146,17 +145,17 @@ def test_a_damaged_manifest_is_named(project, text):
 
 def test_a_model_folder_that_is_no_checkpoint_is_refused(project):
     (project / "weights").mkdir()
-    assert "is not a checkpoint" in refusal(replace(DEFAULTS, model="weights"))
-    assert "is not a directory" in refusal(replace(DEFAULTS, model="./nowhere"))
+    assert "is not a checkpoint" in refusal(DEFAULTS.replace(model="weights"))
+    assert "is not a directory" in refusal(DEFAULTS.replace(model="./nowhere"))
     assert not (project / "outputs").exists()
 
 
 def test_an_unknown_prompt_is_refused_with_the_known_ones(project):
-    assert "there is no template 'haiku'; the templates are query" in refusal(replace(DEFAULTS, prompt="haiku"))
+    assert "there is no template 'haiku'; the templates are query" in refusal(DEFAULTS.replace(prompt="haiku"))
 
 
 def test_a_comparison_with_what_is_no_run_is_refused(project):
-    assert "is not a run" in refusal(replace(DEFAULTS, compare=("outputs/none",)))
+    assert "is not a run" in refusal(DEFAULTS.replace(compare=("outputs/none",)))
 
 
 def data_folder(project: Path, **changes: object) -> Path:
@@ -181,19 +180,19 @@ def data_folder(project: Path, **changes: object) -> Path:
 )
 def test_bad_data_is_refused_before_the_directory_is_made(project, changes, says):
     data_folder(project, **changes)
-    message = refusal(replace(DEFAULTS, data="data"))
+    message = refusal(DEFAULTS.replace(data="data"))
     assert says in message
     assert not (project / "outputs").exists()
 
 
 def test_an_empty_video_and_missing_folders_are_refused(project):
     folder = data_folder(project)
-    Run.open(replace(DEFAULTS, data="data"))
+    Run.open(DEFAULTS.replace(data="data"))
     (folder / "v.mp4").write_bytes(b"")
-    assert "is empty" in refusal(replace(DEFAULTS, run="y", data="data"))
+    assert "is empty" in refusal(DEFAULTS.replace(run="y", data="data"))
     (folder / "test.jsonl").unlink()
-    assert "test.jsonl" in refusal(replace(DEFAULTS, run="y", data="data"))
-    assert "there is no folder" in refusal(replace(DEFAULTS, data="nowhere"))
+    assert "test.jsonl" in refusal(DEFAULTS.replace(run="y", data="data"))
+    assert "there is no folder" in refusal(DEFAULTS.replace(data="nowhere"))
 
 
 def test_data_that_changes_under_a_run_is_refused(project):

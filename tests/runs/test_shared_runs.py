@@ -8,7 +8,6 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,7 +41,7 @@ def project(tmp_path, monkeypatch) -> Path:
 
 def _start(number: int, barrier, held, told) -> None:
     """What a notebook does in its first and last cell; the winner stays until the other has been refused."""
-    params = replace(DEFAULTS, run=f"x{number}")
+    params = DEFAULTS.replace(run=f"x{number}")
     barrier.wait()
     try:
         run = Run.open(params)
@@ -69,7 +68,7 @@ def test_of_two_notebooks_that_start_a_new_run_at_once_one_finishes_and_one_is_r
         for each in both:
             each.join()
         assert words[0] == "finished" and "is in use by a notebook" in words[1], (number, words)
-        assert Run.open(replace(DEFAULTS, run=f"x{number}")).finished("01_grpo")
+        assert Run.open(DEFAULTS.replace(run=f"x{number}")).finished("01_grpo")
 
 
 def test_whoever_waited_for_a_stage_that_another_finished_has_nothing_to_do(project, monkeypatch):
@@ -156,7 +155,7 @@ def test_a_second_user_of_a_group_folder_goes_on(project, monkeypatch, closed):
     monkeypatch.chdir(shared)
     before = os.umask(0o002)
     try:
-        run = Run.open(replace(DEFAULTS, run="x"))
+        run = Run.open(DEFAULTS.replace(run="x"))
         with locked(run.path / ".sequence.lock", "labkit run"):
             tee(run.path, lambda line: None)("a line")
             run.start("01_grpo")
@@ -184,7 +183,7 @@ def test_a_second_user_of_a_group_folder_goes_on(project, monkeypatch, closed):
 
 @pytest.fixture
 def run(project) -> Run:
-    made = Run.open(replace(DEFAULTS, run="x", seed=3))
+    made = Run.open(DEFAULTS.replace(run="x", seed=3))
     made.start("01_grpo")
     made.finish("01_grpo", {"n": 1})
     return made
@@ -192,11 +191,11 @@ def run(project) -> Run:
 
 def test_a_renamed_run_goes_on_under_its_new_name(run):
     run.path.rename(run.path.parent / "y")
-    again = Run.open(replace(DEFAULTS, run="y", seed=3))
+    again = Run.open(DEFAULTS.replace(run="y", seed=3))
     assert again.finished("01_grpo")
     assert yaml.safe_load((again.path / "params.yaml").read_text())["run"] == "y"
     with pytest.raises(LabError, match="seed: there 3, here 4"):
-        Run.open(replace(DEFAULTS, run="y", seed=4))
+        Run.open(DEFAULTS.replace(run="y", seed=4))
 
 
 def test_the_params_file_of_a_copied_run_means_the_copy(run, tmp_path):
@@ -239,7 +238,7 @@ def test_a_path_of_the_parameters_may_begin_with_home(project, monkeypatch, tmp_
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
     value = ("~/there",) if name == "compare" else "~/there"
-    params = replace(DEFAULTS, **{name: value})
+    params = DEFAULTS.replace(**{name: value})
     if name == "outputs":
         assert Run.open(params).path == tmp_path / "home" / "there" / "embedded"
     else:
@@ -252,7 +251,7 @@ def test_everything_of_a_run_stands_under_outputs_in_home(project, monkeypatch, 
     from labkit.lab import Lab
 
     monkeypatch.setenv("HOME", str(tmp_path))
-    lab = Lab.open(replace(DEFAULTS, outputs="~/runs", world_train=1, world_validation=1, world_test=1))
+    lab = Lab.open(DEFAULTS.replace(outputs="~/runs", world_train=1, world_validation=1, world_test=1))
     lab.moments("test")
     assert lab.sheets == tmp_path / "runs" / "sheets" and lab.frame_cache.folder == tmp_path / "runs" / "frames"
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"embedded", "world-1-1-1-seed0", "frames"}
@@ -283,7 +282,7 @@ def test_the_manifest_names_the_commit_and_local_changes(tmp_path):
 
 def test_results_report_and_manifest_tell_the_version(project, capsys, monkeypatch):
     monkeypatch.setattr("labkit.runs.run.source_version", lambda: {"commit": "914270c" * 5, "changed": True})
-    run = Run.open(replace(DEFAULTS, run="x"))
+    run = Run.open(DEFAULTS.replace(run="x"))
     run.start(STAGES[0])
     assert run.manifest["commit"] == run.manifest["stages"]["01_grpo"]["commit"] == "914270c" * 5
     assert main(["results", "outputs/x"]) == 0

@@ -77,7 +77,7 @@ def test_a_trace_cut_off_behind_its_answer_is_not_kept():
 
 def test_the_answer_may_just_reach_the_limit():
     assert reason(render([Span(0, 39), Span(0, 30)], ROUGH)) == "kept"  # IoU 0.5, the limit
-    assert reason(render([Span(0, 39), Span(0, 30)], ROUGH), replace(DEFAULTS, min_answer_iou=0.51)) == "answer off"
+    assert reason(render([Span(0, 39), Span(0, 30)], ROUGH), DEFAULTS.replace(min_answer_iou=0.51)) == "answer off"
 
 
 def test_spans_are_cut_to_the_video_as_in_the_metrics():
@@ -92,7 +92,7 @@ def test_the_best_of_several_windows_counts():
 
 
 def test_the_control_without_anchors_keeps_plain_answers():
-    params = replace(DEFAULTS, min_anchors=0)
+    params = DEFAULTS.replace(min_anchors=0)
     assert reason(render([], TRUE), params) == "kept"
     assert reason(render([], WIDE), params) == "answer off"
 
@@ -119,9 +119,7 @@ def test_a_kept_trace_chooses_the_right_option(text, wanted):
 
 def test_the_best_trace_of_a_query_is_kept_not_the_first():
     near, best = render([WIDE, ROUGH], NEAR), GOOD
-    harvest = filter_traces(
-        [trace(near, sample=0), trace(best, sample=1)], MOMENTS, replace(DEFAULTS, max_per_query=1)
-    )
+    harvest = filter_traces([trace(near, sample=0), trace(best, sample=1)], MOMENTS, DEFAULTS.replace(max_per_query=1))
     assert [each.sample for each in harvest.kept] == [1]
     assert harvest.reasons == {("q1", 0, 0): "over the limit per query"}
 
@@ -129,7 +127,7 @@ def test_the_best_trace_of_a_query_is_kept_not_the_first():
 def test_of_equal_answers_the_one_that_narrows_to_it_is_kept_not_the_one_that_was_there_before():
     there, narrows = render([ROUGH, TRUE], TRUE), render([ROUGH, NEAR], TRUE)
     harvest = filter_traces(
-        [trace(there, sample=0), trace(narrows, sample=1)], MOMENTS, replace(DEFAULTS, max_per_query=1)
+        [trace(there, sample=0), trace(narrows, sample=1)], MOMENTS, DEFAULTS.replace(max_per_query=1)
     )
     assert [each.sample for each in harvest.kept] == [1]
 
@@ -143,7 +141,7 @@ def test_equal_traces_leave_the_earliest_and_count_as_duplicates():
             trace(GOOD, qid="q2"),
         ],
         MOMENTS,
-        replace(DEFAULTS, max_per_query=3),
+        DEFAULTS.replace(max_per_query=3),
     )
     assert [each.key for each in harvest.kept] == [(0, "q1", 0), (0, "q2", 0)]
     assert set(harvest.reasons.values()) == {"duplicate"}
@@ -189,7 +187,7 @@ texts = st.one_of(
 )
 def test_nothing_is_lost_and_the_order_does_not_matter(harvested, most, shuffle: random.Random):
     rollouts = [trace(text, qid, sample) for sample, (text, qid) in enumerate(harvested)]
-    params = replace(DEFAULTS, max_per_query=most)
+    params = DEFAULTS.replace(max_per_query=most)
     harvest = filter_traces(rollouts, MOMENTS, params)
     counted = sum(each.traces for each in harvest.filter_counts)
     assert len(harvest.kept) + len(harvest.reasons) == len(rollouts) == counted

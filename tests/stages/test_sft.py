@@ -1,5 +1,4 @@
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -70,7 +69,7 @@ def test_weights_after_some_steps_equal_the_textbook_one_sample_at_a_time(
     start = weights(policy)
     rows = small.traces(moments)
     monkeypatch.setattr(arguments, "WARMUP_STEPS", 1)
-    params = replace(DEFAULTS, sft_epochs=12 / len(rows), sft_batch=4, sft_learning_rate=1e-3, save_steps=9, seed=3)
+    params = DEFAULTS.replace(sft_epochs=12 / len(rows), sft_batch=4, sft_learning_rate=1e-3, save_steps=9, seed=3)
     heard = []
     result = train_sft(policy, source, rows, params=params, folder=tmp_path / "run", on_step=heard.append)
     assert result.steps == 3 and [row["step"] for row in heard] == [1, 2, 3]
@@ -123,7 +122,7 @@ def test_traces_are_shared_out_evenly(asked, traces, processes, expected, reason
         return
     for name, number in {"LABKIT_WORKERS": tmp_path, "RANK": 0, "WORLD_SIZE": processes, "LOCAL_RANK": 0}.items():
         monkeypatch.setenv(name, str(number))
-    params = replace(DEFAULTS, sft_batch=asked)
+    params = DEFAULTS.replace(sft_batch=asked)
     with pytest.raises(
         LabError, match=f"{traces} traces.* sft_batch, {asked}, .*{processes} processes; let {expected}"
     ):

@@ -13,13 +13,12 @@ from typing import Any
 
 from labkit.errors import LabError
 from labkit.files import replacing
-from labkit.params import DEFAULTS, documentation
+from labkit.params import DEFAULTS, documentation, read_yaml
 from labkit.params import show as shown
 from labkit.progress import duration
 from labkit.runs.results import DECODINGS, LEGEND, MODELS, columns_of, read_results
 from labkit.runs.run import STAGES, read_manifest
 from labkit.runs.versions import version_text
-from labkit.values import read_yaml
 from labkit.views.report.front import FrontPage
 from labkit.views.report.html_page import PageLink, report_page
 from labkit.views.report.notebook_html import read_chapter
