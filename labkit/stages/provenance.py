@@ -51,7 +51,10 @@ class Provenance:
 
         prompts = ""
         if isinstance(source, PromptSource):
-            prompts = f"{source.template}, {source.sampling}, {type(source.cache).__name__}"
+            sampling = repr(source.sampling).removeprefix(
+                "Frame"
+            )  # its name in stores of earlier versions, which are continued
+            prompts = f"{source.template}, {sampling}, {type(source.cache).__name__}"
         return cls(
             policy=policy.name, weights=weights_digest(policy), prompts=prompts, max_new_tokens=max_new_tokens,
             temperature=temperature, seed=seed, samples=samples,

@@ -18,6 +18,7 @@ from labkit.params import DEFAULTS, Params
 from labkit.policy import generate as generation
 from labkit.stages import harvest as module
 from labkit.stages.harvest import REASONS, FilterCount, filter_traces, merge_shards
+from labkit.stages.provenance import Provenance
 from labkit.stages.rollouts import JOINED, Rollout, RolloutStore
 from tests.stages import small
 
@@ -282,6 +283,11 @@ def test_a_harvest_of_another_provenance_is_not_mixed_in(policy, source, moments
         store.write(part, part_of(moments, part), {**store.provenances()[0], "weights": "others"})
     with pytest.raises(LabError, match="weights: there 'others'"):
         merge_shards(store, moments, SAMPLES)
+
+
+def test_frame_sampling_is_recorded_as_by_earlier_versions_whose_stores_are_continued(policy, source):
+    prompts = Provenance.of(policy, source, max_new_tokens=4).prompts
+    assert prompts == "query, Sampling(fps=1.0, max_frames=16, min_pixels=3136, max_pixels=3136), FrameCache"
 
 
 def test_a_harvest_from_before_provenance_was_recorded_is_read(policy, source, moments, tmp_path, small_parts):

@@ -127,6 +127,23 @@ def test_a_kill_between_joining_and_removing_doubles_nothing(tmp_path):
     assert store.read() == before
 
 
+def test_a_step_may_be_written_in_batches(tmp_path):
+    """As several processes do in an evaluation."""
+    store, batches = RolloutStore(tmp_path), {name: [rollout(0, name, text=name)] for name in "ba"}
+    for name, batch in batches.items():
+        store.write(0, batch, {"weights": "w"}, batch=name)
+    assert store.read() == store.newest() == [*batches["a"], *batches["b"]] and store.steps() == [0]
+    store.write(0, [rollout(0, "b", text="again")], {"weights": "w"}, batch="b")
+    assert [each.text for each in store.stream()] == ["a", "again"]
+    assert store.qid_counts() == {0: {"a": 1, "b": 1}} and store.provenances() == [{"weights": "w"}]
+    before = store.read()
+    store.compact()
+    assert store.read() == before and [path.name for path in tmp_path.iterdir()] == [JOINED]
+    store.write(0, batches["b"], batch="b")
+    store.truncate(-1)
+    assert store.read() == []
+
+
 def test_a_half_written_part_is_not_seen(tmp_path):
     store = RolloutStore(tmp_path)
     store.write(1, step(1))

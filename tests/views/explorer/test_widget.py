@@ -21,7 +21,7 @@ from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.scoring.predictions import PredictedRow, read_predictions
 from labkit.scoring.scores import score
-from labkit.stages.rollouts import Rollout, RolloutStore
+from labkit.stages.rollouts import UNPAID, Rollout, RolloutStore
 from labkit.views.explorer.packing import PlainRecord
 from labkit.views.explorer.page import widget_page
 from labkit.views.explorer.widget import ChainExplorer, explore, scrub
@@ -134,11 +134,18 @@ def test_a_reward_that_is_no_number_is_told_as_none(moments: list[Moment]) -> No
     assert page["columns"]["advantage"] == [None]
 
 
-def test_predictions_get_the_reward_that_would_have_been_paid(moments: list[Moment]) -> None:
-    widget = explore(
+def evaluated(qid: str, text: str, status: str) -> Rollout:
+    return rollout(text, qid=qid, status=status, step=0, stage="", run="", **UNPAID)
+
+
+@pytest.mark.parametrize("record", [PlainRecord, evaluated], ids=["of a table", "of an evaluation"])
+def test_chains_that_nobody_paid_get_the_reward_that_would_have_been_paid(moments: list[Moment], record: Any) -> None:
+    widget = explore({"sft": [record("q2", GOOD, "ok")], "base": [record("q2", LOST, "ok")]}, moments, clips=0)
+    page = told(widget)
+    plain = explore(
         {"sft": [PlainRecord("q2", GOOD, "ok")], "base": [PlainRecord("q2", LOST, "ok")]}, moments, clips=0
     )
-    page = told(widget)
+    assert page == told(plain)
     assert page["names"]["stage"] == ["base", "sft"] and page["columns"]["stage"] == [1, 0]
     assert page["columns"]["total"][0] == pytest.approx(1 + 2 + 0.75 * 5 / 12 + 0.75 * 0.75, abs=1e-4)
     assert page["columns"]["advantage"] == [None, None] and page["moments"][0]["base"] == 0.0
