@@ -274,7 +274,8 @@ def _problem(name: str, error: ErrorDetails, value: Any) -> str:
     if kind == "literal_error":
         return f"{name}: {value!r} is not one of {', '.join(get_args(field.annotation))}"
     if kind.startswith(("greater_than", "less_than")):
-        return f"{name}: {value} is out of range{_range(field.metadata)}"
+        number = int(float(value)) if field.annotation is int else float(value)
+        return f"{name}: {number} is out of range{_range(field.metadata)}"
     expected = EXPECTED["tuple" if len(error["loc"]) > 1 else kind.partition("_")[0]]
     return f"{name}: {value!r} is not {expected}"
 

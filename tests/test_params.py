@@ -58,10 +58,10 @@ def test_what_yaml_and_papermill_spoil_is_put_right(name, loose, meant):
     ("name", "value", "says"),
     [
         ("learning_rate", "fast", "learning_rate: 'fast' is not a number"),
-        ("learning_rate", 0, "learning_rate: 0 is out of range (0, 1]"),
+        ("learning_rate", 0, "learning_rate: 0.0 is out of range (0, 1]"),
         ("learning_rate", float("nan"), "learning_rate: nan is not a finite number"),
         ("learning_rate", "inf", "learning_rate: 'inf' is not a finite number"),
-        ("learning_rate", "2", "learning_rate: 2 is out of range (0, 1]"),
+        ("learning_rate", "2", "learning_rate: 2.0 is out of range (0, 1]"),
         ("grpo_steps", "7.5", "grpo_steps: '7.5' is not a whole number"),
         ("grpo_steps", "inf", "grpo_steps: 'inf' is not a finite number"),
         ("learning_rate", True, "learning_rate: True is not a number"),

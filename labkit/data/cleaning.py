@@ -253,7 +253,7 @@ class RowCleaner:
         return kind in ("clip", "either")
 
     def _clip_or_whole(self, row: Row, path: str, clip: Span) -> str:
-        """What a file holds by its length: "clip", "whole" or "either"; "" where that does not tell.
+        """What a file holds by its length: "clip", "whole" or "either"; "" where the length does not say.
 
         A clip is as long as its trim window. So may be a whole video whose window overshoots its end: it may be either where
         most of the window lies inside it and the labels begin there. A window from second 0 shows the same frames either way.

@@ -140,7 +140,7 @@ def read_encoded(path: Path) -> tuple[str, str]:
 
 
 def binary_kind(raw: bytes) -> str:
-    """What a file is, by its first bytes, where they tell that it is no UTF-8; else ""."""
+    """What a file is, by its first bytes, where these are not of UTF-8 text; else ""."""
     return _begun(raw, {_GZIP: "gzip"} | _BINARY | _MARKED)
 
 

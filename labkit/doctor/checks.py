@@ -69,7 +69,7 @@ def examine(params: Params, *, quick: bool = False, on_video: Callable[[int, int
     report.data["videos"] = {path: _as_dict(checkup) for path, checkup in found.videos.items()}
     known = model and (harvester or not params.harvester)
     if model and known and all(found.clips.get(split) for split in ("train", "test")):
-        # A checkpoint with a LoRA adapter trains that, whatever `lora_rank` says.
+        # A checkpoint with a LoRA adapter trains that, whatever `lora_rank` is.
         params = params.replace(lora_rank=model.lora_rank or params.lora_rank)
         workload, findings = _workload(params, model, found)
         report.findings += findings
@@ -83,7 +83,7 @@ def examine(params: Params, *, quick: bool = False, on_video: Callable[[int, int
 
 
 def run_doctor(
-    path: str | Path, overrides: Mapping[str, Any], say: Callable[[str], None], *, quick: bool = False,
+    path: str | Path, overrides: Mapping[str, Any], write: Callable[[str], None], *, quick: bool = False,
     as_json: bool = False,
 ) -> int:  # fmt: skip
     """Examine a params file for the command line, and return the exit code: 1 when a run would fail.
@@ -93,7 +93,7 @@ def run_doctor(
     begin = time.monotonic()
     report = examine(read_params(path, overrides), quick=quick, on_video=None if as_json else _video_progress())
     report.data["seconds"] = round(time.monotonic() - begin, 1)
-    say(json.dumps(report.as_dict(), indent=1, ensure_ascii=False) if as_json else str(report))
+    write(json.dumps(report.as_dict(), indent=1, ensure_ascii=False) if as_json else str(report))
     return report.exit_code
 
 

@@ -1,7 +1,7 @@
 """Peak memory of one process of a run, by arithmetic on the model's shape; no weight is loaded.
 
 With several processes on GPUs that is what each GPU needs. Under `ddp` each of them holds the whole model; `fsdp2` shards the
-trained parameters, which it keeps in float32 whatever `dtype` says (as accelerate 1.15 prepares it). Source: our own counts;
+trained parameters, which it keeps in float32 whatever `dtype` is (as accelerate 1.15 prepares it). Source: our own counts;
 benchmarks/estimates.py compares them with small runs on a CPU.
 """
 

@@ -60,8 +60,8 @@ class Report:
     def verdict(self) -> str:
         """The report in one sentence."""
         counts = Counter(finding.level for finding in self.findings)
-        told = ", ".join(_plural(counts[level], level) for level in LEVELS if counts[level]) or "nothing to report"
-        return f"{told}: {'a run would fail' if self.exit_code else 'a run can start'}"
+        counted = ", ".join(_plural(counts[level], level) for level in LEVELS if counts[level]) or "nothing to report"
+        return f"{counted}: {'a run would fail' if self.exit_code else 'a run can start'}"
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, as JSON can hold it."""

@@ -82,7 +82,7 @@ def _measure_throughput(policy: Policy, p: Params, workload: Workload, grid: tup
     model, without_eos = policy.model, _without_eos(policy)
     count, answer = p.prompts_per_pass or p.prompts_per_step, max(2, round(COMPLETION_FRACTION * p.max_new_tokens))
     prompts = [_prompt(policy, str(index), workload) for index in range(max(count, p.prompts_per_step))]
-    asked = prompts[:count]
+    one_pass = prompts[:count]
 
     def timed(work: Callable[[], Any]) -> float:
         return _timed(work, policy.device, p.threads)
@@ -97,8 +97,8 @@ def _measure_throughput(policy: Policy, p: Params, workload: Workload, grid: tup
     row = max(0.0, many - few) / max(1, len(prompts) * p.group_size - 2)
 
     chains = torch.zeros(count * p.group_size, answer, dtype=torch.long, device=policy.device)
-    packed = pack_shared_prefix(asked, chains, torch.ones_like(chains), [p.group_size] * count)
-    read = sum(len(prompt.ids) - 1 for prompt in asked) + chains.numel()
+    packed = pack_shared_prefix(one_pass, chains, torch.ones_like(chains), [p.group_size] * count)
+    read = sum(len(prompt.ids) - 1 for prompt in one_pass) + chains.numel()
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6)
     model.train()

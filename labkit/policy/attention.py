@@ -1,6 +1,6 @@
 """Shared-prefix attention: many completions of one prompt in one packed sequence, none of which attends to another.
 
-Tokens stand in one packed sequence, row behind row without padding, and a row is a prefix with its suffixes:
+Tokens form one packed sequence, row after row without padding, and a row is a prefix with its suffixes:
 
     [prefix] [suffix 1] [suffix 2] ...    [prefix] [suffix 1] ...
 
@@ -115,7 +115,7 @@ def window_attention(
     for begin, end in zip(ends, ends[1:], strict=False):
         begins.setdefault(end - begin, []).append(begin)
     attention = functools.partial(torch.nn.functional.scaled_dot_product_attention, scale=scaling)
-    if len(begins) == 1:  # all of one size stand as they should; frames always do
+    if len(begins) == 1:  # windows of one size are in order already; frames always are
         (length,) = begins
         out = attention(*(x[0].unflatten(1, (-1, length)).transpose(0, 1) for x in (query, key, value)))
         return out.transpose(1, 2).flatten(0, 1)[None], None

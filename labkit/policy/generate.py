@@ -52,7 +52,7 @@ def generate(
 ) -> list[Completion]:
     """Completions of each prompt, `num` in a row: `result[i * num + k]` is the k-th of `prompts[i]`.
 
-    Sampling is from the full softmax at `temperature`; tokens that stand for pixels or padding are never produced. The same seed,
+    Sampling is from the full softmax at `temperature`; placeholders of videos and padding are never sampled. The same seed,
     prompt and weights give the same completions, whatever else is in the batch (up to floating-point rounding). Neighbours
     among the prompts that ask about one clip share its prefill where their words follow the video.
     """

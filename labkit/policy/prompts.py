@@ -1,7 +1,7 @@
-"""The question templates: what the model is asked, before and beside the video.
+"""Prompt templates: the text around the video.
 
-A comparison is worth nothing unless both sides are asked in the same words: the same base model's R1@0.5 on Charades moves by tens of
-points with the prompt alone. So a template has a name, the name is a parameter, and it stands in every run's params.yaml.
+A comparison is worth nothing unless both sides have the same prompt: the same base model's R1@0.5 on Charades moves by tens of
+points with the prompt alone. So a template has a name, the name is a parameter, and it is in every run's params.yaml.
 """
 
 from __future__ import annotations

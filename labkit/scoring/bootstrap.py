@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 
 FEW_VIDEOS = 20
-"""Below so many videos a reader is told what an interval is worth."""
+"""Below so many videos cards add a note on how far intervals can be relied on."""
 _EQUAL = 1e-18
 """A variance up to this is rounding: all values are equal."""
 
@@ -75,7 +75,7 @@ def mean_interval(values: ArrayLike, clusters: Sequence[Hashable] | None = None,
     """Interval of the mean of `values`, each in [0, 1], for other clusters (videos).
 
     `clusters` names each value's video; None makes each value its own. With one cluster nothing can be said: NaN.
-    Where all values are equal they tell nothing of the spread, and the videos count as that many trials that agreed.
+    Where all values are equal the spread is unknown, and the videos count as that many trials that agreed.
     Raises: ValueError when values and clusters differ in length, there is no value or one outside [0, 1], or level makes
     no sense.
 
@@ -107,9 +107,9 @@ def mean_intervals(
     if videos < 2:
         return [Interval(math.nan, math.nan)] * len(means)
     spread = np.maximum(means * (1 - means), 0.0)
-    told = (variances > _EQUAL) & (spread > 0)
+    has_spread = (variances > _EQUAL) & (spread > 0)
     # As many independent yes-or-no trials as would have this variance.
-    trials = np.where(told, spread / np.where(told, variances, 1.0), float(videos))
+    trials = np.where(has_spread, spread / np.where(has_spread, variances, 1.0), float(videos))
     weight = _t_quantile(level, freedom) ** 2 / trials
     middles = (means + weight / 2) / (1 + weight)
     reach = np.sqrt(weight * spread + weight**2 / 4) / (1 + weight)

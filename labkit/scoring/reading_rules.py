@@ -162,8 +162,8 @@ def _timelens_reward(text: str) -> Pair | None:
 def _lmms_charades(text: str) -> Pair | None:
     sentences = re.split(r"[!?\n]", text.lower().replace(_LMMS_EXAMPLE, "").replace("to", "-"))
     # Where a sentence speaks of a start or an end, only such sentences are looked at.
-    told = [sentence for sentence in sentences if any(word in sentence for word in ("start", "end", "happen"))]
-    pair = _first_lmms(told or sentences)
+    naming = [sentence for sentence in sentences if any(word in sentence for word in ("start", "end", "happen"))]
+    pair = _first_lmms(naming or sentences)
     # The one program that turns a reversed pair around.
     return pair if pair is None or pair[1] > pair[0] else (pair[1], pair[0])
 
@@ -178,7 +178,7 @@ def _first_lmms(sentences: Sequence[str]) -> Pair | None:
     clocks = [match[1] for sentence in sentences for match in islice(_LMMS_CLOCK.finditer(sentence), 2)]
     if len(clocks) > 1:
         return _finite(_seconds(clocks[0]), _seconds(clocks[1]))
-    # The first number of each sentence, so that a start and an end told in two sentences make a pair.
+    # The first number of each sentence, so that a start and an end in two sentences make a pair.
     lone = [match[1] for sentence in sentences if (match := _LONE.search(sentence))]
     if len(lone) > 1:
         return _pair(lone[0], lone[1])

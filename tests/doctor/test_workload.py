@@ -230,10 +230,10 @@ def test_a_harvester_is_trained_and_asked_in_the_first_two_stages() -> None:
 def test_traces_of_one_clip_read_it_once() -> None:
     packed = changed(pack_clips=True, max_per_query=3, sft_batch=6)
     # 10 queries on 2 clips, of whose traces two thirds of 3 are kept; behind the query only its own
-    assert traces_per_clip(replace(packed, prompt="anchors"), LOAD) == pytest.approx(10)
+    assert traces_per_clip(packed.replace(prompt="anchors"), LOAD) == pytest.approx(10)
     assert traces_per_clip(packed, LOAD) == pytest.approx(2)
     apart, together = (
-        stage_memory(SMALL, replace(packed, pack_clips=pack), LOAD, "cuda")["sft"] for pack in (False, True)
+        stage_memory(SMALL, packed.replace(pack_clips=pack), LOAD, "cuda")["sft"] for pack in (False, True)
     )
     layers = 2 * (72 + 8 + 64) * 4
     assert apart["activations"] == 6 * 60 * layers + 60 * 8 * 4

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 _FORMAT = 1
 _CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 _CODECS = ("h264", "hevc", "vp9")
-"""Those whose key frames can be told from their packets: decord cannot read AV1, and misreads MPEG-4 part 2 and WMV."""
+"""Those whose key frames can be recognised in their packets: decord cannot read AV1, and misreads MPEG-4 part 2 and WMV."""
 # Kinds of coding units from which a decoder can begin: IDR of H.264; BLA, IDR and CRA of HEVC, whose leading pictures the order tells.
 _ENTRY = {"h264": range(5, 6), "hevc": range(16, 22)}
 _KEYS = 4

@@ -47,7 +47,7 @@ class Frames(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """A video as its packets tell it, not its header: seconds, mean frames per second, displayed pixels, frames."""
+    """A video measured by its packets, not its header: seconds, mean frames per second, displayed pixels, frames."""
 
     duration: float
     fps: float

@@ -183,7 +183,7 @@ def in_worker() -> bool:
 
 
 def heartbeat() -> None:
-    """Tell the parent, if there is one, that this process makes progress; cheap enough for every packet."""
+    """Signal progress to the parent, if there is one; cheap enough for every packet."""
     if _Child.pipe is not None and (now := time.monotonic()) - _Child.last_heartbeat > _HEARTBEAT_SECONDS:
         _Child.last_heartbeat = now
         _send_message(_HEARTBEAT)
