@@ -29,7 +29,8 @@ equal weights w, which both stages have by default, and q = 0.8:
 
 So any rule that pays for a step pays for making one, but it pays most for the smallest that is paid in full, and less for
 every bit beyond: the best first anchor stands 0.1 below the second. A chain whose steps gain that much already loses by
-lowering any anchor, under all weights. An anchor that misses starts no step and costs in `anchors`.
+lowering any anchor, under all weights. An anchor that misses starts no step and costs in `anchors`
+(copies aside, which are not counted at all).
 
 How much can be had beyond an honest chain with the same answer is searched for by `benchmarks/exploits.py`.
 """

@@ -1,0 +1,1 @@
+"""Who answers: model families, prompts, inputs, the model, generation, packed log-probs, attention."""
