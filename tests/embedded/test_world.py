@@ -16,6 +16,7 @@ from labkit.embedded.world import (
     Event,
     Scene,
     Thing,
+    _write_mp4,
     grounding_query,
     make_scene,
     moments_file,
@@ -48,6 +49,18 @@ def test_the_same_seed_gives_the_same_files_and_another_seed_others(tmp_path):
     first, again, other = (sorted((tmp_path / f / "clips").glob("*.mp4")) for f in "abc")
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in again]
     assert not {p.read_bytes() for p in first} & {p.read_bytes() for p in other}
+
+
+def test_a_clip_comes_out_the_same_whatever_stood_in_memory_before(tmp_path):
+    clips = {index: render(make_scene(scene_seed("test", index, 0))) for index in (1, 15, 36, 66)}
+    noise = np.random.default_rng(0).integers(0, 255, clips[1].shape, dtype=np.uint8)
+    found: dict[int, set[bytes]] = {index: set() for index in clips}
+    for number in range(8):
+        for index, states in clips.items():
+            _write_mp4(tmp_path / "noise.mp4", np.roll(noise, 7 * number + index, axis=2))  # leaves its memory behind
+            _write_mp4(tmp_path / "clip.mp4", states)
+            found[index].add((tmp_path / "clip.mp4").read_bytes())
+    assert [len(files) for files in found.values()] == [1, 1, 1, 1]
 
 
 def test_splits_never_share_a_seed():
