@@ -112,7 +112,8 @@ class _Canvas:
 
     def png(self) -> bytes:
         file = io.BytesIO()
-        self.image.save(file, "PNG", optimize=True)
+        # 256 colours are enough for text, bars and a few small frames, and a notebook holds less than half as much.
+        self.image.quantize(256, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
         return file.getvalue()
 
 
@@ -257,7 +258,7 @@ def _earned(pen: _Canvas, record: Any, left: float, right: float) -> None:
         middle = 118 + 24 * number
         value = float(getattr(record, f"reward_{term}"))
         pen.text(left, middle, term, 12, _SOFT)
-        pen.text(left + 98, middle, f"{value:.2f}".replace("-", "\u2212"), 12, anchor="rm")
+        pen.text(left + 98, middle, f"{value:.2f}", 12, anchor="rm")
         zero = left + 108 + (right - left - 108) / 2
         end = zero + max(-1.0, min(1.0, value)) * (right - left - 108) / 2
         pen.box(min(zero, end), middle - 5, max(zero, end), middle + 5, style.ANCHOR if value > 0 else style.WORSE)
