@@ -88,7 +88,7 @@ def test_the_analysis_shows_card_intervals_baselines_and_rules(smoke):
     for words in ("95 % interval", "whole video", "centre half", "best constant", "training prior", "IoU &gt;= m reaches R1@m",
                   "of several truth windows", "nothing read", "max_new_tokens"):  # fmt: skip
         assert words in card, words
-    paired = next(table for table in tables if "difference" in table)
+    paired = next(table for table in tables if ">difference" in table)  # not the word in a parameter's explanation
     assert "predictions-grpo_final.jsonl" in paired and "predictions-sft.jsonl" in paired
     rules = next(table for table in tables if "what it does" in table)
     assert all(f">{name}<" in rules for name in RULES)

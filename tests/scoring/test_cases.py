@@ -127,8 +127,8 @@ def test_predictions_on_other_questions_are_an_error_that_shows_both():
 def test_what_is_scored_can_be_looked_at(file):
     moments = load_moments(CASES / (LIGHTHOUSE if "windows" in file else CHARADES))
     chains, _ = packing.with_predictions(CASES / file, moments)
-    rows = packing.listed(chains, {moment.qid: moment for moment in moments})
-    ious = {row.reading.moment.qid: row.reading.answer_iou for row in rows}
+    rows = packing.staged_chains(chains, {moment.qid: moment for moment in moments})
+    ious = {row.measured.moment.qid: row.measured.answer_iou for row in rows}
     got = score(CASES / file, moments)
     expected = dict(zip(got.qids, got.columns["miou"], strict=True))
     assert ious == pytest.approx({qid: expected[qid] for qid in ious})
