@@ -348,6 +348,10 @@ def _names(moments: Sequence[Moment]) -> tuple[str, ...]:
     qid, count = Counter(moment.qid for moment in moments).most_common(1)[0]
     if count > 1:
         raise LabError(f"qid {qid!r} stands {count} times among the moments; give every question a name of its own")
+    if open_questions := [moment.qid for moment in moments if not moment.has_truth]:
+        raise LabError(
+            f"moment {open_questions[0]!r} has no window, so that nothing can be scored on it; give it its windows"
+        )
     return tuple(moment.qid for moment in moments)
 
 

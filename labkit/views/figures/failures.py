@@ -6,6 +6,7 @@ so that a share of the atlas and a score never contradict each other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,10 @@ def failure_kind(chain: AnchorChain, windows: Sequence[Span], duration: float, *
 
 
 def kind_by_ious(chain: AnchorChain, ious: Sequence[float], duration: float, *, right: float = RIGHT) -> str:
-    """`failure_kind` of a chain whose steps have been measured; `ious` are those of `chain_ious`."""
+    """`failure_kind` of a chain whose steps have been measured; `ious` are those of `chain_ious`.
+
+    Where they are NaN, since nobody has told the truth, only what is wrong whatever the truth is has a class.
+    """
     answer = chain.answer
     if answer is None:
         return "cut_off" if chain.status == "cut_off" else "no_answer"
@@ -70,6 +74,8 @@ def kind_by_ious(chain: AnchorChain, ious: Sequence[float], duration: float, *, 
         return ""
     if answer.middle > duration:
         return "past_the_end"
+    if math.isnan(value):
+        return ""
     spans = clip_spans(chain.steps, duration)
     if any(copies(spans)):
         return "copied_anchor"
