@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from labkit.policy.inputs import Prompt
     from labkit.policy.model import Policy
 
-PROMPTS_A_PART = 24
+PROMPTS_PER_PART = 24
 """Queries that are sampled together and stored as one part: what a kill costs at most."""
 
 REASONS = (
@@ -126,7 +126,7 @@ def harvest(
 
     if done:
         report()
-    mine = set(shard_ranges(len(moments), PROMPTS_A_PART, shard))
+    mine = set(shard_ranges(len(moments), PROMPTS_PER_PART, shard))
     mine -= {parts[part] for part in done}
     prefetch(source, [moment.qid for begin, end in sorted(mine) for moment in moments[begin:end]])
     for part, (begin, end) in parts.items():
@@ -178,7 +178,7 @@ def merge_shards(store: RolloutStore, moments: Sequence[Moment], samples: int) -
 
 def _parts(moments: Sequence[Moment]) -> dict[int, tuple[int, int]]:
     """Parts by number, from 1: which moments [begin, end) each of them asks for."""
-    return dict(enumerate(shard_ranges(len(moments), PROMPTS_A_PART, UNSHARDED), 1))
+    return dict(enumerate(shard_ranges(len(moments), PROMPTS_PER_PART, UNSHARDED), 1))
 
 
 def _parts_done(store: RolloutStore, moments: Sequence[Moment], samples: int) -> set[int]:
