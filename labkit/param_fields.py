@@ -2,7 +2,7 @@
 
 The string under each field says what it is, its unit, and where its value comes from: the paper (TAR-TVG), Time-R1's
 recipe (the nearest open one), or ours. The paper's full text, its prompt included, is public (arXiv 2508.07683); we have not read
-it, only what is told of it in public. Most defaults are ours: they fit a model of 1.4 million parameters.
+it, only public summaries of it. Most defaults are ours: they fit a model of 1.4 million parameters.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class RunParams(ParamGroup):
     threads: int = Field(1, ge=1, le=256)
     """CPU threads of torch. One is the fastest for the embedded model. Ours."""
     processes: int = Field(1, ge=0, le=1024)
-    """Processes that train, evaluate and harvest, one GPU each; 0 is one for each GPU in sight, 1 works in the notebook
+    """Processes that train, evaluate and harvest, one GPU each; 0 is one for each visible GPU, 1 works in the notebook
     itself. `prompts_per_step` and `sft_batch` are those of all, and what is learnt does not depend on their number. A stage
     that was broken off goes on with any number, but under `fsdp2` not with one after several, or several after one. Ours."""
     sharding: Literal["ddp", "fsdp2"] = "ddp"
