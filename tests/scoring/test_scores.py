@@ -319,7 +319,7 @@ def test_one_set_of_texts_under_every_rule():
     }
     # An IoU of 0.25 or 1 is no matter of operators; the cards still say which it is.
     assert (got["timer1"].protocol.reaches, got["timelens"].protocol.reaches) == (">", ">=")
-    assert str(got).splitlines()[len(RULES)].split()[:2] == ["lmms-eval-timelens", "25.0"]
+    assert str(got).splitlines()[len(RULES)].split()[:2] == ["taro", "100.0"]
     assert got._repr_html_().count("<tr") == len(RULES) + 1
 
 
