@@ -43,12 +43,12 @@ LOG_TAIL = 15
 
 
 class WorkerError(RuntimeError):
-    """A worker failed: the message names it, its log, and what went wrong there."""
+    """A worker failed; the message names its rank, its log and the error."""
 
 
 @dataclass
 class Worker:
-    """What the launching process knows of one worker."""
+    """One worker as the launching process sees it: its process, log and events."""
 
     rank: int
     folder: Path

@@ -1,4 +1,4 @@
-"""A report's first page: what the run came to, from what its executed notebooks and its manifest already hold.
+"""A report's first page: the final scores and the notebooks' conclusions, from executed notebooks and the manifest.
 
 The score of the final model with its interval, what each notebook concluded, and one picture of narrowing.
 """
@@ -28,7 +28,7 @@ _LINE = re.compile(r"<li>(?:<strong>(?P<word>Yes\.|No\.)</strong> )?(?P<claim>[^
 
 
 class Tile(NamedTuple):
-    """One figure of the final model, in percent, with what it is to be held against."""
+    """One figure of the final model, in percent, with the figures to compare it with."""
 
     name: str
     value: str
@@ -109,7 +109,7 @@ def tiles(scores: Mapping[str, Any]) -> list[Tile]:
 
 
 def notebook_conclusions(notebooks: Mapping[str, Any], titles: Mapping[str, str]) -> list[NotebookConclusions]:
-    """What notebooks concluded: the markdown that the last cell with any output shows. A line that was said before is left out.
+    """Conclusions of notebooks: the markdown output of their last cell with any. A line that an earlier one has is left out.
 
     A notebook that stopped on the way concludes nothing.
     """
@@ -126,7 +126,7 @@ def notebook_conclusions(notebooks: Mapping[str, Any], titles: Mapping[str, str]
 
 
 def narrowing(notebooks: Mapping[str, Any]) -> tuple[str, Any] | None:
-    """The newest figure of narrowing: its notebook's name, and its forms."""
+    """The newest figure of how chains narrow: its notebook's name, and its output by mime type."""
     for name, notebook in reversed(list(notebooks.items())):
         for output in _outputs(notebook):
             if shows_narrowing(data := output.get("data", {})):
