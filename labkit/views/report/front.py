@@ -60,14 +60,14 @@ class FrontPage(NamedTuple):
     @classmethod
     def of(cls, notebooks: Mapping[str, Any], titles: Mapping[str, str], scores: Mapping[str, Any]) -> FrontPage:
         """The first page of executed `notebooks` (nbformat 4) and their `titles`, both by name in order."""
-        said, lists = notebook_conclusions(notebooks, titles), []
-        for each in said:
+        conclusions, chapters = notebook_conclusions(notebooks, titles), []
+        for each in conclusions:
             chapter = _chapter(each.name, each.title, {"text/markdown": each.markdown})
             chapter.html = _marked(chapter.html)
-            lists.append(chapter)
-        found = narrowing(notebooks)
-        picture = None if found is None else _chapter(found[0], titles[found[0]], found[1])
-        return cls(_scored(scores), tiles(scores), said, lists, picture)
+            chapters.append(chapter)
+        figure = narrowing(notebooks)
+        picture = None if figure is None else _chapter(figure[0], titles[figure[0]], figure[1])
+        return cls(_scored(scores), tiles(scores), conclusions, chapters, picture)
 
 
 def _scored(scores: Mapping[str, Any]) -> str:
@@ -113,16 +113,16 @@ def notebook_conclusions(notebooks: Mapping[str, Any], titles: Mapping[str, str]
 
     A notebook that stopped on the way concludes nothing.
     """
-    said: set[str] = set()
-    found = []
+    earlier: set[str] = set()
+    conclusions = []
     for name, notebook in notebooks.items():
         cells = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.get("source")]
         shown = [text for output in (cells[-1].get("outputs", []) if cells else []) if (text := _markdown(output))]
-        lines = [line for text in shown for line in text.splitlines() if line.strip() and line not in said]
-        said |= set(lines)
+        lines = [line for text in shown for line in text.splitlines() if line.strip() and line not in earlier]
+        earlier |= set(lines)
         if lines:
-            found.append(NotebookConclusions(name, titles[name], "\n".join(lines)))
-    return found
+            conclusions.append(NotebookConclusions(name, titles[name], "\n".join(lines)))
+    return conclusions
 
 
 def narrowing(notebooks: Mapping[str, Any]) -> tuple[str, Any] | None:

@@ -123,8 +123,8 @@ class _Writer:
         tags = cell.metadata.get("tags", [])
         if PAPERMILL_TAG in tags:
             # It puts two of its own, of which one is enough, and none where the lab's own says more.
-            said, self.made.stopped = self.made.stopped, True
-            return "" if said or self.ours_says else _STOPPED
+            repeated, self.made.stopped = self.made.stopped, True
+            return "" if repeated or self.ours_says else _STOPPED
         made = sanitize.render_markdown(
             source, prefix=self.prefix, shift=self.shift, attachments=cell.get("attachments")
         )
