@@ -23,7 +23,7 @@ import ipywidgets as widgets
 
 from labkit.chain.anchors import AnchorChain, parse
 from labkit.chain.spans import Span, clip_span, iou
-from labkit.chain.steps import RIGHT
+from labkit.chain.steps import CORRECT_IOU
 from labkit.data.moments import Moment
 from labkit.data.video.frames import FrameCache
 from labkit.data.video_index import SUFFIXES, walk
@@ -209,8 +209,8 @@ def agreement(chains: Sequence[AnchorChain]) -> str:
     silent = f"; {none} give{'s' * (none == 1)} none" if none else ""
     if first is None:
         return f"the greedy chain gives no answer; of {len(others)} sampled ones {len(others) - none} do"
-    near = sum(answer is not None and iou(answer, first) >= RIGHT for answer in others)
-    return f"of {len(others)} sampled answers {near} overlap{'s' * (near == 1)} the greedy one by IoU {RIGHT:g} or more{silent}"
+    near = sum(answer is not None and iou(answer, first) >= CORRECT_IOU for answer in others)
+    return f"of {len(others)} sampled answers {near} overlap{'s' * (near == 1)} the greedy one by IoU {CORRECT_IOU:g} or more{silent}"
 
 
 def notes_html(notes: Sequence[str]) -> str:

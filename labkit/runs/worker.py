@@ -27,7 +27,7 @@ BENCHES: dict[str, type[Workbench]] = {each.__name__: each for each in (Workbenc
 
 
 class WorkerTask(NamedTuple):
-    """A task for several workers, as it is written for them to a file."""
+    """A task for several workers: plain data, which they read from a JSON file."""
 
     task: str
     """As `Workbench.run_task` takes it."""

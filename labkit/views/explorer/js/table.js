@@ -1,6 +1,6 @@
 /** The virtual table of chains: only visible rows are in the document. */
 
-import { clamp, EPSILON, h, safeText, number, percent, RIGHT, signed, spaced, times } from "./core.js";
+import { clamp, EPSILON, h, safeText, number, percent, CORRECT_IOU, signed, spaced, times } from "./core.js";
 import { stageName } from "./stages.js";
 
 const ROW = 30;
@@ -130,7 +130,7 @@ const someFault = (chains) => chains.names.kind.some(Boolean) || chains.names.st
 
 function iouCell(iou) {
   if (Number.isNaN(iou)) return ["–"];
-  const bar = h("span", { class: iou >= RIGHT ? "lk-meter" : "lk-meter lk-low", "aria-hidden": "true" });
+  const bar = h("span", { class: iou >= CORRECT_IOU ? "lk-meter" : "lk-meter lk-low", "aria-hidden": "true" });
   bar.style.setProperty("--share", percent(iou));
   return [bar, h("span", {}, number(iou))];
 }
