@@ -19,14 +19,13 @@ import json
 import math
 import os
 import re
-import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from labkit.chain.spans import Span
-from labkit.data.rows import binary_kind, printable
+from labkit.data.rows import binary_kind, printable, short
 from labkit.data.video_index import is_foreign_path, local_path, stem_of, trim_window
 from labkit.errors import LabError, nearest
 from labkit.files import replacing
@@ -70,7 +69,7 @@ class BadField(ValueError):
     def __init__(self, field: str, value: object, wrong: str, step: str) -> None:
         """Keep the parts, so that a reader can put file and line in front."""
         self.field, self.value, self.wrong, self.step = field, value, wrong, step
-        super().__init__(f"{printable(field)} = {_short(value)} {wrong}; {step}")
+        super().__init__(f"{printable(field)} = {short(value)} {wrong}; {step}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,10 +416,3 @@ def _below(video: str, folder: str) -> str:
     """`video` relative to `folder` when it lies in there, with forward slashes; otherwise as it is."""
     relative = os.path.relpath(video, folder) if video.startswith(folder + os.sep) else video
     return relative.replace(os.sep, "/") if relative is not video else video
-
-
-def _short(value: object) -> str:
-    """`repr` cut to a length that a terminal line can hold."""
-    shortener = reprlib.Repr()
-    shortener.maxstring = shortener.maxother = 80
-    return shortener.repr(value)
