@@ -104,7 +104,7 @@ _SPACED_ANY_CASE = re.compile(_TO_OR_AND, re.IGNORECASE)
 _CLOCK = re.compile(r"\b(\d{1,2}:\d{2}:\d{2}(?:\.\d+)?|\d{1,2}:\d{2}(?:\.\d+)?)\b")
 _DASHED = re.compile(rf"{_NUMBER}\s*+-\s*+{_SECOND}")
 _WORDED = re.compile(rf"{_NUMBER}\s++to\s++{_SECOND}")
-_LONE = re.compile(r"\b(\d++\.\d++|\d++)\b")
+_LONE_NUMBER = re.compile(r"\b(\d++\.\d++|\d++)\b")
 _THOUGHT_THEN_ANSWER = re.compile(r"</think>\s*+<answer>")
 
 _HUNDREDTHS = re.compile(r"(\d{2}) (?:to|and) (\d{2})")
@@ -158,7 +158,7 @@ def _timelens(text: str) -> Pair | None:
     found = _DASHED.search(text) or _WORDED.search(text)
     if found:
         return _pair(found[1], found[2])
-    lone = [match[1] for match in islice(_LONE.finditer(text), 2)]
+    lone = [match[1] for match in islice(_LONE_NUMBER.finditer(text), 2)]
     return _pair(*lone) if len(lone) == 2 else None
 
 
@@ -208,7 +208,7 @@ def _first_lmms(sentences: Sequence[str]) -> Pair | None:
     if len(clocks) > 1:
         return _finite(clock_seconds(clocks[0]), clock_seconds(clocks[1]))
     # The first number of each sentence, so that a start and an end in two sentences make a pair.
-    lone = [match[1] for sentence in sentences if (match := _LONE.search(sentence))]
+    lone = [match[1] for sentence in sentences if (match := _LONE_NUMBER.search(sentence))]
     if len(lone) > 1:
         return _pair(lone[0], lone[1])
     for sentence in sentences:

@@ -25,7 +25,7 @@ from labkit.scoring.predictions import Answers, Predictions, as_predictions
 from labkit.scoring.reading_rules import RULES, Pair, ReadingRule, clock_seconds, find_rule
 from labkit.table import Table, repr_pretty
 
-LITTLE_READ = 0.9
+LOW_READ_RATE = 0.9
 """Below this share of predictions read, a card says which rule reads more."""
 EXAMPLES = 3
 """Names that a message or a card gives of many."""
@@ -107,7 +107,7 @@ def better_rule(
     """Which rule reads more of these predictions, in words, where this one reads little; "" where it reads enough."""
     given = [reading for reading in readings if reading.status]
     read = sum(_usable(reading) for reading in given)
-    if not given or read >= LITTLE_READ * len(given):
+    if not given or read >= LOW_READ_RATE * len(given):
         return ""
     if answers.ranked:
         turned = sum(reading.status == "start not before end" for reading in given)
