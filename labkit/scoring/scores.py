@@ -37,7 +37,7 @@ from labkit.scoring.protocol import Protocol
 from labkit.scoring.question_figures import SCORE_THRESHOLDS, Floats, question_figures
 from labkit.scoring.reading_rules import RULES, ReadingRule, find_rule
 from labkit.scoring.readings import EXAMPLES, ReadAnswer, better_rule, match_questions, read_answers
-from labkit.table import Table, repr_pretty
+from labkit.table import Table, percent, repr_pretty
 
 LEVEL = 0.95
 TITLES = {
@@ -409,11 +409,6 @@ def _window_rule(rule: ReadingRule) -> str:
 
 def _known(value: float) -> float | None:
     return None if math.isnan(value) else value
-
-
-def percent(value: float) -> str:
-    """A fraction as percent, "-" where there is none."""
-    return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
 def between(interval: Interval | None) -> str:
