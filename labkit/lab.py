@@ -12,13 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.files import locked
 from labkit.params import read_yaml
 from labkit.policy.model import Policy
 from labkit.progress import Progress, Tally, say
-from labkit.runs.results import ModelEvaluation, read_model_evaluation
+from labkit.runs.results import MODELS, ModelEvaluation, is_evaluated, read_model_evaluation
 from labkit.runs.run import NOTEBOOK_OF, STAGE_LOCK, read_manifest
+from labkit.runs.skipping import pass_over_cells
+from labkit.runs.trackers import StageLog, Trackers
 from labkit.runs.workbench import Workbench
 from labkit.runs.worker import WorkerTask
 from labkit.scoring.predictions import Predictions, as_predictions, write_predictions
@@ -32,6 +35,7 @@ from labkit.stages.harvest import Harvest, filter_traces, harvest_complete, merg
 from labkit.stages.rollouts import Rollout
 from labkit.stages.sft import SftResult, sft_batch_size, sft_steps
 from labkit.stages.start import require_final_weights
+from labkit.stages.traces import import_traces
 
 
 class ModelRef(NamedTuple):
@@ -46,8 +50,12 @@ class Lab(Workbench):
     """A run as notebooks see it; open it with `Lab.open(params)`."""
 
     def start(self, name: str) -> bool:
-        """Claim the run for a notebook, as `Run.start`; set torch's threads and the seed, and silence the libraries."""
+        """Claim the run for a notebook, as `Run.start`; set torch's threads and the seed, and silence the libraries.
+
+        The notebook of a stage that the run skips says so, and its later cells do nothing.
+        """
         finished = super().start(name)
+        pass_over_cells(self.skipped(name))
         self.seed_everything()
         return finished
 
@@ -83,6 +91,13 @@ class Lab(Workbench):
     def read_evaluation(self, stage: str) -> ModelEvaluation:
         """What `evaluate` has found for a stage's model."""
         return read_model_evaluation(self.path, stage, self.moments("test"))
+
+    def evaluations(self) -> dict[str, ModelEvaluation]:
+        """What `evaluate` has found for each model of the run so far, in the order in which they come to be.
+
+        Those of stages that the run skips are missing.
+        """
+        return {stage: self.read_evaluation(stage) for stage in MODELS if is_evaluated(self.path, stage)}
 
     def ablate_frames(self, policy: Policy | ModelRef) -> dict[str, float]:
         """Greedy mIoU of a policy on frames that are not the query's, by kind: what it can do without looking.
@@ -128,7 +143,7 @@ class Lab(Workbench):
         return evaluations
 
     def telling_query(self) -> str:
-        """The test query whose answer gained most from the base to the final model: what the training is for."""
+        """The test query whose answer gained most from the base, or the run's first model, to the final one."""
         from labkit.views.measured_chains import measure_chains
 
         moments = {moment.qid: moment for moment in self.moments("test")}
@@ -137,7 +152,7 @@ class Lab(Workbench):
                 chain.record.qid: chain.answer_iou
                 for chain in measure_chains(self.read_evaluation(stage).greedy, moments)
             }
-            for stage in ("base", "grpo_final")
+            for stage in (next(iter(self.evaluations())), "grpo_final")
         ]
         return max(moments, key=lambda qid: ious[1][qid] - ious[0][qid])
 
@@ -151,18 +166,23 @@ class Lab(Workbench):
         steps, moments = stage_params(self.params, stage).grpo_steps, self.moments("train")
         progress, spec = Progress(stage, steps, file=self.progress_file), self.rewards(stage == "grpo_final")
         monitor = Monitor(stage, steps, self.rollouts(stage), moments, spec=spec, folder=self.sheets)
+        trackers = self._trackers(stage, moments)
 
         def on_event(rank: int, event: dict[str, Any]) -> None:
             if "rows" in event:
                 monitor.resume(event["rows"])
+                trackers.resume(event["rows"])
             else:
                 progress(int(event["row"]["step"]), _note(event["row"]))
                 monitor(event["row"])
+                trackers(event["row"])
 
         if (result := read_result(self.stage_folder(stage), GrpoResult)) is None:
+            trackers.open()
             self._work("grpo", policy, on_event, NOTEBOOK_OF[stage], stage=stage)
             result = read_result(self.stage_folder(stage), GrpoResult)
         assert result is not None  # written last of all by what has just ended
+        trackers.end(result.history)
         progress.end(result.end_reason)
         monitor.end(result.history, result.end_reason if result.stopped_by == "condition" else "")
         return result
@@ -181,7 +201,11 @@ class Lab(Workbench):
         return self.harvested()
 
     def harvested(self) -> Harvest:
-        """What the filter keeps of the chains that were sampled."""
+        """What the filter keeps of the chains that were sampled, or what can be learnt of the `traces` that were given."""
+        if self.params.traces:
+            file = self.resolve(self.params.traces)
+            self.fingerprint("traces", file)
+            return import_traces(file, self.moments("train"), self.params.run)
         moments = {moment.qid: moment for moment in self.harvested_moments()}
         return filter_traces(self.rollouts("distill").stream(), moments, self.params)
 
@@ -196,9 +220,13 @@ class Lab(Workbench):
         world = world_size(p.processes) if isinstance(policy, ModelRef) else 1
         batch = sft_batch_size(p.sft_batch, len(kept), world)
         steps = sft_steps(p.sft_epochs, len(kept), batch or 1)  # 0 is refused by the stage itself
-        progress = Progress("sft", steps, file=self.progress_file)
+        progress, trackers = Progress("sft", steps, file=self.progress_file), self._trackers("sft")
 
         def on_event(rank: int, event: dict[str, Any]) -> None:
+            if "rows" in event:
+                trackers.resume(event["rows"])
+                return
+            trackers(event["row"])
             progress(int(event["row"]["step"]), f"loss {float(event['row']['loss']):.3f}")
 
         traces = [(rollout.qid, rollout.text) for rollout in kept]
@@ -206,11 +234,22 @@ class Lab(Workbench):
             if 0 < batch < min(p.sft_batch, len(kept)):
                 few = f"sft: {len(kept)} traces are fewer than sft_batch, {p.sft_batch}"
                 say(f"{few}; {world} processes take {batch} a step, {steps} times")
+            trackers.open()
             self._work("sft", policy, on_event, "03_sft", traces=traces)
             result = read_result(self.folder("03_sft"), SftResult)
         assert result is not None  # written last of all by what has just ended
+        trackers.end(result.history)
         progress.end()
         return result
+
+    def _trackers(self, stage: str, moments: Sequence[Moment] = ()) -> Trackers:
+        """Those that `report_to` names, for a stage of GRPO with chains of its newest step; without `moments` there are none."""
+        from labkit.views.tracked_chains import tracked_chains
+
+        store = self.rollouts(stage)
+        where = StageLog(self.path, NOTEBOOK_OF[stage], self.params.as_dict(), str(self.manifest.get("created")))
+        chains = (lambda: tracked_chains(store.newest(), moments, self.sheets)) if moments else list
+        return Trackers(self.params.report_to, where, chains)
 
     def _evaluate(
         self, policy: Policy | ModelRef, notebook: str, parts: Sequence[tuple[str, str, str]], stage: str = ""

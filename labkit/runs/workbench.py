@@ -101,8 +101,8 @@ class Workbench(Run):
         Raises LabError when the stage has not ended.
         """
         p = self.params
-        name = (p.harvester or p.model) if stage == "harvester" else p.model
-        if stage not in ("base", "harvester"):
+        given = {"base": p.model, "harvester": p.harvester or p.model, "grpo": p.grpo_model, "sft": p.sft_model}
+        if not (name := given.get(stage, "")):
             name = str(self.path / NOTEBOOK_OF[stage] / "final")
             if not Path(name).is_dir():
                 raise LabError(f"there is no model '{name}'; run notebooks/{NOTEBOOK_OF[stage]}.ipynb first")
@@ -153,12 +153,13 @@ class Workbench(Run):
         )  # fmt: skip
 
     def run_sft(self, policy: Policy, on_event: EventListener, *, traces: Sequence[Sequence[str]]) -> None:
-        """Fine-tune on traces, (qid, text) each; events are the `row` of each step."""
+        """Fine-tune on traces, (qid, text) each; events as those of `run_grpo`."""
         clips = {moment.qid: f"{moment.video} {moment.clip}" for moment in self.moments("train")}
         sft.train_sft(
             policy, self.source(policy, "train"), [sft.Trace(*trace) for trace in traces],
             params=self.params, folder=self.stage_folder("sft"),
-            on_step=lambda row: on_event({"row": row}), clips=clips if self.params.pack_clips else None,
+            on_step=lambda row: on_event({"row": row}), on_resume=lambda rows: on_event({"rows": rows}),
+            clips=clips if self.params.pack_clips else None,
         )  # fmt: skip
 
     def run_harvest(self, policy: Policy, on_event: EventListener) -> None:
