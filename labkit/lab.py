@@ -31,11 +31,10 @@ from labkit.stages.distributed.launch import launch
 from labkit.stages.distributed.launcher_variables import single_process
 from labkit.stages.distributed.process_group import world_size
 from labkit.stages.grpo_steps import GrpoResult, stage_params
-from labkit.stages.harvest import Harvest, filter_traces, harvest_complete, merge_shards
+from labkit.stages.harvest import Harvest, harvest_complete, merge_shards
 from labkit.stages.rollouts import Rollout
 from labkit.stages.sft import SftResult, sft_batch_size, sft_steps
 from labkit.stages.start import require_final_weights
-from labkit.stages.traces import import_traces
 
 
 class ModelRef(NamedTuple):
@@ -199,15 +198,6 @@ class Lab(Workbench):
         else:
             self._work("harvest", policy, Tally(len(moments), self.progress_file), "02_distill")
         return self.harvested()
-
-    def harvested(self) -> Harvest:
-        """What the filter keeps of the chains that were sampled, or what can be learnt of the `traces` that were given."""
-        if self.params.traces:
-            file = self.resolve(self.params.traces)
-            self.fingerprint("traces", file)
-            return import_traces(file, self.moments("train"), self.params.run)
-        moments = {moment.qid: moment for moment in self.harvested_moments()}
-        return filter_traces(self.rollouts("distill").stream(), moments, self.params)
 
     def train_sft(self, policy: Policy | ModelRef, kept: Sequence[Rollout]) -> SftResult:
         """Fine-tune a fresh base on the kept traces: resumes where it was interrupted, and only reads when it has ended."""

@@ -30,6 +30,7 @@ from labkit.stages.distributed.launcher_variables import single_process
 from labkit.stages.distributed.preemption import stop_between_parts
 from labkit.stages.distributed.process_group import barrier, process_rank
 from labkit.stages.start import stage_seed
+from labkit.stages.traces import import_traces
 
 EventListener: TypeAlias = Callable[[dict[str, Any]], None]
 """Called with each event that a task reports: plain data, so that a worker can send it to the notebook's process."""
@@ -63,6 +64,15 @@ class Workbench(Run):
         """The training queries that are harvested: the same on each call, a seeded sample and not the first clips alone."""
         moments = self.moments("train")
         return random.Random(self.params.seed).sample(moments, k=len(moments))[: self.params.harvest_prompts]
+
+    def harvested(self) -> harvest.Harvest:
+        """What the filter keeps of the chains that were sampled, or what can be learnt of the `traces` that were given."""
+        if self.params.traces:
+            file = self.resolve(self.params.traces)
+            self.fingerprint("traces", file)
+            return import_traces(file, self.moments("train"), self.params.run)
+        moments = {moment.qid: moment for moment in self.harvested_moments()}
+        return harvest.filter_traces(self.rollouts("distill").stream(), moments, self.params)
 
     def data_folder(self) -> Path:
         """The folder of the moments files; that of the embedded world is written when it is not there yet."""
