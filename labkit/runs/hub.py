@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from labkit.errors import LabError
 
@@ -39,7 +40,7 @@ def _refusals(repository: str) -> Iterator[None]:
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
-    network_error = HfHubHTTPError.__bases__[
+    network_error: Any = HfHubHTTPError.__bases__[
         0
     ]  # of the HTTP library that the hub's client is built on: another one by version
     try:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from labkit.params import DEFAULTS, read_yaml, show
+from labkit.params import DEFAULTS, format_value, read_yaml
 from labkit.policy.model import SHIPPED, is_path
 from labkit.runs.results import MODELS, read_results
 from labkit.runs.run import NOTEBOOK_OF, read_manifest
@@ -138,7 +138,7 @@ def _public(value: Any) -> str:
     """A parameter's value without the folders of this machine."""
     if isinstance(value, str) and "/" in value and not _is_hub_id(value):
         return f".../{Path(value).name}"
-    return show(tuple(value) if isinstance(value, list) else value)
+    return format_value(tuple(value) if isinstance(value, list) else value)
 
 
 def _percent(value: float | None) -> str:
