@@ -257,6 +257,6 @@ class Lab(Workbench):
 
 
 def _note(row: Mapping[str, Any]) -> str:
-    """The two figures that tell how a step of GRPO went."""
+    """Reward and anchor rate of a GRPO step, for the progress bar."""
     names = {"total": "reward", "anchor_rate": "anchors"}
     return ", ".join(f"{label} {row[name]:.2f}" for name, label in names.items() if row.get(name) is not None)

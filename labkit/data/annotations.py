@@ -213,12 +213,16 @@ _TITLES = {
 """The form in which a source is published."""
 
 
-def _captions(document: dict[str, Any], stamped: str, said: str) -> Iterator[Row]:
+def _captions(document: dict[str, Any], times_key: str, texts_key: str) -> Iterator[Row]:
     for video, entry in document.items():
-        if not (has(entry, stamped, said) and isinstance(entry[stamped], list) and isinstance(entry[said], list)):
-            yield Row(f"key {video}", "", fault=f"{short(entry)} has no lists of {stamped} and {said}")
+        if not (
+            has(entry, times_key, texts_key)
+            and isinstance(entry[times_key], list)
+            and isinstance(entry[texts_key], list)
+        ):
+            yield Row(f"key {video}", "", fault=f"{short(entry)} has no lists of {times_key} and {texts_key}")
             continue
-        stamps, sentences = entry[stamped], entry[said]
+        stamps, sentences = entry[times_key], entry[texts_key]
         duration, rate = entry.get("duration", entry.get("video_duration")), None
         if duration is None and "fps" in entry:
             rate, frames = entry["fps"] or "", to_seconds(entry.get("num_frames"))
@@ -226,7 +230,7 @@ def _captions(document: dict[str, Any], stamped: str, said: str) -> Iterator[Row
         for k in range(max(len(stamps), len(sentences))):
             line, qid = f"key {video}[{k}]", f"{stem_of(video)[0]}-{k}"
             if k >= min(len(stamps), len(sentences)):
-                counted = f"{len(stamps)} {stamped} for {len(sentences)} {said}: this one has no partner"
+                counted = f"{len(stamps)} {times_key} for {len(sentences)} {texts_key}: this one has no partner"
                 yield Row(line, qid, fault=counted)
             else:
                 yield Row(line, qid, video, sentences[k], [stamps[k]], duration, rate=rate)
@@ -261,8 +265,8 @@ def _timerft(file: _File, line: int | str, number: int, row: dict[str, Any]) -> 
     stem, suffix = stem_of(video)
     if clip is not None and ":" in stem and (window := trim_window(stem)):
         if not _near(clip[0], window[1]) or not _near(clip[1], window[2]):
-            said = f"the video's name says {window[1]:g} to {window[2]:g} s, its trim window {clip[0]} to {clip[1]}"
-            yield Row(line, qid, fault=said)
+            fault = f"the video's name says {window[1]:g} to {window[2]:g} s, its trim window {clip[0]} to {clip[1]}"
+            yield Row(line, qid, fault=fault)
             return
         video, cut = window[0] + suffix, video
     part = own.split("|")[1] if isinstance(own, str) and own.count("|") >= 2 else ""

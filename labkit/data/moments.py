@@ -211,7 +211,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, Moment | BadField]]:
             continue
         row: dict[str, Any] = {}
         try:
-            row = decode(line)
+            row = parse_json_line(line)
             moment = moment_of(row, path.parent)
             if moment.qid in seen:
                 wrong = f"was used before, on line {seen[moment.qid]}"
@@ -325,7 +325,7 @@ def _benchmark_by_id(stem: str) -> str:
     return "charades-sta" if _CHARADES.fullmatch(stem) else ""
 
 
-def decode(line: bytes) -> dict[str, Any]:
+def parse_json_line(line: bytes) -> dict[str, Any]:
     """The JSON object on one line."""
     shape = 'write one object a line, such as {"qid": "q1", ...}'
     try:

@@ -1,4 +1,4 @@
-"""Which video a file is, whatever it is called and wherever it lies: what caches go by.
+"""Fingerprints of videos: a hash of size and content, independent of name and folder, as the key of caches.
 
 Neither name nor time enters, so that a data folder that was moved or copied finds its frames again. The price is that the content
 must be read: a file of up to 1 MiB whole, of a larger one 17 blocks. A change to a larger file that keeps its size and falls between

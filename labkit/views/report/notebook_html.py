@@ -1,4 +1,4 @@
-"""A notebook as a chapter of a page: its cells as sanitize, and beside it what its figures and explorers are drawn from."""
+"""A notebook as a chapter of an HTML page: its cells as sanitized HTML, and the JSON data of its figures and explorers."""
 
 from __future__ import annotations
 
@@ -123,8 +123,8 @@ class _Writer:
         tags = cell.metadata.get("tags", [])
         if PAPERMILL_TAG in tags:
             # It puts two of its own, of which one is enough, and none where the lab's own says more.
-            said, self.made.stopped = self.made.stopped, True
-            return "" if said or self.ours_says else _STOPPED
+            repeated, self.made.stopped = self.made.stopped, True
+            return "" if repeated or self.ours_says else _STOPPED
         made = sanitize.render_markdown(
             source, prefix=self.prefix, shift=self.shift, attachments=cell.get("attachments")
         )
@@ -247,7 +247,7 @@ def _current(buffer: Any, state: Mapping[str, Any]) -> bool:
 
 
 def join_streams(outputs: list[Any]) -> list[Any]:
-    """Outputs with neighbouring pieces of one stream as one."""
+    """Outputs with adjacent pieces of one stream joined."""
     joined: list[Any] = []
     for output in outputs:
         last = joined[-1] if joined else {}
