@@ -131,7 +131,7 @@ const table = (attributes, head, ...rows) =>
 const line = (name, cells, attributes = {}) =>
   h("tr", attributes, h("th", { scope: "row" }, ...name), ...cells.map((cell) => h("td", {}, ...cell)));
 
-const isUnpaid = ({ columns }, i) => columns.total[i] === null && columns.earned[i].every((each) => each === null);
+export const isUnpaid = ({ columns }, i) => columns.total[i] === null && columns.earned[i].every((each) => each === null);
 
 /** Every term of a chain's reward, what it counts for, and why. */
 export function rewardTable(chains, i) {

@@ -5,7 +5,7 @@ import { Chains, REGRESSIONS } from "./chains.js";
 import { stageName } from "./stages.js";
 import { NOTE_DELAY, Player } from "./player.js";
 import { Table } from "./table.js";
-import { chainRows, commonStart, groupPanel, rewardTable, ranked, stagesPanel, steps, thinRow, chainText, throughStages, truthRow } from "./chain.js";
+import { chainRows, commonStart, groupPanel, isUnpaid, rewardTable, ranked, stagesPanel, steps, thinRow, chainText, throughStages, truthRow } from "./chain.js";
 import { HINT, KEYS } from "./keys.js";
 
 // Chains whose text is made searchable at once.
@@ -331,10 +331,12 @@ export class Explorer {
     const { chains } = this;
     const moment = chains.moment(i);
     const order = ranked(chains, i);
+    const paid = !isUnpaid(chains, i);
+    const worth = (each) => (paid ? [h("b", {}, number(chains.total[each])), ` ${number(chains.iou[each])}`] : [`IoU ${number(chains.iou[each])}`]);
     const rows = order.map((each, k) =>
-      thinRow(chains, each, [`${k + 1}`, h("small", {}, `#${chains.columns.sample[each]}`)], [h("b", {}, number(chains.total[each])), ` ${number(chains.iou[each])}`], each === i, `rank ${k + 1}, sample ${chains.columns.sample[each]}: reward ${number(chains.total[each])}, IoU ${number(chains.iou[each])}`),
+      thinRow(chains, each, [`${k + 1}`, h("small", {}, `#${chains.columns.sample[each]}`)], worth(each), each === i, `rank ${k + 1}, sample ${chains.columns.sample[each]}: reward ${number(chains.total[each])}, IoU ${number(chains.iou[each])}`),
     );
-    const truth = { ...truthRow(moment), end: [h("small", {}, "reward IoU")] };
+    const truth = { ...truthRow(moment), ...(paid && { end: [h("small", {}, "reward IoU")] }) };
     this.player.setRows([truth, ...rows], moment.windows);
     this.side.replaceChildren(...groupPanel(chains, i));
     const best = order[0];
