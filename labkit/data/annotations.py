@@ -253,7 +253,7 @@ def _tvgbench(file: _File, line: int | str, number: int, row: dict[str, Any]) ->
     own = row.get("qid") or (f"tvgbench-{number:03d}" if part else file.qid(video))
     yield Row(
         line, own, video, row["question"], [[pair[1], pair[2]] if pair else answer], row.get("duration"),
-        _both(row.get("start"), row.get("end")), source=f"tvgbench/{part}" if part else "",
+        _span_or_none(row.get("start"), row.get("end")), source=f"tvgbench/{part}" if part else "",
     )  # fmt: skip
 
 
@@ -261,7 +261,7 @@ def _timerft(file: _File, line: int | str, number: int, row: dict[str, Any]) -> 
     """Names such as ID_00:00:39:000_00:01:24:700.mp4 are files that hold seconds 39 to 84.7 of ID.mp4 and no more."""
     video, own, cut = str(row["video"]), row.get("qid"), ""
     qid = own or file.qid(video)
-    clip = _both(row.get("video_start"), row.get("video_end"))
+    clip = _span_or_none(row.get("video_start"), row.get("video_end"))
     stem, suffix = stem_of(video)
     if clip is not None and ":" in stem and (window := trim_window(stem)):
         if not _near(clip[0], window[1]) or not _near(clip[1], window[2]):
@@ -333,19 +333,19 @@ FORMS = (
 )
 """Forms of objects, in the order in which they are tried."""
 
-_FROM_WHICH = "whose times stand in sentences; give the annotation file that they were made from"
+_TIMES_IN_SENTENCES = "whose times stand in sentences; give the annotation file that they were made from"
 _OTHERS: tuple[tuple[tuple[str, ...], str], ...] = (
     *((fields, f"predictions ({', '.join(fields)}), no annotations; {SCORE_STEP}") for fields in ANSWERS),
     (("vid", "query"), "no relevant_windows: its labels are not published; use train or val"),
     (("id", "length"), "durations, no annotations; give the file of queries, and this one as its durations"),
-    (("conversations",), f"ShareGPT conversations, training texts {_FROM_WHICH}"),
-    (("messages",), f"chats (messages, as ms-swift and TimeLens2 train on), {_FROM_WHICH}"),
+    (("conversations",), f"ShareGPT conversations, training texts {_TIMES_IN_SENTENCES}"),
+    (("messages",), f"chats (messages, as ms-swift and TimeLens2 train on), {_TIMES_IN_SENTENCES}"),
     (("videos", "version"), "Ego4D's own tree of videos, clips and annotations; give a file of one row a query"),
 )
 """Objects that are no annotations: the fields they are recognised by, what they are and what to do."""
 
 
-def _both(start: Any, end: Any) -> list[Any] | None:
+def _span_or_none(start: Any, end: Any) -> list[Any] | None:
     """A trim window, None when neither end is given."""
     return None if start is None and end is None else [start, end]
 

@@ -15,7 +15,7 @@ from labkit.runs.run import NOTEBOOK_OF, STAGES, read_manifest
 from labkit.runs.versions import version_text
 from labkit.stages.evaluate import read_evaluation_rollouts
 from labkit.stages.rollouts import UNPAID, Rollout
-from labkit.table import Table
+from labkit.table import Table, percent
 
 MODELS = {"base": "base", "grpo": "stage 1", "sft": "sft", "grpo_final": "final"}
 """The models that are evaluated, in the order in which they come to be, and what the table calls them."""
@@ -123,7 +123,7 @@ def results_text(results: Mapping[str, Any]) -> str:
     columns = columns_of(results["models"])
     for decoding in DECODINGS:
         rows = [
-            [label, *(_percent(results["models"][model][decoding].get(key)) for key in columns)]
+            [label, *(percent(results["models"][model][decoding].get(key)) for key in columns)]
             for model, label in MODELS.items()
             if results["models"].get(model, {}).get(decoding)
         ]
@@ -177,8 +177,4 @@ def true_share(figures: Mapping[str, float | None], kind: str) -> str:
     """
     if not (said := figures[f"said_{kind}"]):
         return "-"
-    return f"{_percent(figures[f'true_{kind}'])} ({_percent(figures[f'chance_{kind}'])}) of {said:,.0f}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
+    return f"{percent(figures[f'true_{kind}'])} ({percent(figures[f'chance_{kind}'])}) of {said:,.0f}"

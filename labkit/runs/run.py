@@ -54,10 +54,10 @@ class Run:
         if run.path.exists() and not run.path.is_dir():
             raise LabError(f"'{run.path}' is a file, so it cannot be the run's directory; choose another `run` name")
         # In this order, since another process may make the run in the meantime.
-        strange = run.path.is_dir() and any(run._contents())
+        has_other_files = run.path.is_dir() and any(run._contents())
         if run._manifest_path.exists():
             run._refuse_other_parameters()
-        elif strange and not run._manifest_path.exists():
+        elif has_other_files and not run._manifest_path.exists():
             raise LabError(
                 f"'{run.path}' is not a run (it has no manifest.json) and not empty; choose another `run` name or "
                 "remove the directory"

@@ -10,7 +10,7 @@ from labkit.chain.spans import Span
 from labkit.data.benchmarks import load_moments
 from labkit.errors import LabError
 from labkit.files import replacing
-from labkit.scoring.predictions import read_predictions
+from labkit.scoring.predictions import Predictions, read_predictions
 from labkit.scoring.score_table import labelled, score_table
 from labkit.views.explorer import packing
 from labkit.views.explorer.packing import StagedChain
@@ -40,9 +40,13 @@ def explore_files(
     """
     questions = load_moments(moments, videos=videos)
     found = {label: read_predictions(path).on(questions) for label, path in labelled(files).items()}
-    table = score_table(found, questions, rules=rules)
+    told = [moment for moment in questions if moment.has_truth]
+    if told:
+        head = str(score_table(found, told, rules=rules))
+    else:
+        head = "\n".join(["No moment has a truth, so that nothing is scored.", *map(_counted, found, found.values())])
     rows = packing.staged_chains(packing.with_predictions(found, questions, rules)[0], {m.qid: m for m in questions})
-    parts = [str(table), *_queries(rows, list(found), width, ascii_only)]
+    parts = [head, *_queries(rows, list(found), width, ascii_only)]
     if html is None:
         parts.append(
             "--html PAGE.html writes a page to look through all of them, which needs neither kernel nor network."
@@ -57,6 +61,11 @@ def explore_files(
             raise LabError(f"'{html}' cannot be written ({error.strerror}); give another file") from None
         parts.append(f"{html}: {len(rows):,} chains, {len(page) / 1e6:.1f} MB; opens in any browser.")
     return "\n\n".join(parts)
+
+
+def _counted(label: str, predictions: Predictions) -> str:
+    joined = ", ".join(f"{count:,} by {key}" for key, count in predictions.joined.items())
+    return f"{label}: {len(predictions.rows):,} answers, joined {joined}"
 
 
 def _queries(rows: Sequence[StagedChain], labels: Sequence[str], width: int, ascii_only: bool) -> list[str]:
@@ -82,7 +91,7 @@ def _query(answers: dict[str, StagedChain], labels: Sequence[str], width: int, a
 
     def line(label: str, spans: Sequence[Span], mark: str, said: str) -> str:
         short = label if len(label) < _LABEL else f"{label[: _LABEL - 4]}..."
-        return f"{short:<{_LABEL}}{bar(list(spans), moment.duration, room, mark, rest)}  {said}"
+        return f"{short:<{_LABEL}}{bar(spans, moment.duration, room, mark, rest)}  {said}"
 
     def seconds(spans: Sequence[Span]) -> str:
         return ", ".join(f"{span.start:.1f} to {span.end:.1f} s" for span in spans[:1]) + (
@@ -90,7 +99,7 @@ def _query(answers: dict[str, StagedChain], labels: Sequence[str], width: int, a
         )
 
     lines = [f'"{moment.query}"  {Path(moment.video).name}, {moment.qid}']
-    if moment.windows:
+    if moment.has_truth:
         lines.append(line("truth", moment.windows, half, seconds(moment.windows)))
     for label in labels:
         row = answers.get(label)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from labkit.chain.spans import Span
+from collections.abc import Iterable
+
+from labkit.chain.spans import Span, clip_span
 
 MARKS = {False: ("█", "▒", "·"), True: ("#", "=", ".")}
 """A span, a span that is less sure, and the rest of the line; by whether only ASCII can be shown."""
 
 
-def bar(spans: list[Span], duration: float, width: int, mark: str, rest: str) -> str:
+def bar(spans: Iterable[Span], duration: float, width: int, mark: str, rest: str) -> str:
     """Spans on a line of `width` characters, each at least one of them.
 
     >>> bar([Span(5, 10)], 20.0, 8, "#", "."), bar([Span(0, 1), Span(19, 30)], 20.0, 8, "#", "."), bar([], 20.0, 4, "#", ".")
     ('..##....', '#......#', '....')
     """
     line = [rest] * width
-    for span in spans:
-        begin = min(width - 1, max(0, int(span.start / duration * width)))
-        end = min(width, max(begin + 1, round(span.end / duration * width)))
+    for span in filter(None, (clip_span(span, duration) for span in spans)):
+        begin = min(width - 1, int(span.start / duration * width))
+        end = max(begin + 1, round(span.end / duration * width))
         line[begin:end] = mark * (end - begin)
     return "".join(line)
 

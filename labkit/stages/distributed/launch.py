@@ -181,8 +181,8 @@ def _wait_for_workers(
                 _poll(worker, on_event)
         if not alive:
             return
-        ill = any(worker.error for worker in workers) or any(process.poll() for process in processes)
-        failed = failed or (time.monotonic() if ill else None)
+        any_failed = any(worker.error for worker in workers) or any(process.poll() for process in processes)
+        failed = failed or (time.monotonic() if any_failed else None)
         if failed and time.monotonic() - failed > SHUTDOWN_GRACE / 5:
             return
         time.sleep(POLL_INTERVAL)

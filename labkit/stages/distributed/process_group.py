@@ -115,7 +115,7 @@ def process_group(folder: Path, device: str = "auto") -> Iterator[EventWriter]:
     with report_errors(events):
         rendezvous(folder, here, device)
         yield events
-        _leave()
+        _destroy_process_group()
 
 
 @contextlib.contextmanager
@@ -191,7 +191,7 @@ def _read(path: Path) -> str:
     return ""
 
 
-def _leave() -> None:
+def _destroy_process_group() -> None:
     import torch
 
     torch.distributed.barrier()

@@ -215,17 +215,22 @@ def base_ious(rows: Sequence[StagedChain], reference: str = "base") -> dict[str,
     """The mean answer IoU by qid of the base model, or of another one that is the `reference` for the others."""
     found: dict[str, list[float]] = {}
     for row in rows:
-        if row.stage == reference:
+        if row.stage == reference and row.measured.moment.has_truth:
             found.setdefault(row.measured.moment.qid, []).append(row.measured.answer_iou)
     return {qid: math.fsum(ious) / len(ious) for qid, ious in found.items()}
 
 
 def first_to_show(rows: Sequence[StagedChain]) -> int:
-    """The chain to open with: of those that narrow at every step, the one that gains most; -1 when there is none."""
+    """The chain to open with: of those that narrow at every step, the one that gains most; -1 when there is none.
+
+    Among chains without a truth that is the first.
+    """
 
     def gain(index: int) -> float:
         measured = rows[index].measured
         steps = measured.ious
+        if not measured.moment.has_truth:
+            return -1.0
         narrowed = len(steps) >= 3 and measured.chain.answer is not None and narrows(steps)
         return measured.answer_iou - steps[0] + 1 if narrowed else measured.answer_iou
 
@@ -236,7 +241,8 @@ def most_disputed(rows: Sequence[StagedChain]) -> int:
     """The chain to open with where several models are compared: the best on the query on which they are furthest apart."""
     found: dict[str, list[tuple[float, int]]] = {}
     for place, row in enumerate(rows):
-        found.setdefault(row.measured.moment.qid, []).append((row.measured.answer_iou, place))
+        iou = row.measured.answer_iou if row.measured.moment.has_truth else 0.0
+        found.setdefault(row.measured.moment.qid, []).append((iou, place))
     return max(max(found.values(), key=lambda ious: max(ious)[0] - min(ious)[0]))[1] if found else -1
 
 
@@ -280,7 +286,7 @@ def _moment(moment: Moment, clip: int, base: float | None) -> dict[str, Any]:
 
 def kind_of(kind: Kind, measured: MeasuredChain) -> str:
     """A chain's class of failure."""
-    if kind is failure_kind:  # its IoUs are here already
+    if kind is failure_kind or not measured.moment.has_truth:  # its IoUs are here already, or there are none
         return kind_by_ious(measured.chain, measured.ious, measured.moment.duration)
     return kind(measured.chain, measured.moment.windows, measured.moment.duration)
 
@@ -307,7 +313,8 @@ def _reward_columns(
     weights: list[dict[str, float]] = []
     for stage, measured in rows:
         record, moment = measured.record, measured.moment
-        if isinstance(record, PredictedChain):  # nobody paid for it, and its rules may not be labkit's
+        # Nobody paid for a prediction, and its rules may not be labkit's; without a truth nothing can be paid.
+        if isinstance(record, PredictedChain) or not moment.has_truth:
             earned.append([math.nan] * len(terms))
             reasons.append([0] * len(terms))
             totals.append(math.nan)

@@ -120,7 +120,7 @@ def summary(folder: Path) -> dict[str, Any]:
         "parameters": [
             {
                 "name": name,
-                "value": format_value(_loose(value)),
+                "value": format_value(_plain_value(value)),
                 "default": format_value(getattr(DEFAULTS, name)) if name in documentation() else "unknown here",
                 # What stands between two backticks is code: every second piece.
                 "meaning": documentation().get(name, "").split("`"),
@@ -151,7 +151,7 @@ def _changed(parameters: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
     return ((name, value) for name, value in parameters.items() if defaults.get(name) != value)
 
 
-def _loose(value: Any) -> Any:
+def _plain_value(value: Any) -> Any:
     return tuple(map(str, value)) if isinstance(value, list) else value
 
 
