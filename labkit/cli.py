@@ -134,6 +134,23 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("folder", type=_path, help="folder to write to, such as outputs/example")
     publish.set_defaults(command=_publish)
 
+    export = commands.add_parser(
+        "export", help="a run's kept traces for other trainers, or its model for other programs or the hub"
+    )
+    export.add_argument("folder", type=_path, help="a run's directory, such as outputs/embedded")
+    export.add_argument("--traces", type=_path, metavar="FILE", help="write the kept traces as SFT data")
+    export.add_argument("--format", choices=("jsonl", "trl", "swift", "llamafactory"), default="jsonl",
+                        help="who reads the traces (default jsonl, which a run's `traces` takes)")  # fmt: skip
+    export.add_argument(
+        "--model", type=_path, metavar="DIR", help="write a stage's model whole: adapters merged, with a card"
+    )
+    export.add_argument("--stage", choices=("grpo", "sft", "grpo_final"), default="grpo_final",
+                        help="whose model it is (default grpo_final)")  # fmt: skip
+    export.add_argument(
+        "--hub", metavar="OWNER/NAME", help="push the model and its card there; private unless --public is given"
+    )
+    export.add_argument("--public", action="store_true", help="let a repository that is made be seen by all")
+    export.set_defaults(command=_export)
     _add_models(commands)
 
     score = commands.add_parser(
@@ -369,6 +386,18 @@ def _publish(options: argparse.Namespace) -> None:
 
     files = publish(options.run, options.folder)
     say(f"{options.folder}: {len(files)} files, {sum(file.stat().st_size for file in files) / 1e6:.2f} MB")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from labkit.runs.export import export, export_traces
+
+    o = options
+    if not (o.traces or o.model or o.hub):
+        raise LabError("export: say what is to leave the run: --traces FILE, --model DIR or --hub OWNER/NAME")
+    if o.traces:
+        say(export_traces(o.folder, o.traces, o.format))
+    if o.model or o.hub:
+        export(o.folder, o.model, o.stage, hub=o.hub, public=o.public, say=say)
 
 
 def _score(options: argparse.Namespace) -> None:
