@@ -170,6 +170,21 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--json", action="store_true", help="everything, for a program")
     score.set_defaults(command=_score)
 
+    explore = commands.add_parser("explore", help="look at any models' predictions, side by side over the video")
+    explore.add_argument(
+        "predictions", type=_path, nargs="+", metavar="FILE", help="predictions, as `labkit score` takes them"
+    )
+    explore.add_argument("--moments", type=_path, required=True, metavar="FILE_OR_NAME",
+                         help="annotation file, or a name such as charades-sta/test")  # fmt: skip
+    explore.add_argument("--videos", type=_path, metavar="DIR", help="folder of the videos")
+    explore.add_argument(
+        "--rules", metavar="NAME", help="whose reading rules (default: of the program that wrote each file)"
+    )
+    explore.add_argument(
+        "--html", type=_path, metavar="OUT", help="page to write, which needs neither kernel nor network"
+    )
+    explore.set_defaults(command=_explore)
+
     moments = commands.add_parser(
         "moments", help="read a benchmark or an annotation file, and say what is wrong in it"
     )
@@ -391,6 +406,14 @@ def _score(options: argparse.Namespace) -> None:
     o = options
     say(score_text(o.predictions, o.moments, videos=o.videos, rules=o.rules, train=o.train, against=o.against,
                     as_json=o.json))  # fmt: skip
+
+
+def _explore(options: argparse.Namespace) -> None:
+    from labkit.views.side_by_side import explore_files
+
+    o = options
+    plain = not _holds(sys.stdout, "█▒·")
+    say(explore_files(o.predictions, o.moments, videos=o.videos, rules=o.rules, html=o.html, ascii_only=plain))
 
 
 def _moments(options: argparse.Namespace) -> None:
