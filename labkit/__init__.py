@@ -45,7 +45,7 @@ _HOMES = {
     "score": "labkit.scoring.scores",
     "score_chain": "labkit.chain.rewards",
     "score_table": "labkit.scoring.score_table",
-    "scrub": "labkit.views.explorer.widget",
+    "scrub": "labkit.views.explorer.scrubber",
     "under_every_rule": "labkit.scoring.scores",
     "views": "labkit",
     "write_predictions": "labkit.scoring.predictions",

@@ -53,7 +53,7 @@ def explore_files(
         )
     else:
         title = ", ".join(found) if len(found) < 4 else f"{len(found)} models"
-        page = widget_page(explore(found, questions, rules=rules), f"{title} on {questions.source}")
+        page = widget_page(explore(found, questions, rules=rules), f"{title} on {questions.source}", path=html)
         try:
             with replacing(html) as draft:
                 draft.write_text(page, encoding="utf-8")
