@@ -23,6 +23,7 @@ from pydantic_core import ErrorDetails
 
 from labkit.errors import LabError, nearest
 from labkit.files import project_root, under
+from labkit.own_code import CELLS
 from labkit.param_fields import (
     GROUPS,
     DataParams,
@@ -77,7 +78,8 @@ class Params(EvaluateParams, SftParams, DistillParams, GrpoParams, RewardParams,
         Names that no cell has assigned (a startup file's or a platform's), the paths that Papermill injects, names that
         begin with an underscore, modules, functions and classes are left alone. Anything else is a parameter, so that a
         mistyped `papermill -p` ends here. When the cell is run again in a live notebook, names that later cells made
-        are left alone too, unless they look like a mistyped parameter.
+        are left alone too, unless they look like a mistyped parameter. What cells have decorated (`labkit.reward`,
+        `labkit.harvest_filter`) is among the parameters.
         """
         assigned = _assigned_by_cells(namespace)
         first = namespace.setdefault("_names_of_parameter_cells", assigned)
@@ -89,7 +91,12 @@ class Params(EvaluateParams, SftParams, DistillParams, GrpoParams, RewardParams,
                 continue
             if name in names() or name in first or nearest(name, names(), like=0.85):
                 given[name] = value
-        return cls.build(given)
+        params = cls.build(given)
+        own = {name: cell.weight for name, cell in CELLS.items() if cell.parameter == "rewards"}
+        filters = [name for name, cell in CELLS.items() if cell.parameter == "filters"]
+        return params.replace(
+            rewards={**own, **params.rewards}, filters=tuple(dict.fromkeys((*params.filters, *filters)))
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Every value in force, group by group, in a form that YAML and JSON can hold."""
@@ -320,7 +327,11 @@ def _contradictions(params: Params) -> list[str]:
         )
     if params.processes > 1 and params.sft_batch % params.processes:
         problems.append(f"sft_batch: {params.sft_batch} is no multiple of processes ({params.processes})")
-    if not any(getattr(params, name) for name in weights):
+    if strange := [name for name in params.final_rewards if name not in params.rewards]:
+        problems.append(
+            f"final_rewards: '{strange[0]}' is not in rewards; name it there too, with 0 to pay it in stage 3 only"
+        )
+    if not any([getattr(params, name) for name in weights] + [*params.rewards.values()]):
         problems.append(f"{', '.join(weights)}: all are 0, so nothing would be rewarded; give one of them a weight")
     return problems
 
@@ -341,9 +352,11 @@ def _report(problems: Iterable[str]) -> str:
 def show(value: Any) -> str:
     """A value as people read it.
 
-    >>> show(5e-4), show(("outputs/a", "outputs/b")), show(()), show("")
-    ('0.0005', 'outputs/a, outputs/b', 'none', 'none')
+    >>> show(5e-4), show(("outputs/a", "outputs/b")), show(()), show(""), show({"a.py:b": 0.5})
+    ('0.0005', 'outputs/a, outputs/b', 'none', 'none', 'a.py:b=0.5')
     """
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={weight:g}" for name, weight in value.items()) or "none"
     if isinstance(value, tuple):
         return ", ".join(value) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value) or "none"

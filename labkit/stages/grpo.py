@@ -39,7 +39,7 @@ from labkit.stages.grpo_steps import (
     stage_params,
     step_figures,
 )
-from labkit.stages.rollouts import Rollout, RolloutStore
+from labkit.stages.rollouts import Rollout, RolloutStore, paid_fields
 from labkit.stages.sharding import ignore_vision_modules, require_same_sharding, require_sharding
 from labkit.stages.start import frozen_copy, require_start, restored, stage_seed
 
@@ -121,7 +121,7 @@ def train_grpo(
     )
     arguments = grpo_config(
         policy, source, folder, params, steps=steps, seed=seed, prompts_per_pass=per_pass,
-        reward_weights=[spec.weights[term] for term in reward_terms(moments)],
+        reward_weights=[spec.weights[term] for term in reward_terms(moments, spec.terms)],
     )  # fmt: skip
     ignore_vision_modules(policy, arguments)
     reference = frozen_copy(policy) if params.beta and not policy.has_adapter else None
@@ -227,7 +227,7 @@ def trainer_class() -> Any:
             super().__init__(
                 model=policy.model,
                 processing_class=policy.tokenizer,
-                reward_funcs=[self._reward(term) for term in reward_terms(moments.values())],
+                reward_funcs=[self._reward(term) for term in reward_terms(moments.values(), spec.terms)],
                 rollout_func=lambda prompts, trainer: trainer.rollout(prompts),
                 **kwargs,
             )
@@ -244,8 +244,11 @@ def trainer_class() -> Any:
             seed = self.rollout_seed + self.state.global_step + 1
             limits = {"max_new_tokens": self.params.max_new_tokens, "temperature": self.temperature}
             generated = generate_rollouts(self, group, seed=seed, **limits)
+            step = self.state.global_step + 1
             self.completions = [
-                score_completion(self.moments[qid], index % group, done.text, len(done.ids), done.finished, self.spec)
+                score_completion(
+                    self.moments[qid], index % group, done.text, len(done.ids), done.finished, self.spec, step
+                )
                 for index, (qid, done) in enumerate(zip(prompts, generated.completions, strict=True))
             ]
             return {
@@ -273,12 +276,11 @@ def trainer_class() -> Any:
             return output
 
         def _record(self, step: int, each: ScoredCompletion, advantage: float) -> Rollout:
-            terms: dict[str, Any] = {f"reward_{term}": value for term, value in each.rewards.terms.items()}
             (prompt,) = (asked for asked in self.asked if asked.qid == each.qid)  # the source may have dropped it
             return Rollout(
                 **self.names, step=step, qid=each.qid, sample=each.sample, text=each.text, status=each.chain.status,
-                **terms, total=each.rewards.total, advantage=advantage, prompt_tokens=len(prompt.ids),
-                completion_tokens=each.tokens, finished=each.finished, spec=self.spec,
+                **paid_fields(each.rewards, self.spec), advantage=advantage, prompt_tokens=len(prompt.ids),
+                completion_tokens=each.tokens, finished=each.finished,
             )  # fmt: skip
 
         def _prepare_inputs(self, generation_batch: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from labkit.chain.anchors import AnchorChain, parse
 from labkit.chain.metrics import chain_figures
 from labkit.chain.question_answering import answering_figures
-from labkit.chain.rewards import TERMS, RewardBreakdown, RewardSpec, score_chain
+from labkit.chain.rewards import TERMS, OwnValue, RewardBreakdown, RewardSpec, score_moment
 from labkit.data.moments import Moment
 from labkit.param_fields import GrpoParams
 from labkit.params import Params
@@ -70,17 +70,25 @@ class ScoredCompletion(NamedTuple):
 
 
 def score_completion(
-    moment: Moment, sample: int, text: str, tokens: int, finished: bool, spec: RewardSpec
+    moment: Moment,
+    sample: int,
+    text: str,
+    tokens: int,
+    finished: bool,
+    spec: RewardSpec,
+    step: int = 0,
+    recorded: Mapping[str, OwnValue] | None = None,
 ) -> ScoredCompletion:
-    """Parse and score one completion."""
+    """Parse and score one completion; what own terms said that is `recorded` is not asked again."""
     chain = parse(text, finished=finished, options=len(moment.options))
-    rewards = score_chain(chain, moment.windows, moment.duration, spec, moment.choice)
+    rewards = score_moment(chain, moment, spec, f"step {step}, sample {sample}", recorded)
     return ScoredCompletion(moment.qid, sample, text, tokens, finished, chain, rewards)
 
 
-def reward_terms(moments: Iterable[Moment]) -> tuple[str, ...]:
-    """The terms that can earn something: all of them where any moment has options, else all but `option`."""
-    return TERMS if any(moment.options for moment in moments) else tuple(term for term in TERMS if term != "option")
+def reward_terms(moments: Iterable[Moment], terms: Iterable[str] = TERMS) -> tuple[str, ...]:
+    """Those of `terms` that can earn something: all of them where any moment has options, else all but `option`."""
+    has_options = any(moment.options for moment in moments)
+    return tuple(term for term in terms if has_options or term != "option")
 
 
 def step_figures(
@@ -97,7 +105,7 @@ def step_figures(
         "total": sum(totals) / len(totals),
         **{
             f"reward_{t}": sum(each.rewards.terms[t] for each in completions) / len(completions)
-            for t in reward_terms(asked)
+            for t in reward_terms(asked, completions[0].rewards.terms)
         },
         **{key: value for key, value in figures.items() if key != "n"},
         "completion_tokens": sum(each.tokens for each in completions) / len(completions),
@@ -113,7 +121,9 @@ def recorded_figures(
     """`step_figures` of each step that has been recorded, by step: what a resumed run has behind it."""
     steps: dict[int, list[ScoredCompletion]] = {}
     for r in rollouts:
-        again = score_completion(moments[r.qid], r.sample, r.text, r.completion_tokens, r.finished, spec)
+        again = score_completion(
+            moments[r.qid], r.sample, r.text, r.completion_tokens, r.finished, spec, r.step, r.own
+        )
         steps.setdefault(r.step, []).append(again)
     return {step: step_figures(completions, moments, group_size) for step, completions in steps.items()}
 

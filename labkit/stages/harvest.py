@@ -7,17 +7,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from labkit.chain.anchors import AnchorChain, parse
 from labkit.chain.metrics import many_chain_ious
-from labkit.chain.rewards import RewardSpec, score_chain
+from labkit.chain.rewards import RewardSpec, score_moment
 from labkit.chain.steps import narrows, step_worths
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.params import DEFAULTS, Params
 from labkit.stages.provenance import UNSHARDED, Provenance, require_same_provenance, shard_ranges
-from labkit.stages.rollouts import ROWS, Rollout, RolloutStore, gc_paused
+from labkit.stages.rollouts import ROWS, Rollout, RolloutStore, gc_paused, paid_fields
 
 if TYPE_CHECKING:
     from labkit.policy.inputs import Prompt
@@ -140,13 +140,12 @@ def harvest(
         for index, completion in enumerate(completions):
             moment, prompt = part_moments[index // samples], prompts[index // samples]
             chain = parse(completion.text, finished=completion.finished, options=len(moment.options))
-            breakdown = score_chain(chain, moment.windows, moment.duration, spec, moment.choice)
-            terms: dict[str, Any] = {f"reward_{term}": value for term, value in breakdown.terms.items()}
+            breakdown = score_moment(chain, moment, spec, f"step {part}, sample {index % samples}")
             rollouts.append(Rollout(
                 run=run, stage="distill", step=part, qid=moment.qid, sample=index % samples, seed=seed,
                 checkpoint=policy.name, text=completion.text, status=chain.status,
-                **terms, total=breakdown.total, advantage=0.0, prompt_tokens=len(prompt.ids),
-                completion_tokens=len(completion.ids), finished=completion.finished, spec=spec,
+                **paid_fields(breakdown, spec), advantage=0.0, prompt_tokens=len(prompt.ids),
+                completion_tokens=len(completion.ids), finished=completion.finished,
             ))  # fmt: skip
         store.write(part, rollouts, provenance.note())
         report()

@@ -230,7 +230,7 @@ def test_an_error_in_a_reward_ends_training(policy, source, moments, tmp_path, m
     def broken(*_):
         raise ZeroDivisionError("the reward divides by the length of the video")
 
-    monkeypatch.setattr(grpo_steps, "score_chain", broken)
+    monkeypatch.setattr(grpo_steps, "score_moment", broken)
     with pytest.raises(ZeroDivisionError, match="length of the video"):
         small.train_grpo(policy, source, moments, tmp_path / "run", grpo_steps=1)
     assert not (tmp_path / "run" / "final").exists()
