@@ -1,7 +1,8 @@
 """Prompt templates: the text around the video.
 
 A comparison is worth nothing unless both sides have the same prompt: the same base model's R1@0.5 on Charades moves by tens of
-points with the prompt alone. So a template has a name, the name is a parameter, and it is in every run's params.yaml.
+points with the prompt alone. So a template has a name, the name is a parameter, and it is in every run's params.yaml; the text of
+one's own file is in the manifest.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from labkit.chain.rewards import TERMS, OwnValue, RewardBreakdown, RewardSpec
+from labkit.chain.rewards import OwnValue, RewardSpec
 from labkit.errors import LabError
 from labkit.files import replacing
 
@@ -103,14 +103,6 @@ UNPAID: dict[str, Any] = {
 OWN = ("reward_", "reason_")
 """How the two columns of a user's own term begin."""
 _NONE: Mapping[str, OwnValue] = MappingProxyType({})
-
-
-def paid_fields(rewards: RewardBreakdown, spec: RewardSpec) -> dict[str, Any]:
-    """The fields of a `Rollout` that say what it earned, but for its advantage."""
-    own = {each.name: OwnValue(rewards.terms[each.name], rewards.reasons[each.name]) for each in spec.own}
-    return {f"reward_{term}": rewards.terms[term] for term in TERMS} | {
-        "total": rewards.total, "spec": spec, "own": own
-    }  # fmt: skip
 
 
 class RolloutStore:
