@@ -127,8 +127,8 @@ class Lab(Workbench):
             evaluations[folder.name] = read_model_evaluation(folder, "grpo_final", moments)
         return evaluations
 
-    def telling_query(self) -> str:
-        """The test query whose answer gained most from the base to the final model: what the training is for."""
+    def most_improved_query(self) -> str:
+        """The qid of the test query whose answer's IoU improved most from the base to the final model."""
         from labkit.views.measured_chains import measure_chains
 
         moments = {moment.qid: moment for moment in self.moments("test")}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from labkit.chain.anchors import AnchorChain, parse
 from labkit.chain.metrics import many_chain_ious
 from labkit.chain.rewards import RewardSpec
-from labkit.chain.steps import narrows, step_worths
+from labkit.chain.steps import narrows, step_scores
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.own_code import OwnFunction
@@ -246,7 +246,7 @@ def filter_traces(
             if reason:
                 reasons[_key(rollout)] = reason
             else:
-                rank = (-ious[-1], -math.fsum(step_worths(ious)) / len(ious), rollout.step, rollout.sample)
+                rank = (-ious[-1], -math.fsum(step_scores(ious)) / len(ious), rollout.step, rollout.sample)
                 candidates.setdefault(rollout.qid, []).append((rank, rollout))
     kept = []
     for ranked in candidates.values():

@@ -111,7 +111,7 @@ class ChainExplorer(PageWidget):
         return (
             counted
             if len(self._places) == len(self)
-            else f"{counted}, {len(self._places):,} of the chains travel along"
+            else f"{counted}, {len(self._places):,} of the chains are saved with it"
         )
 
     def __len__(self) -> int:
@@ -193,7 +193,7 @@ class ChainExplorer(PageWidget):
             where = " and ".join(f"run '{run}'" for run in list(runs)[:3] if run)
             kept = "kept, " if self._context.kept else ""
             text = (
-                f"{here} of {every} chains travel with this notebook: whole groups, some of each step, and those with the "
+                f"{here} of {every} chains are saved in this notebook: whole groups, some of each step, and those with the "
                 f"{kept}worst, best and most regressed chains. The others are in "
                 + (f"the rollouts of {where}." if where else "the records that this was made from.")
             )

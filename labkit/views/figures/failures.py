@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from labkit.chain.anchors import AnchorChain
 from labkit.chain.metrics import chain_ious
 from labkit.chain.spans import Span
-from labkit.chain.steps import COPY_IOU, RIGHT, clip_spans, copies
+from labkit.chain.steps import COPY_IOU, CORRECT_IOU, clip_spans, copies
 from labkit.data.moments import Moment
 from labkit.views.figures import style
 from labkit.views.measured_chains import Records, measure_groups
@@ -43,7 +43,7 @@ _ROW = 46
 """Pixels of a class in the figure: a line of words, and the bars under it."""
 
 
-def failure_kind(chain: AnchorChain, windows: Sequence[Span], duration: float, *, right: float = RIGHT) -> str:
+def failure_kind(chain: AnchorChain, windows: Sequence[Span], duration: float, *, right: float = CORRECT_IOU) -> str:
     """What is wrong with a chain, one of `KINDS`; "" when its answer reaches the IoU `right` with the best window.
 
     A chain is judged as it is scored: cut to the clip. So an answer that is complete and right stays right where the
@@ -60,7 +60,7 @@ def failure_kind(chain: AnchorChain, windows: Sequence[Span], duration: float, *
     return kind_by_ious(chain, ious, duration, right=right)
 
 
-def kind_by_ious(chain: AnchorChain, ious: Sequence[float], duration: float, *, right: float = RIGHT) -> str:
+def kind_by_ious(chain: AnchorChain, ious: Sequence[float], duration: float, *, right: float = CORRECT_IOU) -> str:
     """`failure_kind` of a chain whose steps have been measured; `ious` are those of `chain_ious`."""
     answer = chain.answer
     if answer is None:
@@ -86,7 +86,7 @@ def failure_counts(
     windows: Sequence[Sequence[Span]],
     durations: Sequence[float],
     *,
-    right: float = RIGHT,
+    right: float = CORRECT_IOU,
 ) -> dict[str, int]:
     """How many chains are right ("", first) and how many fall into each class, in the order of `KINDS`.
 
@@ -104,7 +104,7 @@ def failure_counts(
     return counts
 
 
-def atlas(records: Records, moments: Mapping[str, Moment], *, right: float = RIGHT) -> go.Figure:
+def atlas(records: Records, moments: Mapping[str, Moment], *, right: float = CORRECT_IOU) -> go.Figure:
     """Counts of the classes of failure, a panel for each stage; classes that no chain falls into are only named.
 
     Bars are shares of all chains of the stage, right ones included, so that stages with fewer failures look like it.

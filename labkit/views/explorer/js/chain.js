@@ -1,6 +1,6 @@
 /** What is shown of one chain, of its group and of its query through the stages: spans, text, reward terms. */
 
-import { clamp, EPSILON, h, safeText, letter, number, percent, RIGHT, signed, svg } from "./core.js";
+import { clamp, EPSILON, h, safeText, letter, number, percent, CORRECT_IOU, signed, svg } from "./core.js";
 import { MOST_STEPS } from "./chains.js";
 import { stageName } from "./stages.js";
 
@@ -251,7 +251,7 @@ export function stagesPanel(chains, i) {
       [own.length],
       [number(mean(own, (each) => chains.anchors[each]), 1)],
       [number(mean(own, (each) => chains.iou[each]))],
-      [`${Math.round(100 * mean(own, (each) => Number(chains.iou[each] >= RIGHT)))} %`],
+      [`${Math.round(100 * mean(own, (each) => Number(chains.iou[each] >= CORRECT_IOU)))} %`],
     ]),
   );
   const missing = chains.names.stage.filter((stage) => !found.some((each) => each.stage === stage));
@@ -259,7 +259,7 @@ export function stagesPanel(chains, i) {
     h("div", { class: "lk-side-title" }, "This query through the stages"),
     table({ class: "lk-reward-breakdown lk-stages-table" }, ["stage", "chains", "anchors", "mean IoU", "IoU ≥ 0.5"], ...rows),
     missing.length ? h("p", { class: "lk-aside" }, `Not asked in: ${safeText(missing.join(", "))}.`) : "",
-    chains.left ? h("p", { class: "lk-aside" }, "Counted over the chains that travelled along.") : "",
+    chains.left ? h("p", { class: "lk-aside" }, "Counted over the chains that are saved here.") : "",
     h("p", { class: "lk-aside" }, "The bars show one chain of each stage: the selected one, else the latest step's first sample."),
   ];
 }
