@@ -100,7 +100,8 @@ class Lab(Workbench):
         """A stage's greedy answers with how they were decoded; written to the analysis, as `labkit score` reads them."""
         p = self.params
         settings = {
-            "model": f"{p.run}, {stage}", "prompt": p.prompt, "thinking": "on", "decoding": "greedy", "temperature": 0,
+            "model": f"{p.run}, {stage}", "prompt": self.own.prompt_name(p.prompt), "thinking": "on",
+            "decoding": "greedy", "temperature": 0,
             "max_new_tokens": p.max_new_tokens, "fps": p.fps, "max_frames": p.max_frames,
             "min_pixels": p.min_pixels, "max_pixels": p.max_pixels,
         }  # fmt: skip
@@ -183,7 +184,7 @@ class Lab(Workbench):
     def harvested(self) -> Harvest:
         """What the filter keeps of the chains that were sampled."""
         moments = {moment.qid: moment for moment in self.harvested_moments()}
-        return filter_traces(self.rollouts("distill").stream(), moments, self.params)
+        return filter_traces(self.rollouts("distill").stream(), moments, self.params, self.own.filters)
 
     def train_sft(self, policy: Policy | ModelRef, kept: Sequence[Rollout]) -> SftResult:
         """Fine-tune a fresh base on the kept traces: resumes where it was interrupted, and only reads when it has ended."""

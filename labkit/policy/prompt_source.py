@@ -78,7 +78,7 @@ class PromptSource(Mapping[str, Prompt]):
         Args:
             policy: its vision tower encodes, on its device.
             moments: those that prompts are made of.
-            template: name of the question's template.
+            template: name of the question's template, or the text of one's own.
             sampling: how frames are sampled.
             cache: of decoded frames.
             readers: processes that decode; 0 decodes in this process, when a prompt is needed.

@@ -121,7 +121,7 @@ class Workbench(Run):
             cache = BlackFrames(cache.folder)
         sampling = FrameSampling(p.fps, p.max_frames, p.min_pixels, p.max_pixels)
         return PromptSource(
-            policy, moments, template=p.prompt, sampling=sampling, cache=cache, readers=p.readers,
+            policy, moments, template=self.own.template, sampling=sampling, cache=cache, readers=p.readers,
             video_deadline=p.video_deadline, feature_memory=p.feature_memory,
         )  # fmt: skip
 
@@ -132,7 +132,7 @@ class Workbench(Run):
 
     def rewards(self, final: bool = False) -> RewardSpec:
         """The reward of stage 1, or of the final stage."""
-        return RewardSpec.of(self.params, final)
+        return RewardSpec.of(self.params, final, self.own.rewards)
 
     def run_task(self, task: str, policy: Policy, on_event: EventListener, /, **arguments: Any) -> None:
         """Do `grpo`, `sft`, `harvest` or `evaluation`, as the method `run_...` of that name documents."""
