@@ -118,10 +118,10 @@ def harvest_filter(function: Function) -> Function:
 
 
 def _register(parameter: str, function: Function, weight: float = 1.0) -> Function:
-    if function.__module__.startswith(_MODULE):
-        return function
     if not inspect.isfunction(function) or not function.__name__.isidentifier():
         raise LabError(f"{function!r} is no function with a name; decorate `def name(...)`")
+    if function.__module__.startswith(_MODULE):
+        return function
     if function.__module__ != "__main__":
         step = f"name the file in the parameters instead, {parameter}: FILE.py:{function.__name__}"
         raise LabError(f"'{function.__name__}' stands in the module {function.__module__} and in no cell; {step}")
@@ -262,8 +262,8 @@ def _as_text(user: str, name: str, value: Any, seen: dict[str, str]) -> str:
     if _is_plain(value):
         return f"{name} = {value!r}"
     raise LabError(
-        f"'{user}' uses '{name}', a {type(value).__name__} of the notebook that cannot be kept as text; make it inside "
-        "the function, or put both into a file"
+        f"'{user}' uses '{name}', which cannot be kept as text ({type(value).__name__}); make it inside the function, or "
+        "put both into a file"
     )
 
 

@@ -75,7 +75,7 @@ def examine(
         try:
             try_own_terms(own, params, asked)
         except LabError as error:
-            report.findings.append(Finding("error", "own terms", *str(error).split(" ", 1)))
+            report.findings.append(_own_finding(error))
             own = None
     report.data["videos"] = {path: _as_dict(check) for path, check in data.videos.items()}
     if (
@@ -133,7 +133,12 @@ def _own_terms(params: Params, root: Path) -> tuple[OwnTerms | None, Params, lis
             params = with_cells(params, read_yaml(folder / "params.yaml"))
         return load_own_terms(params, root, kept_texts(folder) if exists else {}), params, []
     except LabError as error:
-        return None, params, [Finding("error", "own terms", *str(error).split(" ", 1))]
+        return None, params, [_own_finding(error)]
+
+
+def _own_finding(error: LabError) -> Finding:
+    subject, _, message = str(error).partition(" ")
+    return Finding("error", "prompt" if subject == "prompt" else "own terms", subject, message)
 
 
 def _run_findings(params: Params, own: OwnTerms | None, root: Path) -> list[Finding]:

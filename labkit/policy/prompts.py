@@ -160,7 +160,7 @@ def _misfit(template: str, moment: Moment) -> str:
     has = "options" if moment.options else "no options"
     if template not in TEMPLATES:
         step = "write {options} into it" if moment.options else "take {options} out of it"
-        return f"the prompt does not fit moment {moment.qid!r}, which has {has}; {step}"
+        return f"prompt does not fit moment {moment.qid!r}, which has {has}; {step}"
     fitting = "options" if moment.options else "anchors, answer"
     return f"prompt {template!r} does not fit moment {moment.qid!r}, which has {has}; choose {fitting} or query"
 

@@ -59,11 +59,12 @@ def train_grpo(
     on_resume: Any = None,
     stage: str = "grpo",
     warmup_steps: int = 1,
+    spec: RewardSpec = SPEC,
     **changes: Any,
 ) -> GrpoResult:
     with patch.object(arguments, "WARMUP_STEPS", warmup_steps):
         return grpo.train_grpo(
-            policy, source, moments, spec=SPEC, params=grpo_params(**changes), folder=folder, stage=stage,
+            policy, source, moments, spec=spec, params=grpo_params(**changes), folder=folder, stage=stage,
             on_step=on_step, on_resume=on_resume,
         )  # fmt: skip
 

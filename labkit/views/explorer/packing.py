@@ -293,13 +293,8 @@ def _reward_columns(
             continue
         paid: RewardSpec = getattr(record, "spec", None) or assumed[stage]
         own: Mapping[str, OwnValue] = getattr(record, "own", {})
-        breakdown = score_moment(
-            measured.chain,
-            moment,
-            paid,
-            f"step {getattr(record, 'step', 0)}, sample {getattr(record, 'sample', 0)}",
-            own,
-        )
+        place = f"step {getattr(record, 'step', 0)}, sample {getattr(record, 'sample', 0)}"
+        breakdown = score_moment(measured.chain, moment, paid, place, own)
         recorded = paid_total(record)
         total = breakdown.total if recorded is None else recorded
         explained = 0.0
