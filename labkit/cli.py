@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -133,6 +134,8 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("folder", type=_path, help="folder to write to, such as outputs/example")
     publish.set_defaults(command=_publish)
 
+    _add_models(commands)
+
     score = commands.add_parser(
         "score", help="score any model's predictions: metrics with intervals, baselines, protocol card"
     )
@@ -194,6 +197,51 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_models(commands: Any) -> None:
+    """What is done with any model, without a run."""
+    ask = commands.add_parser(
+        "ask", help="ask a model when a sentence happens in a video, and see its chain over the video"
+    )
+    ask.add_argument("video", type=_path, help="a video file")
+    ask.add_argument("sentence", help="what to look for, in quotes")
+    ask.add_argument("--model", type=_path, default="embedded",
+                     help="shipped weights, a folder or a hub id (default embedded, which knows only its toy world)")  # fmt: skip
+    ask.add_argument(
+        "--samples", type=int, default=0, metavar="N", help="chains to sample beside the greedy one (default 0)"
+    )
+    ask.add_argument(
+        "--html", type=_path, metavar="FILE", help="write a page that works offline, the video's frames in it"
+    )
+    ask.set_defaults(command=_ask)
+
+    evaluate = commands.add_parser(
+        "evaluate", help="a model on a benchmark: answers, score, protocol, published figures"
+    )
+    evaluate.add_argument("model", type=_path, help="shipped weights, a folder (also of a LoRA adapter) or a hub id")
+    evaluate.add_argument("--moments", type=_path, required=True, metavar="NAME_OR_FILE",
+                          help="such as charades-sta/test, an annotation file, or world/test for the embedded world")  # fmt: skip
+    evaluate.add_argument(
+        "--videos", type=_path, metavar="DIR", help="folder of the videos (default: videos beside the file)"
+    )
+    evaluate.add_argument(
+        "--present", action="store_true", help="ask only about the videos that are there, and say how many"
+    )
+    evaluate.add_argument("--limit", type=int, default=0, metavar="N", help="ask the first so many questions")
+    evaluate.add_argument(
+        "--processes", metavar="N", help="processes that share the work, a GPU each; 0 is one for each GPU"
+    )
+    evaluate.add_argument("-o", "--output", type=_path, metavar="FOLDER",
+                          help="folder for all of it, in which the same command goes on (default: outputs/evaluate-...)")  # fmt: skip
+    evaluate.add_argument("--json", action="store_true", help="the score for a program")
+    evaluate.set_defaults(command=_evaluate)
+    for parser in (ask, evaluate):
+        parser.add_argument(
+            "--prompt", metavar="NAME", help="question template (default: anchors; of embedded models query)"
+        )
+        parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides",
+                            help="a parameter, such as max_frames; may be given several times")  # fmt: skip
+
+
 def _add_jobs(commands: Any) -> None:
     submit = commands.add_parser("submit", help="give a run, or a sweep of runs, to SLURM as a job for all notebooks")
     _add_overrides(submit)
@@ -242,6 +290,44 @@ def _run(options: argparse.Namespace) -> None:
     from labkit.runs.notebooks import run_notebooks
 
     run_notebooks(options.params, _overrides(options))
+
+
+def _ask(options: argparse.Namespace) -> None:
+    from labkit.asker import ask
+
+    o = options
+    asked = ask(o.video, o.sentence, model=o.model, samples=o.samples, **_named(o, "prompt"))
+    if o.html:
+        asked.save(o.html)
+    say(asked.text(min(120, shutil.get_terminal_size((100, 24)).columns), not _holds(sys.stdout, "█▒·–“”")))
+    if o.html:
+        say(f"\n{o.html}: the same as a page, with the video's frames in it")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from labkit.runs.evaluate_model import evaluate_model, evaluation_text
+
+    o = options
+    evaluated = evaluate_model(
+        o.model, o.moments, videos=o.videos, present=o.present, limit=o.limit, folder=o.output,
+        overrides=_named(o, "prompt", "processes"),
+    )  # fmt: skip
+    say(json.dumps(evaluated.as_dict(), indent=1) if o.json else evaluation_text(evaluated))
+
+
+def _named(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The overrides, with the parameters that have an option of their own."""
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    return _overrides(options) | given
+
+
+def _holds(stream: Any, text: str) -> bool:
+    """Whether a stream's encoding can write all of a text."""
+    try:
+        text.encode(getattr(stream, "encoding", None) or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _doctor(options: argparse.Namespace) -> int:

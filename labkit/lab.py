@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from labkit.asker import AskedChains, Asker
 from labkit.errors import LabError
 from labkit.files import locked
 from labkit.params import read_yaml
@@ -19,13 +20,11 @@ from labkit.policy.model import Policy
 from labkit.progress import Progress, Tally, say
 from labkit.runs.results import ModelEvaluation, read_model_evaluation
 from labkit.runs.run import NOTEBOOK_OF, STAGE_LOCK, read_manifest
-from labkit.runs.workbench import Workbench
-from labkit.runs.worker import WorkerTask
+from labkit.runs.workbench import Workbench, answer_settings
+from labkit.runs.worker import do_task
 from labkit.scoring.predictions import Predictions, as_predictions, write_predictions
 from labkit.scoring.scores import Score, score
 from labkit.stages.checkpoints import read_result
-from labkit.stages.distributed.launch import launch
-from labkit.stages.distributed.launcher_variables import single_process
 from labkit.stages.distributed.process_group import world_size
 from labkit.stages.grpo_steps import GrpoResult, stage_params
 from labkit.stages.harvest import Harvest, filter_traces, harvest_complete, merge_shards
@@ -84,6 +83,18 @@ class Lab(Workbench):
         """What `evaluate` has found for a stage's model."""
         return read_model_evaluation(self.path, stage, self.moments("test"))
 
+    def ask(
+        self, video: str | Path, sentence: str, policy: Policy | ModelRef | None = None, samples: int = 0
+    ) -> AskedChains:
+        """Ask a model of this run when a sentence happens in any video: the greedy chain and `samples` sampled ones.
+
+        `policy` is what `lab.policy(stage)` returns, by default the base. Raises LabError for a video that cannot be read.
+        """
+        if policy is None or isinstance(policy, ModelRef):
+            policy = self.load(policy.stage if policy else "base")
+        frames = self.resolve(self.params.outputs) / "frames"
+        return Asker(policy, self.params.replace(model=policy.name), frames, self.sheets).ask(video, sentence, samples)
+
     def ablate_frames(self, policy: Policy | ModelRef) -> dict[str, float]:
         """Greedy mIoU of a policy on frames that are not the query's, by kind: what it can do without looking.
 
@@ -98,13 +109,7 @@ class Lab(Workbench):
 
     def predictions(self, stage: str) -> Predictions:
         """A stage's greedy answers with how they were decoded; written to the analysis, as `labkit score` reads them."""
-        p = self.params
-        settings = {
-            "model": f"{p.run}, {stage}", "prompt": self.own.prompt_name(p.prompt), "thinking": "on",
-            "decoding": "greedy", "temperature": 0,
-            "max_new_tokens": p.max_new_tokens, "fps": p.fps, "max_frames": p.max_frames,
-            "min_pixels": p.min_pixels, "max_pixels": p.max_pixels,
-        }  # fmt: skip
+        settings = answer_settings(self.params, self.own, f"{self.params.run}, {stage}")
         file = self.folder("05_analysis") / f"predictions-{stage}.jsonl"
         greedy = self.read_evaluation(stage).greedy
         write_predictions(file, greedy, settings)
@@ -237,15 +242,9 @@ class Lab(Workbench):
 
         Meanwhile no other process works in the run: a cell may be run by itself, before `start` or after `finish`.
         """
+        model = policy.stage if isinstance(policy, ModelRef) else policy
         with locked(self.path / STAGE_LOCK, "a notebook"):
-            if not isinstance(policy, ModelRef):
-                with single_process():
-                    self.run_task(task, policy, lambda event: on_event(0, event), **arguments)
-                return
-            self.data_folder()  # written by one process, before several look for it
-            logs = self.folder(notebook) / "logs"
-            command = WorkerTask(task, policy.stage, self.params.as_dict(), arguments).command(logs)
-            launch(command, world_size(self.params.processes), logs, on_event=on_event, cwd=self.root)
+            do_task(self, task, model, on_event, self.folder(notebook) / "logs", **arguments)
 
     def _require_model_of(self, stage: str, policy: Policy | ModelRef) -> None:
         """Raise LabError where a policy is not what a stage has ended with: a notebook may hold one that has been trained since."""
@@ -258,6 +257,6 @@ class Lab(Workbench):
 
 
 def _note(row: Mapping[str, Any]) -> str:
-    """The two figures that tell how a step of GRPO went."""
+    """Reward and anchor rate of a GRPO step, for the progress bar."""
     names = {"total": "reward", "anchor_rate": "anchors"}
     return ", ".join(f"{label} {row[name]:.2f}" for name, label in names.items() if row.get(name) is not None)

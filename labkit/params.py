@@ -67,6 +67,10 @@ class Params(EvaluateParams, SftParams, DistillParams, GrpoParams, RewardParams,
         """Make parameters of a mapping, as a YAML file holds it."""
         return cls(**{str(name): value for name, value in mapping.items()})
 
+    def __hash__(self) -> int:
+        """Equal for equal parameters; a mapping among them has none of its own."""
+        return hash(repr(self))
+
     def replace(self, **changes: Any) -> Params:
         """The same parameters but for `changes`, checked anew."""
         return type(self)(**{**dict(self), **changes})
@@ -112,7 +116,9 @@ class Params(EvaluateParams, SftParams, DistillParams, GrpoParams, RewardParams,
         for group in GROUPS:
             lines.append(_title(group))
             for name in group.model_fields:
-                lines.append(f" {'*' if name in changed else ' '} {name:<{width}}  {show(getattr(self, name))}")
+                lines.append(
+                    f" {'*' if name in changed else ' '} {name:<{width}}  {format_value(getattr(self, name))}"
+                )
         return "\n".join([*lines, "* differs from the default"])
 
     def __repr__(self) -> str:
@@ -121,7 +127,7 @@ class Params(EvaluateParams, SftParams, DistillParams, GrpoParams, RewardParams,
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         # Where no table can be shown, such as on GitHub.
         lines = [
-            f"{name} = {show(getattr(self, name))}  (default {show(getattr(DEFAULTS, name))})"
+            f"{name} = {format_value(getattr(self, name))}  (default {format_value(getattr(DEFAULTS, name))})"
             for name in self.changed()
         ]
         printer.text("\n".join(lines) or "All parameters have their defaults.")
@@ -130,11 +136,13 @@ class Params(EvaluateParams, SftParams, DistillParams, GrpoParams, RewardParams,
         """What differs from the defaults, and every value in force below it, folded; hovering a row says what it means."""
         changed = self.changed()
         head = "".join(_cell("th", each) for each in ("differs from the default", "value", "default"))
-        rows = [_row(name, show(getattr(self, name)), show(getattr(DEFAULTS, name))) for name in changed]
+        rows = [
+            _row(name, format_value(getattr(self, name)), format_value(getattr(DEFAULTS, name))) for name in changed
+        ]
         blocks = "".join(
             _table(
                 f'<th colspan="2" style="text-align:left">{_title(group)}</th>',
-                [_row(name, show(getattr(self, name))) for name in group.model_fields],
+                [_row(name, format_value(getattr(self, name))) for name in group.model_fields],
             )
             for group in GROUPS
         )
@@ -208,7 +216,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML file that holds one mapping of names to values."""
 
     class Loader(yaml.SafeLoader):
-        """Refuses a key that stands twice; YAML would silently take the last."""
+        """Refuses a key that is given twice; YAML would silently take the last."""
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
             keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
@@ -349,11 +357,13 @@ def _report(problems: Iterable[str]) -> str:
     return "\n".join([f"{len(problems)} problems", *(f"  {problem}" for problem in problems)])
 
 
-def show(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as people read it.
 
-    >>> show(5e-4), show(("outputs/a", "outputs/b")), show(()), show(""), show({"a.py:b": 0.5})
-    ('0.0005', 'outputs/a, outputs/b', 'none', 'none', 'a.py:b=0.5')
+    >>> format_value(5e-4), format_value(("outputs/a", "outputs/b")), format_value(()), format_value("")
+    ('0.0005', 'outputs/a, outputs/b', 'none', 'none')
+    >>> format_value({"my_rewards.py:boundary": 0.5})
+    'my_rewards.py:boundary=0.5'
     """
     if isinstance(value, dict):
         return ", ".join(f"{name}={weight:g}" for name, weight in value.items()) or "none"

@@ -217,6 +217,10 @@ def score_chain(
     >>> round(breakdown.total, 3)
     4.208
     """
+    if (
+        not windows
+    ):  # said here, since a chain without a span would be charged for missing a truth that nobody has told
+        raise ValueError("no ground-truth window to score against; a chain of an open question has no reward")
     spec = spec or RewardSpec()
     if spec.own:
         raise ValueError(f"{spec.own[0].name} needs the moment: score_moment(chain, moment, spec)")

@@ -19,21 +19,20 @@ import json
 import math
 import os
 import re
-import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from labkit.chain.spans import Span
-from labkit.data.rows import binary_kind, printable
+from labkit.data.rows import binary_kind, printable, short
 from labkit.data.video_index import is_foreign_path, local_path, stem_of, trim_window
 from labkit.errors import LabError, nearest
 from labkit.files import replacing
 
 REQUIRED = ("qid", "video", "query", "windows", "duration")
 FIELDS = (*REQUIRED, "clip", "source", "options", "choice")
-_MAKES = "`labkit moments FILE --write NEW.jsonl` makes moments of it"
+_CONVERT_HINT = "`labkit moments FILE --write NEW.jsonl` makes moments of it"
 SCORE_STEP = "`labkit score PREDICTIONS --moments FILE` scores them"
 ANSWERS = (
     ("pred_relevant_windows",), ("qid", "text"), ("qid", "windows"), ("qid", "output_text"), ("qid", "pred"),
@@ -47,7 +46,7 @@ ROUNDING = 1e-3
 FRAME = 0.05
 """Seconds by which a clip may differ from its trim window, which cuts at frames: half of one at 10 fps."""
 
-_HALF = re.compile("[\ud800-\udfff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _TIME_R1 = "'hf download Boshenxx/TimeR1-Dataset --repo-type dataset'"
 DOWNLOADS = {
     "charades-sta": "'wget https://ai2-public-datasets.s3-us-west-2.amazonaws.com/charades/Charades_v1_480.zip' (13 GB)",
@@ -70,7 +69,7 @@ class BadField(ValueError):
     def __init__(self, field: str, value: object, wrong: str, step: str) -> None:
         """Keep the parts, so that a reader can put file and line in front."""
         self.field, self.value, self.wrong, self.step = field, value, wrong, step
-        super().__init__(f"{printable(field)} = {_short(value)} {wrong}; {step}")
+        super().__init__(f"{printable(field)} = {short(value)} {wrong}; {step}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,8 @@ class Moment:
 
     `windows` are in seconds from the clip's beginning; `duration` is the clip's length; `clip` is the trim window in
     the source video, None when the clip is all of it; `video` is an absolute path. In grounded question answering
-    `query` is a question, `windows` are its evidence, and `options[choice]` is its answer.
+    `query` is a question, `windows` are its evidence, and `options[choice]` is its answer. Without `windows` nobody has said
+    when it happens: such a question can be asked (`labkit.ask`) and looked at, and nothing can be measured on it; files hold none.
 
     Raises BadField (a ValueError) that names the field, its value and what to write instead.
 
@@ -111,15 +111,13 @@ class Moment:
                 raise BadField(field, value, "is empty", "fill it in or take the line out")
         named = (("qid", self.qid), ("video", self.video), ("query", self.query), ("source", self.source))
         for field, text in (*named, *(("options", option) for option in self.options)):
-            if isinstance(text, str) and (half := _HALF.search(text)):
+            if isinstance(text, str) and (half := _SURROGATE.search(text)):
                 step = f"write the character that {ascii(half[0])} is half of, or take it out"
                 raise BadField(field, text, "holds half a character, which no file can", step)
         if "\0" in self.video or not os.path.isabs(self.video):
             raise BadField("video", self.video, "is no absolute path", "resolve it against the moments file's folder")
         if not (math.isfinite(self.duration) and self.duration > 0):
             raise BadField("duration", self.duration, "is not a length", "write the clip's seconds, above 0")
-        if not self.windows:
-            raise BadField("windows", [], "holds no window", "write at least one [start, end] or take the line out")
         for window in self.windows:
             if window.start < 0:
                 step = "count seconds from the clip's beginning"
@@ -150,6 +148,11 @@ class Moment:
         if type(self.choice) is not int or not 0 <= self.choice < len(self.options):
             step = f"write the right option's number, 0 to {len(self.options) - 1}"
             raise BadField("choice", self.choice, "is not one of the options", step)
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether somebody has said when it happens."""
+        return bool(self.windows)
 
     @property
     def start(self) -> float:
@@ -199,7 +202,9 @@ def read_lines(path: Path) -> Iterator[tuple[int, Moment | BadField]]:
     if kind := binary_kind(raw):
         yield (
             1,
-            BadField("file", path.name, f"is {kind}, no UTF-8 text", f"unpack it or save it as UTF-8, or {_MAKES}"),
+            BadField(
+                "file", path.name, f"is {kind}, no UTF-8 text", f"unpack it or save it as UTF-8, or {_CONVERT_HINT}"
+            ),
         )
         return
     # Old Macs end a line by a carriage return alone.
@@ -211,7 +216,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, Moment | BadField]]:
             continue
         row: dict[str, Any] = {}
         try:
-            row = decode(line)
+            row = parse_json_line(line)
             moment = moment_of(row, path.parent)
             if moment.qid in seen:
                 wrong = f"was used before, on line {seen[moment.qid]}"
@@ -325,7 +330,7 @@ def _benchmark_by_id(stem: str) -> str:
     return "charades-sta" if _CHARADES.fullmatch(stem) else ""
 
 
-def decode(line: bytes) -> dict[str, Any]:
+def parse_json_line(line: bytes) -> dict[str, Any]:
     """The JSON object on one line."""
     shape = 'write one object a line, such as {"qid": "q1", ...}'
     try:
@@ -366,6 +371,8 @@ def moment_of(row: dict[str, Any], folder: Path) -> Moment:
     windows = row["windows"]
     if not isinstance(windows, list) or windows and not isinstance(windows[0], list):
         raise BadField("windows", windows, "is not a list of windows", "write [[start, end], ...] in seconds")
+    if not windows:
+        raise BadField("windows", [], "holds no window", "write at least one [start, end] or take the line out")
     video, source = row["video"], row.get("source", "")
     if not isinstance(source, str):
         raise BadField("source", source, "is not text", "write it as text or leave it out")
@@ -417,10 +424,3 @@ def _below(video: str, folder: str) -> str:
     """`video` relative to `folder` when it lies in there, with forward slashes; otherwise as it is."""
     relative = os.path.relpath(video, folder) if video.startswith(folder + os.sep) else video
     return relative.replace(os.sep, "/") if relative is not video else video
-
-
-def _short(value: object) -> str:
-    """`repr` cut to a length that a terminal line can hold."""
-    shortener = reprlib.Repr()
-    shortener.maxstring = shortener.maxother = 80
-    return shortener.repr(value)

@@ -27,12 +27,13 @@ from labkit.doctor.environment import (
     package_findings,
     requirements,
 )
-from labkit.doctor.report import DoctorReport, Finding
+from labkit.doctor.findings import DoctorReport, Finding
 from labkit.doctor.resources import add_resource_estimates, nearest_existing
 from labkit.doctor.workload import Workload
 from labkit.errors import LabError
 from labkit.files import project_root, under
 from labkit.params import Params, read_params, read_yaml
+from labkit.policy.prompts import require_fit
 from labkit.progress import Progress
 from labkit.runs.own_terms import OwnTerms, load_own_terms, try_own_terms, with_cells
 from labkit.runs.project import notebooks_of
@@ -73,7 +74,8 @@ def examine(
     report.tables.append(data.table())
     if own and (asked := [moment for split in SPLITS for moment in data.moments.get(split, ())]):
         try:
-            try_own_terms(own, params, asked)
+            require_fit(own.template, asked)
+            try_own_terms(own, params, asked[0])
         except LabError as error:
             report.findings.append(_own_finding(error))
             own = None

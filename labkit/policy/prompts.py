@@ -8,7 +8,7 @@ one's own file is in the manifest.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,12 @@ def require_template(template: str) -> None:
         raise LabError("prompt has no {query}, the place of what is asked; write it in")
     if named.count("video") > 1:
         raise LabError(f"prompt has {{video}} {named.count('video')} times; the video stands in one place")
+
+
+def require_fit(template: str, moments: Iterable[Moment]) -> None:
+    """Raise LabError where a template does not fit one of the moments, which have options or have none."""
+    for moment in {bool(moment.options): moment for moment in moments}.values():
+        messages(moment, template)
 
 
 def template_label(template: str) -> str:

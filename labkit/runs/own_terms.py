@@ -14,7 +14,7 @@ from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.own_code import OwnFunction, file_of, load, text_digest
 from labkit.params import Params
-from labkit.policy.prompts import TEMPLATES, is_file, messages, read_template
+from labkit.policy.prompts import TEMPLATES, is_file, read_template
 from labkit.stages.completions import score_completion
 from labkit.stages.harvest import filter_rules, keeps
 
@@ -34,7 +34,7 @@ class OwnTerms(NamedTuple):
     @property
     def tried(self) -> bool:
         """Whether there is anything to try."""
-        return bool(self.rewards or self.filters) or self.template not in TEMPLATES
+        return bool(self.rewards or self.filters)
 
     def prompt_name(self, prompt: str) -> str:
         """What a protocol card calls the parameter `prompt`: of one's own with what tells its text from others."""
@@ -70,27 +70,24 @@ def load_own_terms(params: Params, root: Path, kept: Mapping[str, str]) -> OwnTe
     return OwnTerms(template, found["rewards"], found["filters"], texts)
 
 
-def try_own_terms(own: OwnTerms, params: Params, moments: Sequence[Moment]) -> None:
-    """Ask each term about made-up chains over the first moment, and the prompt about moments with and without options.
+def try_own_terms(own: OwnTerms, params: Params, moment: Moment) -> None:
+    """Ask each term about made-up chains over a moment.
 
     Raises LabError, which names the term, what it was asked about, and what it raised or returned.
     """
     spec = RewardSpec.of(params, own=own.rewards)
-    for kind, chain in _chains(moments[0]).items():
+    for kind, chain in _chains(moment).items():
         for each in own.rewards:
             with _tried("rewards", each, kind):
-                own_value(each.call(chain, moments[0], spec))
+                own_value(each.call(chain, moment, spec))
         if kind == TWO_ANCHORS or (chain.answer is not None and not params.min_anchors):
             for each in own.filters:
-                rollout = score_completion(moments[0], 0, chain.text, 1, True, spec, step=1).rollout(
+                rollout = score_completion(moment, 0, chain.text, 1, True, spec, step=1).rollout(
                     run=params.run, stage="distill", step=1, seed=params.seed, checkpoint="", advantage=0.0,
                     prompt_tokens=1, spec=spec,
                 )  # fmt: skip
                 with _tried("filters", each, kind):
-                    keeps(each.call(chain, moments[0], rollout))
-    if own.template not in TEMPLATES:
-        for moment in {bool(moment.options): moment for moment in reversed(moments)}.values():
-            messages(moment, own.template)
+                    keeps(each.call(chain, moment, rollout))
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Runs: one directory for one set of parameters, and its manifest.
 
-A stage is finished when the manifest says so, which is written last. Whoever opens the run again, a person or
-`labkit run`, finds finished stages finished and goes on with the first that is not.
+A stage is finished when the manifest says so, which is written last. A notebook or `labkit run` that opens the run
+again skips finished stages and resumes the first that is not.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ class Run:
         if run.path.exists() and not run.path.is_dir():
             raise LabError(f"'{run.path}' is a file, so it cannot be the run's directory; choose another `run` name")
         # In this order, since another process may make the run in the meantime.
-        strange = run.path.is_dir() and any(run._contents())
+        has_other_files = run.path.is_dir() and any(run._contents())
         if run._manifest_path.exists():
             run._refuse_other_parameters()
-        elif strange and not run._manifest_path.exists():
+        elif has_other_files and not run._manifest_path.exists():
             raise LabError(
                 f"'{run.path}' is not a run (it has no manifest.json) and not empty; choose another `run` name or "
                 "remove the directory"
@@ -265,7 +265,7 @@ def changed_texts(folder: Path, own: OwnTerms) -> list[str]:
 
 
 def differing(written: Path, params: Params) -> list[str]:
-    """Names of the parameters that keep a run of `params` from going on where the params.yaml `written` was in force.
+    """Names of the parameters whose values in `params` differ from the params.yaml `written`, so that its run cannot be resumed.
 
     A run that is older than a parameter had its default: labkit changes no default without a new name.
     """
@@ -299,6 +299,7 @@ def check_inputs(params: Params, root: Path, kept: Mapping[str, str] | None = No
     """
     from labkit.embedded.world import make_scene, scene_moments, scene_seed
     from labkit.policy.model import require_model
+    from labkit.policy.prompts import require_fit
 
     own = load_own_terms(params, root, kept or {})
     for parameter in ("model", "harvester"):
@@ -309,7 +310,8 @@ def check_inputs(params: Params, root: Path, kept: Mapping[str, str] | None = No
     if params.data == "world":
         if own.tried:
             seed = scene_seed("train", 0, params.world_seed)
-            try_own_terms(own, params, scene_moments(make_scene(seed), root / f"train-00000-{seed}.mp4", params.task))
+            video = root / f"train-00000-{seed}.mp4"
+            try_own_terms(own, params, scene_moments(make_scene(seed), video, params.task)[0])
         return own
     from labkit.data.moments import read_moments, require_videos
 
@@ -319,8 +321,9 @@ def check_inputs(params: Params, root: Path, kept: Mapping[str, str] | None = No
     splits = [read_moments(folder / f"{split}.jsonl") for split in ("train", "validation", "test")]
     every = [moment for split in splits for moment in split]
     require_videos(every)
+    require_fit(own.template, every)
     if own.tried:
-        try_own_terms(own, params, every)
+        try_own_terms(own, params, every[0])
     return own
 
 

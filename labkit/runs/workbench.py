@@ -19,10 +19,12 @@ from labkit.data.moments import Moment, read_moments, require_videos
 from labkit.data.video.frames import BlackFrames, FrameCache
 from labkit.embedded.world import moments_file, write_world
 from labkit.errors import LabError
+from labkit.params import Params
 from labkit.policy.inputs import FrameSampling
 from labkit.policy.model import Policy, load_policy
 from labkit.policy.prompt_source import PromptSource
 from labkit.progress import PROGRESS_FILE, Progress
+from labkit.runs.own_terms import OwnTerms
 from labkit.runs.results import evaluation_folder
 from labkit.runs.run import NOTEBOOK_OF, Run
 from labkit.stages import evaluate, grpo, harvest, sft
@@ -35,19 +37,45 @@ EventListener: TypeAlias = Callable[[dict[str, Any]], None]
 """Called with each event that a task reports: plain data, so that a worker can send it to the notebook's process."""
 
 
+def seed_everything(params: Params) -> None:
+    """Set torch's threads and all seeds of this process, and silence the libraries' warnings."""
+    import torch
+    from transformers import logging, set_seed
+
+    torch.set_num_threads(params.threads)
+    set_seed(params.seed)
+    # What the libraries plan to rename is nothing that the reader of a notebook can do anything about.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft|accelerate")
+    logging.set_verbosity_error()
+
+
+def prompt_source(
+    params: Params, policy: Policy, moments: Sequence[Moment], cache: FrameCache, template: str
+) -> PromptSource:
+    """Ready prompts of moments for a policy, by qid, made as the parameters say; `template` is what their `prompt` names."""
+    p = params
+    return PromptSource(
+        policy, moments, template=template, sampling=FrameSampling(p.fps, p.max_frames, p.min_pixels, p.max_pixels),
+        cache=cache, readers=p.readers, video_deadline=p.video_deadline, feature_memory=p.feature_memory,
+    )  # fmt: skip
+
+
+def answer_settings(params: Params, own: OwnTerms, model: str) -> dict[str, Any]:
+    """How greedy answers are decoded and what the model sees, for the protocol card."""
+    p = params
+    return {
+        "model": model, "prompt": own.prompt_name(p.prompt), "thinking": "on", "decoding": "greedy", "temperature": 0,
+        "max_new_tokens": p.max_new_tokens, "fps": p.fps, "max_frames": p.max_frames,
+        "min_pixels": p.min_pixels, "max_pixels": p.max_pixels,
+    }  # fmt: skip
+
+
 class Workbench(Run):
     """A run with its data, models, rewards and tasks; open it with `Workbench.open(params)`."""
 
     def seed_everything(self) -> None:
         """Set torch's threads and all seeds, and silence the libraries' warnings, in each process that works."""
-        import torch
-        from transformers import logging, set_seed
-
-        torch.set_num_threads(self.params.threads)
-        set_seed(self.params.seed)
-        # What the libraries plan to rename is nothing that the reader of a notebook can do anything about.
-        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft|accelerate")
-        logging.set_verbosity_error()
+        seed_everything(self.params)
 
     def moments(self, split: str) -> list[Moment]:
         """The moments of `train`, `validation` or `test`; the embedded world is written when it is not there yet."""
@@ -112,18 +140,14 @@ class Workbench(Run):
 
     def source(self, policy: Policy, split: str, frames: str = "own") -> PromptSource:
         """Ready prompts of a split for a policy, by qid; `frames` are each query's `own`, `black`, or `another` clip's."""
-        p, moments, cache = self.params, self.moments(split), self.frame_cache
+        moments, cache = self.moments(split), self.frame_cache
         if frames == "another":
             videos = sorted({moment.video for moment in moments})
             other = dict(zip(videos, videos[1:] + videos[:1], strict=True))
             moments = [dataclasses.replace(moment, video=other[moment.video], clip=None) for moment in moments]
         if frames == "black":
             cache = BlackFrames(cache.folder)
-        sampling = FrameSampling(p.fps, p.max_frames, p.min_pixels, p.max_pixels)
-        return PromptSource(
-            policy, moments, template=self.own.template, sampling=sampling, cache=cache, readers=p.readers,
-            video_deadline=p.video_deadline, feature_memory=p.feature_memory,
-        )  # fmt: skip
+        return prompt_source(self.params, policy, moments, cache, self.own.template)
 
     @property
     def frame_cache(self) -> FrameCache:

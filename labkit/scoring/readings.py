@@ -22,10 +22,10 @@ from labkit.data.video_index import stem_of
 from labkit.errors import LabError
 from labkit.scoring.answers import PredictedRow, QuestionName
 from labkit.scoring.predictions import Answers, Predictions, as_predictions
-from labkit.scoring.reading_rules import RULES, Pair, ReadingRule, find_rule
+from labkit.scoring.reading_rules import RULES, Pair, ReadingRule, clock_seconds, find_rule
 from labkit.table import Table, repr_pretty
 
-LITTLE_READ = 0.9
+LOW_READ_RATE = 0.9
 """Below this share of predictions read, a card says which rule reads more."""
 EXAMPLES = 3
 """Names that a message or a card gives of many."""
@@ -107,7 +107,7 @@ def better_rule(
     """Which rule reads more of these predictions, in words, where this one reads little; "" where it reads enough."""
     given = [reading for reading in readings if reading.status]
     read = sum(_usable(reading) for reading in given)
-    if not given or read >= LITTLE_READ * len(given):
+    if not given or read >= LOW_READ_RATE * len(given):
         return ""
     if answers.ranked:
         turned = sum(reading.status == "start not before end" for reading in given)
@@ -336,7 +336,7 @@ def _answer_chars(text: str, pair: Pair) -> tuple[int, int]:
     '2 - 9'
     """
     times = list(_TIME.finditer(text))
-    values = [_seconds(time[0]) for time in times]
+    values = [clock_seconds(time[0]) for time in times]
     wanted = set(pair)
     for (before, first), (after, second) in reversed(list(pairwise(zip(values, times, strict=True)))):
         if {before, after} == wanted:
@@ -344,13 +344,6 @@ def _answer_chars(text: str, pair: Pair) -> tuple[int, int]:
     ends = [next((time for value, time in zip(values, times, strict=True) if value == end), None) for end in wanted]
     found = [time for time in ends if time is not None]
     return (min(t.start() for t in found), max(t.end() for t in found)) if found else (len(text), len(text))
-
-
-def _seconds(time: str) -> float:
-    seconds = 0.0
-    for part in time.split(":"):
-        seconds = 60 * seconds + float(part)
-    return seconds
 
 
 def _short(text: str) -> str:

@@ -22,8 +22,8 @@ from labkit.errors import LabError
 from labkit.scoring.bootstrap import few_videos
 from labkit.scoring.predictions import Answers, read_predictions
 from labkit.scoring.readings import disagreements
-from labkit.scoring.scores import TITLES, Paired, Score, between, compare, gap_cells, percent, score, under_every_rule
-from labkit.table import Table, repr_pretty
+from labkit.scoring.scores import TITLES, Paired, Score, between, compare, gap_cells, score, under_every_rule
+from labkit.table import Table, percent, repr_pretty
 
 _FIGURES = ("miou", "r1@0.3", "r1@0.5", "r1@0.7")
 _LONGEST = 32

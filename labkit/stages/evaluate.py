@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from labkit.chain.anchors import parse
 from labkit.data.moments import Moment
 from labkit.embedded.true_words import word_figures
 from labkit.errors import LabError
-from labkit.policy.generate import generate
+from labkit.policy.generate import Completion, generate
 from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy
 from labkit.policy.prompt_source import prefetch
@@ -102,12 +102,8 @@ def evaluate(
         )
         rollouts = []
         for moment, prompt, completion in zip(missing, prompts, completions, strict=True):
-            chain = parse(completion.text, finished=completion.finished, options=len(moment.options))
-            rollouts.append(Rollout(
-                run=run, stage=stage, step=0, qid=moment.qid, sample=0, seed=seed, checkpoint=policy.name,
-                text=completion.text, status=chain.status, **UNPAID, prompt_tokens=len(prompt.ids),
-                completion_tokens=len(completion.ids), finished=completion.finished, question=question_digest(moment),
-            ))  # fmt: skip
+            origin: dict[str, Any] = {"run": run, "stage": stage, "seed": seed, "checkpoint": policy.name}
+            rollouts.append(unpaid_rollout(moment, prompt, completion, **origin))
         answers |= {rollout.qid: rollout for rollout in rollouts}
         if store is not None:
             # Named by its questions: batches of any size and any process stand side by side.
@@ -123,15 +119,27 @@ def evaluate(
     return evaluate_answers(answers, [moment for moment in moments if moment.qid in mine])
 
 
+def unpaid_rollout(
+    moment: Moment, prompt: Prompt, completion: Completion, *, sample: int = 0, **origin: Any
+) -> Rollout:
+    """The record of a completion that nothing is paid for; `origin` are the fields that say where it comes from."""
+    chain = parse(completion.text, finished=completion.finished, options=len(moment.options))
+    return Rollout(
+        step=0, qid=moment.qid, sample=sample, text=completion.text, status=chain.status, **UNPAID,
+        prompt_tokens=len(prompt.ids), completion_tokens=len(completion.ids), finished=completion.finished,
+        question=question_digest(moment), **origin,
+    )  # fmt: skip
+
+
 def read_evaluation(folder: str | Path, moments: Sequence[Moment]) -> Evaluation:
     """The evaluation whose rollouts are in `folder`, however many processes generated them.
 
     Raises LabError when a moment has not been answered, and when the folder holds answers of several policies.
     """
-    return evaluate_answers({rollout.qid: rollout for rollout in read_answers(folder, moments)}, moments)
+    return evaluate_answers({rollout.qid: rollout for rollout in read_evaluation_rollouts(folder, moments)}, moments)
 
 
-def read_answers(folder: str | Path, moments: Sequence[Moment]) -> list[Rollout]:
+def read_evaluation_rollouts(folder: str | Path, moments: Sequence[Moment]) -> list[Rollout]:
     """The rollouts of an evaluation in the moments' order. Raises as `read_evaluation`."""
     store = RolloutStore(folder)
     require_same_provenance(store.provenances(), store.folder)

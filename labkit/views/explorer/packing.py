@@ -201,17 +201,22 @@ def base_ious(rows: Sequence[StagedChain]) -> dict[str, float]:
     """The base model's mean answer IoU by qid: what a later stage is compared with."""
     found: dict[str, list[float]] = {}
     for row in rows:
-        if row.stage == "base":
+        if row.stage == "base" and row.measured.moment.has_truth:
             found.setdefault(row.measured.moment.qid, []).append(row.measured.answer_iou)
     return {qid: math.fsum(ious) / len(ious) for qid, ious in found.items()}
 
 
 def first_to_show(rows: Sequence[StagedChain]) -> int:
-    """The chain to open with: of those that narrow at every step, the one that gains most; -1 when there is none."""
+    """The chain to open with: of those that narrow at every step, the one that gains most; -1 when there is none.
+
+    Among chains without a truth that is the first.
+    """
 
     def gain(index: int) -> float:
         measured = rows[index].measured
         steps = measured.ious
+        if not measured.moment.has_truth:
+            return -1.0
         narrowed = len(steps) >= 3 and measured.chain.answer is not None and narrows(steps)
         return measured.answer_iou - steps[0] + 1 if narrowed else measured.answer_iou
 
@@ -258,7 +263,7 @@ def _moment(moment: Moment, clip: int, base: float | None) -> dict[str, Any]:
 
 def kind_of(kind: Kind, measured: MeasuredChain) -> str:
     """A chain's class of failure."""
-    if kind is failure_kind:  # its IoUs are here already
+    if kind is failure_kind or not measured.moment.has_truth:  # its IoUs are here already, or there are none
         return kind_by_ious(measured.chain, measured.ious, measured.moment.duration)
     return kind(measured.chain, measured.moment.windows, measured.moment.duration)
 
@@ -285,7 +290,8 @@ def _reward_columns(
     weights: list[dict[str, float]] = []
     for stage, measured in rows:
         record, moment = measured.record, measured.moment
-        if isinstance(record, PredictedChain):  # nobody paid for it, and its rules may not be labkit's
+        # Nobody paid for a prediction, and its rules may not be labkit's; without a truth nothing can be paid.
+        if isinstance(record, PredictedChain) or not moment.has_truth:
             earned.append([math.nan] * len(terms))
             reasons.append([0] * len(terms))
             totals.append(math.nan)

@@ -6,7 +6,9 @@ so that a share of the atlas and a score never contradict each other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ from labkit.chain.spans import Span
 from labkit.chain.steps import COPY_IOU, CORRECT_IOU, clip_spans, copies
 from labkit.data.moments import Moment
 from labkit.views.figures import style
-from labkit.views.measured_chains import Records, measure_groups
+from labkit.views.measured_chains import MeasuredChain, Records, measure_groups
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -61,7 +63,10 @@ def failure_kind(chain: AnchorChain, windows: Sequence[Span], duration: float, *
 
 
 def kind_by_ious(chain: AnchorChain, ious: Sequence[float], duration: float, *, right: float = CORRECT_IOU) -> str:
-    """`failure_kind` of a chain whose steps have been measured; `ious` are those of `chain_ious`."""
+    """`failure_kind` of a chain whose steps have been measured; `ious` are those of `chain_ious`.
+
+    Where they are NaN, since nobody has told the truth, only what is wrong whatever the truth is has a class.
+    """
     answer = chain.answer
     if answer is None:
         return "cut_off" if chain.status == "cut_off" else "no_answer"
@@ -70,6 +75,8 @@ def kind_by_ious(chain: AnchorChain, ious: Sequence[float], duration: float, *, 
         return ""
     if answer.middle > duration:
         return "past_the_end"
+    if math.isnan(value):
+        return ""
     spans = clip_spans(chain.steps, duration)
     if any(copies(spans)):
         return "copied_anchor"
@@ -81,27 +88,10 @@ def kind_by_ious(chain: AnchorChain, ious: Sequence[float], duration: float, *, 
     return "narrowed_elsewhere" if spans[-1].length < COPY_IOU * spans[0].length else "never_narrowed"
 
 
-def failure_counts(
-    chains: Sequence[AnchorChain],
-    windows: Sequence[Sequence[Span]],
-    durations: Sequence[float],
-    *,
-    right: float = CORRECT_IOU,
-) -> dict[str, int]:
-    """How many chains are right ("", first) and how many fall into each class, in the order of `KINDS`.
-
-    One row per chain in the three arguments, as for `labkit.chain.metrics.chain_figures`. A class without chains
-    stays, with 0.
-
-    >>> from labkit.chain.anchors import parse
-    >>> counts = failure_counts([parse("no idea")], [[Span(0, 5)]], [30.0])
-    >>> counts["no_answer"], sum(counts.values())
-    (1, 1)
-    """
-    counts = dict.fromkeys(("", *KINDS), 0)
-    for chain, gold, duration in zip(chains, windows, durations, strict=True):
-        counts[failure_kind(chain, gold, duration, right=right)] += 1
-    return counts
+def failure_counts(chains: Iterable[MeasuredChain], *, right: float = CORRECT_IOU) -> dict[str, int]:
+    """How many chains are right ("", first) and how many fall into each class, 0 too, in the order of `KINDS`."""
+    found = Counter(kind_by_ious(each.chain, each.ious, each.moment.duration, right=right) for each in chains)
+    return {kind: found[kind] for kind in ("", *KINDS)}
 
 
 def atlas(records: Records, moments: Mapping[str, Moment], *, right: float = CORRECT_IOU) -> go.Figure:
@@ -111,12 +101,7 @@ def atlas(records: Records, moments: Mapping[str, Moment], *, right: float = COR
     """
     title = "Failure atlas: how wrong chains go wrong"
     counts = {
-        label: failure_counts(
-            [measured.chain for measured in measured_chains],
-            [measured.moment.windows for measured in measured_chains],
-            [measured.moment.duration for measured in measured_chains],
-            right=right,
-        )
+        label: failure_counts(measured_chains, right=right)
         for label, measured_chains in measure_groups(records, moments).items()
     }
     if not counts:

@@ -1,6 +1,6 @@
 /** What is shown of one chain, of its group and of its query through the stages: spans, text, reward terms. */
 
-import { clamp, EPSILON, h, safeText, letter, number, percent, CORRECT_IOU, signed, svg } from "./core.js";
+import { clamp, EPSILON, h, safeText, letter, many, number, percent, CORRECT_IOU, signed, svg, times } from "./core.js";
 import { MOST_STEPS } from "./chains.js";
 import { stageName } from "./stages.js";
 
@@ -9,8 +9,8 @@ export const LOOKS = { truth: "truth", answer: "answer" };
 /** Spans of a chain in the order in which it names them, the answer last. */
 export function steps(chains, i) {
   const { anchors, answer, ious } = chains.columns;
-  const found = anchors[i].map((anchor, k) => ({ step: k, name: `anchor ${k + 1}`, look: "anchor", at: anchor, iou: ious[i][k] }));
-  if (answer[i]) found.push({ step: found.length, name: "answer", look: "answer", at: answer[i], iou: ious[i].at(-1) });
+  const found = anchors[i].map((anchor, k) => ({ step: k, name: `anchor ${k + 1}`, look: "anchor", at: anchor, iou: ious[i][k] ?? undefined }));
+  if (answer[i]) found.push({ step: found.length, name: "answer", look: "answer", at: answer[i], iou: ious[i].at(-1) ?? undefined });
   return found;
 }
 
@@ -25,20 +25,18 @@ function stepBar(chains, step, before, count) {
     step: step.step,
     iou: step.iou,
     shade: step.look === "anchor" ? `${Math.round(58 + (42 * (step.step + 1)) / Math.max(1, count))}%` : null,
-    note: [number(step.iou), ...(mark ? [mark] : [])],
+    note: step.iou === undefined ? null : [number(step.iou), ...(mark ? [mark] : [])],
   };
 }
 
-export const truthRow = (moment) => ({
+/** The row of the truth, at whose end `end` may stand; no row where nobody has told it. */
+export const truthRows = (moment, end = null) => (moment.windows.length ? [{ ...truthRow(moment), ...(end && { end }) }] : []);
+const truthRow = (moment) => ({
   label: ["truth"],
   truth: true,
   bars: moment.windows.map((window) => ({ span: window, look: "truth", name: "truth", step: "truth" })),
   end: [moment.windows.length === 1 ? times(moment.windows[0]) : `${moment.windows.length} windows`],
 });
-
-/** A span as short as it can be said. */
-export const times = ([start, end]) => (end < 1000 ? `${start.toFixed(1)}–${end.toFixed(1)}` : `${whole(start)}–${whole(end)}`);
-const whole = (seconds) => `${Math.floor(Math.round(seconds) / 60)}:${String(Math.round(seconds) % 60).padStart(2, "0")}`;
 
 /** @returns {TrackRow[]} */
 export function chainRows(chains, i) {
@@ -52,7 +50,7 @@ export function chainRows(chains, i) {
   }));
   if (anchors.length > MOST_STEPS) rows.splice(MOST_STEPS, 0, { label: [`${anchors.length - MOST_STEPS} more`], bars: [] });
   if (!chains.columns.answer[i]) rows.push({ label: ["answer"], bars: [], end: ["none"] });
-  return [truthRow(chains.moment(i)), ...rows];
+  return [...truthRows(chains.moment(i)), ...rows];
 }
 
 /** A chain as one row of thin bars. */
@@ -107,14 +105,15 @@ function optionChip(chains, i, words) {
 
 function chip(step, words, { onHot, onBar, onPlay }) {
   const bar = { span: step.at.slice(0, 2), step: step.step };
+  const iou = step.iou === undefined ? "" : `, IoU ${number(step.iou)}`;
   return h(
     "button",
     {
       type: "button",
       class: `lk-chip lk-${step.look}`,
       "data-step": step.step,
-      "aria-label": `${step.name}, ${words}, IoU ${number(step.iou)}`,
-      title: `${step.name}, IoU ${number(step.iou)}\nclick: go there · double-click: play it`,
+      "aria-label": `${step.name}, ${words}${iou}`,
+      title: `${step.name}${iou}\nclick: go there · double-click: play it`,
       onclick: () => onBar(bar),
       ondblclick: () => onPlay(bar.span),
       onpointerenter: () => onHot(step.step),
@@ -133,6 +132,7 @@ const line = (name, cells, attributes = {}) =>
 
 /** Every term of a chain's reward, what it counts for, and why. */
 export function rewardTable(chains, i) {
+  if (!chains.isTold(i)) return untold(chains, i);
   const { earned, total, advantage, reasons } = chains.columns;
   const unpaid = total[i] === null && earned[i].every((each) => each === null);
   if (unpaid) return [h("div", { class: "lk-side-title" }, "No reward ", h("small", {}, "a prediction is not paid"))];
@@ -159,6 +159,18 @@ export function rewardTable(chains, i) {
   ];
 }
 
+/** What can be said of chains when nobody has said when it happens: how far they agree. */
+function untold(chains, i) {
+  const group = chains.group(i);
+  const found = group.filter((each) => chains.columns.answer[each]);
+  const different = new Set(found.map((each) => times(chains.columns.answer[each]))).size;
+  const said = group.length < 2 ? "" : `${many(group.length, "chain")}: ${found.length} with an answer, ${different} different.`;
+  return [
+    h("div", { class: "lk-side-title" }, "No truth, no score ", h("small", {}, "nobody has said when it happens")),
+    h("p", { class: "lk-why" }, said),
+  ];
+}
+
 const OTHER_WEIGHTS = "These rollouts do not say what they were paid by, and no weights that are known here explain the total: terms are shown without.";
 
 /** A bar to the right for what was earned, to the left for what was lost. */
@@ -182,6 +194,7 @@ function contribution(chains, i, k) {
 
 /** Why the chains of a group earned differently: in words, then term by term. */
 export function groupPanel(chains, i) {
+  if (!chains.isTold(i)) return untold(chains, i);
   const order = ranked(chains, i);
   if (order.length === 1) {
     return [h("p", { class: "lk-why" }, "One chain was sampled for this prompt: there is no other to compare it with."), ...rewardTable(chains, i)];
@@ -209,17 +222,17 @@ function why(chains, order, falls) {
   const [best, worst] = [order[0], order.at(-1)];
   const fall = chains.total[best] - chains.total[worst];
   const answers = new Set(order.map((each) => String(chains.columns.answer[each]?.slice(0, 2)))).size;
-  const said = [`${answers === 1 ? "All give one answer" : `${answers} different answers`} among ${order.length} chains.`];
+  const sentences = [`${answers === 1 ? "All give one answer" : `${answers} different answers`} among ${order.length} chains.`];
   if (!(fall > EPSILON)) {
-    said.unshift(`All earned ${number(chains.total[best])}: no advantage, nothing to learn from this group.`);
+    sentences.unshift(`All earned ${number(chains.total[best])}: no advantage, nothing to learn from this group.`);
   } else {
     const parts = falls.filter((each) => Math.abs(each.fall) > 0.005).sort((a, b) => Math.abs(b.fall) - Math.abs(a.fall));
     const named = parts.slice(0, 2).map((each) => `${each.term} ${signed(-each.fall)}`);
-    said.unshift(`From best to worst the reward falls by ${number(fall)}${named.length ? `: ${named.join(", then ")}` : ""}.`);
+    sentences.unshift(`From best to worst the reward falls by ${number(fall)}${named.length ? `: ${named.join(", then ")}` : ""}.`);
   }
   const broken = order.filter((each) => !["ok", "no_anchor"].includes(chains.name("status", each))).length;
-  if (broken) said.push(`${broken} broke the form.`);
-  return said.join(" ");
+  if (broken) sentences.push(`${broken} broke the form.`);
+  return sentences.join(" ");
 }
 
 /** Where all chains of a group lie on one term, the selected one filled. */
@@ -253,7 +266,7 @@ export function stagesPanel(chains, i) {
       [own.length],
       [number(mean(own, (each) => chains.anchors[each]), 1)],
       [number(mean(own, (each) => chains.iou[each]))],
-      [`${Math.round(100 * mean(own, (each) => Number(chains.iou[each] >= CORRECT_IOU)))} %`],
+      [chains.isTold(i) ? `${Math.round(100 * mean(own, (each) => Number(chains.iou[each] >= CORRECT_IOU)))} %` : "–"],
     ]),
   );
   const missing = chains.names.stage.filter((stage) => !found.some((each) => each.stage === stage));

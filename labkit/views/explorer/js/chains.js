@@ -24,6 +24,9 @@ export class Chains {
     this.total = column();
     this.delta = column();
     this.lost = column();
+    this.answer = column();
+    /** Whether anybody has said of a query when it happens: without that there is neither IoU nor reward. */
+    this.told = this.moments.some((moment) => moment.windows.length);
     this.compared = this.moments.some((moment) => moment.base !== null);
     for (let i = 0; i < count; i++) this.derive(i);
     this.groups = new Map();
@@ -53,7 +56,8 @@ export class Chains {
   derive(i) {
     const ious = this.columns.ious[i];
     const anchors = this.columns.anchors[i].length;
-    const answer = this.columns.answer[i] ? ious[ious.length - 1] : 0;
+    const answer = !this.isTold(i) ? NaN : this.columns.answer[i] ? ious[ious.length - 1] : 0;
+    this.answer[i] = this.columns.answer[i]?.[0] ?? NaN;
     this.anchors[i] = anchors;
     this.iou[i] = answer;
     this.gain[i] = anchors ? answer - ious[0] : NaN;
@@ -67,6 +71,9 @@ export class Chains {
   /** The index of a chain among all chains, of which the page may hold a subset; and back, -1 for one that is not here. */
   globalIndex = (i) => this.left?.places[i] ?? i;
   localIndex = (place) => (this.left ? (this.spots.get(place) ?? -1) : place);
+  isTold = (i) => this.moment(i).windows.length > 0;
+  /** A chain among those of its prompt. Whoever asks without knowing the truth gets the greedy chain as the first. */
+  sampleName = (i) => (this.isTold(i) || this.columns.sample[i] ? `#${this.columns.sample[i]}` : "greedy");
   moment = (i) => this.moments[this.columns.moment[i]];
   name = (column, i) => this.names[column][this.columns[column][i]];
   group = (i) => {
@@ -141,13 +148,14 @@ export class Chains {
     const [stage, status, kind] = [at("stage", filter.stage), at("status", filter.status), at("kind", filter.kind)];
     const columns = this.columns;
     const anchors = filter.anchors === "" ? null : Number(filter.anchors);
+    const bounded = filter.low > 0 || filter.high < 1;
     const kept = [];
     for (const i of this.ordered(sort)) {
       if (filter.stage && columns.stage[i] !== stage) continue;
       if (filter.status && columns.status[i] !== status) continue;
       if (filter.kind && columns.kind[i] !== kind) continue;
       if (anchors !== null && (anchors === 4 ? this.anchors[i] < 4 : this.anchors[i] !== anchors)) continue;
-      if (this.iou[i] < filter.low - EPSILON || this.iou[i] > filter.high + EPSILON) continue;
+      if (bounded && !(this.iou[i] >= filter.low - EPSILON && this.iou[i] <= filter.high + EPSILON)) continue;
       if (filter.regress && !REGRESSIONS[filter.regress].holds(this, i)) continue;
       if (needle && !haystack[i].includes(needle)) continue;
       kept.push(i);
