@@ -22,7 +22,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from labkit.chain.anchors import AnchorChain, parse
-from labkit.chain.spans import Span, clip_span, iou
+from labkit.chain.spans import Span, iou
 from labkit.chain.steps import CORRECT_IOU
 from labkit.data.moments import Moment
 from labkit.data.video.frames import FrameCache
@@ -38,13 +38,12 @@ from labkit.stages.distributed.launcher_variables import single_process
 from labkit.stages.rollouts import Rollout
 from labkit.views.explorer.page import widget_page
 from labkit.views.explorer.widget import ChainExplorer, explore
+from labkit.views.text_bars import MARKS, axis, bar
 
 TOY = (
     "{model} is of the embedded lab's size: it knows only its toy world of coloured shapes in clips of 16 s. What it says of any "
     "other video means nothing; give a model that has learnt from videos (--model, model=)."
 )
-_MARKS = {False: ("█", "▒", "·", "–"), True: ("#", "=", ".", "-")}
-"""Of the answer, an anchor and the rest of a bar, and between two seconds; in Unicode, and in ASCII."""
 _LABEL, _SPAN = 10, 16
 MOST_OFFERED = 200
 """Videos that a picker offers."""
@@ -90,19 +89,24 @@ class AskedChains:
 
     def text(self, width: int = 100, ascii_only: bool = False) -> str:
         """The chains as text and bars, `width` characters wide."""
-        full, half, rest, dash = _MARKS[ascii_only]
+        full, half, rest = MARKS[ascii_only]
+        dash = "-" if ascii_only else "–"
         room = max(10, width - _LABEL - _SPAN)
         duration = self.moment.duration
 
         def line(label: str, span: Span | None, mark: str, missing: str = "none") -> str:
             said = missing if span is None else f"{span.start:.1f} {dash} {span.end:.1f} s"
-            return f"{label:<{_LABEL}}{_bar(span, duration, room, mark, rest)}  {said}"
+            return f"{label:<{_LABEL}}{bar([] if span is None else [span], duration, room, mark, rest)}  {said}"
 
         first, *others = self.chains
         quotes = ('"', '"') if ascii_only else ("“", "”")
         blocks = [f"{quotes[0]}{self.moment.query}{quotes[1]}  {Path(self.moment.video).name}"]
         rows = [line(f"anchor {k}", span, half) for k, span in enumerate(first.spans, 1)]
-        blocks.append("\n".join([*rows, line("answer", first.answer, full, _missing(first)), _axis(duration, room)]))
+        blocks.append(
+            "\n".join(
+                [*rows, line("answer", first.answer, full, _missing(first)), " " * _LABEL + axis(duration, room)]
+            )
+        )
         words = " ".join(self.rollouts[0].text.split()) or "the model wrote nothing"
         blocks.append(textwrap.fill(words, width))
         if others:
@@ -218,32 +222,8 @@ def notes_html(notes: Sequence[str]) -> str:
     return "".join(f'<p style="margin:0 0 6px;opacity:.75">{html.escape(note)}</p>' for note in notes)
 
 
-def _bar(span: Span | None, duration: float, room: int, mark: str, rest: str) -> str:
-    """A span on a line of `room` characters, at least one of them.
-
-    >>> _bar(Span(5, 10), 20.0, 8, "#", "."), _bar(None, 20.0, 4, "#", ".")
-    ('..##....', '....')
-    """
-    clipped = span and clip_span(span, duration)
-    if clipped is None:
-        return rest * room
-    begin = min(room - 1, int(clipped.start / duration * room))
-    end = max(begin + 1, round(clipped.end / duration * room))
-    return rest * begin + mark * (end - begin) + rest * (room - end)
-
-
 def _missing(chain: AnchorChain) -> str:
     return f"none, {chain.status.replace('_', ' ')}"
-
-
-def _axis(duration: float, room: int) -> str:
-    """Seconds under the bars, at their quarters."""
-    line = [" "] * (room + _SPAN)
-    for quarter in range(5):
-        label = f"{quarter * duration / 4:.1f}" + (" s" if quarter == 4 else "")
-        begin = round(quarter * room / 4) - (len(label) if quarter == 4 else 0)
-        line[begin : begin + len(label)] = label
-    return " " * _LABEL + "".join(line).rstrip()
 
 
 class AskBox(widgets.VBox):

@@ -134,6 +134,23 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("folder", type=_path, help="folder to write to, such as outputs/example")
     publish.set_defaults(command=_publish)
 
+    export = commands.add_parser(
+        "export", help="a run's kept traces for other trainers, or its model for other programs or the hub"
+    )
+    export.add_argument("folder", type=_path, help="a run's directory, such as outputs/embedded")
+    export.add_argument("--traces", type=_path, metavar="FILE", help="write the kept traces as SFT data")
+    export.add_argument("--format", choices=("jsonl", "trl", "swift", "llamafactory"), default="jsonl",
+                        help="who reads the traces (default jsonl, which a run's `traces` takes)")  # fmt: skip
+    export.add_argument(
+        "--model", type=_path, metavar="DIR", help="write a stage's model whole: adapters merged, with a card"
+    )
+    export.add_argument("--stage", choices=("grpo", "sft", "grpo_final"), default="grpo_final",
+                        help="whose model it is (default grpo_final)")  # fmt: skip
+    export.add_argument(
+        "--hub", metavar="OWNER/NAME", help="push the model and its card there; private unless --public is given"
+    )
+    export.add_argument("--public", action="store_true", help="let a repository that is made be seen by all")
+    export.set_defaults(command=_export)
     _add_models(commands)
 
     score = commands.add_parser(
@@ -152,6 +169,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     score.add_argument("--json", action="store_true", help="everything, for a program")
     score.set_defaults(command=_score)
+
+    explore = commands.add_parser("explore", help="look at any models' predictions, side by side over the video")
+    explore.add_argument(
+        "predictions", type=_path, nargs="+", metavar="FILE", help="predictions, as `labkit score` takes them"
+    )
+    explore.add_argument("--moments", type=_path, required=True, metavar="FILE_OR_NAME",
+                         help="annotation file, or a name such as charades-sta/test")  # fmt: skip
+    explore.add_argument("--videos", type=_path, metavar="DIR", help="folder of the videos")
+    explore.add_argument(
+        "--rules", metavar="NAME", help="whose reading rules (default: of the program that wrote each file)"
+    )
+    explore.add_argument(
+        "--html", type=_path, metavar="OUT", help="page to write, which needs neither kernel nor network"
+    )
+    explore.set_defaults(command=_explore)
 
     moments = commands.add_parser(
         "moments", help="read a benchmark or an annotation file, and say what is wrong in it"
@@ -356,12 +388,32 @@ def _publish(options: argparse.Namespace) -> None:
     say(f"{options.folder}: {len(files)} files, {sum(file.stat().st_size for file in files) / 1e6:.2f} MB")
 
 
+def _export(options: argparse.Namespace) -> None:
+    from labkit.runs.export import export, export_traces
+
+    o = options
+    if not (o.traces or o.model or o.hub):
+        raise LabError("export: say what is to leave the run: --traces FILE, --model DIR or --hub OWNER/NAME")
+    if o.traces:
+        say(export_traces(o.folder, o.traces, o.format))
+    if o.model or o.hub:
+        export(o.folder, o.model, o.stage, hub=o.hub, public=o.public, say=say)
+
+
 def _score(options: argparse.Namespace) -> None:
     from labkit.scoring.score_table import score_text
 
     o = options
     say(score_text(o.predictions, o.moments, videos=o.videos, rules=o.rules, train=o.train, against=o.against,
                     as_json=o.json))  # fmt: skip
+
+
+def _explore(options: argparse.Namespace) -> None:
+    from labkit.views.side_by_side import explore_files
+
+    o = options
+    plain = not _holds(sys.stdout, "█▒·")
+    say(explore_files(o.predictions, o.moments, videos=o.videos, rules=o.rules, html=o.html, ascii_only=plain))
 
 
 def _moments(options: argparse.Namespace) -> None:

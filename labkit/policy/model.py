@@ -161,7 +161,7 @@ def save_policy(policy: Policy, folder: Path, state: dict[str, Any] | None = Non
     adapters = {"selected_adapters": ["default"]} if policy.has_adapter else {}
     policy.model.save_pretrained(draft, state_dict=state, **adapters)
     policy.tokenizer.save_pretrained(draft)
-    _copy_processor(policy, draft)
+    copy_processor(policy, draft)
     apply_umask(draft)
     if folder.exists():
         raise LabError(
@@ -170,7 +170,8 @@ def save_policy(policy: Policy, folder: Path, state: dict[str, Any] | None = Non
     draft.rename(folder)
 
 
-def _copy_processor(policy: Policy, folder: Path) -> None:
+def copy_processor(policy: Policy, folder: Path) -> None:
+    """Copy the files of the processor that the policy was loaded with, as far as they are there."""
     from transformers.utils import cached_file
 
     if not policy.base.name_or_path:

@@ -32,6 +32,7 @@ from labkit.stages.distributed.launcher_variables import single_process
 from labkit.stages.distributed.preemption import stop_between_parts
 from labkit.stages.distributed.process_group import barrier, process_rank
 from labkit.stages.start import stage_seed
+from labkit.stages.traces import import_traces
 
 EventListener: TypeAlias = Callable[[dict[str, Any]], None]
 """Called with each event that a task reports: plain data, so that a worker can send it to the notebook's process."""
@@ -92,6 +93,15 @@ class Workbench(Run):
         moments = self.moments("train")
         return random.Random(self.params.seed).sample(moments, k=len(moments))[: self.params.harvest_prompts]
 
+    def harvested(self) -> harvest.Harvest:
+        """What the filter keeps of the chains that were sampled, or what can be learnt of the `traces` that were given."""
+        if self.params.traces:
+            file = self.resolve(self.params.traces)
+            self.fingerprint("traces", file)
+            return import_traces(file, self.moments("train"), self.params.run)
+        moments = {moment.qid: moment for moment in self.harvested_moments()}
+        return harvest.filter_traces(self.rollouts("distill").stream(), moments, self.params, self.own.filters)
+
     def data_folder(self) -> Path:
         """The folder of the moments files; that of the embedded world is written when it is not there yet."""
         p = self.params
@@ -129,8 +139,8 @@ class Workbench(Run):
         Raises LabError when the stage has not ended.
         """
         p = self.params
-        name = (p.harvester or p.model) if stage == "harvester" else p.model
-        if stage not in ("base", "harvester"):
+        given = {"base": p.model, "harvester": p.harvester or p.model, "grpo": p.grpo_model, "sft": p.sft_model}
+        if not (name := given.get(stage, "")):
             name = str(self.path / NOTEBOOK_OF[stage] / "final")
             if not Path(name).is_dir():
                 raise LabError(f"there is no model '{name}'; run notebooks/{NOTEBOOK_OF[stage]}.ipynb first")
@@ -177,12 +187,13 @@ class Workbench(Run):
         )  # fmt: skip
 
     def run_sft(self, policy: Policy, on_event: EventListener, *, traces: Sequence[Sequence[str]]) -> None:
-        """Fine-tune on traces, (qid, text) each; events are the `row` of each step."""
+        """Fine-tune on traces, (qid, text) each; events as those of `run_grpo`."""
         clips = {moment.qid: f"{moment.video} {moment.clip}" for moment in self.moments("train")}
         sft.train_sft(
             policy, self.source(policy, "train"), [sft.Trace(*trace) for trace in traces],
             params=self.params, folder=self.stage_folder("sft"),
-            on_step=lambda row: on_event({"row": row}), clips=clips if self.params.pack_clips else None,
+            on_step=lambda row: on_event({"row": row}), on_resume=lambda rows: on_event({"rows": rows}),
+            clips=clips if self.params.pack_clips else None,
         )  # fmt: skip
 
     def run_harvest(self, policy: Policy, on_event: EventListener) -> None:

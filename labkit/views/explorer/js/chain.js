@@ -63,14 +63,14 @@ export function thinRow(chains, i, label, end, on, title) {
 /** A chain's own words: its anchors and its answer as chips, tags only where they are what went wrong. */
 export function chainText(chains, i, { live = null, same = 0 } = {}) {
   const text = chains.columns.text[i];
-  const whole = ["ok", "no_anchor"].includes(chains.name("status", i));
+  const whole = ["ok", "no_anchor", "a span"].includes(chains.name("status", i));
   const nodes = [];
   const plain = (piece, from) => {
     for (const part of piece.split(/(<\/?(?:think|timestamp|answer|option)>)/)) {
       const cut = clamp(same - from, 0, part.length);
       from += part.length;
       if (/^<\/?\w+>$/.test(part)) {
-        if (!(whole && part.endsWith("think>"))) nodes.push(h("span", { class: "lk-tag" }, part));
+        if (!(whole && /(think|answer)>$/.test(part))) nodes.push(h("span", { class: "lk-tag" }, part));
         continue;
       }
       if (cut) nodes.push(h("span", { class: "lk-same" }, safeText(part.slice(0, cut))));
@@ -130,12 +130,13 @@ const table = (attributes, head, ...rows) =>
 const line = (name, cells, attributes = {}) =>
   h("tr", attributes, h("th", { scope: "row" }, ...name), ...cells.map((cell) => h("td", {}, ...cell)));
 
+export const isUnpaid = ({ columns }, i) => columns.total[i] === null && columns.earned[i].every((each) => each === null);
+
 /** Every term of a chain's reward, what it counts for, and why. */
 export function rewardTable(chains, i) {
   if (!chains.isTold(i)) return untold(chains, i);
   const { earned, total, advantage, reasons } = chains.columns;
-  const unpaid = total[i] === null && earned[i].every((each) => each === null);
-  if (unpaid) return [h("div", { class: "lk-side-title" }, "No reward ", h("small", {}, "a prediction is not paid"))];
+  if (isUnpaid(chains, i)) return [h("div", { class: "lk-side-title" }, "No reward ", h("small", {}, "a prediction is not paid"))];
   const weights = chains.weights(i);
   const counts = chains.terms.map((_, k) => contribution(chains, i, k));
   const scale = Math.max(1, ...counts.map(Math.abs));
@@ -196,6 +197,10 @@ function contribution(chains, i, k) {
 export function groupPanel(chains, i) {
   if (!chains.isTold(i)) return untold(chains, i);
   const order = ranked(chains, i);
+  if (order.length > 1 && isUnpaid(chains, i)) {
+    const ious = order.map((each) => chains.iou[each]);
+    return [h("div", { class: "lk-side-title" }, "No reward ", h("small", {}, "predictions are not paid")), h("p", { class: "lk-why" }, `${order.length} answers to this prompt, IoU ${number(Math.min(...ious))} to ${number(Math.max(...ious))}.`)];
+  }
   if (order.length === 1) {
     return [h("p", { class: "lk-why" }, "One chain was sampled for this prompt: there is no other to compare it with."), ...rewardTable(chains, i)];
   }
@@ -261,6 +266,7 @@ export function throughStages(chains, i) {
 export function stagesPanel(chains, i) {
   const found = throughStages(chains, i);
   const mean = (list, value) => list.reduce((sum, each) => sum + value(each), 0) / list.length;
+  if (chains.sources.length) return sourcesPanel(chains, found);
   const rows = found.map(({ stage, own }) =>
     line(stageName(stage), [
       [own.length],
@@ -276,6 +282,23 @@ export function stagesPanel(chains, i) {
     missing.length ? h("p", { class: "lk-aside" }, `Not asked in: ${safeText(missing.join(", "))}.`) : "",
     chains.left ? h("p", { class: "lk-aside" }, "Counted over the chains that are saved here.") : "",
     h("p", { class: "lk-aside" }, "The bars show one chain of each stage: the selected one, else the latest step's first sample."),
+  ];
+}
+
+/** Each model's answer to one query, as far from the first model's as it is. */
+function sourcesPanel(chains, found) {
+  const several = found.some(({ own }) => own.length > 1);
+  const rows = found.map(({ stage, own, shown }) => {
+    const answer = chains.columns.answer[shown];
+    const delta = chains.delta[shown];
+    const same = stage === chains.reference || Number.isNaN(delta);
+    return line(stageName(stage), [[answer ? times(answer) : "none"], [number(chains.iou[shown])], [same ? "–" : signed(delta)], ...(several ? [[own.length]] : [])]);
+  });
+  const missing = chains.sources.filter((source) => !found.some((each) => each.stage === source));
+  return [
+    h("div", { class: "lk-side-title" }, "This query, model by model"),
+    table({ class: "lk-reward-breakdown lk-stages-table" }, ["model", "answer", "IoU", "vs first", ...(several ? ["samples"] : [])], ...rows),
+    missing.length ? h("p", { class: "lk-aside" }, `Not answered by: ${safeText(missing.join(", "))}.`) : "",
   ];
 }
 

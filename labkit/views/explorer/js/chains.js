@@ -4,6 +4,9 @@ import { EPSILON } from "./core.js";
 
 export const MOST_STEPS = 12;
 
+/** How the form was kept where nothing is wrong with it: by labkit's form, by another program's rule, by ranked windows. */
+export const READ = ["ok", "a span", "window"];
+
 /** The columns as Python packed them, and what the table sorts and filters by. */
 export class Chains {
   constructor(page) {
@@ -12,6 +15,9 @@ export class Chains {
     this.names = page.names;
     this.moments = page.moments;
     this.terms = page.terms;
+    /** Labels of several models whose predictions are compared with those of the first; none of a run's stages. */
+    this.sources = page.sources ?? [];
+    this.reference = this.sources[0] ?? "base";
     this.left = page.left_out ?? null;
     if (this.left) this.spots = new Map(this.left.places.map((place, i) => [place, i]));
     const count = this.columns.text.length;
@@ -65,7 +71,7 @@ export class Chains {
     for (let k = 1; k < ious.length; k++) if (this.way(ious[k - 1], ious[k]) === "▼") this.worse[i]++;
     this.total[i] = this.columns.total[i] ?? NaN;
     const base = this.moments[this.columns.moment[i]].base;
-    this.delta[i] = base === null ? NaN : answer - base;
+    this.delta[i] = base === null || this.name("stage", i) === this.sources[0] ? NaN : answer - base;
   }
 
   /** The index of a chain among all chains, of which the page may hold a subset; and back, -1 for one that is not here. */
@@ -85,7 +91,7 @@ export class Chains {
   fault(i) {
     const kind = this.name("kind", i);
     const status = this.name("status", i);
-    return kind || (status === "ok" ? "" : status);
+    return kind || (READ.includes(status) ? "" : status);
   }
 
   meaning = (i) => this.page.meanings[this.fault(i)] ?? this.fault(i);
@@ -173,5 +179,5 @@ function push(map, key, value) {
 export const REGRESSIONS = {
   step: { label: "a step got worse", holds: (chains, i) => chains.worse[i] > 0 },
   answer: { label: "answer below best anchor", holds: (chains, i) => chains.lost[i] > EPSILON },
-  base: { label: "answer below base", holds: (chains, i) => chains.delta[i] < -EPSILON },
+  base: { label: "answer below", reference: true, holds: (chains, i) => chains.delta[i] < -EPSILON },
 };

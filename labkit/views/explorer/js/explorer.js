@@ -5,7 +5,7 @@ import { Chains, REGRESSIONS } from "./chains.js";
 import { stageName } from "./stages.js";
 import { NOTE_DELAY, Player } from "./player.js";
 import { Table } from "./table.js";
-import { chainRows, commonStart, groupPanel, rewardTable, ranked, stagesPanel, steps, thinRow, chainText, throughStages, truthRows } from "./chain.js";
+import { chainRows, commonStart, groupPanel, isUnpaid, rewardTable, ranked, stagesPanel, steps, thinRow, chainText, throughStages, truthRows } from "./chain.js";
 import { HINT, KEYS } from "./keys.js";
 
 // Chains whose text is made searchable at once.
@@ -13,6 +13,9 @@ const AHEAD = 200;
 
 const NO_FILTER = { text: "", stage: "", status: "", kind: "", anchors: "", regress: "", low: 0, high: 1 };
 const VIEWS = { chain: "Chain", group: "Group", stages: "Stages" };
+/** What the parts are called of which each query has a chain: a run's stages, or models whose files are compared. */
+const STAGE_WORDS = { tab: "Stages", one: "stage", all: "all stages" };
+const MODEL_WORDS = { tab: "Models", one: "model", all: "all models" };
 /** What a page shares with Python, and where it stands in the filter. */
 const SHARED = { filter: "text", stage: "stage", kind: "kind" };
 
@@ -36,7 +39,10 @@ export class Explorer {
 
   build() {
     this.root = h("section", { class: "lk lk-explorer", "aria-label": "chain explorer", tabindex: "-1", "data-lm-suppress-shortcuts": "true" });
+    this.root.classList.toggle("lk-models", this.chains.sources.length > 0);
     this.root.style.setProperty("--height", `${this.height}px`);
+    this.chains.names.stage.forEach(stageName); // marks in the order of the names, not of the rows
+    this.parts = this.chains.sources.length ? MODEL_WORDS : STAGE_WORDS;
     this.table = new Table(this.chains, { onSelect: (i) => this.pick(i), onSort: (name, down) => this.sortBy(name, down) });
     this.player = new Player(this.root, {
       onHot: (step) => this.hot(step),
@@ -52,7 +58,7 @@ export class Explorer {
     this.tabs = h("div", { class: "lk-tabs", role: "tablist", "aria-label": "view" });
     const id = this.table.id;
     for (const [view, label] of Object.entries(VIEWS)) {
-      this.tabs.append(h("button", { type: "button", role: "tab", id: `${id}-${view}`, "aria-controls": `${id}-panel`, "data-tab": view, title: `press ${Object.keys(VIEWS).indexOf(view) + 1}`, onclick: () => this.show(view) }, label));
+      this.tabs.append(h("button", { type: "button", role: "tab", id: `${id}-${view}`, "aria-controls": `${id}-panel`, "data-tab": view, title: `press ${Object.keys(VIEWS).indexOf(view) + 1}`, onclick: () => this.show(view) }, view === "stages" ? this.parts.tab : label));
     }
     const panel = h(
       "div",
@@ -100,11 +106,11 @@ export class Explorer {
     const regressions = Object.entries(REGRESSIONS).filter(([name]) => name !== "base" || this.chains.compared);
     this.fields = {
       text: h("input", { type: "search", placeholder: "search chains…", "aria-label": "filter by text", "data-filter": "text", class: "lk-search", oninput: changed("text", String) }),
-      stage: choice("stage", "stage", named("stage", "all stages")),
+      stage: choice("stage", this.parts.one, named("stage", this.parts.all)),
       status: choice("status", "how the form was kept", named("status", "any form")),
       kind: choice("kind", "class of failure", named("kind", "any failure")),
       anchors: choice("anchors", "number of anchors", [["", "any anchors"], ["0", "no anchor"], ["1", "1 anchor"], ["2", "2 anchors"], ["3", "3 anchors"], ["4", "4 or more"]]),
-      regress: choice("regress", "regressions", [["", "any course"], ...regressions.map(([name, each]) => [name, each.label])]),
+      regress: choice("regress", "regressions", [["", "any course"], ...regressions.map(([name, each]) => [name, each.reference ? `${each.label} ${safeText(this.chains.reference)}` : each.label])]),
       low: bound("low", "lowest IoU", "0"),
       high: bound("high", "highest IoU", "1"),
     };
@@ -342,10 +348,12 @@ export class Explorer {
     const moment = chains.moment(i);
     const order = ranked(chains, i);
     if (!chains.isTold(i)) return this.drawSamples(i, order);
+    const paid = !isUnpaid(chains, i);
+    const worth = (each) => (paid ? [h("b", {}, number(chains.total[each])), ` ${number(chains.iou[each])}`] : [`IoU ${number(chains.iou[each])}`]);
     const rows = order.map((each, k) =>
-      thinRow(chains, each, [`${k + 1}`, h("small", {}, `#${chains.columns.sample[each]}`)], [h("b", {}, number(chains.total[each])), ` ${number(chains.iou[each])}`], each === i, `rank ${k + 1}, sample ${chains.columns.sample[each]}: reward ${number(chains.total[each])}, IoU ${number(chains.iou[each])}`),
+      thinRow(chains, each, [`${k + 1}`, h("small", {}, `#${chains.columns.sample[each]}`)], worth(each), each === i, `rank ${k + 1}, sample ${chains.columns.sample[each]}: reward ${number(chains.total[each])}, IoU ${number(chains.iou[each])}`),
     );
-    this.player.setRows([...truthRows(moment, [h("small", {}, "reward IoU")]), ...rows], moment.windows);
+    this.player.setRows([...truthRows(moment, paid ? [h("small", {}, "reward IoU")] : null), ...rows], moment.windows);
     this.side.replaceChildren(...groupPanel(chains, i));
     const best = order[0];
     const { text } = chains.columns;

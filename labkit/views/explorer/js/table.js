@@ -1,6 +1,7 @@
 /** The virtual table of chains: only visible rows are in the document. */
 
 import { clamp, EPSILON, h, safeText, number, percent, CORRECT_IOU, signed, spaced, times } from "./core.js";
+import { READ } from "./chains.js";
 import { stageName } from "./stages.js";
 
 const ROW = 30;
@@ -19,7 +20,7 @@ export class Table {
 
   static columns(chains) {
     const columns = [
-      { name: "stage", label: "stage", width: "minmax(86px, .5fr)", cell: (i) => stageName(chains.name("stage", i)) },
+      { name: "stage", label: chains.sources.length ? "model" : "stage", width: chains.sources.length ? "minmax(96px, .9fr)" : "minmax(86px, .5fr)", cell: (i) => stageName(chains.name("stage", i)) },
       { name: "sample", label: "chain", width: "54px", cell: (i) => [chains.sampleName(i)], off: chains.told },
       { name: "step", label: "step", width: "34px", cell: (i) => [chains.columns.step[i] || "–"], right: true, wide: true },
       { name: "query", label: "query", width: "minmax(120px, 3fr)", cell: (i) => [safeText(chains.moment(i).query)] },
@@ -27,7 +28,7 @@ export class Table {
       { name: "answer", label: "answer", width: "minmax(84px, 1fr)", cell: (i) => [chains.columns.answer[i] ? times(chains.columns.answer[i]) : "none"], right: true, off: chains.told },
       { name: "iou", label: "IoU", width: "62px", cell: (i) => iouCell(chains.iou[i]), right: true, down: true, off: !chains.told },
       { name: "gain", label: "gain", title: "IoU of the answer less that of the first anchor", width: "46px", cell: (i) => change(chains.gain[i]), right: true, down: true, wide: true, off: !chains.told },
-      { name: "delta", label: "vs base", title: "IoU less the base model's on the same query", width: "54px", cell: (i) => change(chains.delta[i]), right: true, down: true, off: !chains.compared },
+      { name: "delta", label: chains.sources.length ? "vs first" : "vs base", title: `IoU less that of ${safeText(chains.reference)} on the same query`, width: "54px", cell: (i) => change(chains.delta[i]), right: true, down: true, off: !chains.compared },
       { name: "total", label: "reward", width: "50px", cell: (i) => [number(chains.total[i])], right: true, down: true, off: !chains.told },
       { name: "fault", label: "fault", title: "class of failure, or how the form was broken", width: "minmax(62px, .8fr)", cell: (i) => [h("span", { title: chains.meaning(i) }, spaced(chains.fault(i)))], off: !someFault(chains) },
     ];
@@ -126,7 +127,7 @@ export class Table {
 }
 
 const cellClass = (column) => ["lk-cell", column.right && "lk-right", column.wide && "lk-wide", `lk-c-${column.name}`].filter(Boolean).join(" ");
-const someFault = (chains) => chains.names.kind.some(Boolean) || chains.names.status.some((status) => status !== "ok");
+const someFault = (chains) => chains.names.kind.some(Boolean) || chains.names.status.some((status) => !READ.includes(status));
 
 function iouCell(iou) {
   if (Number.isNaN(iou)) return ["–"];
