@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from labkit.chain.anchors import parse
 from labkit.chain.metrics import chain_figures
@@ -17,7 +17,7 @@ from labkit.chain.question_answering import answering_figures
 from labkit.data.moments import Moment
 from labkit.embedded.true_words import word_figures
 from labkit.errors import LabError
-from labkit.policy.generate import generate
+from labkit.policy.generate import Completion, generate
 from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy
 from labkit.policy.prompt_source import prefetch
@@ -101,14 +101,8 @@ def evaluate(
         completions = generate(
             policy, prompts, max_new_tokens=max_new_tokens, temperature=temperature, greedy=greedy, seed=seed
         )
-        rollouts = []
-        for moment, prompt, completion in zip(missing, prompts, completions, strict=True):
-            chain = parse(completion.text, finished=completion.finished, options=len(moment.options))
-            rollouts.append(Rollout(
-                run=run, stage=stage, step=0, qid=moment.qid, sample=0, seed=seed, checkpoint=policy.name,
-                text=completion.text, status=chain.status, **UNPAID, prompt_tokens=len(prompt.ids),
-                completion_tokens=len(completion.ids), finished=completion.finished, question=question_digest(moment),
-            ))  # fmt: skip
+        names = {"run": run, "stage": stage, "seed": seed, "checkpoint": policy.name}
+        rollouts = [unpaid_rollout(*each, names=names) for each in zip(missing, prompts, completions, strict=True)]
         answers |= {rollout.qid: rollout for rollout in rollouts}
         if store is not None:
             # Named by its questions: batches of any size and any process stand side by side.
@@ -122,6 +116,18 @@ def evaluate(
             on_batch(len(answers))
     mine = {moment.qid for batch in batches for moment in batch}
     return evaluate_answers(answers, [moment for moment in moments if moment.qid in mine])
+
+
+def unpaid_rollout(
+    moment: Moment, prompt: Prompt, completion: Completion, *, names: Mapping[str, Any], step: int = 0
+) -> Rollout:
+    """The record of an answer that nothing was paid for; `names` are its run, stage, seed and checkpoint."""
+    chain = parse(completion.text, finished=completion.finished, options=len(moment.options))
+    return Rollout(
+        **names, step=step, qid=moment.qid, sample=0, text=completion.text, status=chain.status, **UNPAID,
+        prompt_tokens=len(prompt.ids), completion_tokens=len(completion.ids), finished=completion.finished,
+        question=question_digest(moment),
+    )  # fmt: skip
 
 
 def read_evaluation(folder: str | Path, moments: Sequence[Moment]) -> Evaluation:
