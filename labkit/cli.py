@@ -1,7 +1,7 @@
-"""The command line: `labkit run` and its neighbours; `labkit --help` lists them.
+"""The command line: `labkit run` and the other commands, which `labkit --help` lists.
 
-Bad input ends in one message on standard error and exit code 2; a run that breaks off ends in exit code 1, and so does
-`doctor` when a run would fail. A run that was asked to stop and saved where it is ends in exit code 75.
+Exit codes: 2 for bad input, with one message on standard error; 1 for a run that breaks off, and for `doctor` when a run would
+fail; 75 (EX_TEMPFAIL) for a run that was asked to stop and has saved a checkpoint.
 """
 
 from __future__ import annotations
@@ -26,56 +26,56 @@ from labkit.progress import say
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = _parser().parse_args(_guarded(sys.argv[1:] if arguments is None else arguments))
-    _show_all_text(json_text=getattr(options, "json", False))
+    options = _parser().parse_args(_escape_negative_values(sys.argv[1:] if arguments is None else arguments))
+    _escape_unencodable(json_text=getattr(options, "json", False))
     try:
         return options.command(options) or 0
     except LabError as error:
-        return _end(str(error), 2)
+        return _fail(str(error), 2)
     except NotebookError as error:
-        return _end(str(error), 2 if error.user_error else 1)
+        return _fail(str(error), 2 if error.user_error else 1)
     except Stopped as stop:
-        return _end(str(stop), os.EX_TEMPFAIL)
+        return _fail(str(stop), os.EX_TEMPFAIL)
     except KeyboardInterrupt:
-        return _end("interrupted; the same command goes on from the newest checkpoint", 130)
+        return _fail("interrupted; the same command goes on from the newest checkpoint", 130)
     except Terminated as end:
-        return _end(f"ended by {end.signal}; the same command goes on from the newest checkpoint", int(end.code or 1))
+        return _fail(f"ended by {end.signal}; the same command goes on from the newest checkpoint", int(end.code or 1))
     except OSError as error:
         if (text := file_trouble(error)) is None:
             raise
-        return _end(text, 1 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE) else 2)
+        return _fail(text, 1 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE) else 2)
 
 
-def _end(message: str, code: int) -> int:
+def _fail(message: str, code: int) -> int:
     with contextlib.suppress(OSError):  # its reader may have gone
         sys.stderr.write(f"labkit: {message}\n")
         sys.stderr.flush()
     return code
 
 
-def _guarded(arguments: Sequence[str]) -> list[str]:
+def _escape_negative_values(arguments: Sequence[str]) -> list[str]:
     """The arguments with a blank before each negative number behind `-p NAME`: argparse takes -1e-4 for an option.
 
-    >>> _guarded(["run", "p.yaml", "-p", "learning_rate", "-1e-4"])
+    >>> _escape_negative_values(["run", "p.yaml", "-p", "learning_rate", "-1e-4"])
     ['run', 'p.yaml', '-p', 'learning_rate', ' -1e-4']
     """
-    found = list(arguments)
-    for k in range(2, len(found)):
-        if found[k - 2] == "-p" and re.match(r"-\.?(\d|inf|nan)", found[k]):
-            found[k] = " " + found[k]
-    return found
+    escaped = list(arguments)
+    for k in range(2, len(escaped)):
+        if escaped[k - 2] == "-p" and re.match(r"-\.?(\d|inf|nan)", escaped[k]):
+            escaped[k] = " " + escaped[k]
+    return escaped
 
 
-def _show_all_text(json_text: bool) -> None:
-    """Let characters that a stream's encoding lacks end no command: ASCII, or a file name that is no UTF-8."""
-    codecs.register_error("labkit_json", _as_json)
+def _escape_unencodable(json_text: bool) -> None:
+    """Escape characters that a stream's encoding lacks (ASCII, or a file name that is not UTF-8), where Python would raise."""
+    codecs.register_error("labkit_json", _json_escape)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="labkit_json" if json_text else "replace")
 
 
-def _as_json(error: UnicodeError) -> tuple[str, int]:
-    """What stands for characters that JSON text cannot hold in its encoding: its escape, which means the same."""
+def _json_escape(error: UnicodeError) -> tuple[str, int]:
+    """An error handler of `codecs`: the JSON escapes of characters that the encoding lacks."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return json.dumps(error.object[error.start : error.end])[1:-1], error.end
@@ -89,7 +89,7 @@ def _path(text: str) -> str:
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("params", type=_path, help="YAML file, such as params/embedded.yaml")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides",
-                        help="a parameter that goes before the file's; may be given several times")  # fmt: skip
+                        help="a parameter that overrides the file's; may be given several times")  # fmt: skip
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, str]:
@@ -108,7 +108,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_overrides(run)
     run.set_defaults(command=_run)
 
-    doctor = commands.add_parser("doctor", help="what would keep a run from going well, and what it will cost")
+    doctor = commands.add_parser(
+        "doctor",
+        help="check environment, model, data and videos before a run; estimate memory, hours, disk",
+    )
     _add_overrides(doctor)
     doctor.add_argument("--quick", action="store_true", help="open no video and measure nothing")
     doctor.add_argument("--json", action="store_true", help="everything, for a program")
@@ -130,7 +133,9 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("folder", type=_path, help="folder to write to, such as outputs/example")
     publish.set_defaults(command=_publish)
 
-    score = commands.add_parser("score", help="what any model's predictions are worth: intervals, baselines, protocol")
+    score = commands.add_parser(
+        "score", help="score any model's predictions: metrics with intervals, baselines, protocol card"
+    )
     score.add_argument("predictions", type=_path, help="JSON Lines of qid and text, or of qid and windows; or what lmms-eval "
                        "or ms-swift wrote")  # fmt: skip
     score.add_argument("--moments", type=_path, required=True, metavar="FILE_OR_NAME",

@@ -62,7 +62,7 @@ class RunParams(ParamGroup):
     threads: int = Field(1, ge=1, le=256)
     """CPU threads of torch. One is the fastest for the embedded model. Ours."""
     processes: int = Field(1, ge=0, le=1024)
-    """Processes that train, evaluate and harvest, one GPU each; 0 is one for each GPU in sight, 1 works in the notebook
+    """Processes that train, evaluate and harvest, one GPU each; 0 is one for each visible GPU, 1 works in the notebook
     itself. `prompts_per_step` and `sft_batch` are those of all, and what is learnt does not depend on their number. A stage
     that was broken off goes on with any number, but under `fsdp2` not with one after several, or several after one. Ours."""
     sharding: Literal["ddp", "fsdp2"] = "ddp"

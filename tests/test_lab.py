@@ -136,7 +136,7 @@ def test_a_model_that_has_not_come_to_be_names_its_notebook(project):
     ],
 )
 def test_workers_start_only_where_traces_are_missing(missing, joined, works, reason, project, monkeypatch):
-    monkeypatch.setattr(distill, "PROMPTS_A_PART", 3)
+    monkeypatch.setattr(distill, "PROMPTS_PER_PART", 3)
     lab = Lab.open(SMALL.replace(processes=2, harvest_samples=2))
     moments, store, calls = lab.harvested_moments(), lab.rollouts("distill"), []
     parts = [moments[begin : begin + 3] for begin in range(0, len(moments), 3)]

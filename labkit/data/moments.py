@@ -242,7 +242,7 @@ def write_moments(moments: Iterable[Moment], path: str | Path) -> None:
     rows: dict[str, str] = {}
     for moment in moments:
         if moment.qid in rows:
-            raise ValueError(f"qid {moment.qid!r} stands twice; give every question a name of its own")
+            raise ValueError(f"qid {moment.qid!r} is given twice; give every question a qid of its own")
         row = {
             "qid": moment.qid,
             "video": _below(moment.video, folder),

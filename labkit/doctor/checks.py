@@ -27,7 +27,7 @@ from labkit.doctor.environment import (
     package_findings,
     requirements,
 )
-from labkit.doctor.report import Finding, Report
+from labkit.doctor.report import DoctorReport, Finding
 from labkit.doctor.resources import add_resource_estimates, nearest_existing
 from labkit.doctor.workload import Workload
 from labkit.errors import LabError
@@ -37,11 +37,13 @@ from labkit.progress import Progress
 from labkit.runs.project import notebooks_of
 from labkit.runs.run import differing, read_manifest
 
-# Clips of the embedded world and questions whose lengths are measured; the others are alike.
-_SAMPLE = 400
+# Clips of the embedded world, and questions of each split, whose lengths are measured; the others are taken to be alike.
+_SAMPLE_SIZE = 400
 
 
-def examine(params: Params, *, quick: bool = False, on_video: Callable[[int, int], None] | None = None) -> Report:
+def examine(
+    params: Params, *, quick: bool = False, on_video: Callable[[int, int], None] | None = None
+) -> DoctorReport:
     """Check everything that a run of `params` will need.
 
     Args:
@@ -50,7 +52,7 @@ def examine(params: Params, *, quick: bool = False, on_video: Callable[[int, int
         on_video: called with (done, all) after each video that had to be opened.
     """
     root = project_root()
-    report = Report(f"doctor: run '{params.run}'" + (", quick" if quick else ""))
+    report = DoctorReport(f"doctor: run '{params.run}'" + (", quick" if quick else ""))
     python, packages = requirements()
     report.findings += package_findings(python, packages)
     machine = find_machine(params.device)
@@ -63,21 +65,20 @@ def examine(params: Params, *, quick: bool = False, on_video: Callable[[int, int
         harvester, findings = find_model(params.harvester, root)
         report.findings += [each._replace(kind="harvester") for each in findings]
     vision = VisionShape(model.shape.patch, model.shape.merge, model.shape.temporal) if model else VisionShape()
-    found = _inspect(params, root, vision, quick, on_video)
-    report.findings += found.findings
-    report.tables.append(found.table())
-    report.data["videos"] = {path: _as_dict(checkup) for path, checkup in found.videos.items()}
-    known = model and (harvester or not params.harvester)
-    if model and known and all(found.clips.get(split) for split in ("train", "test")):
+    data = _inspect(params, root, vision, quick, on_video)
+    report.findings += data.findings
+    report.tables.append(data.table())
+    report.data["videos"] = {path: _as_dict(check) for path, check in data.videos.items()}
+    if model and (harvester or not params.harvester) and all(data.clips.get(split) for split in ("train", "test")):
         # A checkpoint with a LoRA adapter trains that, whatever `lora_rank` is.
         params = params.replace(lora_rank=model.lora_rank or params.lora_rank)
-        workload, findings = _workload(params, model, found)
+        workload, findings = _workload(params, model, data)
         report.findings += findings
         if workload:
             if not quick:
                 report.findings += load_findings(machine)
             add_resource_estimates(
-                report, params, [model, harvester] if harvester else [model], workload, found, machine, root, quick
+                report, params, [model, harvester] if harvester else [model], workload, data, machine, root, quick
             )
     return report
 
@@ -113,89 +114,89 @@ def _run_findings(params: Params, root: Path) -> list[Finding]:
     """What a run would refuse: its prompt template, its folder, the runs that it is compared with."""
     from labkit.policy.prompts import TEMPLATES
 
-    found = []
+    findings = []
     if params.prompt not in TEMPLATES:
         step = f"choose one of {', '.join(TEMPLATES)}"
-        found.append(Finding("error", "prompt", f"prompt = {params.prompt}", "is not a template", step))
+        findings.append(Finding("error", "prompt", f"prompt = {params.prompt}", "is not a template", step))
     try:
         notebooks_of(root)
     except LabError as error:
-        found.append(Finding("error", "notebooks", "notebooks:", str(error)))
+        findings.append(Finding("error", "notebooks", "notebooks:", str(error)))
     for other in params.compare:
         try:
             read_manifest(under(root, other))
         except LabError as error:
-            found.append(Finding("error", "compare", "compare:", str(error)))
+            findings.append(Finding("error", "compare", "compare:", str(error)))
     folder = under(root, params.outputs) / params.run
     if (folder / "manifest.json").exists():
         if names := differing(folder / "params.yaml", params):
             message = f"is a run of other parameters ({', '.join(names)})"
-            found.append(
+            findings.append(
                 Finding("error", "run", f"folder {folder}", message, "choose another `run` name, or delete it")
             )
     elif folder.is_dir() and any(not name.startswith(".") and name != "params.yaml" for name in os.listdir(folder)):
-        found.append(
-            Finding("error", "run", f"folder {folder}", "is not empty and no run", "choose another `run` name")
+        findings.append(
+            Finding("error", "run", f"folder {folder}", "is not empty and holds no run", "choose another `run` name")
         )
     if not os.access(nearest_existing(folder), os.W_OK):
-        found.append(
-            Finding("error", "run", f"folder {nearest_existing(folder)}", "may not be written to", "set `outputs`")
+        findings.append(
+            Finding("error", "run", f"folder {nearest_existing(folder)}", "is not writable", "set `outputs`")
         )
-    return found
+    return findings
 
 
 def _inspect(
     params: Params, root: Path, vision: VisionShape, quick: bool, on_video: Callable[[int, int], None] | None
 ) -> DataReport:
     if params.data == "world":
-        found = _inspect_world(params, vision)
+        data = _inspect_world(params, vision)
     else:
         folder = under(root, params.data)
         if not folder.is_dir():
             step = "give `world` or a folder with train.jsonl, validation.jsonl and test.jsonl"
             return DataReport(findings=[Finding("error", "data", f"data = {params.data}", "is not a folder", step)])
         cache = under(root, params.outputs) / "checkups.json"
-        found = inspect_folder(folder, params, vision, quick=quick, cache=cache, on_video=on_video)
-    if 0 < found.queries.get("train", 0) < params.prompts_per_step:
-        message = f"but the training split has {found.queries['train']} usable queries"
+        data = inspect_folder(folder, params, vision, quick=quick, cache=cache, on_video=on_video)
+    if 0 < data.queries.get("train", 0) < params.prompts_per_step:
+        message = f"but the training split has {data.queries['train']} usable queries"
         step = "lower it or give more data"
         subject = f"prompts_per_step = {params.prompts_per_step}"
-        found.findings.append(Finding("error", "training split", subject, message, step))
-    return found
+        data.findings.append(Finding("error", "training split", subject, message, step))
+    return data
 
 
 def _inspect_world(params: Params, vision: VisionShape) -> DataReport:
     """The embedded world without writing it: its scenes follow from their seeds."""
     from labkit.embedded.world import SECONDS, SIDE, make_scene, scene_moments, scene_seed
 
-    found, clip = DataReport(), VideoCheck("ok", width=SIDE, height=SIDE)
+    data, clip = DataReport(), VideoCheck("ok", width=SIDE, height=SIDE)
     for split in SPLITS:
         count = getattr(params, f"world_{split}")
-        scenes = [make_scene(scene_seed(split, k, params.world_seed)) for k in range(min(count, _SAMPLE))]
+        scenes = [make_scene(scene_seed(split, k, params.world_seed)) for k in range(min(count, _SAMPLE_SIZE))]
         moments = [m for scene in scenes for m in scene_moments(scene, Path(f"/{split}.mp4"), params.task)]
         limit = getattr(params, f"{split}_limit")
         queries = round(len(moments) * count / len(scenes))
-        found.queries[split] = min(queries, limit or queries)
-        found.moments[split] = moments[: limit or None]
-        clips = -(-found.queries[split] * count // queries)
-        found.clips[split] = [clip_cost(float(SECONDS), clip, params, vision)] * clips
-    return found
+        data.queries[split] = min(queries, limit or queries)
+        data.moments[split] = moments[: limit or None]
+        clips = -(-data.queries[split] * count // queries)
+        data.clips[split] = [clip_cost(float(SECONDS), clip, params, vision)] * clips
+    return data
 
 
-def _workload(params: Params, model: Model, found: DataReport) -> tuple[Workload | None, list[Finding]]:
+def _workload(params: Params, model: Model, data: DataReport) -> tuple[Workload | None, list[Finding]]:
     """Sizes of the data for this model, and whether its prompts fit the context."""
-    clips = found.clips["train"] + found.clips["test"]
+    clips = data.clips["train"] + data.clips["test"]
     try:
         texts = [
             _text_tokens(model.tokenizer, moment, params.prompt)
             for split in ("train", "test")
-            for moment in found.moments[split][:_SAMPLE]
+            for moment in data.moments[split][:_SAMPLE_SIZE]
         ]
     except LabError as error:
         return None, [Finding("error", "prompt", "prompt:", str(error))]
     workload = Workload(
-        train=found.queries["train"], test=found.queries["test"], train_clips=len(found.clips["train"]),
-        test_clips=len(found.clips["test"]), prompt_tokens=fmean(clip.tokens for clip in clips) + fmean(texts),
+        train=data.queries["train"], test=data.queries["test"], train_clips=len(data.clips["train"]),
+        test_clips=len(data.clips["test"]), prompt_tokens=fmean(clip.tokens for clip in clips) + fmean(texts),
         longest_prompt=max(clip.tokens for clip in clips) + max(texts), video_tokens=fmean(clip.tokens for clip in clips),
         frame_bytes=fmean(clip.frames * clip.size[0] * clip.size[1] * 3 for clip in clips),
     )  # fmt: skip

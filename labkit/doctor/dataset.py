@@ -23,14 +23,14 @@ SPLITS = ("train", "validation", "test")
 _SLACK = 0.1
 # A video that is longer than the annotated duration by more than this fraction is probably another one.
 _SHARE_UNSEEN = 0.05
-_STEPS = {
+_NEXT_STEPS = {
     "missing": ("is not there", "put the file there or correct 'video' in the moments file"),
     "empty": ("is empty (0 bytes)", "copy or download it again"),
     "unreadable rights": ("may not be read", "give it a read bit: chmod a+r"),
     "not a video": ("is not a video", "replace the file, or convert it to H.264 mp4"),
-    "audio only": ("holds sound but no pictures", "download it again with its pictures"),
+    "audio only": ("has an audio stream but no video stream", "download it again with its video stream"),
     "truncated": ("is truncated", "copy or download it again"),
-    "hangs": ("hangs whoever opens it", "replace the file, or convert it to H.264 mp4"),
+    "hangs": ("hangs every decoder that opens it", "replace the file, or convert it to H.264 mp4"),
     "crashed": ("kills the process that opens it", "replace the file, or convert it to H.264 mp4"),
 }
 _KINDS = {"missing": "missing video", "empty": "empty video", "truncated": "truncated video"}
@@ -89,27 +89,27 @@ def inspect_folder(
     on_video: Callable[[int, int], None] | None = None,
 ) -> DataReport:  # fmt: skip
     """Read every row and open every video (with `quick`: look for every video) of a data folder."""
-    found = DataReport()
+    data = DataReport()
     all_moments: list[Moment] = []
     for split in SPLITS:
         usable, findings = read_rows(folder / f"{split}.jsonl")
-        found.findings += findings
+        data.findings += findings
         all_moments += usable
-        found.moments[split] = usable[: getattr(params, f"{split}_limit") or None]
-        found.queries[split] = len(found.moments[split])
+        data.moments[split] = usable[: getattr(params, f"{split}_limit") or None]
+        data.queries[split] = len(data.moments[split])
     paths = dict.fromkeys(moment.video for moment in all_moments)
     if quick:
-        found.videos = {path: stat_video(path) for path in paths}
+        data.videos = {path: stat_video(path) for path in paths}
     else:
-        found.videos = check_videos(paths, cache=cache, on_video=on_video)
-    found.findings += video_findings(found.videos)
-    found.findings += same_names(list(paths))
-    found.findings += [each for moment in all_moments for each in label_findings(moment, found.videos[moment.video])]
-    for split, moments in found.moments.items():
+        data.videos = check_videos(paths, cache=cache, on_video=on_video)
+    data.findings += video_findings(data.videos)
+    data.findings += same_names(list(paths))
+    data.findings += [each for moment in all_moments for each in label_findings(moment, data.videos[moment.video])]
+    for split, moments in data.moments.items():
         clips = {(m.video, m.clip, m.duration): m for m in moments}
-        found.clips[split] = [clip_cost(m.duration, found.videos[m.video], params, vision) for m in clips.values()]
-    found.findings += _sparse(found, params)
-    return found
+        data.clips[split] = [clip_cost(m.duration, data.videos[m.video], params, vision) for m in clips.values()]
+    data.findings += _sampling_findings(data, params)
+    return data
 
 
 def read_rows(path: Path) -> tuple[list[Moment], list[Finding]]:
@@ -133,52 +133,54 @@ def read_rows(path: Path) -> tuple[list[Moment], list[Finding]]:
 
 def video_findings(videos: dict[str, VideoCheck]) -> list[Finding]:
     """Findings about each video by itself."""
-    found = []
-    for path, checkup in videos.items():
-        subject, notes = f"video {path}", "; ".join(checkup.notes)
-        if checkup.state in _STEPS:
-            message, step = _STEPS[checkup.state]
-            if checkup.state == "truncated" and checkup.readable:
-                message += f": {checkup.duration:.2f} s are left ({notes})"
-                found.append(Finding("warning", "truncated video", subject, message, step))
+    findings = []
+    for path, check in videos.items():
+        subject, notes = f"video {path}", "; ".join(check.notes)
+        if check.state in _NEXT_STEPS:
+            message, step = _NEXT_STEPS[check.state]
+            if check.state == "truncated" and check.readable:
+                message += f": {check.duration:.2f} s are left ({notes})"
+                findings.append(Finding("warning", "truncated video", subject, message, step))
             else:
                 message += f" ({notes})" if notes else ""
-                found.append(Finding("error", _KINDS.get(checkup.state, checkup.state), subject, message, step))
-        elif checkup.codec == "av1" or checkup.backend == "pyav":
-            note = f"is {checkup.codec}, read by {checkup.backend}" + (f" ({notes})" if notes else "")
-            step = "nothing need be done: labkit reads it, if more slowly; many tools do not"
+                findings.append(Finding("error", _KINDS.get(check.state, check.state), subject, message, step))
+        elif check.codec == "av1" or check.backend == "pyav":
+            note = f"is {check.codec}, read by {check.backend}" + (f" ({notes})" if notes else "")
+            step = "nothing needs to be done: labkit reads it, if more slowly; many tools do not"
             kind = "AV1 video"
-            if checkup.codec != "av1":
-                fails = any(each.startswith("decord: ") for each in checkup.notes)
+            if check.codec != "av1":
+                fails = any(each.startswith("decord: ") for each in check.notes)
                 kind = "read by PyAV because decord " + ("cannot read it" if fails else "shows wrong frames, or may")
-                step = (
-                    "nothing need be done: labkit reads it, if more slowly; tools that trust decord see other frames"
-                )
-            found.append(Finding("note", kind, subject, note, step))
-        if turned := [each for each in checkup.notes if each.startswith(CLOCK_RESET)]:
-            step = "cut the file where it was joined, or make sure that the times of its questions count on from there"
-            found.append(Finding("warning", "clock set back", subject, f"is joined of takes: {turned[0]}", step))
-        if checkup.wrong_suffix:
-            step = f"rename it to {checkup.wrong_suffix}; labkit reads it as it is, other tools may not"
-            found.append(
+                step = "nothing needs to be done: labkit reads it, if more slowly; tools that trust decord see other frames"
+            findings.append(Finding("note", kind, subject, note, step))
+        if resets := [each for each in check.notes if each.startswith(CLOCK_RESET)]:
+            step = "cut the file there, or make sure that the times of its questions count on from there"
+            findings.append(
+                Finding("warning", "clock set back", subject, f"was joined from several recordings: {resets[0]}", step)
+            )
+        if check.wrong_suffix:
+            step = f"rename it to {check.wrong_suffix}; labkit reads it as it is, other tools may not"
+            findings.append(
                 Finding("warning", "wrong suffix", subject, f"is no {Path(path).suffix or 'suffix'} file", step)
             )
-        if checkup.variable_rate:
-            note = f"has a variable frame rate ({checkup.fps:.2f} on average)"
-            step = "nothing need be done: labkit samples by time; tools that count frames are off"
-            found.append(Finding("note", "variable frame rate", subject, note, step))
-        if checkup.rotation:
-            note = f"is stored lying, turned by {checkup.rotation} degrees to {checkup.width}x{checkup.height}"
-            found.append(Finding("note", "rotated video", subject, note, "nothing need be done: labkit turns it"))
-    return found
+        if check.variable_rate:
+            note = f"has a variable frame rate ({check.fps:.2f} on average)"
+            step = "nothing needs to be done: labkit samples by time; tools that count frames are off"
+            findings.append(Finding("note", "variable frame rate", subject, note, step))
+        if check.rotation:
+            note = f"is stored rotated by {check.rotation} degrees and shown as {check.width}x{check.height}"
+            findings.append(
+                Finding("note", "rotated video", subject, note, "nothing needs to be done: labkit rotates it")
+            )
+    return findings
 
 
-def label_findings(moment: Moment, checkup: VideoCheck) -> list[Finding]:
+def label_findings(moment: Moment, check: VideoCheck) -> list[Finding]:
     """A question's times against the duration of its video."""
-    if not checkup.duration:
+    if not check.duration:
         return []
-    found = []
-    subject, true = f"question {moment.qid!r}:", checkup.duration
+    findings = []
+    subject, true = f"question {moment.qid!r}:", check.duration
     video, left = f"video {moment.video} ends at {true:.2f} s", true - moment.start
     step = "correct the times or replace the video"
     if moment.clip is not None and left <= 0:
@@ -186,20 +188,20 @@ def label_findings(moment: Moment, checkup: VideoCheck) -> list[Finding]:
         return [Finding("error", "clip past the video", subject, message, step)]
     if moment.clip is not None and moment.clip.end > true + _SLACK:
         message = f"its clip ends at {moment.clip.end:g} s and {video}"
-        found.append(Finding("warning", "clip past the video", subject, message, step))
+        findings.append(Finding("warning", "clip past the video", subject, message, step))
     elif moment.duration > left + _SLACK:
         message = f"its duration is {moment.duration:g} s and {video}: the last frame is shown for what is missing"
-        found.append(Finding("warning", "duration past the video", subject, message, step))
+        findings.append(Finding("warning", "duration past the video", subject, message, step))
     elif moment.clip is None and true - moment.duration > max(1.0, _SHARE_UNSEEN * true):
         message = f"its duration is {moment.duration:g} s and {video}: the rest is never shown"
-        found.append(Finding("warning", "duration short of the video", subject, message, step))
+        findings.append(Finding("warning", "duration short of the video", subject, message, step))
     for window in moment.windows:
         if window.end > left + _SLACK:
             how = "lies" if window.start >= left else "ends"
             message = f"its window [{window.start:g}, {window.end:g}] {how} past the end; {video}"
             message += f", {left:.2f} s into the clip" if moment.start else ""
-            found.append(Finding("warning", "window past the video", subject, message, step))
-    return found
+            findings.append(Finding("warning", "window past the video", subject, message, step))
+    return findings
 
 
 def same_names(paths: Sequence[str]) -> list[Finding]:
@@ -224,7 +226,7 @@ def same_names(paths: Sequence[str]) -> list[Finding]:
     ]
 
 
-def clip_cost(duration: float, checkup: VideoCheck, params: Params, vision: VisionShape) -> ClipCost:
+def clip_cost(duration: float, check: VideoCheck, params: Params, vision: VisionShape) -> ClipCost:
     """Frames and tokens of one clip; of a video that was not opened, as large as `max_pixels` allows.
 
     >>> cost = clip_cost(16.0, VideoCheck("ok", width=112, height=112), Params(), VisionShape())
@@ -235,8 +237,8 @@ def clip_cost(duration: float, checkup: VideoCheck, params: Params, vision: Visi
 
     times = sample_times(duration, params.fps, params.max_frames, vision.temporal)
     factor = vision.patch * vision.merge
-    height, width = (checkup.height, checkup.width) if checkup.width else (9 * factor, 16 * factor)
-    if not checkup.width:
+    height, width = (check.height, check.width) if check.width else (9 * factor, 16 * factor)
+    if not check.width:
         grow = (params.max_pixels / (height * width)) ** 0.5
         height, width = max(1, round(height * grow)), max(1, round(width * grow))
     size = smart_resize(height, width, factor, params.min_pixels, params.max_pixels)
@@ -246,21 +248,21 @@ def clip_cost(duration: float, checkup: VideoCheck, params: Params, vision: Visi
     return ClipCost(duration, len(times), round(1 / step, 6), size, tokens)
 
 
-def _sparse(found: DataReport, params: Params) -> list[Finding]:
+def _sampling_findings(data: DataReport, params: Params) -> list[Finding]:
     """Whether the frame rate of long clips is too low for the moments in question."""
-    thin = [clip for clips in found.clips.values() for clip in clips if clip.fps < params.fps * 0.99]
-    if not thin:
+    sparse = [clip for clips in data.clips.values() for clip in clips if clip.fps < params.fps * 0.99]
+    if not sparse:
         return []
-    lowest = min(clip.fps for clip in thin)
+    lowest = min(clip.fps for clip in sparse)
     short = sum(
         max(window.length for window in moment.windows) * params.max_frames / moment.duration < 1
-        for moments in found.moments.values()
+        for moments in data.moments.values()
         for moment in moments
         if moment.duration * params.fps > params.max_frames
     )
-    message = f"binds for {len(thin)} clips, which are seen at {lowest:.2f} frames a second or more instead of {params.fps:g}"
+    message = f"binds for {len(sparse)} clips, which are seen at {lowest:.2f} frames a second or more instead of {params.fps:g}"
     message += f"; {short} questions ask for less time than lies between two frames" if short else ""
-    return [Finding("warning" if short else "note", "thin sampling", f"max_frames = {params.max_frames}", message,
+    return [Finding("warning" if short else "note", "sparse sampling", f"max_frames = {params.max_frames}", message,
                     "raise max_frames, at the price of tokens")]  # fmt: skip
 
 

@@ -25,8 +25,8 @@ _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 
 
 # Load average per core above which timings are unreliable.
-_BUSY = 0.75
-SMALL_STEP = 1e-4
+_BUSY_LOAD = 0.75
+BFLOAT16_MIN_LEARNING_RATE = 1e-4
 """Learning rate below which AdamW's steps are rounded away in bfloat16: of weights of 0.02, 100 steps on the CPU moved 89 % as far as
 in float32 at 1e-4, 15 % at 1e-5 and 1.4 % at 1e-6."""
 
@@ -39,7 +39,7 @@ class Model(NamedTuple):
     lora_rank: int
     """Of the checkpoint's own LoRA adapter; 0 without."""
     tokenizer: Any
-    whole: bool
+    has_weights: bool
     """Whether all of its weights are on this machine."""
 
 
@@ -82,9 +82,9 @@ def package_findings(python: str, packages: list[str]) -> list[Finding]:
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
-    found = []
+    findings = []
     if not SpecifierSet(python).contains(platform.python_version(), prereleases=True):
-        found.append(Finding("error", "python", "python", f"must be {python}; this is {platform.python_version()}",
+        findings.append(Finding("error", "python", "python", f"must be {python}; this is {platform.python_version()}",
                              "make an environment with another one"))  # fmt: skip
     for text in packages:
         needed = Requirement(text)
@@ -93,14 +93,16 @@ def package_findings(python: str, packages: list[str]) -> list[Finding]:
         step = f'pip install "{needed.name}{needed.specifier}"'
         subject = f"package {needed.name}"
         try:
-            there = metadata.version(needed.name)
+            installed = metadata.version(needed.name)
         except metadata.PackageNotFoundError:
-            found.append(Finding("error", "package", subject, f"needs {needed.specifier}; it is not installed", step))
+            findings.append(
+                Finding("error", "package", subject, f"needs {needed.specifier}; it is not installed", step)
+            )
             continue
-        if not needed.specifier.contains(there, prereleases=True):
-            message = f"needs {needed.specifier}; this is {there}, with which labkit was not tested"
-            found.append(Finding("warning", "package", subject, message, step))
-    return found
+        if not needed.specifier.contains(installed, prereleases=True):
+            message = f"needs {needed.specifier}; this is {installed}, with which labkit was not tested"
+            findings.append(Finding("warning", "package", subject, message, step))
+    return findings
 
 
 def find_machine(wanted: str) -> Machine:
@@ -121,45 +123,45 @@ def target_machine(machine: Machine, params: Params) -> tuple[Machine, int]:
     Nothing is known of such a GPU: its memory is 0.
     """
     if params.device == "cuda" and machine.device != "cuda":
-        return Machine("cuda", "GPU that is not here", 0.0, machine.cores, True), max(1, params.processes)
+        return Machine("cuda", "GPU of another machine", 0.0, machine.cores, True), max(1, params.processes)
     return machine, params.processes or max(1, machine.gpus)
 
 
 def machine_findings(machine: Machine, params: Params) -> list[Finding]:
     """Whether the parameters fit the machine."""
-    found = []
+    findings = []
     if params.device == "cuda" and machine.device != "cuda":
         step = "set device: auto, or install torch with CUDA on a machine with a GPU"
-        found.append(Finding("error", "device", "device = cuda:", "torch sees no GPU", step))
+        findings.append(Finding("error", "device", "device = cuda:", "torch sees no GPU", step))
     if 0 < machine.gpus < params.processes:
         message = f"but this machine has {machine.gpus} GPU" + "s" * (machine.gpus > 1)
-        found.append(Finding("warning", "processes", f"processes = {params.processes}", message,
+        findings.append(Finding("warning", "processes", f"processes = {params.processes}", message,
                              "set 0 for as many as there are, or send the run to nodes that have so many"))  # fmt: skip
     planned, world = target_machine(machine, params)
-    whole = not params.lora_rank and not (world > 1 and params.sharding == "fsdp2")
-    if params.dtype == "bfloat16" and whole and min(params.learning_rate, params.sft_learning_rate) < SMALL_STEP:
-        message = "steps this small are lost: they are rounded away where bfloat16 weights are trained themselves"
-        rate = min(params.learning_rate, params.sft_learning_rate)
+    trains_bfloat16 = not params.lora_rank and not (world > 1 and params.sharding == "fsdp2")
+    rate = min(params.learning_rate, params.sft_learning_rate)
+    if params.dtype == "bfloat16" and trains_bfloat16 and rate < BFLOAT16_MIN_LEARNING_RATE:
+        message = "updates this small are rounded away where bfloat16 weights are trained themselves"
         step = "set lora_rank, or sharding: fsdp2 on several GPUs (both train float32), or dtype: float32"
-        found.append(Finding("warning", "rounding", f"learning rate {rate:g}:", message, step))
+        findings.append(Finding("warning", "rounding", f"learning rate {rate:g}:", message, step))
     if params.dtype == "bfloat16" and not planned.bfloat16:
         message = f"is slow on this {machine.device}, or emulated"
-        found.append(Finding("warning", "dtype", "dtype = bfloat16", message, "set dtype: float32"))
+        findings.append(Finding("warning", "dtype", "dtype = bfloat16", message, "set dtype: float32"))
     if params.threads > machine.cores:
         message = f"but this process may use {machine.cores} cores"
-        found.append(
+        findings.append(
             Finding("warning", "threads", f"threads = {params.threads}", message, f"set {machine.cores} or less")
         )
-    return found
+    return findings
 
 
 def load_findings(machine: Machine) -> list[Finding]:
     """Whether other programs keep this machine busy."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if load <= _BUSY * machine.cores:
+    if load <= _BUSY_LOAD * machine.cores:
         return []
-    message = f"has a load of {load:.1f} on {machine.cores} cores: beside that, a run takes longer than is told here"
-    return [Finding("note", "busy machine", "this machine", message, "ask again when it is quiet")]
+    message = f"has a load of {load:.1f} on {machine.cores} cores: a run beside that takes longer than this estimate"
+    return [Finding("note", "busy machine", "this machine", message, "estimate again when it is idle")]
 
 
 def launcher_findings() -> list[Finding]:
@@ -190,7 +192,7 @@ def machine_table(machine: Machine, packages: list[str], findings: list[Finding]
 
 
 def find_model(name: str, root: Path) -> tuple[Model | None, list[Finding]]:
-    """A model on this machine, and what would keep a run from loading it.
+    """The model `name` on this machine, and findings about what would keep a run from loading it.
 
     None without its config and tokenizer, which suffice to estimate what it costs.
     """
@@ -208,7 +210,7 @@ def find_model(name: str, root: Path) -> tuple[Model | None, list[Finding]]:
 
     subject = f"model {name}"
     folder = SHIPPED.get(name) or under(root, name)
-    found: list[Finding] = []
+    findings: list[Finding] = []
     rank = 0
     try:
         if not folder.is_dir() and not is_path(name):
@@ -218,14 +220,16 @@ def find_model(name: str, root: Path) -> tuple[Model | None, list[Finding]]:
                     "is not on this machine" if cached is None else f"lacks {summarize_names(missing_weights(cached))}"
                 )
                 message += ", and HF_HUB_OFFLINE is set" if is_offline() else "; a run would download it"
-                found.append(
+                findings.append(
                     Finding("error" if is_offline() else "warning", "model", subject, message, download_hint(name))
                 )
             if cached is None:
-                return None, found
+                return None, findings
             folder = cached
         elif (folder / "config.json").is_file() and (lost := missing_weights(folder)):
-            found.append(Finding("error", "model", subject, f"lacks {summarize_names(lost)}", "copy it again, whole"))
+            findings.append(
+                Finding("error", "model", subject, f"lacks {summarize_names(lost)}", "copy it again, completely")
+            )
         else:
             check_checkpoint(folder)
         own = folder
@@ -236,22 +240,25 @@ def find_model(name: str, root: Path) -> tuple[Model | None, list[Finding]]:
         family = read_json(folder / "config.json").get("model_type")
         if family not in FAMILIES:
             message = f"is of the family {family!r}, which labkit does not read"
-            return None, [*found, Finding("error", "model", subject, message, f"choose one of {', '.join(FAMILIES)}")]
-        return Model(folder, read_model_shape(folder), rank, _tokenizer(own), not missing_weights(folder)), found
+            return None, [
+                *findings,
+                Finding("error", "model", subject, message, f"choose one of {', '.join(FAMILIES)}"),
+            ]
+        return Model(folder, read_model_shape(folder), rank, _tokenizer(own), not missing_weights(folder)), findings
     except LabError as error:
-        return None, [*found, Finding("error", "model", subject + ":", str(error))]
+        return None, [*findings, Finding("error", "model", subject + ":", str(error))]
     except Exception as error:
         # Tokenizers raise bare Exceptions on damaged files.
         message = f"cannot be read ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
-        return None, [*found, Finding("error", "model", subject, message, "copy or download it again")]
+        return None, [*findings, Finding("error", "model", subject, message, "copy or download it again")]
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of a model's folder; raises LabError when it is not there or none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(found, dict):
-            return found
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            return content
         raise ValueError("no object")
     except (OSError, ValueError) as error:
         raise LabError(f"'{path}' cannot be read ({error}); copy or download the model again") from None
@@ -272,14 +279,14 @@ def _installed(package: str) -> bool:
 
 def _memory() -> float:
     """Bytes of main memory that this process may use, 0 where unknown."""
-    found = []
+    limits = []
     try:
-        found.append(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
+        limits.append(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
     except (AttributeError, ValueError, OSError):
         pass  # not on Windows
     for path in _LIMITS:
         try:
-            found.append(float(Path(path).read_text()))
+            limits.append(float(Path(path).read_text()))
         except (OSError, ValueError):
             continue  # not in a container, or without a limit ("max")
-    return min(found, default=0.0)
+    return min(limits, default=0.0)

@@ -19,7 +19,7 @@ from labkit.doctor.workload import (
 )
 from labkit.params import Params
 from labkit.policy.packed_logprobs import LOGIT_CHUNK
-from labkit.stages.harvest import PROMPTS_A_PART
+from labkit.stages.harvest import PROMPTS_PER_PART
 
 PROCESS = {"cpu": 0.6e9, "cuda build": 0.95e9, "cuda": 0.8e9}
 """Bytes of a process that has imported torch, transformers, TRL and the figures, on Linux: with torch built for CPUs (five
@@ -69,63 +69,63 @@ class _PeakMemory:
     def __init__(self, shape: ModelShape, params: Params, workload: Workload, device: str, world: int) -> None:
         self.shape, self.workload, self.device = shape, workload, device
         self.params = p = per_process_params(params, world)
-        self.each = BYTES_PER_PARAMETER[p.dtype]
-        self.shares = world if p.sharding == "fsdp2" else 1
-        self.doubled = world > 1 and p.sharding == "ddp"
+        self.bytes_each = BYTES_PER_PARAMETER[p.dtype]
+        self.num_shards = world if p.sharding == "fsdp2" else 1
+        self.ddp_buckets = world > 1 and p.sharding == "ddp"
         self.answer = COMPLETION_FRACTION * p.max_new_tokens
-        text, tower = shape.text_parameters, shape.vision_parameters * self.each
-        self.trained = trained_parameters(shape, p) * bytes_per_trained_parameter(p, world) / self.shares
-        frozen = tower + (text * self.each / self.shares if p.lora_rank else 0.0)
+        text, tower = shape.text_parameters, shape.vision_parameters * self.bytes_each
+        self.trained = trained_parameters(shape, p) * bytes_per_trained_parameter(p, world) / self.num_shards
+        frozen = tower + (text * self.bytes_each / self.num_shards if p.lora_rank else 0.0)
         self.weights = frozen + self.trained
-        self.reference = 0.0 if p.lora_rank or not p.beta else tower + text * self.each / self.shares
+        self.reference = 0.0 if p.lora_rank or not p.beta else tower + text * self.bytes_each / self.num_shards
         # A copy of the initial weights, to restore after an interrupt (`labkit.stages.start`); with a GPU it is in main memory.
         self.start = self.trained if device == "cpu" and world == 1 else 0.0
         self.always = {"process": process_bytes(device), "weights": self.weights}
 
-    def gathered(self, whole: bool) -> dict[str, float]:
+    def gathered(self, all_layers: bool) -> dict[str, float]:
         """Parameters that fsdp2 gathers at a time: all of them to generate, or the embeddings and two layers to train."""
-        if self.shares == 1:
+        if self.num_shards == 1:
             return {}
         layers = self.shape.layers * self.shape.layer_parameters
         part = self.shape.text_parameters - layers + 2 * self.shape.layer_parameters
-        return {"gathered": (self.shape.text_parameters if whole else part) * float(self.each)}
+        return {"gathered": (self.shape.text_parameters if all_layers else part) * float(self.bytes_each)}
 
     def features(self, clips: float) -> dict[str, float]:
-        size = clips * self.workload.video_tokens * self.shape.hidden * self.shape.levels * self.each
+        size = clips * self.workload.video_tokens * self.shape.hidden * self.shape.levels * self.bytes_each
         return {"features": min(size, self.params.feature_memory * 1e9)}
 
     def training(self) -> dict[str, float]:
-        state = {"gradients": (2 if self.doubled else 1) * self.trained, "optimizer": 2 * self.trained}
+        state = {"gradients": (2 if self.ddp_buckets else 1) * self.trained, "optimizer": 2 * self.trained}
         start = {"start": self.start} if self.start else {}
         return {**self.always, **state, **start, **self.features(self.workload.train_clips), **self.gathered(False)}
 
     def sampling(self, prompts: float, group: int) -> dict[str, float]:
         """The KV cache, of each prompt once and of each completion, and the larger of prefill and sampling."""
-        s, read = self.shape, prompts * self.workload.prompt_tokens
-        token = s.layers * 2 * s.kv_heads * s.head * self.each
-        reading = read * (6 * s.hidden + 3 * s.intermediate) * self.each
+        s, prompt_tokens = self.shape, prompts * self.workload.prompt_tokens
+        bytes_per_token = s.layers * 2 * s.kv_heads * s.head * self.bytes_each
+        prefill = prompt_tokens * (6 * s.hidden + 3 * s.intermediate) * self.bytes_each
         # Logits, probabilities, their sums and a copy, in float32.
-        choosing = prompts * group * s.vocab * 4.0 * 4
+        sampling = prompts * group * s.vocab * 4.0 * 4
         return {
-            "cache": (read + prompts * group * self.params.max_new_tokens) * token,
-            "decoding": max(reading, choosing),
+            "cache": (prompt_tokens + prompts * group * self.params.max_new_tokens) * bytes_per_token,
+            "decoding": max(prefill, sampling),
             **self.gathered(True),
         }
 
-    def learning(self, read: float, shown: float, longest: float) -> dict[str, float]:
-        """A forward and backward pass over `read` tokens in rows of `longest`, of which `shown` have a loss."""
-        s, each = self.shape, self.each
-        layer = (9 * s.hidden + 2 * s.kv_heads * s.head + 4 * s.intermediate) * each
-        if each == 2:
+    def learning(self, tokens: float, loss_tokens: float, longest: float) -> dict[str, float]:
+        """A forward and backward pass over `tokens` in rows of `longest`, of which `loss_tokens` have a loss."""
+        s, bytes_each = self.shape, self.bytes_each
+        layer = (9 * s.hidden + 2 * s.kv_heads * s.head + 4 * s.intermediate) * bytes_each
+        if bytes_each == 2:
             layer += 4 * s.hidden * 4  # norms are computed in float32, and keep it
-        attention = 2 * s.heads * longest * each if self.device == "cpu" else 0.0
+        attention = 2 * s.heads * longest * bytes_each if self.device == "cpu" else 0.0
         kept = s.layers * (layer + attention)
         if self.params.gradient_checkpointing:
-            kept = s.layers * s.hidden * each + layer + attention
+            kept = s.layers * s.hidden * bytes_each + layer + attention
         # In `dtype`, twice in float32, and the gradient of the output matrix, which is accumulated in float32.
-        logits = min(shown, LOGIT_CHUNK) * s.vocab * (each + 2 * 4)
+        logits = min(loss_tokens, LOGIT_CHUNK) * s.vocab * (bytes_each + 2 * 4)
         logits += 0.0 if self.params.lora_rank else 4.0 * s.vocab * s.hidden
-        return {"activations": read * kept + shown * s.hidden * each, "logits": logits}
+        return {"activations": tokens * kept + loss_tokens * s.hidden * bytes_each, "logits": logits}
 
     def grpo(self) -> list[dict[str, float]]:
         p, training = self.params, {**self.training(), "reference": self.reference}
@@ -133,8 +133,8 @@ class _PeakMemory:
             training.pop("start", None)  # the reference model is that copy
         prompts, row = p.prompts_per_pass, self.workload.prompt_tokens + p.group_size * self.answer
         sampling = self.sampling(p.prompts_per_step, p.group_size)
-        shown = prompts * p.group_size * self.answer
-        return [{**training, **sampling}, {**training, **self.learning(prompts * row, shown, row)}]
+        loss_tokens = prompts * p.group_size * self.answer
+        return [{**training, **sampling}, {**training, **self.learning(prompts * row, loss_tokens, row)}]
 
     def sft(self) -> dict[str, float]:
         p, workload = self.params, self.workload
@@ -149,7 +149,7 @@ class _PeakMemory:
         return {**self.always, **self.sampling(batch, 1), **self.features(self.workload.test_clips)}
 
     def harvest(self) -> dict[str, float]:
-        prompts = min(PROMPTS_A_PART, self.params.harvest_prompts, self.workload.train)
+        prompts = min(PROMPTS_PER_PART, self.params.harvest_prompts, self.workload.train)
         share = min(1.0, self.params.harvest_prompts / max(1, self.workload.train))
         sampling = self.sampling(prompts, self.params.harvest_samples)
         return {**self.always, **sampling, **self.features(self.workload.train_clips * share)}

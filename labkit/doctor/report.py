@@ -13,7 +13,7 @@ from labkit.table import Table
 
 LEVELS = ("error", "warning", "note")
 """error: a run would fail. warning: a run would go on, with something lost or wrong. note: worth knowing."""
-SHOWN = 5
+MAX_SHOWN = 5
 """Findings of one kind that are shown in full."""
 
 
@@ -39,8 +39,8 @@ class Finding(NamedTuple):
 
 
 @dataclass
-class Report:
-    """What `labkit doctor` found."""
+class DoctorReport:
+    """The findings, tables and figures of `labkit doctor`."""
 
     title: str
     findings: list[Finding] = field(default_factory=list)
@@ -77,27 +77,27 @@ class Report:
     def __str__(self) -> str:
         blocks = [self.title, *map(str, self.tables)]
         for level in LEVELS:
-            if found := self.of(level):
+            if findings := self.of(level):
                 lines = [f"{level}s"]
-                for kind, group in _groups(found):
+                for kind, group in _by_kind(findings):
                     lines += [f"  {kind} ({len(group)})" if len(group) > 1 else f"  {kind}"]
-                    lines += [f"    {finding.line()}" for finding in group[:SHOWN]]
-                    if len(group) > SHOWN:
-                        lines.append(f"    and {len(group) - SHOWN} more; --json lists them all")
+                    lines += [f"    {finding.line()}" for finding in group[:MAX_SHOWN]]
+                    if len(group) > MAX_SHOWN:
+                        lines.append(f"    and {len(group) - MAX_SHOWN} more; --json lists them all")
                 blocks.append("\n".join(lines))
         return "\n\n".join([*blocks, self.verdict()])
 
     def _repr_html_(self) -> str:
         blocks = [f"<h4>{html.escape(self.title)}</h4>", *(table._repr_html_() for table in self.tables)]
         for level in LEVELS:
-            for kind, group in _groups(self.of(level)):
-                rows = "".join(f"<li>{html.escape(finding.line())}</li>" for finding in group[:SHOWN])
-                more = f"<li>and {len(group) - SHOWN} more</li>" if len(group) > SHOWN else ""
+            for kind, group in _by_kind(self.of(level)):
+                rows = "".join(f"<li>{html.escape(finding.line())}</li>" for finding in group[:MAX_SHOWN])
+                more = f"<li>and {len(group) - MAX_SHOWN} more</li>" if len(group) > MAX_SHOWN else ""
                 blocks.append(f"<b>{level}: {html.escape(kind)}</b> ({len(group)})<ul>{rows}{more}</ul>")
         return "".join([*blocks, f"<p><b>{html.escape(self.verdict())}</b></p>"])
 
 
-def _groups(findings: Sequence[Finding]) -> list[tuple[str, list[Finding]]]:
+def _by_kind(findings: Sequence[Finding]) -> list[tuple[str, list[Finding]]]:
     """Findings by kind, kinds in the order in which they first came."""
     order = {kind: place for place, kind in enumerate(dict.fromkeys(finding.kind for finding in findings))}
     ordered = sorted(findings, key=lambda finding: order[finding.kind])

@@ -13,7 +13,7 @@ from labkit.data.moments import Moment
 from labkit.doctor.dataset import DataReport, VisionShape
 from labkit.doctor.environment import Machine, Model, target_machine
 from labkit.doctor.memory import OTHER_PROCESSES, stage_memory
-from labkit.doctor.report import Finding, Report, size_text
+from labkit.doctor.report import DoctorReport, Finding, size_text
 from labkit.doctor.runtime import stage_seconds
 from labkit.doctor.throughput import (
     MAX_MEASURED_PARAMETERS,
@@ -38,17 +38,17 @@ from labkit.table import Table
 
 # An estimate above this fraction of the capacity is a warning.
 _CAPACITY_WARNING = 0.75
-_MEMORY_STEPS = {
+_MEMORY_NEXT_STEPS = {
     "cache": "lower group_size, harvest_samples, eval_batch or max_new_tokens",
     "features": "lower feature_memory",
     "decoding": "lower eval_batch, prompts_per_step, group_size, harvest_samples or max_pixels",
-    "gathered": "take a smaller model: all its weights are put together to write a chain",
+    "gathered": "take a smaller model: to generate, all its weights are gathered on each GPU",
     "process": "give the machine more memory: libraries alone take most of this",
 }
 
 
 def add_resource_estimates(
-    report: Report, params: Params, models: Sequence[Model], workload: Workload, found: DataReport, machine: Machine, root: Path,
+    report: DoctorReport, params: Params, models: Sequence[Model], workload: Workload, data: DataReport, machine: Machine, root: Path,
     quick: bool,
 ) -> None:  # fmt: skip
     """Add the estimates for a run of `models`, the base and the harvester if there is one; without `quick` also the hours."""
@@ -59,7 +59,7 @@ def add_resource_estimates(
     seconds: dict[str, dict[str, float]] = {}
     throughputs: list[Throughput] = []
     if not quick and planned is machine:
-        throughputs = [_find_throughput(params, model, workload, found, machine, world) for model in models]
+        throughputs = [_find_throughput(params, model, workload, data, machine, world) for model in models]
         other = (shapes[1], throughputs[1]) if harvester else None
         seconds = stage_seconds(shapes[0], params, workload, throughputs[0], harvester=other, world=world)
     on_cpu = planned.device == "cpu"
@@ -87,17 +87,17 @@ def add_resource_estimates(
     free = float(shutil.disk_usage(place).free)
     sizes = [(name, size_text(size)) for name, size in (*disk.items(), ("free", free))]
     report.tables.append(
-        Table(f"disk at {place}", ("", "size"), sizes, "at its fullest, with two checkpoints and one more")
+        Table(f"disk at {place}", ("", "size"), sizes, "at its peak: two saved checkpoints and a third being written")
     )
     report.findings += [
         Finding(
-            "note", "chains that do not travel", each.stage,
-            f"samples {each.chains:,} chains, of which about {each.travelling:,} travel with the notebook "
+            "note", "chains not in the notebook", each.stage,
+            f"samples {each.chains:,} chains, of which about {each.embedded:,} are saved in the notebook "
             f"({size_text(each.notebook)})",
             "open it with a kernel to search the others",
         )
         for each in notebook_explorers(params, workload)
-        if each.travelling < each.chains
+        if each.embedded < each.chains
     ]  # fmt: skip
     held = {stage: {name: times * part for name, part in parts.items()} for stage, parts in memory.items()}
     report.findings += [
@@ -116,25 +116,25 @@ def nearest_existing(folder: Path) -> Path:
 
 
 def _find_throughput(
-    params: Params, model: Model, workload: Workload, found: DataReport, machine: Machine, world: int
+    params: Params, model: Model, workload: Workload, data: DataReport, machine: Machine, world: int
 ) -> Throughput:
     """Throughput of a model on this machine, with decoding of its clips."""
     from labkit.policy.model import load_policy
 
     vision = VisionShape(model.shape.patch, model.shape.merge, model.shape.temporal)
-    if not model.whole or model.shape.text_parameters + model.shape.vision_parameters > MAX_MEASURED_PARAMETERS:
+    if not model.has_weights or model.shape.text_parameters + model.shape.vision_parameters > MAX_MEASURED_PARAMETERS:
         throughput = estimate_throughput(model.shape, params, machine.device)
     else:
         policy = load_policy(
             str(model.folder), dtype=params.dtype, device=machine.device, lora_rank=params.lora_rank,
             lora_alpha=params.lora_alpha,
         )  # fmt: skip
-        clip = found.clips["train"][0]
+        clip = data.clips["train"][0]
         grid = (-(-clip.frames // vision.temporal), clip.size[0] // vision.patch, clip.size[1] // vision.patch)
         throughput = measure_throughput(policy, per_process_params(params, world), workload, grid)
     timer = timer_for(machine.device, params.threads)
     if params.data != "world":
-        readable = [moment for moment in found.moments["train"] if found.videos[moment.video].readable]
+        readable = [moment for moment in data.moments["train"] if data.videos[moment.video].readable]
         return throughput._replace(reading=_decode_seconds(params, readable, vision))
     from labkit.embedded.world import write_world
 
@@ -172,20 +172,20 @@ def _largest_parts(parts: Mapping[str, float], text: Callable[[float], str]) -> 
     return [text(whole), ", ".join(f"{name} {text(part)}" for name, part in largest if part >= 0.01 * whole)]
 
 
-def _memory_findings(stage: str, parts: Mapping[str, float], others: float, there: float) -> list[Finding]:
+def _memory_findings(stage: str, parts: Mapping[str, float], others: float, available: float) -> list[Finding]:
     step = "take a smaller model, bfloat16 or adapters (lora_rank)"
     largest = max(parts, key=lambda part: parts[part])
     if largest in ("activations", "logits"):
         step = "lower sft_batch" if stage == "sft" else "lower prompts_per_pass"
         step += " or set gradient_checkpointing" if largest == "activations" else ""
-    elif largest in _MEMORY_STEPS:
-        step = _MEMORY_STEPS[largest]
-    found = _capacity_findings("memory", f"memory of {stage}", sum(parts.values()) + others, there, step)
-    return [each._replace(message=f"{each.message}, most of it {largest}") for each in found]
+    elif largest in _MEMORY_NEXT_STEPS:
+        step = _MEMORY_NEXT_STEPS[largest]
+    findings = _capacity_findings("memory", f"memory of {stage}", sum(parts.values()) + others, available, step)
+    return [each._replace(message=f"{each.message}, most of it {largest}") for each in findings]
 
 
-def _capacity_findings(kind: str, subject: str, needed: float, there: float, step: str) -> list[Finding]:
-    if not there or needed < _CAPACITY_WARNING * there:
+def _capacity_findings(kind: str, subject: str, needed: float, available: float, step: str) -> list[Finding]:
+    if not available or needed < _CAPACITY_WARNING * available:
         return []
-    message = f"may not suffice: about {size_text(needed)} of {size_text(there)}"
-    return [Finding("error" if needed > there else "warning", kind, subject, message, step)]
+    message = f"may not suffice: about {size_text(needed)} of {size_text(available)}"
+    return [Finding("error" if needed > available else "warning", kind, subject, message, step)]

@@ -15,7 +15,7 @@ from labkit.doctor.workload import (
     traces_per_clip,
 )
 from labkit.params import Params
-from labkit.stages.harvest import PROMPTS_A_PART
+from labkit.stages.harvest import PROMPTS_PER_PART
 from labkit.stages.sft import sft_batch_size, sft_steps
 
 NOTEBOOK_SECONDS = 12.0
@@ -94,10 +94,10 @@ class _StageTimes:
 
     def harvest(self) -> dict[str, float]:
         harvested = min(self.params.harvest_prompts, self.workload.train)
-        parts = harvested / PROMPTS_A_PART / self.world
+        parts = harvested / PROMPTS_PER_PART / self.world
         clips = self.workload.train_clips * harvested / max(1, self.workload.train)
         return {
-            "sampling": parts * self.sampling(PROMPTS_A_PART, self.params.harvest_samples),
+            "sampling": parts * self.sampling(PROMPTS_PER_PART, self.params.harvest_samples),
             "clips": self.encoding(clips, harvested),
         }
 

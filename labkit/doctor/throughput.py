@@ -98,7 +98,7 @@ def _measure_throughput(policy: Policy, p: Params, workload: Workload, grid: tup
 
     chains = torch.zeros(count * p.group_size, answer, dtype=torch.long, device=policy.device)
     packed = pack_shared_prefix(one_pass, chains, torch.ones_like(chains), [p.group_size] * count)
-    read = sum(len(prompt.ids) - 1 for prompt in one_pass) + chains.numel()
+    packed_tokens = sum(len(prompt.ids) - 1 for prompt in one_pass) + chains.numel()
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6)
     model.train()
@@ -114,7 +114,11 @@ def _measure_throughput(policy: Policy, p: Params, workload: Workload, grid: tup
         with torch.no_grad():
             packed.log_probs(model, p.temperature)
 
-    learning, update, forward = timed(forward_backward) / read, timed(optimizer_step), timed(forward_only) / read
+    learning, update, forward = (
+        timed(forward_backward) / packed_tokens,
+        timed(optimizer_step),
+        timed(forward_only) / packed_tokens,
+    )
     temporal, patch = policy.base.config.vision_config.temporal_patch_size, policy.base.config.vision_config.patch_size
     pixels = torch.zeros(grid[0] * grid[1] * grid[2], 3 * temporal * patch * patch)
     vision = timed(lambda: encode_clip(policy, ClipPatches(pixels, grid, 1.0))) / max(1.0, workload.video_tokens)

@@ -212,18 +212,18 @@ def disk_bytes(
     }
 
 
-class Explorer(NamedTuple):
-    """Size of an explorer that a notebook holds."""
+class NotebookExplorer(NamedTuple):
+    """Size of the explorer that is saved in a notebook."""
 
     stage: str
     chains: int
-    travelling: int
+    embedded: int
     """Those of them that are saved in the notebook itself; the others are read from the stage's rollouts."""
     notebook: float
     """Bytes of the notebook, about: half of a text's length in base64, its clips, and figures."""
 
 
-def notebook_explorers(params: Params, workload: Workload) -> list[Explorer]:
+def notebook_explorers(params: Params, workload: Workload) -> list[NotebookExplorer]:
     """The notebooks that hold an explorer: what is saved in them is bounded, see `labkit.views.explorer.subset`."""
     from labkit.views.explorer.subset import MOST_BYTES, MOST_CHAINS, MOST_SHEET_BYTES
 
@@ -236,8 +236,8 @@ def notebook_explorers(params: Params, workload: Workload) -> list[Explorer]:
     each = (
         60 + 0.25 * 4 * COMPLETION_FRACTION * p.max_new_tokens
     )  # packed: a quarter of its characters, and its columns
-    found = []
+    explorers = []
     for stage, count in chains.items():
-        travelling = int(min(count, MOST_CHAINS, MOST_BYTES / each))
-        found.append(Explorer(stage, count, travelling, 4 / 3 * (travelling * each + MOST_SHEET_BYTES) + 1e6))
-    return found
+        embedded = int(min(count, MOST_CHAINS, MOST_BYTES / each))
+        explorers.append(NotebookExplorer(stage, count, embedded, 4 / 3 * (embedded * each + MOST_SHEET_BYTES) + 1e6))
+    return explorers

@@ -1,7 +1,7 @@
-"""Notebooks: the five of a run executed in sequence by Papermill, in this very interpreter, also when one fails.
+"""Execution of a run's five notebooks in sequence by Papermill, with this interpreter as the kernel.
 
-Papermill alone takes whatever kernel is registered as `python3`, which may belong to another environment. And after a
-killed kernel the saved notebook calls cells completed that never ran, and shows no error.
+Papermill alone takes whatever kernel is registered as `python3`, which may belong to another environment; and after a
+killed kernel it saves a notebook that calls cells completed that never ran, and shows no error.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from labkit.stages.distributed.launcher_variables import launcher_variables
 from labkit.stages.distributed.preemption import handle_preemption, stop_requested
 
 BANNER_TAG = "labkit-error"
-COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+ANSI_COLORS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def run_notebooks(
@@ -39,7 +39,7 @@ def run_notebooks(
 
     `say` takes plain lines of progress; by default they go to standard output. Everything is checked before any work.
     Raises LabError for bad input, NotebookError when a cell fails, and Stopped when SIGUSR2 asked the
-    run to stop; what the notebook had reached then stands in the run's directory.
+    run to stop; the partial notebook is then in the run's directory.
     """
     run = Run.open(read_params(params_file, overrides), check=notebooks_of)
     sources = notebooks_of(run.root)
@@ -52,13 +52,13 @@ def run_notebooks(
                     f"ignored: {launcher}'s variables ({', '.join(names)}); the parameters say how many processes work"
                 )
         with handle_preemption(run.path / ".stop"):
-            _in_sequence(run, sources, log)
+            _run_sequence(run, sources, log)
     finally:
         unlock(run.path / ".sequence.lock")
     return run
 
 
-def _in_sequence(run: Run, sources: Mapping[str, Path], say: Callable[[str], None]) -> None:
+def _run_sequence(run: Run, sources: Mapping[str, Path], say: Callable[[str], None]) -> None:
     params, start = run.params, time.monotonic()
     # The defaults stand in the notebooks' own cells or in Params: only what differs needs to be said there.
     given = {name: value for name, value in params.as_dict().items() if name == "run" or name in params.changed()}
@@ -71,7 +71,7 @@ def _in_sequence(run: Run, sources: Mapping[str, Path], say: Callable[[str], Non
         try:
             execute(sources[name], target, given, cwd=run.root, say=lambda line: say(f"    {line}"))
         except NotebookError:
-            if not stop_requested():  # else it is how a notebook stops, in this process or in another
+            if not stop_requested():  # otherwise the error is the stop itself, in this process or in a worker
                 raise
         if stop_requested() and not run.finished(STAGES[-1]):
             say(f"{label} stopped as asked")
@@ -94,7 +94,7 @@ def execute(
     from nbclient.exceptions import DeadKernelError
 
     temporary = target.with_name(f".{target.stem}.running.ipynb")
-    lines = _Lines(say)
+    lines = _LineWriter(say)
     # One params file serves all five notebooks; their second cells check the names, so Papermill need not.
     logging.getLogger("papermill").setLevel(logging.ERROR)
     logging.getLogger("papermill.translators").setLevel(logging.ERROR)
@@ -113,22 +113,22 @@ def execute(
         )
     except papermill.PapermillExecutionError as error:
         lines.close()
-        _mark(temporary, f"{error.ename}: {error.evalue}")
+        _add_banner(temporary, f"{error.ename}: {error.evalue}")
         message = f"{target.name}, cell [{error.exec_count}]: {error.ename}: {error.evalue}"
         user_error = error.ename == "LabError"
         if trouble := _file_trouble(error.ename, error.evalue):
             message += f"; {trouble}"
         elif not user_error:
-            message += "\n" + COLOURS.sub("", "\n".join(error.traceback))
-        raise NotebookError(f"{message}\nwhat it had reached is in {target}", user_error) from None
+            message += "\n" + ANSI_COLORS.sub("", "\n".join(error.traceback))
+        raise NotebookError(f"{message}\nthe partial notebook is {target}", user_error) from None
     except DeadKernelError:
-        _mark(temporary, "the kernel died (killed, or out of memory)")
+        _add_banner(temporary, "the kernel died (killed, or out of memory)")
         raise NotebookError(
-            f"{target.name}: the kernel died, as it does when it is killed or runs out of memory; what it had reached "
-            f"is in {target}. The same command goes on from the newest checkpoint"
+            f"{target.name}: the kernel died, as it does when it is killed or runs out of memory; the partial "
+            f"notebook is {target}. The same command goes on from the newest checkpoint"
         ) from None
     except BaseException as error:
-        _mark(temporary, _how_it_ended(error))
+        _add_banner(temporary, _end_reason(error))
         raise
     finally:
         lines.close()
@@ -140,7 +140,7 @@ def execute(
 def sign(path: Path, say: Callable[[str], None]) -> None:
     """Trust a notebook that this program wrote, in the user's own database, as `jupyter trust` does.
 
-    JupyterLab shows the widgets and the HTML of no other. What keeps it from being signed is one line to `say`.
+    JupyterLab shows the widgets and the HTML of no other. A failure is reported in one line to `say`.
     """
     import nbformat
     from nbformat.sign import NotebookNotary
@@ -148,7 +148,7 @@ def sign(path: Path, say: Callable[[str], None]) -> None:
     trusted, why = False, "its signature was not kept"
     try:
         notebook = nbformat.read(path, 4)
-        for step in ("sign", "check_signature"):  # a database that cannot be written is one in memory, without a word
+        for step in ("sign", "check_signature"):  # a database that cannot be written silently becomes one in memory
             notary = NotebookNotary()
             try:
                 trusted = bool(getattr(notary, step)(notebook))
@@ -162,16 +162,16 @@ def sign(path: Path, say: Callable[[str], None]) -> None:
         )
 
 
-def _how_it_ended(error: BaseException) -> str:
+def _end_reason(error: BaseException) -> str:
     if isinstance(error, Terminated):
-        return f"ended from outside ({error.signal})"
+        return f"terminated ({error.signal})"
     return "interrupted (Ctrl-C)" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
 
 
 def _file_trouble(name: str, value: str) -> str | None:
-    """The next step where a cell was ended by an OSError of the file system, from its name and text."""
-    found = re.match(r"\[Errno (\d+)\]", value) if isinstance(getattr(builtins, name, None), type) else None
-    return NEXT_STEPS.get(int(found[1])) if found else None
+    """The next step where a cell raised an OSError of the file system, from the error's name and text."""
+    match = re.match(r"\[Errno (\d+)\]", value) if isinstance(getattr(builtins, name, None), type) else None
+    return NEXT_STEPS.get(int(match[1])) if match else None
 
 
 def _kernel_manager_class() -> type:
@@ -189,7 +189,7 @@ def _kernel_manager_class() -> type:
 
 
 def _register_engine() -> str:
-    """Papermill's name of the engine that keeps the saved notebook honest, and easy to read."""
+    """Register labkit's Papermill engine, which saves the true state of each cell, and return its name."""
     from papermill.engines import papermill_engines
 
     from labkit.runs.papermill_engine import HonestEngine
@@ -198,7 +198,7 @@ def _register_engine() -> str:
     return "labkit"
 
 
-def _mark(path: Path, what: str) -> None:
+def _add_banner(path: Path, what: str) -> None:
     """Put a banner on top of a notebook that stopped."""
     import nbformat
 
@@ -214,8 +214,8 @@ def _mark(path: Path, what: str) -> None:
     nbformat.write(notebook, path)
 
 
-class _Lines:
-    """A text stream that hands on whole lines, for a batch log."""
+class _LineWriter:
+    """A text stream that passes complete lines to `say`, for a batch log."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say, self.rest = say, ""
@@ -228,7 +228,7 @@ class _Lines:
         return len(text)
 
     def flush(self) -> None:
-        """Nothing: a line is handed on when it is whole."""
+        """Nothing: a line is passed on when it is complete."""
 
     def close(self) -> None:
         if self.rest.strip():

@@ -1,6 +1,6 @@
 """A job of SLURM or of this machine: `labkit run` of one run, requeued when it is preempted, and the record of its events.
 
-The job is a thin process around the command. When the scheduler gives notice, it asks the command to stop, waits until the
+The job is a small process around the command. When the scheduler signals the end, it asks the command to stop, waits until the
 newest step is saved, and is requeued. The events that it appends to job.jsonl in the run's directory serve `labkit status`.
 """
 
@@ -46,36 +46,36 @@ SLURM_TIMEOUT = 60.0
 
 
 class JobError(RuntimeError):
-    """The command of a job ended badly; its own message stands above in the job's log."""
+    """The command of a job failed; its own message stands above in the job's log."""
 
 
 @dataclass
 class RunJob:
-    """What is submitted: called it runs the notebooks, and `checkpoint` is how submitit has it prepare for a requeue."""
+    """The callable that submitit submits: it runs the notebooks, and submitit calls `checkpoint` before a requeue."""
 
     folder: Path
-    """The run's directory; its params.yaml is what counts, whatever became of the file that was submitted."""
+    """The run's directory; its params.yaml is used, not the file that was submitted."""
     root: Path
     """The project, where the command runs."""
     overrides: dict[str, str]
-    patience: float
-    """Seconds from the notice until the job ends whether or not the run has stopped."""
+    stop_timeout: float = 240.0
+    """Seconds that the run has to stop after the signal; then the job ends whether or not it has."""
     environment: dict[str, str | None] = field(default_factory=dict)
-    """What the command finds changed in its environment; None takes a variable away."""
+    """Environment variables that are set for the command; None removes one."""
     start: int = 1
-    """Which of its starts this is, those that waited for their turn among them."""
+    """Number of this start, from 1; starts that only waited for earlier jobs count too."""
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
     noticed: bool = field(default=False, repr=False)
 
     def __call__(self) -> None:
         """Run to the end; raises JobError when the command fails."""
-        signal.signal(signal.SIGTERM, _on_sigterm)  # submitit lets it pass, and nothing could then end a local job
+        signal.signal(signal.SIGTERM, _on_sigterm)  # submitit ignores it, and nothing could then end a local job
         overrides = [word for name, value in self.overrides.items() for word in ("-p", name, value)]
         command = [sys.executable, "-m", "labkit", "run", str(self.folder / "params.yaml"), *overrides]
         changed = {**os.environ, **self.environment}
         environment = {name: value for name, value in changed.items() if value is not None}
         try:
-            _wait_for_turn()
+            _wait_for_earlier_jobs()
             self._record("started", host=socket.gethostname(), process=os.getpid())
             self.process = subprocess.Popen(command, cwd=self.root, env=environment)
             # Not Popen.wait: the notice may come while it holds the lock that `checkpoint` would need.
@@ -93,10 +93,10 @@ class RunJob:
             raise
         finally:
             if self.process is not None:
-                self._end()
+                self._terminate()
 
-    def _end(self) -> None:
-        """End the command where it has not ended; it leaves its notebook as far as it came, unless it has had its time."""
+    def _terminate(self) -> None:
+        """End the command where it has not ended; it saves its partial notebook, unless `stop_timeout` has passed."""
         assert self.process is not None
         if not self.noticed:
             self.process.terminate()
@@ -113,16 +113,16 @@ class RunJob:
         from submitit import JobEnvironment
         from submitit.helpers import DelayedSubmission
 
-        how = "it was still waiting for its turn"
+        how = "it was waiting for earlier jobs of the sweep"
         self.noticed = True
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # SLURM sends it to what it has been told to requeue
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # SLURM sends it to a job that it is about to requeue
         if self.process is not None:
             self.process.send_signal(signal.SIGUSR2)
-            deadline = time.monotonic() + self.patience
+            deadline = time.monotonic() + self.stop_timeout
             while (ended := _exit_status(self.process.pid)) is None and time.monotonic() < deadline:
                 time.sleep(0.2)
             how = {
-                None: f"the run did not stop in {self.patience:g} s",
+                None: f"the run did not stop in {self.stop_timeout:g} s",
                 os.EX_TEMPFAIL: "the run had saved and stopped",
             }.get(ended, f"the run had ended with exit code {ended}")
         if self.start >= MAX_LOCAL_STARTS and JobEnvironment().cluster == "local":
@@ -139,8 +139,8 @@ class RunJob:
         record_event(self.folder, event, job=JobEnvironment().job_id, **details)
 
 
-def _wait_for_turn() -> None:
-    """On one machine the jobs of a sweep run one after another; the turn ends with this process.
+def _wait_for_earlier_jobs() -> None:
+    """On one machine the jobs of a sweep run one after another; the lock is released when this process ends.
 
     Raises LabError where the file system gives no locks.
     """
@@ -150,12 +150,12 @@ def _wait_for_turn() -> None:
 
     environment = JobEnvironment()
     if environment.cluster == "local":
-        turn = environment.paths.folder / ".turn"
-        handle = open_lock(turn)
+        lock_file = environment.paths.folder / ".turn"
+        handle = open_lock(lock_file)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError as error:
-            raise no_locks_error(turn, error) from None
+            raise no_locks_error(lock_file, error) from None
 
 
 def _on_sigterm(*_: Any) -> None:
@@ -164,8 +164,8 @@ def _on_sigterm(*_: Any) -> None:
 
 def _exit_status(process: int) -> int | None:
     """The exit code of a child, or the number of the signal that ended it; None while it runs."""
-    found = os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-    return found and found.si_status
+    status = os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+    return status and status.si_status
 
 
 def record_event(folder: Path, event: str, **details: Any) -> None:
@@ -176,7 +176,7 @@ def record_event(folder: Path, event: str, **details: Any) -> None:
 
 
 class Job(NamedTuple):
-    """What is known of the newest job of a run."""
+    """The newest job of a run: its id, log, last event and state."""
 
     id: str
     cluster: str
@@ -190,8 +190,8 @@ class Job(NamedTuple):
     details: dict[str, Any]
     """`time` of that, and what else was noted: `host`, `process`, `how`, `why`."""
     state: str | None
-    """What the scheduler says now: SLURM's word or, for a local job, RUNNING; GONE when it knows of no such job; None where
-    it cannot be asked."""
+    """State by the scheduler now: SLURM's word or, for a local job, RUNNING; GONE when it knows of no such job; None where
+    the scheduler cannot be asked."""
 
     @property
     def active(self) -> bool:
@@ -229,7 +229,7 @@ def _scheduler_state(job: str, cluster: str, host: str) -> str | None:
             command = Path(f"/proc/{job}/cmdline").read_bytes()
         except OSError:
             return "GONE"
-        return "RUNNING" if b"submitit.local._local" in command else "GONE"  # else a stranger has the number now
+        return "RUNNING" if b"submitit.local._local" in command else "GONE"  # else another process has that id now
     queue = _slurm("squeue", "-h", "-o", "%T", "-j", job)
     if queue is None:
         return None

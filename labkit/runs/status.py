@@ -1,4 +1,4 @@
-"""Status: how far a run is, on whatever machine it works, read from its manifest, progress file, log and job events.
+"""Status: how far a run is, on whatever machine it works, from its manifest, progress file, log and job events.
 
 SLURM is asked for the job's state where its commands are installed.
 """
@@ -21,7 +21,7 @@ from labkit.runs.run import STAGE_LOCK, STAGES, read_manifest
 from labkit.runs.slurm_job import read_job
 from labkit.table import Table
 
-LINES = 5
+LOG_LINES = 5
 """Last lines of the log that are shown."""
 
 
@@ -39,8 +39,8 @@ def read_status(folder: str | Path) -> dict[str, Any]:
         state = entry.get("state", "new")
         stage = {"state": state, "started": entry.get("started"), "seconds": entry.get("seconds")}
         if state == "running":
-            # A lock held on another node may not be seen from here; a job that is there may.
-            alive = _held(folder / STAGE_LOCK) or (job is not None and job.event == "started" and job.active)
+            # A lock held on another node may be invisible here; the state of its job is not.
+            alive = _is_locked(folder / STAGE_LOCK) or (job is not None and job.event == "started" and job.active)
             stage["state"] = "running" if alive else "broken off"
             step = read_step(folder / PROGRESS_FILE)
             stage["step"] = step._asdict() if step and step.time >= entry["started"] else None
@@ -50,9 +50,9 @@ def read_status(folder: str | Path) -> dict[str, Any]:
         }
         stages[name] = stage
     log = folder / LOG_FILE
-    lines = tail(log, LINES)
+    lines = tail(log, LOG_LINES)
     if job is not None and not lines:
-        log, lines = job.log, tail(job.log, LINES)  # it did not come to the first notebook
+        log, lines = job.log, tail(job.log, LOG_LINES)  # it failed before the first notebook
     return {
         "run": folder.resolve().name,
         "job": job and {**job._asdict(), "log": str(job.log), "active": job.active},
@@ -76,15 +76,15 @@ def status_text(folder: str | Path) -> str:
     rows = []
     for run in runs:
         status = read_status(run)
-        name, stage = _current(status["stages"])
-        rows.append([status["run"], name, stage["state"], _step_text(stage), _job_words(status["job"])])
+        name, stage = _current_stage(status["stages"])
+        rows.append([status["run"], name, stage["state"], _step_text(stage), _job_text(status["job"])])
     return str(Table("", (), rows, align="l"))
 
 
 def _run_text(status: Mapping[str, Any]) -> str:
     blocks = [f"run {status['run']}"]
     if job := status["job"]:
-        blocks[0] += f": {_job_words(job)}"
+        blocks[0] += f": {_job_text(job)}"
     rows = []
     for name, stage in status["stages"].items():
         figures = ", ".join(f"{MODELS[model]} {100 * miou:.1f} mIoU" for model, miou in stage["figures"].items())
@@ -97,7 +97,7 @@ def _run_text(status: Mapping[str, Any]) -> str:
     return "\n\n".join(blocks)
 
 
-def _current(stages: Mapping[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+def _current_stage(stages: Mapping[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
     """The first stage that is not finished, or the last."""
     return next(
         ((name, stage) for name, stage in stages.items() if stage["state"] != "finished"), list(stages.items())[-1]
@@ -112,25 +112,25 @@ def _step_text(stage: Mapping[str, Any]) -> str:
     return f"{step['what']} {step['done']} of {step['total']}{left}{note}"
 
 
-def _job_words(job: Mapping[str, Any] | None) -> str:
-    """A job in words: which, what happened last and when, and what the scheduler says."""
+def _job_text(job: Mapping[str, Any] | None) -> str:
+    """A job as text: its id, its last event with the time, and its state by the scheduler."""
     if job is None:
         return "not submitted"
     details = job["details"]
     when = datetime.fromisoformat(details["time"]).astimezone().strftime("%d %b %H:%M")
-    words = f"{job['cluster']} job {job['id']}, {job['event']} {when}"
-    words += f" on {details['host']}" if job["event"] == "started" else ""
-    words += f" ({details.get('how') or details.get('why')})" if details.get("how") or details.get("why") else ""
-    words += f", attempt {job['attempts']}" if job["attempts"] > 1 else ""
+    text = f"{job['cluster']} job {job['id']}, {job['event']} {when}"
+    text += f" on {details['host']}" if job["event"] == "started" else ""
+    text += f" ({details.get('how') or details.get('why')})" if details.get("how") or details.get("why") else ""
+    text += f", attempt {job['attempts']}" if job["attempts"] > 1 else ""
     if job["active"] or job["event"] in ("submitted", "started", "requeued"):
-        words += f"; {job['state'] or 'its state cannot be asked here'}"
-    return words
+        text += f"; {job['state'] or 'its state is unknown here'}"
+    return text
 
 
-def _held(lock: Path) -> bool:
-    """Whether a process holds this lock, on this machine or, where locks reach that far, on another.
+def _is_locked(lock: Path) -> bool:
+    """Whether a process holds this lock, on this machine or, where the file system shares locks, on another.
 
-    Where the file system gives no locks here, nobody is seen to hold one.
+    False where the file system has no locks.
     """
     if not lock.exists():
         return False

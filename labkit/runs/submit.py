@@ -2,7 +2,7 @@
 
 Everything that can be wrong is checked here, while somebody is looking. On SLURM the job is the batch script itself, on
 the first node: there the notebooks run, and only training spreads to the other nodes, by steps of its own. So the notice
-before the end goes to the script alone (`--signal=B:`), and what it asks to stop saves before it stops.
+before the end goes to the script alone (`--signal=B:`), and the run that it asks to stop saves a checkpoint first.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ SLURM_ONLY = ("cpus", "memory", "partition", "account", "qos", "options")
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What each job asks the scheduler for."""
+    """Resources that each job requests from the scheduler."""
 
     time: str = "24:00:00"
-    """Time limit in SLURM's forms; a job that reaches it goes on in a new place in the queue. The jobs of a
+    """Time limit in SLURM's forms; a job that reaches it is requeued and resumes. The jobs of a
     local sweep take turns and share the sum of their limits."""
     nodes: int = 1
     gpus: int = 0
@@ -50,7 +50,7 @@ class Resources:
     options: Mapping[str, str] = field(default_factory=dict)
     """Any other option of sbatch, by its long name."""
     notice: int = 300
-    """Seconds before the time limit at which a job is told: at least one step of training and the saving of it."""
+    """Seconds before the time limit at which a job gets the signal to stop: at least one step of training and the saving of it."""
     requeues: int = 20
     """How often a job may reach its time limit; a local one five times at most."""
 
@@ -64,10 +64,10 @@ def minutes(time: str) -> int:
     Raises:
         LabError: it is none of these, or nothing.
     """
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time.strip())
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time.strip())
     seconds = 0
-    if found:
-        days, *rest = found.groups()
+    if match:
+        days, *rest = match.groups()
         parts = [int(part) for part in rest if part is not None]
         if days is None and len(parts) < 3:
             parts = [0, *parts]  # without days one number is minutes, two are minutes and seconds
@@ -94,23 +94,23 @@ def sweep(name: str, sweeps: Iterable[str]) -> list[dict[str, str]]:
     axes: dict[str, list[str]] = {}
     for text in sweeps:
         parameter, _, listed = text.partition("=")
-        values = [value.strip() for value in listed.split(",")]
-        if not parameter or not all(values):
+        texts = [value.strip() for value in listed.split(",")]
+        if not parameter or not all(texts):
             raise LabError(f"sweep: '{text}' must be a parameter and its values, such as seed=0,1,2")
         if parameter == "run" or parameter in axes:
             raise LabError(
-                f"sweep: '{parameter}' " + ("names the runs itself" if parameter == "run" else "stands twice")
+                f"sweep: '{parameter}' " + ("names the runs itself" if parameter == "run" else "is given twice")
             )
-        axes[parameter] = values
-    found = []
-    for point in itertools.product(*axes.values()):
-        chosen = dict(zip(axes, point, strict=True))
-        ending = "".join(f"-{parameter}{value}" for parameter, value in chosen.items())
-        found.append({**chosen, "run": name + re.sub(r"[^A-Za-z0-9._-]+", "_", ending)})
-    names = [each["run"] for each in found]
+        axes[parameter] = texts
+    variants = []
+    for values in itertools.product(*axes.values()):
+        overrides = dict(zip(axes, values, strict=True))
+        ending = "".join(f"-{parameter}{value}" for parameter, value in overrides.items())
+        variants.append({**overrides, "run": name + re.sub(r"[^A-Za-z0-9._-]+", "_", ending)})
+    names = [each["run"] for each in variants]
     if twice := sorted({each for each in names if names.count(each) > 1}):
         raise LabError(f"sweep: two runs would be called {', '.join(twice)}; give each value once")
-    return found
+    return variants
 
 
 def submit(
@@ -122,7 +122,7 @@ def submit(
     local: bool = False,
     say: Callable[[str], None],
 ) -> list[str]:
-    """Submit the runs and return the ids of their jobs; what is finished already is said and left out.
+    """Submit the runs and return the ids of their jobs; finished runs are reported and skipped.
 
     Several runs are one job array. `processes` becomes the number of GPUs, whatever the file says, unless `overrides` or
     a sweep gives it.
@@ -130,15 +130,15 @@ def submit(
     Raises:
         LabError: anything that would keep a run from starting, or a run of these has a job already.
     """
-    executor_class = _executor_class(resources, local)
-    environment = _gpus_in_sight(resources.gpus) if local else {}
-    if local and (idle := [name for name in SLURM_ONLY if getattr(resources, name)]):
-        say(f"{', '.join(idle)}: only SLURM heeds it, --local does not")
+    make_executor = _executor_factory(resources, local)
+    environment = _visible_gpus(resources.gpus) if local else {}
+    if local and (ignored := [name for name in SLURM_ONLY if getattr(resources, name)]):
+        say(f"{', '.join(ignored)}: only SLURM uses it, --local ignores it")
     name = read_params(params_file, {**overrides, "processes": "1"}).run
     variants = sweep(name, sweeps)
-    chosen = [_chosen(params_file, {**overrides, **variant}, resources) for variant in variants]
-    runs = [Run.open(params, check=notebooks_of) for params in chosen]
-    waiting = []
+    all_params = [_run_params(params_file, {**overrides, **variant}, resources) for variant in variants]
+    runs = [Run.open(params, check=notebooks_of) for params in all_params]
+    unfinished = []
     for run in runs:
         if (job := read_job(run.path)) and job.active:
             end = f"kill {job.id}" if job.cluster == "local" else f"scancel {job.id}"
@@ -146,19 +146,19 @@ def submit(
         if run.finished(STAGES[-1]):
             say(f"{run.params.run} is finished, skipped")
         else:
-            waiting.append(run)
-    if not waiting:
+            unfinished.append(run)
+    if not unfinished:
         raise LabError("there is nothing to submit; `labkit results` shows the figures of a finished run")
     jobs = [
         RunJob(
-            run.path, run.root, patience=0.8 * resources.notice,
+            run.path, run.root, stop_timeout=0.8 * resources.notice,
             # A run that exists may have been written with others of these.
             overrides={"outputs": run.params.outputs, "processes": str(run.params.processes)},
             environment=environment,
         )
-        for run in waiting
+        for run in unfinished
     ]  # fmt: skip
-    executor = executor_class(runs[0].path.parent / "jobs" / name, len(jobs))
+    executor = make_executor(runs[0].path.parent / "jobs" / name, len(jobs))
     try:
         with _detached() if local else contextlib.nullcontext():
             submitted = executor.submit_array(jobs)
@@ -167,23 +167,23 @@ def submit(
             raise LabError(f"the scheduler did not take the job: {error}") from None
         raise
     cluster = "local" if local else "slurm"
-    for run, job in zip(waiting, submitted, strict=True):
-        size = f"{resources.nodes} x {resources.gpus} GPUs" if resources.gpus else _without_gpus(run.params, local)
+    for run, job in zip(unfinished, submitted, strict=True):
+        size = f"{resources.nodes} x {resources.gpus} GPUs" if resources.gpus else _no_gpu_text(run.params, local)
         log = str(job.paths.stdout)
         record_event(run.path, "submitted", job=job.job_id, cluster=cluster, log=log, host=socket.gethostname())
         work = f"{cluster} job {job.job_id}, {size}, {_processes_text(run.params.processes)}"
-        say(f"{run.params.run}: {work}; labkit status {_shown(run)}")
+        say(f"{run.params.run}: {work}; labkit status {_display_path(run)}")
     return [job.job_id for job in submitted]
 
 
-def _chosen(params_file: str | Path, changes: Mapping[str, str], resources: Resources) -> Params:
-    """The parameters of one run, a process for each GPU unless `changes` says otherwise.
+def _run_params(params_file: str | Path, changes: Mapping[str, str], resources: Resources) -> Params:
+    """The parameters of one run, a process for each GPU unless `changes` sets `processes`.
 
-    The number in the file is not heeded where GPUs are asked for: it suits whoever wrote the file. Raises LabError when
+    The number in the file is ignored where GPUs are asked for: it was chosen for another machine. Raises LabError when
     parameters are wrong, or the processes do not fit the GPUs and nodes.
     """
     gpus, nodes = resources.gpus * resources.nodes, resources.nodes
-    read_params(params_file, {**changes, "processes": "1"})  # what is wrong with any number of them is said first
+    read_params(params_file, {**changes, "processes": "1"})  # errors that do not depend on it come first
     spread = {"processes": str(gpus)} if gpus and "processes" not in changes else {}
     try:
         params = read_params(params_file, {**changes, **spread})
@@ -206,11 +206,11 @@ def _chosen(params_file: str | Path, changes: Mapping[str, str], resources: Reso
     return params
 
 
-def _gpus_in_sight(count: int) -> dict[str, str | None]:
-    """What a local job has to change so that it sees `count` of the GPUs that are in sight here, or all of them for 0.
+def _visible_gpus(count: int) -> dict[str, str | None]:
+    """The CUDA_VISIBLE_DEVICES of a local job that is to see `count` of the GPUs visible here, or all of them for 0.
 
     submitit numbers GPUs from 0 whatever this process may see, and hides all where none is asked for. Raises LabError
-    when fewer are in sight than are asked for.
+    when fewer are visible than are asked for.
     """
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     if not count:
@@ -228,30 +228,30 @@ def _gpus_in_sight(count: int) -> dict[str, str | None]:
 
 @contextlib.contextmanager
 def _detached() -> Iterator[None]:
-    """What is started within the block does not inherit this process's streams.
+    """Processes started within the block do not inherit this process's standard streams.
 
     submitit lets a local job keep them, and `labkit submit --local | tail` would wait for the end of the run.
     """
-    silence = os.open(os.devnull, os.O_RDWR)
-    kept = {}
+    devnull = os.open(os.devnull, os.O_RDWR)
+    saved = {}
     for number in (0, 1, 2):
         with contextlib.suppress(OSError):  # it is closed already
-            kept[number] = os.dup(number)
-        os.dup2(silence, number)
+            saved[number] = os.dup(number)
+        os.dup2(devnull, number)
     try:
         yield
     finally:
         for number in (0, 1, 2):
-            if number in kept:
-                os.dup2(kept[number], number)
-                os.close(kept[number])
+            if number in saved:
+                os.dup2(saved[number], number)
+                os.close(saved[number])
             else:
                 os.close(number)
-        os.close(silence)
+        os.close(devnull)
 
 
-def _without_gpus(params: Params, local: bool) -> str:
-    """What a job that asks for no GPU finds, in words."""
+def _no_gpu_text(params: Params, local: bool) -> str:
+    """Which GPUs a job sees that asks for none, in words."""
     if not local or params.device == "cpu":
         return "no GPU"
     import torch
@@ -260,10 +260,10 @@ def _without_gpus(params: Params, local: bool) -> str:
     return f"the {count} GPU{'s' * (count > 1)} of this machine" if count else "no GPU (this machine shows none)"
 
 
-def _executor_class(resources: Resources, local: bool) -> Callable[[Path, int], Any]:
-    """What makes the executor once its folder and how many jobs it gets are known.
+def _executor_factory(resources: Resources, local: bool) -> Callable[[Path, int], Any]:
+    """A function that makes the submitit executor from its folder and its number of jobs.
 
-    Raises LabError when this machine cannot submit so.
+    Raises LabError when this machine cannot submit such jobs.
     """
     limit = minutes(resources.time)
     if min(resources.nodes, resources.gpus + 1, resources.notice, resources.requeues + 1) < 1:
@@ -297,18 +297,18 @@ def _executor_class(resources: Resources, local: bool) -> Callable[[Path, int], 
     tasks = max(1, resources.gpus)
 
     def on_slurm(folder: Path, jobs: int) -> Any:
-        # Without `exec`, bash would be the one to hear the signal.
+        # Without `exec`, bash would receive the signal.
         executor = submitit.SlurmExecutor(
             folder, max_num_timeout=resources.requeues, python="exec " + shlex.quote(sys.executable)
         )
-        known = {"partition": resources.partition, "account": resources.account, "qos": resources.qos,
+        options = {"partition": resources.partition, "account": resources.account, "qos": resources.qos,
                  "cpus_per_task": resources.cpus, "mem": resources.memory and f"{resources.memory * 1024:.0f}MB",
                  "gpus_per_node": resources.gpus or None}  # fmt: skip
         executor.update_parameters(
             job_name=folder.name, time=limit, nodes=resources.nodes, ntasks_per_node=tasks, use_srun=False,
             stderr_to_stdout=True, signal_delay_s=resources.notice,
             additional_parameters={"signal": f"B:USR2@{resources.notice}", "requeue": True, **resources.options},
-            **{name: value for name, value in known.items() if value is not None},
+            **{name: value for name, value in options.items() if value is not None},
         )  # fmt: skip
         return executor
 
@@ -324,5 +324,5 @@ def _processes_text(count: int) -> str:
     return "a process for each GPU" if not count else f"{count} process" + "es" * (count > 1)
 
 
-def _shown(run: Run) -> str:
+def _display_path(run: Run) -> str:
     return str(run.path.relative_to(run.root) if run.path.is_relative_to(run.root) else run.path)

@@ -41,18 +41,18 @@ def source_version(root: Path = Path(__file__).parents[2]) -> dict[str, Any]:
     return {"commit": commit.strip(), "changed": bool(changes.strip())}
 
 
-def version_text(told: dict[str, Any]) -> str:
-    """The labkit of a manifest, or of a stage in it, in words.
+def version_text(entry: dict[str, Any]) -> str:
+    """The version of labkit in a manifest, or in a stage's entry, as text.
 
     >>> version_text({"labkit": "0.1.0", "commit": "914270c5d0", "changed": True})
     '0.1.0, commit 914270c with local changes'
     >>> version_text({"labkit": "0.1.0"})
     '0.1.0'
     """
-    words = str(told.get("labkit", "not written down"))
-    if commit := told.get("commit"):
-        words += f", commit {str(commit)[:7]}" + (" with local changes" if told.get("changed") else "")
-    return words
+    text = str(entry.get("labkit", "not recorded"))
+    if commit := entry.get("commit"):
+        text += f", commit {str(commit)[:7]}" + (" with local changes" if entry.get("changed") else "")
+    return text
 
 
 def _git(root: Path, *command: str) -> str | None:

@@ -86,8 +86,8 @@ class Protocol:
             ("cut to the video", "yes" if self.clips else "no"),
             ("interval", self._interval()),
         ]
-        lines += [(name, _shown(self.settings.get(name))) for name in SETTINGS]
-        return lines + [(name, _shown(value)) for name, value in self.settings.items() if name not in SETTINGS]
+        lines += [(name, _setting_text(self.settings.get(name))) for name in SETTINGS]
+        return lines + [(name, _setting_text(value)) for name, value in self.settings.items() if name not in SETTINGS]
 
     def as_dict(self) -> dict[str, Any]:
         """The card for a program; settings that nobody stated are None, and so is a rate of nothing."""
@@ -124,5 +124,5 @@ class Protocol:
         return f"{count:,} ({', '.join(examples)}{', ...' if count > len(examples) else ''})"
 
 
-def _shown(value: object) -> str:
+def _setting_text(value: object) -> str:
     return UNKNOWN if value is None else str(value)

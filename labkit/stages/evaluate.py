@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from labkit.chain.anchors import parse
-from labkit.chain.metrics import chain_figures
-from labkit.chain.question_answering import answering_figures
 from labkit.data.moments import Moment
 from labkit.embedded.true_words import word_figures
 from labkit.errors import LabError
@@ -21,6 +19,7 @@ from labkit.policy.generate import Completion, generate
 from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy
 from labkit.policy.prompt_source import prefetch
+from labkit.stages.completions import figures_of_chains
 from labkit.stages.provenance import UNSHARDED, Provenance, question_digest, require_same_provenance, shard_ranges
 from labkit.stages.rollouts import UNPAID, Rollout, RolloutStore, read_file
 
@@ -168,9 +167,7 @@ def evaluate_answers(answers: Mapping[str, Rollout], moments: Sequence[Moment]) 
         parse(rollout.text, finished=rollout.finished, options=len(moment.options))
         for rollout, moment in zip(rollouts, moments, strict=True)
     ]
-    windows = [moment.windows for moment in moments]
-    figures = chain_figures(chains, windows, [moment.duration for moment in moments])
-    figures |= answering_figures(chains, windows, [moment.choice for moment in moments])
+    figures = figures_of_chains(chains, moments)
     figures |= word_figures({rollout.qid: rollout.text for rollout in rollouts}, moments)
     return Evaluation(figures, rollouts)
 

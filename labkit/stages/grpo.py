@@ -25,22 +25,21 @@ from labkit.policy.packed_logprobs import pack_shared_prefix
 from labkit.policy.prompt_source import prefetch
 from labkit.stages.arguments import grpo_config
 from labkit.stages.checkpoints import finish_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
+from labkit.stages.completions import ScoredCompletion, score_completion
 from labkit.stages.distributed.launcher_variables import single_process
 from labkit.stages.distributed.preemption import stop_callback
 from labkit.stages.distributed.process_group import all_gather_object, barrier, process_rank
 from labkit.stages.experimental.vllm_generation import generate_rollouts
 from labkit.stages.grpo_steps import (
     GrpoResult,
-    ScoredCompletion,
     recorded_figures,
     reward_terms,
-    score_completion,
     should_stop,
     stage_params,
     step_figures,
 )
 from labkit.stages.probes import Probes, probe_callback
-from labkit.stages.rollouts import Rollout, RolloutStore
+from labkit.stages.rollouts import RolloutStore
 from labkit.stages.sharding import ignore_vision_modules, require_same_sharding, require_sharding
 from labkit.stages.start import frozen_copy, require_start, restored, stage_seed
 
@@ -109,30 +108,32 @@ def train_grpo(
     barrier()
     seed = stage_seed(params.seed, stage)
     asked = {moment.qid: moment for moment in moments}
+    terms = reward_terms(moments)
+    order = shuffled_order(list(asked), params.grpo_steps * size, seed, block=size)
     figures = recorded_figures(store.read(), asked, spec, params.group_size)
     # A run that was killed between its last step and its end has no step left to take.
     steps = step_of(checkpoint) if should_stop(figures, step_of(checkpoint), params) else params.grpo_steps
-    order = shuffled_order(list(asked), steps * size, seed, block=size)
     mine = slice(process_rank().rank * (size // world), (process_rank().rank + 1) * (size // world))
     prefetch(
         source,
         [
             qid
-            for begin in range(step_of(checkpoint) * size, len(order), size)
+            for begin in range(step_of(checkpoint) * size, steps * size, size)
             for qid in order[begin : begin + size][mine]
         ],
     )
     arguments = grpo_config(
         policy, source, folder, params, steps=steps, seed=seed, prompts_per_pass=per_pass,
-        reward_weights=[spec.weights[term] for term in reward_terms(moments)],
+        reward_weights=[spec.weights[term] for term in terms],
     )  # fmt: skip
     ignore_vision_modules(policy, arguments)
     reference = frozen_copy(policy) if params.beta and not policy.has_adapter else None
     with ignore_renames(), restored(policy, reference):
         trainer = trainer_class()(
-            policy, source, asked, spec, params, store, figures, reference, seed,
+            policy, source, asked, spec, terms, params, store, figures, reference, seed,
             names={"run": params.run, "stage": stage, "seed": params.seed, "checkpoint": policy.name},
-            on_step=on_step, on_resume=on_resume, probes=probes, args=arguments, train_dataset=Dataset.from_dict({"prompt": order}),
+            on_step=on_step, on_resume=on_resume, probes=probes, args=arguments,
+            train_dataset=Dataset.from_dict({"prompt": order}),
         )  # fmt: skip
         require_sharding(trainer)
         trainer.train_from(checkpoint)
@@ -209,6 +210,7 @@ def trainer_class() -> Any:
             source: Mapping[str, Prompt],
             moments: Mapping[str, Moment],
             spec: RewardSpec,
+            terms: Sequence[str],
             params: Params,
             store: RolloutStore,
             figures: dict[int, dict[str, float]],
@@ -231,7 +233,7 @@ def trainer_class() -> Any:
             super().__init__(
                 model=policy.model,
                 processing_class=policy.tokenizer,
-                reward_funcs=[self._reward(term) for term in reward_terms(moments.values())],
+                reward_funcs=[self._reward(term) for term in terms],
                 rollout_func=lambda prompts, trainer: trainer.rollout(prompts),
                 **kwargs,
             )
@@ -271,21 +273,17 @@ def trainer_class() -> Any:
         def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
             output = super()._generate_and_score_completions(inputs)
             step = self.state.global_step + 1
-            rows = zip(self.completions, output["advantages"].tolist(), strict=True)
-            records = all_gather_object([self._record(step, each, advantage) for each, advantage in rows])
+            prompt_tokens = {prompt.qid: len(prompt.ids) for prompt in self.asked}  # the source may have dropped them
+            records = all_gather_object([
+                each.rollout(
+                    **self.names, step=step, prompt_tokens=prompt_tokens[each.moment.qid], advantage=advantage, spec=self.spec
+                )
+                for each, advantage in zip(self.completions, output["advantages"].tolist(), strict=True)
+            ])  # fmt: skip
             if process_rank().rank == 0:
                 self.store.write(step, records)
-            self.figures[step] = step_figures(all_gather_object(self.completions), self.moments, self.num_generations)
+            self.figures[step] = step_figures(all_gather_object(self.completions), self.num_generations)
             return output
-
-        def _record(self, step: int, each: ScoredCompletion, advantage: float) -> Rollout:
-            terms: dict[str, Any] = {f"reward_{term}": value for term, value in each.rewards.terms.items()}
-            (prompt,) = (asked for asked in self.asked if asked.qid == each.qid)  # the source may have dropped it
-            return Rollout(
-                **self.names, step=step, qid=each.qid, sample=each.sample, text=each.text, status=each.chain.status,
-                **terms, total=each.rewards.total, advantage=advantage, prompt_tokens=len(prompt.ids),
-                completion_tokens=each.tokens, finished=each.finished, spec=self.spec,
-            )  # fmt: skip
 
         def _prepare_inputs(self, generation_batch: Any) -> Any:
             """As TRL's, without shuffling the step's rollouts: a group stays together, so its prompt is read once."""

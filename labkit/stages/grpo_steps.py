@@ -1,18 +1,16 @@
-"""Steps of GRPO: completions and their scores, the figures of a step, the stop condition, and how a stage ended."""
+"""Steps of GRPO: the figures of a step, the stop condition, and how a stage ended."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from labkit.chain.anchors import AnchorChain, parse
-from labkit.chain.metrics import chain_figures
-from labkit.chain.question_answering import answering_figures
-from labkit.chain.rewards import TERMS, RewardBreakdown, RewardSpec, score_chain
+from labkit.chain.rewards import TERMS, RewardSpec
 from labkit.data.moments import Moment
 from labkit.param_fields import GrpoParams
 from labkit.params import Params
+from labkit.stages.completions import ScoredCompletion, figures_of_chains, score_completion
 from labkit.stages.rollouts import Rollout
 
 WINDOW = 5
@@ -56,48 +54,22 @@ class GrpoResult:
         )
 
 
-class ScoredCompletion(NamedTuple):
-    """One sampled completion, how the parser reads it and what it earns."""
-
-    qid: str
-    sample: int
-    """Place in the group, from 0."""
-    text: str
-    tokens: int
-    finished: bool
-    chain: AnchorChain
-    rewards: RewardBreakdown
-
-
-def score_completion(
-    moment: Moment, sample: int, text: str, tokens: int, finished: bool, spec: RewardSpec
-) -> ScoredCompletion:
-    """Parse and score one completion."""
-    chain = parse(text, finished=finished, options=len(moment.options))
-    rewards = score_chain(chain, moment.windows, moment.duration, spec, moment.choice)
-    return ScoredCompletion(moment.qid, sample, text, tokens, finished, chain, rewards)
-
-
 def reward_terms(moments: Iterable[Moment]) -> tuple[str, ...]:
     """The terms that can earn something: all of them where any moment has options, else all but `option`."""
     return TERMS if any(moment.options for moment in moments) else tuple(term for term in TERMS if term != "option")
 
 
-def step_figures(
-    completions: Sequence[ScoredCompletion], moments: Mapping[str, Moment], group_size: int
-) -> dict[str, float]:
+def step_figures(completions: Sequence[ScoredCompletion], group_size: int) -> dict[str, float]:
     """Figures of one step's rollouts: rewards, anchors, IoU by step of the chain, groups in which all earned the same."""
     totals = [each.rewards.total for each in completions]
     groups = [totals[i : i + group_size] for i in range(0, len(totals), group_size)]
-    asked = [moments[each.qid] for each in completions]
-    windows, chains = [moment.windows for moment in asked], [each.chain for each in completions]
-    figures = chain_figures(chains, windows, [moment.duration for moment in asked])
-    figures |= answering_figures(chains, windows, [moment.choice for moment in asked])
+    moments = [each.moment for each in completions]
+    figures = figures_of_chains([each.chain for each in completions], moments)
     return {
         "total": sum(totals) / len(totals),
         **{
             f"reward_{t}": sum(each.rewards.terms[t] for each in completions) / len(completions)
-            for t in reward_terms(asked)
+            for t in reward_terms(moments)
         },
         **{key: value for key, value in figures.items() if key != "n"},
         "completion_tokens": sum(each.tokens for each in completions) / len(completions),
@@ -115,7 +87,7 @@ def recorded_figures(
     for r in rollouts:
         again = score_completion(moments[r.qid], r.sample, r.text, r.completion_tokens, r.finished, spec)
         steps.setdefault(r.step, []).append(again)
-    return {step: step_figures(completions, moments, group_size) for step, completions in steps.items()}
+    return {step: step_figures(completions, group_size) for step, completions in steps.items()}
 
 
 def should_stop(figures: Mapping[int, Mapping[str, float]], step: int, params: GrpoParams) -> bool:

@@ -7,15 +7,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from labkit.chain.anchors import AnchorChain, parse
 from labkit.chain.metrics import many_chain_ious
-from labkit.chain.rewards import RewardSpec, score_chain
+from labkit.chain.rewards import RewardSpec
 from labkit.chain.steps import narrows, step_worths
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.params import DEFAULTS, Params
+from labkit.stages.completions import score_completion
 from labkit.stages.provenance import UNSHARDED, Provenance, require_same_provenance, shard_ranges
 from labkit.stages.rollouts import ROWS, Rollout, RolloutStore, gc_paused
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from labkit.policy.inputs import Prompt
     from labkit.policy.model import Policy
 
-PROMPTS_A_PART = 24
+PROMPTS_PER_PART = 24
 """Queries that are sampled together and stored as one part: what a kill costs at most."""
 
 REASONS = (
@@ -125,7 +126,7 @@ def harvest(
 
     if done:
         report()
-    mine = set(shard_ranges(len(moments), PROMPTS_A_PART, shard))
+    mine = set(shard_ranges(len(moments), PROMPTS_PER_PART, shard))
     mine -= {parts[part] for part in done}
     prefetch(source, [moment.qid for begin, end in sorted(mine) for moment in moments[begin:end]])
     for part, (begin, end) in parts.items():
@@ -138,15 +139,12 @@ def harvest(
         )
         rollouts = []
         for index, completion in enumerate(completions):
-            moment, prompt = part_moments[index // samples], prompts[index // samples]
-            chain = parse(completion.text, finished=completion.finished, options=len(moment.options))
-            breakdown = score_chain(chain, moment.windows, moment.duration, spec, moment.choice)
-            terms: dict[str, Any] = {f"reward_{term}": value for term, value in breakdown.terms.items()}
-            rollouts.append(Rollout(
-                run=run, stage="distill", step=part, qid=moment.qid, sample=index % samples, seed=seed,
-                checkpoint=policy.name, text=completion.text, status=chain.status,
-                **terms, total=breakdown.total, advantage=0.0, prompt_tokens=len(prompt.ids),
-                completion_tokens=len(completion.ids), finished=completion.finished, spec=spec,
+            scored = score_completion(
+                part_moments[index // samples], index % samples, completion.text, len(completion.ids), completion.finished, spec
+            )  # fmt: skip
+            rollouts.append(scored.rollout(
+                run=run, stage="distill", step=part, seed=seed, checkpoint=policy.name, advantage=0.0,
+                prompt_tokens=len(prompts[index // samples].ids), spec=spec,
             ))  # fmt: skip
         store.write(part, rollouts, provenance.note())
         report()
@@ -180,7 +178,7 @@ def merge_shards(store: RolloutStore, moments: Sequence[Moment], samples: int) -
 
 def _parts(moments: Sequence[Moment]) -> dict[int, tuple[int, int]]:
     """Parts by number, from 1: which moments [begin, end) each of them asks for."""
-    return dict(enumerate(shard_ranges(len(moments), PROMPTS_A_PART, UNSHARDED), 1))
+    return dict(enumerate(shard_ranges(len(moments), PROMPTS_PER_PART, UNSHARDED), 1))
 
 
 def _parts_done(store: RolloutStore, moments: Sequence[Moment], samples: int) -> set[int]:

@@ -310,7 +310,7 @@ def test_a_relative_path_of_the_file_gives_absolute_videos(tmp_path: Path, monke
     assert '"video": "a.mp4"' in Path("again.jsonl").read_text()
 
 
-@pytest.mark.parametrize(("rows", "words"), [([], "no moment"), ([moment(), moment()], "'q1' stands twice")])
+@pytest.mark.parametrize(("rows", "words"), [([], "no moment"), ([moment(), moment()], "'q1' is given twice")])
 def test_a_file_that_could_not_be_read_back_is_not_written(tmp_path: Path, rows: list[Moment], words: str) -> None:
     path = write(tmp_path / "moments.jsonl", GOOD)
     with pytest.raises(ValueError, match=words):

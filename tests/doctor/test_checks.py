@@ -12,7 +12,7 @@ from huggingface_hub import constants
 
 from labkit.doctor import checks, dataset, environment, resources
 from labkit.doctor.checks import examine, run_doctor
-from labkit.doctor.report import Finding, Report
+from labkit.doctor.report import DoctorReport, Finding
 from labkit.errors import LabError
 from labkit.params import Params
 from labkit.policy.model import SHIPPED
@@ -84,11 +84,11 @@ def sick(tmp_path_factory: pytest.TempPathFactory) -> Sick:
 
 
 @pytest.fixture(scope="module")
-def report(sick: Sick) -> Report:
+def report(sick: Sick) -> DoctorReport:
     return examine(sick.params)
 
 
-def find(report: Report, kind: str, subject: str) -> Finding:
+def find(report: DoctorReport, kind: str, subject: str) -> Finding:
     same = [finding for finding in report.findings if finding.kind == kind and subject in finding.subject]
     assert len(same) == 1, f"{kind}, {subject}: {same or report}"
     return same[0]
@@ -101,10 +101,10 @@ def find(report: Report, kind: str, subject: str) -> Finding:
         ("empty video", "empty.mp4", "error", "0 bytes"),
         ("truncated video", "index lost.mp4", "error", "index is missing"),
         ("truncated video", "broken off.mp4", "warning", "s are left"),  # a run reads what is left
-        ("audio only", "sound.mp4", "error", "no pictures"),
+        ("audio only", "sound.mp4", "error", "no video stream"),
         ("wrong suffix", "wrong.mp4", "warning", ".mp4"),
         ("variable frame rate", "variable.mp4", "note", "on average"),  # times are true all the same
-        ("rotated video", "rotated.mp4", "note", "90 degrees to 96x160"),
+        ("rotated video", "rotated.mp4", "note", "90 degrees and shown as 96x160"),
         ("unreadable rights", "locked.mp4", "error", "mode 000"),
         ("duration past the video", "'long duration'", "warning", "12 s"),
         ("window past the video", "'late window'", "warning", "[9, 11] lies past the end"),
@@ -113,7 +113,7 @@ def find(report: Report, kind: str, subject: str) -> Finding:
         ("duplicate names", "twice", "warning", "2 files"),
     ],
 )
-def test_doctor_names_every_trouble(report: Report, kind: str, subject: str, level: str, words: str) -> None:
+def test_doctor_names_every_trouble(report: DoctorReport, kind: str, subject: str, level: str, words: str) -> None:
     finding = find(report, kind, subject)
     assert finding.level == level
     assert words in finding.message, finding
@@ -121,16 +121,16 @@ def test_doctor_names_every_trouble(report: Report, kind: str, subject: str, lev
 
 
 @pytest.mark.skipif(av1_encoder() is None, reason="LOUD: this PyAV has no AV1 encoder, so AV1 is not tested")
-def test_doctor_names_av1(report: Report) -> None:
+def test_doctor_names_av1(report: DoctorReport) -> None:
     assert "av1" in find(report, "AV1 video", "av1.mp4").message
 
 
-def test_doctor_says_nothing_of_a_healthy_video(sick: Sick, report: Report) -> None:
+def test_doctor_says_nothing_of_a_healthy_video(sick: Sick, report: DoctorReport) -> None:
     assert not [finding for finding in report.findings if "well.mp4" in finding.subject]
     assert report.data["videos"][sick.file("well.mp4")]["state"] == "ok"
 
 
-def test_doctor_survives_and_says_that_a_run_would_fail(report: Report) -> None:
+def test_doctor_survives_and_says_that_a_run_would_fail(report: DoctorReport) -> None:
     assert report.exit_code == 1
     assert "a run would fail" in str(report) and "a run would fail" in report._repr_html_()
     assert json.loads(json.dumps(report.as_dict()))["exit_code"] == 1
@@ -248,7 +248,7 @@ def lost_split(folder: Path) -> dict[str, Any]:
             lambda folder: {"dtype": "bfloat16", "learning_rate": 1e-6},
             "warning",
             "rounding",
-            "1e-06: steps this small",
+            "1e-06: updates this small",
         ),
     ],
 )

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import json
 
-from labkit.doctor.report import SHOWN, Finding, Report
+from labkit.doctor.report import MAX_SHOWN, DoctorReport, Finding
 from labkit.table import Table
 
 
-def report(*findings: Finding) -> Report:
-    return Report(
+def report(*findings: Finding) -> DoctorReport:
+    return DoctorReport(
         "doctor: run 'x'", list(findings), [Table("disk", ("", "size"), [("frames", "10 MB"), ("free", "7 GB")])]
     )
 
@@ -35,14 +35,14 @@ def test_the_text_groups_kinds_and_shows_the_first_of_many() -> None:
     begin = lines.index("errors")
     assert lines[begin + 1] == "  missing video (7)"
     assert lines[begin + 2] == "    video 0.mp4 is not there; put it there"
-    assert lines[begin + 2 + SHOWN] == f"    and {7 - SHOWN} more; --json lists them all"
-    assert lines[begin + 3 + SHOWN : begin + 5 + SHOWN] == ["  rights", "    video r.mp4 may not be read"]
+    assert lines[begin + 2 + MAX_SHOWN] == f"    and {7 - MAX_SHOWN} more; --json lists them all"
+    assert lines[begin + 3 + MAX_SHOWN : begin + 5 + MAX_SHOWN] == ["  rights", "    video r.mp4 may not be read"]
     assert lines[-1] == "8 errors: a run would fail"
 
 
 def test_numbers_stand_to_the_right_and_words_to_the_left() -> None:
     rows = [("a", "1,000", "x"), ("long", "7", "yes")]
-    text = str(Report("t", tables=[Table("T", ("name", "n", "word"), rows, "one\ntwo")]))
+    text = str(DoctorReport("t", tables=[Table("T", ("name", "n", "word"), rows, "one\ntwo")]))
     assert text.split("\n\n")[1].splitlines() == [
         "T",
         "  name      n  word",
@@ -54,13 +54,13 @@ def test_numbers_stand_to_the_right_and_words_to_the_left() -> None:
 
 
 def test_a_table_without_heads_or_rows_is_text_too() -> None:
-    assert "T\n  a  b" in str(Report("t", tables=[Table("T", ("", ""), [("a", "b")])]))
-    assert "T\n  name" in str(Report("t", tables=[Table("T", ("name",), [])]))
+    assert "T\n  a  b" in str(DoctorReport("t", tables=[Table("T", ("", ""), [("a", "b")])]))
+    assert "T\n  name" in str(DoctorReport("t", tables=[Table("T", ("name",), [])]))
 
 
 def test_html_escapes_what_files_are_called() -> None:
     name = "<script>alert(1)</script>"
-    found = Report(name, [Finding("error", name, name, name)], [Table(name, (name,), [(name,)], name)])
+    found = DoctorReport(name, [Finding("error", name, name, name)], [Table(name, (name,), [(name,)], name)])
     assert "<script>" not in found._repr_html_()
     assert found._repr_html_().count("&lt;script&gt;") == 8
 

@@ -290,7 +290,7 @@ def test_disk_by_hand() -> None:
 def test_notebooks_of_a_large_run_stay_small_and_what_does_not_travel_is_counted() -> None:
     large = changed(grpo_steps=775, prompts_per_step=32, group_size=8, max_new_tokens=768)
     first, harvest, analysis = notebook_explorers(large, LOAD)
-    assert first.chains == 198_400 and first.travelling < 12_001 and first.notebook < 15e6
-    assert harvest.travelling == harvest.chains == 12 and analysis.travelling == 4 * LOAD.test
+    assert first.chains == 198_400 and first.embedded < 12_001 and first.notebook < 15e6
+    assert harvest.embedded == harvest.chains == 12 and analysis.embedded == 4 * LOAD.test
     # by hand: all 12 chains at 60 bytes and a quarter of 4 x 768 / 2 letters, clips of 2.5 MB, all a third larger in base64
     assert harvest.notebook == pytest.approx(4 / 3 * (12 * (60 + 384) + 2.5e6) + 1e6)

@@ -45,8 +45,8 @@ def started(folder: Path, reads: bool = True) -> Iterator[subprocess.Popen[str]]
 @pytest.mark.parametrize(
     ("number", "code", "says"),
     [
-        (signal.SIGTERM, 143, "ended from outside (SIGTERM)"),  # left a hidden .running file and no notebook
-        (signal.SIGHUP, 129, "ended from outside (SIGHUP)"),  # a terminal that is closed
+        (signal.SIGTERM, 143, "terminated (SIGTERM)"),  # left a hidden .running file and no notebook
+        (signal.SIGHUP, 129, "terminated (SIGHUP)"),  # a terminal that is closed
         (signal.SIGINT, 130, "interrupted (Ctrl-C)"),
     ],
 )

@@ -149,7 +149,7 @@ def test_a_cancelled_job_lets_the_command_write_its_notebook(project, monkeypatc
     trap = "trap 'touch written; exit 143' TERM" if writes else "trap '' TERM"
     command = script(folder, f"{trap}\ntouch begun\nwhile :; do sleep 0.05; done")
     monkeypatch.setattr(sys, "executable", command)
-    job = RunJob(folder, folder, {}, patience=60.0)
+    job = RunJob(folder, folder, {}, stop_timeout=60.0)
 
     def cancel() -> None:
         while not (folder / "begun").exists():
@@ -218,7 +218,7 @@ def test_the_last_start_of_a_local_job_ends_in_words(project, monkeypatch, start
     played(monkeypatch, folder, jobs)
     text = "trap 'exit 75' USR2\ntouch begun\nwhile :; do sleep 0.05; done"
     monkeypatch.setattr(sys, "executable", script(folder, text))
-    job = RunJob(folder, folder, {}, patience=60.0, start=start)
+    job = RunJob(folder, folder, {}, stop_timeout=60.0, start=start)
     delayed = listening(job, jobs, minutes=600, requeues=20)
 
     def notice() -> None:
@@ -251,7 +251,7 @@ def test_submitit_starts_a_local_job_as_often_as_is_taken_for_granted():
 def test_what_ends_a_job_that_waits_for_its_turn_is_noted(project, monkeypatch, happens, ends, noted):
     folder, jobs = project / "x", project / "jobs"
     played(monkeypatch, folder, jobs)
-    delayed = listening(RunJob(folder, folder, {}, patience=60.0), jobs, minutes=5, requeues=0)
+    delayed = listening(RunJob(folder, folder, {}, stop_timeout=60.0), jobs, minutes=5, requeues=0)
 
     def flock(handle: int, how: int) -> None:
         if happens == "no locks":

@@ -205,7 +205,7 @@ def test_names_of_a_sweep_can_name_directories():
         (("--sweep", "seed"), "'seed' must be a parameter and its values"),
         (("--sweep", "seed=1,"), "'seed=1,' must be"),
         (("--sweep", "run=a,b"), "'run' names the runs itself"),
-        (("--sweep", "seed=1", "--sweep", "seed=2"), "'seed' stands twice"),
+        (("--sweep", "seed=1", "--sweep", "seed=2"), "'seed' is given twice"),
         (("--sweep", "seed=1,1"), "two runs would be called x-seed1"),
         (("--sweep", "sed=1,2"), "did you mean 'seed'"),
         (("--sweep", "group_size=8,1"), "group_size: 1 is out of range"),
@@ -320,7 +320,7 @@ def test_the_state_of_a_job_is_slurms_word(slurm, squeue, sacct, state, active):
 def test_what_only_slurm_heeds_is_said_with_local(project, capsys):
     options = ["--partition", "gpu", "--slurm", "constraint=a100", "-p", "model", "./nowhere"]
     assert main(["submit", "params/p.yaml", "--local", *options]) == 2
-    assert "partition, options: only SLURM heeds it, --local does not" in capsys.readouterr().out
+    assert "partition, options: only SLURM uses it, --local ignores it" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

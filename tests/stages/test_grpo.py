@@ -9,9 +9,10 @@ from labkit.chain.rewards import TERMS, score_chain
 from labkit.errors import LabError
 from labkit.policy.generate import generate
 from labkit.policy.model import load_policy
-from labkit.stages import grpo, grpo_steps
+from labkit.stages import completions, grpo
+from labkit.stages.completions import score_completion
 from labkit.stages.experimental import vllm_generation
-from labkit.stages.grpo_steps import score_completion, should_stop, step_figures
+from labkit.stages.grpo_steps import should_stop, step_figures
 from labkit.stages.rollouts import RolloutStore
 from labkit.stages.start import stage_seed
 from tests.stages import small
@@ -222,7 +223,7 @@ def test_groups_in_which_all_earned_the_same_are_counted(moments):
         for moment, kinds in zip(moments[:3], [(1, 1, 1), (0, 1, 1), (0, 0, 0)], strict=True)
         for sample, kind in enumerate(kinds)
     ]
-    figures = step_figures(sampled, {moment.qid: moment for moment in moments}, group_size=3)
+    figures = step_figures(sampled, group_size=3)
     assert (figures["zero_variance_groups"], figures["groups"]) == (2, 3)
 
 
@@ -230,7 +231,7 @@ def test_an_error_in_a_reward_ends_training(policy, source, moments, tmp_path, m
     def broken(*_):
         raise ZeroDivisionError("the reward divides by the length of the video")
 
-    monkeypatch.setattr(grpo_steps, "score_chain", broken)
+    monkeypatch.setattr(completions, "score_chain", broken)
     with pytest.raises(ZeroDivisionError, match="length of the video"):
         small.train_grpo(policy, source, moments, tmp_path / "run", grpo_steps=1)
     assert not (tmp_path / "run" / "final").exists()

@@ -223,7 +223,7 @@ def part_of(moments, part) -> list[Rollout]:
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(module, "PROMPTS_A_PART", 4)
+    monkeypatch.setattr(module, "PROMPTS_PER_PART", 4)
 
 
 @pytest.mark.parametrize("processes", [2, 3])

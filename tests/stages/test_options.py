@@ -13,8 +13,9 @@ from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.embedded.world import write_world
 from labkit.policy.model import load_policy
+from labkit.stages.completions import score_completion
 from labkit.stages.evaluate import evaluate
-from labkit.stages.grpo_steps import recorded_figures, reward_terms, score_completion, step_figures
+from labkit.stages.grpo_steps import recorded_figures, reward_terms, step_figures
 from labkit.stages.harvest import harvest
 from labkit.stages.rollouts import RolloutStore
 from tests.stages import small
@@ -58,12 +59,9 @@ def test_the_option_is_a_term_only_where_there_are_options():
 
 
 def test_figures_of_a_step_count_options_where_there_are_any():
-    moments = {"p": PLAIN, "a": ASKED}
-    plain = step_figures([sampled(PLAIN, None), sampled(PLAIN, None, 1)], moments, 2)
+    plain = step_figures([sampled(PLAIN, None), sampled(PLAIN, None, 1)], 2)
     assert not {"reward_option", "acc_qa", "acc_gqa"} & set(plain)
-    mixed = step_figures(
-        [sampled(ASKED, 1), sampled(ASKED, 0, 1), sampled(PLAIN, None), sampled(PLAIN, None, 1)], moments, 2
-    )
+    mixed = step_figures([sampled(ASKED, 1), sampled(ASKED, 0, 1), sampled(PLAIN, None), sampled(PLAIN, None, 1)], 2)
     assert (mixed["reward_option"], mixed["acc_qa"], mixed["acc_gqa"], mixed["miop"]) == (0.25, 0.5, 0.5, 1.0)
     assert {key: value for key, value in mixed.items() if key in plain and key.startswith("iou_")}["iou_answer"] == 1.0
 

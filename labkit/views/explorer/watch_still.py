@@ -64,8 +64,8 @@ def draw_watch(line: Sequence[StagedChain], sheet: Sheet | None, problem: str = 
         pen.box(at(window.start), 92 + FILM + 2, at(window.end), bottom, BAND)
     zero, one = end + 22, end + 96
     pen.text(end + 16, 74, "IoU of the answer", 12, SOFT)
-    for share in (0, 1):
-        pen.text(zero + share * (one - zero), bottom + 12, str(share), 10.5, SOFT, anchor="mm")
+    pen.text(zero, bottom + 12, "0", 10.5, SOFT, anchor="mm")
+    pen.text(one, bottom + 12, "1", 10.5, SOFT, anchor="mm")
     for share in (0.0, 0.5, 1.0):
         pen.box(zero + share * (one - zero) - 0.5, top, zero + share * (one - zero) + 0.5, bottom, LINE)
     y, before = float(top), None

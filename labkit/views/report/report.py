@@ -101,10 +101,10 @@ def summary(folder: Path) -> dict[str, Any]:
     seconds = sum(entry["seconds"] or 0 for entry in stages.values())
     queries = {row[decoding]["n"] for row in results["models"].values() for decoding in row if row[decoding]}
     facts = [
-        ("model", parameters.get("model", "not written down")),
-        ("data", parameters.get("data", "not written down")),
+        ("model", parameters.get("model", "not recorded")),
+        ("data", parameters.get("data", "not recorded")),
         ("test queries", " or ".join(f"{n:,.0f}" for n in sorted(queries)) or "none yet"),
-        ("seed", manifest.get("seed", "not written down")),
+        ("seed", manifest.get("seed", "not recorded")),
         ("begun", str(manifest.get("created", ""))[:16].replace("T", " ")),
         ("time of all stages", duration(seconds)),
         ("labkit", version_text(manifest)),

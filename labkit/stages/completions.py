@@ -1,0 +1,50 @@
+"""A completion and the moment that it answers: how the parser reads it, what it earns, its record, and figures of many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from labkit.chain.anchors import AnchorChain, parse
+from labkit.chain.metrics import chain_figures
+from labkit.chain.question_answering import answering_figures
+from labkit.chain.rewards import RewardBreakdown, RewardSpec, score_chain
+from labkit.data.moments import Moment
+from labkit.stages.rollouts import Rollout
+
+
+class ScoredCompletion(NamedTuple):
+    """One sampled completion, how the parser reads it and what it earns."""
+
+    moment: Moment
+    sample: int
+    """Place in the group, from 0."""
+    text: str
+    tokens: int
+    finished: bool
+    chain: AnchorChain
+    rewards: RewardBreakdown
+
+    def rollout(self, **origin: Any) -> Rollout:
+        """The record; `origin` are the fields that say where it comes from and what the update used."""
+        terms: dict[str, Any] = {f"reward_{term}": value for term, value in self.rewards.terms.items()}
+        return Rollout(
+            qid=self.moment.qid, sample=self.sample, text=self.text, status=self.chain.status, **terms,
+            total=self.rewards.total, completion_tokens=self.tokens, finished=self.finished, **origin,
+        )  # fmt: skip
+
+
+def score_completion(
+    moment: Moment, sample: int, text: str, tokens: int, finished: bool, spec: RewardSpec
+) -> ScoredCompletion:
+    """Parse and score one completion."""
+    chain = parse(text, finished=finished, options=len(moment.options))
+    rewards = score_chain(chain, moment.windows, moment.duration, spec, moment.choice)
+    return ScoredCompletion(moment, sample, text, tokens, finished, chain, rewards)
+
+
+def figures_of_chains(chains: Sequence[AnchorChain], moments: Sequence[Moment]) -> dict[str, float]:
+    """Figures of chains, each beside its moment: `chain_figures`, and `answering_figures` where moments have options."""
+    windows = [moment.windows for moment in moments]
+    figures = chain_figures(chains, windows, [moment.duration for moment in moments])
+    return figures | answering_figures(chains, windows, [moment.choice for moment in moments])
