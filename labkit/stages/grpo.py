@@ -133,7 +133,7 @@ def train_grpo(
             policy, source, asked, spec, terms, params, store, figures, reference, seed,
             names={"run": params.run, "stage": stage, "seed": params.seed, "checkpoint": policy.name},
             on_step=on_step, on_resume=on_resume, probes=probes, args=arguments,
-            train_dataset=Dataset.from_dict({"prompt": order}),
+            train_dataset=Dataset.from_dict({"prompt": order[: steps * size]}),
         )  # fmt: skip
         require_sharding(trainer)
         trainer.train_from(checkpoint)
