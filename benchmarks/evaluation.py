@@ -18,7 +18,13 @@ from pathlib import Path
 
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
-from labkit.stages.evaluate import evaluate, evaluate_answers, in_evaluation_order, read_answers, read_evaluation
+from labkit.stages.evaluate import (
+    evaluate,
+    evaluate_answers,
+    in_evaluation_order,
+    read_evaluation,
+    read_evaluation_rollouts,
+)
 from labkit.stages.provenance import Provenance, question_digest
 from labkit.stages.rollouts import UNPAID, Rollout, RolloutStore
 
@@ -83,7 +89,7 @@ def keep(moments: list[Moment], folder: Path) -> None:
         ]  # fmt: skip
         store.write(0, rollouts, provenance, batch=str(first))
     written, begin = time.process_time() - begin, time.process_time()
-    answers = {rollout.qid: rollout for rollout in read_answers(folder, moments)}
+    answers = {rollout.qid: rollout for rollout in read_evaluation_rollouts(folder, moments)}
     read, begin = time.process_time() - begin, time.process_time()
     evaluate_answers(answers, moments)
     scored = time.process_time() - begin

@@ -10,7 +10,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 from labkit.param_fields import GROUPS
-from labkit.params import documentation, show
+from labkit.params import documentation, format_value
 from labkit.views.report.report import write_report
 
 NO_RUN = """<!doctype html><meta charset="utf-8"><title>No report</title>
@@ -40,5 +40,5 @@ def parameters_page() -> str:
         lines += ["| name | default | meaning |", "|---|---|---|"]
         for name, field in group.model_fields.items():
             meaning = " ".join(notes[name].split()).replace("|", "\\|")
-            lines.append(f"| `{name}` | `{show(field.default)}` | {meaning} |")
+            lines.append(f"| `{name}` | `{format_value(field.default)}` | {meaning} |")
     return "\n".join([*lines, ""])

@@ -41,6 +41,7 @@ _HOMES = {
     "render": "labkit.chain.anchors",
     "score": "labkit.scoring.scores",
     "score_chain": "labkit.chain.rewards",
+    "score_table": "labkit.scoring.score_table",
     "scrub": "labkit.views.explorer.widget",
     "under_every_rule": "labkit.scoring.scores",
     "views": "labkit",

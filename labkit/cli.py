@@ -136,8 +136,8 @@ def _parser() -> argparse.ArgumentParser:
     score = commands.add_parser(
         "score", help="score any model's predictions: metrics with intervals, baselines, protocol card"
     )
-    score.add_argument("predictions", type=_path, help="JSON Lines of qid and text, or of qid and windows; or what lmms-eval "
-                       "or ms-swift wrote")  # fmt: skip
+    score.add_argument("predictions", type=_path, nargs="+", help="JSON Lines of qid and text, or of qid and windows; or what "
+                       "Time-R1, TimeLens, lmms-eval and others wrote; of several a row each, compared with the first")  # fmt: skip
     score.add_argument("--moments", type=_path, required=True, metavar="FILE_OR_NAME",
                        help="annotation file, or a name such as charades-sta/test")  # fmt: skip
     score.add_argument("--videos", type=_path, metavar="DIR", help="folder of the videos")
@@ -271,7 +271,7 @@ def _publish(options: argparse.Namespace) -> None:
 
 
 def _score(options: argparse.Namespace) -> None:
-    from labkit.scoring.scores import score_text
+    from labkit.scoring.score_table import score_text
 
     o = options
     say(score_text(o.predictions, o.moments, videos=o.videos, rules=o.rules, train=o.train, against=o.against,

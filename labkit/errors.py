@@ -23,7 +23,7 @@ class LabError(ValueError):
 
 
 class NotebookError(RuntimeError):
-    """A notebook stopped before its end; `user_error` tells bad input from a fault of the code."""
+    """A notebook stopped before its end; `user_error` is True where bad input was the cause, and not a bug."""
 
     def __init__(self, message: str, user_error: bool = False) -> None:
         """`message` names the notebook, the cell and what was raised there."""

@@ -132,8 +132,8 @@ class Lab(Workbench):
             evaluations[folder.name] = read_model_evaluation(folder, "grpo_final", moments)
         return evaluations
 
-    def telling_query(self) -> str:
-        """The test query whose answer gained most from the base to the final model: what the training is for."""
+    def most_improved_query(self) -> str:
+        """The qid of the test query whose answer's IoU improved most from the base to the final model."""
         from labkit.views.measured_chains import measure_chains
 
         moments = {moment.qid: moment for moment in self.moments("test")}
@@ -272,6 +272,6 @@ class Lab(Workbench):
 
 
 def _note(row: Mapping[str, Any]) -> str:
-    """The two figures that tell how a step of GRPO went."""
+    """Reward and anchor rate of a GRPO step, for the progress bar."""
     names = {"total": "reward", "anchor_rate": "anchors"}
     return ", ".join(f"{label} {row[name]:.2f}" for name, label in names.items() if row.get(name) is not None)

@@ -2,7 +2,7 @@
 
 The string under each field says what it is, its unit, and where its value comes from: the paper (TAR-TVG), Time-R1's
 recipe (the nearest open one), or ours. The paper's full text, its prompt included, is public (arXiv 2508.07683); we have not read
-it, only what is told of it in public. Most defaults are ours: they fit a model of 1.4 million parameters.
+it, only public summaries of it. Most defaults are ours: they fit a model of 1.4 million parameters.
 """
 
 from __future__ import annotations

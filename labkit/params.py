@@ -105,7 +105,9 @@ class Params(EvaluateParams, SftParams, DistillParams, GrpoParams, RewardParams,
         for group in GROUPS:
             lines.append(_title(group))
             for name in group.model_fields:
-                lines.append(f" {'*' if name in changed else ' '} {name:<{width}}  {show(getattr(self, name))}")
+                lines.append(
+                    f" {'*' if name in changed else ' '} {name:<{width}}  {format_value(getattr(self, name))}"
+                )
         return "\n".join([*lines, "* differs from the default"])
 
     def __repr__(self) -> str:
@@ -114,7 +116,7 @@ class Params(EvaluateParams, SftParams, DistillParams, GrpoParams, RewardParams,
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         # Where no table can be shown, such as on GitHub.
         lines = [
-            f"{name} = {show(getattr(self, name))}  (default {show(getattr(DEFAULTS, name))})"
+            f"{name} = {format_value(getattr(self, name))}  (default {format_value(getattr(DEFAULTS, name))})"
             for name in self.changed()
         ]
         printer.text("\n".join(lines) or "All parameters have their defaults.")
@@ -123,11 +125,13 @@ class Params(EvaluateParams, SftParams, DistillParams, GrpoParams, RewardParams,
         """What differs from the defaults, and every value in force below it, folded; hovering a row says what it means."""
         changed = self.changed()
         head = "".join(_cell("th", each) for each in ("differs from the default", "value", "default"))
-        rows = [_row(name, show(getattr(self, name)), show(getattr(DEFAULTS, name))) for name in changed]
+        rows = [
+            _row(name, format_value(getattr(self, name)), format_value(getattr(DEFAULTS, name))) for name in changed
+        ]
         blocks = "".join(
             _table(
                 f'<th colspan="2" style="text-align:left">{_title(group)}</th>',
-                [_row(name, show(getattr(self, name))) for name in group.model_fields],
+                [_row(name, format_value(getattr(self, name))) for name in group.model_fields],
             )
             for group in GROUPS
         )
@@ -201,7 +205,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML file that holds one mapping of names to values."""
 
     class Loader(yaml.SafeLoader):
-        """Refuses a key that stands twice; YAML would silently take the last."""
+        """Refuses a key that is given twice; YAML would silently take the last."""
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
             keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
@@ -338,10 +342,10 @@ def _report(problems: Iterable[str]) -> str:
     return "\n".join([f"{len(problems)} problems", *(f"  {problem}" for problem in problems)])
 
 
-def show(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as people read it.
 
-    >>> show(5e-4), show(("outputs/a", "outputs/b")), show(()), show("")
+    >>> format_value(5e-4), format_value(("outputs/a", "outputs/b")), format_value(()), format_value("")
     ('0.0005', 'outputs/a, outputs/b', 'none', 'none')
     """
     if isinstance(value, tuple):

@@ -134,7 +134,7 @@ def test_stage_one_is_judged_by_its_sampled_anchors():
     history = [{"anchor_rate": 0.9 + 0.01 * k, "strict_share": 0.65} for k in range(10)]
     conclusion = after_grpo(rare, half, GrpoResult(40, "condition", history, 60.0), MOMENTS)
     assert holds(conclusion) == [False, True, True, None]
-    assert "18 of 30 (60.0 %) sampled chains have one; 95 % were asked; before: 1 of 30 (3.3 %)" in str(conclusion)
+    assert "18 of 30 (60.0 %) sampled chains have one; 95 % is the target; before: 1 of 30 (3.3 %)" in str(conclusion)
     assert (
         "after 40 steps; stopped by condition: in the last 5 steps 97.0 % of chains had anchors and 65.0 % narrowed"
         in str(conclusion)
@@ -191,7 +191,7 @@ def test_words_are_held_against_the_world_and_counted():
     place = claims["Words for the place in its thoughts are true"]
     assert place.holds is False and claims["Words for the colour in its thoughts are true"].holds is True
     assert f"{right} of {len(moments)} are, {100 * right / len(moments):.1f} % (95 % interval " in place.evidence
-    assert f"{100 * right / len(moments):.1f} by chance; 90 % were asked; the base: 100.0 % of" in place.evidence
+    assert f"{100 * right / len(moments):.1f} by chance; 90 % is the target; the base: 100.0 % of" in place.evidence
     assert claims["Distinct thoughts, once object words and numbers are blanked"].evidence == (
         f"1 in {len(moments)} chains; the base: 4"
     )

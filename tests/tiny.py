@@ -15,7 +15,7 @@ from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.data.video.frames import FrameCache
 from labkit.policy.families import FAMILIES
-from labkit.policy.inputs import FrameSampling
+from labkit.policy.inputs import FrameSampling, Prompt
 from labkit.policy.model import Policy
 from labkit.policy.prompt_source import PromptSource
 
@@ -40,6 +40,12 @@ SENTENCES = (
     "When does the square reach the right border? Give the start and the end in seconds.",
     "user assistant 0 1 2 3 4 5 6 7 8 9",
 )
+
+
+def append_completion(prompt: Prompt, completion: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids (P + C,) and positions (3, P + C) of a prompt and a completion (C,)."""
+    following = prompt.positions[:, -1:] + 1 + torch.arange(len(completion))
+    return torch.cat([prompt.ids, completion]), torch.cat([prompt.positions, following], 1)
 
 
 def tokenizer() -> Any:

@@ -3,7 +3,7 @@
 format    1 or 0: the form was kept and there are at least `min_anchors` anchors
 answer    agreement of the answer with the truth, -1 without one
 anchors   soft IoU of the anchors, later ones weighted more, none above the answer's; -1 without one
-progress  mean worth of the steps (anchor to anchor, last anchor to answer), as `labkit.chain.steps` defines it
+progress  mean score of the steps (anchor to anchor, last anchor to answer), as `labkit.chain.steps` defines it
 option    1 for the right option, 0 for a wrong one, none, or a question without options
 
 No text can earn more than the sum of the weights (without that of `option` where there are none). What closes the shortcuts:
@@ -46,7 +46,7 @@ from typing import Any, get_args
 
 from labkit.chain.anchors import AnchorChain, option_letter
 from labkit.chain.spans import Span, best_value, best_window, clip_span, iou, soft_iou
-from labkit.chain.steps import copies, step_worths
+from labkit.chain.steps import copies, step_scores
 from labkit.errors import LabError
 from labkit.param_fields import AnswerReward, RewardParams
 
@@ -151,7 +151,7 @@ def score_chain(
     as the moment has.
     Raises: ValueError when there is no window or the duration isn't above 0 (a fault of the data, never of the text).
     Source: soft IoU, later anchors weighted more and pay for progress are the TAR-TVG paper's; the anchor weights
-    i / sum(i), the answer as their bound, the worth of a step, the -1 and the option are our choice.
+    i / sum(i), the answer as their bound, the score of a step, the -1 and the option are our choice.
 
     >>> from labkit.chain.anchors import parse, render
     >>> truth = Span(10.0, 20.0)
@@ -212,31 +212,31 @@ def _answer(
     return best.value, f"{spec.answer} {best.value:.3f}, window {best.index + 1} of {len(windows)}"
 
 
-def _anchors(found: Sequence[float], bounded: Sequence[float], written: int, scored: int) -> tuple[float, str]:
-    if not found:
+def _anchors(ious: Sequence[float], bounded: Sequence[float], written: int, scored: int) -> tuple[float, str]:
+    if not ious:
         return MISSING_PENALTY, "no anchor"
     # Lists where a generator would do: twice as fast for a handful of values, and asked for each chain of a harvest.
-    value = sum([weight * worth for weight, worth in enumerate(bounded, 1)]) / sum(range(1, len(bounded) + 1))
-    notes = [f"soft IoU {' '.join([f'{worth:.3f}' for worth in found])}"]
-    if bounded != found:
-        above = sum([worth < value for worth, value in zip(bounded, found, strict=True)])
+    value = sum([weight * iou for weight, iou in enumerate(bounded, 1)]) / sum(range(1, len(bounded) + 1))
+    notes = [f"soft IoU {' '.join([f'{iou:.3f}' for iou in ious])}"]
+    if bounded != ious:
+        above = sum([bound < iou for bound, iou in zip(bounded, ious, strict=True)])
         notes.append(f"{above} counted as the answer, which is worse")
     if written > scored:
         notes.append(f"{written - scored} anchors over the limit not counted")
-    if scored > len(found):
-        notes.append(f"{scored - len(found)} copies not counted")
+    if scored > len(ious):
+        notes.append(f"{scored - len(ious)} copies not counted")
     return value, ", ".join(notes)
 
 
 def _progress(steps: Sequence[float], scored: int) -> tuple[float, str]:
-    """Mean worth of as many steps as anchors were scored; `steps` are the values of those that are no copies, then the answer's."""
+    """Mean score of as many steps as anchors were scored; `steps` are the values of those that are no copies, then the answer's."""
     if not scored:
         return 0.0, "no anchor to start from"
-    worths = step_worths(steps)
-    reason = f"steps worth {' '.join([f'{worth:.2f}' for worth in worths])}"
-    if scored > len(worths):
-        reason += f", {scored - len(worths)} copies worth 0"
-    return sum(worths) / scored, reason
+    scores = step_scores(steps)
+    reason = f"step scores {' '.join([f'{score:.2f}' for score in scores])}"
+    if scored > len(scores):
+        reason += f", {scored - len(scores)} copies score 0"
+    return sum(scores) / scored, reason
 
 
 def _option(chain: AnchorChain, choice: int | None) -> tuple[float, str]:

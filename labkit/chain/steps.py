@@ -1,10 +1,10 @@
-"""What a step of a chain is worth, and what a copy is: the one definition that rewards, metrics, harvest and views share.
+"""The score of a step of a chain, and what counts as a copy: the one definition that rewards, metrics, harvest and views share.
 
-A step leads from one span of a chain to the next: anchor to anchor, last anchor to answer. It is worth something only where
+A step leads from one span of a chain to the next: anchor to anchor, last anchor to answer. It scores above 0 only where
 it brings the chain closer to the truth than anything before it in the chain, and by an amount that is not noise.
 
     gain   = IoU behind the step - the best IoU before it
-    worth  = min(1, gain / FULL_GAIN) x min(1, best IoU before / RIGHT), 0 where either is below 0
+    score  = min(1, gain / FULL_GAIN) x min(1, best IoU before / CORRECT_IOU), 0 where either is below 0
 
 A copy is recognised by where its span lies, not by what it earns: its temporal IoU with an earlier span is at least COPY_IOU. The
 two fit together. 1 - IoU is a metric, so two spans of mutual IoU c differ by 1 - c at most in their IoU with anything else:
@@ -33,8 +33,8 @@ It has an end, so that a worse start can't buy a dearer step.
 """
 COPY_IOU = 1 - LEAST_GAIN
 """Temporal IoU of two spans from which on the later one is a copy of the earlier."""
-RIGHT = 0.5
-"""IoU from which on a span is right: the middle one of the benchmarks' three thresholds.
+CORRECT_IOU = 0.5
+"""IoU from which on a span counts as correct: the middle one of the benchmarks' three thresholds.
 
 A step that starts below it is paid in proportion: the price of a bad first anchor.
 """
@@ -50,7 +50,7 @@ def clip_spans(spans: Sequence[Span], duration: float) -> list[Span]:
 
 
 def is_copy(span: Span, earlier: Span) -> bool:
-    """Whether a span says again what an earlier one has said.
+    """Whether a span is a copy of an earlier one: their temporal IoU is at least COPY_IOU.
 
     >>> is_copy(Span(10.02, 19.98), Span(10, 20)), is_copy(Span(10, 21), Span(10, 20))
     (True, False)
@@ -66,17 +66,17 @@ def copies(spans: Sequence[Span]) -> list[bool]:
     [False, False, True, True]
     """
     originals: list[Span] = []
-    found = []
+    flags = []
     for span in spans:
         copied = False
         for earlier in originals:  # a loop where `any` would do: twice as fast, and asked for each chain of a harvest
             if is_copy(span, earlier):
                 copied = True
                 break
-        found.append(copied)
+        flags.append(copied)
         if not copied and len(originals) < _MOST_ORIGINALS:
             originals.append(span)
-    return found
+    return flags
 
 
 def is_step(before: float, after: float) -> bool:
@@ -107,18 +107,18 @@ def narrows(values: Sequence[float]) -> bool:
     return all([is_step(before, after) for before, after in zip(values, values[1:], strict=False)])
 
 
-def step_worths(values: Sequence[float]) -> list[float]:
-    """What each step is worth, 0 to 1, against the best before it; `values` are IoUs, or soft IoUs, in order.
+def step_scores(values: Sequence[float]) -> list[float]:
+    """The score of each step, 0 to 1, against the best before it; `values` are IoUs, or soft IoUs, in order.
 
-    >>> step_worths([0.5, 0.75, 0.8125]), step_worths([0.25, 0.75, 0.25, 0.75])
+    >>> step_scores([0.5, 0.75, 0.8125]), step_scores([0.25, 0.75, 0.25, 0.75])
     ([1.0, 0.625], [0.5, 0.0, 0.0])
     """
-    worths = []
+    scores = []
     best = values[0] if values else 0.0
     for value in values[1:]:
         if value <= best:
-            worths.append(0.0)
+            scores.append(0.0)
             continue
-        worths.append(min(1.0, (value - best) / FULL_GAIN) * min(1.0, best / RIGHT) if best > 0 else 0.0)
+        scores.append(min(1.0, (value - best) / FULL_GAIN) * min(1.0, best / CORRECT_IOU) if best > 0 else 0.0)
         best = value
-    return worths
+    return scores

@@ -213,12 +213,16 @@ _TITLES = {
 """The form in which a source is published."""
 
 
-def _captions(document: dict[str, Any], stamped: str, said: str) -> Iterator[Row]:
+def _captions(document: dict[str, Any], times_key: str, texts_key: str) -> Iterator[Row]:
     for video, entry in document.items():
-        if not (has(entry, stamped, said) and isinstance(entry[stamped], list) and isinstance(entry[said], list)):
-            yield Row(f"key {video}", "", fault=f"{short(entry)} has no lists of {stamped} and {said}")
+        if not (
+            has(entry, times_key, texts_key)
+            and isinstance(entry[times_key], list)
+            and isinstance(entry[texts_key], list)
+        ):
+            yield Row(f"key {video}", "", fault=f"{short(entry)} has no lists of {times_key} and {texts_key}")
             continue
-        stamps, sentences = entry[stamped], entry[said]
+        stamps, sentences = entry[times_key], entry[texts_key]
         duration, rate = entry.get("duration", entry.get("video_duration")), None
         if duration is None and "fps" in entry:
             rate, frames = entry["fps"] or "", to_seconds(entry.get("num_frames"))
@@ -226,7 +230,7 @@ def _captions(document: dict[str, Any], stamped: str, said: str) -> Iterator[Row
         for k in range(max(len(stamps), len(sentences))):
             line, qid = f"key {video}[{k}]", f"{stem_of(video)[0]}-{k}"
             if k >= min(len(stamps), len(sentences)):
-                counted = f"{len(stamps)} {stamped} for {len(sentences)} {said}: this one has no partner"
+                counted = f"{len(stamps)} {times_key} for {len(sentences)} {texts_key}: this one has no partner"
                 yield Row(line, qid, fault=counted)
             else:
                 yield Row(line, qid, video, sentences[k], [stamps[k]], duration, rate=rate)
@@ -249,7 +253,7 @@ def _tvgbench(file: _File, line: int | str, number: int, row: dict[str, Any]) ->
     own = row.get("qid") or (f"tvgbench-{number:03d}" if part else file.qid(video))
     yield Row(
         line, own, video, row["question"], [[pair[1], pair[2]] if pair else answer], row.get("duration"),
-        _both(row.get("start"), row.get("end")), source=f"tvgbench/{part}" if part else "",
+        _span_or_none(row.get("start"), row.get("end")), source=f"tvgbench/{part}" if part else "",
     )  # fmt: skip
 
 
@@ -257,12 +261,12 @@ def _timerft(file: _File, line: int | str, number: int, row: dict[str, Any]) -> 
     """Names such as ID_00:00:39:000_00:01:24:700.mp4 are files that hold seconds 39 to 84.7 of ID.mp4 and no more."""
     video, own, cut = str(row["video"]), row.get("qid"), ""
     qid = own or file.qid(video)
-    clip = _both(row.get("video_start"), row.get("video_end"))
+    clip = _span_or_none(row.get("video_start"), row.get("video_end"))
     stem, suffix = stem_of(video)
     if clip is not None and ":" in stem and (window := trim_window(stem)):
         if not _near(clip[0], window[1]) or not _near(clip[1], window[2]):
-            said = f"the video's name says {window[1]:g} to {window[2]:g} s, its trim window {clip[0]} to {clip[1]}"
-            yield Row(line, qid, fault=said)
+            fault = f"the video's name says {window[1]:g} to {window[2]:g} s, its trim window {clip[0]} to {clip[1]}"
+            yield Row(line, qid, fault=fault)
             return
         video, cut = window[0] + suffix, video
     part = own.split("|")[1] if isinstance(own, str) and own.count("|") >= 2 else ""
@@ -329,19 +333,19 @@ FORMS = (
 )
 """Forms of objects, in the order in which they are tried."""
 
-_FROM_WHICH = "whose times stand in sentences; give the annotation file that they were made from"
+_TIMES_IN_SENTENCES = "whose times stand in sentences; give the annotation file that they were made from"
 _OTHERS: tuple[tuple[tuple[str, ...], str], ...] = (
     *((fields, f"predictions ({', '.join(fields)}), no annotations; {SCORE_STEP}") for fields in ANSWERS),
     (("vid", "query"), "no relevant_windows: its labels are not published; use train or val"),
     (("id", "length"), "durations, no annotations; give the file of queries, and this one as its durations"),
-    (("conversations",), f"ShareGPT conversations, training texts {_FROM_WHICH}"),
-    (("messages",), f"chats (messages, as ms-swift and TimeLens2 train on), {_FROM_WHICH}"),
+    (("conversations",), f"ShareGPT conversations, training texts {_TIMES_IN_SENTENCES}"),
+    (("messages",), f"chats (messages, as ms-swift and TimeLens2 train on), {_TIMES_IN_SENTENCES}"),
     (("videos", "version"), "Ego4D's own tree of videos, clips and annotations; give a file of one row a query"),
 )
 """Objects that are no annotations: the fields they are recognised by, what they are and what to do."""
 
 
-def _both(start: Any, end: Any) -> list[Any] | None:
+def _span_or_none(start: Any, end: Any) -> list[Any] | None:
     """A trim window, None when neither end is given."""
     return None if start is None and end is None else [start, end]
 

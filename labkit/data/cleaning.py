@@ -334,8 +334,8 @@ class RowCleaner:
         """Trim window and duration, made to agree."""
         if abs(clip.length - duration) <= FRAME:
             return clip, duration
-        said = f"{clip.start:g} to {clip.end:g} is {clip.length:g} s, duration {duration:g}"
-        self._record(row, "clip window", "repaired", said)
+        reason = f"{clip.start:g} to {clip.end:g} is {clip.length:g} s, duration {duration:g}"
+        self._record(row, "clip window", "repaired", reason)
         return (clip, clip.length) if clip.length < duration else (Span(clip.start, clip.start + duration), duration)
 
     def _windows(self, row: Row, labels: object, duration: float) -> tuple[Span, ...]:

@@ -33,7 +33,7 @@ from labkit.files import replacing
 
 REQUIRED = ("qid", "video", "query", "windows", "duration")
 FIELDS = (*REQUIRED, "clip", "source", "options", "choice")
-_MAKES = "`labkit moments FILE --write NEW.jsonl` makes moments of it"
+_CONVERT_HINT = "`labkit moments FILE --write NEW.jsonl` makes moments of it"
 SCORE_STEP = "`labkit score PREDICTIONS --moments FILE` scores them"
 ANSWERS = (
     ("pred_relevant_windows",), ("qid", "text"), ("qid", "windows"), ("qid", "output_text"), ("qid", "pred"),
@@ -47,7 +47,7 @@ ROUNDING = 1e-3
 FRAME = 0.05
 """Seconds by which a clip may differ from its trim window, which cuts at frames: half of one at 10 fps."""
 
-_HALF = re.compile("[\ud800-\udfff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _TIME_R1 = "'hf download Boshenxx/TimeR1-Dataset --repo-type dataset'"
 DOWNLOADS = {
     "charades-sta": "'wget https://ai2-public-datasets.s3-us-west-2.amazonaws.com/charades/Charades_v1_480.zip' (13 GB)",
@@ -111,7 +111,7 @@ class Moment:
                 raise BadField(field, value, "is empty", "fill it in or take the line out")
         named = (("qid", self.qid), ("video", self.video), ("query", self.query), ("source", self.source))
         for field, text in (*named, *(("options", option) for option in self.options)):
-            if isinstance(text, str) and (half := _HALF.search(text)):
+            if isinstance(text, str) and (half := _SURROGATE.search(text)):
                 step = f"write the character that {ascii(half[0])} is half of, or take it out"
                 raise BadField(field, text, "holds half a character, which no file can", step)
         if "\0" in self.video or not os.path.isabs(self.video):
@@ -199,7 +199,9 @@ def read_lines(path: Path) -> Iterator[tuple[int, Moment | BadField]]:
     if kind := binary_kind(raw):
         yield (
             1,
-            BadField("file", path.name, f"is {kind}, no UTF-8 text", f"unpack it or save it as UTF-8, or {_MAKES}"),
+            BadField(
+                "file", path.name, f"is {kind}, no UTF-8 text", f"unpack it or save it as UTF-8, or {_CONVERT_HINT}"
+            ),
         )
         return
     # Old Macs end a line by a carriage return alone.
@@ -211,7 +213,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, Moment | BadField]]:
             continue
         row: dict[str, Any] = {}
         try:
-            row = decode(line)
+            row = parse_json_line(line)
             moment = moment_of(row, path.parent)
             if moment.qid in seen:
                 wrong = f"was used before, on line {seen[moment.qid]}"
@@ -325,7 +327,7 @@ def _benchmark_by_id(stem: str) -> str:
     return "charades-sta" if _CHARADES.fullmatch(stem) else ""
 
 
-def decode(line: bytes) -> dict[str, Any]:
+def parse_json_line(line: bytes) -> dict[str, Any]:
     """The JSON object on one line."""
     shape = 'write one object a line, such as {"qid": "q1", ...}'
     try:

@@ -17,7 +17,7 @@ SUFFIXES = (
 )  # fmt: skip
 """What a video file ends in; of several by one name the earlier is taken, after the published one."""
 
-_FOREIGN = re.compile(r"[A-Za-z]:[\\/]|\\\\|(?!file:)[A-Za-z][A-Za-z0-9+.-]+://")
+_FOREIGN_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\|(?!file:)[A-Za-z][A-Za-z0-9+.-]+://")
 _CLOCK = r"(\d+):(\d\d):(\d\d[:.]\d+)"
 _SECONDS = re.compile(r"(.+)_(\d+\.\d+)_(\d+\.\d+)", re.ASCII)
 _CLOCKS = re.compile(rf"(.+)_{_CLOCK}_{_CLOCK}", re.ASCII)
@@ -78,7 +78,7 @@ def is_foreign_path(video: str) -> bool:
     >>> is_foreign_path("s3://bucket/a.mp4"), is_foreign_path("C:\\data\\a.mp4"), is_foreign_path("file:///data/a.mp4")
     (True, True, False)
     """
-    return _FOREIGN.match(video) is not None and os.name != "nt"
+    return _FOREIGN_PATH.match(video) is not None and os.name != "nt"
 
 
 def local_path(video: str, folder: str | Path) -> str:

@@ -27,7 +27,7 @@ from labkit.doctor.environment import (
     package_findings,
     requirements,
 )
-from labkit.doctor.report import DoctorReport, Finding
+from labkit.doctor.findings import DoctorReport, Finding
 from labkit.doctor.resources import add_resource_estimates, nearest_existing
 from labkit.doctor.workload import Workload
 from labkit.errors import LabError

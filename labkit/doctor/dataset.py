@@ -14,7 +14,7 @@ from labkit.data.moments import BadField, Moment
 from labkit.data.video.frames import sample_times
 from labkit.data.video.probe import CLOCK_RESET, VideoCheck, check_videos, stat_video
 from labkit.data.video_index import SUFFIXES
-from labkit.doctor.report import Finding
+from labkit.doctor.findings import Finding
 from labkit.params import Params
 from labkit.table import Table
 
@@ -92,7 +92,7 @@ def inspect_folder(
     data = DataReport()
     all_moments: list[Moment] = []
     for split in SPLITS:
-        usable, findings = read_rows(folder / f"{split}.jsonl")
+        usable, findings = check_rows(folder / f"{split}.jsonl")
         data.findings += findings
         all_moments += usable
         data.moments[split] = usable[: getattr(params, f"{split}_limit") or None]
@@ -112,7 +112,7 @@ def inspect_folder(
     return data
 
 
-def read_rows(path: Path) -> tuple[list[Moment], list[Finding]]:
+def check_rows(path: Path) -> tuple[list[Moment], list[Finding]]:
     """Usable rows of a moments file and a finding for every bad one, by the rules of `read_moments`, which stops at the first."""
     kind, findings = "moments file", []
     moments: list[Moment] = []

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from labkit.doctor.report import Finding, size_text
+from labkit.doctor.findings import Finding, size_text
 from labkit.doctor.workload import ModelShape, read_model_shape
 from labkit.errors import LabError
 from labkit.files import under

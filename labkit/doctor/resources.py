@@ -12,8 +12,8 @@ from statistics import fmean
 from labkit.data.moments import Moment
 from labkit.doctor.dataset import DataReport, VisionShape
 from labkit.doctor.environment import Machine, Model, target_machine
+from labkit.doctor.findings import DoctorReport, Finding, size_text
 from labkit.doctor.memory import OTHER_PROCESSES, stage_memory
-from labkit.doctor.report import DoctorReport, Finding, size_text
 from labkit.doctor.runtime import stage_seconds
 from labkit.doctor.throughput import (
     MAX_MEASURED_PARAMETERS,

@@ -49,7 +49,7 @@ CHAT_TEMPLATE = (
 STAMP_WORDS = ("<", ">", "seconds", *(f"{tenth / 10:.1f}" for tenth in range(10 * STATES // STATES_PER_SECOND)))
 """What Qwen3-VL's times between frames are written with."""
 _QUARTER = STATES // 4
-FOLLOWERS: dict[tuple[str, ...], tuple[str, ...]] = {
+NEXT_TOKENS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("assistant",): ("<think>",),
     ("<think>", "</timestamp>"): ("<timestamp>", "</think>"),
     ("<timestamp>",): TIMES[:_QUARTER],
@@ -205,7 +205,7 @@ def write_untrained(folder: Path, family: str, seed: int = 0) -> None:
     transformers_logging.disable_progress_bar()
     tokenizer = build_tokenizer(STAMP_WORDS if family == "qwen3_vl" else ())
     model = build_model(tokenizer, seed, family, tied=False)
-    rows = {word: after for words, after in FOLLOWERS.items() for word in words}
+    rows = {word: after for words, after in NEXT_TOKENS.items() for word in words}
     table = model.model.language_model.embed_tokens.weight
     wanted = torch.zeros(len(rows), len(table))
     for row, after in zip(wanted, rows.values(), strict=True):

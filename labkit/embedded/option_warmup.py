@@ -24,7 +24,7 @@ SHORT, LONG = 6, 3
 
 
 def draw_warmup(rng: np.random.Generator, long: bool = False) -> tuple[str, str]:
-    """A question with options, and what is said about it.
+    """A question with options, and a text that answers it.
 
     >>> query, text = draw_warmup(np.random.default_rng(0))
     >>> query
@@ -35,15 +35,15 @@ def draw_warmup(rng: np.random.Generator, long: bool = False) -> tuple[str, str]
     name = f"the {rng.choice(list(COLORS))} {rng.choice(SHAPES)}"
     actions = [str(action) for action in rng.permutation(list(ACTIONS))[:OPTIONS]]
     query = one_line(f"what does {name} do?", [ACTIONS[action][0] for action in actions])
-    said = []
+    answers = []
     for number in rng.integers(0, OPTIONS, LONG if long else SHORT):
         words = actions[number]
         if long:
             start, end = sorted(rng.choice(2 * SECONDS + 1, 2, replace=False) / 2)
             opening = (f"look at {name}. it {words} late.", f"{name} {words} early.")[int(rng.integers(0, 2))]
             words = f"<think> {opening} </think> <answer> {start:.1f} to {end:.1f} </answer>"
-        said.append(f"{words} <option> {option_letter(int(number)).lower()} </option>")
-    return query, " ".join(said)
+        answers.append(f"{words} <option> {option_letter(int(number)).lower()} </option>")
+    return query, " ".join(answers)
 
 
 def letters(tokenizer: Any) -> torch.Tensor:
@@ -90,10 +90,10 @@ class OptionWarmup:
         from torch.nn.utils.rnn import pad_sequence
 
         rows = []
-        for query, said in texts:
+        for query, answer in texts:
             messages = [{"role": "user", "content": query}]
             chat = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            rows.append(torch.tensor(self._tokenizer(f"{chat} {said}", add_special_tokens=False)["input_ids"]))
+            rows.append(torch.tensor(self._tokenizer(f"{chat} {answer}", add_special_tokens=False)["input_ids"]))
         ids = pad_sequence(rows, batch_first=True, padding_value=self._tokenizer.pad_token_id)
         output = self._model.model(
             input_ids=ids, attention_mask=(ids != self._tokenizer.pad_token_id).long(),

@@ -43,7 +43,7 @@ from labkit.embedded.world import (
     is_shown,
     make_scene,
     option_question,
-    render,
+    render_frames,
     scene_seed,
     time_of,
 )
@@ -116,7 +116,7 @@ def make_clips(count: int, seed: int) -> Clips:
         index += 1
         if any(thing.events for thing in scene.things):
             scenes.append(scene)
-    frames = np.stack([resize(render(scene), (SIDE, SIDE)) for scene in scenes])
+    frames = np.stack([resize(render_frames(scene), (SIDE, SIDE)) for scene in scenes])
     return Clips(scenes, frames, np.stack([frame_labels(scene) for scene in scenes]))
 
 

@@ -26,7 +26,7 @@ _WORDS: dict[str, dict[str, str]] = {
     "action": {form: action for action, forms in ACTIONS.items() for form in (action, *forms)},
     "time": {time: time for time in TIMES_OF_CLIP},
 }
-"""By kind: each word as it is said, and what it says."""
+"""By kind: each word as written, and its meaning."""
 KINDS = {"color": "colour", "shape": "shape", "place": "place", "action": "action", "time": "time"}
 """Kinds of words by the names that figures carry, and what tables call them."""
 _ANY = {
@@ -55,9 +55,9 @@ def check_words(texts: Mapping[str, str], moments: Sequence[Moment]) -> dict[str
     for moment, about in zip(moments, asked, strict=True):
         if about is None:
             return {}
-        truth, said = _truth(*about), thought(texts[moment.qid])
+        truth, text = _truth(*about), thought(texts[moment.qid])
         for kind, pattern in _ANY.items():
-            meanings = [_WORDS[kind][word] for word in pattern.findall(said)]
+            meanings = [_WORDS[kind][word] for word in pattern.findall(text)]
             words[kind] += [Word(word, word == truth[kind], moment.qid, moment.video) for word in meanings]
     return words if moments else {}
 

@@ -183,7 +183,7 @@ def _events(rng: np.random.Generator, shared: str) -> tuple[Event, ...]:
     return tuple(events)
 
 
-def render(scene: Scene, side: int = SIDE) -> np.ndarray:
+def render_frames(scene: Scene, side: int = SIDE) -> np.ndarray:
     """The scene's states, one per half second: (32, side, side, 3) uint8."""
     rng = np.random.default_rng(scene.seed + 1)
     y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side
@@ -315,7 +315,7 @@ def write_world(
             path = folder / "clips" / f"{split}-{index:05d}-{scene.seed}.mp4"
             if not path.exists():
                 with replacing(path) as draft:
-                    _write_mp4(draft, render(scene))
+                    _write_mp4(draft, render_frames(scene))
             rows += scene_moments(scene, path, task)
             done += 1
             if progress:

@@ -254,20 +254,3 @@ def vision_kwargs(prompts: Sequence[Prompt], device: torch.device) -> dict[str, 
     else:
         video = BaseModelOutputWithPooling(pooler_output=encoded)
     return {"mm_encoder_outputs": {"video": video}}
-
-
-def append_completion(prompt: Prompt, completion: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids (P + C,) and positions (3, P + C) of a prompt and a completion (C,)."""
-    import torch
-
-    following = prompt.positions[:, -1:] + 1 + torch.arange(len(completion))
-    return torch.cat([prompt.ids, completion]), torch.cat([prompt.positions, following], 1)
-
-
-def left_pad(rows: Sequence[torch.Tensor], value: int) -> torch.Tensor:
-    """Stack N tensors (..., L) of unequal length to (..., N, longest), left-padded."""
-    import torch
-
-    longest = max(row.shape[-1] for row in rows)
-    pad = torch.nn.functional.pad
-    return torch.stack([pad(row, (longest - row.shape[-1], 0), value=value) for row in rows], dim=-2)

@@ -1,4 +1,4 @@
-"""What labkit brings to Papermill: an engine, `papermill --engine labkit`, and no alarm about parameters that it knows.
+"""A Papermill engine, `papermill --engine labkit`, and a filter of Papermill's warnings about parameters that labkit knows.
 
 Papermill imports this module by its entry point, whichever engine is asked for.
 """

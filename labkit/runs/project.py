@@ -1,4 +1,4 @@
-"""Projects: the folder with notebooks/ and params/ that a run needs, laid out from what labkit brings along.
+"""Projects: the folder with notebooks/ and params/ that a run needs, copied from those that labkit ships.
 
 A checkout has both at its root. A wheel holds a copy of them, made when it is built (setup.py), in labkit/project_files.
 """

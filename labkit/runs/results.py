@@ -13,7 +13,7 @@ from labkit.errors import LabError
 from labkit.progress import duration
 from labkit.runs.run import NOTEBOOK_OF, STAGES, read_manifest
 from labkit.runs.versions import version_text
-from labkit.stages.evaluate import read_answers
+from labkit.stages.evaluate import read_evaluation_rollouts
 from labkit.stages.rollouts import UNPAID, Rollout
 from labkit.table import Table
 
@@ -72,7 +72,7 @@ def read_model_evaluation(run: Path, stage: str, moments: Sequence[Moment]) -> M
             if "predictions" in stored:
                 rollouts[decoding] = _rollouts_of_predictions(stored["predictions"], run.name, stage)
             else:
-                rollouts[decoding] = read_answers(evaluation_folder(run, notebook, path.stem), moments)
+                rollouts[decoding] = read_evaluation_rollouts(evaluation_folder(run, notebook, path.stem), moments)
     if "greedy" not in figures:
         raise LabError(f"{stage} has not been evaluated in '{run}'; run notebooks/{notebook}.ipynb first")
     return ModelEvaluation(figures, rollouts["greedy"], rollouts.get("sampled", []))
@@ -90,7 +90,7 @@ def _rollouts_of_predictions(rows: Sequence[Sequence[str]], run: str, stage: str
 
 
 def read_results(folder: str | Path) -> dict[str, Any]:
-    """What a run has reported so far.
+    """The figures of a run's finished stages, as plain data for JSON.
 
     `run`, `labkit` (version, commit), `stages` (state and seconds), `models`, `scores` and `harvest`.
 
@@ -149,7 +149,7 @@ def results_text(results: Mapping[str, Any]) -> str:
 
 
 def columns_of(models: Mapping[str, Any]) -> dict[str, str]:
-    """Figures that tables show of these models, with their titles."""
+    """Columns of the tables for these models: figure names and titles."""
     found = {key for decodings in models.values() for figures in decodings.values() for key in figures or ()}
     return COLUMNS | {key: title for key, title in ANSWERED.items() if key in found}
 

@@ -1,7 +1,7 @@
 """Runs: one directory for one set of parameters, and its manifest.
 
-A stage is finished when the manifest says so, which is written last. Whoever opens the run again, a person or
-`labkit run`, finds finished stages finished and goes on with the first that is not.
+A stage is finished when the manifest says so, which is written last. A notebook or `labkit run` that opens the run
+again skips finished stages and resumes the first that is not.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ class Run:
         if run.path.exists() and not run.path.is_dir():
             raise LabError(f"'{run.path}' is a file, so it cannot be the run's directory; choose another `run` name")
         # In this order, since another process may make the run in the meantime.
-        strange = run.path.is_dir() and any(run._contents())
+        has_other_files = run.path.is_dir() and any(run._contents())
         if run._manifest_path.exists():
             run._refuse_other_parameters()
-        elif strange and not run._manifest_path.exists():
+        elif has_other_files and not run._manifest_path.exists():
             raise LabError(
                 f"'{run.path}' is not a run (it has no manifest.json) and not empty; choose another `run` name or "
                 "remove the directory"
@@ -230,7 +230,7 @@ class Run:
 
 
 def differing(written: Path, params: Params) -> list[str]:
-    """Names of the parameters that keep a run of `params` from going on where the params.yaml `written` was in force.
+    """Names of the parameters whose values in `params` differ from the params.yaml `written`, so that its run cannot be resumed.
 
     A run that is older than a parameter had its default: labkit changes no default without a new name.
     """
@@ -257,7 +257,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 
 def check_inputs(params: Params, root: Path) -> None:
-    """Raise LabError when a model or the data that the parameters name are visibly not there.
+    """Raise LabError when a model, a data folder, a video or a run that the parameters name is missing.
 
     Every line of the moments files is read, and every video is looked for; none is opened.
     """

@@ -1,4 +1,4 @@
-"""Versions: which labkit and which packages a run works with, and where labkit is a checkout, of which commit."""
+"""Versions of labkit (with the commit, in a checkout), of Python and of the packages that a run depends on."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from labkit.stages.distributed.process_group import process_group
 
 
 class WorkerTask(NamedTuple):
-    """A task for several workers, as it is written for them to a file."""
+    """A task for several workers: plain data, which they read from a JSON file."""
 
     task: str
     """As `Workbench.run_task` takes it."""

@@ -172,13 +172,13 @@ def _means(matrix: Floats, clusters: Sequence[Hashable] | None, level: float) ->
     between = (residuals**2 / (1 - weights)[:, None]).sum(axis=0)
     # Videos that happen to agree don't make queries more certain than they are one by one.
     single = matrix.var(axis=0, ddof=1) / rows
-    return _Means(means, np.maximum(between, single), videos, _freedom(weights))
+    return _Means(means, np.maximum(between, single), videos, _degrees_of_freedom(weights))
 
 
-def _freedom(weights: Floats) -> float:
+def _degrees_of_freedom(weights: Floats) -> float:
     """Satterthwaite's degrees of freedom of CR2, were the videos' means equally uncertain.
 
-    >>> round(_freedom(np.full(10, 0.1)), 9), round(_freedom(np.array([0.9, 0.05, 0.05])), 2)
+    >>> round(_degrees_of_freedom(np.full(10, 0.1)), 9), round(_degrees_of_freedom(np.array([0.9, 0.05, 0.05])), 2)
     (9.0, 1.04)
     """
     total, part = (weights**2).sum(), weights**2 / (1 - weights)

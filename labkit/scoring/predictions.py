@@ -8,20 +8,18 @@ A predictions file is JSON Lines: UTF-8, one object a line, lines without any te
     pred_relevant_windows   another name for windows, the one of QVHighlights submissions
     finished                false when the generation hit its token limit (may be left out; goes with text)
 
-and whatever else its model wrote down, which isn't read; output_text is another name for text, the one of Time-R1's files.
+and whatever else its model wrote down, which isn't read; output_text is another name for text.
 The first line may be {"settings": {...}} without a qid: how the answers were decoded and what the model saw of
 the video, for the protocol card (see `labkit.scoring.protocol`). The same rows in a JSON list, and gzip, are read too, and so is
-what some other programs write (`labkit.scoring.programs`). A last line that broke off, as a killed evaluation leaves it,
+what other programs write (`labkit.scoring.programs`). A last line that broke off, as a killed evaluation leaves it,
 counts as missing.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
-import sys
-import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,32 +28,24 @@ from labkit.chain.anchors import ChainRecord
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.files import replacing
-from labkit.scoring.programs import NamedAnswer, Refused, match, named_answers, refuse_table
+from labkit.scoring.answers import BadRow, PredictedRow, QuestionName, join, ranked_row, shorten
+from labkit.scoring.prediction_files import file_rows
+from labkit.scoring.programs import Program, looked_for, named_answers, recognise
 
 _TEXTS = ("text", "output_text")
 _WINDOWS = ("windows", "pred_relevant_windows")
-
-
-@dataclass(frozen=True, slots=True)
-class PredictedRow:
-    """One answer: a text, or ranked windows as [start, end] in seconds in the file's order.
-
-    `scores` are the windows' own, None when the file gave none and the order is the rank.
-    """
-
-    text: str | None = None
-    windows: tuple[tuple[float, float], ...] | None = None
-    scores: tuple[float, ...] | None = None
-    finished: bool = True
+_OWN = "labkit"
+_Rows = tuple[PredictedRow, ...]
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """A model's answers by question; `duplicates` are the qids that came again, of which the first row counts.
+    """A model's answers by question; `more` are those that came again on a question, of which the first counts.
 
-    `rules` are those that are scored under unless others are named: of the program that wrote the file, labkit's otherwise.
-    `named` are answers whose question has no qid but a video and words, see `on`. `cut_line` is the number of the file's last
-    line where it broke off, 0 otherwise.
+    `rules` are those that are scored under unless others are named: of the `program` that wrote the file, labkit's otherwise.
+    `names` say by qid, and `named` of answers without one, how their question is named beside; `on` joins them to moments, and
+    `joined` then counts by which key. `duplicates` are the qids that came again. `cut_line` is the number of the file's last line
+    where it broke off, 0 otherwise.
     """
 
     rows: Mapping[str, PredictedRow]
@@ -63,20 +53,44 @@ class Predictions:
     duplicates: tuple[str, ...] = ()
     file: str = ""
     rules: str = "labkit"
-    named: tuple[NamedAnswer, ...] = ()
+    named: tuple[tuple[QuestionName, _Rows], ...] = ()
     cut_line: int = 0
+    names: Mapping[str, QuestionName] = field(default_factory=dict)
+    more: Mapping[str, Sequence[PredictedRow]] = field(default_factory=dict)
+    program: str = ""
+    joined: Mapping[str, int] = field(default_factory=dict)
 
     def on(self, moments: Sequence[Moment]) -> Predictions:
-        """These predictions, with answers that name a video and words put to the moment that they are about."""
-        if not self.named:
+        """These predictions with each answer under the qid of the moment that it is about, as far as one is.
+
+        What is joined to no moment keeps a name of its own.
+        """
+        if self.joined:
             return self
-        rows, again = dict(self.rows), list(self.duplicates)
-        for qid, answer in match(self.named, moments):
-            if qid in rows:
-                again.append(qid)
+        entries = list(self._entries())
+        kept, counts, known = _Kept(), Counter[str](), {moment.qid for moment in moments}
+        alone, same = dict[QuestionName, str](), Counter[str]()
+        for (qid, key), (name, rows) in zip(join((name for name, _ in entries), moments), entries, strict=True):
+            if qid is None:
+                if name not in alone:
+                    # A moment may have the same qid, whose video or query isn't the one that stands beside it here.
+                    label = name.label
+                    same[label] += 2 if label in known and label not in same else 1
+                    alone[name] = label if same[label] == 1 else f"{label} ({same[label]})"
+                qid = alone[name]
             else:
-                rows[qid] = PredictedRow(answer.text)
-        return replace(self, rows=rows, duplicates=tuple(again), named=())
+                counts[key] += 1
+            for row in rows:
+                kept.keep(qid, row)
+        again = kept.again if self.more or self.named else self.duplicates
+        return replace(
+            self, rows=kept.rows, more=kept.more, duplicates=tuple(again), names={}, named=(), joined=dict(counts)
+        )
+
+    def _entries(self) -> Iterator[tuple[QuestionName, _Rows]]:
+        for qid, row in self.rows.items():
+            yield self.names.get(qid) or QuestionName(qid=qid), (row, *self.more.get(qid, ()))
+        yield from self.named
 
     @property
     def ranked(self) -> bool:
@@ -113,46 +127,27 @@ def as_predictions(
                 reader.take(dict(record))
             else:
                 reader.keep(record.qid, PredictedRow(record.text, finished=record.status != "cut_off"))
-        except (_Fault, Refused) as fault:
+        except BadRow as fault:
             raise LabError(f"predictions, row {number}: {fault}") from None
     read = reader.predictions()
     return read if settings is None else replace(read, settings=settings)
 
 
 def read_predictions(path: str | Path) -> Predictions:
-    """Predictions of a JSON Lines file.
+    """Predictions of a file, of labkit or of another program, which is recognised by what stands in it.
 
     Raises: LabError that names file, line, fault and next step at the first row that can't be used, and for a file that is
     missing or unreadable. An empty file is no fault: all its questions are unanswered.
     """
-    path = Path(path)
-    data, reader = _bytes(path), _Reader()
-    document = _document(path, data)
-    if document is not None:
-        for number, row in enumerate(document):
-            try:
-                reader.take(row if isinstance(row, dict) else _no_object(row))
-            except (_Fault, Refused) as fault:
-                raise LabError(f"{path}, row {number}: {fault}") from None
-        return replace(reader.predictions(), file=str(path))
-    # Not splitlines(), which also splits at characters that may stand inside a text; CR alone ended lines once.
-    lines = data.split(b"\n" if b"\n" in data else b"\r")
-    cut_line = 0
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = _object(line)
-        except _Fault as fault:
-            # What a killed evaluation leaves: the last line, which has no end.
-            if number < len(lines) or not reader.any:
-                raise LabError(f"{path}, line {number}: {fault}") from None
+    reader, cut_line = _Reader(), 0
+    for where, row, number in file_rows(Path(path)):
+        if row is None:
             cut_line = number
             break
         try:
             reader.take(row)
-        except (_Fault, Refused) as fault:
-            raise LabError(f"{path}, line {number}: {fault}") from None
+        except BadRow as fault:
+            raise LabError(f"{path}, {where}: {fault}") from None
     return replace(reader.predictions(), file=str(path), cut_line=cut_line)
 
 
@@ -183,118 +178,96 @@ def write_predictions(
         temporary.write_text("".join(json.dumps(entry) + "\n" for entry in objects), encoding="utf-8")
 
 
-class _Fault(ValueError):
-    """What is wrong with one line, and what to do; the reader puts file and line in front."""
+class _Kept:
+    """Answers by qid, the first of each question apart from those that came again."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, PredictedRow] = {}
+        self.more: dict[str, list[PredictedRow]] = {}
+        self.again: list[str] = []
+
+    def keep(self, qid: str, row: PredictedRow) -> None:
+        if qid in self.rows:
+            self.again.append(qid)
+            self.more.setdefault(qid, []).append(row)
+        else:
+            self.rows[qid] = row
 
 
 class _Reader:
     """Takes a file's rows one by one."""
 
     def __init__(self) -> None:
-        self.rows: dict[str, PredictedRow] = {}
+        self.kept = _Kept()
         self.settings: Mapping[str, Any] = {}
-        self.again: list[str] = []
-        self.named: list[NamedAnswer] = []
-        self.kind, self.any = "", False
+        self.named: list[tuple[QuestionName, _Rows]] = []
+        self.names: dict[str, QuestionName] = {}
+        self.kind, self.program, self.rules, self.any = "", "", _OWN, False
 
     def take(self, row: dict[str, Any]) -> None:
-        """Read a row. Raises _Fault or Refused."""
+        """Read a row. Raises BadRow."""
         if "qid" not in row and "settings" in row:
             if self.any:
-                raise _Fault("settings are not in the first line; move them to the top")
+                raise BadRow("settings are not in the first line; move them to the top")
             self.settings = _settings(row["settings"])
-        elif "qid" not in row and (found := named_answers(row)):
-            self._same("text")
-            self.named += found
+        elif (program := recognise(row)) is None:
+            self._of(_OWN)
+            if "qid" not in row and not any(name in row for name in (*_TEXTS, *_WINDOWS)):
+                raise BadRow(
+                    f"has the fields {', '.join(map(repr, list(row)[:8])) or 'of nothing'}, by which no file of predictions is known "
+                    f"(looked for: labkit's qid with text or windows, {looked_for()}); "
+                    'write rows of {"qid": ..., "text": ...}'
+                )
+            self.keep(*_row(row))
         else:
-            if not any(name in row for name in (*_TEXTS, *_WINDOWS)):
-                named_answers(row)  # refused by name where it is another program's
-            qid, answer = _row(row)
-            self.keep(qid, answer)
+            self._of(program.name)
+            self._take(row, program)
         self.any = True
 
-    def keep(self, qid: str, answer: PredictedRow) -> None:
-        """Keep an answer, the first of each question. Raises _Fault for windows among texts."""
-        self._same("text" if answer.text is not None else "windows")
-        if qid in self.rows:
-            self.again.append(qid)
-        else:
-            self.rows[qid] = answer
+    def _take(self, row: dict[str, Any], program: Program) -> None:
+        for name, rows in named_answers(row, program):
+            for each in rows:
+                self._same(each)
+            if self.kind == "windows" and self.rules == _OWN:
+                self.rules = "qvhighlights"  # they take the first span as it stands
+            elif self.rules == _OWN:
+                self.rules = program.rules
+            if not name.qid:
+                self.named.append((name, rows))
+                continue
+            self.names.setdefault(name.qid, name)
+            for each in rows:
+                self.kept.keep(name.qid, each)
 
-    def _same(self, kind: str) -> None:
+    def keep(self, qid: str, answer: PredictedRow) -> None:
+        """Keep an answer, the first of each question. Raises BadRow for windows among texts."""
+        self._same(answer)
+        self.kept.keep(qid, answer)
+
+    def _same(self, answer: PredictedRow) -> None:
+        kind = "text" if answer.text is not None else "windows"
         if self.kind not in ("", kind):
-            raise _Fault(f"holds {kind} while rows before hold {self.kind}; score the two in files of their own")
+            raise BadRow(f"holds {kind} while rows before hold {self.kind}; score the two in files of their own")
         self.kind = kind
 
+    def _of(self, program: str) -> None:
+        if self.program not in ("", program):
+            raise BadRow(
+                f"is a row of {program} while rows before are of {self.program}; give them in files of their own"
+            )
+        self.program = program
+
     def predictions(self) -> Predictions:
-        rules = self.named[0].rules if self.named else "labkit"
-        return Predictions(self.rows, self.settings, tuple(self.again), rules=rules, named=tuple(self.named))
-
-
-def _bytes(path: Path) -> bytes:
-    """A file's bytes, unzipped and without a byte order mark. Raises LabError where they can't be read or are no UTF-8 text."""
-    try:
-        data = path.read_bytes()
-        if data.startswith(b"\x1f\x8b"):
-            data = gzip.decompress(data)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise LabError(
-            f"predictions '{path}': its gzip is damaged ({error}); unzip what is there and give that"
-        ) from None
-    except OSError as error:
-        raise LabError(f"predictions '{path}' can't be read ({error.strerror}); check the path") from None
-    if data.startswith(b"PAR1"):
-        import pyarrow.parquet
-
-        try:
-            refuse_table(pyarrow.parquet.read_schema(path).names)
-        except (Refused, pyarrow.ArrowException) as fault:
-            raise LabError(f"predictions '{path}': {fault}") from None
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise LabError(f"predictions '{path}' is not UTF-8 text but UTF-16; save it as UTF-8")
-    return data.removeprefix(b"\xef\xbb\xbf")
-
-
-def _document(path: Path, data: bytes) -> list[Any] | None:
-    """The rows of a file that is one JSON list, or one object over several lines; None for JSON Lines."""
-    text = data.strip()
-    if not text.startswith((b"[", b"{")):
-        return None
-    if text.startswith(b"{"):
-        first, _, more = text.partition(b"\n")
-        try:
-            json.loads(first)
-        except (ValueError, RecursionError):
-            if not more:
-                return None
-        else:
-            return None
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, list) else [found]
-
-
-def _object(line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        raise _Fault(f"is not UTF-8 text ({error.reason}); write it as JSON Lines") from None
-    except RecursionError:
-        raise _Fault("is nested too deeply; write one object a line") from None
-    except ValueError as error:
-        raise _Fault(f"is not JSON ({error}); write one object a line") from None
-    return row if isinstance(row, dict) else _no_object(row)
-
-
-def _no_object(row: object) -> dict[str, Any]:
-    raise _Fault(f'is {_short(row)}, not an object; write {{"qid": ..., "text": ...}}')
+        kept, program = self.kept, "" if self.program == _OWN else self.program
+        return Predictions(
+            kept.rows, self.settings, tuple(kept.again), rules=self.rules, named=tuple(self.named), names=self.names,
+            more=kept.more, program=program,
+        )  # fmt: skip
 
 
 def _settings(value: object) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise _Fault(f'settings = {_short(value)} is not an object; write {{"settings": {{"fps": 2, ...}}}}')
+        raise BadRow(f'settings = {shorten(value)} is not an object; write {{"settings": {{"fps": 2, ...}}}}')
     return value
 
 
@@ -302,42 +275,17 @@ def _row(row: dict[str, Any]) -> tuple[str, PredictedRow]:
     qid = row.get("qid")
     # True is an int for Python, not for a person who writes a predictions file.
     if isinstance(qid, bool) or not isinstance(qid, str | int) or qid == "":
-        raise _Fault(f"qid = {_short(qid)} names no question; write the moment's qid as text or a whole number")
+        raise BadRow(f"qid = {shorten(qid)} names no question; write the moment's qid as text or a whole number")
     given = [name for name in (*_TEXTS, *_WINDOWS) if row.get(name) is not None]
     if len(given) != 1:
         what = " and ".join(given) if given else "neither text nor windows"
-        raise _Fault(f"qid {qid} holds {what}; give the answer once, as text or as windows")
+        raise BadRow(f"qid {qid} holds {what}; give the answer once, as text or as windows")
     value = row[given[0]]
     if given[0] in _WINDOWS:
-        return str(qid), _ranked(qid, given[0], value)
+        return str(qid), ranked_row(f"qid {qid}: {given[0]}", value)
     if not isinstance(value, str):
-        raise _Fault(f"qid {qid}: text = {_short(value)} is not text; write what the model wrote")
+        raise BadRow(f"qid {qid}: text = {shorten(value)} is not text; write what the model wrote")
     finished = row.get("finished", True)
     if not isinstance(finished, bool):
-        raise _Fault(f"qid {qid}: finished = {_short(finished)} is neither true nor false; write one of them")
+        raise BadRow(f"qid {qid}: finished = {shorten(finished)} is neither true nor false; write one of them")
     return str(qid), PredictedRow(value, finished=finished)
-
-
-def _ranked(qid: object, name: str, value: object) -> PredictedRow:
-    if not isinstance(value, list):
-        raise _Fault(f"qid {qid}: {name} = {_short(value)} is not a list; write [[start, end], ...] in seconds")
-    lengths = {len(window) if isinstance(window, list) else 0 for window in value}
-    if not lengths <= {2, 3} or len(lengths) > 1:
-        step = "write all as [start, end] or all as [start, end, score]"
-        raise _Fault(f"qid {qid}: {name} = {_short(value)} mixes forms; {step}")
-    for window in value:
-        for number in window:
-            if (
-                isinstance(number, bool)
-                or not isinstance(number, int | float)
-                or not abs(number) <= sys.float_info.max
-            ):
-                raise _Fault(f"qid {qid}: {name} holds {_short(window)}; write plain finite numbers")
-    windows = tuple((float(window[0]), float(window[1])) for window in value)
-    scores = tuple(float(window[2]) for window in value) if lengths == {3} else None
-    return PredictedRow(windows=windows, scores=scores)
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."

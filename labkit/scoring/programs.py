@@ -1,177 +1,201 @@
-"""Files that other programs leave behind: recognised by what stands in them, read where they can be, or refused by name.
+"""The programs whose files of predictions are read: what each is recognised by, where its answers stand, and its rules.
 
-    lmms-eval    samples_*.jsonl (rows of doc, resps, filtered_resps), and inference_results_*.json, an object of
-                 "video>>>sentence>>>truth": answer
-    ms-swift     the rows of `swift infer`: response, messages, videos
-
-These name no question. An answer is put to the moment of the same video and sentence; where there are several, to the one
-whose truth the file repeats, else to them in turn. What can't be put to a moment by what stands in it (logs of training by
-TRL, ms-swift and verl), or whose times are no seconds (VTimeLLM), is refused with the name of its program and the next step.
+A row is recognised by its fields, never by the file's name; PROGRAMS is the whole table, the narrower shapes first. What a row
+calls its video, its sentence or its truth goes by a few names that all programs share. Source: the programs' own writers.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from labkit.data.moments import Moment
 from labkit.data.video_index import stem_of
-from labkit.scoring.reading_rules import RULES
+from labkit.scoring.answers import BadRow, PredictedRow, QuestionName, ranked_row, shorten
 
-_ROWS = 'write rows of {"qid": ..., "text": ...} with the qid of each moment'
-_SAME = 0.051
-"""Seconds by which a truth that a file repeats may differ: labels are copied with one decimal."""
-
-
-class Refused(ValueError):
-    """A file's row that belongs to a known program and can't be scored: which, why, and what to do."""
-
-
-class NamedAnswer(NamedTuple):
-    """An answer whose question is named by video and words; `prompt` where the sentence is only part of the words."""
-
-    program: str
-    video: str
-    words: str
-    text: str
-    truth: tuple[float, float] | None = None
-    prompt: bool = False
-
-    @property
-    def rules(self) -> str:
-        """The rules that its program scores by; labkit's where it has none of its own."""
-        return self.program if self.program in RULES else "labkit"
-
-    @property
-    def name(self) -> str:
-        """What a card calls it when no moment has it."""
-        return f"{self.video}: {self.words if len(self.words) <= 60 else self.words[:57] + '...'}"
+Row = Mapping[str, Any]
+NEXT_STEP = 'write rows of {"qid": ..., "text": ...} with the qid of each moment'
+_VIDEOS = ("video", "video_path", "video_file", "vid", "video_id", "videos")
+_WORDS = ("query", "sentence", "caption", "question")
+_PROMPTS = ("prompt", "messages", "input")
+_TRUTHS = ("target", "timestamp", "span", "gt_span", "gts", "labels", "label", "solution", "relevant_windows", "gt")
+_TAGS = re.compile(r"<(?:video|image)>|<\|\w+\|>")
 
 
-def named_answers(row: Mapping[str, Any]) -> list[NamedAnswer]:
-    """The answers of an object that another program wrote; none where it is nobody's. Raises Refused."""
-    if any(">>>" in key for key in row):
-        return [_inference_result(key, text) for key, text in row.items()]
-    if "doc" in row and ("resps" in row or "filtered_resps" in row):
-        return [_sample(row)]
-    if "response" in row and isinstance(row.get("messages"), list):
-        return [_swift(row)]
-    _refuse(row)
-    return []
+class Program(NamedTuple):
+    """A program's file of predictions: a row has all of `fields` and `fits`; `answer` names the field of the text.
+
+    `inner` is the field whose object names the question. `expand` gives a row's rows where it holds several. `windows` is a field of
+    spans that counts where there is no text. `rules` are the reading rules of the program's own evaluation, for texts or windows.
+    """
+
+    name: str
+    file: str
+    fields: tuple[str, ...]
+    answer: tuple[str, ...]
+    rules: str = "labkit"
+    inner: str = ""
+    truth: tuple[str, ...] = _TRUTHS
+    words: tuple[str, ...] = _WORDS
+    windows: str = ""
+    fits: Callable[[Row], bool] = lambda row: True
+    expand: Callable[[Row], Iterator[Row]] = lambda row: iter((row,))
 
 
-def refuse_table(names: Iterable[str]) -> None:
-    """Raise Refused for a parquet file with these columns."""
-    if {"prompt", "completion"} <= set(names):
-        raise Refused(
-            f"is a log of completions that TRL wrote while it trained (no column names a question); {_ROWS}, or score the "
-            "trained model's own answers"
-        )
-    raise Refused(f"is a parquet file ({', '.join(list(names)[:6])}); {_ROWS}, one a line")
+def _keyed(row: Row) -> Iterator[Row]:
+    """The rows of "video>>>sentence>>>truth": answer."""
+    for key, value in row.items():
+        video, _, rest = key.partition(">>>")
+        words, _, truth = rest.rpartition(">>>")
+        yield {"video": video, "query": words, "target": truth} | (value if _is(value) else {"answers": value})
 
 
-def match(answers: Sequence[NamedAnswer], moments: Sequence[Moment]) -> Iterator[tuple[str, NamedAnswer]]:
-    """Each answer with its moment's qid, or with a name of its own where no moment fits."""
-    asked: dict[str, dict[str, list[Moment]]] = defaultdict(lambda: defaultdict(list))
-    for moment in moments:
-        for video in dict.fromkeys((stem_of(moment.video)[0], stem_of(moment.source_video)[0])):
-            asked[video][_plain(moment.query)].append(moment)
-    taken: set[str] = set()
-    for answer in answers:
-        fitting = _fitting(answer, asked.get(answer.video, {}))
-        exact = [moment for moment in fitting if answer.truth is not None and _is_truth(answer.truth, moment)]
-        found = exact or fitting
-        chosen = next((moment for moment in found if moment.qid not in taken), found[0] if found else None)
-        if chosen is None:
-            yield answer.name, answer
-        else:
-            taken.add(chosen.qid)
-            yield chosen.qid, answer
-
-
-def _fitting(answer: NamedAnswer, asked: Mapping[str, list[Moment]]) -> list[Moment]:
-    words = _plain(answer.words)
-    if not answer.prompt:
-        return asked.get(words, [])
-    # A prompt may hold a short sentence by chance as part of a longer one, so that the longest counts.
-    inside = [query for query in asked if query in words]
-    return asked[max(inside, key=len)] if inside else []
-
-
-def _is_truth(truth: tuple[float, float], moment: Moment) -> bool:
-    return any(
-        abs(window.start - truth[0]) <= _SAME and abs(min(truth[1], moment.duration) - window.end) <= _SAME
-        for window in moment.windows
-    )
-
-
-def _inference_result(key: str, text: object) -> NamedAnswer:
-    video, _, rest = key.partition(">>>")
-    words, _, truth = rest.rpartition(">>>")
-    return NamedAnswer("lmms-eval", stem_of(video)[0], words, _text(text), _pair(truth))
-
-
-def _sample(row: Mapping[str, Any]) -> NamedAnswer:
-    doc = row["doc"]
-    words = next((doc[name] for name in ("caption", "query", "sentence") if name in doc), None) if _is(doc) else None
-    if not isinstance(words, str) or not isinstance(doc.get("video"), str):
-        raise Refused(f"is a sample of an lmms-eval task that names no video and sentence; {_ROWS}")
-    answer = row.get("filtered_resps") or row.get("resps")
-    while isinstance(answer, list) and answer:
-        answer = answer[0]
-    truth = row.get("target") or doc.get("timestamp")
-    return NamedAnswer("lmms-eval", stem_of(doc["video"])[0], words, _text(answer), _pair(truth))
-
-
-def _swift(row: Mapping[str, Any]) -> NamedAnswer:
-    videos, prompts = row.get("videos"), [turn for turn in row["messages"] if _is(turn) and turn.get("role") == "user"]
-    words = prompts[-1].get("content") if prompts else None
-    if not isinstance(words, str) or not isinstance(videos, list) or not videos or not isinstance(videos[0], str):
-        raise Refused(f"is a row of ms-swift's inference without a video and a question; {_ROWS}")
-    words, labels = words.replace("<video>", "").strip(), row.get("labels")
-    return NamedAnswer("ms-swift", stem_of(videos[0])[0], words, _text(row["response"]), _pair(labels), prompt=True)
-
-
-def _refuse(row: Mapping[str, Any]) -> None:
-    if isinstance(row.get("completion"), list) and "prompt" in row:
-        raise Refused(
-            f"is a log of completions that ms-swift wrote while it trained (it names no question); {_ROWS}, or give the rows "
-            "of `swift infer`"
-        )
-    if {"input", "output"} <= set(row) and ("score" in row or "gts" in row):
-        raise Refused(f"is a log of verl's generations (it names neither question nor video); {_ROWS}")
-    if {"video_id", "answer", "task"} <= set(row):
-        raise Refused(
-            "is VTimeLLM's log, whose times are hundredths of the video; write n / 100 * duration as "
-            '{"qid": ..., "windows": [[start, end]]} in seconds'
-        )
-    if "relevant_windows" in row and "pred_relevant_windows" not in row:
-        raise Refused("is a row of annotations, not of predictions; give this file as the moments")
-
-
-def _pair(value: object) -> tuple[float, float] | None:
-    """Two seconds of a pair, or of the text of one."""
-    if isinstance(value, str):
-        numbers = re.findall(r"\d+(?:\.\d+)?", value)
-        return (float(numbers[0]), float(numbers[1])) if len(numbers) == 2 else None
-    if isinstance(value, list) and len(value) == 2 and all(type(end) in (int, float) for end in value):
-        return float(value[0]), float(value[1])
-    return None
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise Refused(f"holds {json.dumps(value)[:60]} where the answer's text belongs; {_ROWS}")
-    return value
-
-
-def _plain(words: str) -> str:
-    """A sentence without case, doubled blanks and its full stop."""
-    return " ".join(words.casefold().split()).rstrip(". ")
+def _columns(row: Row) -> Iterator[Row]:
+    """The rows of an object that holds a column for each field."""
+    count = len(row["completion"])
+    columns = {name: value for name, value in row.items() if isinstance(value, list) and len(value) == count}
+    yield from ({name: column[k] for name, column in columns.items()} for k in range(count))
 
 
 def _is(value: object) -> bool:
     return isinstance(value, dict)
+
+
+def _has_keys(row: Row, of_objects: bool) -> bool:
+    return bool(row) and all(">>>" in key for key in row) and _is(next(iter(row.values()))) == of_objects
+
+
+def _is_nested(row: Row) -> bool:
+    stamps = row["timestamp"]
+    return isinstance(stamps, list) and bool(stamps) and isinstance(stamps[0], list)
+
+
+PROGRAMS = (
+    Program("TimeLens", "predictions, json or jsonl", (), ("answers", "answer"), "timelens", windows="timestamps",
+            expand=_keyed, fits=lambda row: _has_keys(row, True)),
+    Program("lmms-eval", "submissions/inference_results_*.json", (), ("answers",), "lmms-eval",
+            expand=_keyed, fits=lambda row: _has_keys(row, False)),
+    Program("lmms-eval, TimeLens tasks", "samples_timelens_*.jsonl", ("doc", "resps"), ("filtered_resps", "resps"),
+            "lmms-eval-timelens", "doc", fits=lambda row: _is(row["doc"]) and "span" in row["doc"]),
+    Program("lmms-eval", "samples_*.jsonl", ("doc", "resps"), ("filtered_resps", "resps"), "lmms-eval", "doc"),
+    Program("Time-R1", "tg_*.jsonl", ("qid", "pred", "target", "output_text"), ("output_text",), "timer1"),
+    Program("VideoChat-R1.5", "checkpoint.jsonl", ("video_path", "query", "answer", "timestamp", "ans"), ("answer",),
+            "videochat-r1.5", truth=("ans",), fits=_is_nested),
+    Program("VideoChat-R1", "eval_logs/*.jsonl", ("video_path", "query", "answer", "timestamp", "ans"), ("answer",),
+            "videochat-r1", truth=("ans",)),
+    Program("TimeLens", "difficulty filter, jsonl", ("video_path", "query", "span", "pred", "answer"), ("answer",),
+            "timelens", truth=("span",)),
+    Program("TimeLens2", "rollouts, jsonl", ("query", "rollouts"), ("rollouts",), "timelens"),
+    Program("TimeLens2", "evaluation by VLMEvalKit, json or tsv", ("video", "question", "prediction"), ("prediction",),
+            "timelens"),
+    Program("TaRO", "results_rank_*.jsonl", ("original_data", "model_output"), ("model_output",), "taro",
+            "original_data"),
+    Program("moment_detr, lighthouse", "*_preds.jsonl, *_submission.jsonl", ("qid", "vid", "query",
+            "pred_relevant_windows"), (), "qvhighlights", windows="pred_relevant_windows"),
+    Program("VTimeLLM", "log of its evaluation", ("video_id", "task", "query_id", "answer"), ("answer",), "vtimellm",
+            truth=(), fits=lambda row: row["task"] == "grounding"),
+    Program("VTimeLLM", "log, other tasks", ("video_id", "task", "query_id", "answer"), ("answer",), "vtimellm",
+            truth=(), words=("task",)),
+    Program("ms-swift", "swift infer, jsonl", ("response", "messages"), ("response",)),
+    Program("ms-swift", "completions.jsonl of training", ("completion",), ("completion",), expand=_columns,
+            fits=lambda row: isinstance(row["completion"], list) and not any(map(_is, row["completion"]))),
+    Program("TRL", "completions_*.parquet of training", ("prompt", "completion"), ("completion",)),
+    Program("verl", "generations of training, jsonl", ("input", "output", "step"), ("output",)),
+    Program("LLaMA-Factory", "generated_predictions.jsonl", ("prompt", "predict", "label"), ("predict",)),
+)  # fmt: skip
+
+
+def recognise(row: Row) -> Program | None:
+    """The program that wrote a row, by its fields; None where none of PROGRAMS did. Raises BadRow for an annotation."""
+    for program in PROGRAMS:
+        if all(field in row for field in program.fields) and program.fits(row):
+            return program
+    if "relevant_windows" in row and "pred_relevant_windows" not in row:
+        raise BadRow("is a row of annotations, not of predictions; give this file as the moments")
+    return None
+
+
+def named_answers(row: Row, program: Program) -> Iterator[tuple[QuestionName, tuple[PredictedRow, ...]]]:
+    """A row's answers with what names their questions, the samples of one question together. Raises BadRow."""
+    for each in program.expand(row):
+        inner = each.get(program.inner)
+        named = {**each, **inner} if isinstance(inner, dict) else each
+        name = _name(named, program)
+        if not (name.qid or name.words or name.number is not None):
+            raise BadRow(f"is a row of {program.name} that names neither a question's id nor its words; {NEXT_STEP}")
+        yield name, _answers(each, program)
+
+
+def looked_for() -> str:
+    """The shapes that a row was compared with, for a message."""
+    return ", ".join(dict.fromkeys(program.name for program in PROGRAMS))
+
+
+def _name(row: Row, program: Program) -> QuestionName:
+    qid = row.get("qid")
+    words = next((row[name] for name in program.words if isinstance(row.get(name), str)), "")
+    prompt = "" if words else next((text for name in _PROMPTS if (text := _asked(row.get(name)))), "")
+    video = next((video for name in _VIDEOS if (video := _video(row.get(name)))), "")
+    duration, info = row.get("duration"), row.get("info")
+    number = info.get("sentence_id") if isinstance(info, dict) else None
+    return QuestionName(
+        qid=str(qid) if isinstance(qid, str | int) and not isinstance(qid, bool) else "",
+        video=stem_of(video)[0],
+        words=words or prompt,
+        truth=next((truth for name in program.truth if (truth := _pair(row.get(name)))), None),
+        duration=float(duration) if isinstance(duration, int | float) else None,
+        number=number if type(number) is int else None,
+        prompt=not words,
+    )
+
+
+def _answers(row: Row, program: Program) -> tuple[PredictedRow, ...]:
+    for name in program.answer:
+        if row.get(name) not in (None, []):
+            return tuple(map(PredictedRow, _texts(row[name])))
+    if program.windows and row.get(program.windows) is not None:
+        return (ranked_row(program.windows, row[program.windows]),)
+    if any(name in row for name in program.answer):
+        return (PredictedRow(""),)  # a cell that was left empty: nothing was answered
+    raise BadRow(f"is a row of {program.name} without an answer; {NEXT_STEP}")
+
+
+def _texts(value: object) -> list[str]:
+    """The texts of a text, of the last message of a conversation, or of lists of them."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value and all(map(_is, value)):
+        return _texts(value[-1].get("content", value[-1].get("text")))
+    if isinstance(value, list):
+        return [text for each in value for text in _texts(each)]
+    raise BadRow(f"holds {shorten(value)} where the answer's text belongs; {NEXT_STEP}")
+
+
+def _asked(value: object) -> str:
+    """The words of a prompt: a text, or the last message of the user."""
+    if isinstance(value, list):
+        turns = [turn.get("content") for turn in value if isinstance(turn, dict) and turn.get("role") == "user"]
+        value = turns[-1] if turns else ""
+        if isinstance(value, list):  # parts of a message, of which some are videos
+            value = " ".join(str(part.get("text") or "") for part in value if isinstance(part, dict))
+    return _TAGS.sub(" ", value).strip() if isinstance(value, str) else ""
+
+
+def _video(value: object) -> str:
+    if isinstance(value, list):
+        value = value[0] if value else ""
+    if isinstance(value, dict):
+        value = value.get("video") or value.get("path") or ""
+    return value if isinstance(value, str) else ""
+
+
+def _pair(value: object) -> tuple[float, float] | None:
+    """Two seconds of a pair, of a list with one pair in it, or of the text of one."""
+    if isinstance(value, str):
+        numbers = re.findall(r"\d+(?:\.\d+)?", value[:200])
+        return (float(numbers[0]), float(numbers[1])) if len(numbers) == 2 else None
+    if isinstance(value, list) and len(value) == 1:
+        return _pair(value[0])
+    if isinstance(value, list) and len(value) == 2 and all(type(end) in (int, float) for end in value):
+        return float(value[0]), float(value[1])
+    return None

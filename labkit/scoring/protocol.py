@@ -32,7 +32,8 @@ class Protocol:
 
     `rows` are the questions that were scored, each counting the same: the usable ones of the `listed` in the moments' file.
     `missing` have no prediction and count 0; `extra` have no moment and aren't scored; `duplicates` are predictions on a
-    question that had one already. `parse_failure_rate` is the share of predictions from which no span was read, and
+    question that had one already. `program` wrote the predictions, "" where it is labkit's own form, and `joined` counts them by
+    what they were put to their moments by. `parse_failure_rate` is the share of predictions from which no span was read, and
     `statuses` counts how they were read, and `unread` says what to do where little was. `cut_line` is the number of the last
     line of the predictions' file where it broke off. `first` names the first few of `missing`, `extra` and `duplicates`.
     """
@@ -46,6 +47,8 @@ class Protocol:
     listed: int
     findings: Mapping[str, int] = field(default_factory=dict)
     predictions: str = ""
+    program: str = ""
+    joined: Mapping[str, int] = field(default_factory=dict)
     missing: int = 0
     extra: int = 0
     duplicates: int = 0
@@ -68,9 +71,12 @@ class Protocol:
         rate = self.parse_failure_rate
         failures = "no prediction" if math.isnan(rate) else f"{100 * rate:.2f} % of the predictions"
         failures += f"; {self.unread}" if self.unread else ""
+        joined = ", ".join(f"{count:,} by {key}" for key, count in self.joined.items()) or "none"
         cut = f"; the file broke off in line {self.cut_line:,}, which was not read" if self.cut_line else ""
         lines = [
             ("predictions", self.predictions or UNKNOWN),
+            ("written by", self.program or "labkit, or in its form"),
+            ("joined to moments", joined),
             ("moments", self.moments or UNKNOWN),
             ("questions scored", scored),
             ("faults in the moments", found or "none"),

@@ -15,9 +15,10 @@ from labkit.chain.metrics import THRESHOLDS, Reaches
 from labkit.chain.question_answering import GROUNDED, answer_iop
 from labkit.chain.spans import iou_array
 from labkit.data.moments import Moment
+from labkit.scoring.answers import PredictedRow
 from labkit.scoring.average_precision import AP_THRESHOLDS, LENGTH_CLASSES, average_precisions, class_precisions
 from labkit.scoring.baselines import padded_windows
-from labkit.scoring.predictions import PredictedRow, Predictions
+from labkit.scoring.predictions import Predictions
 from labkit.scoring.reading_rules import ReadingRule
 from labkit.scoring.readings import ReadAnswer
 

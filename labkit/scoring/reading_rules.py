@@ -34,7 +34,9 @@ class ReadingRule:
 
     `read` gives start and end in seconds as the program takes them, or None; `clips` says whether predictions are cut
     to the video; `note` is what to know when its scores differ from ours. `anchor_tag` is the tag that anchors of its
-    models stand in, which labkit's own rewards never pay for. With `windows` a rule is for ranked windows and reads no text.
+    models stand in, which labkit's own rewards never pay for. With `windows` a rule is for ranked windows and reads no text. With
+    `hundredths` its pair is in hundredths of the video. With `any_numbers` it takes any two numbers for an answer, so that what it
+    finds in other models' texts says little.
     """
 
     name: str
@@ -45,6 +47,13 @@ class ReadingRule:
     note: str
     anchor_tag: str = "timestamp"
     windows: bool = False
+    hundredths: bool = False
+    any_numbers: bool = False
+
+    def read_seconds(self, text: str, duration: float) -> Pair | None:
+        """What the rule reads in a text, in seconds of a video of that length."""
+        pair = self.read(text)
+        return (pair[0] * duration / 100, pair[1] * duration / 100) if pair is not None and self.hundredths else pair
 
 
 def rule_iou(pair: Pair | None, windows: Sequence[Span]) -> float:
@@ -73,7 +82,7 @@ def find_rule(name: str) -> ReadingRule:
     >>> find_rule("timer1").reaches
     '>'
     """
-    known = {**RULES, **WINDOW_RULES}
+    known = {**RULES, **FILE_RULES}
     if name in known:
         return known[name]
     near = nearest(name, known)
@@ -95,8 +104,12 @@ _SPACED_ANY_CASE = re.compile(_TO_OR_AND, re.IGNORECASE)
 _CLOCK = re.compile(r"\b(\d{1,2}:\d{2}:\d{2}(?:\.\d+)?|\d{1,2}:\d{2}(?:\.\d+)?)\b")
 _DASHED = re.compile(rf"{_NUMBER}\s*+-\s*+{_SECOND}")
 _WORDED = re.compile(rf"{_NUMBER}\s++to\s++{_SECOND}")
-_LONE = re.compile(r"\b(\d++\.\d++|\d++)\b")
+_LONE_NUMBER = re.compile(r"\b(\d++\.\d++|\d++)\b")
 _THOUGHT_THEN_ANSWER = re.compile(r"</think>\s*+<answer>")
+
+_HUNDREDTHS = re.compile(r"(\d{2}) (?:to|and) (\d{2})")
+_DECIMAL_NUMBER = re.compile(r"\d++(?:\.\d++)?+")
+_BRACKETED = re.compile(r"[\[(]\s*+(\d++(?:\.\d++)?+)\s*+,\s*+(\d++(?:\.\d++)?+)\s*+[\])]")
 
 _LMMS_EXAMPLE = "a specific example is : 20.8 - 30.0 seconds"
 _LMMS_CLOCKS = re.compile(r"\b(\d{1,2}:\d{2}(?::\d{2})?)\s*+[–-]\s*+(\d{1,2}:\d{2}(?::\d{2})?)\b")
@@ -145,7 +158,7 @@ def _timelens(text: str) -> Pair | None:
     found = _DASHED.search(text) or _WORDED.search(text)
     if found:
         return _pair(found[1], found[2])
-    lone = [match[1] for match in islice(_LONE.finditer(text), 2)]
+    lone = [match[1] for match in islice(_LONE_NUMBER.finditer(text), 2)]
     return _pair(*lone) if len(lone) == 2 else None
 
 
@@ -157,6 +170,22 @@ def _timelens_reward(text: str) -> Pair | None:
         if opening and closing >= 0:
             content = text[opening.end() : closing]
     return _timelens(content.lower().replace("to", "-"))
+
+
+def _taro(text: str) -> Pair | None:
+    last = deque((match[0] for match in _DECIMAL_NUMBER.finditer(text)), maxlen=2)
+    pair = _pair(*last) if len(last) == 2 else None
+    return pair if pair is None or pair[0] <= pair[1] else (pair[1], pair[0])
+
+
+def _vtimellm(text: str) -> Pair | None:
+    found = _HUNDREDTHS.search(text)
+    return None if found is None else _pair(found[1], found[2])
+
+
+def _bracketed(text: str) -> Pair | None:
+    found = _BRACKETED.search(next(_answers(text), text))
+    return None if found is None else _pair(found[1], found[2])
 
 
 def _lmms_charades(text: str) -> Pair | None:
@@ -179,7 +208,7 @@ def _first_lmms(sentences: Sequence[str]) -> Pair | None:
     if len(clocks) > 1:
         return _finite(_seconds(clocks[0]), _seconds(clocks[1]))
     # The first number of each sentence, so that a start and an end in two sentences make a pair.
-    lone = [match[1] for sentence in sentences if (match := _LONE.search(sentence))]
+    lone = [match[1] for sentence in sentences if (match := _LONE_NUMBER.search(sentence))]
     if len(lone) > 1:
         return _pair(lone[0], lone[1])
     for sentence in sentences:
@@ -275,22 +304,51 @@ _ALL = (
         False,
         "Reads as TimeLens' evaluation does, and stops generation at 50 tokens.",
     ),
+    ReadingRule(
+        "taro",
+        "TaRO, evaluation",
+        _taro,
+        ">=",
+        False,
+        "Takes the last two numbers of the whole text, whatever stands between them, and turns them around when reversed.",
+        anchor_tag="timestep",
+        any_numbers=True,
+    ),
 )
 
 RULES: Mapping[str, ReadingRule] = MappingProxyType({rule.name: rule for rule in _ALL})
 """Every rule that reads texts by name, ours first. Source: the projects' own programs, read in 2025 and 2026."""
 
-WINDOW_RULES: Mapping[str, ReadingRule] = MappingProxyType(
-    {
-        "qvhighlights": ReadingRule(
-            "qvhighlights",
-            "QVHighlights, standalone evaluation",
-            lambda text: None,
-            ">=",
-            False,
-            "The first window of each question in the file is its answer, not cut to the video.",
-            windows=True,
-        )
-    }
+_OF_FILES = (
+    ReadingRule(
+        "qvhighlights",
+        "QVHighlights, standalone evaluation",
+        lambda text: None,
+        ">=",
+        False,
+        "The first window of each question in the file is its answer, not cut to the video.",
+        windows=True,
+    ),
+    ReadingRule(
+        "vtimellm",
+        "VTimeLLM, evaluation",
+        _vtimellm,
+        ">=",
+        False,
+        "Takes the first two-digit `a to b` or `a and b`, in hundredths of the video. Its own log rounds each IoU to two decimals.",
+        hundredths=True,
+    ),
+    ReadingRule(
+        "videochat-r1.5",
+        "VideoChat-R1.5, evaluation",
+        _bracketed,
+        ">=",
+        False,
+        "Takes the first `(a, b)` of the first <answer>, or of the text without one. Of several spans the first counts here, where "
+        "its evaluation takes the IoU of their union.",
+    ),
 )
-"""Rules for ranked windows beside labkit's own, which cuts the first window to the video before R1."""
+
+FILE_RULES: Mapping[str, ReadingRule] = MappingProxyType({rule.name: rule for rule in _OF_FILES})
+"""Rules for the files of one program, which no other model's answers are written for. Ranked windows are also read by labkit's
+own rules, which cut the first window to the video before R1."""

@@ -18,12 +18,14 @@ from typing import Any, NamedTuple, TypeGuard
 from labkit.chain.anchors import AnchorChain, parse
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
+from labkit.data.video_index import stem_of
 from labkit.errors import LabError
-from labkit.scoring.predictions import Answers, PredictedRow, Predictions, as_predictions
+from labkit.scoring.answers import PredictedRow, QuestionName
+from labkit.scoring.predictions import Answers, Predictions, as_predictions
 from labkit.scoring.reading_rules import RULES, Pair, ReadingRule, find_rule
 from labkit.table import Table, repr_pretty
 
-LITTLE_READ = 0.9
+LOW_READ_RATE = 0.9
 """Below this share of predictions read, a card says which rule reads more."""
 EXAMPLES = 3
 """Names that a message or a card gives of many."""
@@ -53,19 +55,32 @@ def match_questions(predictions: Answers, moments: Sequence[Moment]) -> Predicti
 
     Raises: LabError that shows both kinds of qids where there are predictions and none is on any of the moments.
     """
-    answers = as_predictions(predictions).on(moments)
+    given = as_predictions(predictions)
+    answers = given.on(moments)
     known = {moment.qid for moment in moments}
     if answers.rows and known.isdisjoint(answers.rows):
         theirs, ours = (
             ", ".join(repr(qid) for qid in islice(qids, EXAMPLES))
             for qids in (answers.rows, (moment.qid for moment in moments))
         )
+        wrote = f" of {answers.file}" if answers.file else ""
+        wrote += f" (by {given.program})" if given.program else ""
+        name = next(iter([*given.names.values(), *(name for name, _ in given.named)]), QuestionName())
+        first = moments[0]
         raise LabError(
-            f"none of the {len(answers.rows):,} predictions{f' of {answers.file}' if answers.file else ''} is on any of the "
-            f"{len(known):,} moments: predictions are on {theirs}, moments are called {ours}; give the moments that were asked, "
-            "or write the moments' own qids into the predictions"
+            f"none of the {len(answers.rows):,} predictions{wrote} is on any of the {len(known):,} moments: predictions are on "
+            f"{theirs}{_first(name.video, name.words)}, moments are called {ours}{_first(stem_of(first.video)[0], first.query)}; give "
+            "the moments that were asked, or write the moments' own qids into the predictions"
         )
     return answers
+
+
+def _first(video: str, words: str) -> str:
+    """What the first question is about, for a message."""
+    words = " ".join(words.split())
+    asks = f"asks {words if len(words) <= 80 else '... ' + words[-76:]!r}" if words else ""
+    about = " and ".join(filter(None, [f"is on video {video!r}" if video else "", asks]))
+    return f" (the first {about})" if about else ""
 
 
 def read_answers(answers: Predictions, moments: Sequence[Moment], rule: ReadingRule) -> list[ReadAnswer]:
@@ -92,12 +107,16 @@ def better_rule(
     """Which rule reads more of these predictions, in words, where this one reads little; "" where it reads enough."""
     given = [reading for reading in readings if reading.status]
     read = sum(_usable(reading) for reading in given)
-    if not given or read >= LITTLE_READ * len(given):
+    if not given or read >= LOW_READ_RATE * len(given):
         return ""
     if answers.ranked:
         turned = sum(reading.status == "start not before end" for reading in given)
         return "most windows start behind their end; are start and end exchanged?" if 2 * turned > len(given) else ""
-    counts = {other.name: sum(map(_usable, read_answers(answers, moments, other))) for other in RULES.values()}
+    counts = {
+        other.name: sum(map(_usable, read_answers(answers, moments, other)))
+        for other in RULES.values()
+        if not other.any_numbers
+    }
     best = max(counts, key=counts.__getitem__)
     if counts[best] <= read:
         return "no other rule reads more of them"
@@ -169,7 +188,7 @@ def _chain(row: PredictedRow, moment: Moment, reading: ReadAnswer, rule: Reading
     return replace(
         own,
         answer=answer,
-        answer_chars=None if answer is None else _answer_chars(row.text, answer),
+        answer_chars=None if answer is None else _answer_chars(row.text, rule.read(row.text) or (0.0, 0.0)),
         status=reading.status,
     )
 
@@ -252,7 +271,7 @@ def disagreements(predictions: Answers, moments: Sequence[Moment], *, most: int 
         examples: dict[str, list[tuple[str, AnchorChain, Pair | None]]] = {}
         counts: Counter[str] = Counter()
         for qid, chain in chains:
-            theirs = rule.read(chain.text)
+            theirs = rule.read(chain.text)  # RULES are all in seconds
             kind = _kind(chain, theirs)
             if kind:
                 counts[kind] += 1
@@ -299,7 +318,7 @@ def _read(row: PredictedRow | None, moment: Moment, rule: ReadingRule) -> ReadAn
         chain = parse(row.text, finished=row.finished, options=len(moment.options))
         answer = chain.answer
         return ReadAnswer(None if answer is None else (answer.start, answer.end), chain.status, chain)
-    pair = rule.read(row.text)
+    pair = rule.read_seconds(row.text, moment.duration)
     if pair is None:
         return ReadAnswer(None, "nothing")
     return ReadAnswer(pair, "a span" if pair[0] < pair[1] else "start not before end")
@@ -309,16 +328,16 @@ def _span(pair: Pair | None) -> Span | None:
     return Span(*pair) if pair is not None and pair[0] < pair[1] else None
 
 
-def _answer_chars(text: str, span: Span) -> tuple[int, int]:
+def _answer_chars(text: str, pair: Pair) -> tuple[int, int]:
     """The characters from one end's number to the other's, as near to each other and as late in the text as they stand.
 
     >>> text = "0:02 to 0:09, so 2 - 9"
-    >>> text[slice(*_answer_chars(text, Span(2, 9)))]
+    >>> text[slice(*_answer_chars(text, (2, 9)))]
     '2 - 9'
     """
     times = list(_TIME.finditer(text))
     values = [_seconds(time[0]) for time in times]
-    wanted = {span.start, span.end}
+    wanted = set(pair)
     for (before, first), (after, second) in reversed(list(pairwise(zip(values, times, strict=True)))):
         if {before, after} == wanted:
             return first.start(), second.end()

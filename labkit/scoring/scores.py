@@ -9,20 +9,17 @@ set of texts can be scored under the rules of other people's programs (`labkit.s
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from labkit.chain.metrics import Reaches, recall_figures
-from labkit.data.benchmarks import load_moments
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.scoring.average_precision import AP_THRESHOLDS
@@ -35,11 +32,11 @@ from labkit.scoring.baselines import (
     relative_spans,
 )
 from labkit.scoring.bootstrap import Difference, Interval, few_videos, mean_intervals, paired_differences
-from labkit.scoring.predictions import Answers, Predictions, read_predictions
+from labkit.scoring.predictions import Answers, Predictions
 from labkit.scoring.protocol import Protocol
 from labkit.scoring.question_figures import SCORE_THRESHOLDS, Floats, question_figures
 from labkit.scoring.reading_rules import RULES, ReadingRule, find_rule
-from labkit.scoring.readings import EXAMPLES, ReadAnswer, better_rule, disagreements, match_questions, read_answers
+from labkit.scoring.readings import EXAMPLES, ReadAnswer, better_rule, match_questions, read_answers
 from labkit.table import Table, repr_pretty
 
 LEVEL = 0.95
@@ -110,9 +107,9 @@ class Score:
         rows = [
             (
                 TITLES.get(name, name),
-                _percent(value),
-                _between(self.intervals.get(name)),
-                *(_percent(figures.get(name, math.nan)) for figures in self.baselines.values()),
+                percent(value),
+                between(self.intervals.get(name)),
+                *(percent(figures.get(name, math.nan)) for figures in self.baselines.values()),
             )
             for name, value in self.figures.items()
         ]
@@ -172,11 +169,8 @@ class Paired:
         card = self.first.protocol
         rows = []
         for name, gap in self.differences.items():
-            low, high = gap.interval
-            between = "-" if math.isnan(low) else f"{100 * low:+.1f} to {100 * high:+.1f}"
-            figures = [_percent(score.figures[name]) for score in (self.first, self.second)]
-            p = "-" if math.isnan(gap.p) else "<0.001" if gap.p < 0.001 else f"{gap.p:.3f}"
-            rows.append((TITLES.get(name, name), *figures, f"{100 * gap.value:+.1f}", between, p))
+            figures = [percent(score.figures[name]) for score in (self.first, self.second)]
+            rows.append((TITLES.get(name, name), *figures, *gap_cells(gap)))
         first, second = (score.protocol.predictions or "not stated" for score in (self.first, self.second))
         note = (
             f"first: {first}, second: {second}. Percent; of {card.rows:,} questions the first is better on "
@@ -207,9 +201,9 @@ class RuleScores(dict[str, Score]):
         rows = [
             (
                 rule,
-                *(_percent(score.figures[name]) for name in names),
+                *(percent(score.figures[name]) for name in names),
                 score.protocol.reaches,
-                _percent(score.protocol.parse_failure_rate),
+                percent(score.protocol.parse_failure_rate),
             )
             for rule, score in self.items()
         ]
@@ -283,41 +277,6 @@ def under_every_rule(predictions: Answers, moments: Sequence[Moment]) -> RuleSco
         readings = read_answers(answers, moments, rule)
         found[name] = _scored(answers, moments, rule, readings, qids, _baselines(moments, None, rule.reaches))
     return found
-
-
-def score_text(
-    predictions: str | Path,
-    moments: str,
-    *,
-    videos: str | None = None,
-    rules: str | None = None,
-    train: str | None = None,
-    against: str | Path | None = None,
-    as_json: bool = False,
-) -> str:
-    """What `labkit score` prints; `moments` and `train` are files or names, `rules` may be "all".
-
-    Raises: LabError for what can't be read or doesn't go together.
-    """
-    answers, questions = read_predictions(predictions), load_moments(moments, videos=videos)
-    seen = None if train is None else load_moments(train, videos=videos)
-    if rules == "all":
-        if against is not None or train is not None:
-            raise LabError("'--rules all' goes with neither --against nor --train; name one of the rules for them")
-        scores, texts = under_every_rule(answers, questions), disagreements(answers, questions)
-        if as_json:
-            parts = {name: one.as_dict() for name, one in scores.items()}
-            return json.dumps({"rules": parts, "disagreements": [asdict(text) for text in texts]}, indent=1)
-        return "\n\n".join([str(scores), *map(str, texts), str(scores["labkit"].protocol)])
-    first = score(answers, questions, rules=rules, train=seen)
-    if against is None:
-        return json.dumps(first.as_dict(), indent=1) if as_json else str(first)
-    second = score(read_predictions(against), questions, rules=rules, train=seen)
-    paired = compare(first, second)
-    if as_json:
-        both = {"first": first.as_dict(), "second": second.as_dict(), "paired": paired.as_dict()}
-        return json.dumps(both, indent=1)
-    return f"{paired}\n\nfirst\n\n{first}\n\nsecond\n\n{second}"
 
 
 def _scored(
@@ -415,6 +374,8 @@ def _protocol(
         listed=getattr(moments, "rows", len(moments)),
         findings=counts(),
         predictions=answers.file,
+        program=answers.program,
+        joined=answers.joined,
         missing=len(missing),
         extra=len(extra),
         duplicates=len(answers.duplicates),
@@ -446,11 +407,21 @@ def _known(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """A fraction as percent, "-" where there is none."""
     return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
-def _between(interval: Interval | None) -> str:
+def between(interval: Interval | None) -> str:
+    """An interval of fractions as percent, "-" where there is none."""
     if interval is None or math.isnan(interval.low):
         return "-"
     return f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
+
+
+def gap_cells(gap: Difference) -> tuple[str, str, str]:
+    """A difference, its interval and its p, in percent."""
+    low, high = gap.interval
+    interval = "-" if math.isnan(low) else f"{100 * low:+.1f} to {100 * high:+.1f}"
+    p = "-" if math.isnan(gap.p) else "<0.001" if gap.p < 0.001 else f"{gap.p:.3f}"
+    return f"{100 * gap.value:+.1f}", interval, p

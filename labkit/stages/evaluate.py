@@ -134,10 +134,10 @@ def read_evaluation(folder: str | Path, moments: Sequence[Moment]) -> Evaluation
 
     Raises LabError when a moment has not been answered, and when the folder holds answers of several policies.
     """
-    return evaluate_answers({rollout.qid: rollout for rollout in read_answers(folder, moments)}, moments)
+    return evaluate_answers({rollout.qid: rollout for rollout in read_evaluation_rollouts(folder, moments)}, moments)
 
 
-def read_answers(folder: str | Path, moments: Sequence[Moment]) -> list[Rollout]:
+def read_evaluation_rollouts(folder: str | Path, moments: Sequence[Moment]) -> list[Rollout]:
     """The rollouts of an evaluation in the moments' order. Raises as `read_evaluation`."""
     store = RolloutStore(folder)
     require_same_provenance(store.provenances(), store.folder)

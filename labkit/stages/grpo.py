@@ -41,7 +41,7 @@ from labkit.stages.grpo_steps import (
 from labkit.stages.probes import Probes, probe_callback
 from labkit.stages.rollouts import RolloutStore
 from labkit.stages.sharding import ignore_vision_modules, require_same_sharding, require_sharding
-from labkit.stages.start import frozen_copy, require_start, restored, stage_seed
+from labkit.stages.start import frozen_copy, preserve_model_state, require_same_start, stage_seed
 
 LOGGED = ("loss", "entropy", "kl", "grad_norm", "learning_rate", "step_time")
 """What a step's history takes over from TRL's log."""
@@ -100,7 +100,7 @@ def train_grpo(
         )
     checkpoint = newest_checkpoint(folder)
     require_same_sharding(checkpoint, params.sharding)
-    require_start(policy, folder, seed=params.seed)
+    require_same_start(policy, folder, seed=params.seed)
     store = RolloutStore(folder / "rollouts")
     require_rollouts(store, checkpoint)
     if process_rank().rank == 0:
@@ -128,7 +128,7 @@ def train_grpo(
     )  # fmt: skip
     ignore_vision_modules(policy, arguments)
     reference = frozen_copy(policy) if params.beta and not policy.has_adapter else None
-    with ignore_renames(), restored(policy, reference):
+    with ignore_renames(), preserve_model_state(policy, reference):
         trainer = trainer_class()(
             policy, source, asked, spec, terms, params, store, figures, reference, seed,
             names={"run": params.run, "stage": stage, "seed": params.seed, "checkpoint": policy.name},

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from labkit.chain.anchors import AnchorChain, parse
 from labkit.chain.metrics import many_chain_ious
 from labkit.chain.rewards import RewardSpec
-from labkit.chain.steps import narrows, step_worths
+from labkit.chain.steps import narrows, step_scores
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.params import DEFAULTS, Params
@@ -234,7 +234,7 @@ def filter_traces(
             if reason := _reason(chain, ious, params, moment.choice):
                 reasons[_key(rollout)] = reason
             else:
-                rank = (-ious[-1], -math.fsum(step_worths(ious)) / len(ious), rollout.step, rollout.sample)
+                rank = (-ious[-1], -math.fsum(step_scores(ious)) / len(ious), rollout.step, rollout.sample)
                 candidates.setdefault(rollout.qid, []).append((rank, rollout))
     kept = []
     for ranked in candidates.values():

@@ -86,7 +86,7 @@ class Rollout:
 
     @property
     def key(self) -> tuple[int, str, int]:
-        """What tells this rollout from the others of its store: (step, qid, sample)."""
+        """The key of this rollout in its store: (step, qid, sample)."""
         return (self.step, self.qid, self.sample)
 
 

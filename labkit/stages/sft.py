@@ -27,7 +27,7 @@ from labkit.stages.distributed.launcher_variables import single_process
 from labkit.stages.distributed.preemption import stop_callback
 from labkit.stages.distributed.process_group import process_rank
 from labkit.stages.sharding import ignore_vision_modules, require_same_sharding, require_sharding
-from labkit.stages.start import require_start, restored, stage_seed
+from labkit.stages.start import preserve_model_state, require_same_start, stage_seed
 
 
 class Trace(NamedTuple):
@@ -106,9 +106,9 @@ def train_sft(
     checkpoint = newest_checkpoint(folder)
     require_same_sharding(checkpoint, params.sharding)
     learnt = hashlib.sha256(repr([tuple(trace) for trace in traces]).encode()).hexdigest()[:16]
-    require_start(policy, folder, seed=params.seed, traces=learnt)
+    require_same_start(policy, folder, seed=params.seed, traces=learnt)
     prefetch(source, [traces[index].qid for index in order[step_of(checkpoint) * batch :]])
-    with ignore_renames(), restored(policy):
+    with ignore_renames(), preserve_model_state(policy):
         trainer = trainer_class()(
             model=policy.model,
             args=arguments,

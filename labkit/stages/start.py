@@ -1,4 +1,4 @@
-"""A stage's start: its random numbers, the weights that it begins from, and the way back to them.
+"""The start of a stage: its seed, its initial weights, and restoring them after an error.
 
 The KL term holds a policy to the start of its stage, a stage that is broken off goes back to it, and one that is called again goes on
 only from it. Trainers leave traces in the model that they are given (TRL puts a closure in place of its forward and adds an
@@ -55,11 +55,11 @@ def frozen_copy(policy: Policy) -> Any:
 
 
 @contextmanager
-def restored(policy: Policy, reference: Any = None) -> Iterator[None]:
-    """Leave a policy's model, after the block, as it was found, except that its weights are trained.
+def preserve_model_state(policy: Policy, reference: Any = None) -> Iterator[None]:
+    """Restore, after the block, everything of a policy's model but its trained weights: attributes, hooks, modes, gradients.
 
-    A block that ends in an exception, such as an interrupted cell, gives the weights back too: called again with the same object,
-    a stage finds its start. They come from `reference`, a `frozen_copy`, or else from a copy in the memory of the CPU.
+    After an exception, such as an interrupted cell, the weights are restored too, so that the stage can be called again with the
+    same object. They come from `reference`, a `frozen_copy`, or else from a copy in the memory of the CPU.
 
     The models of several workers are left as they are: a worker ends with its task, and fsdp2 has put other weights in the model.
     """
@@ -128,11 +128,11 @@ def _modules_and_configs(model: Any) -> list[Any]:
     return list(found.values())
 
 
-def require_start(policy: Policy, folder: Path, **facts: Any) -> None:
-    """Note in `folder` what a stage begins from, and raise LabError where it once began from something else.
+def require_same_start(policy: Policy, folder: Path, **facts: Any) -> None:
+    """Record the digest of a stage's initial weights in `folder`; raise LabError where it began from others.
 
-    `facts` are plain data that decide, with the weights of `policy`, what is learnt. What was noted by another version of labkit,
-    which knew fewer of them, is compared as far as it goes.
+    `facts` are plain data that, with the initial weights, determine what is learnt. A record of an earlier version of labkit may
+    hold fewer of them: those that it holds are compared.
     """
     here = {"weights": weights_digest(policy), **facts}
     there = read_start(folder)
@@ -153,7 +153,7 @@ def require_start(policy: Policy, folder: Path, **facts: Any) -> None:
 
 
 def record_final_weights(policy: Policy, folder: Path) -> None:
-    """Note the weights that a stage ended with, so that no other model is taken for it."""
+    """Record the digest of a stage's final weights, so that no other model is taken for it."""
     _write(folder, read_start(folder) | {"final": weights_digest(policy)})
 
 
@@ -168,7 +168,7 @@ def require_final_weights(policy: Policy, folder: Path) -> None:
 
 
 def read_start(folder: Path) -> dict[str, Any]:
-    """What was noted of a stage; nothing where it has not begun."""
+    """The record of a stage's start; empty where it has not begun."""
     path = folder / START
     if not path.exists():
         return {}

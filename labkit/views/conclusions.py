@@ -121,7 +121,7 @@ def after_final(base: ModelEvaluation, sft: ModelEvaluation, final: ModelEvaluat
             Claim(
                 "They narrow", strict >= ENOUGH_STRICT,
                 f"{_of(now, 'strict_share')} greedy chains gain at least {LEAST_GAIN:g} IoU from anchor to anchor; "
-                f"{100 * ENOUGH_STRICT:.0f} % were asked",
+                f"{100 * ENOUGH_STRICT:.0f} % is the target",
             ),
             Claim(
                 "Each step is better than the one before on average",
@@ -190,7 +190,7 @@ def _words(base: ModelEvaluation, final: ModelEvaluation, moments: Moments) -> l
         true = sum(word.true for word in words)
         evidence = f"{true:,} of {len(words):,} are, {100 * true / len(words):.1f} %"
         evidence += "" if math.isnan(low) else f" (95 % interval {100 * low:.1f} to {100 * high:.1f})"
-        evidence += f", {100 * _value(now, f'chance_{kind}'):.1f} by chance; {100 * ENOUGH_TRUE:.0f} % were asked"
+        evidence += f", {100 * _value(now, f'chance_{kind}'):.1f} by chance; {100 * ENOUGH_TRUE:.0f} % is the target"
         if before.get(f"said_{kind}"):
             evidence += f"; the base: {100 * _value(before, f'true_{kind}'):.1f} % of {before[f'said_{kind}']:,.0f}"
         claims.append(
@@ -254,7 +254,7 @@ def _better(
 
 def _anchored(text: str, before: ModelEvaluation, after: ModelEvaluation, decoding: str) -> Claim:
     now, then = after.figures[decoding], before.figures.get(decoding, {})
-    evidence = f"{_of(now, 'anchor_rate')} {decoding} chains have one; {100 * ENOUGH_ANCHORS:.0f} % were asked"
+    evidence = f"{_of(now, 'anchor_rate')} {decoding} chains have one; {100 * ENOUGH_ANCHORS:.0f} % is the target"
     if "anchor_rate" in then:
         evidence += f"; before: {_of(then, 'anchor_rate')}"
     return Claim(text, _value(now, "anchor_rate") >= ENOUGH_ANCHORS, evidence)

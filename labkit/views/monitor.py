@@ -85,18 +85,18 @@ class Monitor:
         """
         self.rows, self.why = list(rows), why
         if self.shown:
-            self._careful(self._show_end)
+            self._draw_safely(self._show_end)
 
     def _may(self, what: str) -> bool:
         return self.shown and self.spent + self.costs[what] <= SHARE * (self.clock() - self.begin)
 
     def _timed(self, what: str, draw: Callable[[], None]) -> None:
         begin = self.clock()
-        self._careful(draw)
+        self._draw_safely(draw)
         self.costs[what] = self.clock() - begin
         self.spent += self.costs[what]
 
-    def _careful(self, draw: Callable[[], None]) -> None:
+    def _draw_safely(self, draw: Callable[[], None]) -> None:
         try:
             draw()
         except Exception as error:  # whatever it is: hours of training are worth more than a look at them

@@ -101,7 +101,7 @@ def test_it_opens_with_the_narrowing_chain_and_its_frame(look: Callable[..., Wat
         "anchor 2: 1.0 to 5.0 s, IoU 0.50",
         "answer: 2.0 to 4.0 s, IoU 1.00",
     ]
-    assert "steps worth 0.50 1.00" in shown.text(".lk-reward-breakdown") and "× 0.75" in shown.text(
+    assert "step scores 0.50 1.00" in shown.text(".lk-reward-breakdown") and "× 0.75" in shown.text(
         ".lk-reward-breakdown"
     )
     assert "3.88" in shown.text(".lk-side") or "3.87" in shown.text(".lk-side")
@@ -491,6 +491,6 @@ def test_a_page_says_which_chains_did_not_travel_and_counts_all(
     widget.selected = 39
     shown = look(widget_page(widget))
     assert shown.text(".lk-about").endswith("The others are in the rollouts of run 'r'.")
-    assert "8 of 40 chains travel" in shown.text(".lk-about") and shown.text(".lk-count") == "8 of 40"
+    assert "8 of 40 chains are saved" in shown.text(".lk-about") and shown.text(".lk-count") == "8 of 40"
     assert shown.root("chain") == "39", "places are those in the whole"
     assert shown.page.locator(".lk-about button").count() == 0, "there is no kernel to ask"

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 
 from labkit.doctor import checks, dataset, environment, resources
 from labkit.doctor.checks import examine, run_doctor
-from labkit.doctor.report import DoctorReport, Finding
+from labkit.doctor.findings import DoctorReport, Finding
 from labkit.errors import LabError
 from labkit.params import Params
 from labkit.policy.model import SHIPPED

@@ -15,7 +15,7 @@ from labkit.embedded.world import (
     Event,
     make_scene,
     queried_event,
-    render,
+    render_frames,
     scene_moments,
     scene_seed,
     time_of,
@@ -71,7 +71,7 @@ def test_a_thing_never_leaves_the_quadrant_that_it_is_said_to_be_in():
         for number, thing in enumerate(scene.things):
             alone = replace(scene, things=(thing,), slope=(0.0, 0.0), background=(0.0, 0.0, 0.0))
             row, column = divmod(thing.quadrant, 2)
-            frames = render(alone, 56).max(-1) > 60  # above the noise
+            frames = render_frames(alone, 56).max(-1) > 60  # above the noise
             frames[:, row * 28 : row * 28 + 28, column * 28 : column * 28 + 28] = False
             assert not frames.any(), (seed, number, PLACES[thing.quadrant])
 

@@ -21,7 +21,7 @@ from labkit.embedded.world import (
     make_scene,
     moments_file,
     option_question,
-    render,
+    render_frames,
     scene_moments,
     scene_seed,
     write_world,
@@ -39,7 +39,7 @@ def scene_with(*events: Event, **changes) -> Scene:
 
 def shown_at_middle(scene: Scene, state: int) -> bool:
     """Whether the thing's own middle has its colour during a half second."""
-    return bool(np.abs(render(scene, 112)[state, 28, 28].astype(int) - COLORS["red"]).max() < 30)
+    return bool(np.abs(render_frames(scene, 112)[state, 28, 28].astype(int) - COLORS["red"]).max() < 30)
 
 
 def test_the_same_seed_gives_the_same_files_and_another_seed_others(tmp_path):
@@ -52,7 +52,7 @@ def test_the_same_seed_gives_the_same_files_and_another_seed_others(tmp_path):
 
 
 def test_a_clip_comes_out_the_same_whatever_stood_in_memory_before(tmp_path):
-    clips = {index: render(make_scene(scene_seed("test", index, 0))) for index in (1, 15, 36, 66)}
+    clips = {index: render_frames(make_scene(scene_seed("test", index, 0))) for index in (1, 15, 36, 66)}
     noise = np.random.default_rng(0).integers(0, 255, clips[1].shape, dtype=np.uint8)
     found: dict[int, set[bytes]] = {index: set() for index in clips}
     for number in range(8):
@@ -76,7 +76,7 @@ def test_the_moments_file_says_what_the_video_shows(tmp_path):
     line = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[0])
     assert line["video"].startswith("clips/"), "a world can be moved"
     states = read_frames(moments[0].video, np.arange(STATES) / 2).rgb.astype(int)
-    drawn = render(make_scene(scene_seed("train", 0))).astype(int)
+    drawn = render_frames(make_scene(scene_seed("train", 0))).astype(int)
     assert np.abs(states - drawn).mean() < 6, "H.264 loses little"
     assert np.abs(states - np.roll(drawn, 1, 0)).mean() > np.abs(states - drawn).mean()
 

@@ -16,7 +16,6 @@ from labkit.policy.families import FAMILIES, PLACEHOLDER, VIDEO_PAD
 from labkit.policy.generate import generate
 from labkit.policy.inputs import (
     FrameSampling,
-    append_completion,
     encode_clip,
     patchify,
     read_clip,
@@ -77,7 +76,7 @@ def test_a_long_clip_is_encoded_in_pieces_as_it_would_be_at_once(policy, monkeyp
 
 def logits_of(policy, prompt, completion):
     """Logits (C, V) of each token of a completion, from one whole pass without cache, padding or neighbours."""
-    ids, positions = append_completion(prompt, completion)
+    ids, positions = tiny.append_completion(prompt, completion)
     shown = vision_kwargs([prompt], ids.device)
     out = policy.model(input_ids=ids[None], position_ids=positions[:, None], use_cache=False, **shown)
     return out.logits[0, len(prompt.ids) - 1 : -1]

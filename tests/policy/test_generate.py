@@ -5,7 +5,7 @@ import torch
 
 from labkit.policy import generate as module
 from labkit.policy.generate import generate
-from labkit.policy.inputs import append_completion, vision_kwargs
+from labkit.policy.inputs import vision_kwargs
 from tests import tiny
 
 
@@ -24,7 +24,7 @@ def prompts(policy, tmp_path_factory):
 
 def plain_logits(policy, prompt, completion):
     """Logits of each token of a completion, from one whole pass without cache, padding or neighbours."""
-    ids, positions = append_completion(prompt, torch.tensor(completion, dtype=torch.long))
+    ids, positions = tiny.append_completion(prompt, torch.tensor(completion, dtype=torch.long))
     shown = vision_kwargs([prompt], ids.device)
     with torch.no_grad():
         out = policy.model(input_ids=ids[None], position_ids=positions[:, None], use_cache=False, **shown)

@@ -10,8 +10,6 @@ from labkit.errors import LabError
 from labkit.policy.families import FAMILIES
 from labkit.policy.inputs import (
     FrameSampling,
-    append_completion,
-    left_pad,
     patchify,
     rotary_positions,
     smart_resize,
@@ -20,6 +18,7 @@ from labkit.policy.inputs import (
 from labkit.policy.model import load_policy
 from labkit.policy.prompt_source import PromptSource
 from labkit.policy.prompts import TEMPLATES, messages
+from tests import tiny
 
 SIDE = 56 * 56
 QWEN = FAMILIES["qwen2_5_vl"]
@@ -57,7 +56,7 @@ def test_text_behind_the_video_goes_on_behind_its_last_position(policy, moments,
     where = (prompt.ids == policy.base.config.video_token_id).nonzero()[:, 0]
     last = int(where[-1])
     assert prompt.positions[:, last + 1 :].min() == prompt.positions[:, : last + 1].max() + 1
-    ids, positions = append_completion(prompt, torch.tensor([5, 6, 7]))
+    ids, positions = tiny.append_completion(prompt, torch.tensor([5, 6, 7]))
     assert len(ids) == positions.shape[1]
     assert (positions[:, -3:] - prompt.positions[:, -1:]).tolist() == [[1, 2, 3]] * 3
 
@@ -171,8 +170,3 @@ def test_every_template_asks_the_query_once_about_one_video(template):
     parts = messages(moment, template)[0]["content"]
     assert sorted(part["type"] for part in parts) == ["text", "video"]
     assert next(part["text"] for part in parts if part["type"] == "text").count("a {brace} opens") == 1
-
-
-def test_left_padding_keeps_rows_at_the_end():
-    rows = left_pad([torch.tensor([1, 2, 3]), torch.tensor([4])], 9)
-    assert rows.tolist() == [[1, 2, 3], [9, 9, 4]]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from labkit.policy import packed_logprobs as module
-from labkit.policy.inputs import append_completion, vision_kwargs
+from labkit.policy.inputs import vision_kwargs
 from labkit.policy.model import Policy, add_lora, ignore_renames
 from labkit.policy.packed_logprobs import pack_shared_prefix
 from tests import tiny
@@ -44,7 +44,7 @@ def one_at_a_time(policy, prompts, ids, mask):
     owners = [prompt for prompt, group in zip(prompts, LENGTHS, strict=True) for _ in group]
     for row, prompt in enumerate(owners):
         completion = ids[row][mask[row]]
-        whole, positions = append_completion(prompt, completion)
+        whole, positions = tiny.append_completion(prompt, completion)
         out = policy.model(
             input_ids=whole[None],
             position_ids=positions[:, None],

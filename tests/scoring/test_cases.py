@@ -10,9 +10,9 @@ import pytest
 from labkit.chain.anchors import parse
 from labkit.data.benchmarks import load_moments
 from labkit.errors import LabError
-from labkit.scoring.predictions import read_predictions
 from labkit.scoring.reading_rules import RULES
-from labkit.scoring.scores import score, score_text
+from labkit.scoring.score_table import score_text
+from labkit.scoring.scores import score
 from labkit.views.explorer import packing as packing
 
 CASES = Path(__file__).resolve().parents[2] / ".." / "shared" / "cases" / "predictions"
@@ -33,17 +33,21 @@ READ = [
         100.0,
         "ms-swift's inference: video and question are in its messages",
     ),
+    # 5.9 / 6.1, 4 / 4.2, 5.5 / 5.61, 5.865 / 6, 5.88 / 6.048 and 5.896 / 6.032 seconds; its own log says 0.97 each.
+    ("vtimellm_log.txt", CHARADES, None, 97.11937, "hundredths of the video, joined by the number of the sentence"),
+    ("verl_1.jsonl", CHARADES, None, 100.0, "verl's generations, whose prompts hold sentences that are asked once"),
     ("lastcut.jsonl", CHARADES, None, 500 / 6, "the line that broke off is a missing answer"),
     ("empty_windows.jsonl", LIGHTHOUSE, None, 500 / 6, "no window is no answer"),
     ("empty_windows.jsonl", LIGHTHOUSE, "qvhighlights", 500 / 6, "under QVHighlights' rules, too"),
     ("reversed_windows.jsonl", LIGHTHOUSE, None, 0.0, "a window that ends before it starts meets nothing"),
 ]
 REFUSED = [
-    # predictions, what the message names
-    ("vtimellm_log.txt", "VTimeLLM.*hundredths of the video; write n / 100"),
-    ("completions_00001.parquet", "TRL.*write rows of"),
-    ("msswift_completions.jsonl", "line 1: .*ms-swift.*swift infer"),
-    ("verl_1.jsonl", "line 1: .*verl.*write rows of"),
+    # predictions, what the message names: the program, and an example of both sides
+    ("completions_00001.parquet", r"by TRL\) .* on 'When does it happen\?' .* called 'AAAA1-0'.*someone shuts a door"),
+    (
+        "msswift_completions.jsonl",
+        r"by ms-swift\) is on any of the 6 moments: .*'user When\?'.*write the moments' own qids",
+    ),
     ("lighthouse_charades_test.jsonl", "line 1: .*annotations, not of predictions; give this file as the moments"),
     ("charades_sta_test.txt", "line 1: is not JSON"),
     ("Charades_v1_test.csv", "line 1: is not JSON"),
@@ -53,14 +57,14 @@ REFUSED = [
 @pytest.mark.parametrize(("file", "moments", "rules", "miou", "why"), READ, ids=[f"{r[0]}-{r[2]}" for r in READ])
 def test_a_file_that_can_be_scored_is(file, moments, rules, miou, why):
     got = score(CASES / file, load_moments(CASES / moments), rules=rules)
-    assert 100 * got.figures["miou"] == pytest.approx(miou, abs=1e-6), why
+    assert 100 * got.figures["miou"] == pytest.approx(miou, abs=1e-5), why
     assert got.protocol.extra == 0
 
 
 @pytest.mark.parametrize(("file", "message"), REFUSED, ids=[row[0] for row in REFUSED])
 def test_a_file_that_cannot_be_scored_is_refused_by_name(file, message):
     with pytest.raises(LabError, match=rf"{file}.*{message}"):
-        read_predictions(CASES / file)
+        score(CASES / file, load_moments(CASES / CHARADES))
 
 
 def test_every_file_of_the_cases_is_in_a_table():

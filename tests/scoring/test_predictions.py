@@ -178,9 +178,12 @@ def test_equal_questions_take_turns_and_a_third_answer_is_a_duplicate(tmp_path):
     [
         (
             {"doc": {"video": "a.mp4"}, "resps": [["t"]]},
-            "lmms-eval task that names no video and sentence; write rows of",
+            "lmms-eval that names neither a question's id nor its words; write rows of",
         ),
-        ({"response": "t", "messages": []}, "ms-swift's inference without a video and a question; write rows of"),
+        (
+            {"response": "t", "messages": []},
+            "ms-swift that names neither a question's id nor its words; write rows of",
+        ),
         ({"a>>>b>>>[1, 2]": 3}, "holds 3 where the answer's text belongs; write rows of"),
     ],
 )

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from labkit.chain.anchors import parse, render
 from labkit.chain.spans import Span, best_window, iou
 from labkit.errors import LabError
-from labkit.scoring.reading_rules import RULES, find_rule, rule_iou
+from labkit.scoring.reading_rules import FILE_RULES, RULES, find_rule, rule_iou
 
 NAMES = (
     "labkit", "timer1-reward", "timer1", "videochat-r1", "timelens", "timelens-reward", "lmms-eval", "lmms-eval-timelens",
+    "taro",
 )  # fmt: skip
 
 CHAIN = (
@@ -26,42 +27,42 @@ RIGHT, FIRST, NOTHING = (10.5, 14.2), (2.0, 28.0), None
 SWAPPED, BACKWARDS, WHOLE = (10.5, 14.2), (14.2, 10.5), (10.0, 14.0)
 
 # Each row: a text; what labkit reads and why; then Time-R1's reward and evaluation, VideoChat-R1's evaluation, TimeLens'
-# evaluation and reward, and lmms-eval's two tasks, as their own programs were run on it.
+# evaluation and reward, lmms-eval's two tasks as their own programs were run on it, and TaRO's evaluation as it reads.
 TABLE = {
     "an anchor chain": (
         f"{CHAIN}\n<answer>10.5 to 14.2</answer>",
         (RIGHT, "ok: the anchors are thought, the answer is what stands in <answer>"),
-        (RIGHT, RIGHT, RIGHT, FIRST, RIGHT, FIRST, FIRST),
+        (RIGHT, RIGHT, RIGHT, FIRST, RIGHT, FIRST, FIRST, RIGHT),
     ),
     "a remark behind the answer": (
         f"{THOUGHT}\n<answer>10.5 to 14.2</answer>\n(video runs 0.0 to 30.0)",
         (RIGHT, "extra_text: a remark breaks the form and costs the format reward, but it is no second answer"),
-        (RIGHT, (0.0, 30.0), (0.0, 30.0), RIGHT, RIGHT, RIGHT, RIGHT),
+        (RIGHT, (0.0, 30.0), (0.0, 30.0), RIGHT, RIGHT, RIGHT, RIGHT, (0.0, 30.0)),
     ),
     "cut off after the second anchor": (
         CHAIN[: CHAIN.index(", then")],
         (NOTHING, "no_think: nothing was answered, and a thought is not an answer; scoring it would pay for rambling"),
-        (NOTHING, (8.0, 20.0), (8.0, 20.0), FIRST, FIRST, FIRST, FIRST),
+        (NOTHING, (8.0, 20.0), (8.0, 20.0), FIRST, FIRST, FIRST, FIRST, (8.0, 20.0)),
     ),
     "a dash": (
         f"{THOUGHT}\n<answer>10.5 - 14.2</answer>",
         (NOTHING, "bad_answer: the form asks for `to`, and reading more forms than are asked for makes rules differ"),
-        (NOTHING, NOTHING, NOTHING, RIGHT, RIGHT, RIGHT, RIGHT),
+        (NOTHING, NOTHING, NOTHING, RIGHT, RIGHT, RIGHT, RIGHT, RIGHT),
     ),
     "clock times": (
         f"{THOUGHT}\n<answer>00:10 to 00:14</answer>",
         (NOTHING, "bad_answer: seconds are asked for; half a clock time (`10 to 00`) is no time at all"),
-        ((10.0, 0.0), (10.0, 0.0), (10.0, 0.0), WHOLE, WHOLE, WHOLE, WHOLE),
+        ((10.0, 0.0), (10.0, 0.0), (10.0, 0.0), WHOLE, WHOLE, WHOLE, WHOLE, (0.0, 14.0)),
     ),
     "reversed": (
         f"{THOUGHT}\n<answer>14.2 to 10.5</answer>",
         (NOTHING, "bad_answer: which end is wrong cannot be known, so it is not turned around"),
-        (BACKWARDS, BACKWARDS, BACKWARDS, BACKWARDS, BACKWARDS, SWAPPED, BACKWARDS),
+        (BACKWARDS, BACKWARDS, BACKWARDS, BACKWARDS, BACKWARDS, SWAPPED, BACKWARDS, SWAPPED),
     ),
     "a unit": (
         f"{THOUGHT}\n<answer>10.5s to 14.2s</answer>",
         (NOTHING, "bad_answer: a number cut short at its point (10 for 10.5s) is worse than none"),
-        (NOTHING, NOTHING, NOTHING, WHOLE, WHOLE, RIGHT, WHOLE),
+        (NOTHING, NOTHING, NOTHING, WHOLE, WHOLE, RIGHT, WHOLE, RIGHT),
     ),
 }  # fmt: skip
 
@@ -109,11 +110,18 @@ def test_thresholds_and_cutting_are_each_programs_own():
         ("lmms-eval", "It starts at 4.\nIt ends at 9.", (4.0, 9.0), "one number from each sentence"),
         ("lmms-eval", "0 - 5 is empty.\nIt happens at 6 - 9.", (6.0, 9.0), "sentences that speak of it go first"),
         ("labkit", "<answer>1 to 2</answer><answer>3 to 4</answer>", (1.0, 2.0), "the first answer"),
+        ("taro", "From 3 s to 9.5 s, that is 2 things.", (2.0, 9.5), "the last two numbers, turned around"),
+        ("taro", "only 3", None, "one number"),
+        ("vtimellm", "From 07 to 27, or 30 to 40.", (7.0, 27.0), "the first pair, in hundredths"),
+        ("vtimellm", "From 7 to 27.", None, "two digits each"),
+        ("videochat-r1.5", "(1, 2) <answer>[(12.54, 17.83), (20, 22)]</answer>", (12.54, 17.83), "the answer's first"),
+        ("videochat-r1.5", "[[1, 2]]", (1.0, 2.0), "the text where nothing is tagged"),
+        ("videochat-r1.5", "<answer>1 to 2</answer>", None, "a list is asked for"),
         ("timer1", "9" * 400 + " to 5", None, "infinity is no time"),
     ],
 )
 def test_a_rule_reads_as_its_program_does(name, text, pair, why):
-    assert RULES[name].read(text) == pair, why
+    assert find_rule(name).read(text) == pair, why
 
 
 @pytest.mark.parametrize(
@@ -183,7 +191,7 @@ LONG = {
 @pytest.mark.parametrize("name", LONG)
 def test_a_megabyte_of_anything_is_read_in_linear_time(name):
     # Two rules that share a reader are measured once.
-    for rule in {rule.read: rule for rule in RULES.values()}.values():
+    for rule in {rule.read: rule for rule in (*RULES.values(), *FILE_RULES.values())}.values():
         begin = time.process_time()
         rule.read(LONG[name])
         # Linear is under a second; a pattern that backtracks needs hours.

@@ -21,7 +21,8 @@ from labkit.scoring.bootstrap import mean_interval
 from labkit.scoring.predictions import PredictedRow, Predictions, as_predictions, write_predictions
 from labkit.scoring.reading_rules import RULES
 from labkit.scoring.readings import disagreements
-from labkit.scoring.scores import compare, score, score_text, under_every_rule
+from labkit.scoring.score_table import score_text
+from labkit.scoring.scores import compare, score, under_every_rule
 
 REAL = Path(__file__).resolve().parents[2] / ".." / "shared" / "real"
 needs_real = pytest.mark.skipif(
@@ -313,12 +314,12 @@ def test_one_set_of_texts_under_every_rule():
     got = under_every_rule({"d": CHAIN}, MOMENTS[3:4])
     assert list(got) == list(RULES)
     assert {name: one.figures["miou"] for name, one in got.items()} == {
-        name: 1.0 if name in ("labkit", "timer1", "timer1-reward", "videochat-r1", "timelens-reward") else 0.25
+        name: 1.0 if name in ("labkit", "timer1", "timer1-reward", "videochat-r1", "timelens-reward", "taro") else 0.25
         for name in RULES
     }
     # An IoU of 0.25 or 1 is no matter of operators; the cards still say which it is.
     assert (got["timer1"].protocol.reaches, got["timelens"].protocol.reaches) == (">", ">=")
-    assert str(got).splitlines()[len(RULES)].split()[:2] == ["lmms-eval-timelens", "25.0"]
+    assert str(got).splitlines()[len(RULES)].split()[:2] == ["taro", "100.0"]
     assert got._repr_html_().count("<tr") == len(RULES) + 1
 
 

@@ -18,13 +18,14 @@ from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.data.video.frames import FrameCache
 from labkit.params import DEFAULTS, Params, names
-from labkit.policy.inputs import FrameSampling, Prompt, append_completion, vision_kwargs
+from labkit.policy.inputs import FrameSampling, Prompt, vision_kwargs
 from labkit.policy.model import Policy
 from labkit.policy.prompt_source import PromptSource
 from labkit.stages import arguments, grpo, sft
 from labkit.stages.grpo_steps import GrpoResult
 from labkit.stages.probes import Probes
 from labkit.stages.rollouts import RolloutStore
+from tests import tiny
 
 ROOT = Path(__file__).parents[2]
 SPEC = RewardSpec()
@@ -121,7 +122,7 @@ def farthest(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor
 
 def plain_log_probs(model: Any, prompt: Prompt, ids: torch.Tensor) -> torch.Tensor:
     """Of one completion (C,), in a pass of its own: no padding, no packing, no trainer."""
-    whole, positions = append_completion(prompt, ids)
+    whole, positions = tiny.append_completion(prompt, ids)
     shown = vision_kwargs([prompt], whole.device)
     out = model(input_ids=whole[None], position_ids=positions[:, None], use_cache=False, **shown)
     return out.logits[0, len(prompt.ids) - 1 : -1].log_softmax(-1).gather(1, ids[:, None])[:, 0]

@@ -20,9 +20,9 @@ from labkit.stages.start import (
     START,
     _modules_and_configs,
     frozen_copy,
+    preserve_model_state,
     require_final_weights,
-    require_start,
-    restored,
+    require_same_start,
     stage_seed,
 )
 from tests.stages import small
@@ -160,7 +160,7 @@ def test_workers_models_are_left_to_them(policy, monkeypatch, tmp_path):
     """What fsdp2 has put in the place of weights must not be replaced by what was there before."""
     for name, number in {"LABKIT_WORKERS": tmp_path, "RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0}.items():
         monkeypatch.setenv(name, str(number))
-    with restored(policy):
+    with preserve_model_state(policy):
         policy.model.trace = 1
     assert policy.model.trace == 1
 
@@ -252,12 +252,12 @@ def test_sft_goes_on_only_with_the_traces_it_began_with(policy, source, moments,
 
 def test_what_an_earlier_version_noted_is_compared_as_far_as_it_goes(policy, tmp_path):
     (tmp_path / START).write_text(json.dumps({"seed": 3}))
-    require_start(policy, tmp_path, seed=3)
+    require_same_start(policy, tmp_path, seed=3)
     noted = json.loads((tmp_path / START).read_text())
     assert noted["seed"] == 3 and len(noted["weights"]) == 16
     (tmp_path / START).write_text("{")
     with pytest.raises(LabError, match="start.json' is damaged"):
-        require_start(policy, tmp_path, seed=3)
+        require_same_start(policy, tmp_path, seed=3)
 
 
 def test_a_model_that_is_not_the_stages_is_not_taken_for_it(fresh, rank):

@@ -1,1 +1,1 @@
-"""Videos: frames at true seconds, read by decord or PyAV in processes that may be lost, decoded once."""
+"""Videos: frames at true seconds, decoded by decord or PyAV in worker processes that may hang or crash, and cached."""

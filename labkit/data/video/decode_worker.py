@@ -44,7 +44,7 @@ class Decoded(NamedTuple):
 
 
 def decode(path: str | Path, wanted: Times, shrink: Shrink | None, folder: Path | None, deadline: float) -> Decoded:
-    """The frames on screen at the wanted seconds, by decord where it was found right, otherwise by PyAV.
+    """The frames on screen at the wanted seconds, by decord where its frames were found correct, otherwise by PyAV.
 
     `folder` caches whether decord is right. Raises LabError, which names the video and the seconds, when it cannot be read, ends
     before all of them, or stands still for `deadline` seconds.

@@ -82,11 +82,11 @@ class PacketScan(NamedTuple):
         return sum(float(segment.sum(1).max() - segment[:, 0].min()) for segment in self.segments)
 
 
-class _Untrusted(Exception):
+class _UntrustedTimestamps(Exception):
     """decord can read this file, but the frames it gives are not those of their timestamps."""
 
 
-class _Misordered(Exception):
+class _OutOfOrder(Exception):
     """The timestamps of frames run backwards while their packets do not."""
 
 
@@ -116,9 +116,11 @@ def decode_with_decord(path: str | Path, wanted: Times, shrink: Shrink | None) -
     starts = spans[:, 0]
     step = float(np.median(np.diff(starts))) if len(starts) > 1 else 0.0
     if not np.isfinite(starts).all() or (np.diff(starts) <= 0).any():
-        raise _Untrusted("timestamps do not increase")
+        raise _UntrustedTimestamps("timestamps do not increase")
     if starts[0] < -step / 2:
-        raise _Untrusted(f"edit list (first frame at {starts[0]:.2f} s): decord's indices are not those of its frames")
+        raise _UntrustedTimestamps(
+            f"edit list (first frame at {starts[0]:.2f} s): decord's indices are not those of its frames"
+        )
     seconds = starts - starts[0]
     end = max(float(spans[-1, 1]) - float(starts[0]), float(seconds[-1]) + step)
     require_within(path, wanted, end)
@@ -151,7 +153,7 @@ def decode_with_pyav(path: str | Path, wanted: Times, shrink: Shrink | None) -> 
         require_within(path, wanted, end)
     try:
         return _from_the_beginning(path, wanted, shrink, in_order=False)
-    except _Misordered:
+    except _OutOfOrder:
         return _from_the_beginning(path, wanted, shrink, in_order=True)
 
 
@@ -292,7 +294,7 @@ def reason(error: Exception) -> str:
     >>> reason(RuntimeError("[03:40:30] /a/video_reader.cc:151: Check failed: no stream"))
     'decord: RuntimeError: Check failed: no stream'
     """
-    if isinstance(error, _Untrusted):
+    if isinstance(error, _UntrustedTimestamps):
         return str(error)
     text = re.sub(r"\[\d\d:\d\d:\d\d\] \S+: ", "", str(error)).strip()
     first = text.splitlines()[0] if text else ""
@@ -329,7 +331,7 @@ def _frames(
 ) -> Iterator[tuple[float, float, av.VideoFrame]]:
     """Every frame shown as (second, length in seconds, frame), seconds never decreasing; what goes wrong is added to `warnings`.
 
-    `in_order`: go by the packets' clock (dts) in the order in which frames come out. Raises _Misordered where the frames' own (pts)
+    `in_order`: go by the packets' clock (dts) in the order in which frames come out. Raises _OutOfOrder where the frames' own (pts)
     turns out to run backwards.
     """
     import av
@@ -355,7 +357,7 @@ def _frames(
                         warnings.misordered |= pts < pts_before - PTS_TOLERANCE
                     pts_before = pts
                 if not in_order and frame.pts is None:
-                    raise _Misordered
+                    raise _OutOfOrder
                 ticks = frame.dts if in_order else frame.pts
                 clock = before + step if ticks is None else seconds_of(ticks, stream.time_base)
                 if zero is None:
@@ -367,7 +369,7 @@ def _frames(
                     )
                     shown += length
                 elif clock < before - PTS_TOLERANCE and not in_order:
-                    raise _Misordered
+                    raise _OutOfOrder
                 else:
                     clock = max(clock, before)
                     if clock > before:

@@ -1,4 +1,4 @@
-"""Whether decord reads a file right: compared once with its packets and with PyAV, and cached by content.
+"""Whether decord decodes a file correctly: compared once with its packets and with PyAV; cached by content.
 
 decord numbers packets, seeks to a key frame and counts frames from there. That is right where decoding can begin at every key frame
 and all earlier frames have been shown before it. Elsewhere (open groups of pictures, intra refresh, containers without an index,
@@ -74,7 +74,7 @@ class _Unreliable(Exception):
 
 
 def reason_against_decord(path: str | Path, key: str, folder: Path | None) -> str:
-    """Why decord must not read the video of fingerprint `key`; "" where it was found right.
+    """Why decord must not read the video of fingerprint `key`; "" where its frames were found correct.
 
     The result is cached in memory, and in `folder` where there is one. Raises ImportError where decord is not installed, and
     LabError where the file is no video.
@@ -164,7 +164,7 @@ def _layout(path: str | Path) -> _Layout:
 
 
 def is_cover(stream: av.VideoStream) -> bool:
-    """Whether a video track is one by name alone: the picture of a record's cover."""
+    """Whether a video track is only an attached picture, such as cover art."""
     from av.stream import Disposition
 
     return bool(stream.disposition & Disposition.attached_pic)

@@ -1,4 +1,4 @@
-"""Which video a file is, whatever it is called and wherever it lies: what caches go by.
+"""Fingerprints of videos: a hash of size and content, independent of name and folder, as the key of caches.
 
 Neither name nor time enters, so that a data folder that was moved or copied finds its frames again. The price is that the content
 must be read: a file of up to 1 MiB whole, of a larger one 17 blocks. A change to a larger file that keeps its size and falls between
@@ -19,7 +19,7 @@ _BLOCK = 32 << 10
 # An odd number: one block lies in the very middle.
 _BLOCKS = 17
 # A file that changed this recently may change again within one tick of the file system's clock.
-_SETTLED = 2.0
+_MIN_FILE_AGE = 2.0
 _known: dict[tuple[int, int, int, int, int], str] = {}
 
 
@@ -44,7 +44,7 @@ def fingerprint(path: str | Path) -> str:
             for block in range(_BLOCKS):
                 file.seek((size - _BLOCK) * block // (_BLOCKS - 1))
                 digest.update(file.read(_BLOCK))
-    if time.time() - max(stat.st_mtime, stat.st_ctime) > _SETTLED:
+    if time.time() - max(stat.st_mtime, stat.st_ctime) > _MIN_FILE_AGE:
         _known[key] = digest.hexdigest()
     return digest.hexdigest()
 

@@ -1,4 +1,4 @@
-"""Prefetching: a pool of processes decodes the clips to come, so that their frames are in the cache when they are needed.
+"""Prefetching: a pool of processes decodes the next clips ahead, so that their frames are cached when they are needed.
 
 Clips are scheduled in order and may be far ahead: frames go to the `FrameCache` on disk, not into memory. A process that hangs or
 crashes costs itself and its clip, whose LabError is raised when the clip is waited for. Processes start when there is something to

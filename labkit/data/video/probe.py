@@ -1,4 +1,4 @@
-"""Probing videos: which are there, which can be read, and what they really hold.
+"""Probing videos: which exist, which can be decoded, and their true length, size, codec and frame rate.
 
 Finding a file costs a stat. Opening one is left to worker processes (`probe_worker`), each of which opens many videos one after
 the other, and is killed and replaced when a video takes longer than the deadline or crashes it, so that neither a hanging nor a
@@ -57,7 +57,7 @@ _SUFFIXES = {
 
 @dataclass(frozen=True, slots=True)
 class VideoCheck:
-    """What became known of one video; zeros and "" where it could not be opened.
+    """The result of probing one video; zeros and "" where it could not be opened.
 
     `duration`, `fps` and `frames` are measured by the packets, not taken from the header, and of a truncated file they
     are those of what is left; `width` and `height` are as a player shows them, after `rotation` degrees.
@@ -115,7 +115,7 @@ def check_videos(
     processes: int | None = None,
     on_video: Callable[[int, int], None] | None = None,
 ) -> dict[str, VideoCheck]:
-    """Open every video once, whatever it does to the process that opens it.
+    """Open every video once, in worker processes, which may hang or crash on it.
 
     Args:
         paths: in any order, repeated or not.

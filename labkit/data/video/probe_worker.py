@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 # Beginnings of files that are videos, broken or not: the kind of an MP4's first box, Matroska's number, AVI, FLV, MPEG.
 _BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
 _BEGINNINGS = (b"\x1a\x45\xdf\xa3", b"RIFF", b"FLV\x01", b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3")
-# A file that holds less than this share of what its header promises broke off; headers round, and so do editors.
-_PROMISED = 0.98
+# A file that holds less than this share of what its header states is truncated; headers round, and so do editors.
+_MIN_HEADER_FRACTION = 0.98
 
 
 def probe_file(path: str) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def _scan(container: av.container.InputContainer, stream: av.VideoStream) -> dic
     """Read all packets, decode up to the first picture, and compare with what the header promises."""
     import av
 
-    promised, promised_end = stream.frames, _promised_seconds(container, stream)
+    header_frames, header_end = stream.frames, _header_seconds(container, stream)
     first: av.VideoFrame | None = None
     packets, hidden = 0, False
 
@@ -94,11 +94,11 @@ def _scan(container: av.container.InputContainer, stream: av.VideoStream) -> dic
     starts = np.concatenate([np.sort(segment[:, 0]) for segment in scan.segments]) if scan.segments else np.zeros(1)
     duration = scan.duration
     # AVI's number counts also the pictures that are left out to wait, an mp4's those behind the end of its edit list.
-    if promised and container.format.name != "avi" and not hidden:
-        if not broken and packets < promised * _PROMISED:
-            broken = f"holds {packets} of {promised} pictures"
-    elif not broken and promised_end - duration > max(0.5, (1 - _PROMISED) * promised_end):
-        broken = f"ends at {duration:.2f} s; its header promises {promised_end:.2f} s"
+    if header_frames and container.format.name != "avi" and not hidden:
+        if not broken and packets < header_frames * _MIN_HEADER_FRACTION:
+            broken = f"holds {packets} of {header_frames} pictures"
+    elif not broken and header_end - duration > max(0.5, (1 - _MIN_HEADER_FRACTION) * header_end):
+        broken = f"ends at {duration:.2f} s; its header promises {header_end:.2f} s"
     height, width = decoders.upright_size(first)
     notes = [broken] if broken else []
     if len(scan.segments) > 1:
@@ -132,7 +132,7 @@ def is_variable(starts: np.ndarray) -> bool:
     return int(off.sum()) > max(1, 0.01 * len(waits))
 
 
-def _promised_seconds(container: av.container.InputContainer, stream: av.VideoStream) -> float:
+def _header_seconds(container: av.container.InputContainer, stream: av.VideoStream) -> float:
     """Length of the pictures by the header, 0 when it does not say: a container's length may be its sound's."""
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)

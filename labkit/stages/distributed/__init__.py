@@ -1,1 +1,1 @@
-"""Several processes that do one stage together: how they start, meet, end, and stop on notice."""
+"""Several processes that do one stage together: launch, process group, shutdown, and preemption."""

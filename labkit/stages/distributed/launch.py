@@ -43,12 +43,12 @@ LOG_TAIL = 15
 
 
 class WorkerError(RuntimeError):
-    """A worker failed: the message names it, its log, and what went wrong there."""
+    """A worker failed; the message names its rank, its log and the error."""
 
 
 @dataclass
 class Worker:
-    """What the launching process knows of one worker."""
+    """One worker as the launching process sees it: its process, log and events."""
 
     rank: int
     folder: Path
@@ -181,8 +181,8 @@ def _wait_for_workers(
                 _poll(worker, on_event)
         if not alive:
             return
-        ill = any(worker.error for worker in workers) or any(process.poll() for process in processes)
-        failed = failed or (time.monotonic() if ill else None)
+        any_failed = any(worker.error for worker in workers) or any(process.poll() for process in processes)
+        failed = failed or (time.monotonic() if any_failed else None)
         if failed and time.monotonic() - failed > SHUTDOWN_GRACE / 5:
             return
         time.sleep(POLL_INTERVAL)
@@ -249,7 +249,7 @@ def _failure(failed: Sequence[Worker], world: int) -> Exception:
     if worker.error:
         return WorkerError(f"{who} failed: {worker.error['message']}\n\n{worker.error['traceback']}")
     status = worker.process.returncode if worker.process is not None else None
-    how = f"exited with status {status}" if status is not None and status >= 0 else "ended before its work was done"
+    how = f"exited with status {status}" if status is not None and status >= 0 else "exited before its work was done"
     if status is not None and status < 0:
         how = f"was killed by {signal.Signals(-status).name}"
         how += ", as happens when memory runs out" if status == -signal.SIGKILL else ""
@@ -259,5 +259,7 @@ def _failure(failed: Sequence[Worker], world: int) -> Exception:
         with worker.log.open("rb") as file:
             file.seek(worker.begin)
             tail = file.read().decode(errors="replace").splitlines()[-LOG_TAIL:]
-    said = "\n".join(["; it last wrote:", *tail]) if tail else ""
-    return WorkerError(f"{who} {how}. The others were ended; the same cell goes on from the newest checkpoint{said}")
+    last_output = "\n".join(["; its last output:", *tail]) if tail else ""
+    return WorkerError(
+        f"{who} {how}. The others were ended; the same cell goes on from the newest checkpoint{last_output}"
+    )

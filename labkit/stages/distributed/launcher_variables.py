@@ -65,7 +65,7 @@ def without_launchers(environment: Mapping[str, str], *, but: tuple[str, ...] = 
 
 @contextmanager
 def single_process() -> Iterator[None]:
-    """Within the block, or the decorated function, this process is alone, whatever started it; afterwards all is as before.
+    """Hide launchers' variables within the block or the decorated function, so that libraries see a single process.
 
     accelerate keeps what it once read for the whole process, so it is made to read anew. Nothing happens in a worker.
     """

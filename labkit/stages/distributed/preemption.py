@@ -27,7 +27,7 @@ TERMINATION_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def handle_preemption(file: Path) -> Iterator[None]:
-    """Within the block SIGUSR2 asks this process, and all that it starts, to stop, by way of `file`.
+    """Within the block SIGUSR2 creates the stop file `file`, which asks this process and its children to stop.
 
     SIGTERM and SIGHUP raise Terminated, the first time, so that what was reached can still be written.
     """
@@ -64,7 +64,7 @@ def stop_requested() -> bool:
 
 
 def stop_between_parts(listener: Callable[..., Any]) -> Callable[..., None]:
-    """Wrap a listener that is called after each saved part of a work: it then raises Stopped when that was requested."""
+    """Wrap a listener that is called after each saved part of the work, so that it raises Stopped when that was requested."""
 
     def listen(*arguments: Any) -> None:
         listener(*arguments)

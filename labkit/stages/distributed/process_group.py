@@ -70,7 +70,7 @@ def node_count() -> int:
 
 
 def barrier() -> None:
-    """Wait until all ranks have called this; alone, there is nobody to wait for."""
+    """Wait until all ranks have called this; returns at once in a single process."""
     if process_rank().world_size > 1:
         import torch
 
@@ -89,7 +89,7 @@ def all_gather_object(values: Sequence[Any]) -> list[Any]:
 
 
 class EventWriter:
-    """What a worker reports to the notebook's process: lines of JSON in rank-N.jsonl."""
+    """Writes a worker's events for the notebook's process: lines of JSON in rank-N.jsonl."""
 
     def __init__(self, folder: Path, rank: int) -> None:
         """Open the file; nothing is written yet."""
@@ -115,7 +115,7 @@ def process_group(folder: Path, device: str = "auto") -> Iterator[EventWriter]:
     with report_errors(events):
         rendezvous(folder, here, device)
         yield events
-        _leave()
+        _destroy_process_group()
 
 
 @contextlib.contextmanager
@@ -191,7 +191,7 @@ def _read(path: Path) -> str:
     return ""
 
 
-def _leave() -> None:
+def _destroy_process_group() -> None:
     import torch
 
     torch.distributed.barrier()

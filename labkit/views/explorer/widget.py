@@ -46,9 +46,9 @@ VIEWS = ("chain", "group", "stages")
 _SPAN: TypeAlias = Span | tuple[float, float]
 Spans: TypeAlias = Mapping[str, _SPAN | Sequence[_SPAN]] | Sequence[_SPAN]
 """Spans by label, or without labels."""
-_KEEPS = re.compile(r'"saveState"\s*:\s*true')
+_SAVE_STATE = re.compile(r'"saveState"\s*:\s*true')
 _MANAGER = "@jupyter-widgets/jupyterlab-manager"
-_OURS = Path(__file__).parents[3] / "share/jupyter/lab/settings/overrides.d/labkit.json"
+_LABKIT_OVERRIDES = Path(__file__).parents[3] / "share/jupyter/lab/settings/overrides.d/labkit.json"
 
 
 class Selection(NamedTuple):
@@ -101,7 +101,7 @@ class ChainExplorer(PageWidget):
         data = self._packed.data
         first = self._first
         super().__init__(shows=self.page_name, data=data, clips=layouts, sheets=sheets, selected=first, height=height)
-        self.hint = hint_here()
+        self.hint = saving_hint_of_server()
         self.on_msg(self._answer)
 
     def __repr__(self) -> str:
@@ -113,7 +113,7 @@ class ChainExplorer(PageWidget):
         return (
             counted
             if len(self._places) == len(self)
-            else f"{counted}, {len(self._places):,} of the chains travel along"
+            else f"{counted}, {len(self._places):,} of the chains are saved with it"
         )
 
     def __len__(self) -> int:
@@ -199,7 +199,7 @@ class ChainExplorer(PageWidget):
             where = " and ".join(f"run '{run}'" for run in list(runs)[:3] if run)
             kept = "kept, " if self._context.kept else ""
             text = (
-                f"{here} of {every} chains travel with this notebook: whole groups, some of each step, and those with the "
+                f"{here} of {every} chains are saved in this notebook: whole groups, some of each step, and those with the "
                 f"{kept}worst, best and most regressed chains. The others are in "
                 + (f"the rollouts of {where}." if where else "the records that this was made from.")
             )
@@ -478,18 +478,18 @@ def saving_hint() -> str:
         *(lab / "settings").glob("overrides.d/*.json*"),
         *Path(own, _MANAGER).glob("plugin.jupyterlab-settings"),
     ]
-    if any(_KEEPS.search(file.read_text(encoding="utf-8", errors="replace")) for file in files):
+    if any(_SAVE_STATE.search(file.read_text(encoding="utf-8", errors="replace")) for file in files):
         return ""
     target = lab / "settings/overrides.d"
     how = (
-        f"mkdir -p {quote(str(target))} && cp {quote(str(_OURS))} {quote(str(target))}"
-        if _OURS.is_file()
+        f"mkdir -p {quote(str(target))} && cp {quote(str(_LABKIT_OVERRIDES))} {quote(str(target))}"
+        if _LABKIT_OVERRIDES.is_file()
         else f"pip install labkit into {sys.prefix}"
     )
     return f"JupyterLab saves notebooks without what widgets show; to keep it, once: {how}"
 
 
 @functools.cache
-def hint_here() -> str:
+def saving_hint_of_server() -> str:
     """The same, where somebody works in JupyterLab; "" in a batch, whose notebooks keep their widgets anyway."""
     return saving_hint() if "JPY_SESSION_NAME" in os.environ else ""

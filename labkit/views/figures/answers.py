@@ -67,10 +67,7 @@ def before_after(
         row=1,
         col=1,
     )
-    fig.add_scatter(
-        x=[0, 1], y=[0, 1], mode="lines", line={"dash": "dot", "width": 1.2, "color": style.FAINT}, hoverinfo="skip",
-        row=1, col=1,
-    )  # fmt: skip
+    _diagonal(fig, 1, 1.2, style.FAINT, row=1, col=1)
     edges = np.round(np.arange(-1.05, 1.06, 0.1), 2)
     heights, _ = np.histogram(change, bins=edges)
     middles = np.round((edges[:-1] + edges[1:]) / 2, 1)
@@ -96,22 +93,18 @@ def lengths(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
     groups, bare = _answers(records, moments)
     if not groups:
         return style.nothing(title, "there are no chains with an answer")
-    titles = [f"<b>{style.plain(label, 24)}</b><br>{style.count(len(g), 'answer')}" for label, g in groups.items()]
     caption = (
         "On the dotted line the answer has the right length. Large marks: median and middle half of a fifth of the "
         "chains; dots: single chains." + bare
     )
-    fig, places = style.panels(titles, title, caption, 230, shared_yaxes=True)
+    fig, places = style.panels(_titles(groups), title, caption, 230, shared_yaxes=True)
     top = max(max(truth.length, answer.length) for g in groups.values() for truth, answer, _ in g) * 1.06
     look = style.looks(groups)
     for (row, column), (label, answers) in zip(places, groups.items(), strict=True):
         truth, given = np.array([(t.length, a.length) for t, a, _ in answers]).T
         chosen = np.linspace(0, len(truth) - 1, min(MOST_POINTS, len(truth))).round().astype(int)
         where: dict[str, Any] = {"row": row, "col": column}
-        fig.add_scatter(
-            x=[0, top], y=[0, top], mode="lines", line={"dash": "dot", "width": 1.4, "color": style.TRUTH},
-            hoverinfo="skip", **where,
-        )  # fmt: skip
+        _diagonal(fig, top, 1.4, style.TRUTH, **where)
         fig.add_scatter(
             x=truth[chosen].round(2),
             y=given[chosen].round(2),
@@ -144,12 +137,11 @@ def answer_places(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
     groups, bare = _answers(records, moments)
     if not groups:
         return style.nothing(title, "there are no chains with an answer")
-    titles = [f"<b>{style.plain(label, 24)}</b><br>{style.count(len(g), 'answer')}" for label, g in groups.items()]
     caption = (
         "On the diagonal the model found the moment; a level stripe is one place answered whatever was asked. "
         "Stronger colour: more chains." + bare
     )
-    fig, places = style.panels(titles, title, caption, 230, gap=0.035, between=104, shared_yaxes=True)
+    fig, places = style.panels(_titles(groups), title, caption, 230, gap=0.035, between=104, shared_yaxes=True)
     edges = np.linspace(0, 100, 11)
     for (row, column), answers in zip(places, groups.values(), strict=True):
         x, y = np.array([(100 * t.middle / m.duration, 100 * a.middle / m.duration) for t, a, m in answers]).T
@@ -167,13 +159,20 @@ def answer_places(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
             hovertemplate="truth about %{x:.0f} %, answer about %{y:.0f} % of the video: %{z} chains<extra></extra>",
             **where,
         )
-        fig.add_scatter(
-            x=[0, 100], y=[0, 100], mode="lines", line={"dash": "dot", "width": 1.6, "color": style.TRUTH},
-            hoverinfo="skip", **where,
-        )  # fmt: skip
+        _diagonal(fig, 100, 1.6, style.TRUTH, **where)
     fig.update_xaxes(range=[0, 100], tickvals=[0, 25, 50, 75, 100], showgrid=False, title_text="truth (% of the clip)")
     fig.update_yaxes(range=[0, 100], tickvals=[0, 25, 50, 75, 100], showgrid=False)
     return fig.update_yaxes(title_text="answer (% of the clip)", col=1).update_layout(showlegend=False)
+
+
+def _titles(groups: Mapping[str, Sequence[object]]) -> list[str]:
+    return [f"<b>{style.plain(label, 24)}</b><br>{style.count(len(g), 'answer')}" for label, g in groups.items()]
+
+
+def _diagonal(fig: go.Figure, top: float, width: float, color: str, *, row: int, col: int) -> None:
+    """The dotted line from (0, 0) to (top, top), on which both axes say the same."""
+    line = {"dash": "dot", "width": width, "color": color}
+    fig.add_scatter(x=[0, top], y=[0, top], mode="lines", line=line, hoverinfo="skip", row=row, col=col)
 
 
 def _answers(

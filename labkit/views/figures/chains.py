@@ -56,7 +56,7 @@ def iou_by_step(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
         "Each step should lie above the one before it. Mean and 95 % interval over the chains with anchors, at each step those "
         "that have it; no answer counts 0."
         + (" Where fewer than 5 % have any, the answers of all are shown." if min(shares.values()) < RARE else "")
-        + _few(groups)
+        + _few_videos_note(groups)
     )
     fig = style.figure(title, caption + _left_out(groups), _INNER)
     look = style.looks(groups)
@@ -163,7 +163,7 @@ def r1_curves(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
     if not groups:
         return style.nothing(title, "there are no chains")
     caption = "Share of answers whose IoU reaches m; higher is better everywhere. Shades: 95 % interval, by video."
-    caption += _few(groups)
+    caption += _few_videos_note(groups)
     fig = style.figure(title, caption, _INNER)
     thresholds = np.round(np.arange(0.05, 0.96, 0.05), 2)
     look = style.looks(groups)
@@ -247,7 +247,7 @@ def _bounds(low: float, high: float, unit: float = 1.0) -> tuple[_Bound, _Bound]
     return (None, None) if math.isnan(low) else (unit * low, unit * high)
 
 
-def _few(groups: Mapping[str, Sequence[MeasuredChain]]) -> str:
+def _few_videos_note(groups: Mapping[str, Sequence[MeasuredChain]]) -> str:
     """What to say of the label with the fewest videos, where they are few."""
     fewest = min(len({r.moment.source_video for r in measured_chains}) for measured_chains in groups.values())
     return f" {note}" if (note := few_videos(fewest)) else ""

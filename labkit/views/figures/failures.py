@@ -6,17 +6,18 @@ so that a share of the atlas and a score never contradict each other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from labkit.chain.anchors import AnchorChain
 from labkit.chain.metrics import chain_ious
 from labkit.chain.spans import Span
-from labkit.chain.steps import COPY_IOU, RIGHT, clip_spans, copies
+from labkit.chain.steps import COPY_IOU, CORRECT_IOU, clip_spans, copies
 from labkit.data.moments import Moment
 from labkit.views.figures import style
-from labkit.views.measured_chains import Records, measure_groups
+from labkit.views.measured_chains import MeasuredChain, Records, measure_groups
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -43,7 +44,7 @@ _ROW = 46
 """Pixels of a class in the figure: a line of words, and the bars under it."""
 
 
-def failure_kind(chain: AnchorChain, windows: Sequence[Span], duration: float, *, right: float = RIGHT) -> str:
+def failure_kind(chain: AnchorChain, windows: Sequence[Span], duration: float, *, right: float = CORRECT_IOU) -> str:
     """What is wrong with a chain, one of `KINDS`; "" when its answer reaches the IoU `right` with the best window.
 
     A chain is judged as it is scored: cut to the clip. So an answer that is complete and right stays right where the
@@ -60,7 +61,7 @@ def failure_kind(chain: AnchorChain, windows: Sequence[Span], duration: float, *
     return kind_by_ious(chain, ious, duration, right=right)
 
 
-def kind_by_ious(chain: AnchorChain, ious: Sequence[float], duration: float, *, right: float = RIGHT) -> str:
+def kind_by_ious(chain: AnchorChain, ious: Sequence[float], duration: float, *, right: float = CORRECT_IOU) -> str:
     """`failure_kind` of a chain whose steps have been measured; `ious` are those of `chain_ious`."""
     answer = chain.answer
     if answer is None:
@@ -81,42 +82,20 @@ def kind_by_ious(chain: AnchorChain, ious: Sequence[float], duration: float, *, 
     return "narrowed_elsewhere" if spans[-1].length < COPY_IOU * spans[0].length else "never_narrowed"
 
 
-def failure_counts(
-    chains: Sequence[AnchorChain],
-    windows: Sequence[Sequence[Span]],
-    durations: Sequence[float],
-    *,
-    right: float = RIGHT,
-) -> dict[str, int]:
-    """How many chains are right ("", first) and how many fall into each class, in the order of `KINDS`.
-
-    One row per chain in the three arguments, as for `labkit.chain.metrics.chain_figures`. A class without chains
-    stays, with 0.
-
-    >>> from labkit.chain.anchors import parse
-    >>> counts = failure_counts([parse("no idea")], [[Span(0, 5)]], [30.0])
-    >>> counts["no_answer"], sum(counts.values())
-    (1, 1)
-    """
-    counts = dict.fromkeys(("", *KINDS), 0)
-    for chain, gold, duration in zip(chains, windows, durations, strict=True):
-        counts[failure_kind(chain, gold, duration, right=right)] += 1
-    return counts
+def failure_counts(chains: Iterable[MeasuredChain], *, right: float = CORRECT_IOU) -> dict[str, int]:
+    """How many chains are right ("", first) and how many fall into each class, 0 too, in the order of `KINDS`."""
+    found = Counter(kind_by_ious(each.chain, each.ious, each.moment.duration, right=right) for each in chains)
+    return {kind: found[kind] for kind in ("", *KINDS)}
 
 
-def atlas(records: Records, moments: Mapping[str, Moment], *, right: float = RIGHT) -> go.Figure:
+def atlas(records: Records, moments: Mapping[str, Moment], *, right: float = CORRECT_IOU) -> go.Figure:
     """Counts of the classes of failure, a panel for each stage; classes that no chain falls into are only named.
 
     Bars are shares of all chains of the stage, right ones included, so that stages with fewer failures look like it.
     """
     title = "Failure atlas: how wrong chains go wrong"
     counts = {
-        label: failure_counts(
-            [measured.chain for measured in measured_chains],
-            [measured.moment.windows for measured in measured_chains],
-            [measured.moment.duration for measured in measured_chains],
-            right=right,
-        )
+        label: failure_counts(measured_chains, right=right)
         for label, measured_chains in measure_groups(records, moments).items()
     }
     if not counts:

@@ -41,7 +41,7 @@ def setup() -> str:
     # A browser on its way out sends half a message, and the log of it would stand in the notebook as an error. What matters,
     # a picture that could not be drawn, is said by the renderer itself.
     logging.getLogger("choreographer").setLevel(logging.CRITICAL)
-    if not (draws := _browser_draws()):
+    if not (draws := _browser_works()):
         say("Figures come without static pictures: no Chrome or Chromium was found to draw them.")
 
     class LabRenderer(MimetypeRenderer):
@@ -79,7 +79,7 @@ def _picture(fig: dict[str, Any], height: float) -> str:
     return base64.b64encode(_within(kaleido.calc_fig_sync, fig, opts=size)).decode("ascii")
 
 
-def _browser_draws() -> bool:
+def _browser_works() -> bool:
     try:
         import kaleido
 

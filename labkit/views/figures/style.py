@@ -165,7 +165,7 @@ def figure(
     """An empty figure in the house's look with a plot area `inner` pixels high, and `extra` pixels above that.
 
     `title` and `caption` are markup (escape data with `plain`). The caption stands under the title, says what to see
-    and is wrapped. Both also travel as plain text in `layout.meta["alt"]`, for static viewers.
+    and is wrapped. Both are also kept as plain text in `layout.meta["alt"]`, for static viewers.
     """
     import textwrap
 

@@ -1,4 +1,4 @@
-"""A report's first page: what the run came to, from what its executed notebooks and its manifest already hold.
+"""A report's first page: the final scores and the notebooks' conclusions, from executed notebooks and the manifest.
 
 The score of the final model with its interval, what each notebook concluded, and one picture of narrowing.
 """
@@ -28,7 +28,7 @@ _LINE = re.compile(r"<li>(?:<strong>(?P<word>Yes\.|No\.)</strong> )?(?P<claim>[^
 
 
 class Tile(NamedTuple):
-    """One figure of the final model, in percent, with what it is to be held against."""
+    """One figure of the final model, in percent, with the figures to compare it with."""
 
     name: str
     value: str
@@ -60,14 +60,14 @@ class FrontPage(NamedTuple):
     @classmethod
     def of(cls, notebooks: Mapping[str, Any], titles: Mapping[str, str], scores: Mapping[str, Any]) -> FrontPage:
         """The first page of executed `notebooks` (nbformat 4) and their `titles`, both by name in order."""
-        said, lists = notebook_conclusions(notebooks, titles), []
-        for each in said:
+        conclusions, chapters = notebook_conclusions(notebooks, titles), []
+        for each in conclusions:
             chapter = _chapter(each.name, each.title, {"text/markdown": each.markdown})
             chapter.html = _marked(chapter.html)
-            lists.append(chapter)
-        found = narrowing(notebooks)
-        picture = None if found is None else _chapter(found[0], titles[found[0]], found[1])
-        return cls(_scored(scores), tiles(scores), said, lists, picture)
+            chapters.append(chapter)
+        figure = narrowing(notebooks)
+        picture = None if figure is None else _chapter(figure[0], titles[figure[0]], figure[1])
+        return cls(_scored(scores), tiles(scores), conclusions, chapters, picture)
 
 
 def _scored(scores: Mapping[str, Any]) -> str:
@@ -109,24 +109,24 @@ def tiles(scores: Mapping[str, Any]) -> list[Tile]:
 
 
 def notebook_conclusions(notebooks: Mapping[str, Any], titles: Mapping[str, str]) -> list[NotebookConclusions]:
-    """What notebooks concluded: the markdown that the last cell with any output shows. A line that was said before is left out.
+    """Conclusions of notebooks: the markdown output of their last cell with any. A line that an earlier one has is left out.
 
     A notebook that stopped on the way concludes nothing.
     """
-    said: set[str] = set()
-    found = []
+    earlier: set[str] = set()
+    conclusions = []
     for name, notebook in notebooks.items():
         cells = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.get("source")]
         shown = [text for output in (cells[-1].get("outputs", []) if cells else []) if (text := _markdown(output))]
-        lines = [line for text in shown for line in text.splitlines() if line.strip() and line not in said]
-        said |= set(lines)
+        lines = [line for text in shown for line in text.splitlines() if line.strip() and line not in earlier]
+        earlier |= set(lines)
         if lines:
-            found.append(NotebookConclusions(name, titles[name], "\n".join(lines)))
-    return found
+            conclusions.append(NotebookConclusions(name, titles[name], "\n".join(lines)))
+    return conclusions
 
 
 def narrowing(notebooks: Mapping[str, Any]) -> tuple[str, Any] | None:
-    """The newest figure of narrowing: its notebook's name, and its forms."""
+    """The newest figure of how chains narrow: its notebook's name, and its output by mime type."""
     for name, notebook in reversed(list(notebooks.items())):
         for output in _outputs(notebook):
             if shows_narrowing(data := output.get("data", {})):

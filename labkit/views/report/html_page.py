@@ -1,7 +1,7 @@
-"""Chapters as one HTML file that works from a disk: everything inside, nothing fetched, nothing run but our own scripts.
+"""Chapters as one HTML file that works from a disk: self-contained, without network requests, and only our own scripts run.
 
 The page forbids itself the network and every script but those named by their hashes, so that even markup which slipped
-through could do nothing. Plotly travels compressed, and is unpacked when the first figure comes into view.
+through could do nothing. Plotly is stored compressed, and is unpacked when the first figure comes into view.
 """
 
 from __future__ import annotations

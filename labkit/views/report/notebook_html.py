@@ -1,4 +1,4 @@
-"""A notebook as a chapter of a page: its cells as sanitize, and beside it what its figures and explorers are drawn from."""
+"""A notebook as a chapter of an HTML page: its cells as sanitized HTML, and the JSON data of its figures and explorers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _STOPPED = (
     '<div class="words banner" role="note"><p><strong>This notebook stopped</strong> at the cell that shows an error; '
     "those below it did not run.</p></div>"
 )
-OURS = ("explorer", "scrubber", "watch")
+WIDGET_KINDS = ("explorer", "scrubber", "watch")
 ALIVE = frozenset(
     "bar barpolar box candlestick carpet contour funnel funnelarea heatmap histogram histogram2d histogram2dcontour image "
     "indicator ohlc pie sankey scatter scatterpolar scatterternary sunburst table treemap icicle violin waterfall".split()
@@ -95,7 +95,7 @@ class _Writer:
         self.notebook, self.shift, self.seen = notebook, shift, seen
         self.made = Chapter(name)
         self.answers = 0
-        self.ours_says = any(BANNER_TAG in cell.metadata.get("tags", []) for cell in notebook.cells)
+        self.has_banner = any(BANNER_TAG in cell.metadata.get("tags", []) for cell in notebook.cells)
         self.prefix = f"{sanitize.slug(name)}-"
         self.language = str(notebook.metadata.get("language_info", {}).get("name", "python"))
         states = notebook.metadata.get("widgets", {})
@@ -123,8 +123,8 @@ class _Writer:
         tags = cell.metadata.get("tags", [])
         if PAPERMILL_TAG in tags:
             # It puts two of its own, of which one is enough, and none where the lab's own says more.
-            said, self.made.stopped = self.made.stopped, True
-            return "" if said or self.ours_says else _STOPPED
+            repeated, self.made.stopped = self.made.stopped, True
+            return "" if repeated or self.has_banner else _STOPPED
         made = sanitize.render_markdown(
             source, prefix=self.prefix, shift=self.shift, attachments=cell.get("attachments")
         )
@@ -148,7 +148,7 @@ class _Writer:
     def output(self, output: Any) -> str:
         kind = output.get("output_type")
         if kind == "stream":
-            return _printed("".join(output.get("text", "")), output.get("name") == "stderr")
+            return _stream_html("".join(output.get("text", "")), output.get("name") == "stderr")
         if kind == "error":
             trace = sanitize.terminal_text("\n".join(output.get("traceback", []))) or str(output.get("evalue", ""))
             name = escape_html(f"{output.get('ename', 'Error')}: {output.get('evalue', '')}"[:400])
@@ -247,7 +247,7 @@ def _current(buffer: Any, state: Mapping[str, Any]) -> bool:
 
 
 def join_streams(outputs: list[Any]) -> list[Any]:
-    """Outputs with neighbouring pieces of one stream as one."""
+    """Outputs with adjacent pieces of one stream joined."""
     joined: list[Any] = []
     for output in outputs:
         last = joined[-1] if joined else {}
@@ -261,7 +261,7 @@ def join_streams(outputs: list[Any]) -> list[Any]:
     return joined
 
 
-def _printed(text: str, trouble: bool) -> str:
+def _stream_html(text: str, trouble: bool) -> str:
     text = sanitize.terminal_text(text).strip("\n")
     lines = text.splitlines()
     if not text.strip():
@@ -312,7 +312,7 @@ def _poster(data: Mapping[str, Any]) -> str:
 def _ours(model: Any) -> bool:
     """Whether a saved widget is one that js/index.js draws."""
     state = model.get("state") if isinstance(model, dict) else None
-    return isinstance(state, dict) and model.get("model_module") == "anywidget" and state.get("shows") in OURS
+    return isinstance(state, dict) and model.get("model_module") == "anywidget" and state.get("shows") in WIDGET_KINDS
 
 
 def _alive(figure: Mapping[str, Any]) -> bool:

@@ -13,8 +13,7 @@ from typing import Any
 
 from labkit.errors import LabError
 from labkit.files import replacing
-from labkit.params import DEFAULTS, documentation, read_yaml
-from labkit.params import show as shown
+from labkit.params import DEFAULTS, documentation, format_value, read_yaml
 from labkit.progress import duration
 from labkit.runs.results import DECODINGS, LEGEND, MODELS, columns_of, read_results
 from labkit.runs.run import STAGES, read_manifest
@@ -121,8 +120,8 @@ def summary(folder: Path) -> dict[str, Any]:
         "parameters": [
             {
                 "name": name,
-                "value": shown(_loose(value)),
-                "default": shown(getattr(DEFAULTS, name)) if name in documentation() else "unknown here",
+                "value": format_value(_plain_value(value)),
+                "default": format_value(getattr(DEFAULTS, name)) if name in documentation() else "unknown here",
                 # What stands between two backticks is code: every second piece.
                 "meaning": documentation().get(name, "").split("`"),
             }
@@ -152,7 +151,7 @@ def _changed(parameters: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
     return ((name, value) for name, value in parameters.items() if defaults.get(name) != value)
 
 
-def _loose(value: Any) -> Any:
+def _plain_value(value: Any) -> Any:
     return tuple(map(str, value)) if isinstance(value, list) else value
 
 

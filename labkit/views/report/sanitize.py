@@ -1,4 +1,4 @@
-"""What notebooks hold, made harmless markup for a page: markdown with maths, HTML outputs, code and plain text.
+"""Sanitizing of notebook content for an HTML page: markdown with maths, HTML outputs, code and plain text.
 
 A notebook may come from anybody, and what models write and files are called stands in it. So text becomes text, and
 markup keeps only what formats: no script, no frame, no form, no address that a page would fetch by itself.
@@ -59,7 +59,7 @@ class Heading(NamedTuple):
 
 
 class RenderedMarkdown(NamedTuple):
-    """Markdown as harmless markup, and the headings in it."""
+    """Markdown as sanitized HTML, and its headings."""
 
     html: str
     headings: tuple[Heading, ...]
@@ -97,7 +97,7 @@ def terminal_text(text: str) -> str:
 
 
 def escape_html(text: str) -> str:
-    """Text as markup that shows it, and does nothing else.
+    """Text with HTML's special characters escaped.
 
     >>> escape_html('<b title="x">')
     '&lt;b title=&quot;x&quot;&gt;'
@@ -135,7 +135,7 @@ def scroll_box(label: str, kind: str = "scrolled") -> str:
 
 
 def latex_to_mathml(source: str, display: bool = False) -> str:
-    """LaTeX as MathML; what can't be read stands there as it was written.
+    """LaTeX as MathML; what can't be parsed is shown as it was written.
 
     >>> latex_to_mathml("x^2")[:40]
     '<math display="inline"><mrow><msup><mi>x'
@@ -164,7 +164,7 @@ def highlight_code(source: str, language: str = "python") -> str:
 
 
 def slug(text: str) -> str:
-    """Words as part of an address.
+    """Text as the fragment of a URL.
 
     >>> slug("1 · Can rewards alone?")
     '1-can-rewards-alone'

@@ -38,7 +38,7 @@ def test_a_change_of_equal_size_and_time_is_seen(
 ) -> None:
     if settled:
         monkeypatch.setattr(
-            fingerprints, "_SETTLED", -1.0
+            fingerprints, "_MIN_FILE_AGE", -1.0
         )  # as if the file had been written long ago: what was read is remembered
     path = written(tmp_path / "a.mp4", size)
     before, stat = fingerprint(path), path.stat()
@@ -66,7 +66,7 @@ def test_neither_name_nor_place_nor_time_enters(tmp_path: Path, size: int) -> No
 
 
 def test_a_file_that_did_not_change_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fingerprints, "_SETTLED", -1.0)
+    monkeypatch.setattr(fingerprints, "_MIN_FILE_AGE", -1.0)
     path = written(tmp_path / "a.mp4", SMALL)
     first = fingerprint(path)
     monkeypatch.setattr(fingerprints.hashlib, "blake2b", None)

@@ -327,7 +327,7 @@ def wait_for_echoes(count):
             print("frame 7", flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
             """,
-            r"worker 3 of 4 .*ended before its work was done \(srun says: node1: task 3: Killed\)(.|\n)*frame 7",
+            r"worker 3 of 4 .*exited before its work was done \(srun says: node1: task 3: Killed\)(.|\n)*frame 7",
             id="killed",
         ),
         pytest.param(  # the same, before srun has made its log

@@ -74,9 +74,9 @@ def test_what_travels_is_bounded_whole_groups_of_each_step_with_the_best_and_the
 
 def test_what_stayed_behind_is_said_beside_the_table(bounded: ChainExplorer) -> None:
     left = told(bounded)["left_out"]
-    assert left["all"] == 200 and left["text"].startswith("80 of 200 chains travel with this notebook: whole groups")
+    assert left["all"] == 200 and left["text"].startswith("80 of 200 chains are saved in this notebook: whole groups")
     assert "the rollouts of run 'big'" in left["text"]
-    assert "80 of the chains travel along" in repr(bounded)
+    assert "80 of the chains are saved with it" in repr(bounded)
 
 
 def test_kept_chains_travel_before_others(many: list[Rollout], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,7 @@ def test_a_page_finds_among_all_what_its_filters_ask_for(bounded: ChainExplorer,
         "with its group"
     )
     bounded._answer(None, {"ask": "chains", "filters": {"text": "", "low": 0, "high": 1}}, [])
-    assert told(bounded)["left_out"]["text"].startswith("80 of 200 chains travel")
+    assert told(bounded)["left_out"]["text"].startswith("80 of 200 chains are saved")
 
 
 @pytest.mark.parametrize(

@@ -97,14 +97,14 @@ def test_weights_and_reasons_are_told_only_where_they_explain_what_was_recorded(
     shown = {term: weight for term, weight in WEIGHTS.items() if term != "option"}  # no moment has options
     assert page["weights"] == [shown] and page["columns"]["weighed"] == [1]
     reasons = [page["names"]["reason"][k] for k in page["columns"]["reasons"][0]]
-    assert reasons == ["form kept, 2 anchors", "soft_iou 1.000", "soft IoU 0.250 0.500", "steps worth 0.50 1.00"]
+    assert reasons == ["form kept, 2 anchors", "soft_iou 1.000", "soft IoU 0.250 0.500", "step scores 0.50 1.00"]
     # format 1, answer 1, anchors (1 * 1/4 + 2 * 1/2) / 3, progress (1/2 + 1) / 2; 1 + 2 + 5/24 + 3/8
     assert page["columns"]["earned"][0] == [1, 1, 0.4167, 0.75] and page["columns"]["total"] == [3.5833]
 
     other = told(explore([rollout(spec=paid)], moments, spec=RewardSpec(answer="timer1", min_anchors=3), clips=0))
     assert other["columns"]["weighed"] == [0] and other["weights"] == []
     reasons = [other["names"]["reason"][k] for k in other["columns"]["reasons"][0]]
-    assert reasons[0] == "" and reasons[2:] == ["soft IoU 0.250 0.500", "steps worth 0.50 1.00"]
+    assert reasons[0] == "" and reasons[2:] == ["soft IoU 0.250 0.500", "step scores 0.50 1.00"]
 
 
 def test_rollouts_of_a_store_explain_themselves(moments: list[Moment], tmp_path: Path) -> None:

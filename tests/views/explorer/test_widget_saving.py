@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit.views.explorer.widget import explore, hint_here, saving_hint
+from labkit.views.explorer.widget import explore, saving_hint, saving_hint_of_server
 
 KEEPS = '{"@jupyter-widgets/jupyterlab-manager:plugin": {"saveState": true}}'
 
@@ -57,7 +57,7 @@ def test_it_is_a_line_of_the_explorer_where_somebody_works_and_never_a_message(
     lab: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in (None, "look.ipynb"):
-        hint_here.cache_clear()
+        saving_hint_of_server.cache_clear()
         monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
         if name:
             monkeypatch.setenv("JPY_SESSION_NAME", name)
@@ -66,4 +66,4 @@ def test_it_is_a_line_of_the_explorer_where_somebody_works_and_never_a_message(
         assert ("saves notebooks without" in widget.hint) == bool(name)
         assert "hint" not in widget.page_state(), "a report has nothing to save"
     assert not caplog.records and capsys.readouterr() == ("", ""), "a notebook shows messages as red blocks"
-    hint_here.cache_clear()
+    saving_hint_of_server.cache_clear()

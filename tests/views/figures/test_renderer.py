@@ -52,7 +52,7 @@ def test_a_browser_that_dies_costs_the_picture_not_the_notebook(
         calls.append(1)
         raise RuntimeError("browser closed")
 
-    monkeypatch.setattr(display, "_browser_draws", lambda: True)
+    monkeypatch.setattr(display, "_browser_works", lambda: True)
     monkeypatch.setattr(display, "_within", dying)
     display.setup()
     assert [set(bundle()), set(bundle())] == [{LAB, "text/plain"}] * 2

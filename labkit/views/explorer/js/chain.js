@@ -1,6 +1,6 @@
 /** What is shown of one chain, of its group and of its query through the stages: spans, text, reward terms. */
 
-import { clamp, EPSILON, h, safeText, letter, number, percent, RIGHT, signed, svg } from "./core.js";
+import { clamp, EPSILON, h, safeText, letter, number, percent, CORRECT_IOU, signed, svg } from "./core.js";
 import { MOST_STEPS } from "./chains.js";
 import { stageName } from "./stages.js";
 
@@ -36,7 +36,7 @@ export const truthRow = (moment) => ({
   end: [moment.windows.length === 1 ? times(moment.windows[0]) : `${moment.windows.length} windows`],
 });
 
-/** A span as short as it can be said. */
+/** A span as short as it can be sentences. */
 export const times = ([start, end]) => (end < 1000 ? `${start.toFixed(1)}–${end.toFixed(1)}` : `${whole(start)}–${whole(end)}`);
 const whole = (seconds) => `${Math.floor(Math.round(seconds) / 60)}:${String(Math.round(seconds) % 60).padStart(2, "0")}`;
 
@@ -207,17 +207,17 @@ function why(chains, order, falls) {
   const [best, worst] = [order[0], order.at(-1)];
   const fall = chains.total[best] - chains.total[worst];
   const answers = new Set(order.map((each) => String(chains.columns.answer[each]?.slice(0, 2)))).size;
-  const said = [`${answers === 1 ? "All give one answer" : `${answers} different answers`} among ${order.length} chains.`];
+  const sentences = [`${answers === 1 ? "All give one answer" : `${answers} different answers`} among ${order.length} chains.`];
   if (!(fall > EPSILON)) {
-    said.unshift(`All earned ${number(chains.total[best])}: no advantage, nothing to learn from this group.`);
+    sentences.unshift(`All earned ${number(chains.total[best])}: no advantage, nothing to learn from this group.`);
   } else {
     const parts = falls.filter((each) => Math.abs(each.fall) > 0.005).sort((a, b) => Math.abs(b.fall) - Math.abs(a.fall));
     const named = parts.slice(0, 2).map((each) => `${each.term} ${signed(-each.fall)}`);
-    said.unshift(`From best to worst the reward falls by ${number(fall)}${named.length ? `: ${named.join(", then ")}` : ""}.`);
+    sentences.unshift(`From best to worst the reward falls by ${number(fall)}${named.length ? `: ${named.join(", then ")}` : ""}.`);
   }
   const broken = order.filter((each) => !["ok", "no_anchor"].includes(chains.name("status", each))).length;
-  if (broken) said.push(`${broken} broke the form.`);
-  return said.join(" ");
+  if (broken) sentences.push(`${broken} broke the form.`);
+  return sentences.join(" ");
 }
 
 /** Where all chains of a group lie on one term, the selected one filled. */
@@ -251,7 +251,7 @@ export function stagesPanel(chains, i) {
       [own.length],
       [number(mean(own, (each) => chains.anchors[each]), 1)],
       [number(mean(own, (each) => chains.iou[each]))],
-      [`${Math.round(100 * mean(own, (each) => Number(chains.iou[each] >= RIGHT)))} %`],
+      [`${Math.round(100 * mean(own, (each) => Number(chains.iou[each] >= CORRECT_IOU)))} %`],
     ]),
   );
   const missing = chains.names.stage.filter((stage) => !found.some((each) => each.stage === stage));
@@ -259,7 +259,7 @@ export function stagesPanel(chains, i) {
     h("div", { class: "lk-side-title" }, "This query through the stages"),
     table({ class: "lk-reward-breakdown lk-stages-table" }, ["stage", "chains", "anchors", "mean IoU", "IoU ≥ 0.5"], ...rows),
     missing.length ? h("p", { class: "lk-aside" }, `Not asked in: ${safeText(missing.join(", "))}.`) : "",
-    chains.left ? h("p", { class: "lk-aside" }, "Counted over the chains that travelled along.") : "",
+    chains.left ? h("p", { class: "lk-aside" }, "Counted over the chains that are saved here.") : "",
     h("p", { class: "lk-aside" }, "The bars show one chain of each stage: the selected one, else the latest step's first sample."),
   ];
 }

@@ -1,7 +1,7 @@
 /** What all modules share: elements, numbers and times as text, bytes of whatever carries them. */
 
 export const EPSILON = 1e-6;
-export const RIGHT = 0.5;
+export const CORRECT_IOU = 0.5;
 // Bidi controls, control characters and lone surrogates, one mark for each so that places in the text still hold.
 const HOSTILE =
   /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]|[\ud800-\udfff]/gu;

@@ -1,6 +1,6 @@
 /** The virtual table of chains: only visible rows are in the document. */
 
-import { clamp, EPSILON, h, safeText, number, percent, RIGHT, signed, spaced } from "./core.js";
+import { clamp, EPSILON, h, safeText, number, percent, CORRECT_IOU, signed, spaced } from "./core.js";
 import { stageName } from "./stages.js";
 
 const ROW = 30;
@@ -125,7 +125,7 @@ const cellClass = (column) => ["lk-cell", column.right && "lk-right", column.wid
 const someFault = (chains) => chains.names.kind.some(Boolean) || chains.names.status.some((status) => status !== "ok");
 
 function iouCell(iou) {
-  const bar = h("span", { class: iou >= RIGHT ? "lk-meter" : "lk-meter lk-low", "aria-hidden": "true" });
+  const bar = h("span", { class: iou >= CORRECT_IOU ? "lk-meter" : "lk-meter lk-low", "aria-hidden": "true" });
   bar.style.setProperty("--share", percent(iou));
   return [bar, h("span", {}, number(iou))];
 }

@@ -1,4 +1,4 @@
-"""Reports of the doctor: findings with a next step, and tables, as text, HTML and JSON."""
+"""Findings of the doctor, each with a next step, and its report of them with tables, as text, HTML and JSON."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 
-from labkit.doctor.report import MAX_SHOWN, DoctorReport, Finding
+from labkit.doctor.findings import MAX_SHOWN, DoctorReport, Finding
 from labkit.table import Table
 
 

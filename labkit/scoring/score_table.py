@@ -1,0 +1,194 @@
+"""Several models' predictions in one table, a row for each, and what `labkit score` prints.
+
+    print(score_table({"ours": "ours.jsonl", "Time-R1": "tg_0_1.jsonl"}, load_moments("charades-sta/test")))
+
+Each is read under the rules of the program that wrote it, or all under those that are named. The others are compared with the
+first question by question, where both are read under the same rules.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from labkit.data.benchmarks import load_moments
+from labkit.data.moments import Moment
+from labkit.errors import LabError
+from labkit.scoring.bootstrap import few_videos
+from labkit.scoring.predictions import Answers, read_predictions
+from labkit.scoring.readings import disagreements
+from labkit.scoring.scores import TITLES, Paired, Score, between, compare, gap_cells, percent, score, under_every_rule
+from labkit.table import Table, repr_pretty
+
+_FIGURES = ("miou", "r1@0.3", "r1@0.5", "r1@0.7")
+_LONGEST = 32
+"""Characters of a label in a table."""
+
+
+class ScoreTable(dict[str, Score]):
+    """Scores by label, the first of which the others are compared with; a table in a notebook, and lines in a terminal."""
+
+    def paired(self) -> dict[str, Paired]:
+        """Each other score less the first, as far as both are under the same rules."""
+        (_, first), *others = self.items()
+        rules = first.protocol.rules
+        return {label: compare(each, first) for label, each in others if each.protocol.rules == rules}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything for a program; what can't be compared has no entry in `paired`."""
+        return {
+            "files": {label: each.as_dict() for label, each in self.items()},
+            "paired": {label: each.as_dict() for label, each in self.paired().items()},
+        }
+
+    def __str__(self) -> str:
+        return "\n\n".join([str(self._table()), *(f"{label}\n{joining(each)}" for label, each in self.items())])
+
+    _repr_pretty_ = repr_pretty
+
+    def _repr_html_(self) -> str:
+        notes = Table("", (), [(label, joining(each)) for label, each in self.items()], align="l")
+        return self._table()._repr_html_() + notes._repr_html_()
+
+    def _table(self) -> Table:
+        first, paired = next(iter(self.values())), self.paired()
+        level = f"{100 * first.protocol.level:g} %"
+        head = ("", "rules", *(TITLES[name] for name in _FIGURES), f"{level} of mIoU", "less first", level, "p")
+        rows = []
+        for label, each in self.items():
+            gap = paired[label].differences["miou"] if label in paired else None
+            less = ("-", "-", "-") if gap is None else gap_cells(gap)
+            figures = [percent(each.figures[name]) for name in _FIGURES]
+            short = label if len(label) <= _LONGEST else f"{label[: _LONGEST - 3]}..."
+            rows.append((short, each.protocol.rules, *figures, between(each.intervals["miou"]), *less))
+        for name, baseline in first.baselines.items():
+            rows.append((name, "", *(percent(baseline.get(each, math.nan)) for each in _FIGURES), *[""] * 4))
+        return Table("", head, rows, self._note(paired), align="llr")
+
+    def _note(self, paired: Mapping[str, Paired]) -> str:
+        card = next(iter(self.values())).protocol
+        notes = [f"Percent, of {card.rows:,} questions. `less first` is the difference of mIoU, question by question."]
+        apart = [label for label in list(self)[1:] if label not in paired]
+        if apart:
+            notes.append(
+                f"Read under other rules than the first, and so not compared with it: {', '.join(apart)}; "
+                "--rules NAME reads all alike."
+            )
+        notes.append(few_videos(card.videos))
+        return "\n".join(filter(None, notes))
+
+
+def joining(scored: Score) -> str:
+    """Who wrote a file, how its answers were joined, and what was left over, in a line or two.
+
+    Also what to know where little was read, or where the file broke off.
+    """
+    card = scored.protocol
+    joined = ", ".join(f"{count:,} by {key}" for key, count in card.joined.items())
+    parts = [f"written by {card.program}" if card.program else "labkit's own form", f"joined {joined or 'none'}"]
+    if card.extra:
+        parts.append(f"{card.extra:,} have no moment")
+    if card.duplicates:
+        parts.append(f"{card.duplicates:,} came again, the first of a question counts")
+    parts.append(f"{card.missing:,} moments unanswered" if card.missing else "every moment answered")
+    if card.cut_line:
+        parts.append(f"the file broke off in line {card.cut_line:,}")
+    line = "; ".join(parts) + "."
+    if card.unread:
+        line += f" Nothing was read in {100 * card.parse_failure_rate:.0f} % of the answers: {card.unread}."
+    return line
+
+
+def score_table(
+    predictions: Mapping[str, Answers],
+    moments: Sequence[Moment],
+    *,
+    rules: str | None = None,
+    train: Sequence[Moment] | None = None,
+) -> ScoreTable:
+    """Score several models' predictions on the same moments, by label.
+
+    Raises: LabError as `labkit.score`, with the label of the predictions in front.
+    """
+    if not predictions:
+        raise LabError("no predictions to score; give at least one")
+    found = ScoreTable()
+    for label, each in predictions.items():
+        try:
+            found[label] = score(each, moments, rules=rules, train=train)
+        except LabError as error:
+            raise LabError(f"{label}: {error}") from None
+    return found
+
+
+def labelled(files: Sequence[str | Path]) -> dict[str, Path]:
+    """Files by the shortest names that tell them apart: the stem, with folders where two are called alike.
+
+    >>> list(labelled(["a/tg_0_1.jsonl", "b/tg_0_1.jsonl", "ours.jsonl"]))
+    ['a/tg_0_1', 'b/tg_0_1', 'ours']
+    """
+    paths = [Path(file) for file in files]
+    parts = [(*path.absolute().parts[1:-1], path.stem or path.name) for path in paths]
+    deep = [1] * len(paths)
+    while True:
+        labels = ["/".join(part[-depth:]) for part, depth in zip(parts, deep, strict=True)]
+        called = {label: {part for part, each in zip(parts, labels, strict=True) if each == label} for label in labels}
+        alike = [k for k, label in enumerate(labels) if len(called[label]) > 1 and deep[k] < len(parts[k])]
+        if not alike:
+            break
+        for k in alike:
+            deep[k] += 1
+    again, counts, found = Counter[str](), Counter(labels), {}
+    for label, path in zip(labels, paths, strict=True):
+        again[label] += 1
+        found[label if counts[label] == 1 else f"{label} ({again[label]})"] = path
+    return found
+
+
+def score_text(
+    predictions: str | Path | Sequence[str | Path],
+    moments: str,
+    *,
+    videos: str | None = None,
+    rules: str | None = None,
+    train: str | None = None,
+    against: str | Path | None = None,
+    as_json: bool = False,
+) -> str:
+    """What `labkit score` prints; `moments` and `train` are files or names, `rules` may be "all", of one file.
+
+    Raises: LabError for what can't be read or doesn't go together.
+    """
+    files = [predictions] if isinstance(predictions, str | Path) else list(predictions)
+    questions = load_moments(moments, videos=videos)
+    seen = None if train is None else load_moments(train, videos=videos)
+    if len(files) > 1:
+        if rules == "all" or against is not None:
+            raise LabError(
+                "several files go with neither --against nor '--rules all'; the first is what others are compared with"
+            )
+        table = score_table(labelled(files), questions, rules=rules, train=seen)
+        return json.dumps(table.as_dict(), indent=1) if as_json else str(table)
+    answers = read_predictions(files[0])
+    if rules == "all":
+        if against is not None or train is not None:
+            raise LabError("'--rules all' goes with neither --against nor --train; name one of the rules for them")
+        scores, texts = under_every_rule(answers, questions), disagreements(answers, questions)
+        if as_json:
+            parts = {name: one.as_dict() for name, one in scores.items()}
+            return json.dumps({"rules": parts, "disagreements": [asdict(text) for text in texts]}, indent=1)
+        return "\n\n".join([str(scores), *map(str, texts), str(scores["labkit"].protocol)])
+    first = score(answers, questions, rules=rules, train=seen)
+    if against is None:
+        return json.dumps(first.as_dict(), indent=1) if as_json else str(first)
+    second = score(read_predictions(against), questions, rules=rules, train=seen)
+    paired = compare(first, second)
+    if as_json:
+        both = {"first": first.as_dict(), "second": second.as_dict(), "paired": paired.as_dict()}
+        return json.dumps(both, indent=1)
+    return f"{paired}\n\nfirst\n\n{first}\n\nsecond\n\n{second}"
