@@ -28,7 +28,7 @@ def test_probes_change_no_bit_of_the_training(source, moments, tmp_path):
 def test_what_is_recorded_is_what_an_evaluation_answers(source, moments, tmp_path):
     """Before the first step the start's answers, after the last one those of the final model; nothing is paid."""
     start, policy = (load_policy("embedded", device="cpu") for _ in range(2))
-    small.train_grpo(policy, source, moments, tmp_path, grpo_steps=3, probe_every=2, stage="grpo_final", run="probed")
+    small.train_grpo(policy, source, moments, tmp_path, grpo_steps=3, probe_every=2, run="probed")
     probed = RolloutStore(tmp_path / "probes").read()
     assert [each.step for each in probed] == [step for step in (0, 1, 2, 3) for _ in range(3)]
     assert [each.qid for each in probed] == [moment.qid for moment in moments[:3]] * 4
@@ -36,5 +36,5 @@ def test_what_is_recorded_is_what_an_evaluation_answers(source, moments, tmp_pat
         answers = evaluate(model, source, moments[:3], max_new_tokens=24).rollouts
         assert [each.text for each in probed if each.step == step] == [each.text for each in answers]
         assert [each.question for each in probed if each.step == step] == [each.question for each in answers]
-    assert {(each.run, each.stage, each.seed) for each in probed} == {("probed", "grpo_final", 7)}
+    assert {(each.run, each.stage, each.seed) for each in probed} == {("probed", "grpo", 7)}
     assert all(each.total != each.total for each in probed), "NaN: nothing is paid"

@@ -35,14 +35,23 @@ class QueryWatch(ChainExplorer):
         best = max(lines, key=lambda line: _gain([self._rows[place] for place in line]), default=[-1])
         return best[-1]
 
-    def _poster(self) -> bytes | None:
+    def line(self) -> list[StagedChain]:
+        """The chains of the query that is shown, in the order of training."""
         with self._lock:
             if self.selected < 0:
-                return None
-            chosen = self._rows[self.selected].measured.moment
-            line = [self._rows[place] for place in learnt_lines(self._rows)[chosen.qid]]
-            sheet, problem = self._sheet_or_problem(packing.clip_of(chosen))
-        return draw_watch(line, sheet, problem)
+                return []
+            qid = self._rows[self.selected].measured.moment.qid
+            return [self._rows[place] for place in learnt_lines(self._rows)[qid]]
+
+    def picture(self, shown: int | None = None) -> bytes:
+        """The query that is shown as a PNG, as far as its `shown`-th chain: for a slide, or a picture that moves."""
+        line = self.line()
+        if not line:
+            raise LabError("there is no chain to draw")
+        return draw_watch(line, *self._sheet_or_problem(packing.clip_of(line[0].measured.moment)), shown)
+
+    def _poster(self) -> bytes | None:
+        return self.picture() if self.selected >= 0 else None
 
 
 def watch(
