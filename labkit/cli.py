@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -133,6 +134,25 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("folder", type=_path, help="folder to write to, such as outputs/example")
     publish.set_defaults(command=_publish)
 
+    export = commands.add_parser(
+        "export", help="a run's kept traces for other trainers, or its model for other programs or the hub"
+    )
+    export.add_argument("folder", type=_path, help="a run's directory, such as outputs/embedded")
+    export.add_argument("--traces", type=_path, metavar="FILE", help="write the kept traces as SFT data")
+    export.add_argument("--format", choices=("jsonl", "trl", "swift", "llamafactory"), default="jsonl",
+                        help="who reads the traces (default jsonl, which a run's `traces` takes)")  # fmt: skip
+    export.add_argument(
+        "--model", type=_path, metavar="DIR", help="write a stage's model whole: adapters merged, with a card"
+    )
+    export.add_argument("--stage", choices=("grpo", "sft", "grpo_final"), default="grpo_final",
+                        help="whose model it is (default grpo_final)")  # fmt: skip
+    export.add_argument(
+        "--hub", metavar="OWNER/NAME", help="push the model and its card there; private unless --public is given"
+    )
+    export.add_argument("--public", action="store_true", help="let a repository that is made be seen by all")
+    export.set_defaults(command=_export)
+    _add_models(commands)
+
     score = commands.add_parser(
         "score", help="score any model's predictions: metrics with intervals, baselines, protocol card"
     )
@@ -149,6 +169,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     score.add_argument("--json", action="store_true", help="everything, for a program")
     score.set_defaults(command=_score)
+
+    explore = commands.add_parser("explore", help="look at any models' predictions, side by side over the video")
+    explore.add_argument(
+        "predictions", type=_path, nargs="+", metavar="FILE", help="predictions, as `labkit score` takes them"
+    )
+    explore.add_argument("--moments", type=_path, required=True, metavar="FILE_OR_NAME",
+                         help="annotation file, or a name such as charades-sta/test")  # fmt: skip
+    explore.add_argument("--videos", type=_path, metavar="DIR", help="folder of the videos")
+    explore.add_argument(
+        "--rules", metavar="NAME", help="whose reading rules (default: of the program that wrote each file)"
+    )
+    explore.add_argument(
+        "--html", type=_path, metavar="OUT", help="page to write, which needs neither kernel nor network"
+    )
+    explore.set_defaults(command=_explore)
 
     moments = commands.add_parser(
         "moments", help="read a benchmark or an annotation file, and say what is wrong in it"
@@ -192,6 +227,51 @@ def _parser() -> argparse.ArgumentParser:
     base.set_defaults(command=_base)
     _add_jobs(commands)
     return parser
+
+
+def _add_models(commands: Any) -> None:
+    """What is done with any model, without a run."""
+    ask = commands.add_parser(
+        "ask", help="ask a model when a sentence happens in a video, and see its chain over the video"
+    )
+    ask.add_argument("video", type=_path, help="a video file")
+    ask.add_argument("sentence", help="what to look for, in quotes")
+    ask.add_argument("--model", type=_path, default="embedded",
+                     help="shipped weights, a folder or a hub id (default embedded, which knows only its toy world)")  # fmt: skip
+    ask.add_argument(
+        "--samples", type=int, default=0, metavar="N", help="chains to sample beside the greedy one (default 0)"
+    )
+    ask.add_argument(
+        "--html", type=_path, metavar="FILE", help="write a page that works offline, the video's frames in it"
+    )
+    ask.set_defaults(command=_ask)
+
+    evaluate = commands.add_parser(
+        "evaluate", help="a model on a benchmark: answers, score, protocol, published figures"
+    )
+    evaluate.add_argument("model", type=_path, help="shipped weights, a folder (also of a LoRA adapter) or a hub id")
+    evaluate.add_argument("--moments", type=_path, required=True, metavar="NAME_OR_FILE",
+                          help="such as charades-sta/test, an annotation file, or world/test for the embedded world")  # fmt: skip
+    evaluate.add_argument(
+        "--videos", type=_path, metavar="DIR", help="folder of the videos (default: videos beside the file)"
+    )
+    evaluate.add_argument(
+        "--present", action="store_true", help="ask only about the videos that are there, and say how many"
+    )
+    evaluate.add_argument("--limit", type=int, default=0, metavar="N", help="ask the first so many questions")
+    evaluate.add_argument(
+        "--processes", metavar="N", help="processes that share the work, a GPU each; 0 is one for each GPU"
+    )
+    evaluate.add_argument("-o", "--output", type=_path, metavar="FOLDER",
+                          help="folder for all of it, in which the same command goes on (default: outputs/evaluate-...)")  # fmt: skip
+    evaluate.add_argument("--json", action="store_true", help="the score for a program")
+    evaluate.set_defaults(command=_evaluate)
+    for parser in (ask, evaluate):
+        parser.add_argument(
+            "--prompt", metavar="NAME", help="question template (default: anchors; of embedded models query)"
+        )
+        parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides",
+                            help="a parameter, such as max_frames; may be given several times")  # fmt: skip
 
 
 def _add_jobs(commands: Any) -> None:
@@ -244,6 +324,44 @@ def _run(options: argparse.Namespace) -> None:
     run_notebooks(options.params, _overrides(options))
 
 
+def _ask(options: argparse.Namespace) -> None:
+    from labkit.asker import ask
+
+    o = options
+    asked = ask(o.video, o.sentence, model=o.model, samples=o.samples, **_named(o, "prompt"))
+    if o.html:
+        asked.save(o.html)
+    say(asked.text(min(120, shutil.get_terminal_size((100, 24)).columns), not _holds(sys.stdout, "█▒·–“”")))
+    if o.html:
+        say(f"\n{o.html}: the same as a page, with the video's frames in it")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from labkit.runs.evaluate_model import evaluate_model, evaluation_text
+
+    o = options
+    evaluated = evaluate_model(
+        o.model, o.moments, videos=o.videos, present=o.present, limit=o.limit, folder=o.output,
+        overrides=_named(o, "prompt", "processes"),
+    )  # fmt: skip
+    say(json.dumps(evaluated.as_dict(), indent=1) if o.json else evaluation_text(evaluated))
+
+
+def _named(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The overrides, with the parameters that have an option of their own."""
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    return _overrides(options) | given
+
+
+def _holds(stream: Any, text: str) -> bool:
+    """Whether a stream's encoding can write all of a text."""
+    try:
+        text.encode(getattr(stream, "encoding", None) or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _doctor(options: argparse.Namespace) -> int:
     from labkit.doctor.checks import run_doctor
 
@@ -270,12 +388,32 @@ def _publish(options: argparse.Namespace) -> None:
     say(f"{options.folder}: {len(files)} files, {sum(file.stat().st_size for file in files) / 1e6:.2f} MB")
 
 
+def _export(options: argparse.Namespace) -> None:
+    from labkit.runs.export import export, export_traces
+
+    o = options
+    if not (o.traces or o.model or o.hub):
+        raise LabError("export: say what is to leave the run: --traces FILE, --model DIR or --hub OWNER/NAME")
+    if o.traces:
+        say(export_traces(o.folder, o.traces, o.format))
+    if o.model or o.hub:
+        export(o.folder, o.model, o.stage, hub=o.hub, public=o.public, say=say)
+
+
 def _score(options: argparse.Namespace) -> None:
     from labkit.scoring.score_table import score_text
 
     o = options
     say(score_text(o.predictions, o.moments, videos=o.videos, rules=o.rules, train=o.train, against=o.against,
                     as_json=o.json))  # fmt: skip
+
+
+def _explore(options: argparse.Namespace) -> None:
+    from labkit.views.side_by_side import explore_files
+
+    o = options
+    plain = not _holds(sys.stdout, "█▒·")
+    say(explore_files(o.predictions, o.moments, videos=o.videos, rules=o.rules, html=o.html, ascii_only=plain))
 
 
 def _moments(options: argparse.Namespace) -> None:

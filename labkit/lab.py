@@ -12,23 +12,25 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from labkit.asker import AskedChains, Asker
+from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.files import locked
 from labkit.params import read_yaml
 from labkit.policy.model import Policy
 from labkit.progress import Progress, Tally, say
-from labkit.runs.results import ModelEvaluation, read_model_evaluation
+from labkit.runs.results import MODELS, ModelEvaluation, is_evaluated, read_model_evaluation
 from labkit.runs.run import NOTEBOOK_OF, STAGE_LOCK, read_manifest
-from labkit.runs.workbench import Workbench
-from labkit.runs.worker import WorkerTask
+from labkit.runs.skipping import pass_over_cells
+from labkit.runs.trackers import StageLog, Trackers
+from labkit.runs.workbench import Workbench, answer_settings
+from labkit.runs.worker import do_task
 from labkit.scoring.predictions import Predictions, as_predictions, write_predictions
 from labkit.scoring.scores import Score, score
 from labkit.stages.checkpoints import read_result
-from labkit.stages.distributed.launch import launch
-from labkit.stages.distributed.launcher_variables import single_process
 from labkit.stages.distributed.process_group import world_size
 from labkit.stages.grpo_steps import GrpoResult, stage_params
-from labkit.stages.harvest import Harvest, filter_traces, harvest_complete, merge_shards
+from labkit.stages.harvest import Harvest, harvest_complete, merge_shards
 from labkit.stages.rollouts import Rollout
 from labkit.stages.sft import SftResult, sft_batch_size, sft_steps
 from labkit.stages.start import require_final_weights
@@ -51,8 +53,12 @@ class Lab(Workbench):
     """A run as notebooks see it; open it with `Lab.open(params)`."""
 
     def start(self, name: str) -> bool:
-        """Claim the run for a notebook, as `Run.start`; set torch's threads and the seed, and silence the libraries."""
+        """Claim the run for a notebook, as `Run.start`; set torch's threads and the seed, and silence the libraries.
+
+        The notebook of a stage that the run skips says so, and its later cells do nothing.
+        """
         finished = super().start(name)
+        pass_over_cells(self.skipped(name))
         self.seed_everything()
         return finished
 
@@ -89,6 +95,25 @@ class Lab(Workbench):
         """What `evaluate` has found for a stage's model."""
         return read_model_evaluation(self.path, stage, self.moments("test"))
 
+    def evaluations(self) -> dict[str, ModelEvaluation]:
+        """What `evaluate` has found for each model of the run so far, in the order in which they come to be.
+
+        Those of stages that the run skips are missing.
+        """
+        return {stage: self.read_evaluation(stage) for stage in MODELS if is_evaluated(self.path, stage)}
+
+    def ask(
+        self, video: str | Path, sentence: str, policy: Policy | ModelRef | None = None, samples: int = 0
+    ) -> AskedChains:
+        """Ask a model of this run when a sentence happens in any video: the greedy chain and `samples` sampled ones.
+
+        `policy` is what `lab.policy(stage)` returns, by default the base. Raises LabError for a video that cannot be read.
+        """
+        if policy is None or isinstance(policy, ModelRef):
+            policy = self.load(policy.stage if policy else "base")
+        frames = self.resolve(self.params.outputs) / "frames"
+        return Asker(policy, self.params.replace(model=policy.name), frames, self.sheets).ask(video, sentence, samples)
+
     def ablate_frames(self, policy: Policy | ModelRef) -> dict[str, float]:
         """Greedy mIoU of a policy on frames that are not the query's, by kind: what it can do without looking.
 
@@ -103,12 +128,7 @@ class Lab(Workbench):
 
     def predictions(self, stage: str) -> Predictions:
         """A stage's greedy answers with how they were decoded; written to the analysis, as `labkit score` reads them."""
-        p = self.params
-        settings = {
-            "model": f"{p.run}, {stage}", "prompt": p.prompt, "thinking": "on", "decoding": "greedy", "temperature": 0,
-            "max_new_tokens": p.max_new_tokens, "fps": p.fps, "max_frames": p.max_frames,
-            "min_pixels": p.min_pixels, "max_pixels": p.max_pixels,
-        }  # fmt: skip
+        settings = answer_settings(self.params, f"{self.params.run}, {stage}")
         file = self.folder("05_analysis") / f"predictions-{stage}.jsonl"
         greedy = self.read_evaluation(stage).greedy
         write_predictions(file, greedy, settings)
@@ -133,7 +153,7 @@ class Lab(Workbench):
         return evaluations
 
     def most_improved_query(self) -> str:
-        """The qid of the test query whose answer's IoU improved most from the base to the final model."""
+        """The qid of the test query whose answer's IoU improved most from the base, or the run's first model, to the final one."""
         from labkit.views.measured_chains import measure_chains
 
         moments = {moment.qid: moment for moment in self.moments("test")}
@@ -142,7 +162,7 @@ class Lab(Workbench):
                 chain.record.qid: chain.answer_iou
                 for chain in measure_chains(self.read_evaluation(stage).greedy, moments)
             }
-            for stage in ("base", "grpo_final")
+            for stage in (next(iter(self.evaluations())), "grpo_final")
         ]
         return max(moments, key=lambda qid: ious[1][qid] - ious[0][qid])
 
@@ -166,18 +186,23 @@ class Lab(Workbench):
         steps, moments = stage_params(self.params, stage).grpo_steps, self.moments("train")
         progress, spec = Progress(stage, steps, file=self.progress_file), self.rewards(stage == "grpo_final")
         monitor = Monitor(stage, steps, self.rollouts(stage), moments, spec=spec, folder=self.sheets)
+        trackers = self._trackers(stage, moments)
 
         def on_event(rank: int, event: dict[str, Any]) -> None:
             if "rows" in event:
                 monitor.resume(event["rows"])
+                trackers.resume(event["rows"])
             else:
                 progress(int(event["row"]["step"]), _note(event["row"]))
                 monitor(event["row"])
+                trackers(event["row"])
 
         if (result := read_result(self.stage_folder(stage), GrpoResult)) is None:
+            trackers.open()
             self._work("grpo", policy, on_event, NOTEBOOK_OF[stage], stage=stage)
             result = read_result(self.stage_folder(stage), GrpoResult)
         assert result is not None  # written last of all by what has just ended
+        trackers.end(result.history)
         progress.end(result.end_reason)
         monitor.end(result.history, result.end_reason if result.stopped_by == "condition" else "")
         return result
@@ -195,11 +220,6 @@ class Lab(Workbench):
             self._work("harvest", policy, Tally(len(moments), self.progress_file), "02_distill")
         return self.harvested()
 
-    def harvested(self) -> Harvest:
-        """What the filter keeps of the chains that were sampled."""
-        moments = {moment.qid: moment for moment in self.harvested_moments()}
-        return filter_traces(self.rollouts("distill").stream(), moments, self.params)
-
     def train_sft(self, policy: Policy | ModelRef, kept: Sequence[Rollout]) -> SftResult:
         """Fine-tune a fresh base on the kept traces: resumes where it was interrupted, and only reads when it has ended."""
         p = self.params
@@ -211,9 +231,13 @@ class Lab(Workbench):
         world = world_size(p.processes) if isinstance(policy, ModelRef) else 1
         batch = sft_batch_size(p.sft_batch, len(kept), world)
         steps = sft_steps(p.sft_epochs, len(kept), batch or 1)  # 0 is refused by the stage itself
-        progress = Progress("sft", steps, file=self.progress_file)
+        progress, trackers = Progress("sft", steps, file=self.progress_file), self._trackers("sft")
 
         def on_event(rank: int, event: dict[str, Any]) -> None:
+            if "rows" in event:
+                trackers.resume(event["rows"])
+                return
+            trackers(event["row"])
             progress(int(event["row"]["step"]), f"loss {float(event['row']['loss']):.3f}")
 
         traces = [(rollout.qid, rollout.text) for rollout in kept]
@@ -221,11 +245,22 @@ class Lab(Workbench):
             if 0 < batch < min(p.sft_batch, len(kept)):
                 few = f"sft: {len(kept)} traces are fewer than sft_batch, {p.sft_batch}"
                 say(f"{few}; {world} processes take {batch} a step, {steps} times")
+            trackers.open()
             self._work("sft", policy, on_event, "03_sft", traces=traces)
             result = read_result(self.folder("03_sft"), SftResult)
         assert result is not None  # written last of all by what has just ended
+        trackers.end(result.history)
         progress.end()
         return result
+
+    def _trackers(self, stage: str, moments: Sequence[Moment] = ()) -> Trackers:
+        """Those that `report_to` names, for a stage of GRPO with chains of its newest step; without `moments` there are none."""
+        from labkit.views.tracked_chains import tracked_chains
+
+        store = self.rollouts(stage)
+        where = StageLog(self.path, NOTEBOOK_OF[stage], self.params.as_dict(), str(self.manifest.get("created")))
+        chains = (lambda: tracked_chains(store.newest(), moments, self.sheets)) if moments else list
+        return Trackers(self.params.report_to, where, chains)
 
     def _evaluate(
         self, policy: Policy | ModelRef, notebook: str, parts: Sequence[tuple[str, str, str]], stage: str = ""
@@ -251,15 +286,9 @@ class Lab(Workbench):
 
         Meanwhile no other process works in the run: a cell may be run by itself, before `start` or after `finish`.
         """
+        model = policy.stage if isinstance(policy, ModelRef) else policy
         with locked(self.path / STAGE_LOCK, "a notebook"):
-            if not isinstance(policy, ModelRef):
-                with single_process():
-                    self.run_task(task, policy, lambda event: on_event(0, event), **arguments)
-                return
-            self.data_folder()  # written by one process, before several look for it
-            logs = self.folder(notebook) / "logs"
-            command = WorkerTask(task, policy.stage, self.params.as_dict(), arguments).command(logs)
-            launch(command, world_size(self.params.processes), logs, on_event=on_event, cwd=self.root)
+            do_task(self, task, model, on_event, self.folder(notebook) / "logs", **arguments)
 
     def _require_model_of(self, stage: str, policy: Policy | ModelRef) -> None:
         """Raise LabError where a policy is not what a stage has ended with: a notebook may hold one that has been trained since."""

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 AnswerReward = Literal["soft_iou", "iou", "timer1"]
+Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 
 class ParamGroup(BaseModel):
@@ -65,6 +66,9 @@ class RunParams(ParamGroup):
     """Processes that train, evaluate and harvest, one GPU each; 0 is one for each visible GPU, 1 works in the notebook
     itself. `prompts_per_step` and `sft_batch` are those of all, and what is learnt does not depend on their number. A stage
     that was broken off goes on with any number, but under `fsdp2` not with one after several, or several after one. Ours."""
+    report_to: tuple[Tracker, ...] = ()
+    """Trackers that get each step's figures and some chains while stages train: `tensorboard`, `wandb`, `trackio`, or several. None:
+    nothing is imported. May change within a run. Ours."""
     sharding: Literal["ddp", "fsdp2"] = "ddp"
     """What several processes share: `ddp` gives each the whole model, `fsdp2` a part of weights, gradients and optimizer, whole
     only while chains are sampled. Ours."""
@@ -88,6 +92,18 @@ class ModelParams(ParamGroup):
     """Scale of the LoRA adapters. Ours."""
     prompt: str = "query"
     """Name of the question template. Ours: the paper's prompt is public, and we have not read it."""
+
+
+class StartParams(ParamGroup):
+    """Where a run begins, if not with stage 1: at most one of these, and the notebooks before it are skipped."""
+
+    grpo_model: str = ""
+    """A model of your own that has the habit of anchors already, a folder or hub id: 02_distill harvests from it. Ours."""
+    traces: str = ""
+    """Traces of your own or of another program, JSON Lines of `qid` (of a training query) and `text`: 03_sft learns from them
+    as they are. Ours."""
+    sft_model: str = ""
+    """A fine-tuned model of your own, a folder or hub id: 04_grpo_final goes on from it. Ours."""
 
 
 class DataParams(ParamGroup):
@@ -240,6 +256,7 @@ class EvaluateParams(ParamGroup):
 GROUPS: tuple[type[ParamGroup], ...] = (
     RunParams,
     ModelParams,
+    StartParams,
     DataParams,
     RewardParams,
     GrpoParams,

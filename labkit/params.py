@@ -33,10 +33,13 @@ from labkit.param_fields import (
     RewardParams,
     RunParams,
     SftParams,
+    StartParams,
 )
 
 
-class Params(EvaluateParams, SftParams, DistillParams, GrpoParams, RewardParams, DataParams, ModelParams, RunParams):
+class Params(
+    EvaluateParams, SftParams, DistillParams, GrpoParams, RewardParams, DataParams, StartParams, ModelParams, RunParams
+):
     """All parameters of a run under flat names: `params.learning_rate`, and `params` itself where a group of them is asked.
 
     However it is made, values are converted and checked alike. Raises LabError that lists every unknown name, every value of a
@@ -276,7 +279,10 @@ def _problem(name: str, error: ErrorDetails, value: Any) -> str:
     if kind == "string_pattern_mismatch":
         return f"{name}: {value!r} cannot name a directory; use letters, digits, dot, dash and underscore"
     if kind == "literal_error":
-        return f"{name}: {value!r} is not one of {', '.join(get_args(field.annotation))}"
+        choices = get_args(field.annotation)
+        if choices[-1] is Ellipsis:  # a list, of which the error names the one that is wrong
+            choices, value = get_args(choices[0]), error["input"]
+        return f"{name}: {value!r} is not one of {', '.join(choices)}"
     if kind.startswith(("greater_than", "less_than")):
         number = int(float(value)) if field.annotation is int else float(value)
         return f"{name}: {number} is out of range{_range(field.metadata)}"
@@ -324,6 +330,13 @@ def _contradictions(params: Params) -> list[str]:
         )
     if params.processes > 1 and params.sft_batch % params.processes:
         problems.append(f"sft_batch: {params.sft_batch} is no multiple of processes ({params.processes})")
+    starts = [name for name in StartParams.model_fields if getattr(params, name)]
+    if len(starts) > 1:
+        problems.append(f"{' and '.join(starts)}: a run begins in one place; give one of them")
+    elif starts and params.harvester:
+        problems.append(
+            f"harvester: stage 1, which would train it, is skipped where {starts[0]} is given; leave one out"
+        )
     if not any(getattr(params, name) for name in weights):
         problems.append(f"{', '.join(weights)}: all are 0, so nothing would be rewarded; give one of them a weight")
     return problems

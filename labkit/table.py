@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -86,3 +87,12 @@ def repr_pretty(shown: object, printer: Any, cycle: bool) -> None:
 
 def _code(text: str) -> str:
     return re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(text))
+
+
+def percent(value: float | None) -> str:
+    """A fraction as a table's percent, "-" where there is none.
+
+    >>> percent(0.8251), percent(None), percent(math.nan)
+    ('82.5', '-', '-')
+    """
+    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"

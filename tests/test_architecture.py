@@ -17,7 +17,7 @@ ROOMS = (
     "errors", "files", "progress", "table",
     "param_fields", "params",
     "chain", "data", "scoring", "policy", "embedded", "stages", "runs", "views", "doctor",
-    "lab", "cli", "__main__",
+    "asker", "lab", "cli", "__main__",
 )  # fmt: skip
 
 

@@ -110,7 +110,7 @@ def chain_figures(
     iou_step_k over those with a k-th one. A mean over nothing is NaN.
     oracle_miou takes each chain's best step; parse_failure_rate is the share without an answer.
 
-    Raises: ValueError when the arguments differ in length or are empty.
+    Raises: ValueError when the arguments differ in length or are empty, or a chain has no window to be measured against.
     Source: mIoU and R1@m as published; the chain's figures are our choice.
 
     >>> from labkit.chain.anchors import parse, render
@@ -122,6 +122,8 @@ def chain_figures(
     """
     if not len(chains) == len(windows) == len(durations):
         raise ValueError(f"{len(chains)} chains, {len(windows)} windows, {len(durations)} durations: one row each")
+    if not all(windows):
+        raise ValueError("no ground-truth window to measure against; an open question has no figures")
     statuses = Counter(chain.status for chain in chains)
     answers, anchors, best = [], [], []
     answer_copies, anchor_copies = [], []

@@ -162,6 +162,10 @@ def score_chain(
     >>> round(breakdown.total, 3)
     4.208
     """
+    if (
+        not windows
+    ):  # said here, since a chain without a span would be charged for missing a truth that nobody has told
+        raise ValueError("no ground-truth window to score against; a chain of an open question has no reward")
     spec = spec or RewardSpec()
     scored = [anchor.span for anchor in chain.anchors[: spec.max_anchors]]
     answer_span = None if chain.answer is None else clip_span(chain.answer, duration)

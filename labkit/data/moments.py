@@ -19,14 +19,13 @@ import json
 import math
 import os
 import re
-import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from labkit.chain.spans import Span
-from labkit.data.rows import binary_kind, printable
+from labkit.data.rows import binary_kind, printable, short
 from labkit.data.video_index import is_foreign_path, local_path, stem_of, trim_window
 from labkit.errors import LabError, nearest
 from labkit.files import replacing
@@ -70,7 +69,7 @@ class BadField(ValueError):
     def __init__(self, field: str, value: object, wrong: str, step: str) -> None:
         """Keep the parts, so that a reader can put file and line in front."""
         self.field, self.value, self.wrong, self.step = field, value, wrong, step
-        super().__init__(f"{printable(field)} = {_short(value)} {wrong}; {step}")
+        super().__init__(f"{printable(field)} = {short(value)} {wrong}; {step}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,8 @@ class Moment:
 
     `windows` are in seconds from the clip's beginning; `duration` is the clip's length; `clip` is the trim window in
     the source video, None when the clip is all of it; `video` is an absolute path. In grounded question answering
-    `query` is a question, `windows` are its evidence, and `options[choice]` is its answer.
+    `query` is a question, `windows` are its evidence, and `options[choice]` is its answer. Without `windows` nobody has said
+    when it happens: such a question can be asked (`labkit.ask`) and looked at, and nothing can be measured on it; files hold none.
 
     Raises BadField (a ValueError) that names the field, its value and what to write instead.
 
@@ -118,8 +118,6 @@ class Moment:
             raise BadField("video", self.video, "is no absolute path", "resolve it against the moments file's folder")
         if not (math.isfinite(self.duration) and self.duration > 0):
             raise BadField("duration", self.duration, "is not a length", "write the clip's seconds, above 0")
-        if not self.windows:
-            raise BadField("windows", [], "holds no window", "write at least one [start, end] or take the line out")
         for window in self.windows:
             if window.start < 0:
                 step = "count seconds from the clip's beginning"
@@ -150,6 +148,11 @@ class Moment:
         if type(self.choice) is not int or not 0 <= self.choice < len(self.options):
             step = f"write the right option's number, 0 to {len(self.options) - 1}"
             raise BadField("choice", self.choice, "is not one of the options", step)
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether somebody has said when it happens."""
+        return bool(self.windows)
 
     @property
     def start(self) -> float:
@@ -368,6 +371,8 @@ def moment_of(row: dict[str, Any], folder: Path) -> Moment:
     windows = row["windows"]
     if not isinstance(windows, list) or windows and not isinstance(windows[0], list):
         raise BadField("windows", windows, "is not a list of windows", "write [[start, end], ...] in seconds")
+    if not windows:
+        raise BadField("windows", [], "holds no window", "write at least one [start, end] or take the line out")
     video, source = row["video"], row.get("source", "")
     if not isinstance(source, str):
         raise BadField("source", source, "is not text", "write it as text or leave it out")
@@ -419,10 +424,3 @@ def _below(video: str, folder: str) -> str:
     """`video` relative to `folder` when it lies in there, with forward slashes; otherwise as it is."""
     relative = os.path.relpath(video, folder) if video.startswith(folder + os.sep) else video
     return relative.replace(os.sep, "/") if relative is not video else video
-
-
-def _short(value: object) -> str:
-    """`repr` cut to a length that a terminal line can hold."""
-    shortener = reprlib.Repr()
-    shortener.maxstring = shortener.maxother = 80
-    return shortener.repr(value)

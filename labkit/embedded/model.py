@@ -163,15 +163,15 @@ def _vision_config(family: str, width: int, out: int) -> dict[str, Any]:
     return named | {"tokens_per_second": 2, "window_size": 112, "fullatt_block_indexes": [0, 1]}
 
 
-def extend_vocabulary(model: Any, added: Sequence[str] = GQA_WORDS, seed: int = 0) -> Any:
-    """Give a model rows for `added` words, in place, and return the tokenizer that knows them.
+def extend_vocabulary(model: Any, seed: int = 0) -> Any:
+    """Give a model rows for `GQA_WORDS`, in place, and return the tokenizer that knows them.
 
     New rows are drawn wider than the old ones, so that the words are told apart from the first step on.
     """
     import torch
 
-    tokenizer = build_tokenizer(added)
-    known = len(tokenizer) - len(added)
+    tokenizer = build_tokenizer(GQA_WORDS)
+    known = len(tokenizer) - len(GQA_WORDS)
     if model.config.text_config.vocab_size < len(tokenizer):
         model.resize_token_embeddings(_embedding_rows(tokenizer), mean_resizing=False)
     table = model.model.language_model.embed_tokens.weight

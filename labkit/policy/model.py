@@ -115,9 +115,11 @@ def load_policy(
     local = Path(source)
     if local.exists() or source.startswith((".", "/", "~")):
         check_checkpoint(local)
-    adapter = (local / "adapter_config.json").is_file()
+    adapter = _is_adapter(source)
+    if adapter and local.is_dir():
+        _require_adapter_base(local, Path.cwd())
     try:
-        origin = _adapter_base(local) if adapter else source
+        origin = adapter_base(source) if adapter else source
         kind = transformers.PretrainedConfig.get_config_dict(origin)[0].get("model_type")
         if kind not in FAMILIES:
             raise LabError(
@@ -159,7 +161,7 @@ def save_policy(policy: Policy, folder: Path, state: dict[str, Any] | None = Non
     adapters = {"selected_adapters": ["default"]} if policy.has_adapter else {}
     policy.model.save_pretrained(draft, state_dict=state, **adapters)
     policy.tokenizer.save_pretrained(draft)
-    _copy_processor(policy, draft)
+    copy_processor(policy, draft)
     apply_umask(draft)
     if folder.exists():
         raise LabError(
@@ -168,7 +170,8 @@ def save_policy(policy: Policy, folder: Path, state: dict[str, Any] | None = Non
     draft.rename(folder)
 
 
-def _copy_processor(policy: Policy, folder: Path) -> None:
+def copy_processor(policy: Policy, folder: Path) -> None:
+    """Copy the files of the processor that the policy was loaded with, as far as they are there."""
     from transformers.utils import cached_file
 
     if not policy.base.name_or_path:
@@ -213,6 +216,7 @@ def require_model(name: str, root: Path, parameter: str = "model") -> None:
         check_checkpoint(folder)
         if lost := missing_weights(folder):
             raise LabError(f"{parameter}: '{folder}' lacks {summarize_names(lost)}; copy it again, whole")
+        _require_adapter_base(folder, root)
         return
     cached = cached_folder(name)
     if is_offline() and (cached is None or missing_weights(cached)):
@@ -291,10 +295,41 @@ def summarize_names(names: list[str]) -> str:
     return names[0] + (f" and {more} other file{'s' if more > 1 else ''}" if more else "")
 
 
-def _adapter_base(folder: Path) -> str:
+def adapter_base(source: str) -> str:
+    """The model that the LoRA adapter in a folder, or of a hub id, was trained on: a folder or a hub id."""
     from peft import PeftConfig
 
-    return str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
+    return str(PeftConfig.from_pretrained(source).base_model_name_or_path)
+
+
+def _is_adapter(source: str) -> bool:
+    if os.path.isdir(source):
+        return os.path.isfile(os.path.join(source, "adapter_config.json"))
+    from huggingface_hub.errors import HFValidationError
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(
+            source, "adapter_config.json", _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_gated_repo=False, _raise_exceptions_for_connection_errors=False,
+        )  # fmt: skip
+    except (OSError, HFValidationError):
+        return False  # what is wrong with the name is said when its configuration is looked for
+    return found is not None
+
+
+def _require_adapter_base(folder: Path, root: Path) -> None:
+    """Raise LabError where `folder` holds an adapter whose base is visibly not there."""
+    if not _is_adapter(str(folder)):
+        return
+    base = adapter_base(str(folder))
+    try:
+        require_model(base, root, "its base")
+    except LabError as error:
+        raise LabError(
+            f"'{folder}' is an adapter of the model '{base}', which cannot be loaded ({error}); put that model there, or "
+            f"write where it lies as base_model_name_or_path into '{folder / 'adapter_config.json'}'"
+        ) from None
 
 
 def add_lora(model: Any, rank: int, alpha: int, seed: int) -> Any:

@@ -18,7 +18,7 @@ from shlex import quote
 from typing import Any
 
 from labkit.errors import NEXT_STEPS, LabError, NotebookError, Stopped, Terminated
-from labkit.files import lock, unlock
+from labkit.files import lock, replacing, unlock
 from labkit.params import read_params
 from labkit.progress import duration
 from labkit.progress import say as to_stdout
@@ -67,6 +67,10 @@ def _run_sequence(run: Run, sources: Mapping[str, Path], say: Callable[[str], No
         if run.finished(name) and target.exists():
             say(f"{label} is finished, skipped")
             continue
+        if why := run.skipped(name):
+            _write_skipped(sources[name], target, why)
+            say(f"[{number}/{len(STAGES)}] {why}")
+            continue
         say(f"{label} ...")
         try:
             execute(sources[name], target, given, cwd=run.root, say=lambda line: say(f"    {line}"))
@@ -80,6 +84,17 @@ def _run_sequence(run: Run, sources: Mapping[str, Path], say: Callable[[str], No
             raise LabError(f"'{sources[name]}' did not finish its stage; it must end in run.finish('{name}', ...)")
         say(f"{label} finished in {duration(time.monotonic() - begin)}")
     say(f"all stages finished in {duration(time.monotonic() - start)}; look at {run.path}")
+
+
+def _write_skipped(source: Path, target: Path, why: str) -> None:
+    """What stands for the executed notebook of a stage that is skipped: its heading, and why."""
+    import nbformat
+
+    notebook = nbformat.read(source, 4)
+    heading = notebook.cells[0].source.splitlines()[0]
+    notebook.cells = [nbformat.v4.new_markdown_cell(f"{heading}\n\n{why}")]
+    with replacing(target) as draft:
+        nbformat.write(notebook, draft)
 
 
 def execute(

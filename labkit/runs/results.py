@@ -15,7 +15,7 @@ from labkit.runs.run import NOTEBOOK_OF, STAGES, read_manifest
 from labkit.runs.versions import version_text
 from labkit.stages.evaluate import read_evaluation_rollouts
 from labkit.stages.rollouts import UNPAID, Rollout
-from labkit.table import Table
+from labkit.table import Table, percent
 
 MODELS = {"base": "base", "grpo": "stage 1", "sft": "sft", "grpo_final": "final"}
 """The models that are evaluated, in the order in which they come to be, and what the table calls them."""
@@ -58,6 +58,11 @@ def evaluation_folder(run: Path, notebook: str, name: str) -> Path:
     return run / notebook / "evaluations" / name
 
 
+def is_evaluated(run: Path, stage: str) -> bool:
+    """Whether a stage's model has been evaluated in the folder of a run."""
+    return (run / NOTEBOOK_OF.get(stage, "01_grpo") / f"{stage}-greedy.json").is_file()
+
+
 def read_model_evaluation(run: Path, stage: str, moments: Sequence[Moment]) -> ModelEvaluation:
     """The evaluation of a stage's model in the folder of a run, in the order of the test split's moments.
 
@@ -92,7 +97,8 @@ def _rollouts_of_predictions(rows: Sequence[Sequence[str]], run: str, stage: str
 def read_results(folder: str | Path) -> dict[str, Any]:
     """The figures of a run's finished stages, as plain data for JSON.
 
-    `run`, `labkit` (version, commit), `stages` (state and seconds), `models`, `scores` and `harvest`.
+    `run`, `labkit` (version, commit), `stages` (state and seconds), `models`, `scores` and `harvest`; `begins` says why the first
+    stages are skipped, where they are.
 
     `models` holds, by model and decoding, the flat figures of `labkit.stages.evaluate.Evaluation`; IoU is a fraction.
     `scores` holds, by model, greedy figures with intervals and baselines (`labkit.scoring.scores.Score.as_dict`), once 05_analysis has
@@ -113,17 +119,18 @@ def read_results(folder: str | Path) -> dict[str, Any]:
         },
         "models": models,
         "scores": figures.get("05_analysis", {}).get("scores", {}),
-        "harvest": figures.get("02_distill", {}).get("harvest", {}),
+        "harvest": next((stage["harvest"] for stage in figures.values() if "harvest" in stage), {}),
+        "begins": next((entry["why"] for entry in manifest["stages"].values() if entry["state"] == "skipped"), ""),
     }
 
 
 def results_text(results: Mapping[str, Any]) -> str:
     """The same as plain text: one table for each decoding, what the harvest dropped, and how long each stage took."""
-    blocks: list[object] = [f"run {results['run']}"]
+    blocks: list[object] = [f"run {results['run']}" + (f": {results['begins']}" if results["begins"] else "")]
     columns = columns_of(results["models"])
     for decoding in DECODINGS:
         rows = [
-            [label, *(_percent(results["models"][model][decoding].get(key)) for key in columns)]
+            [label, *(percent(results["models"][model][decoding].get(key)) for key in columns)]
             for model, label in MODELS.items()
             if results["models"].get(model, {}).get(decoding)
         ]
@@ -177,8 +184,4 @@ def true_share(figures: Mapping[str, float | None], kind: str) -> str:
     """
     if not (said := figures[f"said_{kind}"]):
         return "-"
-    return f"{_percent(figures[f'true_{kind}'])} ({_percent(figures[f'chance_{kind}'])}) of {said:,.0f}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
+    return f"{percent(figures[f'true_{kind}'])} ({percent(figures[f'chance_{kind}'])}) of {said:,.0f}"

@@ -18,6 +18,7 @@ from typing import Any, Self
 from labkit.errors import LabError
 from labkit.files import lock, locked, project_root, replacing, under, unlock
 from labkit.params import DEFAULTS, Params, read_yaml
+from labkit.runs.trackers import require_trackers
 from labkit.runs.versions import package_version, package_versions, source_version
 from labkit.stages.rollouts import RolloutStore
 
@@ -25,9 +26,11 @@ STAGES = ("01_grpo", "02_distill", "03_sft", "04_grpo_final", "05_analysis")
 """The notebooks, in order; each needs the one before."""
 NOTEBOOK_OF = {"grpo": "01_grpo", "distill": "02_distill", "sft": "03_sft", "grpo_final": "04_grpo_final"}
 """Where the rollouts of a stage stand."""
-CHANGEABLE = ("run", "outputs", "compare", "processes")
-"""Parameters that may change in a run: what its folder is called and where it stands, what 05_analysis shows beside it, and how
-many work on it."""
+STARTS = {"grpo_model": "02_distill", "traces": "03_sft", "sft_model": "04_grpo_final"}
+"""The notebook that a run begins with where a parameter gives what those before would have made."""
+CHANGEABLE = ("run", "outputs", "compare", "processes", "report_to")
+"""Parameters that may change in a run: what its folder is called and where it stands, what 05_analysis shows beside it, how
+many work on it, and who is told."""
 STAGE_LOCK = ".stage.lock"
 """Held by the process that works on a stage."""
 MANIFEST_LOCK_TIMEOUT = 60.0
@@ -78,12 +81,16 @@ class Run:
         return read_manifest(self.path)
 
     def state(self, name: str) -> str:
-        """`new`, `running` (or broken off) or `finished`."""
+        """`new`, `running` (or broken off), `finished`, or `skipped` where the run begins with a later stage."""
         return self.manifest["stages"].get(name, {}).get("state", "new")
 
     def finished(self, name: str) -> bool:
         """Whether the stage has ended, so that a notebook run again loads its results and does not train."""
         return self.state(name) == "finished"
+
+    def skipped(self, name: str) -> str:
+        """Why the run has no such stage, as a sentence; empty where it has."""
+        return skipped_stages(self.params).get(name, "")
 
     def figures(self, name: str) -> dict[str, Any]:
         """What the stage reported when it finished."""
@@ -108,16 +115,16 @@ class Run:
         return under(self.root, path)
 
     def start(self, name: str) -> bool:
-        """Claim the run's directory for a stage; True when the stage is already finished and there is nothing to do.
+        """Claim the run's directory for a stage; True when it is finished already, or skipped: there is nothing to do.
 
         Raises LabError when an earlier stage is not finished, or another process works in the directory.
         """
         if name not in STAGES:
             raise LabError(f"there is no stage '{name}'; the stages are {', '.join(STAGES)}")
-        if self.finished(name):
+        if self.finished(name) or self.skipped(name):
             return True
         for earlier in STAGES[: STAGES.index(name)]:
-            if not self.finished(earlier):
+            if not self.finished(earlier) and not self.skipped(earlier):
                 raise LabError(
                     f"{name} needs {earlier}, which is {self.state(earlier)} in '{self.path}'; "
                     f"run notebooks/{earlier}.ipynb with the same parameters first"
@@ -135,7 +142,7 @@ class Run:
 
         A stage that is finished stays as it is, so that a notebook may be run again to the end.
         """
-        if self.finished(name):
+        if self.finished(name) or self.skipped(name):
             return
         entry = self.manifest["stages"].get(name)
         if entry is None:
@@ -187,8 +194,9 @@ class Run:
             new = not self._manifest_path.exists()
             if new:
                 self._write_params()
+                skipped = {name: {"state": "skipped", "why": why} for name, why in skipped_stages(self.params).items()}
                 self._write({"labkit": package_version("labkit"), **source_version(), "created": _now(),
-                             "versions": package_versions(), "seed": self.params.seed, "data": {}, "stages": {}})  # fmt: skip
+                             "versions": package_versions(), "seed": self.params.seed, "data": {}, "stages": skipped})  # fmt: skip
         return new
 
     def _update(self, name: str, entry: Mapping[str, Any] | None) -> None:
@@ -229,6 +237,19 @@ class Run:
                 self._write_params()  # the folder was renamed or copied, and its name is the run's
 
 
+def skipped_stages(params: Params) -> dict[str, str]:
+    """The notebooks that a run of `params` skips, and a sentence for each that says why.
+
+    >>> skipped_stages(DEFAULTS.replace(grpo_model="models/mine"))
+    {'01_grpo': "01_grpo is skipped: this run begins with 02_distill, from grpo_model 'models/mine'."}
+    """
+    for parameter, first in STARTS.items():
+        if value := getattr(params, parameter):
+            reason = f"is skipped: this run begins with {first}, from {parameter} '{value}'."
+            return {name: f"{name} {reason}" for name in STAGES[: STAGES.index(first)]}
+    return {}
+
+
 def differing(written: Path, params: Params) -> list[str]:
     """Names of the parameters whose values in `params` differ from the params.yaml `written`, so that its run cannot be resumed.
 
@@ -263,12 +284,16 @@ def check_inputs(params: Params, root: Path) -> None:
     """
     from labkit.policy.model import require_model
     from labkit.policy.prompts import TEMPLATES
+    from labkit.stages.traces import read_traces
 
     if params.prompt not in TEMPLATES:
         raise LabError(f"prompt: there is no template '{params.prompt}'; the templates are {', '.join(TEMPLATES)}")
-    for parameter in ("model", "harvester"):
+    for parameter in ("model", "harvester", "grpo_model", "sft_model"):
         if name := getattr(params, parameter):
             require_model(name, root, parameter)
+    require_trackers(params.report_to)
+    if params.traces:
+        read_traces(under(root, params.traces))
     for other in params.compare:
         read_manifest(under(root, other))
     if params.data == "world":

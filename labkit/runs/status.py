@@ -28,7 +28,7 @@ LOG_LINES = 5
 def read_status(folder: str | Path) -> dict[str, Any]:
     """How far the run in `folder` is: `run`, `job`, `stages`, `log` and `lines`, its last ones, plain enough for JSON.
 
-    A stage is `new`, `running`, `broken off` or `finished`; the running one has `step` (see `labkit.progress.Step`), and a
+    A stage is `new`, `running`, `broken off`, `finished` or `skipped`; the running one has `step` (see `labkit.progress.Step`), and a
     finished one its `figures`: greedy mIoU, as a fraction, by model. Raises LabError when `folder` holds no run.
     """
     folder = Path(folder)
@@ -98,9 +98,10 @@ def _run_text(status: Mapping[str, Any]) -> str:
 
 
 def _current_stage(stages: Mapping[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
-    """The first stage that is not finished, or the last."""
+    """The first stage that is neither finished nor skipped, or the last."""
+    done = ("finished", "skipped")
     return next(
-        ((name, stage) for name, stage in stages.items() if stage["state"] != "finished"), list(stages.items())[-1]
+        ((name, stage) for name, stage in stages.items() if stage["state"] not in done), list(stages.items())[-1]
     )
 
 

@@ -19,6 +19,7 @@ from labkit.data.moments import Moment, read_moments, require_videos
 from labkit.data.video.frames import BlackFrames, FrameCache
 from labkit.embedded.world import moments_file, write_world
 from labkit.errors import LabError
+from labkit.params import Params
 from labkit.policy.inputs import FrameSampling
 from labkit.policy.model import Policy, load_policy
 from labkit.policy.prompt_source import PromptSource
@@ -31,9 +32,41 @@ from labkit.stages.distributed.preemption import stop_between_parts
 from labkit.stages.distributed.process_group import barrier, process_rank
 from labkit.stages.probes import Probes, choose_probes
 from labkit.stages.start import stage_seed
+from labkit.stages.traces import import_traces
 
 EventListener: TypeAlias = Callable[[dict[str, Any]], None]
 """Called with each event that a task reports: plain data, so that a worker can send it to the notebook's process."""
+
+
+def seed_everything(params: Params) -> None:
+    """Set torch's threads and all seeds of this process, and silence the libraries' warnings."""
+    import torch
+    from transformers import logging, set_seed
+
+    torch.set_num_threads(params.threads)
+    set_seed(params.seed)
+    # What the libraries plan to rename is nothing that the reader of a notebook can do anything about.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft|accelerate")
+    logging.set_verbosity_error()
+
+
+def prompt_source(params: Params, policy: Policy, moments: Sequence[Moment], cache: FrameCache) -> PromptSource:
+    """Ready prompts of moments for a policy, by qid, made as the parameters say."""
+    p = params
+    return PromptSource(
+        policy, moments, template=p.prompt, sampling=FrameSampling(p.fps, p.max_frames, p.min_pixels, p.max_pixels),
+        cache=cache, readers=p.readers, video_deadline=p.video_deadline, feature_memory=p.feature_memory,
+    )  # fmt: skip
+
+
+def answer_settings(params: Params, model: str) -> dict[str, Any]:
+    """How greedy answers are decoded and what the model sees, for the protocol card."""
+    p = params
+    return {
+        "model": model, "prompt": p.prompt, "thinking": "on", "decoding": "greedy", "temperature": 0,
+        "max_new_tokens": p.max_new_tokens, "fps": p.fps, "max_frames": p.max_frames,
+        "min_pixels": p.min_pixels, "max_pixels": p.max_pixels,
+    }  # fmt: skip
 
 
 class Workbench(Run):
@@ -41,14 +74,7 @@ class Workbench(Run):
 
     def seed_everything(self) -> None:
         """Set torch's threads and all seeds, and silence the libraries' warnings, in each process that works."""
-        import torch
-        from transformers import logging, set_seed
-
-        torch.set_num_threads(self.params.threads)
-        set_seed(self.params.seed)
-        # What the libraries plan to rename is nothing that the reader of a notebook can do anything about.
-        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft|accelerate")
-        logging.set_verbosity_error()
+        seed_everything(self.params)
 
     def moments(self, split: str) -> list[Moment]:
         """The moments of `train`, `validation` or `test`; the embedded world is written when it is not there yet."""
@@ -69,6 +95,15 @@ class Workbench(Run):
         """The validation queries that are asked while stages 1 and 3 train; none where `probe_queries` is 0."""
         p = self.params
         return choose_probes(self.moments("validation"), p.probe_queries) if p.probe_queries else []
+
+    def harvested(self) -> harvest.Harvest:
+        """What the filter keeps of the chains that were sampled, or what can be learnt of the `traces` that were given."""
+        if self.params.traces:
+            file = self.resolve(self.params.traces)
+            self.fingerprint("traces", file)
+            return import_traces(file, self.moments("train"), self.params.run)
+        moments = {moment.qid: moment for moment in self.harvested_moments()}
+        return harvest.filter_traces(self.rollouts("distill").stream(), moments, self.params)
 
     def data_folder(self) -> Path:
         """The folder of the moments files; that of the embedded world is written when it is not there yet."""
@@ -107,8 +142,8 @@ class Workbench(Run):
         Raises LabError when the stage has not ended.
         """
         p = self.params
-        name = (p.harvester or p.model) if stage == "harvester" else p.model
-        if stage not in ("base", "harvester"):
+        given = {"base": p.model, "harvester": p.harvester or p.model, "grpo": p.grpo_model, "sft": p.sft_model}
+        if not (name := given.get(stage, "")):
             name = str(self.path / NOTEBOOK_OF[stage] / "final")
             if not Path(name).is_dir():
                 raise LabError(f"there is no model '{name}'; run notebooks/{NOTEBOOK_OF[stage]}.ipynb first")
@@ -118,18 +153,14 @@ class Workbench(Run):
 
     def source(self, policy: Policy, split: str, frames: str = "own") -> PromptSource:
         """Ready prompts of a split for a policy, by qid; `frames` are each query's `own`, `black`, or `another` clip's."""
-        p, moments, cache = self.params, self.moments(split), self.frame_cache
+        moments, cache = self.moments(split), self.frame_cache
         if frames == "another":
             videos = sorted({moment.video for moment in moments})
             other = dict(zip(videos, videos[1:] + videos[:1], strict=True))
             moments = [dataclasses.replace(moment, video=other[moment.video], clip=None) for moment in moments]
         if frames == "black":
             cache = BlackFrames(cache.folder)
-        sampling = FrameSampling(p.fps, p.max_frames, p.min_pixels, p.max_pixels)
-        return PromptSource(
-            policy, moments, template=p.prompt, sampling=sampling, cache=cache, readers=p.readers,
-            video_deadline=p.video_deadline, feature_memory=p.feature_memory,
-        )  # fmt: skip
+        return prompt_source(self.params, policy, moments, cache)
 
     @property
     def frame_cache(self) -> FrameCache:
@@ -165,12 +196,13 @@ class Workbench(Run):
         return Probes(moments, self.source(policy, "validation"), self.probes(stage), self.params.probe_every)
 
     def run_sft(self, policy: Policy, on_event: EventListener, *, traces: Sequence[Sequence[str]]) -> None:
-        """Fine-tune on traces, (qid, text) each; events are the `row` of each step."""
+        """Fine-tune on traces, (qid, text) each; events as those of `run_grpo`."""
         clips = {moment.qid: f"{moment.video} {moment.clip}" for moment in self.moments("train")}
         sft.train_sft(
             policy, self.source(policy, "train"), [sft.Trace(*trace) for trace in traces],
             params=self.params, folder=self.stage_folder("sft"),
-            on_step=lambda row: on_event({"row": row}), clips=clips if self.params.pack_clips else None,
+            on_step=lambda row: on_event({"row": row}), on_resume=lambda rows: on_event({"rows": rows}),
+            clips=clips if self.params.pack_clips else None,
         )  # fmt: skip
 
     def run_harvest(self, policy: Policy, on_event: EventListener) -> None:

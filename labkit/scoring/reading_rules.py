@@ -154,7 +154,7 @@ def _timelens(text: str) -> Pair | None:
     text = text.lower()
     clocks = [match[1] for match in islice(_CLOCK.finditer(text), 2)]
     if len(clocks) == 2:
-        return _finite(_seconds(clocks[0]), _seconds(clocks[1]))
+        return _finite(clock_seconds(clocks[0]), clock_seconds(clocks[1]))
     found = _DASHED.search(text) or _WORDED.search(text)
     if found:
         return _pair(found[1], found[2])
@@ -200,13 +200,13 @@ def _lmms_charades(text: str) -> Pair | None:
 def _first_lmms(sentences: Sequence[str]) -> Pair | None:
     for sentence in sentences:
         if found := _LMMS_CLOCKS.search(sentence):
-            return _finite(_seconds(found[1]), _seconds(found[2]))
+            return _finite(clock_seconds(found[1]), clock_seconds(found[2]))
     for sentence in sentences:
         if found := _LMMS_DASHED.search(sentence):
             return _pair(found[1], found[2])
     clocks = [match[1] for sentence in sentences for match in islice(_LMMS_CLOCK.finditer(sentence), 2)]
     if len(clocks) > 1:
-        return _finite(_seconds(clocks[0]), _seconds(clocks[1]))
+        return _finite(clock_seconds(clocks[0]), clock_seconds(clocks[1]))
     # The first number of each sentence, so that a start and an end in two sentences make a pair.
     lone = [match[1] for sentence in sentences if (match := _LONE_NUMBER.search(sentence))]
     if len(lone) > 1:
@@ -217,7 +217,12 @@ def _first_lmms(sentences: Sequence[str]) -> Pair | None:
     return None
 
 
-def _seconds(clock: str) -> float:
+def clock_seconds(clock: str) -> float:
+    """Seconds of a number, or of a clock's hours, minutes and seconds.
+
+    >>> clock_seconds("1:02:03.5"), clock_seconds("7")
+    (3723.5, 7.0)
+    """
     seconds = 0.0
     for part in clock.split(":"):
         seconds = 60 * seconds + float(part)

@@ -22,7 +22,7 @@ from labkit.data.video_index import stem_of
 from labkit.errors import LabError
 from labkit.scoring.answers import PredictedRow, QuestionName
 from labkit.scoring.predictions import Answers, Predictions, as_predictions
-from labkit.scoring.reading_rules import RULES, Pair, ReadingRule, find_rule
+from labkit.scoring.reading_rules import RULES, Pair, ReadingRule, clock_seconds, find_rule
 from labkit.table import Table, repr_pretty
 
 LOW_READ_RATE = 0.9
@@ -128,13 +128,17 @@ def better_rule(
 
 @dataclass(frozen=True, slots=True)
 class PredictedChain:
-    """One prediction as a rule read it; `clips` says whether the rule cuts spans to the video before IoU."""
+    """One prediction as a rule read it; `clips` says whether the rule cuts spans to the video before IoU.
+
+    `sample` counts a question's answers from 0, of which the first is the one that is scored.
+    """
 
     qid: str
     text: str
     status: str
     chain: AnchorChain
     clips: bool
+    sample: int = 0
 
 
 class PredictedChains(NamedTuple):
@@ -154,7 +158,7 @@ def are_predictions(records: object) -> TypeGuard[Answers]:
 
 
 def predicted_chains(predictions: Answers, moments: Sequence[Moment], rules: str | None = None) -> PredictedChains:
-    """Each prediction that is on one of these moments, as the rules read it.
+    """Each prediction that is on one of these moments, as the rules read it; further samples of a question behind its first.
 
     Raises: as `labkit.score`.
 
@@ -166,15 +170,16 @@ def predicted_chains(predictions: Answers, moments: Sequence[Moment], rules: str
     rule = find_rule(rules or answers.rules)
     readings = read_answers(answers, moments, rule)
     chains = [
-        PredictedChain(moment.qid, chain.text, chain.status, chain, rule.clips)
+        PredictedChain(moment.qid, chain.text, chain.status, chain, rule.clips, sample)
         for moment, reading in zip(moments, readings, strict=True)
-        if (row := answers.rows.get(moment.qid)) is not None
-        for chain in [_chain(row, moment, reading, rule)]
+        if (first := answers.rows.get(moment.qid)) is not None
+        for sample, row in enumerate((first, *answers.more.get(moment.qid, ())))
+        for chain in [_chain(row, moment, _read(row, moment, rule) if sample else reading, rule)]
     ]
     note = better_rule(readings, answers, moments, rule)
     unread = sum(reading.pair is None for reading in readings if reading.status)
     return PredictedChains(
-        chains, f"Nothing was read in {unread:,} of {len(chains):,} predictions: {note}." if note else ""
+        chains, f"Nothing was read in {unread:,} of {len(answers.rows):,} predictions: {note}." if note else ""
     )
 
 
@@ -336,7 +341,7 @@ def _answer_chars(text: str, pair: Pair) -> tuple[int, int]:
     '2 - 9'
     """
     times = list(_TIME.finditer(text))
-    values = [_seconds(time[0]) for time in times]
+    values = [clock_seconds(time[0]) for time in times]
     wanted = set(pair)
     for (before, first), (after, second) in reversed(list(pairwise(zip(values, times, strict=True)))):
         if {before, after} == wanted:
@@ -344,13 +349,6 @@ def _answer_chars(text: str, pair: Pair) -> tuple[int, int]:
     ends = [next((time for value, time in zip(values, times, strict=True) if value == end), None) for end in wanted]
     found = [time for time in ends if time is not None]
     return (min(t.start() for t in found), max(t.end() for t in found)) if found else (len(text), len(text))
-
-
-def _seconds(time: str) -> float:
-    seconds = 0.0
-    for part in time.split(":"):
-        seconds = 60 * seconds + float(part)
-    return seconds
 
 
 def _short(text: str) -> str:

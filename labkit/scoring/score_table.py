@@ -22,8 +22,8 @@ from labkit.errors import LabError
 from labkit.scoring.bootstrap import few_videos
 from labkit.scoring.predictions import Answers, read_predictions
 from labkit.scoring.readings import disagreements
-from labkit.scoring.scores import TITLES, Paired, Score, between, compare, gap_cells, percent, score, under_every_rule
-from labkit.table import Table, repr_pretty
+from labkit.scoring.scores import TITLES, Paired, Score, between, compare, gap_cells, score, under_every_rule
+from labkit.table import Table, percent, repr_pretty
 
 _FIGURES = ("miou", "r1@0.3", "r1@0.5", "r1@0.7")
 _LONGEST = 32
@@ -58,21 +58,26 @@ class ScoreTable(dict[str, Score]):
     def _table(self) -> Table:
         first, paired = next(iter(self.values())), self.paired()
         level = f"{100 * first.protocol.level:g} %"
-        head = ("", "rules", *(TITLES[name] for name in _FIGURES), f"{level} of mIoU", "less first", level, "p")
+        gaps = ("less first", level, "p") if paired else ()
+        head = ("", "rules", *(TITLES[name] for name in _FIGURES), f"{level} of mIoU", *gaps)
         rows = []
         for label, each in self.items():
             gap = paired[label].differences["miou"] if label in paired else None
             less = ("-", "-", "-") if gap is None else gap_cells(gap)
             figures = [percent(each.figures[name]) for name in _FIGURES]
             short = label if len(label) <= _LONGEST else f"{label[: _LONGEST - 3]}..."
-            rows.append((short, each.protocol.rules, *figures, between(each.intervals["miou"]), *less))
+            rows.append((short, each.protocol.rules, *figures, between(each.intervals["miou"]), *less[: len(gaps)]))
         for name, baseline in first.baselines.items():
-            rows.append((name, "", *(percent(baseline.get(each, math.nan)) for each in _FIGURES), *[""] * 4))
+            rows.append(
+                (name, "", *(percent(baseline.get(each, math.nan)) for each in _FIGURES), "", *[""] * len(gaps))
+            )
         return Table("", head, rows, self._note(paired), align="llr")
 
     def _note(self, paired: Mapping[str, Paired]) -> str:
         card = next(iter(self.values())).protocol
-        notes = [f"Percent, of {card.rows:,} questions. `less first` is the difference of mIoU, question by question."]
+        notes = [f"Percent, of {card.rows:,} questions."]
+        if paired:
+            notes[0] += " `less first` is the difference of mIoU from the first, question by question."
         apart = [label for label in list(self)[1:] if label not in paired]
         if apart:
             notes.append(
@@ -95,7 +100,11 @@ def joining(scored: Score) -> str:
         parts.append(f"{card.extra:,} have no moment")
     if card.duplicates:
         parts.append(f"{card.duplicates:,} came again, the first of a question counts")
-    parts.append(f"{card.missing:,} moments unanswered" if card.missing else "every moment answered")
+    parts.append(
+        f"{card.missing:,} moment{'' if card.missing == 1 else 's'} unanswered"
+        if card.missing
+        else "every moment answered"
+    )
     if card.cut_line:
         parts.append(f"the file broke off in line {card.cut_line:,}")
     line = "; ".join(parts) + "."

@@ -37,7 +37,7 @@ from labkit.scoring.protocol import Protocol
 from labkit.scoring.question_figures import SCORE_THRESHOLDS, Floats, question_figures
 from labkit.scoring.reading_rules import RULES, ReadingRule, find_rule
 from labkit.scoring.readings import EXAMPLES, ReadAnswer, better_rule, match_questions, read_answers
-from labkit.table import Table, repr_pretty
+from labkit.table import Table, percent, repr_pretty
 
 LEVEL = 0.95
 TITLES = {
@@ -307,6 +307,10 @@ def _names(moments: Sequence[Moment]) -> tuple[str, ...]:
     qid, count = Counter(moment.qid for moment in moments).most_common(1)[0]
     if count > 1:
         raise LabError(f"qid {qid!r} stands {count} times among the moments; give every question a name of its own")
+    if open_questions := [moment.qid for moment in moments if not moment.has_truth]:
+        raise LabError(
+            f"moment {open_questions[0]!r} has no window, so that nothing can be scored on it; give it its windows"
+        )
     return tuple(moment.qid for moment in moments)
 
 
@@ -405,11 +409,6 @@ def _window_rule(rule: ReadingRule) -> str:
 
 def _known(value: float) -> float | None:
     return None if math.isnan(value) else value
-
-
-def percent(value: float) -> str:
-    """A fraction as percent, "-" where there is none."""
-    return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
 def between(interval: Interval | None) -> str:

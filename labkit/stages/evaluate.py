@@ -100,8 +100,10 @@ def evaluate(
         completions = generate(
             policy, prompts, max_new_tokens=max_new_tokens, temperature=temperature, greedy=greedy, seed=seed
         )
-        names = {"run": run, "stage": stage, "seed": seed, "checkpoint": policy.name}
-        rollouts = [unpaid_rollout(*each, names=names) for each in zip(missing, prompts, completions, strict=True)]
+        rollouts = []
+        for moment, prompt, completion in zip(missing, prompts, completions, strict=True):
+            origin: dict[str, Any] = {"run": run, "stage": stage, "seed": seed, "checkpoint": policy.name}
+            rollouts.append(unpaid_rollout(moment, prompt, completion, **origin))
         answers |= {rollout.qid: rollout for rollout in rollouts}
         if store is not None:
             # Named by its questions: batches of any size and any process stand side by side.
@@ -118,14 +120,14 @@ def evaluate(
 
 
 def unpaid_rollout(
-    moment: Moment, prompt: Prompt, completion: Completion, *, names: Mapping[str, Any], step: int = 0
+    moment: Moment, prompt: Prompt, completion: Completion, *, step: int = 0, sample: int = 0, **origin: Any
 ) -> Rollout:
-    """The record of an answer that nothing was paid for; `names` are its run, stage, seed and checkpoint."""
+    """The record of a completion that nothing is paid for; `origin` are the fields that say where it comes from."""
     chain = parse(completion.text, finished=completion.finished, options=len(moment.options))
     return Rollout(
-        **names, step=step, qid=moment.qid, sample=0, text=completion.text, status=chain.status, **UNPAID,
+        step=step, qid=moment.qid, sample=sample, text=completion.text, status=chain.status, **UNPAID,
         prompt_tokens=len(prompt.ids), completion_tokens=len(completion.ids), finished=completion.finished,
-        question=question_digest(moment),
+        question=question_digest(moment), **origin,
     )  # fmt: skip
 
 

@@ -67,7 +67,7 @@ class Probes:
         with summon_full_params(policy.model):
             completions = generate(policy, prompts, max_new_tokens=max_new_tokens, greedy=True)
         rollouts = all_gather_object([
-            unpaid_rollout(*each, step=step, names=names) for each in zip(mine, prompts, completions, strict=True)
+            unpaid_rollout(*each, step=step, **names) for each in zip(mine, prompts, completions, strict=True)
         ])  # fmt: skip
         if here.rank == 0:
             self.store.write(step, rollouts)

@@ -57,6 +57,7 @@ def train_sft(
     params: Params,
     folder: Path,
     on_step: Callable[[dict[str, Any]], None] | None = None,
+    on_resume: Callable[[list[dict[str, Any]]], None] | None = None,
     clips: Mapping[str, str] | None = None,
 ) -> SftResult:
     """Train `policy` on `traces` and write `checkpoint-*/` and, last, `final/` to `folder`.
@@ -64,7 +65,7 @@ def train_sft(
     Resumes as `labkit.stages.grpo.train_grpo` does, and is shared by several workers as that is: each takes its part of a batch.
     Only where there are fewer traces than a batch asks for do the weights depend on the number of workers: see `sft_batch_size`.
 
-    `clips`, which names the clip of each qid, puts traces of one clip next to each other.
+    `on_step` and `on_resume` are called as there. `clips`, which names each qid's clip, puts traces of one clip next to each other.
 
     Raises:
         LabError: there is no trace, a batch cannot be divided among the processes or there are fewer traces than these,
@@ -99,6 +100,10 @@ def train_sft(
     callback: Any = transformers.TrainerCallback  # its annotations do not foresee overrides
 
     class StepCallback(callback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step and on_resume is not None and state.is_world_process_zero:
+                on_resume(_history(state))
+
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
             if on_step is not None and "loss" in logs and state.is_world_process_zero:
                 on_step({"step": state.global_step, **logs})
@@ -120,11 +125,14 @@ def train_sft(
         trainer.remove_callback(transformers.PrinterCallback)
         require_sharding(trainer)
         trainer.train_from(checkpoint)
-    names = ("step", "loss", "grad_norm", "learning_rate")
-    rows = [{name: float(row[name]) for name in names} for row in trainer.state.log_history if "loss" in row]
-    result = SftResult(trainer.state.global_step, rows, round(time.monotonic() - begin, 1))
+    result = SftResult(trainer.state.global_step, _history(trainer.state), round(time.monotonic() - begin, 1))
     finish_stage(policy, result, folder)
     return result
+
+
+def _history(state: Any) -> list[dict[str, Any]]:
+    names = ("step", "loss", "grad_norm", "learning_rate")
+    return [{name: float(row[name]) for name in names} for row in state.log_history if "loss" in row]
 
 
 def sft_batch_size(asked: int, traces: int, world: int) -> int:

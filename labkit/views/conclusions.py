@@ -96,28 +96,40 @@ def after_harvest(filter_counts: Sequence[tuple[str, int]], queries: int) -> Con
     return Conclusion(claims)
 
 
-def after_sft(base: ModelEvaluation, grpo: ModelEvaluation, sft: ModelEvaluation, moments: Moments) -> Conclusion:
-    """Stage 2, second half: has a fresh base learnt the form, and how does it stand to the harvester?"""
+def after_sft(
+    base: ModelEvaluation, grpo: ModelEvaluation | None, sft: ModelEvaluation, moments: Moments
+) -> Conclusion:
+    """Stage 2, second half: has a fresh base learnt the form, and how does it stand to the harvester, where there was one?"""
     claims = [
         _anchored("A fresh base has learnt anchors from traces alone", base, sft, "greedy"),
         _better("It answers better than the base", "miou", base, sft, moments),
-        _better("It answers better than the model that wrote the traces, greedily", "miou", grpo, sft, moments),
     ]
+    if grpo is None:
+        return Conclusion(claims)
+    claims.append(
+        _better("It answers better than the model that wrote the traces, greedily", "miou", grpo, sft, moments)
+    )
     if "sampled" in sft.figures and "sampled" in grpo.figures:
         claims.append(_better("And sampled", "miou", grpo, sft, moments, "sampled"))
     return Conclusion(claims)
 
 
-def after_final(base: ModelEvaluation, sft: ModelEvaluation, final: ModelEvaluation, moments: Moments) -> Conclusion:
-    """Stage 3: are the chains what the method promises, and are their words true where that can be checked?"""
+def after_final(
+    base: ModelEvaluation | None, sft: ModelEvaluation, final: ModelEvaluation, moments: Moments
+) -> Conclusion:
+    """Stage 3: are the chains what the method promises, and are their words true where that can be checked?
+
+    Without a `base`, as where the run began with an `sft_model`, they are held against that.
+    """
+    first_model, since = (sft, "the model that it began from") if base is None else (base, "the base")
     now = final.figures["greedy"]
     first, last, answer = (_value(now, key) for key in ("iou_first", "iou_last", "iou_answer"))
     strict = _value(now, "strict_share")
-    gained = _better("", "r1@0.7", base, final, moments)
-    gain = _difference(base, final, "r1@0.7", moments, "greedy")
+    gained = _better("", "r1@0.7", first_model, final, moments)
+    gain = _difference(first_model, final, "r1@0.7", moments, "greedy")
     return Conclusion(
         [
-            _anchored("Chains have anchors", base, final, "greedy"),
+            _anchored("Chains have anchors", first_model, final, "greedy"),
             Claim(
                 "They narrow", strict >= ENOUGH_STRICT,
                 f"{_of(now, 'strict_share')} greedy chains gain at least {LEAST_GAIN:g} IoU from anchor to anchor; "
@@ -131,7 +143,7 @@ def after_final(base: ModelEvaluation, sft: ModelEvaluation, final: ModelEvaluat
                 f"{_count(now, 'anchor_rate'):,} chains with anchors",
             ),
             Claim(
-                f"R1@0.7 has gained at least {100 * ENOUGH_GAIN:.0f} points since the base", gain.low >= ENOUGH_GAIN,
+                f"R1@0.7 has gained at least {100 * ENOUGH_GAIN:.0f} points since {since}", gain.low >= ENOUGH_GAIN,
                 gained.evidence + (", which may be less" if gain.low < ENOUGH_GAIN <= gain.value else ""),
             ),
             _better("Stage 3 adds to SFT", "miou", sft, final, moments),
@@ -148,7 +160,7 @@ def after_all(
     `constant` is the mIoU of the best constant answer; `blind` holds the final model's mIoU on frames that are not the
     query's, by kind.
     """
-    claims = list(after_final(models["base"], models["sft"], models["grpo_final"], moments).claims)
+    claims = list(after_final(models.get("base"), models["sft"], models["grpo_final"], moments).claims)
     seeing = _value(models["grpo_final"].figures["greedy"], "miou")
     # Half the way between the constant answer and what it reaches with the right frames, or below. A model that does
     # not even reach the constant answer has shown nothing.
@@ -169,7 +181,7 @@ def after_all(
     return Conclusion(claims)
 
 
-def about_words(base: ModelEvaluation, final: ModelEvaluation, moments: Moments) -> Conclusion:
+def about_words(base: ModelEvaluation | None, final: ModelEvaluation, moments: Moments) -> Conclusion:
     """Whether a thought's words are true, where that can be checked."""
     claims = _words(base, final, moments)
     return Conclusion(
@@ -177,9 +189,9 @@ def about_words(base: ModelEvaluation, final: ModelEvaluation, moments: Moments)
     )
 
 
-def _words(base: ModelEvaluation, final: ModelEvaluation, moments: Moments) -> list[Claim]:
+def _words(base: ModelEvaluation | None, final: ModelEvaluation, moments: Moments) -> list[Claim]:
     """What thoughts say, held against the simulator; nothing where there is none."""
-    now, before = final.figures["greedy"], base.figures["greedy"]
+    now, before = final.figures["greedy"], base.figures["greedy"] if base else {}
     if "distinct_thoughts" not in now or not moments:
         return []
     claims = []

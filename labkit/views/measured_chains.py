@@ -5,6 +5,7 @@ Every figure of chains starts here, so that a picture and a score never read one
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
@@ -41,11 +42,13 @@ class MeasuredChain:
     moment: Moment
     chain: AnchorChain
     ious: list[float]
-    """IoU of each anchor, then of the answer if there is one; the best window counts."""
+    """IoU of each anchor, then of the answer if there is one; the best window counts. NaN where the moment has no truth."""
 
     @property
     def answer_iou(self) -> float:
-        """IoU of the answer, 0 when none was read."""
+        """IoU of the answer, 0 when none was read; NaN where the moment has no truth."""
+        if not self.moment.has_truth:
+            return math.nan
         return self.ious[-1] if self.chain.answer is not None else 0.0
 
     @property
@@ -56,6 +59,8 @@ class MeasuredChain:
     @property
     def window(self) -> Span:
         """The window that the chain is measured against: the best for its answer, else for its last anchor."""
+        if not self.moment.has_truth:
+            raise LabError(f"moment {self.moment.qid!r} has no window: this figure is of chains that can be measured")
         steps = self.chain.steps
         if not steps:
             return self.moment.windows[0]
@@ -86,13 +91,18 @@ def measure_chains(records: Iterable[ChainRecord], moments: Mapping[str, Moment]
             else parse(record.text, finished=record.status != "cut_off", options=len(moment.options))
         )
         found.append((record, moment, chain))
-    ious = many_chain_ious(
-        [chain for _, _, chain in found],
-        [moment.windows for _, moment, _ in found],
-        # Some programs don't cut spans to the video.
-        [_UNCUT if getattr(record, "clips", True) is False else moment.duration for record, moment, _ in found],
+    told = [each for each in found if each[1].has_truth]
+    ious = iter(
+        many_chain_ious(
+            [chain for _, _, chain in told],
+            [moment.windows for _, moment, _ in told],
+            # Some programs don't cut spans to the video.
+            [_UNCUT if getattr(record, "clips", True) is False else moment.duration for record, moment, _ in told],
+        )
     )
-    return [MeasuredChain(*each, steps) for each, steps in zip(found, ious, strict=True)]
+    return [
+        MeasuredChain(*each, next(ious) if each[1].has_truth else [math.nan] * len(each[2].steps)) for each in found
+    ]
 
 
 def measure_groups(records: Records, moments: Mapping[str, Moment]) -> dict[str, list[MeasuredChain]]:

@@ -321,6 +321,42 @@ def test_a_query_is_followed_through_the_stages(look: Callable[..., WatchedPage]
     assert [row.inner_text().split()[0] for row in rows.all()] == ["grpo", "grpo_final"]
 
 
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (800, "dark")])
+def test_models_stand_under_one_timeline_with_what_each_is_worth(
+    look: Callable[..., WatchedPage], moments: list[Moment], width: int, scheme: str
+) -> None:
+    models = {
+        "ours": {"q0": "<think></think><answer>2 to 4</answer>", "q1": "<think></think><answer>2 to 4</answer>"},
+        "grpo of 7B": {"q0": "<think></think><answer>2 to 8</answer>"},
+        "detr": {"q0": PredictedRow(windows=((3.0, 4.0),))},
+    }
+    shown = look(widget_page(explore(models, moments, clips=1)), width, scheme)
+    assert shown.root("view") == "stages" and shown.page.get_by_role("tab", name="Models").is_visible()
+    rows = [" ".join(row.inner_text().split()) for row in shown.page.locator("[data-row-chain]").all()]
+    assert rows == ["ours IoU 1.00", "grpo of 7B IoU 0.33", "detr IoU 0.50"]
+    side = " ".join(shown.text(".lk-side").split())
+    assert "ours 2.0–4.0 1.00 – grpo of 7B 2.0–8.0 0.33 \u22120.67 detr 3.0–4.0 0.50 \u22120.50" in side
+    assert "fault" not in shown.text(".lk-head-rows") or "window" not in shown.text(".lk-rows"), "a window is no fault"
+    shown.page.locator('[data-filter="stage"]').select_option("detr")
+    assert shown.root("count") == "1"
+    shown.page.locator('[data-filter="stage"]').select_option("")
+    shown.page.locator(".lk-rows .lk-row", has_text="thing 1").click()
+    assert "Not answered by: grpo of 7B, detr." in shown.text(".lk-side")
+    assert shown.violations() == []
+
+
+def test_samples_of_one_model_are_ranked_by_iou_where_nothing_was_paid(
+    look: Callable[..., WatchedPage], moments: list[Moment]
+) -> None:
+    rows = [{"qid": "q0", "text": f"<think></think><answer>2 to {end}</answer>"} for end in (8, 4, 6)]
+    widget = explore(rows, moments, clips=1)
+    widget.view = "group"
+    shown = look(widget_page(widget))
+    ranked = [" ".join(row.inner_text().split()) for row in shown.page.locator("[data-row-chain]").all()]
+    assert ranked == ["1 #1 IoU 1.00", "2 #2 IoU 0.50", "3 #0 IoU 0.33"]
+    assert "3 answers to this prompt, IoU 0.33 to 1.00." in shown.text(".lk-side")
+
+
 def test_a_clip_that_did_not_travel_along_says_so_in_its_place(
     look: Callable[..., WatchedPage], html: str, rollouts: list[Rollout], moments: list[Moment]
 ) -> None:

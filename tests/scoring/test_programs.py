@@ -406,7 +406,7 @@ def test_several_files_are_a_row_each_and_compared_with_the_first_under_the_same
     assert gap.value == pytest.approx(MIOU - 1 / 4)
     text = str(alike)
     assert "+20.8" in text and "whole video" in text
-    assert "written by Time-R1; joined 3 by place and truth; 1 moments unanswered." in text
+    assert "written by Time-R1; joined 3 by place and truth; 1 moment unanswered." in text
     assert set(alike.as_dict()["paired"]) == {"second"} and "<table>" in alike._repr_html_()
     with pytest.raises(LabError, match="gone: predictions 'gone.jsonl' can't be read"):
         score_table({"gone": "gone.jsonl"}, MOMENTS)

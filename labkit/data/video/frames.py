@@ -85,29 +85,25 @@ def sample_times(duration: float, fps: float, max_frames: int, multiple: int = 2
     return np.minimum(np.arange(whole), fitting - 1) * (1 / fps)
 
 
-def read_frames(
-    path: str | Path,
-    times: ArrayLike,
-    start: float = 0.0,
-    *,
-    folder: str | Path | None = None,
-    deadline: float = DEADLINE,
-) -> Frames:
+def read_frames(path: str | Path, times: ArrayLike, start: float = 0.0, *, deadline: float = DEADLINE) -> Frames:
     """Frames of `path` shown at `start + times`, in the video's own size, rotated as a player shows them.
 
-    `start` is the trim window's beginning in the video; times in the result are relative to it. `folder` caches between processes
-    whether decord is right on the file. A recording that is turned or changes its size is shown at its first frame's size.
+    `start` is the trim window's beginning in the video; times in the result are relative to it. A recording that is
+    turned or changes its size is shown at its first frame's size.
 
     Raises LabError when the file is missing, empty, not a video, or ends before the first time asked for, and when its decoder
     dies or stands still for `deadline` seconds.
     """
-    return _read(path, times, start, None, None if folder is None else Path(folder), deadline)
+    return _read(path, times, start, None, None, deadline)
 
 
 def thumbnails(
     path: str | Path, times: ArrayLike, width: int, *, folder: str | Path | None = None, deadline: float = DEADLINE
 ) -> Pixels:
-    """Small frames (T, H, W, 3) for figures, `width` pixels wide, heights in proportion. Otherwise as `read_frames`."""
+    """Small frames (T, H, W, 3) for figures, `width` pixels wide, heights in proportion. Otherwise as `read_frames`.
+
+    `folder` caches between processes whether decord is right on the file.
+    """
 
     def shrink(rgb: Pixels) -> Pixels:
         return resize(rgb, (max(1, round(rgb.shape[1] * width / rgb.shape[2])), width))

@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import accumulate
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -27,6 +27,7 @@ from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.scoring.predictions import Answers
 from labkit.scoring.readings import PredictedChain, are_predictions, predicted_chains
+from labkit.scoring.score_table import labelled
 from labkit.stages.rollouts import LATER, NAMES, Rollout
 from labkit.views.figures.failures import KINDS, MEANINGS, failure_kind, kind_by_ious
 from labkit.views.figures.style import in_stage_order
@@ -81,8 +82,10 @@ def with_predictions(
 ) -> tuple[Chains, str]:
     """Records with predictions in the place of what `labkit.score` takes, and what to say where little was read of it.
 
-    With `rules` all records are read as predictions, by stage or not.
+    With `rules` all records are read as predictions, by stage or not. Several files are told apart by their names.
     """
+    if isinstance(records, list | tuple) and (files := [each for each in records if isinstance(each, str | Path)]):
+        records = labelled(files)
     if are_predictions(records):
         return predicted_chains(records, moments, rules)
     if isinstance(records, Mapping):
@@ -125,12 +128,14 @@ def pack(
     spec: Specs | None = None,
     kind: Kind = failure_kind,
     left_out: Mapping[str, Any] | None = None,
+    sources: Sequence[str] = (),
 ) -> PackedChains:
     """Columns of all chains as gzipped JSON, moments and names once.
 
     `left_out` is what a page says of chains that are left out; with `places`, those of the rows among all chains.
 
-    `base` is the base model's IoU by qid. A chain is explained by the spec that it has on record; where it has none by
+    `base` is the base model's IoU by qid, or that of the first of several `sources`. A chain is explained by the
+    spec that it has on record; where it has none by
     `spec`, and without that by the default one. Weights are given only where they explain its recorded total, and the
     reason of a term only where it explains the recorded term.
     """
@@ -190,31 +195,55 @@ def pack(
             _moment(moment, clip, (base or {}).get(moment.qid)) for moment, clip in zip(used, clip_at, strict=True)
         ],
     }
+    if sources:
+        page["sources"] = list(sources)
     if left_out:
         page["left_out"] = dict(left_out)
     file.add(b"," + as_json(columns)[1:] + b"," + as_json(page)[1:])
     return PackedChains(file.close(), list(rows), list(clips), [clip_at[moment] for moment in columns["moment"]])
 
 
-def base_ious(rows: Sequence[StagedChain]) -> dict[str, float]:
-    """The base model's mean answer IoU by qid: what a later stage is compared with."""
+def sources_of(records: Chains) -> list[str]:
+    """The labels of several models' predictions, in their order; none where the records are of a run, or of one model."""
+    if not isinstance(records, Mapping) or len(records) < 2:
+        return []
+    several = all(isinstance(chain, PredictedChain) for chains in records.values() for chain in chains)
+    return list(records) if several else []
+
+
+def base_ious(rows: Sequence[StagedChain], reference: str = "base") -> dict[str, float]:
+    """The mean answer IoU by qid of the base model, or of another one that is the `reference` for the others."""
     found: dict[str, list[float]] = {}
     for row in rows:
-        if row.stage == "base":
+        if row.stage == reference and row.measured.moment.has_truth:
             found.setdefault(row.measured.moment.qid, []).append(row.measured.answer_iou)
     return {qid: math.fsum(ious) / len(ious) for qid, ious in found.items()}
 
 
 def first_to_show(rows: Sequence[StagedChain]) -> int:
-    """The chain to open with: of those that narrow at every step, the one that gains most; -1 when there is none."""
+    """The chain to open with: of those that narrow at every step, the one that gains most; -1 when there is none.
+
+    Among chains without a truth that is the first.
+    """
 
     def gain(index: int) -> float:
         measured = rows[index].measured
         steps = measured.ious
+        if not measured.moment.has_truth:
+            return -1.0
         narrowed = len(steps) >= 3 and measured.chain.answer is not None and narrows(steps)
         return measured.answer_iou - steps[0] + 1 if narrowed else measured.answer_iou
 
     return max(range(len(rows)), key=gain, default=-1)
+
+
+def most_disputed(rows: Sequence[StagedChain]) -> int:
+    """The chain to open with where several models are compared: the best on the query on which they are furthest apart."""
+    found: dict[str, list[tuple[float, int]]] = {}
+    for place, row in enumerate(rows):
+        iou = row.measured.answer_iou if row.measured.moment.has_truth else 0.0
+        found.setdefault(row.measured.moment.qid, []).append((iou, place))
+    return max(max(found.values(), key=lambda ious: max(ious)[0] - min(ious)[0]))[1] if found else -1
 
 
 def clip_of(moment: Moment) -> VideoClip:
@@ -257,7 +286,7 @@ def _moment(moment: Moment, clip: int, base: float | None) -> dict[str, Any]:
 
 def kind_of(kind: Kind, measured: MeasuredChain) -> str:
     """A chain's class of failure."""
-    if kind is failure_kind:  # its IoUs are here already
+    if kind is failure_kind or not measured.moment.has_truth:  # its IoUs are here already, or there are none
         return kind_by_ious(measured.chain, measured.ious, measured.moment.duration)
     return kind(measured.chain, measured.moment.windows, measured.moment.duration)
 
@@ -284,7 +313,8 @@ def _reward_columns(
     weights: list[dict[str, float]] = []
     for stage, measured in rows:
         record, moment = measured.record, measured.moment
-        if isinstance(record, PredictedChain):  # nobody paid for it, and its rules may not be labkit's
+        # Nobody paid for a prediction, and its rules may not be labkit's; without a truth nothing can be paid.
+        if isinstance(record, PredictedChain) or not moment.has_truth:
             earned.append([math.nan] * len(terms))
             reasons.append([0] * len(terms))
             totals.append(math.nan)

@@ -7,6 +7,7 @@ import functools
 import html
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +60,16 @@ class PageWidget(anywidget.AnyWidget):
         return {name: _as_json(getattr(self, name)) for name in ours}
 
 
-def widget_page(widget: PageWidget, title: str = "labkit") -> str:
-    """A whole HTML page around a widget, for a file that is opened without kernel and network."""
+def widget_page(widget: PageWidget, title: str = "labkit", notes: Sequence[str] = ()) -> str:
+    """A whole HTML page around a widget, for a file that is opened without kernel and network; `notes` stand below its title."""
     named = html.escape(title)
+    told = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{named}</title>'
     ground = ":root{color-scheme:light dark}body{margin:16px;font:14px system-ui,sans-serif}h1{font-size:18px}"
+    ground += "main>p{margin:6px 0;opacity:.8}"
     return (
         f'<!DOCTYPE html><html lang="en"><head>{head}<style>{ground}\n{PageWidget._css}</style></head><body><main>'
-        f"<h1>{named}</h1>{widget_fragment(widget)}</main>{module_script()}</body></html>"
+        f"<h1>{named}</h1>{told}{widget_fragment(widget)}</main>{module_script()}</body></html>"
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import re
 import textwrap
 from collections.abc import Sequence
@@ -149,7 +150,8 @@ def step_bars(measured: Any) -> list[_StepBar]:
 
 def _table(pen: Canvas, rows: Sequence[StagedChain], chosen: int, most: int) -> None:
     """The rows around the chosen one, by IoU as the explorer opens."""
-    order = sorted(range(len(rows)), key=lambda at: (-rows[at].measured.answer_iou, at))
+    ious = [row.measured.answer_iou for row in rows]
+    order = sorted(range(len(rows)), key=lambda at: (math.inf if math.isnan(ious[at]) else -ious[at], at))
     spot = order.index(chosen)
     begin = max(0, min(spot - most // 2, len(order) - most))
     stages = len({row.stage for row in rows}) > 1
@@ -169,8 +171,10 @@ def _table(pen: Canvas, rows: Sequence[StagedChain], chosen: int, most: int) -> 
         if stages:
             pen.box(12, middle - 4, 20, middle + 4, looks[row.stage].color, 2)
             pen.text(25, middle, row.stage, 12, most=62)
-        iou = row.measured.answer_iou
+        iou = ious[at]
         pen.text(query, middle, row.measured.moment.query, 12, most=_TABLE - 132 - query)
+        if math.isnan(iou):  # nobody has told the truth
+            continue
         pen.box(_TABLE - 124, middle - 3, _TABLE - 94, middle + 3, LINE, 3)
         pen.box(
             _TABLE - 124,
@@ -201,12 +205,12 @@ def _chain(
     picture = None if sheet is None else Image.open(io.BytesIO(sheet.webp)).convert("RGB")
     wide = 224 if sheet is None else min(250.0, 140 * sheet.width / sheet.height)
     pen.box(left, 84, left + wide, 224, _SCREEN, 6)
-    answer = row.measured.chain.answer or moment.windows[0]
+    shown = [*filter(None, [row.measured.chain.answer]), *moment.windows, *row.measured.chain.steps]
     if sheet is None:
         for number, line in enumerate(textwrap.wrap(problem, 34)[:6]):
             pen.text(left + wide / 2, 110 + 16 * number, line, 11, "#d5dae0", wide - 12, "mm")
     else:
-        pen.paste(_frame(picture, sheet, answer.start), left, 84, wide, 140)
+        pen.paste(_frame(picture, sheet, shown[0].start if shown else 0.0), left, 84, wide, 140)
     _earned(pen, record, left + wide + 18, right)
     # Film, truth, bars and axis share their seconds.
     begin, end, top = left + _LABEL, right - _VALUE, 236
@@ -219,20 +223,24 @@ def _chain(
         draw_film(pen, picture, sheet, moment.duration, (begin, top, end))
     else:
         pen.box(begin, top, end, top + FILM, RAISED, 4)
-    bottom = top + FILM + 4 + 22 * (len(steps) + 1)
+    first = top + FILM + 15 + (22 if moment.has_truth else 0)
+    bottom = first - 11 + 22 * len(steps)
     for window in moment.windows:
         pen.box(at(window.start), top + FILM + 4, at(window.end), bottom, BAND)
-    _line(pen, top + FILM + 15, "truth", moment.windows, style.TRUTH, at, left)
-    value = f"{moment.windows[0].start:.1f} to {moment.windows[0].end:.1f}" if len(moment.windows) == 1 else ""
-    pen.text(end + 12, top + FILM + 15, value or f"{len(moment.windows)} windows", 11.5, SOFT)
+    if moment.has_truth:
+        _line(pen, top + FILM + 15, "truth", moment.windows, style.TRUTH, at, left)
+        value = f"{moment.windows[0].start:.1f} to {moment.windows[0].end:.1f}" if len(moment.windows) == 1 else ""
+        pen.text(end + 12, top + FILM + 15, value or f"{len(moment.windows)} windows", 11.5, SOFT)
     before: float | None = None
-    for number, step in enumerate(steps, 1):
-        middle = top + FILM + 15 + 22 * number
+    for number, step in enumerate(steps):
+        middle = first + 22 * number
         clipped = step.span and clip_span(step.span, moment.duration)
         _line(pen, middle, step.name, [clipped] if clipped else [], step.color, at, left)
         pen.text(
             end + 12, middle, f"{step.span.start:.1f} to {step.span.end:.1f}" if step.span else "none", 11.5, SOFT, 70
         )
+        if not moment.has_truth:
+            continue
         pen.text(right - 12, middle, f"{step.iou:.2f}", 11.5, anchor="rm")
         if before is not None and step.iou != before:
             better = step.iou > before

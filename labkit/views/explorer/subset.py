@@ -131,7 +131,7 @@ def matching(
         own = {"stage": row.stage, "status": chain.status, "kind": kinds[place]}
         if any(each and own[name] != each for name, each in equal.items()):
             return False
-        if not low - _EPSILON <= iou <= high + _EPSILON:
+        if (low > 0 or high < 1) and not low - _EPSILON <= iou <= high + _EPSILON:
             return False
         if anchors and (len(chain.anchors) < 4 if anchors == "4" else str(len(chain.anchors)) != anchors):
             return False

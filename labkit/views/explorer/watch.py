@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def watch(
     """
     by_qid = {moment.qid: moment for moment in moments}
     widget = QueryWatch(
-        rollouts, Context(by_qid, [], None, failure_kind, frozenset()), SheetCache(folder), len(by_qid), 0
+        rollouts, Context(by_qid, [], None, failure_kind, frozenset(), []), SheetCache(folder), len(by_qid), 0
     )
     if not len(widget):
         raise LabError("there is no chain to watch; give the rollouts of probe queries, as lab.probes('grpo').read()")
@@ -100,4 +101,5 @@ def learnt_lines(rows: Sequence[StagedChain]) -> dict[str, list[int]]:
 
 
 def _gain(line: Sequence[StagedChain]) -> float:
-    return line[-1].measured.answer_iou - line[0].measured.answer_iou
+    gain = line[-1].measured.answer_iou - line[0].measured.answer_iou
+    return -1.0 if math.isnan(gain) else gain  # a query without a truth

@@ -68,6 +68,8 @@ class Context(NamedTuple):
     kind: Kind
     kept: frozenset[tuple[str, str]]
     """Query and text of the chains that are saved before others."""
+    sources: list[str]
+    """Labels of the models whose predictions are compared, the first with the others; none of a run's chains."""
 
 
 class ChainExplorer(PageWidget):
@@ -100,7 +102,8 @@ class ChainExplorer(PageWidget):
         layouts, sheets = self._clips_to_embed(clips)
         data = self._packed.data
         first = self._first
-        super().__init__(shows=self.page_name, data=data, clips=layouts, sheets=sheets, selected=first, height=height)
+        super().__init__(shows=self.page_name, data=data, clips=layouts, sheets=sheets, selected=first, height=height,
+                         view="stages" if context.sources else "chain")  # fmt: skip
         self.hint = saving_hint_of_server()
         self.on_msg(self._answer)
 
@@ -161,13 +164,13 @@ class ChainExplorer(PageWidget):
         with gc_paused():
             self._rows = packing.staged_chains(rollouts, context.moments) + context.base
             self._kinds = [packing.kind_of(context.kind, row.measured) for row in self._rows]
-            self._base = packing.base_ious(self._rows)
+            self._base = packing.base_ious(self._rows, *context.sources[:1])
         self._first = self._first_to_show()
         self._pack(self._first)
 
     def _first_to_show(self) -> int:
         """Place of the chain to open with; -1 when there is none."""
-        return packing.first_to_show(self._rows)
+        return packing.most_disputed(self._rows) if self._context.sources else packing.first_to_show(self._rows)
 
     def _pack(self, first: int, asked: Mapping[str, Any] | None = None) -> None:
         """Pack the subset that is saved: that one and others, or those that pass the filters that a page has `asked` with."""
@@ -181,7 +184,12 @@ class ChainExplorer(PageWidget):
                 )  # fmt: skip
                 chosen = rows if len(self._places) == len(rows) else [rows[place] for place in self._places]
                 self._packed = packing.pack(
-                    chosen, base=self._base, spec=context.spec, kind=context.kind, left_out=self._left_out(found)
+                    chosen,
+                    base=self._base,
+                    spec=context.spec,
+                    kind=context.kind,
+                    left_out=self._left_out(found),
+                    sources=context.sources,
                 )
                 size = len(self._packed.data)
                 if size <= subset.MOST_BYTES or len(chosen) <= subset.FEWEST_CHAINS:
@@ -378,7 +386,8 @@ def explore(
     `kind` names a chain's class of failure, "" for none. Raises LabError when a chain's moment isn't there.
 
     Whatever `labkit.score` takes is shown as its `rules` read it, one chain a question: of ranked windows the first is the
-    answer, anchors are those of the rules' own models, and nothing has a reward.
+    answer, anchors are those of the rules' own models, and nothing has a reward. Several files, or several models' predictions by
+    label, stand side by side, query by query, and are compared with the first.
     """
     by_qid = {moment.qid: moment for moment in moments}
     records, note = packing.with_predictions(rollouts, moments, rules)
@@ -387,7 +396,7 @@ def explore(
     compared = packing.with_predictions(base, moments, rules)[0] if base else []
     context = Context(
         by_qid, packing.staged_chains({"base": compared}, by_qid), spec, kind,
-        frozenset((record.qid, record.text) for record in kept),
+        frozenset((record.qid, record.text) for record in kept), [] if compared else packing.sources_of(records),
     )  # fmt: skip
     return ChainExplorer(records, context, SheetCache(folder), clips, height)
 

@@ -39,9 +39,11 @@ def chain_picture(record: ChainRecord, moment: Moment, frames: Film | Frames | N
     `frames` are those to choose from; without them they are read from the video. Hover a bar for the words before it.
     """
     measured = measure_chains([record], {moment.qid: moment})[0]
-    caption = (
-        f"{_remarks(measured)}IoU of the answer: <b>{measured.answer_iou:.2f}</b>. "
+    caption = _remarks(measured) + (
+        f"IoU of the answer: <b>{measured.answer_iou:.2f}</b>. "
         "Anchor by anchor, the bars should close in on the truth (green)."
+        if moment.has_truth
+        else "Nobody has said when it happens: there is no truth, and no IoU."
     )
     title = f"“{style.plain(moment.query, _TITLE_LENGTH)}”"
     return _blocks(title, caption, [("", measured, film(moment) if frames is None else frames)])
@@ -220,7 +222,9 @@ class _Block:
             nearest = int(np.abs(times - middle).argmin())
             if abs(times[nearest] - middle) > slot:
                 continue  # the video is shorter than its annotation says: nothing is shown where nothing was seen
-            inside = any(w.start < middle + slot / 2 and middle - slot / 2 < w.end for w in moment.windows)
+            inside = not moment.has_truth or any(
+                w.start < middle + slot / 2 and middle - slot / 2 < w.end for w in moment.windows
+            )
             # In a figure wider than it was composed for a frame fills its place and loses its edges: no gaps.
             self.fig.add_layout_image(
                 source=data_uri(frames.rgb[nearest]),
@@ -245,10 +249,12 @@ class _Block:
             if step.span is None or clipped is None:
                 previous = None
                 continue
-            if previous is not None:
+            if previous is not None and moment.has_truth:
                 self.funnel(previous, (row, clipped))
             previous = (row, clipped)
-            words = f"<b>{step.name}</b>: {_times(step.span)} s, IoU {step.iou:.3f}"
+            words = f"<b>{step.name}</b>: {_times(step.span)} s" + (
+                f", IoU {step.iou:.3f}" if moment.has_truth else ""
+            )
             bars.append((row, clipped, step.color, "<br>".join([words, *words_before(measured, step.anchor)])))
         self.fig.add_bar(
             base=[span.start for _, span, _, _ in bars],
@@ -282,13 +288,16 @@ class _Block:
         """Times and IoU of each step to the right of its bar, with a sign for better or worse than the step before."""
         windows = measured.moment.windows
         rows = [(f"{_times(windows[0])} s" if len(windows) == 1 else f"{len(windows)} windows", "IoU")]
+        if not windows:
+            rows = [("not told", "")]
         before: float | None = None
         for step in steps:
             if step.span is None:
-                rows.append(("none read", "<b>0.00</b>"))
+                rows.append(("none read", "<b>0.00</b>" if windows else ""))
                 continue
             outside = clip_span(step.span, measured.moment.duration) is None
-            rows.append(("outside the clip" if outside else f"{_times(step.span)} s", _compared(step.iou, before)))
+            value = _compared(step.iou, before) if windows else ""
+            rows.append(("outside the clip" if outside else f"{_times(step.span)} s", value))
             before = step.iou
         for row, (times, value) in enumerate(rows):
             middle = top + (row + 0.5) * _ROW
@@ -342,7 +351,8 @@ def _gain(measured: MeasuredChain) -> float:
 
 
 def _header(name: str, measured: MeasuredChain) -> str:
-    return f"<b>{style.plain(name, 40)}</b>: {_remarks(measured)}IoU {measured.answer_iou:.2f}"
+    value = f"IoU {measured.answer_iou:.2f}" if measured.moment.has_truth else "no truth, no IoU"
+    return f"<b>{style.plain(name, 40)}</b>: {_remarks(measured)}{value}"
 
 
 def _remarks(measured: MeasuredChain) -> str:

@@ -6,6 +6,7 @@ so that a share of the atlas and a score never contradict each other.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -62,7 +63,10 @@ def failure_kind(chain: AnchorChain, windows: Sequence[Span], duration: float, *
 
 
 def kind_by_ious(chain: AnchorChain, ious: Sequence[float], duration: float, *, right: float = CORRECT_IOU) -> str:
-    """`failure_kind` of a chain whose steps have been measured; `ious` are those of `chain_ious`."""
+    """`failure_kind` of a chain whose steps have been measured; `ious` are those of `chain_ious`.
+
+    Where they are NaN, since nobody has told the truth, only what is wrong whatever the truth is has a class.
+    """
     answer = chain.answer
     if answer is None:
         return "cut_off" if chain.status == "cut_off" else "no_answer"
@@ -71,6 +75,8 @@ def kind_by_ious(chain: AnchorChain, ious: Sequence[float], duration: float, *, 
         return ""
     if answer.middle > duration:
         return "past_the_end"
+    if math.isnan(value):
+        return ""
     spans = clip_spans(chain.steps, duration)
     if any(copies(spans)):
         return "copied_anchor"

@@ -96,7 +96,7 @@ def summary(folder: Path) -> dict[str, Any]:
     manifest, results = read_manifest(folder), read_results(folder)
     parameters = _parameters(folder)
     stages = results["stages"]
-    open_stages = [name for name, entry in stages.items() if entry["state"] != "finished"]
+    open_stages = [name for name, entry in stages.items() if entry["state"] not in ("finished", "skipped")]
     seconds = sum(entry["seconds"] or 0 for entry in stages.values())
     queries = {row[decoding]["n"] for row in results["models"].values() for decoding in row if row[decoding]}
     facts = [
@@ -108,10 +108,12 @@ def summary(folder: Path) -> dict[str, Any]:
         ("time of all stages", duration(seconds)),
         ("labkit", version_text(manifest)),
     ]
+    if results["begins"]:
+        facts.insert(0, ("begins", results["begins"]))
     if harvest := results["harvest"]:
         kept = f"{harvest.get('kept', 0):,.0f}" if "kept" in harvest else ""
         share = f"{100 * harvest['yield']:.1f} %" if harvest.get("yield") is not None else ""
-        facts.insert(4, ("traces kept", f"{kept} ({share})" if kept and share else kept or share))
+        facts.insert(-3, ("traces kept", f"{kept} ({share})" if kept and share else kept or share))
     return {
         "facts": [(name, str(value)) for name, value in facts],
         "stopped": f"Open: {', '.join(open_stages)}." if open_stages else "",

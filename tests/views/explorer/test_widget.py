@@ -19,7 +19,7 @@ from labkit.chain.rewards import RewardSpec, score_chain
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.errors import LabError
-from labkit.scoring.predictions import PredictedRow, read_predictions
+from labkit.scoring.predictions import PredictedRow, read_predictions, write_predictions
 from labkit.scoring.scores import score
 from labkit.stages.rollouts import UNPAID, Rollout, RolloutStore
 from labkit.views.explorer.packing import PlainRecord
@@ -172,6 +172,22 @@ def test_what_score_takes_can_be_looked_at(moments: list[Moment], tmp_path: Path
     assert widget.selection.moment.qid == "q1"
 
 
+def test_several_files_stand_side_by_side_and_open_where_they_are_furthest_apart(
+    moments: list[Moment], tmp_path: Path
+) -> None:
+    near = {"q1": "<think></think><answer>2 to 4</answer>", "q2": "<think></think><answer>2 to 4</answer>"}
+    far = {"q1": "<think></think><answer>2 to 4</answer>", "q2": "<think></think><answer>4 to 8</answer>"}
+    for name, texts in (("near", near), ("far", far)):
+        write_predictions(tmp_path / f"{name}.jsonl", texts)
+    widget = explore([tmp_path / "near.jsonl", str(tmp_path / "far.jsonl")], moments, clips=0)
+    page = told(widget)
+    assert (page["sources"], page["names"]["stage"], widget.view) == (["near", "far"], ["near", "far"], "stages")
+    assert widget.selection.moment.qid == "q2"
+    ious = {moment["qid"]: moment["base"] for moment in page["moments"]}
+    assert ious == {"q1": 1.0, "q2": page["columns"]["ious"][1][0]}, "the first file is what others are compared with"
+    assert "sources" not in told(explore([tmp_path / "near.jsonl"], moments, clips=0))
+
+
 def test_ranked_windows_show_their_first_and_list_all(moments: list[Moment]) -> None:
     windows = PredictedRow(windows=((2.0, 4.0), (5.0, 8.0)), scores=(0.5, 0.25))
     columns = told(explore({"q1": windows, "q2": PredictedRow(windows=())}, moments, clips=0))["columns"]
@@ -190,7 +206,10 @@ def test_rules_that_do_not_cut_to_the_video_show_the_iou_that_they_score(moments
 def test_chains_on_record_keep_their_rewards_unless_rules_are_named(moments: list[Moment]) -> None:
     assert told(explore([rollout()], moments, clips=0))["columns"]["total"] != [None]
     read = told(explore([rollout(), rollout(LOST)], moments, rules="timer1", clips=0))["columns"]
-    assert (read["total"], read["ious"]) == ([None], [[1.0]]), "one answer a question, as it is scored"
+    assert (read["total"], read["sample"]) == ([None, None], [0, 1]), (
+        "of two answers the first is the one that is scored"
+    )
+    assert read["ious"][0] == [1.0]
 
 
 def test_where_little_is_read_the_explorer_says_which_rule_reads_more(

@@ -1,6 +1,6 @@
 /** What is shown of one chain, of its group and of its query through the stages: spans, text, reward terms. */
 
-import { clamp, EPSILON, h, safeText, letter, number, percent, CORRECT_IOU, signed, svg } from "./core.js";
+import { clamp, EPSILON, h, safeText, letter, many, number, percent, CORRECT_IOU, signed, svg, times } from "./core.js";
 import { MOST_STEPS } from "./chains.js";
 import { stageName } from "./stages.js";
 
@@ -9,8 +9,8 @@ export const LOOKS = { truth: "truth", answer: "answer" };
 /** Spans of a chain in the order in which it names them, the answer last. */
 export function steps(chains, i) {
   const { anchors, answer, ious } = chains.columns;
-  const found = anchors[i].map((anchor, k) => ({ step: k, name: `anchor ${k + 1}`, look: "anchor", at: anchor, iou: ious[i][k] }));
-  if (answer[i]) found.push({ step: found.length, name: "answer", look: "answer", at: answer[i], iou: ious[i].at(-1) });
+  const found = anchors[i].map((anchor, k) => ({ step: k, name: `anchor ${k + 1}`, look: "anchor", at: anchor, iou: ious[i][k] ?? undefined }));
+  if (answer[i]) found.push({ step: found.length, name: "answer", look: "answer", at: answer[i], iou: ious[i].at(-1) ?? undefined });
   return found;
 }
 
@@ -25,20 +25,18 @@ function stepBar(chains, step, before, count) {
     step: step.step,
     iou: step.iou,
     shade: step.look === "anchor" ? `${Math.round(58 + (42 * (step.step + 1)) / Math.max(1, count))}%` : null,
-    note: [number(step.iou), ...(mark ? [mark] : [])],
+    note: step.iou === undefined ? null : [number(step.iou), ...(mark ? [mark] : [])],
   };
 }
 
-export const truthRow = (moment) => ({
+/** The row of the truth, at whose end `end` may stand; no row where nobody has told it. */
+export const truthRows = (moment, end = null) => (moment.windows.length ? [{ ...truthRow(moment), ...(end && { end }) }] : []);
+const truthRow = (moment) => ({
   label: ["truth"],
   truth: true,
   bars: moment.windows.map((window) => ({ span: window, look: "truth", name: "truth", step: "truth" })),
   end: [moment.windows.length === 1 ? times(moment.windows[0]) : `${moment.windows.length} windows`],
 });
-
-/** A span as short as it can be sentences. */
-export const times = ([start, end]) => (end < 1000 ? `${start.toFixed(1)}–${end.toFixed(1)}` : `${whole(start)}–${whole(end)}`);
-const whole = (seconds) => `${Math.floor(Math.round(seconds) / 60)}:${String(Math.round(seconds) % 60).padStart(2, "0")}`;
 
 /** @returns {TrackRow[]} */
 export function chainRows(chains, i) {
@@ -52,7 +50,7 @@ export function chainRows(chains, i) {
   }));
   if (anchors.length > MOST_STEPS) rows.splice(MOST_STEPS, 0, { label: [`${anchors.length - MOST_STEPS} more`], bars: [] });
   if (!chains.columns.answer[i]) rows.push({ label: ["answer"], bars: [], end: ["none"] });
-  return [truthRow(chains.moment(i)), ...rows];
+  return [...truthRows(chains.moment(i)), ...rows];
 }
 
 /** A chain as one row of thin bars. */
@@ -65,14 +63,14 @@ export function thinRow(chains, i, label, end, on, title) {
 /** A chain's own words: its anchors and its answer as chips, tags only where they are what went wrong. */
 export function chainText(chains, i, { live = null, same = 0 } = {}) {
   const text = chains.columns.text[i];
-  const whole = ["ok", "no_anchor"].includes(chains.name("status", i));
+  const whole = ["ok", "no_anchor", "a span"].includes(chains.name("status", i));
   const nodes = [];
   const plain = (piece, from) => {
     for (const part of piece.split(/(<\/?(?:think|timestamp|answer|option)>)/)) {
       const cut = clamp(same - from, 0, part.length);
       from += part.length;
       if (/^<\/?\w+>$/.test(part)) {
-        if (!(whole && part.endsWith("think>"))) nodes.push(h("span", { class: "lk-tag" }, part));
+        if (!(whole && /(think|answer)>$/.test(part))) nodes.push(h("span", { class: "lk-tag" }, part));
         continue;
       }
       if (cut) nodes.push(h("span", { class: "lk-same" }, safeText(part.slice(0, cut))));
@@ -107,14 +105,15 @@ function optionChip(chains, i, words) {
 
 function chip(step, words, { onHot, onBar, onPlay }) {
   const bar = { span: step.at.slice(0, 2), step: step.step };
+  const iou = step.iou === undefined ? "" : `, IoU ${number(step.iou)}`;
   return h(
     "button",
     {
       type: "button",
       class: `lk-chip lk-${step.look}`,
       "data-step": step.step,
-      "aria-label": `${step.name}, ${words}, IoU ${number(step.iou)}`,
-      title: `${step.name}, IoU ${number(step.iou)}\nclick: go there · double-click: play it`,
+      "aria-label": `${step.name}, ${words}${iou}`,
+      title: `${step.name}${iou}\nclick: go there · double-click: play it`,
       onclick: () => onBar(bar),
       ondblclick: () => onPlay(bar.span),
       onpointerenter: () => onHot(step.step),
@@ -131,11 +130,13 @@ const table = (attributes, head, ...rows) =>
 const line = (name, cells, attributes = {}) =>
   h("tr", attributes, h("th", { scope: "row" }, ...name), ...cells.map((cell) => h("td", {}, ...cell)));
 
+export const isUnpaid = ({ columns }, i) => columns.total[i] === null && columns.earned[i].every((each) => each === null);
+
 /** Every term of a chain's reward, what it counts for, and why. */
 export function rewardTable(chains, i) {
+  if (!chains.isTold(i)) return untold(chains, i);
   const { earned, total, advantage, reasons } = chains.columns;
-  const unpaid = total[i] === null && earned[i].every((each) => each === null);
-  if (unpaid) return [h("div", { class: "lk-side-title" }, "No reward ", h("small", {}, "a prediction is not paid"))];
+  if (isUnpaid(chains, i)) return [h("div", { class: "lk-side-title" }, "No reward ", h("small", {}, "a prediction is not paid"))];
   const weights = chains.weights(i);
   const counts = chains.terms.map((term, k) => (weights ? weights[term] : 1) * (earned[i][k] ?? 0));
   const scale = Math.max(1, ...counts.map(Math.abs));
@@ -155,6 +156,18 @@ export function rewardTable(chains, i) {
     h("div", { class: "lk-side-title" }, `Reward ${number(total[i])} `, h("small", {}, paid)),
     table({ class: "lk-reward-breakdown" }, ["term", "earned", "weight", "counts", ""], ...rows.flat().filter(Boolean), sum),
     ...(weights ? [] : [h("p", { class: "lk-aside" }, OTHER_WEIGHTS)]),
+  ];
+}
+
+/** What can be said of chains when nobody has said when it happens: how far they agree. */
+function untold(chains, i) {
+  const group = chains.group(i);
+  const found = group.filter((each) => chains.columns.answer[each]);
+  const different = new Set(found.map((each) => times(chains.columns.answer[each]))).size;
+  const said = group.length < 2 ? "" : `${many(group.length, "chain")}: ${found.length} with an answer, ${different} different.`;
+  return [
+    h("div", { class: "lk-side-title" }, "No truth, no score ", h("small", {}, "nobody has said when it happens")),
+    h("p", { class: "lk-why" }, said),
   ];
 }
 
@@ -180,7 +193,12 @@ function contribution(chains, i, k) {
 
 /** Why the chains of a group earned differently: in words, then term by term. */
 export function groupPanel(chains, i) {
+  if (!chains.isTold(i)) return untold(chains, i);
   const order = ranked(chains, i);
+  if (order.length > 1 && isUnpaid(chains, i)) {
+    const ious = order.map((each) => chains.iou[each]);
+    return [h("div", { class: "lk-side-title" }, "No reward ", h("small", {}, "predictions are not paid")), h("p", { class: "lk-why" }, `${order.length} answers to this prompt, IoU ${number(Math.min(...ious))} to ${number(Math.max(...ious))}.`)];
+  }
   if (order.length === 1) {
     return [h("p", { class: "lk-why" }, "One chain was sampled for this prompt: there is no other to compare it with."), ...rewardTable(chains, i)];
   }
@@ -246,12 +264,13 @@ export function throughStages(chains, i) {
 export function stagesPanel(chains, i) {
   const found = throughStages(chains, i);
   const mean = (list, value) => list.reduce((sum, each) => sum + value(each), 0) / list.length;
+  if (chains.sources.length) return sourcesPanel(chains, found);
   const rows = found.map(({ stage, own }) =>
     line(stageName(stage), [
       [own.length],
       [number(mean(own, (each) => chains.anchors[each]), 1)],
       [number(mean(own, (each) => chains.iou[each]))],
-      [`${Math.round(100 * mean(own, (each) => Number(chains.iou[each] >= CORRECT_IOU)))} %`],
+      [chains.isTold(i) ? `${Math.round(100 * mean(own, (each) => Number(chains.iou[each] >= CORRECT_IOU)))} %` : "–"],
     ]),
   );
   const missing = chains.names.stage.filter((stage) => !found.some((each) => each.stage === stage));
@@ -261,6 +280,23 @@ export function stagesPanel(chains, i) {
     missing.length ? h("p", { class: "lk-aside" }, `Not asked in: ${safeText(missing.join(", "))}.`) : "",
     chains.left ? h("p", { class: "lk-aside" }, "Counted over the chains that are saved here.") : "",
     h("p", { class: "lk-aside" }, "The bars show one chain of each stage: the selected one, else the latest step's first sample."),
+  ];
+}
+
+/** Each model's answer to one query, as far from the first model's as it is. */
+function sourcesPanel(chains, found) {
+  const several = found.some(({ own }) => own.length > 1);
+  const rows = found.map(({ stage, own, shown }) => {
+    const answer = chains.columns.answer[shown];
+    const delta = chains.delta[shown];
+    const same = stage === chains.reference || Number.isNaN(delta);
+    return line(stageName(stage), [[answer ? times(answer) : "none"], [number(chains.iou[shown])], [same ? "–" : signed(delta)], ...(several ? [[own.length]] : [])]);
+  });
+  const missing = chains.sources.filter((source) => !found.some((each) => each.stage === source));
+  return [
+    h("div", { class: "lk-side-title" }, "This query, model by model"),
+    table({ class: "lk-reward-breakdown lk-stages-table" }, ["model", "answer", "IoU", "vs first", ...(several ? ["samples"] : [])], ...rows),
+    missing.length ? h("p", { class: "lk-aside" }, `Not answered by: ${safeText(missing.join(", "))}.`) : "",
   ];
 }
 

@@ -4,6 +4,9 @@ import { EPSILON } from "./core.js";
 
 export const MOST_STEPS = 12;
 
+/** How the form was kept where nothing is wrong with it: by labkit's form, by another program's rule, by ranked windows. */
+export const READ = ["ok", "a span", "window"];
+
 /** The columns as Python packed them, and what the table sorts and filters by. */
 export class Chains {
   constructor(page) {
@@ -12,6 +15,9 @@ export class Chains {
     this.names = page.names;
     this.moments = page.moments;
     this.terms = page.terms;
+    /** Labels of several models whose predictions are compared with those of the first; none of a run's stages. */
+    this.sources = page.sources ?? [];
+    this.reference = this.sources[0] ?? "base";
     this.left = page.left_out ?? null;
     if (this.left) this.spots = new Map(this.left.places.map((place, i) => [place, i]));
     const count = this.columns.text.length;
@@ -24,6 +30,9 @@ export class Chains {
     this.total = column();
     this.delta = column();
     this.lost = column();
+    this.answer = column();
+    /** Whether anybody has said of a query when it happens: without that there is neither IoU nor reward. */
+    this.told = this.moments.some((moment) => moment.windows.length);
     this.compared = this.moments.some((moment) => moment.base !== null);
     for (let i = 0; i < count; i++) this.derive(i);
     this.groups = new Map();
@@ -53,7 +62,8 @@ export class Chains {
   derive(i) {
     const ious = this.columns.ious[i];
     const anchors = this.columns.anchors[i].length;
-    const answer = this.columns.answer[i] ? ious[ious.length - 1] : 0;
+    const answer = !this.isTold(i) ? NaN : this.columns.answer[i] ? ious[ious.length - 1] : 0;
+    this.answer[i] = this.columns.answer[i]?.[0] ?? NaN;
     this.anchors[i] = anchors;
     this.iou[i] = answer;
     this.gain[i] = anchors ? answer - ious[0] : NaN;
@@ -61,12 +71,15 @@ export class Chains {
     for (let k = 1; k < ious.length; k++) if (this.way(ious[k - 1], ious[k]) === "▼") this.worse[i]++;
     this.total[i] = this.columns.total[i] ?? NaN;
     const base = this.moments[this.columns.moment[i]].base;
-    this.delta[i] = base === null ? NaN : answer - base;
+    this.delta[i] = base === null || this.name("stage", i) === this.sources[0] ? NaN : answer - base;
   }
 
   /** The index of a chain among all chains, of which the page may hold a subset; and back, -1 for one that is not here. */
   globalIndex = (i) => this.left?.places[i] ?? i;
   localIndex = (place) => (this.left ? (this.spots.get(place) ?? -1) : place);
+  isTold = (i) => this.moment(i).windows.length > 0;
+  /** A chain among those of its prompt. Whoever asks without knowing the truth gets the greedy chain as the first. */
+  sampleName = (i) => (this.isTold(i) || this.columns.sample[i] ? `#${this.columns.sample[i]}` : "greedy");
   moment = (i) => this.moments[this.columns.moment[i]];
   name = (column, i) => this.names[column][this.columns[column][i]];
   group = (i) => {
@@ -78,7 +91,7 @@ export class Chains {
   fault(i) {
     const kind = this.name("kind", i);
     const status = this.name("status", i);
-    return kind || (status === "ok" ? "" : status);
+    return kind || (READ.includes(status) ? "" : status);
   }
 
   meaning = (i) => this.page.meanings[this.fault(i)] ?? this.fault(i);
@@ -141,13 +154,14 @@ export class Chains {
     const [stage, status, kind] = [at("stage", filter.stage), at("status", filter.status), at("kind", filter.kind)];
     const columns = this.columns;
     const anchors = filter.anchors === "" ? null : Number(filter.anchors);
+    const bounded = filter.low > 0 || filter.high < 1;
     const kept = [];
     for (const i of this.ordered(sort)) {
       if (filter.stage && columns.stage[i] !== stage) continue;
       if (filter.status && columns.status[i] !== status) continue;
       if (filter.kind && columns.kind[i] !== kind) continue;
       if (anchors !== null && (anchors === 4 ? this.anchors[i] < 4 : this.anchors[i] !== anchors)) continue;
-      if (this.iou[i] < filter.low - EPSILON || this.iou[i] > filter.high + EPSILON) continue;
+      if (bounded && !(this.iou[i] >= filter.low - EPSILON && this.iou[i] <= filter.high + EPSILON)) continue;
       if (filter.regress && !REGRESSIONS[filter.regress].holds(this, i)) continue;
       if (needle && !haystack[i].includes(needle)) continue;
       kept.push(i);
@@ -165,5 +179,5 @@ function push(map, key, value) {
 export const REGRESSIONS = {
   step: { label: "a step got worse", holds: (chains, i) => chains.worse[i] > 0 },
   answer: { label: "answer below best anchor", holds: (chains, i) => chains.lost[i] > EPSILON },
-  base: { label: "answer below base", holds: (chains, i) => chains.delta[i] < -EPSILON },
+  base: { label: "answer below", reference: true, holds: (chains, i) => chains.delta[i] < -EPSILON },
 };

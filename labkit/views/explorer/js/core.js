@@ -45,6 +45,10 @@ export const later = (work) => setTimeout(work, 20);
 export const spaced = (name) => safeText(name).replaceAll("_", " ");
 export const span = ([start, end]) => `${start.toFixed(1)} to ${end.toFixed(1)} s`;
 
+/** A span as short as it can be said. */
+export const times = ([start, end]) => (end < 1000 ? `${start.toFixed(1)}–${end.toFixed(1)}` : `${whole(start)}–${whole(end)}`);
+const whole = (seconds) => `${Math.floor(Math.round(seconds) / 60)}:${String(Math.round(seconds) % 60).padStart(2, "0")}`;
+
 /** Bytes of whatever carries them: base64 in a page, a DataView from a kernel. */
 export function bytes(value) {
   if (typeof value === "string") return Uint8Array.from(atob(value), (char) => char.charCodeAt(0));

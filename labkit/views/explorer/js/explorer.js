@@ -1,11 +1,11 @@
 /** The chain explorer: filters, table and the selected chain. */
 
-import { clamp, h, safeText, later, letter, many, number, spaced } from "./core.js";
+import { clamp, h, safeText, later, letter, many, number, spaced, times } from "./core.js";
 import { Chains, REGRESSIONS } from "./chains.js";
 import { stageName } from "./stages.js";
 import { NOTE_DELAY, Player } from "./player.js";
 import { Table } from "./table.js";
-import { chainRows, commonStart, groupPanel, rewardTable, ranked, stagesPanel, steps, thinRow, chainText, throughStages, truthRow } from "./chain.js";
+import { chainRows, commonStart, groupPanel, isUnpaid, rewardTable, ranked, stagesPanel, steps, thinRow, chainText, throughStages, truthRows } from "./chain.js";
 import { HINT, KEYS } from "./keys.js";
 
 // Chains whose text is made searchable at once.
@@ -13,6 +13,9 @@ const AHEAD = 200;
 
 const NO_FILTER = { text: "", stage: "", status: "", kind: "", anchors: "", regress: "", low: 0, high: 1 };
 const VIEWS = { chain: "Chain", group: "Group", stages: "Stages" };
+/** What the parts are called of which each query has a chain: a run's stages, or models whose files are compared. */
+const STAGE_WORDS = { tab: "Stages", one: "stage", all: "all stages" };
+const MODEL_WORDS = { tab: "Models", one: "model", all: "all models" };
 /** What a page shares with Python, and where it stands in the filter. */
 const SHARED = { filter: "text", stage: "stage", kind: "kind" };
 
@@ -36,7 +39,10 @@ export class Explorer {
 
   build() {
     this.root = h("section", { class: "lk lk-explorer", "aria-label": "chain explorer", tabindex: "-1", "data-lm-suppress-shortcuts": "true" });
+    this.root.classList.toggle("lk-models", this.chains.sources.length > 0);
     this.root.style.setProperty("--height", `${this.height}px`);
+    this.chains.names.stage.forEach(stageName); // marks in the order of the names, not of the rows
+    this.parts = this.chains.sources.length ? MODEL_WORDS : STAGE_WORDS;
     this.table = new Table(this.chains, { onSelect: (i) => this.pick(i), onSort: (name, down) => this.sortBy(name, down) });
     this.player = new Player(this.root, {
       onHot: (step) => this.hot(step),
@@ -52,7 +58,7 @@ export class Explorer {
     this.tabs = h("div", { class: "lk-tabs", role: "tablist", "aria-label": "view" });
     const id = this.table.id;
     for (const [view, label] of Object.entries(VIEWS)) {
-      this.tabs.append(h("button", { type: "button", role: "tab", id: `${id}-${view}`, "aria-controls": `${id}-panel`, "data-tab": view, title: `press ${Object.keys(VIEWS).indexOf(view) + 1}`, onclick: () => this.show(view) }, label));
+      this.tabs.append(h("button", { type: "button", role: "tab", id: `${id}-${view}`, "aria-controls": `${id}-panel`, "data-tab": view, title: `press ${Object.keys(VIEWS).indexOf(view) + 1}`, onclick: () => this.show(view) }, view === "stages" ? this.parts.tab : label));
     }
     const panel = h(
       "div",
@@ -64,12 +70,26 @@ export class Explorer {
     );
     this.panel = panel;
     this.detail = h("div", { class: "lk-detail" }, h("div", { class: "lk-heading" }, h("div", {}, this.title, this.facts), this.tabs), panel);
+    if (!this.chains.told && this.chains.count) this.becomeAsked();
     this.root.append(this.toolbar(), ...this.notes(), h("div", { class: "lk-main" }, this.table.frame, this.detail), this.help());
     this.root.addEventListener("keydown", (event) => this.key(event));
     // JupyterLab's commands listen to what is typed in an output, too.
     for (const kind of ["keyup", "keypress"]) this.root.addEventListener(kind, (event) => event.stopPropagation());
     this.el.replaceChildren(this.root);
     this.root.labkit = this;
+  }
+
+  /** Some chains of one question, whose truth nobody has told: nothing to filter by, and a short list. */
+  becomeAsked() {
+    this.root.classList.add("lk-asked");
+    const stages = this.chains.names.stage.length;
+    this.root.style.setProperty("--chains", this.chains.count);
+    this.table.frame.hidden = this.chains.count === 1;
+    this.tabs.hidden = this.chains.count === 1;
+    for (const tab of this.tabs.children) {
+      tab.hidden = tab.dataset.tab === "stages" && stages === 1;
+      if (tab.dataset.tab === "group") tab.textContent = "All chains";
+    }
   }
 
   toolbar() {
@@ -86,20 +106,22 @@ export class Explorer {
     const regressions = Object.entries(REGRESSIONS).filter(([name]) => name !== "base" || this.chains.compared);
     this.fields = {
       text: h("input", { type: "search", placeholder: "search chains…", "aria-label": "filter by text", "data-filter": "text", class: "lk-search", oninput: changed("text", String) }),
-      stage: choice("stage", "stage", named("stage", "all stages")),
+      stage: choice("stage", this.parts.one, named("stage", this.parts.all)),
       status: choice("status", "how the form was kept", named("status", "any form")),
       kind: choice("kind", "class of failure", named("kind", "any failure")),
       anchors: choice("anchors", "number of anchors", [["", "any anchors"], ["0", "no anchor"], ["1", "1 anchor"], ["2", "2 anchors"], ["3", "3 anchors"], ["4", "4 or more"]]),
-      regress: choice("regress", "regressions", [["", "any course"], ...regressions.map(([name, each]) => [name, each.label])]),
+      regress: choice("regress", "regressions", [["", "any course"], ...regressions.map(([name, each]) => [name, each.reference ? `${each.label} ${safeText(this.chains.reference)}` : each.label])]),
       low: bound("low", "lowest IoU", "0"),
       high: bound("high", "highest IoU", "1"),
     };
     this.fields.kind.hidden = !names.kind.some(Boolean);
+    this.fields.regress.hidden = !this.chains.told;
     this.count = h("span", { class: "lk-count", role: "status" });
     this.lift = h("button", { type: "button", class: "lk-quiet", title: "lift all filters (0)", onclick: () => this.clear() }, "clear");
     const help = h("button", { type: "button", class: "lk-quiet lk-help-button", "aria-label": "keys", title: "keys (?)", onclick: () => this.dialog.showModal() }, "?");
     const { text, low, high, ...choices } = this.fields;
     const range = h("span", { class: "lk-range" }, h("span", { "aria-hidden": "true" }, "IoU"), low, "–", high);
+    range.hidden = !this.chains.told;
     return h("div", { class: "lk-bar-top", role: "search", "aria-label": "filters" }, text, ...Object.values(choices), range, this.lift, this.count, help);
   }
 
@@ -254,7 +276,7 @@ export class Explorer {
       this.player.load(this.clips.get(moment.clip), { ...moment, waiting: this.waiting() });
     }
     this.draw();
-    if (!before || before !== moment) this.player.setTime(steps(this.chains, i).at(-1)?.at[0] ?? moment.windows[0][0]);
+    if (!before || before !== moment) this.player.setTime(steps(this.chains, i).at(-1)?.at[0] ?? moment.windows[0]?.[0] ?? 0);
   }
 
   waiting() {
@@ -316,7 +338,7 @@ export class Explorer {
 
   drawChain(i) {
     const moment = this.chains.moment(i);
-    this.player.setRows(chainRows(this.chains, i), moment.windows, true);
+    this.player.setRows(chainRows(this.chains, i), moment.windows, this.chains.isTold(i));
     this.side.replaceChildren(...rewardTable(this.chains, i));
     this.words.replaceChildren(h("p", { class: "lk-thought" }, ...chainText(this.chains, i, { live: this.live })));
   }
@@ -325,11 +347,13 @@ export class Explorer {
     const { chains } = this;
     const moment = chains.moment(i);
     const order = ranked(chains, i);
+    if (!chains.isTold(i)) return this.drawSamples(i, order);
+    const paid = !isUnpaid(chains, i);
+    const worth = (each) => (paid ? [h("b", {}, number(chains.total[each])), ` ${number(chains.iou[each])}`] : [`IoU ${number(chains.iou[each])}`]);
     const rows = order.map((each, k) =>
-      thinRow(chains, each, [`${k + 1}`, h("small", {}, `#${chains.columns.sample[each]}`)], [h("b", {}, number(chains.total[each])), ` ${number(chains.iou[each])}`], each === i, `rank ${k + 1}, sample ${chains.columns.sample[each]}: reward ${number(chains.total[each])}, IoU ${number(chains.iou[each])}`),
+      thinRow(chains, each, [`${k + 1}`, h("small", {}, `#${chains.columns.sample[each]}`)], worth(each), each === i, `rank ${k + 1}, sample ${chains.columns.sample[each]}: reward ${number(chains.total[each])}, IoU ${number(chains.iou[each])}`),
     );
-    const truth = { ...truthRow(moment), end: [h("small", {}, "reward IoU")] };
-    this.player.setRows([truth, ...rows], moment.windows);
+    this.player.setRows([...truthRows(moment, paid ? [h("small", {}, "reward IoU")] : null), ...rows], moment.windows);
     this.side.replaceChildren(...groupPanel(chains, i));
     const best = order[0];
     const { text } = chains.columns;
@@ -341,14 +365,30 @@ export class Explorer {
     );
   }
 
+  /** The chains of a prompt whose truth nobody has told: in their own order, for there is none better than another. */
+  drawSamples(i, order) {
+    const { chains } = this;
+    const rows = order.map((each) => thinRow(chains, each, [chains.sampleName(each)], [this.answered(each)], each === i, `${chains.sampleName(each)}: ${this.answered(each)}`));
+    this.player.setRows(rows);
+    this.side.replaceChildren(...groupPanel(chains, i));
+    this.words.replaceChildren(
+      ...order.map((each) => h("p", { class: "lk-thought" }, h("b", { class: "lk-saying" }, chains.sampleName(each)), ...chainText(chains, each, { live: each === i ? this.live : null }))),
+    );
+  }
+
+  answered(i) {
+    const answer = this.chains.columns.answer[i];
+    return answer ? times(answer) : "no answer";
+  }
+
   drawStages(i) {
     const { chains } = this;
     const moment = chains.moment(i);
     const found = throughStages(chains, i);
     const rows = found.map(({ stage, shown }) =>
-      thinRow(chains, shown, stageName(stage), [`IoU ${number(chains.iou[shown])}`], shown === i, `${safeText(stage)}, step ${chains.columns.step[shown]}, sample ${chains.columns.sample[shown]}`),
+      thinRow(chains, shown, stageName(stage), [chains.isTold(shown) ? `IoU ${number(chains.iou[shown])}` : this.answered(shown)], shown === i, `${safeText(stage)}, step ${chains.columns.step[shown]}, sample ${chains.columns.sample[shown]}`),
     );
-    this.player.setRows([truthRow(moment), ...rows], moment.windows);
+    this.player.setRows([...truthRows(moment), ...rows], moment.windows);
     this.side.replaceChildren(...stagesPanel(chains, i));
     this.words.replaceChildren(
       ...found.map(({ stage, shown }) => h("p", { class: "lk-thought" }, h("b", { class: "lk-saying" }, ...stageName(stage)), ...chainText(chains, shown, { live: shown === i ? this.live : null }))),
@@ -392,11 +432,13 @@ export class Explorer {
   playStep() {
     const all = steps(this.chains, this.selected);
     const chosen = all.find((each) => each.step === this.step) ?? all.at(-1);
-    this.player.play(this.step === "truth" || !chosen ? this.chains.moment(this.selected).windows[0] : chosen.at.slice(0, 2));
+    const span = this.step === "truth" || !chosen ? this.chains.moment(this.selected).windows[0] : chosen.at.slice(0, 2);
+    if (span) this.player.play(span);
   }
 
   truth() {
-    this.go({ span: this.chains.moment(this.selected).windows[0], step: "truth" });
+    const [truth] = this.chains.moment(this.selected).windows;
+    if (truth) this.go({ span: truth, step: "truth" });
   }
 
   answer() {

@@ -1,8 +1,8 @@
 /** The video scrubber: one clip and rows of spans. */
 
-import { EPSILON, h, safeText } from "./core.js";
+import { EPSILON, h, safeText, times } from "./core.js";
 import { Player } from "./player.js";
-import { LOOKS, times } from "./chain.js";
+import { LOOKS } from "./chain.js";
 import { SCRUB_HINT, SCRUB_KEYS } from "./keys.js";
 
 export class Scrubber {

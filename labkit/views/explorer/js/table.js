@@ -1,6 +1,7 @@
 /** The virtual table of chains: only visible rows are in the document. */
 
-import { clamp, EPSILON, h, safeText, number, percent, CORRECT_IOU, signed, spaced } from "./core.js";
+import { clamp, EPSILON, h, safeText, number, percent, CORRECT_IOU, signed, spaced, times } from "./core.js";
+import { READ } from "./chains.js";
 import { stageName } from "./stages.js";
 
 const ROW = 30;
@@ -19,14 +20,16 @@ export class Table {
 
   static columns(chains) {
     const columns = [
-      { name: "stage", label: "stage", width: "minmax(86px, .5fr)", cell: (i) => stageName(chains.name("stage", i)) },
+      { name: "stage", label: chains.sources.length ? "model" : "stage", width: chains.sources.length ? "minmax(96px, .9fr)" : "minmax(86px, .5fr)", cell: (i) => stageName(chains.name("stage", i)) },
+      { name: "sample", label: "chain", width: "54px", cell: (i) => [chains.sampleName(i)], off: chains.told },
       { name: "step", label: "step", width: "34px", cell: (i) => [chains.columns.step[i] || "–"], right: true, wide: true },
       { name: "query", label: "query", width: "minmax(120px, 3fr)", cell: (i) => [safeText(chains.moment(i).query)] },
       { name: "anchors", label: "anchors", width: "48px", cell: (i) => [chains.anchors[i]], right: true, down: true },
-      { name: "iou", label: "IoU", width: "62px", cell: (i) => iouCell(chains.iou[i]), right: true, down: true },
-      { name: "gain", label: "gain", title: "IoU of the answer less that of the first anchor", width: "46px", cell: (i) => change(chains.gain[i]), right: true, down: true, wide: true },
-      { name: "delta", label: "vs base", title: "IoU less the base model's on the same query", width: "54px", cell: (i) => change(chains.delta[i]), right: true, down: true, off: !chains.compared },
-      { name: "total", label: "reward", width: "50px", cell: (i) => [number(chains.total[i])], right: true, down: true },
+      { name: "answer", label: "answer", width: "minmax(84px, 1fr)", cell: (i) => [chains.columns.answer[i] ? times(chains.columns.answer[i]) : "none"], right: true, off: chains.told },
+      { name: "iou", label: "IoU", width: "62px", cell: (i) => iouCell(chains.iou[i]), right: true, down: true, off: !chains.told },
+      { name: "gain", label: "gain", title: "IoU of the answer less that of the first anchor", width: "46px", cell: (i) => change(chains.gain[i]), right: true, down: true, wide: true, off: !chains.told },
+      { name: "delta", label: chains.sources.length ? "vs first" : "vs base", title: `IoU less that of ${safeText(chains.reference)} on the same query`, width: "54px", cell: (i) => change(chains.delta[i]), right: true, down: true, off: !chains.compared },
+      { name: "total", label: "reward", width: "50px", cell: (i) => [number(chains.total[i])], right: true, down: true, off: !chains.told },
       { name: "fault", label: "fault", title: "class of failure, or how the form was broken", width: "minmax(62px, .8fr)", cell: (i) => [h("span", { title: chains.meaning(i) }, spaced(chains.fault(i)))], off: !someFault(chains) },
     ];
     const used = columns.filter((column) => !column.off);
@@ -35,10 +38,12 @@ export class Table {
 
   /** Whether a column says the same of all chains, which is then said once and not in every row. */
   static constant(chains, name) {
-    if (["query", "iou"].includes(name)) return false;
+    if (name === "query" && chains.told) return false;
+    if (["sample", "answer", "iou"].includes(name)) return false;
     const { kind, status } = chains.columns;
     const column = chains[name] ?? chains.columns[name];
-    const value = name === "fault" ? (i) => kind[i] * 64 + status[i] : (i) => column[i];
+    const text = { query: (i) => chains.columns.moment[i], fault: (i) => kind[i] * 64 + status[i] };
+    const value = text[name] ?? ((i) => column[i]);
     for (let i = 1; i < chains.count; i++) if (!Object.is(value(i), value(0))) return false;
     return true;
   }
@@ -122,9 +127,10 @@ export class Table {
 }
 
 const cellClass = (column) => ["lk-cell", column.right && "lk-right", column.wide && "lk-wide", `lk-c-${column.name}`].filter(Boolean).join(" ");
-const someFault = (chains) => chains.names.kind.some(Boolean) || chains.names.status.some((status) => status !== "ok");
+const someFault = (chains) => chains.names.kind.some(Boolean) || chains.names.status.some((status) => !READ.includes(status));
 
 function iouCell(iou) {
+  if (Number.isNaN(iou)) return ["–"];
   const bar = h("span", { class: iou >= CORRECT_IOU ? "lk-meter" : "lk-meter lk-low", "aria-hidden": "true" });
   bar.style.setProperty("--share", percent(iou));
   return [bar, h("span", {}, number(iou))];

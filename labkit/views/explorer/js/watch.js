@@ -9,7 +9,7 @@ import { chainText, steps, thinRow } from "./chain.js";
 const WATCH_HINT = [["space", "play"], ["↑", ""], ["↓", "steps"]];
 const BEAT = 480; // milliseconds of a step when it is played
 const STEP_KEYS = { ArrowDown: 1, ArrowRight: 1, j: 1, ArrowUp: -1, ArrowLeft: -1, k: -1, PageDown: 5, PageUp: -5, Home: -1e6, End: 1e6 };
-const STAGE_WORDS = { grpo: "stage 1: GRPO", grpo_final: "stage 3: GRPO" };
+const TRAINED_WORDS = { grpo: "stage 1: GRPO", grpo_final: "stage 3: GRPO" };
 const FRESH = "stage 2: a fresh base learns by SFT from chains that stage 1 sampled";
 // Of the column at the right edge, in pixels: where an IoU of 0 and of 1 lie.
 const [ZERO, ONE, EDGE] = [14, 78, 122];
@@ -120,7 +120,7 @@ export class Watch {
           this.heads.set(rows.length, [stageName("sft").at(0), FRESH]);
           rows.push({ label: [], bars: [] });
         }
-        this.heads.set(rows.length, [stageName(name).at(0), STAGE_WORDS[name] ?? safeText(name)]);
+        this.heads.set(rows.length, [stageName(name).at(0), TRAINED_WORDS[name] ?? safeText(name)]);
         rows.push({ label: [], bars: [] });
         stage = name;
       }
@@ -146,13 +146,13 @@ export class Watch {
       node.addEventListener("pointerleave", () => this.say(this.selected));
       node.addEventListener("click", () => this.stopAt(i));
     });
-    this.player.setTime(moment.windows[0][0]);
+    this.player.setTime(moment.windows[0]?.[0] ?? 0);
     this.drawEdge();
   }
 
   said(i) {
     const name = this.chains.name("stage", i);
-    return `${STAGE_WORDS[name] ?? safeText(name)}, after ${this.chains.columns.step[i]} steps: IoU ${number(this.chains.iou[i])}`;
+    return `${TRAINED_WORDS[name] ?? safeText(name)}, after ${this.chains.columns.step[i]} steps: IoU ${number(this.chains.iou[i])}`;
   }
 
   /** The IoU of each row's answer, as a line that runs downwards at the right edge. */
@@ -168,6 +168,8 @@ export class Watch {
     this.dots = new Map();
     for (const i of this.lines) {
       const node = this.nodes.get(i);
+      this.dots.set(i, []);
+      if (Number.isNaN(this.chains.iou[i])) continue; // nobody has told the truth
       const y = node.offsetTop + node.offsetHeight / 2;
       const x = at(this.chains.iou[i]);
       path += `${stage === this.chains.columns.stage[i] ? "L" : "M"}${x.toFixed(1)} ${y}`;

@@ -1,0 +1,303 @@
+"""Asking: a video and a sentence in, a chain over the video's timeline out, in a terminal, a notebook, or a page that works offline.
+
+    ask("film.mp4", "she opens the door", model="Qwen/Qwen2.5-VL-3B-Instruct", samples=8)
+
+Nobody has said when it happens, so there is no IoU, no reward and no truth to be seen: only what the model says, and how far its
+chains agree.
+"""
+
+from __future__ import annotations
+
+import functools
+import html
+import os
+import tempfile
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+
+from labkit.chain.anchors import AnchorChain, parse
+from labkit.chain.spans import Span, iou
+from labkit.chain.steps import CORRECT_IOU
+from labkit.data.moments import Moment
+from labkit.data.video.frames import FrameCache
+from labkit.data.video_index import SUFFIXES, walk
+from labkit.errors import LabError
+from labkit.files import project_root, replacing, under
+from labkit.params import Params
+from labkit.policy.model import Policy, load_policy
+from labkit.runs.asking import ask_model, open_question
+from labkit.runs.evaluation_bench import is_small, params_for
+from labkit.runs.workbench import seed_everything
+from labkit.stages.distributed.launcher_variables import single_process
+from labkit.stages.rollouts import Rollout
+from labkit.views.explorer.page import widget_page
+from labkit.views.explorer.widget import ChainExplorer, explore
+from labkit.views.text_bars import MARKS, axis, bar
+
+TOY = (
+    "{model} is of the embedded lab's size: it knows only its toy world of coloured shapes in clips of 16 s. What it says of any "
+    "other video means nothing; give a model that has learnt from videos (--model, model=)."
+)
+_LABEL, _SPAN = 10, 16
+MOST_OFFERED = 200
+"""Videos that a picker offers."""
+
+
+@dataclass(frozen=True, repr=False)
+class AskedChains:
+    """What a model answered to one question: the greedy chain, then the sampled ones; a notebook shows them over the video."""
+
+    moment: Moment
+    rollouts: list[Rollout]
+    params: Params
+    sheets: Path
+    """Where the pictures of the video are kept."""
+
+    @property
+    def chains(self) -> list[AnchorChain]:
+        """The same as the parser reads them."""
+        return [parse(each.text, finished=each.finished) for each in self.rollouts]
+
+    @property
+    def answer(self) -> Span | None:
+        """The greedy chain's answer, in seconds; None when none was read."""
+        return self.chains[0].answer
+
+    @functools.cached_property
+    def explorer(self) -> ChainExplorer:
+        """The chains over the video."""
+        return explore(self.rollouts, [self.moment], folder=self.sheets, height=620 if len(self.rollouts) > 1 else 560)
+
+    @property
+    def notes(self) -> list[str]:
+        """What to know beside the picture: who was asked, how, how far the chains agree, and whether it can know anything."""
+        p, sampled = self.params, len(self.rollouts) - 1
+        how = f"{sampled} sampled at temperature {p.temperature:g}" if sampled else "greedy"
+        seen = f"{p.fps:g} frames a second, at most {p.max_frames}"
+        notes = [f"model {p.model}, prompt {p.prompt}, {how}, {seen}; video {self.moment.duration:.1f} s"]
+        if sampled:
+            notes.append(agreement(self.chains))
+        if is_small(p.model):
+            notes.append(TOY.format(model=p.model))
+        return notes
+
+    def text(self, width: int = 100, ascii_only: bool = False) -> str:
+        """The chains as text and bars, `width` characters wide."""
+        full, half, rest = MARKS[ascii_only]
+        dash = "-" if ascii_only else "–"
+        room = max(10, width - _LABEL - _SPAN)
+        duration = self.moment.duration
+
+        def line(label: str, span: Span | None, mark: str, missing: str = "none") -> str:
+            said = missing if span is None else f"{span.start:.1f} {dash} {span.end:.1f} s"
+            return f"{label:<{_LABEL}}{bar([] if span is None else [span], duration, room, mark, rest)}  {said}"
+
+        first, *others = self.chains
+        quotes = ('"', '"') if ascii_only else ("“", "”")
+        blocks = [f"{quotes[0]}{self.moment.query}{quotes[1]}  {Path(self.moment.video).name}"]
+        rows = [line(f"anchor {k}", span, half) for k, span in enumerate(first.spans, 1)]
+        blocks.append(
+            "\n".join(
+                [*rows, line("answer", first.answer, full, _missing(first)), " " * _LABEL + axis(duration, room)]
+            )
+        )
+        words = " ".join(self.rollouts[0].text.split()) or "the model wrote nothing"
+        blocks.append(textwrap.fill(words, width))
+        if others:
+            answers = [line(f"sample {k}", chain.answer, full, _missing(chain)) for k, chain in enumerate(others, 1)]
+            blocks.append("\n".join(answers))
+        return "\n\n".join([*blocks, "\n".join(textwrap.fill(note, width) for note in self.notes)])
+
+    def save(self, path: str | Path) -> None:
+        """Write a page that needs neither kernel nor network, the video's frames in it."""
+        title = f"“{self.moment.query}” in {Path(self.moment.video).name}"
+        page = widget_page(self.explorer, title, self.notes)
+        try:
+            with replacing(path) as draft:
+                draft.write_text(page, encoding="utf-8")
+        except OSError as error:
+            raise LabError(f"'{path}' cannot be written ({error.strerror}); give another file") from None
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def __repr__(self) -> str:
+        return f"<AskedChains {self.moment.query!r}: answer {self.answer}, {len(self.rollouts)} chains>"
+
+    def _repr_html_(self) -> str:
+        return notes_html(self.notes)
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import HTML, display
+
+        display(HTML(self._repr_html_()))
+        display(self.explorer)
+
+
+class Asker:
+    """A loaded model with what it is asked by: what `ask` keeps between two questions."""
+
+    def __init__(self, policy: Policy, params: Params, frames: Path, sheets: Path) -> None:
+        """Use `policy`; `frames` and `sheets` are folders in which a video is kept once it was decoded."""
+        self.policy, self.params, self.cache, self.sheets = (
+            policy,
+            params,
+            FrameCache(frames, params.video_deadline),
+            sheets,
+        )
+
+    @single_process()
+    def ask(self, video: str | Path, sentence: str, samples: int = 0) -> AskedChains:
+        """Ask, see `ask`."""
+        moment = open_question(video, sentence, self.cache)
+        stage = Path(self.params.model).name
+        rollouts = ask_model(self.policy, self.params, moment, self.cache, samples=samples, stage=stage)
+        return AskedChains(moment, rollouts, self.params, self.sheets)
+
+
+def ask(
+    video: str | Path, sentence: str, *, model: str = "embedded", samples: int = 0, **overrides: Any
+) -> AskedChains:
+    """Ask a model when a sentence happens in a video: the greedy chain, and `samples` sampled ones beside it.
+
+    `model` is a name of shipped weights, a folder or a hub id; the default knows only its toy world, which the answer says.
+    `overrides` are parameters by name, such as `prompt` or `max_frames`. The model stays in memory for the next question.
+    Raises LabError for a video, model or parameter that cannot be used.
+    """
+    params = params_for(model, overrides)
+    path = os.path.expanduser(video)
+    if not os.path.isfile(path):
+        raise LabError(
+            f"video '{video}' {'is a folder' if os.path.isdir(path) else 'is not there'}; give a video file"
+        )
+    return _asker(params, _stamp(params.model)).ask(path, sentence, samples)
+
+
+@functools.lru_cache(maxsize=1)
+def _asker(params: Params, stamp: float) -> Asker:
+    """The newest model that was asked; `stamp` is another once its files have changed."""
+    seed_everything(params)
+    folder = Path(_kept().name)
+    local = under(project_root(), params.model)
+    name = str(local) if local.is_dir() else params.model
+    policy = load_policy(name, dtype=params.dtype, device=params.device)
+    return Asker(policy, params, folder / "frames", folder / "sheets")
+
+
+@functools.cache
+def _kept() -> tempfile.TemporaryDirectory[str]:
+    """A folder for frames that goes when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="labkit-ask-")
+
+
+def _stamp(model: str) -> float:
+    folder = under(project_root(), model)
+    return max((path.stat().st_mtime for path in folder.iterdir()), default=0.0) if folder.is_dir() else 0.0
+
+
+def agreement(chains: Sequence[AnchorChain]) -> str:
+    """How many of the sampled chains, those behind the first, agree with the greedy answer.
+
+    >>> from labkit.chain.anchors import render
+    >>> agreement([parse(render([], Span(2, 6))), parse(render([], Span(2, 5))), parse("no idea")])
+    'of 2 sampled answers 1 overlaps the greedy one by IoU 0.5 or more; 1 gives none'
+    """
+    first, *others = [chain.answer for chain in chains]
+    none = sum(answer is None for answer in others)
+    silent = f"; {none} give{'s' * (none == 1)} none" if none else ""
+    if first is None:
+        return f"the greedy chain gives no answer; of {len(others)} sampled ones {len(others) - none} do"
+    near = sum(answer is not None and iou(answer, first) >= CORRECT_IOU for answer in others)
+    return f"of {len(others)} sampled answers {near} overlap{'s' * (near == 1)} the greedy one by IoU {CORRECT_IOU:g} or more{silent}"
+
+
+def notes_html(notes: Sequence[str]) -> str:
+    """Lines of small text above an explorer."""
+    return "".join(f'<p style="margin:0 0 6px;opacity:.75">{html.escape(note)}</p>' for note in notes)
+
+
+def _missing(chain: AnchorChain) -> str:
+    return f"none, {chain.status.replace('_', ' ')}"
+
+
+class AskBox(widgets.VBox):
+    """A text box and a file picker: type a sentence, press enter, and see the chain over the video; made by `ask_box`."""
+
+    def __init__(self, model: str, samples: int, videos: str | Path, overrides: Mapping[str, Any]) -> None:
+        """Take what `ask_box` was given."""
+        self.asked: AskedChains | None = None
+        """The newest answer."""
+        self.terms: dict[str, Any] = {"model": model, "samples": samples, **overrides}
+        wide = {"style": {"description_width": "70px"}, "layout": widgets.Layout(width="min(720px, 100%)")}
+        self.video = widgets.Combobox(
+            description="video", placeholder="a video file: type its path, choose one, or upload", ensure_option=False,
+            options=tuple(_videos_below(Path(os.path.expanduser(videos)))), **wide,
+        )  # fmt: skip
+        self.upload = widgets.FileUpload(accept="video/*,.mkv,.avi", multiple=False, description="upload a video")
+        self.sentence = widgets.Text(
+            description="sentence", placeholder="what happens? press enter", continuous_update=False, **wide
+        )
+        self.button = widgets.Button(description="ask", button_style="primary")
+        self.status = widgets.HTML()
+        self.upload.observe(self._take_upload, "value")
+        self.sentence.observe(lambda _: self.ask(), "value")
+        self.button.on_click(lambda _: self.ask())
+        rows = [widgets.HBox([self.video, self.upload]), widgets.HBox([self.sentence, self.button])]
+        for row in rows:
+            row.layout.flex_flow = "row wrap"
+        self._parts: list[Any] = [*rows, self.status]
+        super().__init__(self._parts)
+
+    def ask(self) -> None:
+        """Ask what stands in the boxes and show it below; what cannot be asked is said in its place."""
+        if not self.sentence.value.strip() or not self.video.value.strip():
+            self.status.value = notes_html(
+                [f"give a {'sentence' if self.video.value.strip() else 'video'}, then press enter"]
+            )
+            return
+        self.button.disabled, self.children = True, self._parts
+        self.status.value = notes_html([f"asking “{self.sentence.value}” …"])
+        try:
+            self.asked = ask(self.video.value.strip(), self.sentence.value, **self.terms)
+        except LabError as error:
+            self.asked = None
+            self.status.value = f'<p role="alert" style="margin:0;color:#b3261e">{html.escape(str(error))}</p>'
+            return
+        finally:
+            self.button.disabled = False
+        self.status.value = notes_html(self.asked.notes)
+        self.children = [*self._parts, self.asked.explorer]
+
+    def _take_upload(self, change: Any) -> None:
+        for file in change["new"]:
+            target = Path(_kept().name) / "uploads" / Path(file["name"]).name
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(file["content"])
+            self.video.value = str(target)
+
+
+def ask_box(model: str = "embedded", *, samples: int = 0, videos: str | Path = ".", **overrides: Any) -> AskBox:
+    """A text box and a file picker in a notebook: type a sentence, press enter, and see the chain over the video.
+
+    The picker offers the videos below the folder `videos`, and takes uploads; the rest is as for `ask`.
+    Raises LabError for a model or parameter that cannot be used, before anything is asked.
+    """
+    params_for(model, overrides)
+    return AskBox(model, samples, videos, overrides)
+
+
+def _videos_below(folder: Path) -> Iterator[str]:
+    """The first videos below a folder, as paths to type."""
+    found = (
+        str(Path(where) / name)
+        for where, names in walk(str(folder))
+        for name in sorted(names)
+        if name.lower().endswith(SUFFIXES)
+    )
+    return islice(found, MOST_OFFERED)

@@ -1,0 +1,244 @@
+"""Evaluating any model on any moments outside of a run: `labkit evaluate`, and what stands in its folder.
+
+    moments.jsonl      what was asked
+    evaluations/       a rollout store: the chains, as they were generated
+    predictions.jsonl  the same as `labkit score` and `labkit.explore` read them, with how they were decoded
+    score.json         figures, intervals, baselines and protocol, for a program
+    evaluation.json    the parameters that decide the answers
+
+Answers go to disk batch by batch, and what is there is not asked again: killed at any moment, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labkit.data.benchmarks import load_moments
+from labkit.data.cleaning import Moments
+from labkit.data.moments import Moment, require_videos, write_moments
+from labkit.errors import LabError
+from labkit.files import locked, project_root, replacing, under
+from labkit.params import Params
+from labkit.progress import Tally
+from labkit.runs.evaluation_bench import MOMENTS, EvaluationBench, params_for
+from labkit.runs.results import evaluation_folder
+from labkit.runs.run import STAGE_LOCK
+from labkit.runs.workbench import Workbench, answer_settings
+from labkit.runs.worker import do_task
+from labkit.scoring.predictions import as_predictions, write_predictions
+from labkit.scoring.published import published_figures
+from labkit.scoring.scores import Score, score
+from labkit.stages.distributed.preemption import handle_preemption
+from labkit.stages.distributed.process_group import world_size
+from labkit.stages.evaluate import Evaluation, read_evaluation
+from labkit.table import Table
+
+PREDICTIONS = "predictions.jsonl"
+WORLD = "world/test"
+"""Name under which the embedded world's test split is asked; it is written under `outputs` where it is not there."""
+_NAME = "greedy"
+_DECIDING = ("model", "dtype", "prompt", "fps", "max_frames", "min_pixels", "max_pixels", "max_new_tokens")
+"""Parameters that decide what is answered greedily; the weights themselves are compared by the store."""
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """A model's answers on a file of moments, and what they are worth; `published` are others' figures on the same benchmark."""
+
+    folder: Path
+    evaluation: Evaluation
+    score: Score
+    published: Table | None
+
+    @property
+    def predictions(self) -> Path:
+        """The answers as `labkit score` and `labkit.explore` read them."""
+        return self.folder / PREDICTIONS
+
+    def as_dict(self) -> dict[str, Any]:
+        """Score and published figures, for a program."""
+        published = None if self.published is None else self.published.as_dict()
+        return self.score.as_dict() | {"published": published}
+
+    def __str__(self) -> str:
+        return "\n\n".join(str(part) for part in (self.score, self.published) if part is not None)
+
+
+def evaluate_model(
+    model: str,
+    moments: str,
+    *,
+    videos: str | Path | None = None,
+    present: bool = False,
+    limit: int = 0,
+    folder: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> EvaluatedModel:
+    """Have a model answer moments greedily, and score the answers; everything is checked before any work.
+
+    Args:
+        model: a name of shipped weights, a hub id or a folder, also of a LoRA adapter.
+        moments: a benchmark's name, an annotation file, or `world/test`.
+        videos: folder of the videos.
+        present: ask only about the videos that are there; how many that leaves stands on the card.
+        limit: ask the first so many; 0 means all.
+        folder: where everything goes; by default below `outputs`, named after model and moments.
+        overrides: parameters that go before the defaults, by name.
+
+    Raises LabError for bad input, and when the folder holds answers of other parameters or weights.
+    """
+    params = params_for(model, overrides or {})
+    root = project_root()
+    asked = _asked(moments, params, videos, present, limit)
+    path = under(root, folder or Path(params.outputs) / f"evaluate-{_slug(model)}-{_slug(moments)}")
+    try:
+        params = params.replace(run=path.name, outputs=str(path.parent))
+    except LabError:
+        raise LabError(
+            f"'{path}' cannot be a folder's name here; use letters, digits, dot, dash and underscore"
+        ) from None
+    bench = EvaluationBench.open(params)
+    with locked(bench.path / STAGE_LOCK, "labkit evaluate"):
+        _require_same_parameters(bench.path, params)
+        write_moments(asked, bench.path / MOMENTS)
+        answers = evaluation_folder(bench.path, ".", _NAME)
+        if (evaluation := _complete(answers, asked, bench)) is None:
+            _answer(bench, len(asked))
+            evaluation = read_evaluation(answers, asked)
+            _write_json(bench.path / "evaluation.json", _deciding(params) | {"files": _files(bench)})
+        return _score(bench, evaluation, asked)
+
+
+def _asked(name: str, params: Params, videos: str | Path | None, present: bool, limit: int) -> Moments:
+    """The moments to ask, with all that was found wrong in their file; `source` says which part of it they are."""
+    if name == WORLD:
+        world = Workbench(params.replace(data="world"), under(project_root(), params.outputs), project_root())
+        name = str(world.data_folder() / "test.jsonl")
+    found = load_moments(name, videos=videos)
+    kept: list[Moment] = list(found)
+    source = found.source
+    if present:
+        kept = [moment for moment in kept if os.path.isfile(moment.video)]
+        source += f", the {len(kept):,} of {len(found):,} whose videos are there"
+        if not kept:
+            raise LabError(
+                f"none of the videos of {found.source} is there, such as {found[0].video}; give --videos DIR"
+            )
+    if limit < 0:
+        raise LabError(f"limit = {limit} is below 0; give how many moments to ask, 0 for all")
+    if 0 < limit < len(kept):
+        source += f", the first {limit:,} of {len(kept):,}"
+        kept = kept[:limit]
+    _require_videos(kept, videos)
+    listed = found.rows if len(kept) == len(found) else len(kept)
+    return Moments(kept, listed, found.issues, source)
+
+
+def _require_videos(moments: list[Moment], videos: str | Path | None) -> None:
+    try:
+        require_videos(moments)
+    except LabError as error:
+        there = sum(os.path.isfile(path) for path in {moment.video for moment in moments})
+        step = "--present asks only about those" if there else "--videos DIR says where they lie"
+        where = "" if videos is None else f" below '{videos}'"
+        raise LabError(f"{error}. {there:,} of the videos are there{where}: {step}") from None
+
+
+def _complete(answers: Path, moments: Moments, bench: EvaluationBench) -> Evaluation | None:
+    """The evaluation where every moment has been answered by this very model, so that none needs to be loaded."""
+    noted = _read_json(bench.path / "evaluation.json")
+    if noted.get("files") != _files(bench):
+        return None
+    try:
+        return read_evaluation(answers, moments)
+    except LabError:
+        return None  # what is missing is asked, and what is wrong is said then
+
+
+def _answer(bench: EvaluationBench, count: int) -> None:
+    """Have the model answer what is missing, in this process or by workers."""
+    # The bench's own figures are of the moments of then.
+    (bench.path / f"{_NAME}.json").unlink(missing_ok=True)
+    tally = Tally(count, bench.progress_file)
+    parts = [(_NAME, "greedy", "own")]
+    with handle_preemption(bench.path / ".stop"):
+        bench.seed_everything()
+        policy = bench.load("base") if world_size(bench.params.processes) == 1 else "base"
+        arguments: dict[str, Any] = {"stage": "base", "notebook": ".", "parts": parts}
+        do_task(bench, "evaluation", policy, tally, bench.path / "logs", **arguments)
+
+
+def _score(bench: EvaluationBench, evaluation: Evaluation, moments: Moments) -> EvaluatedModel:
+    settings = answer_settings(bench.params, bench.params.model)
+    file = bench.path / PREDICTIONS
+    write_predictions(file, evaluation.rollouts, settings)
+    answers = as_predictions(file)
+    scored = score(answers, moments)
+    published = published_figures(moments)
+    evaluated = EvaluatedModel(bench.path, evaluation, scored, published)
+    _write_json(bench.path / "score.json", evaluated.as_dict())
+    return evaluated
+
+
+def evaluation_text(evaluated: EvaluatedModel) -> str:
+    """What `labkit evaluate` prints."""
+    return (
+        f"{evaluated}\n\n{evaluated.predictions}: the answers; look at them with labkit.explore(FILE, moments), score them "
+        f"again with\n  labkit score {evaluated.predictions} --moments {evaluated.folder / MOMENTS}"
+    )
+
+
+def _deciding(params: Params) -> dict[str, Any]:
+    return {name: getattr(params, name) for name in _DECIDING}
+
+
+def _require_same_parameters(folder: Path, params: Params) -> None:
+    noted, here = _read_json(folder / "evaluation.json"), _deciding(params)
+    if differing := [
+        f"{name}: there {noted[name]}, here {here[name]}" for name in here if noted.get(name, here[name]) != here[name]
+    ]:
+        raise LabError(
+            f"'{folder}' is an evaluation with other parameters ({'; '.join(differing)}); give another folder with -o"
+        )
+    if not noted:
+        _write_json(folder / "evaluation.json", here)
+
+
+def _files(bench: EvaluationBench) -> list[list[Any]]:
+    """Name, size and time of the files of a local model: they are others once it has been trained on or replaced."""
+    folder = Path(bench.model_name("base"))
+    if not folder.is_dir():
+        return []
+    stats = {path.name: path.stat() for path in sorted(folder.iterdir()) if path.is_file()}
+    return [[name, each.st_size, each.st_mtime_ns] for name, each in stats.items()]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise LabError(f"'{path}' is damaged ({error}); remove it, and the same command goes on") from None
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    with replacing(path) as draft:
+        draft.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _slug(name: str) -> str:
+    """A model's or file's name as a part of a folder's.
+
+    >>> _slug("Qwen/Qwen2.5-VL-3B-Instruct"), _slug("/data/charades_sta_test.txt"), _slug("charades-sta/test")
+    ('Qwen2.5-VL-3B-Instruct', 'charades_sta_test', 'charades-sta-test')
+    """
+    text = Path(name).stem if os.path.isabs(name) or re.search(r"\.(jsonl?|txt|csv|gz)$", name) else name
+    text = text.partition("/")[2] if text.count("/") == 1 and re.match(r"[A-Z]", text) else text
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "model"

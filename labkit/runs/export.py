@@ -1,0 +1,231 @@
+"""What leaves a run: its kept traces as data for other trainers, and its model as a folder that other programs load.
+
+Traces are JSON Lines in the form of a trainer, with videos as absolute paths and the very text of the prompt. A model is whole:
+adapters merged, weights in safetensors under their published names, and beside them the files of tokenizer, processor and
+generation, as transformers and vLLM look for them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from labkit.data.moments import Moment
+from labkit.errors import LabError
+from labkit.files import apply_umask, project_root, replacing
+from labkit.params import Params, read_params
+from labkit.policy.families import Family
+from labkit.policy.model import Policy, copy_processor, load_policy
+from labkit.policy.prompts import messages
+from labkit.runs.hub import open_repository, push
+from labkit.runs.model_card import model_card
+from labkit.runs.run import read_manifest
+from labkit.runs.workbench import Workbench
+from labkit.stages.rollouts import Rollout
+
+SHARD = "5GB"
+"""Of weights in one file, as the hub's own checkpoints."""
+MARKER = "labkit.json"
+"""In an exported model's folder: which run and stage it is of."""
+
+
+def open_run(folder: str | Path) -> Workbench:
+    """The run in a folder, to be read; raises LabError where there is none.
+
+    Unlike `Workbench.open`, this asks neither for the base nor for the right to write.
+    """
+    path = Path(folder).resolve()
+    read_manifest(path)
+    return Workbench(read_params(path / "params.yaml"), path, project_root())
+
+
+def export_traces(folder: str | Path, file: str | Path, form: str) -> str:
+    """Write the kept traces of the run in `folder` to `file`, and return what was written in a sentence.
+
+    `form` is one of `FORMS`. With `llamafactory`, `dataset_info.json` beside the file gets an entry. Raises LabError where the run
+    has kept no trace, and where clips are windows of longer videos, which only `jsonl` can say.
+    """
+    run, file = open_run(folder), Path(file)
+    p = run.params
+    moments = {moment.qid: moment for moment in run.moments("train")}
+    if not p.traces and not run.finished("02_distill"):
+        raise LabError(f"'{run.path}' has no harvest: 02_distill is {run.state('02_distill')}; run it first")
+    kept = run.harvested().kept
+    if not kept:
+        raise LabError(
+            f"'{run.path}' has kept no trace, so there is nothing to export; loosen the filter and harvest anew"
+        )
+    asked = {row.qid for row in kept}
+    if form != "jsonl" and (cut := [qid for qid in sorted(asked) if moments[qid].clip is not None]):
+        raise LabError(
+            f"{len(cut):,} of {len(asked):,} queries (the first: '{cut[0]}') ask about a window of a longer video, and {form} has no "
+            "word for that: cut these clips into files of their own first, or take --format jsonl"
+        )
+    make = FORMS[form]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as draft:
+        lines = [json.dumps(make(row, moments[row.qid], p.prompt), ensure_ascii=False) + "\n" for row in kept]
+        draft.write_text("".join(lines), encoding="utf-8")
+    text = f"{file}: {len(kept):,} traces of {len(asked):,} queries, as {form}"
+    if form == "llamafactory":
+        text += f"; {_register(file)}"
+    seen = f"{p.fps:g} frames a second, at most {p.max_frames}, of {p.min_pixels:,} to {p.max_pixels:,} pixels"
+    return f"{text}\nwhoever trains on it should show the model what this run has seen: {seen}"
+
+
+def _plain(row: Rollout, moment: Moment, prompt: str) -> dict[str, Any]:
+    """A form of our own, which a run's `traces` takes."""
+    windows = [[window.start, window.end] for window in moment.windows]
+    made = {
+        "qid": row.qid,
+        "text": row.text,
+        "prompt": _prompt(moment, prompt)[0],
+        "video": moment.video,
+        "query": moment.query,
+    }
+    clip = {} if moment.clip is None else {"clip": [moment.clip.start, moment.clip.end]}
+    return {**made, "windows": windows, "duration": moment.duration, **clip}
+
+
+def _trl(row: Rollout, moment: Moment, prompt: str) -> dict[str, Any]:
+    """TRL's conversational prompt and completion; a place holder in the prompt stands for each of `videos`.
+
+    A part has no key that another lacks but `text`: tables fill such keys with null, which chat templates take for a video.
+    """
+    parts = [{"type": "video"} if part["type"] == "video" else part for part in messages(moment, prompt)[0]["content"]]
+    answer = [{"role": "assistant", "content": [{"type": "text", "text": row.text}]}]
+    return {"prompt": [{"role": "user", "content": parts}], "completion": answer, "videos": [moment.video]}
+
+
+def _tagged(row: Rollout, moment: Moment, prompt: str) -> dict[str, Any]:
+    """Messages of plain text with <video> where the video stands: ms-swift's and LLaMA-Factory's."""
+    text, video = _prompt(moment, prompt)
+    turns = [{"role": "user", "content": text}, {"role": "assistant", "content": row.text}]
+    return {"messages": turns, "videos": [video]}
+
+
+FORMS: dict[str, Callable[[Rollout, Moment, str], dict[str, Any]]] = {
+    "jsonl": _plain,
+    "trl": _trl,
+    "swift": _tagged,
+    "llamafactory": _tagged,
+}
+"""What a trace is written as, by the trainer that reads it."""
+
+
+def _prompt(moment: Moment, prompt: str) -> tuple[str, str]:
+    """The prompt with <video> where the video stands, and the video's path."""
+    parts = messages(moment, prompt)[0]["content"]
+    return "".join("<video>" if part["type"] == "video" else part["text"] for part in parts), moment.video
+
+
+def _register(file: Path) -> str:
+    """Put a file of traces into the dataset_info.json beside it, as LLaMA-Factory asks for."""
+    path = file.with_name("dataset_info.json")
+    try:
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        known[file.stem] = {
+            "file_name": file.name, "formatting": "sharegpt", "columns": {"messages": "messages", "videos": "videos"},
+            "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"},
+        }  # fmt: skip
+    except (ValueError, TypeError) as error:
+        raise LabError(f"'{path}' is no table of data sets ({error}); mend it, or export to another folder") from None
+    with replacing(path) as draft:
+        draft.write_text(json.dumps(known, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return f"'{file.stem}' in {path}"
+
+
+def export(
+    folder: str | Path,
+    target: str | Path | None,
+    stage: str,
+    *,
+    hub: str | None,
+    public: bool,
+    say: Callable[[str], None],
+) -> None:
+    """Export a stage's model to the folder `target`, to the repository `hub`, or to both, and `say` what was done.
+
+    Raises what `export_model` and `labkit.runs.hub` do; the hub is asked first.
+    """
+    open_run(folder).model_name(stage)
+    if hub:
+        open_repository(hub, public)
+    with (
+        tempfile.TemporaryDirectory(prefix=".export-", dir=Path(folder))
+        if target is None
+        else nullcontext(".") as made
+    ):
+        place = Path(made) / "model" if target is None else Path(target)
+        said = export_model(folder, place, stage)
+        if target is not None:
+            say(said)
+        if hub:
+            say(push(place, hub, f"{stage} of run {open_run(folder).params.run}"))
+
+
+def export_model(folder: str | Path, target: str | Path, stage: str = "grpo_final") -> str:
+    """Write the model that a stage of the run in `folder` ended with to the folder `target`, and return a sentence about it.
+
+    Its number type is the run's. Raises LabError where the stage has not ended, or `target` exists and is not this very export,
+    which then is left as it is.
+    """
+    run, target = open_run(folder), Path(target)
+    mark = {"run": run.params.run, "created": run.manifest.get("created"), "stage": stage}
+    if target.exists():
+        if (target / MARKER).is_file() and json.loads((target / MARKER).read_text(encoding="utf-8")) == mark:
+            return f"{target}: is there already, as it was exported before"
+        raise LabError(f"'{target}' exists already and is another thing; name a folder that does not")
+    policy = load_policy(run.model_name(stage), dtype=run.params.dtype, device="cpu")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.name}.part")
+    shutil.rmtree(draft, ignore_errors=True)
+    merged = policy.model.merge_and_unload() if policy.has_adapter else policy.model
+    merged.save_pretrained(draft, max_shard_size=SHARD)
+    policy.tokenizer.save_pretrained(draft)
+    copy_processor(policy, draft)
+    write_processor(policy, run.params, draft)
+    (draft / "README.md").write_text(model_card(run.path, stage, policy.family.title), encoding="utf-8")
+    (draft / MARKER).write_text(json.dumps(mark), encoding="utf-8")
+    apply_umask(draft)
+    draft.rename(target)
+    size = sum(path.stat().st_size for path in target.iterdir())
+    how = "LoRA merged, " if policy.has_adapter else ""
+    return f"{target}: {stage} of run '{run.params.run}', {how}{run.params.dtype}, {size / 1e9:.2g} GB, with its card"
+
+
+def write_processor(policy: Policy, params: Params, folder: Path) -> None:
+    """Write what the base lacks of its processor's files, from the family and the run's pixel budget; what is there stays."""
+    vision, family = policy.base.config.vision_config, policy.family
+    shared = {
+        "processor_class": _processor_class(family), "patch_size": vision.patch_size, "merge_size": vision.spatial_merge_size,
+        "temporal_patch_size": vision.temporal_patch_size, "image_mean": list(family.mean), "image_std": list(family.std),
+        "do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True, "rescale_factor": 1 / 255,
+    }  # fmt: skip
+    # Qwen3-VL's budget is of a whole clip, that of the others of a frame.
+    frames = params.max_frames if family.deepstack else 1
+    video = "Qwen3VLVideoProcessor" if family.deepstack else "Qwen2VLVideoProcessor"
+    files = {
+        "preprocessor_config.json": {
+            **shared,
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "size": _budget(params, 1),
+        },
+        "video_preprocessor_config.json": {**shared, "video_processor_type": video, "size": _budget(params, frames)},
+    }
+    for name, values in files.items():
+        if not (folder / name).exists():
+            (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _processor_class(family: Family) -> str:
+    return family.model_class.removesuffix("ForConditionalGeneration") + "Processor"
+
+
+def _budget(params: Params, frames: int) -> dict[str, int]:
+    return {"shortest_edge": frames * params.min_pixels, "longest_edge": frames * params.max_pixels}
