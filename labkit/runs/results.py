@@ -58,11 +58,19 @@ def evaluation_folder(run: Path, notebook: str, name: str) -> Path:
     return run / notebook / "evaluations" / name
 
 
+def require_evaluation(run: Path, stage: str) -> None:
+    """Raise LabError when a stage's model has not been evaluated in the folder of a run."""
+    notebook = NOTEBOOK_OF.get(stage, "01_grpo")
+    if not (run / notebook / f"{stage}-greedy.json").is_file():
+        raise LabError(f"{stage} has not been evaluated in '{run}'; run notebooks/{notebook}.ipynb first")
+
+
 def read_model_evaluation(run: Path, stage: str, moments: Sequence[Moment]) -> ModelEvaluation:
     """The evaluation of a stage's model in the folder of a run, in the order of the test split's moments.
 
     Raises LabError when there is none yet.
     """
+    require_evaluation(run, stage)
     figures, rollouts, notebook = {}, {}, NOTEBOOK_OF.get(stage, "01_grpo")
     for decoding in DECODINGS:
         path = run / notebook / f"{stage}-{decoding}.json"
@@ -73,8 +81,6 @@ def read_model_evaluation(run: Path, stage: str, moments: Sequence[Moment]) -> M
                 rollouts[decoding] = _rollouts_of_predictions(stored["predictions"], run.name, stage)
             else:
                 rollouts[decoding] = read_answers(evaluation_folder(run, notebook, path.stem), moments)
-    if "greedy" not in figures:
-        raise LabError(f"{stage} has not been evaluated in '{run}'; run notebooks/{notebook}.ipynb first")
     return ModelEvaluation(figures, rollouts["greedy"], rollouts.get("sampled", []))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabError
-from labkit.files import replacing
+from labkit.files import quick_nbformat, replacing
 from labkit.params import DEFAULTS, documentation, read_yaml
 from labkit.params import show as shown
 from labkit.progress import duration
@@ -81,6 +81,7 @@ def read_notebook(path: Path) -> Any:
     """A notebook as nbformat 4; raises LabError when the file is none."""
     import warnings
 
+    quick_nbformat()
     import nbformat
 
     try:
