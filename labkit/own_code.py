@@ -143,8 +143,14 @@ def file_of(reference: str) -> str:
     return reference.rpartition(":")[0]
 
 
-def own_text(path: str, root: Path, kept: Mapping[str, str]) -> str:
-    """The text of a user's file, or where that has gone, of a run that kept it; raises LabError where neither has it."""
+def own_text(path: str, root: Path | None, kept: Mapping[str, str]) -> str:
+    """The text of a user's file below `root`, or where that has gone or no root is given, of a run that kept it.
+
+    Raises LabError where neither has it.
+    """
+    if root is None and path in kept:
+        return kept[path]
+    root = root or Path()
     file = under(root, path)
     try:
         return file.read_text(encoding="utf-8")
@@ -159,8 +165,10 @@ def own_text(path: str, root: Path, kept: Mapping[str, str]) -> str:
         raise LabError(f"'{file}' cannot be read: {error}") from None
 
 
-def load(reference: str, root: Path, kept: Mapping[str, str]) -> OwnFunction:
+def load(reference: str, root: Path | None, kept: Mapping[str, str]) -> OwnFunction:
     """The function that a reference names: of a file, of a cell of this process, or of the texts that a run has kept.
+
+    Without a `root` what was kept goes before what files and cells hold now.
 
     Raises LabError when there is no such file, cell or function, and when its text does not run.
     """
@@ -169,7 +177,7 @@ def load(reference: str, root: Path, kept: Mapping[str, str]) -> OwnFunction:
         raise LabError(f"'{reference}' names no function; write FILE.py:NAME, or the name of one in a cell")
     if source:
         text = own_text(source, root, kept)
-    elif name in CELLS:
+    elif name in CELLS and not (root is None and name in kept):
         text = CELLS[name].text
     elif name in kept:
         text = kept[name]

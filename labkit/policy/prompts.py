@@ -78,7 +78,7 @@ def messages(moment: Moment, template: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [part for part in (texts[0], video, texts[1]) if part]}]
 
 
-def read_template(prompt: str, root: Path, kept: Mapping[str, str]) -> str:
+def read_template(prompt: str, root: Path | None, kept: Mapping[str, str]) -> str:
     """The parameter `prompt` as `messages` takes it: a template's name, or the text of a file under `root` or of itself.
 
     A run that is gone on with has `kept` the text by the file's name. Raises LabError when there is no such template or file,

@@ -45,8 +45,8 @@ class OwnTerms(NamedTuple):
         return {name: {"sha256": text_digest(text), "text": text} for name, text in self.texts.items()}
 
 
-def load_own_terms(params: Params, root: Path, kept: Mapping[str, str]) -> OwnTerms:
-    """Load what the parameters name; `kept` are the texts of the run that is gone on with.
+def load_own_terms(params: Params, root: Path | None, kept: Mapping[str, str]) -> OwnTerms:
+    """Load what the parameters name; `kept` are the texts of the run that is gone on with, or without a `root` read.
 
     Raises LabError, which names the parameter, for a file or function that is not there, a text that does not run, a name that is
     taken, or a prompt without its placeholders.
