@@ -89,6 +89,7 @@ def train_sft(
     moments: Sequence[Moment],
     folder: Path,
     on_step: Any = None,
+    on_resume: Any = None,
     warmup_steps: int = 1,
     **changes: Any,
 ) -> sft.SftResult:
@@ -97,7 +98,9 @@ def train_sft(
     }  # fmt: skip
     params = unchecked(**values | changes)
     with patch.object(arguments, "WARMUP_STEPS", warmup_steps):
-        return sft.train_sft(policy, source, traces(moments), params=params, folder=folder, on_step=on_step)
+        return sft.train_sft(
+            policy, source, traces(moments), params=params, folder=folder, on_step=on_step, on_resume=on_resume
+        )
 
 
 def train_and_kill(stage: str, world: Path, folder: Path, place: str) -> int:
