@@ -71,14 +71,17 @@ class AskedChains:
 
     @functools.cached_property
     def explorer(self) -> ChainExplorer:
-        """The chains over the video."""
-        return explore(self.rollouts, [self.moment], folder=self.sheets, height=620 if len(self.rollouts) > 1 else 560)
+        """The chains over the video; several are shown side by side at first."""
+        several = len(self.rollouts) > 1
+        made = explore(self.rollouts, [self.moment], folder=self.sheets, height=620 if several else 560)
+        made.view = "group" if several else "chain"
+        return made
 
     @property
     def notes(self) -> list[str]:
         """What to know beside the picture: who was asked, how, how far the chains agree, and whether it can know anything."""
         p, sampled = self.params, len(self.rollouts) - 1
-        how = f"{sampled} sampled at temperature {p.temperature:g}" if sampled else "greedy"
+        how = f"greedy, and {sampled} sampled at temperature {p.temperature:g}" if sampled else "greedy"
         seen = f"{p.fps:g} frames a second, at most {p.max_frames}"
         notes = [f"model {p.model}, prompt {p.prompt}, {how}, {seen}; video {self.moment.duration:.1f} s"]
         if sampled:
@@ -229,7 +232,7 @@ def _missing(chain: AnchorChain) -> str:
 class AskBox(widgets.VBox):
     """A text box and a file picker: type a sentence, press enter, and see the chain over the video; made by `ask_box`."""
 
-    def __init__(self, model: str, samples: int, videos: str | Path, overrides: Mapping[str, Any]) -> None:
+    def __init__(self, model: str, samples: int, videos: Path, overrides: Mapping[str, Any]) -> None:
         """Take what `ask_box` was given."""
         self.asked: AskedChains | None = None
         """The newest answer."""
@@ -237,7 +240,7 @@ class AskBox(widgets.VBox):
         wide = {"style": {"description_width": "70px"}, "layout": widgets.Layout(width="min(720px, 100%)")}
         self.video = widgets.Combobox(
             description="video", placeholder="a video file: type its path, choose one, or upload", ensure_option=False,
-            options=tuple(_videos_below(Path(os.path.expanduser(videos)))), **wide,
+            options=tuple(_videos_below(videos)), **wide,
         )  # fmt: skip
         self.upload = widgets.FileUpload(accept="video/*,.mkv,.avi", multiple=False, description="upload a video")
         self.sentence = widgets.Text(
@@ -282,14 +285,14 @@ class AskBox(widgets.VBox):
             self.video.value = str(target)
 
 
-def ask_box(model: str = "embedded", *, samples: int = 0, videos: str | Path = ".", **overrides: Any) -> AskBox:
+def ask_box(model: str = "embedded", *, samples: int = 0, videos: str | Path = "", **overrides: Any) -> AskBox:
     """A text box and a file picker in a notebook: type a sentence, press enter, and see the chain over the video.
 
-    The picker offers the videos below the folder `videos`, and takes uploads; the rest is as for `ask`.
+    The picker offers the videos below the folder `videos`, by default the project's, and takes uploads; the rest is as for `ask`.
     Raises LabError for a model or parameter that cannot be used, before anything is asked.
     """
     params_for(model, overrides)
-    return AskBox(model, samples, videos, overrides)
+    return AskBox(model, samples, under(project_root(), videos), overrides)
 
 
 def _videos_below(folder: Path) -> Iterator[str]:
@@ -298,6 +301,6 @@ def _videos_below(folder: Path) -> Iterator[str]:
         str(Path(where) / name)
         for where, names in walk(str(folder))
         for name in sorted(names)
-        if name.lower().endswith(SUFFIXES)
+        if name.lower().endswith(SUFFIXES) and "/." not in where
     )
     return islice(found, MOST_OFFERED)

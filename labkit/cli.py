@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="labkit", description="A lab for video grounding with verifiable anchors.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    new = commands.add_parser("new", help="lay out a project: the five notebooks and the params files, to be changed")
+    new = commands.add_parser("new", help="lay out a project: the notebooks and the params files, to be changed")
     new.add_argument("folder", type=_path, help="folder to write to")
     new.set_defaults(command=_new)
 
@@ -328,6 +328,8 @@ def _ask(options: argparse.Namespace) -> None:
     from labkit.asker import ask
 
     o = options
+    if o.html and not Path(o.html).absolute().parent.is_dir():
+        raise LabError(f"'{o.html}' cannot be written: its folder is not there; make it, or give another file")
     asked = ask(o.video, o.sentence, model=o.model, samples=o.samples, **_named(o, "prompt"))
     if o.html:
         asked.save(o.html)

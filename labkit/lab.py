@@ -19,7 +19,7 @@ from labkit.files import locked
 from labkit.params import read_yaml
 from labkit.policy.model import Policy
 from labkit.progress import Progress, Tally, say
-from labkit.runs.results import MODELS, ModelEvaluation, is_evaluated, read_model_evaluation
+from labkit.runs.results import MODELS, ModelEvaluation, is_evaluated, read_model_evaluation, require_evaluation
 from labkit.runs.run import NOTEBOOK_OF, STAGE_LOCK, read_manifest
 from labkit.runs.skipping import pass_over_cells
 from labkit.runs.trackers import StageLog, Trackers
@@ -88,6 +88,7 @@ class Lab(Workbench):
 
     def read_evaluation(self, stage: str) -> ModelEvaluation:
         """What `evaluate` has found for a stage's model."""
+        require_evaluation(self.path, stage)  # before the world is written for its moments
         return read_model_evaluation(self.path, stage, self.moments("test"))
 
     def evaluations(self) -> dict[str, ModelEvaluation]:

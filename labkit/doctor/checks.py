@@ -36,6 +36,8 @@ from labkit.params import Params, read_params
 from labkit.progress import Progress
 from labkit.runs.project import notebooks_of
 from labkit.runs.run import differing, read_manifest
+from labkit.runs.trackers import require_trackers
+from labkit.stages.traces import read_traces
 
 # Clips of the embedded world, and questions of each split, whose lengths are measured; the others are taken to be alike.
 _SAMPLE_SIZE = 400
@@ -58,18 +60,19 @@ def examine(
     machine = find_machine(params.device)
     report.tables.append(machine_table(machine, packages, report.findings))
     report.findings += launcher_findings() + machine_findings(machine, params) + _run_findings(params, root)
-    model, findings = find_model(params.model, root)
+    model, findings = find_model(params.sft_model or params.model, root)
     report.findings += findings
     harvester = None
-    if params.harvester:
-        harvester, findings = find_model(params.harvester, root)
-        report.findings += [each._replace(kind="harvester") for each in findings]
+    if other := params.harvester or params.grpo_model:
+        harvester, findings = find_model(other, root)
+        kind = "harvester" if params.harvester else "grpo_model"
+        report.findings += [each._replace(kind=kind) for each in findings]
     vision = VisionShape(model.shape.patch, model.shape.merge, model.shape.temporal) if model else VisionShape()
     data = _inspect(params, root, vision, quick, on_video)
     report.findings += data.findings
     report.tables.append(data.table())
     report.data["videos"] = {path: _as_dict(check) for path, check in data.videos.items()}
-    if model and (harvester or not params.harvester) and all(data.clips.get(split) for split in ("train", "test")):
+    if model and (harvester or not other) and all(data.clips.get(split) for split in ("train", "test")):
         # A checkpoint with a LoRA adapter trains that, whatever `lora_rank` is.
         params = params.replace(lora_rank=model.lora_rank or params.lora_rank)
         workload, findings = _workload(params, model, data)
@@ -127,6 +130,13 @@ def _run_findings(params: Params, root: Path) -> list[Finding]:
             read_manifest(under(root, other))
         except LabError as error:
             findings.append(Finding("error", "compare", "compare:", str(error)))
+    try:
+        require_trackers(params.report_to)
+        if params.traces:
+            read_traces(under(root, params.traces))
+    except LabError as error:
+        kind, _, words = str(error).partition(": ")
+        findings.append(Finding("error", kind, f"{kind}:", words))
     folder = under(root, params.outputs) / params.run
     if (folder / "manifest.json").exists():
         if names := differing(folder / "params.yaml", params):

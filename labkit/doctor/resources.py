@@ -23,7 +23,6 @@ from labkit.doctor.throughput import (
     timer_for,
 )
 from labkit.doctor.workload import (
-    ESTIMATED_STAGES,
     KEPT_FRACTION,
     Workload,
     disk_bytes,
@@ -34,6 +33,7 @@ from labkit.errors import LabError
 from labkit.files import under
 from labkit.params import Params
 from labkit.progress import duration
+from labkit.runs.run import skipped_stages
 from labkit.table import Table
 
 # An estimate above this fraction of the capacity is a warning.
@@ -62,11 +62,13 @@ def add_resource_estimates(
         throughputs = [_find_throughput(params, model, workload, data, machine, world) for model in models]
         other = (shapes[1], throughputs[1]) if harvester else None
         seconds = stage_seconds(shapes[0], params, workload, throughputs[0], harvester=other, world=world)
+    skipped = {name.partition("_")[2] for name in skipped_stages(params)}
+    memory, seconds = ({name: each[name] for name in each if name not in skipped} for each in (memory, seconds))
     on_cpu = planned.device == "cpu"
     # On a CPU all processes share main memory, those around a notebook's kernel too; a GPU belongs to one process.
     times, others = (world, OTHER_PROCESSES) if on_cpu else (1, 0.0)
     lines = []
-    for stage in ESTIMATED_STAGES:
+    for stage in memory:
         cells = [stage, *_largest_parts(memory[stage], size_text)]
         lines.append((*cells, *_largest_parts(seconds[stage], duration)) if seconds else tuple(cells))
     peak = max(sum(parts.values()) for parts in memory.values())

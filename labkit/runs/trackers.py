@@ -123,7 +123,7 @@ class Trackers:
         """Report what no tracker was given of all `rows`, and close the trackers."""
         self.resume(rows)
         for name in list(self.opened):
-            self._careful(name, lambda tracker: tracker.close(), 0)
+            self._careful(name, lambda tracker: tracker.close(), self.last.get(name, 0))
         self.opened.clear()
 
     def _report(self, row: Mapping[str, Any], chains: bool) -> None:

@@ -156,6 +156,11 @@ def healthy(folder: Path, **changes: Any) -> Params:
     return Params.build(values | changes)
 
 
+def test_a_run_that_begins_later_costs_what_its_stages_cost(tmp_path: Path) -> None:
+    report = examine(healthy(tmp_path, sft_model="embedded"), quick=True)
+    assert list(report.data["memory_bytes"]) == ["grpo_final", "analysis"] and report.exit_code == 0
+
+
 def test_a_healthy_folder_has_nothing_wrong(tmp_path: Path) -> None:
     report = examine(healthy(tmp_path), quick=True)
     assert (report.exit_code, report.of("error"), report.of("warning")) == (0, [], [])
@@ -242,6 +247,9 @@ def lost_split(folder: Path) -> dict[str, Any]:
         (lost_split, "error", "moments file", "is not there"),
         (lambda folder: {"harvester": "./nowhere"}, "error", "harvester", "is not a directory"),
         (lambda folder: {"harvester": "nobody/has-fetched-this"}, "warning", "harvester", "hf download nobody"),
+        (lambda folder: {"sft_model": "./nowhere"}, "error", "model", "is not a directory"),
+        (lambda folder: {"grpo_model": "./nowhere"}, "error", "grpo_model", "is not a directory"),
+        (lambda folder: {"traces": "none.jsonl"}, "error", "traces", "there is no file"),
         (lambda folder: {"model": str(broken_download(folder))}, "error", "model", "lacks model.safetensors"),
         # The embedded model's own rate; all weights are trained in the type that they are kept in.
         (
