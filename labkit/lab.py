@@ -10,7 +10,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit.asker import AskedChains, Asker
 from labkit.data.moments import Moment
@@ -34,6 +34,11 @@ from labkit.stages.harvest import Harvest, harvest_complete, merge_shards
 from labkit.stages.rollouts import Rollout
 from labkit.stages.sft import SftResult, sft_batch_size, sft_steps
 from labkit.stages.start import require_final_weights
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from labkit.views.explorer.watch import QueryWatch
 
 
 class ModelRef(NamedTuple):
@@ -161,6 +166,16 @@ class Lab(Workbench):
             for stage in (next(iter(self.evaluations())), "grpo_final")
         ]
         return max(moments, key=lambda qid: ious[1][qid] - ious[0][qid])
+
+    def watch_queries(self, qid: str = "") -> QueryWatch | go.Figure:
+        """How the probe queries learnt in stages 1 and 3, as far as these have come; opened at `qid`, or where most was learnt."""
+        from labkit.views.explorer.watch import watch
+        from labkit.views.figures.style import nothing
+
+        rollouts = [rollout for stage in ("grpo", "grpo_final") for rollout in self.probes(stage).read()]
+        if not rollouts:
+            return nothing("Watch a query learn", "no query was asked while this run trained (<i>probe_queries</i>)")
+        return watch(rollouts, self.moments("validation"), qid=qid, folder=self.sheets)
 
     def train_grpo(self, stage: str, policy: Policy | ModelRef) -> GrpoResult:
         """Train `grpo` or `grpo_final`: resumes where it was interrupted, and only reads when it has ended.
