@@ -243,8 +243,8 @@ def most_disputed(rows: Sequence[StagedChain]) -> int:
     found: dict[str, list[tuple[float, int]]] = {}
     for place, row in enumerate(rows):
         iou = row.measured.answer_iou if row.measured.moment.has_truth else 0.0
-        found.setdefault(row.measured.moment.qid, []).append((iou, place))
-    return max(max(found.values(), key=lambda ious: max(ious)[0] - min(ious)[0]))[1] if found else -1
+        found.setdefault(row.measured.moment.qid, []).append((iou, -place))
+    return -max(max(found.values(), key=lambda ious: max(ious)[0] - min(ious)[0]))[1] if found else -1
 
 
 def clip_of(moment: Moment) -> VideoClip:

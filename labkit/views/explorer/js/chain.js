@@ -79,7 +79,7 @@ export function chainText(chains, i, { live = null, same = 0 } = {}) {
   };
   let at = 0;
   const chips = steps(chains, i).map((step) => {
-    const made = (words) => (live ? chip(step, `${words} s`, live) : h("span", { class: `lk-chip lk-${step.look}` }, `${words} s`));
+    const made = (words) => (live ? chip(step, inSeconds(words, step.at), live) : h("span", { class: `lk-chip lk-${step.look}` }, inSeconds(words, step.at)));
     return [...step.at.slice(2), made];
   });
   const option = chains.columns.option_chars?.[i];
@@ -92,6 +92,13 @@ export function chainText(chains, i, { live = null, same = 0 } = {}) {
   }
   plain(text.slice(at), at);
   return text ? nodes : [h("em", {}, "the model wrote nothing")];
+}
+
+/** A span's words with its unit; where a model counts otherwise (hundredths of the video), the seconds that they mean. */
+function inSeconds(words, [start, end]) {
+  const first = Number(words.match(/\d+(?:\.\d+)?/)?.[0] ?? start);
+  const means = words.includes(":") || [start, end].some((each) => Math.abs(each - first) < 0.01);
+  return means ? `${words} s` : `${words}: ${times([start, end])} s`;
 }
 
 /** The option that was chosen, as it was written, and whether it is the right one. */
@@ -292,7 +299,7 @@ function sourcesPanel(chains, found) {
     const answer = chains.columns.answer[shown];
     const delta = chains.delta[shown];
     const same = stage === chains.reference || Number.isNaN(delta);
-    return line(stageName(stage), [[answer ? times(answer) : "none"], [number(chains.iou[shown])], [same ? "–" : signed(delta)], ...(several ? [[own.length]] : [])]);
+    return line(stageName(stage), [[answer ? times(answer) : "none"], [number(chains.iou[shown])], [same ? "–" : signed(delta)], ...(several ? [[own.length]] : [])], { title: safeText(stage) });
   });
   const missing = chains.sources.filter((source) => !found.some((each) => each.stage === source));
   return [
