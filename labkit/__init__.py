@@ -48,6 +48,7 @@ _HOMES = {
     "scrub": "labkit.views.explorer.widget",
     "under_every_rule": "labkit.scoring.scores",
     "views": "labkit",
+    "watch": "labkit.views.explorer.watch",
     "write_predictions": "labkit.scoring.predictions",
     "write_world": "labkit.embedded.world",
 }

@@ -206,6 +206,12 @@ class GrpoParams(ParamGroup):
     """Compute activations twice instead of keeping them, in stages 1 to 3: for models that fill a GPU. Ours."""
     generation: Literal["hf", "vllm"] = "hf"
     """Who writes the rollouts of stages 1 and 3: labkit's own decoding, or vLLM (experimental). Ours."""
+    probe_queries: int = Field(8, ge=0, le=1024)
+    """Validation queries asked greedily before the first step, while stages 1 and 3 train, and at their end, so that one can watch
+    them learn; nothing is learnt or chosen from them. 0 asks none. Ours."""
+    probe_every: int = Field(15, ge=1)
+    """Steps between two times of asking them; the first times, they are asked after 1, 2, 4, 8 ... steps. Ours: less than 2 % of a
+    stage's time."""
     save_steps: int = Field(25, ge=1)
     """Steps between two checkpoints: what a kill costs at most. Ours."""
 

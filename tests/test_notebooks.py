@@ -115,6 +115,7 @@ def test_every_rollout_is_recorded_once(smoke):
         assert {rollout.stage for rollout in rollouts} == {stage}
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_notebook_run_again_loads_and_does_not_train(smoke, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT / "notebooks")  # as JupyterLab starts it
     before = {path: path.stat().st_mtime_ns for path in smoke.path.rglob("*") if path.suffix in (".parquet", ".json")}

@@ -106,6 +106,10 @@ class Run:
         """The store of a stage, named as in its rollouts (`grpo`) or as its notebook (`01_grpo`)."""
         return RolloutStore(self.folder(NOTEBOOK_OF.get(stage, stage)) / "rollouts")
 
+    def probes(self, stage: str) -> RolloutStore:
+        """What `grpo` or `grpo_final` answered to the probe queries while it trained, by updates seen."""
+        return RolloutStore(self.path / NOTEBOOK_OF.get(stage, stage) / "probes")
+
     def resolve(self, path: str | Path) -> Path:
         """A path of the parameters, relative ones taken from the project's root."""
         return under(self.root, path)

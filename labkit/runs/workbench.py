@@ -30,6 +30,7 @@ from labkit.stages import evaluate, grpo, harvest, sft
 from labkit.stages.distributed.launcher_variables import single_process
 from labkit.stages.distributed.preemption import stop_between_parts
 from labkit.stages.distributed.process_group import barrier, process_rank
+from labkit.stages.probes import Probes, choose_probes
 from labkit.stages.start import stage_seed
 from labkit.stages.traces import import_traces
 
@@ -89,6 +90,11 @@ class Workbench(Run):
         """The training queries that are harvested: the same on each call, a seeded sample and not the first clips alone."""
         moments = self.moments("train")
         return random.Random(self.params.seed).sample(moments, k=len(moments))[: self.params.harvest_prompts]
+
+    def probe_moments(self) -> list[Moment]:
+        """The validation queries that are asked while stages 1 and 3 train; none where `probe_queries` is 0."""
+        p = self.params
+        return choose_probes(self.moments("validation"), p.probe_queries) if p.probe_queries else []
 
     def harvested(self) -> harvest.Harvest:
         """What the filter keeps of the chains that were sampled, or what can be learnt of the `traces` that were given."""
@@ -181,7 +187,13 @@ class Workbench(Run):
             policy, self.source(policy, "train"), self.moments("train"), spec=self.rewards(stage == "grpo_final"),
             params=self.params, stage=stage, folder=self.stage_folder(stage),
             on_step=lambda row: on_event({"row": row}), on_resume=lambda rows: on_event({"rows": rows}),
+            probes=self._probes(policy, stage),
         )  # fmt: skip
+
+    def _probes(self, policy: Policy, stage: str) -> Probes | None:
+        if not (moments := self.probe_moments()):
+            return None
+        return Probes(moments, self.source(policy, "validation"), self.probes(stage), self.params.probe_every)
 
     def run_sft(self, policy: Policy, on_event: EventListener, *, traces: Sequence[Sequence[str]]) -> None:
         """Fine-tune on traces, (qid, text) each; events as those of `run_grpo`."""

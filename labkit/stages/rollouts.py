@@ -42,7 +42,7 @@ REWARD = b"labkit.reward"
 class Rollout:
     """One chain as a model wrote it, where it comes from and what it earned.
 
-    An evaluation pays nothing: its rewards, total and advantage are NaN (`UNPAID`), and its step is 0.
+    An evaluation pays nothing, nor does a probe: its rewards, total and advantage are NaN (`UNPAID`), and an evaluation's step is 0.
     """
 
     run: str
@@ -50,7 +50,8 @@ class Rollout:
     stage: str
     """base, harvester, grpo, distill, sft or grpo_final."""
     step: int
-    """Training step, from 1; the policy that sampled it had seen `step - 1` updates. The part of a harvest; 0 in an evaluation."""
+    """Training step, from 1; the policy that sampled it had seen `step - 1` updates. The part of a harvest; 0 in an evaluation.
+    Of a probe the updates that the policy had seen, 0 before the first.""" ""
     qid: str
     """The moment that the prompt asks for."""
     sample: int

@@ -6,6 +6,7 @@ from labkit.views.figures.chains import funnel, iou_by_step, r1_curves
 from labkit.views.figures.failures import atlas
 from labkit.views.figures.frames import Film, film
 from labkit.views.figures.renderer import setup, show
+from labkit.views.figures.ridgelines import ridgelines
 from labkit.views.figures.scoreboard import scoreboard, under_rules
 from labkit.views.figures.thoughts import true_words
 from labkit.views.figures.training import blindness, harvest_funnel, sft_loss, stage_comparison, training_curves
@@ -24,6 +25,7 @@ __all__ = [
     "iou_by_step",
     "lengths",
     "r1_curves",
+    "ridgelines",
     "scoreboard",
     "setup",
     "sft_loss",
