@@ -19,6 +19,7 @@ from labkit.files import locked
 from labkit.params import read_yaml
 from labkit.policy.model import Policy
 from labkit.progress import Progress, Tally, say
+from labkit.runs.compare import Comparison, compare_runs
 from labkit.runs.results import MODELS, ModelEvaluation, is_evaluated, read_model_evaluation, require_evaluation
 from labkit.runs.run import NOTEBOOK_OF, STAGE_LOCK, read_manifest
 from labkit.runs.skipping import pass_over_cells
@@ -152,6 +153,11 @@ class Lab(Workbench):
             moments = self.moments("test")[: read_yaml(folder / "params.yaml").get("test_limit") or None]
             evaluations[folder.name] = read_model_evaluation(folder, "grpo_final", moments)
         return evaluations
+
+    def compare_runs(self) -> Comparison | None:
+        """This run and those that `compare` names over seeds, paired, and with what differs; None where it names none."""
+        others = [self.resolve(other) for other in self.params.compare]
+        return compare_runs([self.path, *others]) if others else None
 
     def most_improved_query(self) -> str:
         """The qid of the test query whose answer's IoU improved most from the base, or the run's first model, to the final one."""
