@@ -145,9 +145,10 @@ export function rewardTable(chains, i) {
   const { earned, total, advantage, reasons } = chains.columns;
   if (isUnpaid(chains, i)) return [h("div", { class: "lk-side-title" }, "No reward ", h("small", {}, "a prediction is not paid"))];
   const weights = chains.weights(i);
-  const counts = chains.terms.map((term, k) => (weights ? weights[term] : 1) * (earned[i][k] ?? 0));
+  const counts = chains.terms.map((_, k) => contribution(chains, i, k));
   const scale = Math.max(1, ...counts.map(Math.abs));
   const rows = chains.terms.map((term, k) => {
+    if (weights && !(term in weights)) return []; // a user's own term that other chains of the page were paid by
     const cells = [[number(earned[i][k])], [weights ? `× ${weights[term]}` : "× ?"], [weights ? number(counts[k]) : "–"], [amount(counts[k] / scale)]];
     const node = line([term], cells, { class: weights && weights[term] === 0 ? "lk-idle" : "" });
     const reason = chains.names.reason[reasons[i][k]];
@@ -195,7 +196,8 @@ export function ranked(chains, i) {
 
 /** What a term adds to a chain's total; what it earned, where its weight is not known. */
 function contribution(chains, i, k) {
-  return (chains.weights(i)?.[chains.terms[k]] ?? 1) * (chains.columns.earned[i][k] ?? 0);
+  const weights = chains.weights(i);
+  return (weights ? (weights[chains.terms[k]] ?? 0) : 1) * (chains.columns.earned[i][k] ?? 0);
 }
 
 /** Why the chains of a group earned differently: in words, then term by term. */
