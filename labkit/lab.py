@@ -19,6 +19,7 @@ from labkit.files import locked
 from labkit.params import read_yaml
 from labkit.policy.model import Policy
 from labkit.progress import Progress, Tally, say
+from labkit.runs.compare import Comparison, compare_runs
 from labkit.runs.results import MODELS, ModelEvaluation, is_evaluated, read_model_evaluation, require_evaluation
 from labkit.runs.run import NOTEBOOK_OF, STAGE_LOCK, read_manifest
 from labkit.runs.skipping import pass_over_cells
@@ -129,7 +130,7 @@ class Lab(Workbench):
 
     def predictions(self, stage: str) -> Predictions:
         """A stage's greedy answers with how they were decoded; written to the analysis, as `labkit score` reads them."""
-        settings = answer_settings(self.params, f"{self.params.run}, {stage}")
+        settings = answer_settings(self.params, self.own, f"{self.params.run}, {stage}")
         file = self.folder("05_analysis") / f"predictions-{stage}.jsonl"
         greedy = self.read_evaluation(stage).greedy
         write_predictions(file, greedy, settings)
@@ -152,6 +153,11 @@ class Lab(Workbench):
             moments = self.moments("test")[: read_yaml(folder / "params.yaml").get("test_limit") or None]
             evaluations[folder.name] = read_model_evaluation(folder, "grpo_final", moments)
         return evaluations
+
+    def compare_runs(self) -> Comparison | None:
+        """This run and those that `compare` names over seeds, paired, and with what differs; None where it names none."""
+        others = [self.resolve(other) for other in self.params.compare]
+        return compare_runs([self.path, *others]) if others else None
 
     def most_improved_query(self) -> str:
         """The qid of the test query whose answer's IoU improved most from the base, or the run's first model, to the final one."""

@@ -12,7 +12,7 @@ from labkit.runs import notebooks
 from tests import warm_kernels
 
 quick_nbformat()  # before a module of tests loads it
-LONGEST = ("test_killed_runs", "test_notebooks")
+LONGEST = ("test_notebooks",)
 
 hypothesis.settings.register_profile("labkit", deadline=None)  # a busy machine is no fault of what is tested
 hypothesis.settings.load_profile("labkit")
@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Several workers (`-n 2 --dist loadgroup`) make a module's fixtures once, and begin with what takes longest.
 
     Tests of one module that share a fixture of the module stay on one worker, unless they name a group of their own.
-    The longest groups come first, then modules with slow tests, so that no worker is left with one when the other has nothing
+    The longest group comes first, then modules with slow tests, so that no worker is left with one when the other has nothing
     to do.
     """
     slow = {item.path for item in items if item.get_closest_marker("slow")}

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+import orjson
+
 from labkit.errors import LabError
 from labkit.scoring.answers import BadRow, shorten
 
@@ -171,7 +173,10 @@ def _checked(path: Path, where: str, row: object) -> dict[str, Any]:
 
 def _object(line: bytes) -> dict[str, Any]:
     try:
-        row = json.loads(line.decode())
+        try:
+            row = orjson.loads(line)
+        except ValueError:  # NaN, half a character, or a fault that json words better
+            row = json.loads(line.decode())
     except UnicodeDecodeError as error:
         raise BadRow(f"is not UTF-8 text ({error.reason}); write it as JSON Lines") from None
     except RecursionError:

@@ -8,6 +8,7 @@ from labkit.views.figures.frames import Film, film
 from labkit.views.figures.renderer import setup, show
 from labkit.views.figures.ridgelines import ridgelines
 from labkit.views.figures.scoreboard import scoreboard, under_rules
+from labkit.views.figures.seeds import over_seeds
 from labkit.views.figures.thoughts import true_words
 from labkit.views.figures.training import blindness, harvest_funnel, sft_loss, stage_comparison, training_curves
 
@@ -24,6 +25,7 @@ __all__ = [
     "harvest_funnel",
     "iou_by_step",
     "lengths",
+    "over_seeds",
     "r1_curves",
     "ridgelines",
     "scoreboard",

@@ -120,11 +120,12 @@ def test_an_adapter_resumes_too(source, moments, tmp_path):
         torch.manual_seed(0)
         return load_policy("embedded", device="cpu", lora_rank=4)
 
-    whole, broken, resumed = adapted(), adapted(), adapted()
-    small.train_sft(whole, source, moments, tmp_path / "whole", sft_epochs=1.2)
+    whole, broken, resumed, before = adapted(), adapted(), adapted(), []
+    expected = small.train_sft(whole, source, moments, tmp_path / "whole", sft_epochs=1.2)
     with pytest.raises(Killed):
         small.train_sft(broken, source, moments, tmp_path / "run", sft_epochs=1.2, on_step=stop)
-    small.train_sft(resumed, source, moments, tmp_path / "run", sft_epochs=1.2)
+    small.train_sft(resumed, source, moments, tmp_path / "run", sft_epochs=1.2, on_resume=before.extend)
+    assert before == expected.history[:2], "the steps that the checkpoint has seen are told"
     assert equal(weights(resumed), weights(whole))
     assert distance(weights(resumed), weights(adapted())) > 1e-2
 
