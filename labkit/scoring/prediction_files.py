@@ -19,6 +19,7 @@ import orjson
 
 from labkit.errors import LabError
 from labkit.scoring.answers import BadRow, shorten
+from labkit.scoring.programs import looked_for
 
 _BATCH = 256
 """Rows of a Parquet file that are in memory at once."""
@@ -114,7 +115,8 @@ def _lines(path: Path, first: bytes, file: IO[bytes]) -> Iterator[FileRow]:
         except BadRow as fault:
             # What a killed evaluation leaves: the last line, which has no end.
             if line.endswith(b"\n") or not seen:
-                raise LabError(f"{path}, line {number}: {fault}") from None
+                known = "" if seen else f" (read are labkit's own rows and files of {looked_for()})"
+                raise LabError(f"{path}, line {number}: {fault}{known}") from None
             yield FileRow(f"line {number}", None, number)
             return
         seen = True

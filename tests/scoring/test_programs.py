@@ -352,6 +352,7 @@ BAD = [
      "nothing known"),
     (lines(vlmeval) + b'{"qid": "door", "text": "t"}\n', "line 4: is a row of labkit while rows before are of TimeLens2", "mixed"),
     (document(lambda a: {key(a): happens(a)})[:-9], "line 1: is not JSON", "a document that was cut"),
+    (b"id,length\nAAAA1,30\n", r"line 1: is not JSON .*read are labkit's own rows and files of TimeLens, .*verl", "a table by commas"),
     (b"PK\x03\x04...", "an Excel table or a zip; save it as tsv", "VLMEvalKit's own default"),
     (b"PAR1 but no more", "is a Parquet file that can't be read", "Parquet that was cut"),
     (b'{"qid": "q", "vid": "A", "query": "x", "pred_relevant_windows": [[1]]}\n', "mixes forms; write all", "half a window"),
