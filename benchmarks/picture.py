@@ -1,28 +1,61 @@
-"""The README's picture: the explorer on a finished run, photographed in headless Chromium.
+"""The README's pictures: a query as it learnt, which moves, and the explorer, photographed in headless Chromium.
 
-python benchmarks/picture.py outputs/embedded outputs/example/explorer.webp
+python benchmarks/picture.py outputs/embedded outputs/example/explorer.webp outputs/example/watch.webp
 """
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
+from PIL import Image
+
 from labkit.lab import Lab
 from labkit.params import read_params
 from labkit.views.explorer.page import widget_page
+from labkit.views.explorer.watch import QueryWatch
 from labkit.views.explorer.widget import explore
 from labkit.views.report.notebook_html import to_webp
 
+BEAT, REST, SHORT_REST = 420, 4000, 1200
+"""Milliseconds of a step; of the whole picture at the end; and of the same at the beginning, which viewers that stand still show."""
+WIDTH = 1440
+"""Pixels of the picture that moves, which is shown in a page at two thirds of them or less."""
 
-def main(run: str, target: str) -> None:
+
+def main(run: str, explorer: str, watch: str = "") -> None:
+    """Make the picture of the explorer and, where a target is named, the one that moves."""
+    lab = Lab.open(read_params(f"{run}/params.yaml"))
+    photograph(lab, explorer)
+    if watch:
+        play(lab, watch)
+
+
+def play(lab: Lab, target: str, qid: str = "") -> None:
+    """The query that learnt most, or the one named, step by step as an animated WebP that begins and ends with all steps."""
+    widget = lab.watch_queries(qid)
+    if not isinstance(widget, QueryWatch):
+        sys.exit(f"run '{lab.params.run}' asked no query while it trained (probe_queries)")
+    steps = len(widget.line())
+    frames = []
+    for shown in (steps, *range(1, steps + 1)):
+        picture = Image.open(io.BytesIO(widget.picture(shown))).convert("RGB")
+        frames.append(picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS))
+    durations = [SHORT_REST, *[BEAT] * (steps - 1), REST]
+    frames[0].save(
+        target, "WEBP", save_all=True, append_images=frames[1:], duration=durations, loop=0, quality=74, method=4,
+        minimize_size=True, allow_mixed=True,
+    )  # fmt: skip
+
+
+def photograph(lab: Lab, target: str) -> None:
     """Show the greedy chains of all stages, opened at the one that narrows most, and take a picture."""
     from playwright.sync_api import sync_playwright
 
-    lab = Lab.open(read_params(f"{run}/params.yaml"))
     greedy = {stage: lab.read_evaluation(stage).greedy for stage in ("grpo", "sft", "grpo_final")}
     base = lab.read_evaluation("base").greedy
     moments = lab.moments("test")

@@ -121,8 +121,11 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="everything, for a program")
     doctor.set_defaults(command=_doctor)
 
-    results = commands.add_parser("results", help="every stage's figures at a glance")
-    results.add_argument("folder", type=_path, help="a run's directory, such as outputs/embedded")
+    results = commands.add_parser(
+        "results", help="every stage's figures at a glance; of several runs over seeds, paired, and with what differs"
+    )
+    results.add_argument("folders", type=_path, nargs="+", metavar="folder",
+                         help="a run's directory, such as outputs/embedded, or several to compare, such as outputs/*")  # fmt: skip
     results.add_argument("--json", action="store_true", help="all figures, for a program")
     results.set_defaults(command=_results)
 
@@ -376,8 +379,15 @@ def _doctor(options: argparse.Namespace) -> int:
 def _results(options: argparse.Namespace) -> None:
     from labkit.runs.results import read_results, results_text
 
-    results = read_results(options.folder)
-    say(json.dumps(results, indent=1) if options.json else results_text(results))
+    first, *others = options.folders
+    if not others and not (Path(first).is_dir() and any(Path(first).glob("*/manifest.json"))):
+        results = read_results(first)
+        say(json.dumps(results, indent=1) if options.json else results_text(results))
+        return
+    from labkit.runs.compare import compare_runs
+
+    comparison = compare_runs(options.folders)
+    say(json.dumps(comparison.as_dict(), indent=1) if options.json else str(comparison))
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import os
 import secrets
 import socket
@@ -68,6 +69,20 @@ def _replace(source: Path, target: Path) -> None:
             if time.monotonic() >= deadline:
                 raise
             time.sleep(0.05)
+
+
+def quick_nbformat() -> None:
+    """Load nbformat without a grammar of IRIs that takes 1.5 s to compile, where it is not loaded yet.
+
+    jsonschema compiles it for a format that no notebook's schema names, and does without where it is not installed.
+    """
+    if "jsonschema" not in sys.modules and "rfc3987_syntax" not in sys.modules:
+        sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]  # as Python spells "cannot be imported"
+        try:
+            importlib.import_module("jsonschema")
+        finally:
+            del sys.modules["rfc3987_syntax"]
+    importlib.import_module("nbformat")
 
 
 def apply_umask(folder: Path) -> None:

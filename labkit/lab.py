@@ -10,7 +10,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit.asker import AskedChains, Asker
 from labkit.data.moments import Moment
@@ -19,7 +19,8 @@ from labkit.files import locked
 from labkit.params import read_yaml
 from labkit.policy.model import Policy
 from labkit.progress import Progress, Tally, say
-from labkit.runs.results import MODELS, ModelEvaluation, is_evaluated, read_model_evaluation
+from labkit.runs.compare import Comparison, compare_runs
+from labkit.runs.results import MODELS, ModelEvaluation, is_evaluated, read_model_evaluation, require_evaluation
 from labkit.runs.run import NOTEBOOK_OF, STAGE_LOCK, read_manifest
 from labkit.runs.skipping import pass_over_cells
 from labkit.runs.trackers import StageLog, Trackers
@@ -34,6 +35,11 @@ from labkit.stages.harvest import Harvest, harvest_complete, merge_shards
 from labkit.stages.rollouts import Rollout
 from labkit.stages.sft import SftResult, sft_batch_size, sft_steps
 from labkit.stages.start import require_final_weights
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from labkit.views.explorer.watch import QueryWatch
 
 
 class ModelRef(NamedTuple):
@@ -88,6 +94,7 @@ class Lab(Workbench):
 
     def read_evaluation(self, stage: str) -> ModelEvaluation:
         """What `evaluate` has found for a stage's model."""
+        require_evaluation(self.path, stage)  # before the world is written for its moments
         return read_model_evaluation(self.path, stage, self.moments("test"))
 
     def evaluations(self) -> dict[str, ModelEvaluation]:
@@ -123,7 +130,7 @@ class Lab(Workbench):
 
     def predictions(self, stage: str) -> Predictions:
         """A stage's greedy answers with how they were decoded; written to the analysis, as `labkit score` reads them."""
-        settings = answer_settings(self.params, f"{self.params.run}, {stage}")
+        settings = answer_settings(self.params, self.own, f"{self.params.run}, {stage}")
         file = self.folder("05_analysis") / f"predictions-{stage}.jsonl"
         greedy = self.read_evaluation(stage).greedy
         write_predictions(file, greedy, settings)
@@ -147,6 +154,11 @@ class Lab(Workbench):
             evaluations[folder.name] = read_model_evaluation(folder, "grpo_final", moments)
         return evaluations
 
+    def compare_runs(self) -> Comparison | None:
+        """This run and those that `compare` names over seeds, paired, and with what differs; None where it names none."""
+        others = [self.resolve(other) for other in self.params.compare]
+        return compare_runs([self.path, *others]) if others else None
+
     def most_improved_query(self) -> str:
         """The qid of the test query whose answer's IoU improved most from the base, or the run's first model, to the final one."""
         from labkit.views.measured_chains import measure_chains
@@ -160,6 +172,16 @@ class Lab(Workbench):
             for stage in (next(iter(self.evaluations())), "grpo_final")
         ]
         return max(moments, key=lambda qid: ious[1][qid] - ious[0][qid])
+
+    def watch_queries(self, qid: str = "") -> QueryWatch | go.Figure:
+        """How the probe queries learnt in stages 1 and 3, as far as these have come; opened at `qid`, or where most was learnt."""
+        from labkit.views.explorer.watch import watch
+        from labkit.views.figures.style import nothing
+
+        rollouts = [rollout for stage in ("grpo", "grpo_final") for rollout in self.probes(stage).read()]
+        if not rollouts:
+            return nothing("Watch a query learn", "no query was asked while this run trained (<i>probe_queries</i>)")
+        return watch(rollouts, self.moments("validation"), qid=qid, folder=self.sheets)
 
     def train_grpo(self, stage: str, policy: Policy | ModelRef) -> GrpoResult:
         """Train `grpo` or `grpo_final`: resumes where it was interrupted, and only reads when it has ended.

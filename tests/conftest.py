@@ -1,10 +1,18 @@
 """What holds for all tests."""
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import hypothesis
 import pytest
+
+from labkit.files import quick_nbformat
+from labkit.runs import notebooks
+from tests import warm_kernels
+
+quick_nbformat()  # before a module of tests loads it
+LONGEST = ("test_notebooks",)
 
 hypothesis.settings.register_profile("labkit", deadline=None)  # a busy machine is no fault of what is tested
 hypothesis.settings.load_profile("labkit")
@@ -23,13 +31,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Several workers (`-n 2 --dist loadgroup`) make a module's fixtures once, and begin with what takes longest.
 
     Tests of one module that share a fixture of the module stay on one worker, unless they name a group of their own.
-    Modules with slow tests come first, so that no worker is left with one when the other has nothing to do.
+    The longest group comes first, then modules with slow tests, so that no worker is left with one when the other has nothing
+    to do.
     """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     for item in items:
         if not item.get_closest_marker("xdist_group") and _shares(item):
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (item.path.stem not in LONGEST, item.path not in slow))
 
 
 def _shares(item: pytest.Item) -> bool:
@@ -43,3 +52,19 @@ def _shares(item: pytest.Item) -> bool:
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Notebooks leave static pictures out, a fifth of a short run's time; the tests of smoke.yaml itself look at them."""
     monkeypatch.setenv("BROWSER_PATH", "/no/browser")
+
+
+@pytest.fixture(scope="session")
+def warm_kernels_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with warm_kernels.served(tmp_path_factory.mktemp("warm") / "socket") as socket:
+        yield socket
+
+
+@pytest.fixture(scope="module")
+def in_warm_kernels(warm_kernels_socket: Path) -> Iterator[None]:
+    """Notebooks start in a moment, see tests/warm_kernels.py, and leave static pictures out."""
+    with pytest.MonkeyPatch.context() as patch:
+        if warm_kernels.AVAILABLE:
+            patch.setattr(notebooks, "_kernel_manager_class", lambda: warm_kernels.manager_class(warm_kernels_socket))
+        patch.setenv("BROWSER_PATH", "/no/browser")
+        yield

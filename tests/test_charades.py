@@ -17,7 +17,7 @@ from labkit.runs.run import STAGES
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared" / "real"
 VIDEO = REAL / "videos" / "OHOFG.mp4"
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("charades")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("warm_kernels"), pytest.mark.usefixtures("in_warm_kernels")]
 
 
 def real_moments() -> list[Moment]:
@@ -36,7 +36,6 @@ def real_moments() -> list[Moment]:
     return moments
 
 
-@pytest.mark.usefixtures("without_pictures")
 def test_all_five_notebooks_run_on_a_real_video(tmp_path, monkeypatch):
     if not VIDEO.exists():
         pytest.skip(f"THE REAL VIDEO IS ABSENT ({VIDEO}): the path on real input was NOT tested")

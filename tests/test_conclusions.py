@@ -79,6 +79,13 @@ def test_a_run_that_kept_its_promises():
     assert conclusion._repr_markdown_().count("**Yes.**") == 5
 
 
+def test_where_the_run_began_later_what_is_there_is_compared():
+    claims = after_final(None, SFT, FINAL, MOMENTS).claims
+    assert [claim.holds for claim in claims] == holds(after_final(SFT, SFT, FINAL, MOMENTS))
+    assert "since the model that it began from" in claims[3].text and "base" not in str(claims)
+    assert after_sft(BASE, None, SFT, MOMENTS).claims == after_sft(BASE, BASE, SFT, MOMENTS).claims[:2]
+
+
 def test_a_gain_is_printed_as_it_was_measured_and_not_as_it_was_hoped_for():
     claim = after_final(BASE, SFT, FINAL, MOMENTS).claims[3]
     assert claim.text == "R1@0.7 has gained at least 25 points since the base"
@@ -200,7 +207,8 @@ def test_words_are_held_against_the_world_and_counted():
 
 def test_nothing_is_said_of_words_where_no_simulator_knows():
     assert not any("ords" in claim.text for claim in after_final(BASE, SFT, FINAL, MOMENTS).claims)
-    assert "Not measured: only clips of the embedded world" in str(about_words(BASE, FINAL, MOMENTS))
+    for base in (BASE, None):
+        assert "Not measured: only clips of the embedded world" in str(about_words(base, FINAL, MOMENTS))
 
 
 def test_a_claim_is_shown_as_it_is_written_whatever_viewer_reads_its_markdown():

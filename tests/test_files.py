@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -27,3 +29,15 @@ def test_threads_that_write_one_file_at_once_do_not_meet(tmp_path: Path) -> None
         thread.join()
     assert failed == [] and target.read_text() in texts
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_notebooks_are_read_without_the_grammar_that_takes_a_second_and_a_half() -> None:
+    script = """
+import sys
+from labkit.files import quick_nbformat
+quick_nbformat()
+assert "rfc3987_syntax" not in sys.modules
+import nbformat
+nbformat.validate(nbformat.v4.new_notebook())
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

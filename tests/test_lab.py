@@ -124,6 +124,7 @@ def test_a_model_that_has_not_come_to_be_names_its_notebook(project):
         lab.policy("sft")
     with pytest.raises(LabError, match="base has not been evaluated .* run notebooks/01_grpo.ipynb first"):
         lab.read_evaluation("base")
+    assert not list((project / "outputs").glob("world-*")), "it says so before it writes the world"
 
 
 @pytest.mark.parametrize(

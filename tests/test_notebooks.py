@@ -12,13 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 
 from labkit.params import read_params
 from labkit.runs.notebooks import run_notebooks
 from labkit.runs.results import DECODINGS, MODELS, read_results
-from labkit.runs.run import STAGES, Run
-from labkit.runs.slurm_job import read_job
+from labkit.runs.run import STAGES, Run, read_manifest
+from labkit.runs.slurm_job import Job, read_job
 from labkit.runs.status import read_status
 from labkit.scoring.reading_rules import RULES
 from labkit.stages.rollouts import RolloutStore
@@ -115,6 +116,7 @@ def test_every_rollout_is_recorded_once(smoke):
         assert {rollout.stage for rollout in rollouts} == {stage}
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_notebook_run_again_loads_and_does_not_train(smoke, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT / "notebooks")  # as JupyterLab starts it
     before = {path: path.stat().st_mtime_ns for path in smoke.path.rglob("*") if path.suffix in (".parquet", ".json")}
@@ -198,40 +200,74 @@ def test_a_mistyped_parameter_ends_before_any_work(outputs, tmp_path):
     assert not (outputs / "y").exists()
 
 
+# Audited in the kernel before the file gets its name: what is there then is a checkpoint that is not whole, and one before it.
+KILL = """
+import os, signal, sys
+def kill(event, arguments):
+    if event == "os.rename" and os.fspath(arguments[1]).endswith(os.environ.get("KILL_BEFORE", "/nothing")):
+        for process in (os.getppid(), os.getpid()):
+            os.kill(process, signal.SIGKILL)
+sys.addaudithook(kill)
+"""
+
+
 @pytest.mark.usefixtures("without_pictures")
-def test_a_submitted_sequence_stopped_by_the_scheduler_is_requeued_and_ends_with_the_same_figures(smoke, monkeypatch):
-    """`labkit submit --local`: notice comes in stage 1, and the only checkpoint is the one that the notice asks for."""
+def test_a_run_killed_in_stage_1_between_notebooks_and_in_sft_then_stopped_by_the_scheduler_ends_with_the_same_figures(
+    smoke, tmp_path, monkeypatch, request
+):
+    """kill -9 three times, then `labkit submit --local` with notice in stage 4: nothing is lost, doubled or changed."""
     pytest.importorskip("submitit")
     monkeypatch.chdir(ROOT)
-    for name, value in LAUNCHED.items():  # `labkit run` does not hear them either
+    for name, value in LAUNCHED.items():  # neither `labkit run` nor a job hears them
         monkeypatch.setenv(name, value)
-    folder = smoke.path.parent / "submitted"
-    command = [
-        sys.executable,
-        "-m",
-        "labkit.cli",
-        "submit",
-        "params/smoke.yaml",
-        "--local",
-        "-p",
-        "save_steps",
-        "1000",
-    ]
-    subprocess.run([*command, "-p", "outputs", str(smoke.path.parent), "-p", "run", "submitted"], check=True)
+    startup = tmp_path / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "kill.py").write_text(KILL)
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    folder, lines = smoke.path.parent / "killed", tmp_path / "lines.txt"
+    params = ["params/smoke.yaml", "-p", "outputs", str(smoke.path.parent), "-p", "run", "killed"]
 
-    def wait_until(reached: Callable[[], object]) -> None:
+    def begin() -> subprocess.Popen:
+        with lines.open("w") as file:
+            command = [sys.executable, "-m", "labkit.cli", "run", *params]
+            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        request.addfinalizer(lambda: kill(process))
+        return process
+
+    def wait_until(reached: Callable[[], object], fails: Callable[[], object], log: Path) -> None:
         deadline = time.monotonic() + 900  # a minute as a rule; a machine that others use as well may take many
         while not reached():
-            job = read_job(folder)
-            assert job is not None
-            assert time.monotonic() < deadline and job.event != "failed", job.log.read_text()
-            time.sleep(0.1)
+            assert time.monotonic() < deadline and not fails(), log.read_text()
+            time.sleep(0.05)
 
-    wait_until(lambda: any(folder.glob("01_grpo/rollouts/*.parquet")))
-    job = read_job(folder)
-    assert job is not None
-    os.kill(job.details["process"], signal.SIGUSR2)
-    wait_until(lambda: '"finished"' in (folder / "job.jsonl").read_text())
+    def killed_in(stage: str) -> None:
+        with monkeypatch.context() as patch:
+            patch.setenv("KILL_BEFORE", f"{stage}/checkpoint-2/labkit_complete")
+            assert begin().wait(timeout=900) == -signal.SIGKILL, lines.read_text()
+        whole = [path.parent.name for path in (folder / stage).glob("checkpoint-*/labkit_complete")]
+        assert whole == ["checkpoint-1"] and (folder / stage / "checkpoint-2").exists()
+        assert not (folder / stage / "final").exists()
+
+    killed_in("01_grpo")
+    process = begin()
+    wait_until(lambda: read_manifest(folder)["stages"]["01_grpo"]["state"] == "finished",
+               lambda: process.poll() is not None, lines)  # fmt: skip
+    kill(process)
+    killed_in("03_sft")
+
+    subprocess.run([sys.executable, "-m", "labkit.cli", "submit", *params, "--local"], check=True)
+
+    def job() -> Job:
+        found = read_job(folder)
+        assert found is not None
+        return found
+
+    def failed() -> bool:
+        return job().event == "failed"
+
+    wait_until(lambda: any(folder.glob("04_grpo_final/rollouts/*.parquet")), failed, job().log)
+    os.kill(job().details["process"], signal.SIGUSR2)
+    wait_until(lambda: '"finished"' in (folder / "job.jsonl").read_text(), failed, job().log)
 
     status, expected, found = read_status(folder), read_results(smoke.path), read_results(folder)
     assert status["job"]["attempts"] == 2
@@ -245,3 +281,16 @@ def test_a_submitted_sequence_stopped_by_the_scheduler_is_requeued_and_ends_with
             for run in (smoke, Run(smoke.params, folder, ROOT))
         ]
         assert frames[0].equals(frames[1])
+
+
+def kill(process: subprocess.Popen) -> None:
+    """SIGKILL to the command and to its kernel, where they live."""
+    if process.poll() is not None:
+        return
+    parent = psutil.Process(process.pid)
+    for each in [parent, *parent.children(recursive=True)]:
+        try:
+            each.kill()
+        except psutil.NoSuchProcess:
+            continue
+    process.wait()

@@ -14,14 +14,13 @@ from labkit.runs.results import read_results
 from labkit.runs.run import STAGES
 
 ROOT = Path(__file__).parents[1]
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("notebooks_families")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("warm_kernels"), pytest.mark.usefixtures("in_warm_kernels")]
 SMALL = {
     "world_train": 3, "world_validation": 1, "world_test": 2, "validation_limit": 2, "test_limit": 4, "grpo_steps": 1,
     "final_steps": 1, "harvest_prompts": 8, "prompts_per_step": 2,
 }  # fmt: skip
 
 
-@pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"qwen2_5_vl"}))  # which smoke.yaml itself walks
 def test_all_five_notebooks_end_well(family, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)

@@ -12,16 +12,15 @@ from labkit.runs.results import read_results
 from labkit.runs.run import STAGES, Run
 
 ROOT = Path(__file__).parents[1]
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("notebooks_gqa")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("warm_kernels")]
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory) -> Run:
+def smoke(in_warm_kernels, tmp_path_factory) -> Run:
     """A finished run of smoke_gqa.yaml."""
     outputs = tmp_path_factory.mktemp("outputs")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        patch.setenv("BROWSER_PATH", "/no/browser")  # as `without_pictures`; those of smoke.yaml are looked at
         return run_notebooks("params/smoke_gqa.yaml", {"outputs": str(outputs)}, say=lambda line: None)
 
 

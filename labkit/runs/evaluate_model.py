@@ -175,7 +175,7 @@ def _answer(bench: EvaluationBench, count: int) -> None:
 
 
 def _score(bench: EvaluationBench, evaluation: Evaluation, moments: Moments) -> EvaluatedModel:
-    settings = answer_settings(bench.params, bench.params.model)
+    settings = answer_settings(bench.params, bench.own, bench.params.model)
     file = bench.path / PREDICTIONS
     write_predictions(file, evaluation.rollouts, settings)
     answers = as_predictions(file)

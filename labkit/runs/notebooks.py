@@ -18,7 +18,7 @@ from shlex import quote
 from typing import Any
 
 from labkit.errors import NEXT_STEPS, LabError, NotebookError, Stopped, Terminated
-from labkit.files import lock, replacing, unlock
+from labkit.files import lock, quick_nbformat, replacing, unlock
 from labkit.params import read_params
 from labkit.progress import duration
 from labkit.progress import say as to_stdout
@@ -105,6 +105,7 @@ def execute(
     The notebook grows under a temporary name beside `target` and gets its name at the end, also when a cell fails:
     then with a banner on top that says what happened. Raises NotebookError in that case.
     """
+    quick_nbformat()  # which papermill loads
     import papermill
     from nbclient.exceptions import DeadKernelError
 

@@ -63,11 +63,19 @@ def is_evaluated(run: Path, stage: str) -> bool:
     return (run / NOTEBOOK_OF.get(stage, "01_grpo") / f"{stage}-greedy.json").is_file()
 
 
+def require_evaluation(run: Path, stage: str) -> None:
+    """Raise LabError when a stage's model has not been evaluated in the folder of a run."""
+    if not is_evaluated(run, stage):
+        notebook = NOTEBOOK_OF.get(stage, "01_grpo")
+        raise LabError(f"{stage} has not been evaluated in '{run}'; run notebooks/{notebook}.ipynb first")
+
+
 def read_model_evaluation(run: Path, stage: str, moments: Sequence[Moment]) -> ModelEvaluation:
     """The evaluation of a stage's model in the folder of a run, in the order of the test split's moments.
 
     Raises LabError when there is none yet.
     """
+    require_evaluation(run, stage)
     figures, rollouts, notebook = {}, {}, NOTEBOOK_OF.get(stage, "01_grpo")
     for decoding in DECODINGS:
         path = run / notebook / f"{stage}-{decoding}.json"
@@ -78,8 +86,6 @@ def read_model_evaluation(run: Path, stage: str, moments: Sequence[Moment]) -> M
                 rollouts[decoding] = _rollouts_of_predictions(stored["predictions"], run.name, stage)
             else:
                 rollouts[decoding] = read_evaluation_rollouts(evaluation_folder(run, notebook, path.stem), moments)
-    if "greedy" not in figures:
-        raise LabError(f"{stage} has not been evaluated in '{run}'; run notebooks/{notebook}.ipynb first")
     return ModelEvaluation(figures, rollouts["greedy"], rollouts.get("sampled", []))
 
 

@@ -24,12 +24,14 @@ from labkit.policy.inputs import FrameSampling
 from labkit.policy.model import Policy, load_policy
 from labkit.policy.prompt_source import PromptSource
 from labkit.progress import PROGRESS_FILE, Progress
+from labkit.runs.own_terms import OwnTerms
 from labkit.runs.results import evaluation_folder
 from labkit.runs.run import NOTEBOOK_OF, Run
 from labkit.stages import evaluate, grpo, harvest, sft
 from labkit.stages.distributed.launcher_variables import single_process
 from labkit.stages.distributed.preemption import stop_between_parts
 from labkit.stages.distributed.process_group import barrier, process_rank
+from labkit.stages.probes import Probes, choose_probes
 from labkit.stages.start import stage_seed
 from labkit.stages.traces import import_traces
 
@@ -49,20 +51,22 @@ def seed_everything(params: Params) -> None:
     logging.set_verbosity_error()
 
 
-def prompt_source(params: Params, policy: Policy, moments: Sequence[Moment], cache: FrameCache) -> PromptSource:
-    """Ready prompts of moments for a policy, by qid, made as the parameters say."""
+def prompt_source(
+    params: Params, policy: Policy, moments: Sequence[Moment], cache: FrameCache, template: str
+) -> PromptSource:
+    """Ready prompts of moments for a policy, by qid, made as the parameters say; `template` is what their `prompt` names."""
     p = params
     return PromptSource(
-        policy, moments, template=p.prompt, sampling=FrameSampling(p.fps, p.max_frames, p.min_pixels, p.max_pixels),
+        policy, moments, template=template, sampling=FrameSampling(p.fps, p.max_frames, p.min_pixels, p.max_pixels),
         cache=cache, readers=p.readers, video_deadline=p.video_deadline, feature_memory=p.feature_memory,
     )  # fmt: skip
 
 
-def answer_settings(params: Params, model: str) -> dict[str, Any]:
+def answer_settings(params: Params, own: OwnTerms, model: str) -> dict[str, Any]:
     """How greedy answers are decoded and what the model sees, for the protocol card."""
     p = params
     return {
-        "model": model, "prompt": p.prompt, "thinking": "on", "decoding": "greedy", "temperature": 0,
+        "model": model, "prompt": own.prompt_name(p.prompt), "thinking": "on", "decoding": "greedy", "temperature": 0,
         "max_new_tokens": p.max_new_tokens, "fps": p.fps, "max_frames": p.max_frames,
         "min_pixels": p.min_pixels, "max_pixels": p.max_pixels,
     }  # fmt: skip
@@ -90,6 +94,11 @@ class Workbench(Run):
         moments = self.moments("train")
         return random.Random(self.params.seed).sample(moments, k=len(moments))[: self.params.harvest_prompts]
 
+    def probe_moments(self) -> list[Moment]:
+        """The validation queries that are asked while stages 1 and 3 train; none where `probe_queries` is 0."""
+        p = self.params
+        return choose_probes(self.moments("validation"), p.probe_queries) if p.probe_queries else []
+
     def harvested(self) -> harvest.Harvest:
         """What the filter keeps of the chains that were sampled, or what can be learnt of the `traces` that were given."""
         if self.params.traces:
@@ -97,7 +106,7 @@ class Workbench(Run):
             self.fingerprint("traces", file)
             return import_traces(file, self.moments("train"), self.params.run)
         moments = {moment.qid: moment for moment in self.harvested_moments()}
-        return harvest.filter_traces(self.rollouts("distill").stream(), moments, self.params)
+        return harvest.filter_traces(self.rollouts("distill").stream(), moments, self.params, self.own.filters)
 
     def data_folder(self) -> Path:
         """The folder of the moments files; that of the embedded world is written when it is not there yet."""
@@ -154,7 +163,7 @@ class Workbench(Run):
             moments = [dataclasses.replace(moment, video=other[moment.video], clip=None) for moment in moments]
         if frames == "black":
             cache = BlackFrames(cache.folder)
-        return prompt_source(self.params, policy, moments, cache)
+        return prompt_source(self.params, policy, moments, cache, self.own.template)
 
     @property
     def frame_cache(self) -> FrameCache:
@@ -163,7 +172,7 @@ class Workbench(Run):
 
     def rewards(self, final: bool = False) -> RewardSpec:
         """The reward of stage 1, or of the final stage."""
-        return RewardSpec.of(self.params, final)
+        return RewardSpec.of(self.params, final, self.own.rewards)
 
     def run_task(self, task: str, policy: Policy, on_event: EventListener, /, **arguments: Any) -> None:
         """Do `grpo`, `sft`, `harvest` or `evaluation`, as the method `run_...` of that name documents."""
@@ -181,7 +190,13 @@ class Workbench(Run):
             policy, self.source(policy, "train"), self.moments("train"), spec=self.rewards(stage == "grpo_final"),
             params=self.params, stage=stage, folder=self.stage_folder(stage),
             on_step=lambda row: on_event({"row": row}), on_resume=lambda rows: on_event({"rows": rows}),
+            probes=self._probes(policy, stage),
         )  # fmt: skip
+
+    def _probes(self, policy: Policy, stage: str) -> Probes | None:
+        if not (moments := self.probe_moments()):
+            return None
+        return Probes(moments, self.source(policy, "validation"), self.probes(stage), self.params.probe_every)
 
     def run_sft(self, policy: Policy, on_event: EventListener, *, traces: Sequence[Sequence[str]]) -> None:
         """Fine-tune on traces, (qid, text) each; events as those of `run_grpo`."""

@@ -44,6 +44,37 @@ class Difference(NamedTuple):
     p: float
 
 
+class Spread(NamedTuple):
+    """A figure of runs that differ in their seed alone; what `n` values cannot say is NaN."""
+
+    mean: float
+    sd: float
+    """Sample standard deviation over the seeds."""
+    interval: Interval
+    """Of the mean, for other seeds."""
+    n: int
+
+
+def spread_over_seeds(values: Sequence[float], *, level: float = 0.95) -> Spread:
+    """Mean, standard deviation, and Student's t interval of the mean with n - 1 degrees of freedom; neither of one value.
+
+    It is not cut to [0, 1]: of two seeds it is 12.7 standard errors wide to both sides, and says so.
+    Raises: ValueError when there is no value.
+
+    >>> mean, sd, (low, high), n = spread_over_seeds([0.50, 0.54, 0.52])
+    >>> round(mean, 3), round(sd, 3), round(low, 3), round(high, 3), n
+    (0.52, 0.02, 0.47, 0.57, 3)
+    """
+    if not (n := len(values)):
+        raise ValueError("no value: give that of one seed at least")
+    mean = math.fsum(values) / n
+    if n < 2:
+        return Spread(mean, math.nan, Interval(math.nan, math.nan), n)
+    sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    reach = _t_quantile(level, n - 1) * sd / math.sqrt(n)
+    return Spread(mean, sd, Interval(mean - reach, mean + reach), n)
+
+
 def few_videos(videos: int) -> str:
     """What to say beside figures of few videos; "" of `FEW_VIDEOS` and more.
 

@@ -120,12 +120,12 @@ def evaluate(
 
 
 def unpaid_rollout(
-    moment: Moment, prompt: Prompt, completion: Completion, *, sample: int = 0, **origin: Any
+    moment: Moment, prompt: Prompt, completion: Completion, *, step: int = 0, sample: int = 0, **origin: Any
 ) -> Rollout:
     """The record of a completion that nothing is paid for; `origin` are the fields that say where it comes from."""
     chain = parse(completion.text, finished=completion.finished, options=len(moment.options))
     return Rollout(
-        step=0, qid=moment.qid, sample=sample, text=completion.text, status=chain.status, **UNPAID,
+        step=step, qid=moment.qid, sample=sample, text=completion.text, status=chain.status, **UNPAID,
         prompt_tokens=len(prompt.ids), completion_tokens=len(completion.ids), finished=completion.finished,
         question=question_digest(moment), **origin,
     )  # fmt: skip

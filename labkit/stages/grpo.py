@@ -38,6 +38,7 @@ from labkit.stages.grpo_steps import (
     stage_params,
     step_figures,
 )
+from labkit.stages.probes import Probes, probe_callback
 from labkit.stages.rollouts import RolloutStore
 from labkit.stages.sharding import ignore_vision_modules, require_same_sharding, require_sharding
 from labkit.stages.start import frozen_copy, preserve_model_state, require_same_start, stage_seed
@@ -58,10 +59,12 @@ def train_grpo(
     folder: Path,
     on_step: Callable[[dict[str, Any]], None] | None = None,
     on_resume: Callable[[list[dict[str, Any]]], None] | None = None,
+    probes: Probes | None = None,
 ) -> GrpoResult:
     """Train `policy` on `moments` and write `checkpoint-*/`, `rollouts/` and, last, `final/` to `folder`.
 
     `on_step` is called with the row of each step once it is taken, `on_resume` with those of the steps that an earlier attempt took.
+    `probes` are asked meanwhile, and change nothing.
 
     Called again on the same folder it goes on from the newest complete checkpoint, samples the same rollouts again from there, and
     ends with the weights of a run that was never interrupted. Once `final/` is there, it only reads. Where it is broken off,
@@ -105,7 +108,7 @@ def train_grpo(
     barrier()
     seed = stage_seed(params.seed, stage)
     asked = {moment.qid: moment for moment in moments}
-    terms = reward_terms(moments)
+    terms = reward_terms(moments, spec.terms)
     order = shuffled_order(list(asked), params.grpo_steps * size, seed, block=size)
     figures = recorded_figures(store.read(), asked, spec, params.group_size)
     # A run that was killed between its last step and its end has no step left to take.
@@ -129,7 +132,8 @@ def train_grpo(
         trainer = trainer_class()(
             policy, source, asked, spec, terms, params, store, figures, reference, seed,
             names={"run": params.run, "stage": stage, "seed": params.seed, "checkpoint": policy.name},
-            on_step=on_step, on_resume=on_resume, args=arguments, train_dataset=Dataset.from_dict({"prompt": order}),
+            on_step=on_step, on_resume=on_resume, probes=probes, args=arguments,
+            train_dataset=Dataset.from_dict({"prompt": order[: steps * size]}),
         )  # fmt: skip
         require_sharding(trainer)
         trainer.train_from(checkpoint)
@@ -216,6 +220,7 @@ def trainer_class() -> Any:
             names: dict[str, Any],
             on_step: Callable[[dict[str, Any]], None] | None,
             on_resume: Callable[[list[dict[str, Any]]], None] | None,
+            probes: Probes | None,
             **kwargs: Any,
         ) -> None:
             self.policy, self.source, self.moments, self.spec, self.params = policy, source, moments, spec, params
@@ -236,6 +241,8 @@ def trainer_class() -> Any:
                 self.beta, self.ref_model = params.beta, reference
             self.remove_callback(transformers.PrinterCallback)
             self.add_callback(AfterStep(self))
+            if probes is not None:
+                self.add_callback(probe_callback(probes, policy, params.max_new_tokens, names))
             self.add_callback(stop_callback())
 
         def rollout(self, prompts: list[str]) -> dict[str, Any]:
@@ -245,8 +252,11 @@ def trainer_class() -> Any:
             seed = self.rollout_seed + self.state.global_step + 1
             limits = {"max_new_tokens": self.params.max_new_tokens, "temperature": self.temperature}
             generated = generate_rollouts(self, group, seed=seed, **limits)
+            step = self.state.global_step + 1
             self.completions = [
-                score_completion(self.moments[qid], index % group, done.text, len(done.ids), done.finished, self.spec)
+                score_completion(
+                    self.moments[qid], index % group, done.text, len(done.ids), done.finished, self.spec, step=step
+                )
                 for index, (qid, done) in enumerate(zip(prompts, generated.completions, strict=True))
             ]
             return {

@@ -6,7 +6,9 @@ from labkit.views.figures.chains import funnel, iou_by_step, r1_curves
 from labkit.views.figures.failures import atlas
 from labkit.views.figures.frames import Film, film
 from labkit.views.figures.renderer import setup, show
+from labkit.views.figures.ridgelines import ridgelines
 from labkit.views.figures.scoreboard import scoreboard, under_rules
+from labkit.views.figures.seeds import over_seeds
 from labkit.views.figures.thoughts import true_words
 from labkit.views.figures.training import blindness, harvest_funnel, sft_loss, stage_comparison, training_curves
 
@@ -23,7 +25,9 @@ __all__ = [
     "harvest_funnel",
     "iou_by_step",
     "lengths",
+    "over_seeds",
     "r1_curves",
+    "ridgelines",
     "scoreboard",
     "setup",
     "sft_loss",

@@ -35,8 +35,10 @@ def main(stage: str, world: Path, folder: Path, place: str) -> None:
         torch_save(thing, path, *args, **kwargs)
 
     torch_save, torch.save = torch.save, save
-    train = small.train_grpo if stage == "grpo" else small.train_sft
-    train(policy, source, moments, folder, on_step=on_step)
+    if stage == "grpo":
+        small.train_grpo(policy, source, moments, folder, on_step=on_step, probe_every=3)
+    else:
+        small.train_sft(policy, source, moments, folder, on_step=on_step)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from labkit.policy.model import Policy
 from labkit.policy.prompt_source import PromptSource
 from labkit.stages import arguments, grpo, sft
 from labkit.stages.grpo_steps import GrpoResult
+from labkit.stages.probes import Probes
+from labkit.stages.rollouts import RolloutStore
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -60,12 +62,15 @@ def train_grpo(
     on_resume: Any = None,
     stage: str = "grpo",
     warmup_steps: int = 1,
+    spec: RewardSpec = SPEC,
+    probe_every: int = 0,
     **changes: Any,
 ) -> GrpoResult:
+    probes = Probes(moments[:3], source, RolloutStore(folder / "probes"), probe_every) if probe_every else None
     with patch.object(arguments, "WARMUP_STEPS", warmup_steps):
         return grpo.train_grpo(
-            policy, source, moments, spec=SPEC, params=grpo_params(**changes), folder=folder, stage=stage,
-            on_step=on_step, on_resume=on_resume,
+            policy, source, moments, spec=spec, params=grpo_params(**changes), folder=folder, stage=stage,
+            on_step=on_step, on_resume=on_resume, probes=probes,
         )  # fmt: skip
 
 
@@ -85,6 +90,7 @@ def train_sft(
     moments: Sequence[Moment],
     folder: Path,
     on_step: Any = None,
+    on_resume: Any = None,
     warmup_steps: int = 1,
     **changes: Any,
 ) -> sft.SftResult:
@@ -93,7 +99,9 @@ def train_sft(
     }  # fmt: skip
     params = unchecked(**values | changes)
     with patch.object(arguments, "WARMUP_STEPS", warmup_steps):
-        return sft.train_sft(policy, source, traces(moments), params=params, folder=folder, on_step=on_step)
+        return sft.train_sft(
+            policy, source, traces(moments), params=params, folder=folder, on_step=on_step, on_resume=on_resume
+        )
 
 
 def train_and_kill(stage: str, world: Path, folder: Path, place: str) -> int:

@@ -26,13 +26,19 @@ def timeless(history):
     return repr([{name: value for name, value in row.items() if name != "step_time"} for row in history])
 
 
+def recorded_probes(folder):
+    """As text: their rewards are NaN, which equals nothing."""
+    return repr(RolloutStore(folder / "probes").read())
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(source, moments, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
     policy = load_policy("embedded", device="cpu")
-    result = small.train_grpo(policy, source, moments, folder)
+    result = small.train_grpo(policy, source, moments, folder, probe_every=3)
     assert (result.steps, result.stopped_by) == (WINDOW, "condition")
-    return weights(policy), RolloutStore(folder / "rollouts").read(), result
+    assert RolloutStore(folder / "probes").steps() == [0, 1, 2, 3, WINDOW], "before the first step, and after the last"
+    return weights(policy), RolloutStore(folder / "rollouts").read(), result, recorded_probes(folder)
 
 
 @pytest.mark.slow
@@ -47,8 +53,11 @@ def test_grpo_killed_ends_as_if_it_never_was(world, moments, policy, source, tmp
     assert not (folder / "checkpoint-4" / COMPLETE).exists()
     assert RolloutStore(folder / "rollouts").steps() == list(range(1, int(place[-1]) + 1))
     heard, before = [], []
-    result = small.train_grpo(policy, source, moments, folder, on_step=heard.append, on_resume=before.extend)
-    expected, rollouts, whole = uninterrupted
+    result = small.train_grpo(
+        policy, source, moments, folder, on_step=heard.append, on_resume=before.extend, probe_every=3
+    )
+    expected, rollouts, whole, probed = uninterrupted
+    assert recorded_probes(folder) == probed, "none lost, none doubled, none other"
     assert [row["step"] for row in heard] == [3, 4, 5]
     assert timeless(before + heard) == timeless(whole.history)
     assert equal(weights(policy), expected) and distance(start, expected) > 0.1
@@ -74,8 +83,11 @@ def test_grpo_killed_after_its_last_step_takes_no_other(policy, source, moments,
             small.train_grpo(policy, source, moments, tmp_path / "run", save_steps=WINDOW)
     assert (tmp_path / "run" / f"checkpoint-{WINDOW}").is_dir()
     fresh = load_policy("embedded", device="cpu")
-    result = small.train_grpo(fresh, source, moments, tmp_path / "run", save_steps=WINDOW, on_step=pytest.fail)
-    expected, rollouts, whole = uninterrupted
+    result = small.train_grpo(
+        fresh, source, moments, tmp_path / "run", save_steps=WINDOW, on_step=pytest.fail, probe_every=3
+    )
+    expected, rollouts, whole, _ = uninterrupted
+    assert RolloutStore(tmp_path / "run" / "probes").steps() == [WINDOW], "what can still be asked is"
     assert equal(weights(fresh), expected)
     assert RolloutStore(tmp_path / "run" / "rollouts").read() == rollouts
     assert (result.steps, result.stopped_by) == (WINDOW, "condition")
@@ -108,11 +120,12 @@ def test_an_adapter_resumes_too(source, moments, tmp_path):
         torch.manual_seed(0)
         return load_policy("embedded", device="cpu", lora_rank=4)
 
-    whole, broken, resumed = adapted(), adapted(), adapted()
-    small.train_sft(whole, source, moments, tmp_path / "whole", sft_epochs=1.2)
+    whole, broken, resumed, before = adapted(), adapted(), adapted(), []
+    expected = small.train_sft(whole, source, moments, tmp_path / "whole", sft_epochs=1.2)
     with pytest.raises(Killed):
         small.train_sft(broken, source, moments, tmp_path / "run", sft_epochs=1.2, on_step=stop)
-    small.train_sft(resumed, source, moments, tmp_path / "run", sft_epochs=1.2)
+    small.train_sft(resumed, source, moments, tmp_path / "run", sft_epochs=1.2, on_resume=before.extend)
+    assert before == expected.history[:2], "the steps that the checkpoint has seen are told"
     assert equal(weights(resumed), weights(whole))
     assert distance(weights(resumed), weights(adapted())) > 1e-2
 

@@ -22,7 +22,8 @@ from tests.stages import small
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]  # one setting up serves all
 # Adam's first update is as large where a gradient is nothing but rounding as anywhere: a whole step of 1e-3 would show it.
 GRPO: dict[str, Any] = {
-    "stage": "grpo", "grpo_steps": 4, "stop_anchor_rate": 1.0, "prompts_per_pass": 0, "beta": 0.04, "learning_rate": 2e-4
+    "stage": "grpo", "grpo_steps": 4, "stop_anchor_rate": 1.0, "prompts_per_pass": 0, "beta": 0.04, "learning_rate": 2e-4,
+    "probe_every": 3,
 }  # fmt: skip
 ALONE: dict[str, dict[str, Any]] = {
     "all weights": GRPO,
@@ -84,6 +85,9 @@ def test_two_processes_learn_what_one_learns(name, trained, world, moments, sour
             assert [(each.key, each.text) for each in second] == [(each.key, each.text) for each in first]
             pay = [each.advantage for each in first]
             assert [each.advantage for each in second] == pytest.approx(pay, abs=1e-6)
+            one, two = (RolloutStore(place / "probes").read() for place in (tmp_path, both))
+            assert [(each.key, each.text) for each in two] == [(each.key, each.text) for each in one]
+            assert len(one) == 3 * (changes["grpo_steps"] + 1), "shared by both, none lost"
 
 
 @pytest.mark.slow

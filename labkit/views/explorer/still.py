@@ -26,13 +26,13 @@ WIDTH = 960
 """Pixels in which a notebook shows it; it is drawn in twice as many."""
 _SCALE = 2
 _TABLE, _ROW, _ROWS = 368, 26, 12
-_INK, _SOFT, _LINE, _GROUND, _RAISED, _CHOSEN, _SCREEN = (
+INK, SOFT, LINE, _GROUND, RAISED, _CHOSEN, _SCREEN = (
     "#1b2026", "#59616b", "#dfe3e8", "#ffffff", "#f5f7f9", "#dcebf9", "#0d1117",
 )  # fmt: skip
-_BAND = "#d4efe7"
+BAND = "#d4efe7"
 _MOST_STEPS = 5
 _LABEL, _VALUE = 68, 118
-_FILM = 44
+FILM = 44
 
 
 class _StepBar(NamedTuple):
@@ -50,41 +50,44 @@ def draw_still(
     `sheet` are its clip's frames; without them `problem` says why in their place.
     """
     measured = rows[chosen].measured
-    steps = _steps(measured)
-    words = textwrap.wrap(_plain(safe_text(measured.record.text), measured.chain.status), 96)
+    steps = step_bars(measured)
+    words = textwrap.wrap(plain_words(safe_text(measured.record.text), measured.chain.status), 96)
     if len(words) > 5:
         words = [*words[:4], words[4][:88] + " …"]
     height = max(34 + (_ROWS + 1) * _ROW + 12, 34 + 262 + (len(steps) + 1) * 22 + 34 + 18 * len(words) + 14)
-    pen = _Canvas(WIDTH, height)
-    pen.box(0, 0, WIDTH, 34, _RAISED)
-    pen.text(12, 17, caption, 12, _SOFT, WIDTH - 24)
-    pen.box(0, 34, WIDTH, 35, _LINE)
+    pen = Canvas(WIDTH, height)
+    pen.box(0, 0, WIDTH, 34, RAISED)
+    pen.text(12, 17, caption, 12, SOFT, WIDTH - 24)
+    pen.box(0, 34, WIDTH, 35, LINE)
     _table(pen, rows, chosen, int((height - 34) // _ROW) - 1)
-    pen.box(_TABLE, 34, _TABLE + 1, height, _LINE)
+    pen.box(_TABLE, 34, _TABLE + 1, height, LINE)
     _chain(pen, rows[chosen], steps, sheet, problem, words)
-    pen.frame(0, 0, WIDTH, height, _LINE)
+    pen.frame(0, 0, WIDTH, height, LINE)
     return pen.png()
 
 
-class _Canvas:
+class Canvas:
     """Draws in pixels of the shown size, in twice as many."""
 
     def __init__(self, width: float, height: float) -> None:
+        """A ground of that size, nothing on it."""
         self.image = Image.new("RGB", (int(width * _SCALE), int(height * _SCALE)), _GROUND)
         self.draw = ImageDraw.Draw(self.image)
 
     def box(self, x0: float, y0: float, x1: float, y1: float, color: str, radius: float = 0) -> None:
+        """A filled rectangle; one without an area is left out."""
         ends = [round(each * _SCALE) for each in (x0, y0, x1, y1)]
         if ends[2] > ends[0] and ends[3] > ends[1]:
             place = (ends[0], ends[1], ends[2] - 1, ends[3] - 1)
             self.draw.rounded_rectangle(place, min(radius * _SCALE, (ends[2] - ends[0]) / 2), fill=color)
 
     def frame(self, x0: float, y0: float, x1: float, y1: float, color: str, width: int = 1) -> None:
+        """The outline of a rectangle."""
         place = [round(each * _SCALE) for each in (x0, y0, x1, y1)]
         self.draw.rectangle((*place[:2], place[2] - 1, place[3] - 1), outline=color, width=width * _SCALE)
 
     def text(
-        self, x: float, y: float, text: str, size: float, color: str = _INK, most: float = 9999, anchor: str = "lm"
+        self, x: float, y: float, text: str, size: float, color: str = INK, most: float = 9999, anchor: str = "lm"
     ) -> float:
         """A line whose middle is at `y`, cut to `most` pixels; returns its width."""
         font = _font(size)
@@ -111,7 +114,13 @@ class _Canvas:
         fitted = image.resize(size, Image.Resampling.BICUBIC, (left, top, left + cut[0], top + cut[1]))
         self.image.paste(fitted, (round(x * _SCALE), round(y * _SCALE)))
 
+    def stroke(self, begin: tuple[float, float], end: tuple[float, float], color: str) -> None:
+        """A line between two places."""
+        ends = [each * _SCALE for each in (*begin, *end)]
+        self.draw.line(ends, color, 3)
+
     def png(self) -> bytes:
+        """The picture, in at most 256 colours."""
         file = io.BytesIO()
         # 256 colours are enough for text, bars and a few small frames, and a notebook holds less than half as much.
         self.image.quantize(256, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
@@ -123,7 +132,7 @@ def _font(size: float) -> Any:
     return ImageFont.load_default(size * _SCALE)
 
 
-def _plain(text: str, status: str) -> str:
+def plain_words(text: str, status: str) -> str:
     """A chain's words with its spans in brackets; as it stands where the tags are what went wrong."""
     if status in ("ok", "no_anchor"):
         text = re.sub(r"<timestamp>\s*(.*?)\s*</timestamp>", r"[\1 s]", text, flags=re.DOTALL)
@@ -132,13 +141,14 @@ def _plain(text: str, status: str) -> str:
     return " ".join(text.split())
 
 
-def _steps(measured: Any) -> list[_StepBar]:
+def step_bars(measured: Any) -> list[_StepBar]:
+    """The bars of a chain: its first anchors, then its answer."""
     anchors = list(zip(measured.chain.anchors, measured.anchor_ious, strict=True))[:_MOST_STEPS]
     found = [_StepBar(f"anchor {k}", anchor.span, iou, style.ANCHOR) for k, (anchor, iou) in enumerate(anchors, 1)]
     return [*found, _StepBar("answer", measured.chain.answer, measured.answer_iou, style.ANSWER)]
 
 
-def _table(pen: _Canvas, rows: Sequence[StagedChain], chosen: int, most: int) -> None:
+def _table(pen: Canvas, rows: Sequence[StagedChain], chosen: int, most: int) -> None:
     """The rows around the chosen one, by IoU as the explorer opens."""
     ious = [row.measured.answer_iou for row in rows]
     order = sorted(range(len(rows)), key=lambda at: (math.inf if math.isnan(ious[at]) else -ious[at], at))
@@ -147,9 +157,9 @@ def _table(pen: _Canvas, rows: Sequence[StagedChain], chosen: int, most: int) ->
     stages = len({row.stage for row in rows}) > 1
     query = 92 if stages else 12
     for x, name in ((12, "stage" if stages else ""), (query, "query")):
-        pen.text(x, 34 + _ROW / 2, name, 11.5, _SOFT)
-    pen.text(_TABLE - 66, 34 + _ROW / 2, "IoU", 11.5, _SOFT, anchor="rm")
-    pen.text(_TABLE - 12, 34 + _ROW / 2, "reward", 11.5, _SOFT, anchor="rm")
+        pen.text(x, 34 + _ROW / 2, name, 11.5, SOFT)
+    pen.text(_TABLE - 66, 34 + _ROW / 2, "IoU", 11.5, SOFT, anchor="rm")
+    pen.text(_TABLE - 12, 34 + _ROW / 2, "reward", 11.5, SOFT, anchor="rm")
     looks = style.looks(dict.fromkeys(row.stage for row in rows))
     for line, at in enumerate(order[begin : begin + most], 1):
         top, row = 34 + line * _ROW, rows[at]
@@ -157,7 +167,7 @@ def _table(pen: _Canvas, rows: Sequence[StagedChain], chosen: int, most: int) ->
         if at == chosen:
             pen.box(0, top, _TABLE, top + _ROW, _CHOSEN)
             pen.box(0, top, 3, top + _ROW, style.ANCHOR)
-        pen.box(0, top, _TABLE, top + 0.5, _LINE)
+        pen.box(0, top, _TABLE, top + 0.5, LINE)
         if stages:
             pen.box(12, middle - 4, 20, middle + 4, looks[row.stage].color, 2)
             pen.text(25, middle, row.stage, 12, most=62)
@@ -165,7 +175,7 @@ def _table(pen: _Canvas, rows: Sequence[StagedChain], chosen: int, most: int) ->
         pen.text(query, middle, row.measured.moment.query, 12, most=_TABLE - 132 - query)
         if math.isnan(iou):  # nobody has told the truth
             continue
-        pen.box(_TABLE - 124, middle - 3, _TABLE - 94, middle + 3, _LINE, 3)
+        pen.box(_TABLE - 124, middle - 3, _TABLE - 94, middle + 3, LINE, 3)
         pen.box(
             _TABLE - 124,
             middle - 3,
@@ -180,7 +190,7 @@ def _table(pen: _Canvas, rows: Sequence[StagedChain], chosen: int, most: int) ->
 
 
 def _chain(
-    pen: _Canvas, row: StagedChain, steps: Sequence[_StepBar], sheet: Sheet | None, problem: str, words: Sequence[str]
+    pen: Canvas, row: StagedChain, steps: Sequence[_StepBar], sheet: Sheet | None, problem: str, words: Sequence[str]
 ) -> None:
     moment, left, right = row.measured.moment, _TABLE + 14, WIDTH - 14
     record: Any = row.measured.record
@@ -191,7 +201,7 @@ def _chain(
         f"step {record.step}" if getattr(record, "step", 0) else "",
         row.measured.chain.status,
     ]
-    pen.text(left, 71, "   ".join(filter(None, facts)), 11.5, _SOFT, right - left)
+    pen.text(left, 71, "   ".join(filter(None, facts)), 11.5, SOFT, right - left)
     picture = None if sheet is None else Image.open(io.BytesIO(sheet.webp)).convert("RGB")
     wide = 224 if sheet is None else min(250.0, 140 * sheet.width / sheet.height)
     pen.box(left, 84, left + wide, 224, _SCREEN, 6)
@@ -210,29 +220,24 @@ def _chain(
         return begin + scale * min(max(second, 0.0), moment.duration)
 
     if sheet is not None:
-        count = max(1, round((end - begin) / (_FILM * sheet.width / sheet.height)))
-        each = (end - begin) / count
-        for k in range(count):
-            second = (k + 0.5) * moment.duration / count
-            if second < sheet.frames * sheet.step:
-                pen.paste(_frame(picture, sheet, second), begin + k * each, top, each, _FILM)
+        draw_film(pen, picture, sheet, moment.duration, (begin, top, end))
     else:
-        pen.box(begin, top, end, top + _FILM, _RAISED, 4)
-    first = top + _FILM + 15 + (22 if moment.has_truth else 0)
+        pen.box(begin, top, end, top + FILM, RAISED, 4)
+    first = top + FILM + 15 + (22 if moment.has_truth else 0)
     bottom = first - 11 + 22 * len(steps)
     for window in moment.windows:
-        pen.box(at(window.start), top + _FILM + 4, at(window.end), bottom, _BAND)
+        pen.box(at(window.start), top + FILM + 4, at(window.end), bottom, BAND)
     if moment.has_truth:
-        _line(pen, top + _FILM + 15, "truth", moment.windows, style.TRUTH, at, left)
+        _line(pen, top + FILM + 15, "truth", moment.windows, style.TRUTH, at, left)
         value = f"{moment.windows[0].start:.1f} to {moment.windows[0].end:.1f}" if len(moment.windows) == 1 else ""
-        pen.text(end + 12, top + _FILM + 15, value or f"{len(moment.windows)} windows", 11.5, _SOFT)
+        pen.text(end + 12, top + FILM + 15, value or f"{len(moment.windows)} windows", 11.5, SOFT)
     before: float | None = None
     for number, step in enumerate(steps):
         middle = first + 22 * number
         clipped = step.span and clip_span(step.span, moment.duration)
         _line(pen, middle, step.name, [clipped] if clipped else [], step.color, at, left)
         pen.text(
-            end + 12, middle, f"{step.span.start:.1f} to {step.span.end:.1f}" if step.span else "none", 11.5, _SOFT, 70
+            end + 12, middle, f"{step.span.start:.1f} to {step.span.end:.1f}" if step.span else "none", 11.5, SOFT, 70
         )
         if not moment.has_truth:
             continue
@@ -243,34 +248,45 @@ def _chain(
         before = step.iou
     for k in range(5):
         second = k * moment.duration / 4
-        pen.box(at(second) - 0.5, bottom, at(second) + 0.5, bottom + 4, _SOFT)
-        pen.text(at(second), bottom + 12, f"{second:.1f}" + (" s" if k == 4 else ""), 10.5, _SOFT, anchor="mm")
+        pen.box(at(second) - 0.5, bottom, at(second) + 0.5, bottom + 4, SOFT)
+        pen.text(at(second), bottom + 12, f"{second:.1f}" + (" s" if k == 4 else ""), 10.5, SOFT, anchor="mm")
     for number, line in enumerate(words):
         pen.text(left, bottom + 34 + 18 * number, line, 12, most=right - left)
 
 
-def _line(pen: _Canvas, middle: float, name: str, spans: Sequence[Span], color: str, at: Any, left: float) -> None:
-    pen.text(left, middle, name, 12, _SOFT)
+def draw_film(pen: Canvas, picture: Any, sheet: Sheet, duration: float, place: tuple[float, float, float]) -> None:
+    """As many frames as fit side by side, each from the middle of its seconds; `place` is left, top and right."""
+    begin, top, end = place
+    count = max(1, round((end - begin) / (FILM * sheet.width / sheet.height)))
+    each = (end - begin) / count
+    for k in range(count):
+        second = (k + 0.5) * duration / count
+        if second < sheet.frames * sheet.step:
+            pen.paste(_frame(picture, sheet, second), begin + k * each, top, each, FILM)
+
+
+def _line(pen: Canvas, middle: float, name: str, spans: Sequence[Span], color: str, at: Any, left: float) -> None:
+    pen.text(left, middle, name, 12, SOFT)
     for span in spans:
         pen.box(at(span.start), middle - 7, max(at(span.end), at(span.start) + 2), middle + 7, color, 3)
 
 
-def _earned(pen: _Canvas, record: Any, left: float, right: float) -> None:
+def _earned(pen: Canvas, record: Any, left: float, right: float) -> None:
     """What the chain was paid, term by term, where it was."""
     total = paid_total(record)
     if total is None:
         return
     pen.text(left, 92, f"Reward {total:.2f}", 13)
-    terms = ("format", "answer", "anchors", "progress")
-    for number, term in enumerate(terms):
+    terms = {term: float(getattr(record, f"reward_{term}")) for term in ("format", "answer", "anchors", "progress")}
+    terms |= {term: said.value for term, said in getattr(record, "own", {}).items()}
+    for number, (term, value) in enumerate(terms.items()):
         middle = 118 + 24 * number
-        value = float(getattr(record, f"reward_{term}"))
-        pen.text(left, middle, term, 12, _SOFT)
+        pen.text(left, middle, term, 12, SOFT)
         pen.text(left + 98, middle, f"{value:.2f}", 12, anchor="rm")
         zero = left + 108 + (right - left - 108) / 2
         end = zero + max(-1.0, min(1.0, value)) * (right - left - 108) / 2
         pen.box(min(zero, end), middle - 5, max(zero, end), middle + 5, style.ANCHOR if value > 0 else style.WORSE)
-        pen.box(zero - 0.5, middle - 8, zero + 0.5, middle + 8, _SOFT)
+        pen.box(zero - 0.5, middle - 8, zero + 0.5, middle + 8, SOFT)
 
 
 def _frame(picture: Any, sheet: Sheet, second: float) -> Any:

@@ -82,6 +82,8 @@ class ChainExplorer(PageWidget):
     """chain, group (all chains of one prompt) or stages (one query through the stages)."""
 
     page_traits = (*PageWidget.page_traits, "selected", "filter", "stage", "kind", "view")
+    page_name = "explorer"
+    """What of js/index.js draws it."""
 
     def __init__(self, rollouts: Chains, context: Context, cache: SheetCache, clips: int, height: int) -> None:
         """Take what `explore` was given."""
@@ -92,7 +94,7 @@ class ChainExplorer(PageWidget):
         layouts, sheets = self._clips_to_embed(clips)
         data = self._packed.data
         first = self._first
-        super().__init__(shows="explorer", data=data, clips=layouts, sheets=sheets, selected=first, height=height,
+        super().__init__(shows=self.page_name, data=data, clips=layouts, sheets=sheets, selected=first, height=height,
                          view="stages" if context.sources else "chain")  # fmt: skip
         self.hint = saving_hint_of_server()
 
@@ -154,8 +156,12 @@ class ChainExplorer(PageWidget):
             self._rows = packing.staged_chains(rollouts, context.moments) + context.base
             self._kinds = [packing.kind_of(context.kind, row.measured) for row in self._rows]
             self._base = packing.base_ious(self._rows, *context.sources[:1])
-        self._first = packing.most_disputed(self._rows) if context.sources else packing.first_to_show(self._rows)
+        self._first = self._first_to_show()
         self._pack(self._first)
+
+    def _first_to_show(self) -> int:
+        """Place of the chain to open with; -1 when there is none."""
+        return packing.most_disputed(self._rows) if self._context.sources else packing.first_to_show(self._rows)
 
     def _pack(self, first: int, asked: Mapping[str, Any] | None = None) -> None:
         """Pack the subset that is saved: that one and others, or those that pass the filters that a page has `asked` with."""
@@ -333,12 +339,15 @@ class ChainExplorer(PageWidget):
                 return None
             place = self._places.index(self.selected) if self.selected in self._here else 0
             packed = self._packed
-            clip, sheet, problem = packed.clips[packed.clip_of[place]], None, ""
-            try:
-                sheet = self._sheet(clip)
-            except LabError as error:  # the rest of the picture is as good without its frames
-                problem = str(error)
+            sheet, problem = self._sheet_or_problem(packed.clips[packed.clip_of[place]])
             return draw_still(packed.rows, place, sheet, self._counted(), problem)
+
+    def _sheet_or_problem(self, clip: VideoClip) -> tuple[Sheet | None, str]:
+        """A clip's frames, or what is wrong with it: the rest of a picture is as good without."""
+        try:
+            return self._sheet(clip), ""
+        except LabError as error:
+            return None, str(error)
 
 
 def explore(

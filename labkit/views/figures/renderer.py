@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from labkit.files import quick_nbformat
 from labkit.progress import say
 from labkit.views.figures.style import WIDTH
 
@@ -35,6 +36,7 @@ def setup() -> str:
 
     Probes once a process whether a browser can draw (3 s). Returns 'plotly_mimetype+png' or 'plotly_mimetype'.
     """
+    quick_nbformat()  # which plotly loads
     import plotly.io as pio
     from plotly.io.base_renderers import MimetypeRenderer
 

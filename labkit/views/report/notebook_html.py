@@ -29,7 +29,7 @@ _STOPPED = (
     '<div class="words banner" role="note"><p><strong>This notebook stopped</strong> at the cell that shows an error; '
     "those below it did not run.</p></div>"
 )
-WIDGET_KINDS = ("explorer", "scrubber")
+WIDGET_KINDS = ("explorer", "scrubber", "watch")
 ALIVE = frozenset(
     "bar barpolar box candlestick carpet contour funnel funnelarea heatmap histogram histogram2d histogram2dcontour image "
     "indicator ohlc pie sankey scatter scatterpolar scatterternary sunburst table treemap icicle violin waterfall".split()
@@ -222,7 +222,7 @@ class _Writer:
         buffers = [each for each in model.get("buffers", []) if _current(each, state)]
         key = self.keep(script_json({"state": state, "buffers": buffers}))
         still = poster or f'<p class="aside">{escape_html(text_of(data, "text/plain") or "Chains to explore.")}</p>'
-        height = 720 if state.get("shows") == "explorer" else 200
+        height = {"explorer": 720, "watch": 640}.get(str(state.get("shows")), 200)
         return (
             f'<figure class="explorer" data-explorer="{key}" style="min-height: {height}px">{still}'
             '<div class="live" hidden></div></figure>'

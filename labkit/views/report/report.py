@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabError
-from labkit.files import replacing
+from labkit.files import quick_nbformat, replacing
 from labkit.params import DEFAULTS, documentation, format_value, read_yaml
 from labkit.progress import duration
 from labkit.runs.results import DECODINGS, LEGEND, MODELS, columns_of, read_results
@@ -80,6 +80,7 @@ def read_notebook(path: Path) -> Any:
     """A notebook as nbformat 4; raises LabError when the file is none."""
     import warnings
 
+    quick_nbformat()
     import nbformat
 
     try:

@@ -37,6 +37,7 @@ export class Film {
   /** Show the video that `find(whole)` promises as {src, start}, or null; `whole` asks for its bytes where a server failed. */
   load(find, whole = false) {
     this.forget();
+    if (!find) return;
     const mine = this.asked;
     this.settling = setTimeout(async () => {
       const source = await find(whole).catch(() => null);

@@ -10,6 +10,7 @@ import { h, inflate } from "./core.js";
 import { Clips } from "./clips.js";
 import { Explorer } from "./explorer.js";
 import { Scrubber } from "./scrubber.js";
+import { Watch } from "./watch.js";
 
 /**
  * Draw the explorer into an element.
@@ -27,6 +28,7 @@ function mountAny(el, page, host, ask = {}) {
   const films = Object.entries(host.get("films") ?? {}).map(([key, film]) => [key, { ...film, beside: true }]);
   const clips = new Clips(Object.fromEntries(held), { ...ask, films: Object.fromEntries(films) });
   if (host.get("shows") === "scrubber") return mountScrubber(el, { page, clips }, host);
+  if (host.get("shows") === "watch") return new Watch(el, { page, clips }, host);
   return mount(el, { page, clips, height: host.get("height") }, host);
 }
 

@@ -1,0 +1,473 @@
+"""Several runs beside each other: figures over seeds, paired tests on the same queries, and the parameters that differ.
+
+Runs whose parameters differ in the seed alone are one setting, whose figures have a mean, a spread and an interval over seeds.
+That interval speaks of other seeds on these queries; a paired test speaks of other queries, for these very models. Runs on other
+test data stand apart, by name, and so does what is no run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from labkit.data.moments import Moment, read_moments
+from labkit.embedded.world import moments_file
+from labkit.errors import LabError
+from labkit.files import project_root, under
+from labkit.params import DEFAULTS, format_value, read_yaml
+from labkit.progress import duration
+from labkit.runs.results import DECODINGS, LEGEND, MODELS, columns_of, read_model_evaluation, read_results
+from labkit.runs.run import CHANGEABLE, NOTEBOOK_OF, read_manifest
+from labkit.scoring.bootstrap import Difference, Spread, few_videos, paired_differences, spread_over_seeds
+from labkit.scoring.predictions import as_predictions
+from labkit.scoring.scores import Score, between, gap_cells, score
+from labkit.table import Table, percent, repr_pretty
+
+PAIRED = {"miou": "mIoU", "r1@0.5": "R1@0.5"}
+"""Figures of the paired tests."""
+_SHOWN = (
+    ("miou", "r1@0.3", "r1@0.5", "r1@0.7", "acc_qa", "acc_gqa"),
+    ("anchor_rate", "strict_share", "iou_first", "iou_last", "iou_answer"),
+)
+"""Figures by table, so that none is wider than a terminal."""
+
+
+@dataclass(frozen=True, eq=False)
+class RunRecord:
+    """A run as a comparison needs it."""
+
+    name: str
+    """Its folder's name, or where several have the same name its path."""
+    path: Path
+    seed: int
+    values: dict[str, Any]
+    """Every parameter but the seed and those that change no figure; one that the run is older than has its default."""
+    test: str
+    """The test split's fingerprint and how many of its queries at most were asked, by which runs are told apart."""
+    results: dict[str, Any]
+
+    @property
+    def open_stage(self) -> str:
+        """The first stage that is not finished; "" where all are."""
+        stages = self.results["stages"]
+        return next((name for name, entry in stages.items() if entry["state"] != "finished"), "")
+
+
+class PairedRuns(NamedTuple):
+    """A run's model, or a setting's mean over seeds, less the first's, query by query."""
+
+    label: str
+    model: str
+    differences: dict[str, Difference]
+    better: int
+    worse: int
+    same: int
+
+
+class PairedTests(NamedTuple):
+    """What was paired, what kept any run from it, and how many source videos the queries are about."""
+
+    rows: list[PairedRuns]
+    note: str = ""
+    videos: int = 0
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Setting:
+    """Runs that differ in their seed alone."""
+
+    label: str
+    """A, B and so on, in the order in which the runs were given."""
+    runs: list[RunRecord]
+    repeated: list[RunRecord]
+    """Runs of a seed that is there already: they say nothing about other seeds and count in no mean."""
+
+    def spread(self, model: str, decoding: str, figure: str) -> Spread | None:
+        """A figure over the seeds whose runs have it; None where none has."""
+        found = [figures_of(run, model, decoding).get(figure) for run in self.runs]
+        values = [float(value) for value in found if value is not None and math.isfinite(value)]
+        return spread_over_seeds(values) if values else None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RunsOfOneTest:
+    """The settings that were tested on the same queries."""
+
+    settings: list[Setting]
+
+    @property
+    def runs(self) -> list[RunRecord]:
+        """All runs, setting by setting."""
+        return [run for setting in self.settings for run in (*setting.runs, *setting.repeated)]
+
+    @cached_property
+    def figures(self) -> dict[str, str]:
+        """Names and titles of the figures that any run has."""
+        models: dict[str, Any] = {}
+        for number, run in enumerate(self.runs):
+            models |= {f"{number} {model}": decodings for model, decodings in run.results["models"].items()}
+        return columns_of(models)
+
+    def differences(self) -> dict[str, list[str]]:
+        """Parameters that differ between the settings, with each setting's value."""
+        names = dict.fromkeys(name for setting in self.settings for name in setting.runs[0].values)
+        rows = {name: [setting.runs[0].values.get(name, "absent") for setting in self.settings] for name in names}
+        return {
+            name: [format_value(tuple(map(str, each)) if isinstance(each, list) else each) for each in values]
+            for name, values in rows.items()
+            if any(each != values[0] for each in values)
+        }
+
+    @cached_property
+    def paired(self) -> PairedTests:
+        """Each other run, and each other setting's mean over seeds, less the first, on the same queries."""
+        if len(self.runs) < 2:
+            return PairedTests([])
+        try:
+            moments = _test_moments(self.runs[0])
+        except LabError as error:
+            return PairedTests([], f"No paired tests: {error}.")
+        scores, troubles = _scores(self.runs, moments)
+        clusters = [moment.source_video for moment in moments]
+        first, *others = self.runs
+        one, *more = self.settings
+        sides = [(run.name, [run], [first]) for run in others] + [
+            (f"{setting.label}, mean of {len(setting.runs)}", setting.runs, one.runs)
+            for setting in more
+            if len(setting.runs) + len(one.runs) > 2
+        ]
+        rows = []
+        for label, ours, theirs in sides:
+            shared = [model for model in MODELS if all((run, model) in scores for run in (*ours, *theirs))]
+            if shared:
+                both = [[scores[run, shared[-1]] for run in side] for side in (ours, theirs)]
+                rows.append(_pair(label, shared[-1], *both, clusters=clusters))
+        return PairedTests(rows, " ".join(troubles), len(set(clusters)))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything for a program; a value that doesn't exist is None."""
+        paired = self.paired
+        return {
+            "test": self.runs[0].test,
+            "settings": {setting.label: self._setting_dict(setting) for setting in self.settings},
+            "differences": {
+                name: dict(zip([setting.label for setting in self.settings], values, strict=True))
+                for name, values in self.differences().items()
+            },
+            "paired": {
+                "less": self.runs[0].name,
+                "rows": [
+                    {
+                        "label": each.label, "model": each.model, "better": each.better, "worse": each.worse, "same": each.same,
+                        "differences": {
+                            name: {"value": gap.value, "interval": [*map(_known, gap.interval)], "p": _known(gap.p)}
+                            for name, gap in each.differences.items()
+                        },
+                    }
+                    for each in paired.rows
+                ],
+                "note": paired.note,
+            },
+        }  # fmt: skip
+
+    def _setting_dict(self, setting: Setting) -> dict[str, Any]:
+        return {
+            "runs": {run.name: {"seed": run.seed, "open": run.open_stage} for run in setting.runs},
+            "repeated": {run.name: {"seed": run.seed, "open": run.open_stage} for run in setting.repeated},
+            "figures": {
+                model: {
+                    decoding: {
+                        figure: {"mean": s.mean, "sd": _known(s.sd), "interval": [*map(_known, s.interval)], "n": s.n}
+                        for figure in self.figures
+                        if (s := setting.spread(model, decoding, figure))
+                    }
+                    for decoding in DECODINGS
+                }
+                for model in MODELS
+            },
+        }
+
+    def tables(self) -> list[Table]:
+        """What a person reads: the runs, the parameters that differ, figures over seeds, paired tests."""
+        labels = [setting.label for setting in self.settings]
+        made = [
+            Table("runs", ("", "setting", "seed", "state", "took"), self._run_rows(), self._runs_note(), align="lllll")
+        ]
+        if len(labels) > 1:
+            rows = [[name, *values] for name, values in self.differences().items()]
+            made.append(Table("parameters that differ between settings", ("", *labels), rows, align="l"))
+        for decoding in DECODINGS:
+            for names in _SHOWN:
+                columns = {name: self.figures[name] for name in names if name in self.figures}
+                if rows := self._spread_rows(decoding, columns):
+                    made.append(Table(self._title(decoding), ("", "n", *columns.values()), rows, align="lr"))
+        paired, note, _ = self.paired
+        if paired or note:
+            heads = [part for name in PAIRED.values() for part in (name, "95 % interval", "p")]
+            rows = [
+                [f"{each.label}, {MODELS[each.model]}", *(cell for gap in each.differences.values() for cell in gap_cells(gap)),
+                 *map(str, (each.better, each.worse, each.same))]
+                for each in paired
+            ]  # fmt: skip
+            head = ("", *heads, "better", "worse", "same") if rows else ()
+            means = f" (means: less {labels[0]}'s)" if len(labels) > 1 else ""
+            title = f"paired on the same queries, greedy, less {self.runs[0].name}{means}"
+            made.append(Table(title, head, rows or [[note]], note if rows else "", align="lr"))
+        return made
+
+    def _title(self, decoding: str) -> str:
+        found = {
+            figures.get("n") for run in self.runs for model in MODELS if (figures := figures_of(run, model, decoding))
+        }
+        queries = " or ".join(f"{n:,.0f}" for n in sorted(n for n in found if n is not None))
+        several = ", mean over n seeds" if any(len(setting.runs) > 1 for setting in self.settings) else ""
+        return f"{decoding}, {queries} queries{several}" if queries else f"{decoding}{several}"
+
+    def _run_rows(self) -> list[list[str]]:
+        rows = []
+        for setting in self.settings:
+            for run in (*setting.runs, *setting.repeated):
+                state = f"unfinished, at {run.open_stage}" if run.open_stage else "finished"
+                seconds = [
+                    entry["seconds"] for entry in run.results["stages"].values() if entry["seconds"] is not None
+                ]
+                again = ", again" if run in setting.repeated else ""
+                took = duration(math.fsum(seconds)) if seconds else ""
+                rows.append([run.name, setting.label, f"{run.seed}{again}", state, took])
+        return rows
+
+    def _runs_note(self) -> str:
+        again = [run.name for setting in self.settings for run in setting.repeated]
+        return (
+            f"A seed that is there already says nothing about others, and counts in no mean: {', '.join(again)}."
+            if again
+            else ""
+        )
+
+    def _spread_rows(self, decoding: str, columns: Mapping[str, str]) -> list[list[str]]:
+        """Two rows for each model and setting, the mean with its spread and the interval; that of a single seed has none."""
+        rows = []
+        for model, title in MODELS.items():
+            for setting in self.settings:
+                spreads = [setting.spread(model, decoding, figure) for figure in columns]
+                known = [each.n for each in spreads if each]
+                if not known:
+                    continue
+                label = f"{title} {setting.label}" if len(self.settings) > 1 else title
+                rows.append([label, str(max(known)), *(_mean_text(each, max(known)) for each in spreads)])
+                if max(known) > 1:
+                    rows.append(["", "", *("" if each is None else between(each.interval) for each in spreads)])
+        return rows
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison:
+    """Runs beside each other, those on other test data apart; a table in a notebook, and lines in a terminal."""
+
+    tests: list[RunsOfOneTest]
+    not_runs: dict[str, str]
+    """What was given and is no run, with what is wrong with it."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything for a program."""
+        return {"tests": [each.as_dict() for each in self.tests], "not_runs": self.not_runs}
+
+    def __repr__(self) -> str:
+        names = [run.name for test in self.tests for run in test.runs]
+        return f"<Comparison of {len(names)} runs: {', '.join(names)}>"
+
+    def __str__(self) -> str:
+        return "\n\n".join(str(each) for each in self._parts())
+
+    _repr_pretty_ = repr_pretty
+
+    def _repr_html_(self) -> str:
+        return "".join(
+            each._repr_html_() if isinstance(each, Table) else f"<p>{each}</p>" for each in self._parts(True)
+        )
+
+    def _parts(self, escaped: bool = False) -> Iterable[Table | str]:
+        import html
+
+        say = html.escape if escaped else str
+        for number, test in enumerate(self.tests):
+            names = ", ".join(run.name for run in test.runs)
+            if len(self.tests) > 1:
+                other = " (other test data: not to be compared with the runs above)" if number else ""
+                yield say(f"test data {test.runs[0].test}: {names}{other}")
+            yield from test.tables()
+        yield say(_legend(self.tests))
+        if self.not_runs:
+            lines = [f"{name}: {why}" for name, why in self.not_runs.items()]
+            yield say(
+                f"{len(lines)} of what was given {'is no run' if len(lines) == 1 else 'are no runs'}. "
+                + "; ".join(lines)
+            )
+
+
+def compare_runs(folders: Sequence[str | Path]) -> Comparison:
+    """Read the runs in `folders`; one folder may also be one that holds runs.
+
+    Raises LabError when there is no run among them.
+    """
+    given = [Path(folder) for folder in folders]
+    if len(given) == 1 and not (given[0] / "manifest.json").is_file():
+        given = sorted(path.parent for path in given[0].glob("*/manifest.json")) or given
+    by_test: dict[str, list[RunRecord]] = {}
+    not_runs: dict[str, str] = {}
+    seen: set[Path] = set()
+    for folder in given:
+        if folder.resolve() in seen:
+            continue
+        seen.add(folder.resolve())
+        if not (folder / "manifest.json").is_file():
+            not_runs[str(folder)] = "no manifest.json"
+            continue
+        try:
+            run = _read_run(folder)
+        except (LabError, OSError) as error:
+            not_runs[str(folder)] = str(error)
+        else:
+            by_test.setdefault(run.test, []).append(run)
+    if not by_test:
+        why = "; ".join(f"{name}: {each}" for name, each in list(not_runs.items())[:3])
+        raise LabError(f"none of the {len(given)} folders is a run ({why}); `labkit run` makes runs under outputs/")
+    names = Counter(run.name for runs in by_test.values() for run in runs)
+    by_test = {
+        test: [replace(run, name=str(run.path)) if names[run.name] > 1 else run for run in runs]
+        for test, runs in by_test.items()
+    }
+    return Comparison([RunsOfOneTest(_settings(runs)) for runs in by_test.values()], not_runs)
+
+
+def figures_of(run: RunRecord, model: str, decoding: str) -> dict[str, float | None]:
+    """A model's flat figures, {} where it was not evaluated so."""
+    return run.results["models"].get(model, {}).get(decoding) or {}
+
+
+def _read_run(folder: Path) -> RunRecord:
+    manifest, results = read_manifest(folder), read_results(folder)
+    path = folder / "params.yaml"
+    values = DEFAULTS.as_dict() | (read_yaml(path) if path.is_file() else {})
+    seed = int(values.pop("seed", manifest.get("seed", 0)))
+    for name in CHANGEABLE:
+        values.pop(name, None)
+    # What an unfinished stage has measured stands beside its notebook already.
+    for model in MODELS:
+        for decoding in DECODINGS:
+            file = folder / NOTEBOOK_OF.get(model, "01_grpo") / f"{model}-{decoding}.json"
+            if model not in results["models"] and file.is_file():
+                results["models"][model] = {}
+            if not results["models"].get(model, {}).get(decoding) and file.is_file():
+                results["models"][model][decoding] = json.loads(file.read_text(encoding="utf-8"))["figures"]
+    limit = values.get("test_limit") or 0
+    test = str(manifest["data"].get("test", "not recorded")) + (f", first {limit} queries" if limit else "")
+    return RunRecord(str(results["run"]), folder, seed, values, test, results)
+
+
+def _settings(runs: Sequence[RunRecord]) -> list[Setting]:
+    alike: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        alike.setdefault(json.dumps(run.values, sort_keys=True, default=str), []).append(run)
+    settings = []
+    for number, group in enumerate(alike.values()):
+        by_seed: dict[int, RunRecord] = {}
+        for run in group:
+            by_seed.setdefault(run.seed, run)
+        chosen = [*by_seed.values()]
+        label = chr(65 + number) if number < 26 else f"S{number + 1}"
+        settings.append(Setting(label, chosen, [run for run in group if run not in chosen]))
+    return settings
+
+
+def _test_moments(run: RunRecord) -> list[Moment]:
+    """The queries that a run was tested on, from where its data lie; raises LabError when they don't lie there any more."""
+    values = run.values
+    if values["data"] == "world":
+        counts = (values[f"world_{split}"] for split in ("train", "validation", "test"))
+        name = "-".join(["world", *map(str, counts), f"seed{values['world_seed']}"])
+        paths = [moments_file(run.path.resolve().parent / name, "test", values["task"])]
+    else:
+        roots = dict.fromkeys([project_root(run.path), project_root()])
+        paths = [under(root, values["data"]) / "test.jsonl" for root in roots]
+    path = next((each for each in paths if each.is_file()), None)
+    if path is None:
+        raise LabError(f"the queries of the test split are not at '{paths[0]}'; put the runs' data there")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    if not run.test.startswith(digest):
+        raise LabError(f"'{path}' is not the test split of run '{run.name}' any more; put back what it was tested on")
+    return read_moments(path)[: values.get("test_limit") or None]
+
+
+def _scores(
+    runs: Sequence[RunRecord], moments: Sequence[Moment]
+) -> tuple[dict[tuple[RunRecord, str], Score], list[str]]:
+    """Scores of the greedy answers by run and model, as far as pairs need them; and what could not be read."""
+    has = {run: [model for model in MODELS if figures_of(run, model, "greedy")] for run in runs}
+    # A run is held against the first at the last model that both have, means at the last that all have.
+    last = {run: [model for model in has[run] if model in has[runs[0]]][-1:] for run in runs[1:]}
+    shared = [model for model in has[runs[0]] if all(model in each for each in has.values())][-1:]
+    wanted = {run: dict.fromkeys([*models, *shared]) for run, models in last.items()}
+    wanted = {runs[0]: dict.fromkeys(model for models in wanted.values() for model in models)} | wanted
+    found: dict[tuple[RunRecord, str], Score] = {}
+    troubles = []
+    for run, models in wanted.items():
+        for model in models:
+            try:
+                found[run, model] = score(
+                    as_predictions(read_model_evaluation(run.path, model, moments).greedy), moments
+                )
+            except (LabError, OSError) as error:
+                troubles.append(f"{run.name}, {MODELS[model]}: {error}.")
+    return found, troubles
+
+
+def _pair(
+    label: str, model: str, ours: Sequence[Score], theirs: Sequence[Score], *, clusters: Sequence[str]
+) -> PairedRuns:
+    """The mean of some runs less that of others, query by query, clustered by source video."""
+    one, other = (
+        np.mean([np.stack([each.columns[name] for name in PAIRED], axis=1) for each in side], axis=0)
+        for side in (ours, theirs)
+    )
+    gaps = paired_differences(one, other, clusters)
+    change = one[:, 0] - other[:, 0]
+    counts = (int((change > 0).sum()), int((change < 0).sum()), int((change == 0).sum()))
+    return PairedRuns(label, model, dict(zip(PAIRED, gaps, strict=True)), *counts)
+
+
+def _legend(tests: Sequence[RunsOfOneTest]) -> str:
+    several = any(len(setting.runs) > 1 for test in tests for setting in test.settings)
+    videos = [test.paired.videos for test in tests if test.paired.rows]
+    parts = [
+        "Runs whose parameters differ in the seed alone are one setting.",
+        "In brackets the standard deviation over the seeds; below a mean its 95 % interval by Student's t, for other seeds on "
+        "these queries." if several else "One seed says nothing about others: no interval.",
+        "Paired tests ask about other queries, for these very models; intervals by source video." if videos else "",
+        few_videos(min(videos)) if videos else "",
+        LEGEND,
+    ]  # fmt: skip
+    return "\n".join(filter(None, parts))
+
+
+def _mean_text(spread: Spread | None, most: int) -> str:
+    """A mean with its spread, and its n where it is of fewer seeds than others in its row."""
+    if spread is None:
+        return "-"
+    fewer = f", n {spread.n}" if spread.n < most else ""
+    sd = "" if math.isnan(spread.sd) else f"{percent(spread.sd)}"
+    inner = f"{sd}{fewer}".removeprefix(", ")
+    return f"{percent(spread.mean)} ({inner})" if inner else percent(spread.mean)
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -1,0 +1,206 @@
+"""Runs beside each other: over seeds, paired, with the parameters that differ, and everything else by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labkit.chain.spans import Span
+from labkit.cli import main
+from labkit.data.moments import Moment, write_moments
+from labkit.errors import LabError
+from labkit.lab import Lab
+from labkit.params import DEFAULTS
+from labkit.runs.compare import compare_runs
+from labkit.runs.results import evaluation_folder
+from labkit.runs.run import Run
+from labkit.scoring.bootstrap import spread_over_seeds
+from labkit.stages.provenance import question_digest
+from labkit.stages.rollouts import UNPAID, Rollout, RolloutStore
+from labkit.views import over_seeds
+
+EXACT, HALF = "<answer>5 to 10</answer>", "<answer>5 to 7.5</answer>"
+"""Answers of IoU 1 and 0.5 to every query here."""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for folder in ("notebooks", "params", "data"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path)
+    moments = []
+    for number in range(4):
+        video = tmp_path / "data" / f"{number}.mp4"
+        video.write_bytes(b"film")
+        moments.append(Moment(f"q{number}", str(video), "a door opens", (Span(5, 10),), 20.0))
+    for split in ("train", "validation", "test"):
+        write_moments(moments, tmp_path / "data" / f"{split}.jsonl")
+    return tmp_path
+
+
+def make_run(name: str, miou: float, texts: str = EXACT, stages: int = 5, **changed: Any) -> Lab:
+    """A run whose stages are finished, as far as `stages`, with a base of mIoU 0.3 and a final model of `miou`."""
+    lab = Lab.open(DEFAULTS.replace(run=name, data="data", **changed))
+    made = {"01_grpo": {"base": {"greedy": {"n": 4.0, "miou": 0.3}}}, "04_grpo_final": {}}
+    for stage in ("01_grpo", "02_distill", "03_sft", "04_grpo_final", "05_analysis")[:stages]:
+        Run.start(lab, stage)  # that of the lab seeds torch, too
+        figures = {"n": 4.0, "miou": miou, "r1@0.5": 1.0, "anchor_rate": 0.5}
+        final = {"grpo_final": {"greedy": figures}} if stage == "04_grpo_final" else {}
+        lab.finish(stage, made.get(stage, {}) | final)
+    for model, notebook in (("base", "01_grpo"), ("grpo_final", "04_grpo_final")):
+        if model != "base" and stages < 4:
+            continue
+        rollouts = [
+            Rollout(
+                run=name, stage=model, step=0, qid=moment.qid, sample=0, seed=0, checkpoint="m",
+                text=HALF if texts == HALF and number > 1 else EXACT, status="no_think", **UNPAID,
+                prompt_tokens=1, completion_tokens=1, finished=True, question=question_digest(moment),
+            )
+            for number, moment in enumerate(lab.moments("test"))
+        ]  # fmt: skip
+        lab.cached_json(notebook, f"{model}-greedy", lambda: {"figures": {"miou": 0.0}})
+        RolloutStore(evaluation_folder(lab.path, notebook, f"{model}-greedy")).write(0, rollouts, batch="a")
+    return lab
+
+
+def lines_of(text: str) -> list[list[str]]:
+    return [line.split() for line in text.splitlines()]
+
+
+def test_three_seeds_have_a_mean_a_spread_and_students_interval(project, capsys):
+    for seed, miou in enumerate((0.50, 0.54, 0.52)):
+        make_run(f"r{seed}", miou, seed=seed, texts=EXACT if seed else HALF)
+    (project / "outputs" / "frames").mkdir()
+    (project / "outputs" / "note.txt").write_text("x")
+    assert main(["results", *(str(path) for path in sorted((project / "outputs").iterdir()))]) == 0
+    out = capsys.readouterr().out
+    lines = lines_of(out)
+    # mean 52, sd 2; 4.303 (t of 2 degrees) * 2 / sqrt(3) = 4.97
+    place = next(at for at, line in enumerate(lines) if line[:4] == ["final", "3", "52.0", "(2.0)"])
+    assert lines[place + 1][:3] == ["47.0", "to", "57.0"]
+    assert "base 3 30.0 (0.0)".split() in [line[:4] for line in lines]
+    assert "greedy, 4 queries, mean over n seeds" in out and "parameters that differ" not in out
+    # 0, 0, 0.5, 0.5 more: mean 25; 3.182 (t of 3 degrees) * 0.2887 / 2 = 45.9; t = 1.73
+    row = "r1, final +25.0 -20.9 to +70.9 0.182 +0.0 -60.2 to +60.2 1.000 2 0 2".split()
+    assert row in lines and ["r2,", *row[1:]] in lines
+    assert "2 of what was given are no runs" in out and "frames: no manifest.json" in out and "note.txt" in out
+
+
+def test_runs_for_a_program(project, capsys):
+    for seed, miou in enumerate((0.50, 0.54)):
+        make_run(f"r{seed}", miou, seed=seed)
+    assert main(["results", "outputs", "--json"]) == 0
+    (test,) = json.loads(capsys.readouterr().out)["tests"]
+    found = test["settings"]["A"]["figures"]["grpo_final"]["greedy"]["miou"]
+    # sd 0.02828; 12.706 (t of 1 degree) * 0.02
+    assert found == {
+        "mean": pytest.approx(0.52), "sd": pytest.approx(0.028284, abs=1e-6), "n": 2,
+        "interval": [pytest.approx(0.2659, abs=1e-4), pytest.approx(0.7741, abs=1e-4)],
+    }  # fmt: skip
+    assert test["paired"]["less"] == "r0" and test["paired"]["rows"][0]["differences"]["miou"]["value"] == 0
+    assert test["settings"]["A"]["runs"]["r1"] == {"seed": 1, "open": ""}
+
+
+def test_a_single_seed_has_no_interval():
+    spread = spread_over_seeds([0.4])
+    assert spread.mean == 0.4 and spread.n == 1 and str(spread.sd) == str(spread.interval.low) == "nan"
+
+
+def test_settings_show_only_the_parameters_that_differ_and_are_paired_by_their_means(project):
+    for seed in (0, 1):
+        make_run(f"a{seed}", 0.5, seed=seed, texts=HALF)
+        make_run(f"b{seed}", 0.6, seed=seed, learning_rate=1e-4)
+    runs = compare_runs([f"outputs/{name}" for name in ("a0", "a1", "b0", "b1")]).tests[0]
+    assert [[run.name for run in setting.runs] for setting in runs.settings] == [["a0", "a1"], ["b0", "b1"]]
+    assert runs.differences() == {"learning_rate": ["0.0005", "0.0001"]}
+    assert [each.label for each in runs.paired.rows] == ["a1", "b0", "b1", "B, mean of 2"]
+    assert runs.paired.rows[-1].differences["miou"].value == pytest.approx(0.25)
+    figure = over_seeds(compare_runs(["outputs/a0", "outputs/b0"]))
+    assert figure is not None and "B: b0." in figure.layout.meta["alt"]
+
+
+def test_a_seed_that_comes_twice_counts_once_and_is_named(project):
+    make_run("r0", 0.5)
+    make_run("copy", 0.9)
+    comparison = compare_runs(["outputs/r0", "outputs/copy"])
+    (setting,) = comparison.tests[0].settings
+    assert setting.spread("grpo_final", "greedy", "miou").mean == 0.5
+    assert "counts in no mean: copy" in str(comparison) and "0, again" in str(comparison)
+
+
+def test_an_unfinished_run_shows_what_it_has(project):
+    make_run("r0", 0.5)
+    make_run("r1", 0.7, seed=1, stages=1)
+    text = str(compare_runs(["outputs/r0", "outputs/r1"]))
+    lines = lines_of(text)
+    assert "r1 A 1 unfinished, at 02_distill".split() in [line[:6] for line in lines]
+    assert "base 2 30.0 (0.0)".split() in [line[:4] for line in lines] and ["final", "1", "50.0"] in [
+        line[:3] for line in lines
+    ]
+    assert "r1, base".split() in [line[:2] for line in lines], "paired at the last model that both have"
+
+
+def test_runs_on_other_test_data_stand_apart_by_name(project):
+    make_run("r0", 0.5)
+    make_run("fewer", 0.9, seed=1, test_limit=2)
+    comparison = compare_runs(["outputs/r0", "outputs/fewer"])
+    assert [[run.name for run in test.runs] for test in comparison.tests] == [["r0"], ["fewer"]]
+    assert ", first 2 queries: fewer (other test data: not to be compared" in str(comparison)
+    figure = over_seeds(comparison)
+    assert figure is not None and "On other test data, so not here: fewer." in figure.layout.meta["alt"]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "says"),
+    [
+        (lambda root: (root / "data" / "test.jsonl").unlink(), "are not at"),
+        (lambda root: (root / "data" / "test.jsonl").write_text("{}"), "is not the test split of run 'r0' any more"),
+    ],
+)
+def test_without_the_test_data_figures_are_shown_and_pairs_say_what_is_missing(project, trouble, says):
+    for seed in (0, 1):
+        make_run(f"r{seed}", 0.5, seed=seed)
+    trouble(project)
+    text = str(compare_runs(["outputs/r0", "outputs/r1"]))
+    assert "No paired tests" in text and says in text and "50.0 (0.0)" in text
+
+
+def test_a_run_of_before_with_other_parameters_is_read(project):
+    make_run("r0", 0.5)
+    lab = make_run("old", 0.6, seed=1)
+    values = [
+        line for line in (lab.path / "params.yaml").read_text().splitlines() if not line.startswith("test_limit")
+    ]
+    (lab.path / "params.yaml").write_text("\n".join([*values, "progress_reward: gated", ""]))
+    runs = compare_runs(["outputs/r0", "outputs/old"]).tests[0]
+    assert runs.differences() == {"progress_reward": ["absent", "gated"]}
+
+
+def test_where_nothing_is_a_run_it_is_said_with_the_next_step(project, capsys):
+    assert main(["results", "data", "params"]) == 2
+    assert (
+        "none of the 2 folders is a run (data: no manifest.json; params: no manifest.json)" in capsys.readouterr().err
+    )
+    with pytest.raises(LabError, match="labkit run"):
+        compare_runs(["nowhere"])
+
+
+def test_a_damaged_run_is_named_beside_the_others(project):
+    make_run("r0", 0.5)
+    bad = project / "outputs" / "bad"
+    bad.mkdir()
+    (bad / "manifest.json").write_text("{")
+    assert "is damaged" in compare_runs(["outputs/r0", "outputs/bad"]).not_runs["outputs/bad"]
+
+
+def test_the_lab_compares_itself_with_the_runs_that_compare_names(project):
+    make_run("other", 0.5)
+    lab = Lab.open(DEFAULTS.replace(run="mine", data="data", seed=3, compare=("outputs/other",)))
+    lab.moments("test")
+    comparison = lab.compare_runs()
+    assert comparison is not None and [run.name for run in comparison.tests[0].runs] == ["mine", "other"]
+    alone = Lab.open(DEFAULTS.replace(run="alone", data="data"))
+    assert alone.compare_runs() is None and over_seeds(None) is None
