@@ -52,7 +52,7 @@ class Rollout:
     """base, harvester, grpo, distill, sft or grpo_final."""
     step: int
     """Training step, from 1; the policy that sampled it had seen `step - 1` updates. The part of a harvest; 0 in an evaluation.
-    Of a probe the updates that the policy had seen, 0 before the first.""" ""
+    Of a probe the updates that the policy had seen, 0 before the first."""
     qid: str
     """The moment that the prompt asks for."""
     sample: int
