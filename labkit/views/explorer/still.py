@@ -279,8 +279,9 @@ def _earned(pen: Canvas, record: Any, left: float, right: float) -> None:
     pen.text(left, 92, f"Reward {total:.2f}", 13)
     terms = {term: float(getattr(record, f"reward_{term}")) for term in ("format", "answer", "anchors", "progress")}
     terms |= {term: said.value for term, said in getattr(record, "own", {}).items()}
+    apart = min(24.0, 120 / len(terms))  # what follows begins where five end
     for number, (term, value) in enumerate(terms.items()):
-        middle = 118 + 24 * number
+        middle = 118 + apart * number
         pen.text(left, middle, term, 12, SOFT)
         pen.text(left + 98, middle, f"{value:.2f}", 12, anchor="rm")
         zero = left + 108 + (right - left - 108) / 2
