@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from labkit import own_code
-from labkit.chain.rewards import RewardSpec
+from labkit.chain.anchors import parse, render
+from labkit.chain.rewards import RewardSpec, score_moment
+from labkit.chain.spans import Span
+from labkit.data.moments import Moment
 from labkit.doctor.checks import examine
 from labkit.errors import LabError
 from labkit.lab import Lab
 from labkit.own_code import CellFunction
 from labkit.params import DEFAULTS, Params, read_params
+from labkit.policy.prompts import messages
 from labkit.runs.run import Run
 
 REWARD = "def boundary(chain, moment, spec):\n    return 0.5 if chain.answer else 0, moment.qid\n"
@@ -147,6 +152,23 @@ def test_a_prompt_with_options_is_for_moments_with_options(project):
     gqa = DEFAULTS.replace(task="gqa", model="embedded-gqa")
     assert doctors_errors(gqa.replace(prompt="{query} {options}")) == []
     assert doctors_errors(gqa.replace(prompt="When does {query} happen?"))[0].endswith("write {options} into it")
+
+
+# --- what the page says
+
+
+def test_the_page_of_own_terms_holds_what_it_says(project, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "own.md").read_text(encoding="utf-8")
+    files = re.findall(r"^```\w+\n# (\S+)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert [name for name, _ in files] == ["my_rewards.py", "own.yaml", "my_filters.py", "my_prompt.txt"]
+    for name, text in files:
+        (project / name).write_text(text)
+    lab = Lab.open(read_params("own.yaml"))
+    assert lab.rewards().terms[-1] == "boundary" and [each.name for each in lab.own.filters] == ["short_thoughts"]
+    moment = Moment("q", "/v.mp4", "a door opens", (Span(2.0, 6.0),), 16.0)
+    chain = parse(render([Span(0.0, 8.0)], Span(3.0, 6.0)))
+    assert score_moment(chain, moment, lab.rewards()).terms["boundary"] == 1 - 4 * 0.5 / 16
+    assert messages(moment, lab.own.template)[0]["content"][0]["text"] == "Here is a video of 16.0 seconds.\n"
 
 
 # --- terms of a notebook's cell
