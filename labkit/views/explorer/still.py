@@ -123,7 +123,9 @@ class Canvas:
         """The picture, in at most 256 colours."""
         file = io.BytesIO()
         # 256 colours are enough for text, bars and a few small frames, and a notebook holds less than half as much.
-        self.image.quantize(256, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+        # Chosen so that each colour that means something stays as it is.
+        few = self.image.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        few.save(file, "PNG", optimize=True)
         return file.getvalue()
 
 
