@@ -46,6 +46,7 @@ _HOMES = {
     "reward": "labkit.own_code",
     "score": "labkit.scoring.scores",
     "score_chain": "labkit.chain.rewards",
+    "score_moment": "labkit.chain.rewards",
     "score_table": "labkit.scoring.score_table",
     "scrub": "labkit.views.explorer.scrubber",
     "under_every_rule": "labkit.scoring.scores",

@@ -78,6 +78,8 @@ class CellFunction(NamedTuple):
     """`rewards` or `filters`."""
     text: str
     weight: float
+    uses: frozenset[str] = frozenset()
+    """What the text holds of the notebook."""
 
 
 CELLS: dict[str, CellFunction] = {}
@@ -125,7 +127,10 @@ def _register(parameter: str, function: Function, weight: float = 1.0) -> Functi
     if function.__module__ != "__main__":
         step = f"name the file in the parameters instead, {parameter}: FILE.py:{function.__name__}"
         raise LabError(f"'{function.__name__}' stands in the module {function.__module__} and in no cell; {step}")
-    CELLS[function.__name__] = CellFunction(parameter, cell_text(function), weight)
+    seen: dict[str, str] = {}
+    body = _with_needs(function, seen)
+    text = _HEAD + "\n".join([*seen.values(), body])
+    CELLS[function.__name__] = CellFunction(parameter, text, weight, frozenset(seen))
     return function
 
 
@@ -223,18 +228,11 @@ def _what(error: BaseException, filename: str) -> str:
     return f"{type(error).__name__}{': ' + words if words else ''}" + (f" (line {line} of {filename})" if line else "")
 
 
-def cell_text(function: Callable[..., Any]) -> str:
-    """The text of a notebook's function that stands alone: with the imports, constants and functions that it uses.
+def _with_needs(function: Any, seen: dict[str, str]) -> str:
+    """The text of a notebook's function; the imports, constants and functions that it uses are put into `seen`, by name.
 
     Raises LabError that names what cannot be written as text.
     """
-    seen: dict[str, str] = {}
-    body = _with_needs(function, seen)
-    return _HEAD + "\n".join([*seen.values(), body])
-
-
-def _with_needs(function: Any, seen: dict[str, str]) -> str:
-    """The text of a function; what it needs is put into `seen`, by name, before it."""
     name = function.__name__
     if function.__closure__:
         raise LabError(f"'{name}' uses variables of the function around it; define it at the top of a cell")

@@ -86,15 +86,15 @@ class Params(
         begin with an underscore, modules, functions and classes are left alone. Anything else is a parameter, so that a
         mistyped `papermill -p` ends here. When the cell is run again in a live notebook, names that later cells made
         are left alone too, unless they look like a mistyped parameter. What cells have decorated (`labkit.reward`,
-        `labkit.harvest_filter`) is among the parameters.
+        `labkit.harvest_filter`) is among the parameters, and what that uses is left alone.
         """
         assigned = _assigned_by_cells(namespace)
         first = namespace.setdefault("_names_of_parameter_cells", assigned)
-        given = {}
+        given, used = {}, {name for cell in CELLS.values() for name in cell.uses} - set(names())
         for name, value in namespace.items():
             if name.startswith(("_", "PAPERMILL_")) or name in IPYTHON_NAMES or isinstance(value, NOT_PARAMETERS):
                 continue
-            if name not in assigned:
+            if name not in assigned or name in used:
                 continue
             if name in names() or name in first or nearest(name, names(), like=0.85):
                 given[name] = value

@@ -66,7 +66,7 @@ def test_a_cells_function_stands_alone_with_all_that_it_uses(cells):
 def test_a_notebooks_parameters_hold_what_its_cells_have_decorated(cells):
     namespace = run_cell(CELL, {"NoSuchName": object})
     run_cell("@harvest_filter\ndef brief(chain, moment, rollout):\n    return True")
-    cell = {"run": "x", "boundary": namespace["boundary"]}
+    cell = {name: namespace[name] for name in ("boundary", "SCALE", "NAMES", "helper", "stats")} | {"run": "x"}
     params = Params.from_notebook(dict(cell))
     assert (params.rewards, params.filters) == ({"boundary": 0.25}, ("brief",))
     assert Params.from_notebook({**cell, "rewards": {"boundary": 2.0, "a.py:b": 1}}).rewards == {
