@@ -16,7 +16,8 @@ import traitlets
 
 HERE = Path(__file__).parent
 MODULES = (
-    "core", "chains", "stages", "clips", "player", "table", "chain", "keys", "explorer", "scrubber", "watch", "index",
+    "core", "chains", "stages", "clips", "player", "table", "chain", "keys", "held", "explorer", "scrubber",
+    "watch", "index",
 )  # fmt: skip
 """The ES modules of js/, each behind those that it imports."""
 

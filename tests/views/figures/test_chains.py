@@ -190,7 +190,11 @@ def test_labels_are_data(draw) -> None:  # type: ignore[no-untyped-def]
     written = draw({"<a href=x>run</a>": [Record("a", chain((10, 20)))]}, {"a": moment("a")}).to_json()
     # a figure may carry the label as a key, but shows it only escaped
     assert "&lt;a href" in written
-    shown = written.replace('"offsetgroup":"\\u003ca', "").replace('"legendgroup":"\\u003ca', "")
+    shown = (
+        written.replace('"offsetgroup":"\\u003ca', "")
+        .replace('"legendgroup":"\\u003ca', "")
+        .replace('"label":"\\u003ca', "")
+    )
     assert "\\u003ca href" not in shown and "<a href" not in shown
 
 
