@@ -237,7 +237,10 @@ class AskBox(widgets.VBox):
         self.asked: AskedChains | None = None
         """The newest answer."""
         self.terms: dict[str, Any] = {"model": model, "samples": samples, **overrides}
-        wide = {"style": {"description_width": "70px"}, "layout": widgets.Layout(width="min(720px, 100%)")}
+        wide = {
+            "style": {"description_width": "70px"},
+            "layout": widgets.Layout(width="auto", flex="1 1 auto", max_width="720px"),
+        }
         self.video = widgets.Combobox(
             description="video", placeholder="a video file: type its path, choose one, or upload", ensure_option=False,
             options=tuple(_videos_below(videos)), **wide,
@@ -252,8 +255,6 @@ class AskBox(widgets.VBox):
         self.sentence.observe(lambda _: self.ask(), "value")
         self.button.on_click(lambda _: self.ask())
         rows = [widgets.HBox([self.video, self.upload]), widgets.HBox([self.sentence, self.button])]
-        for row in rows:
-            row.layout.flex_flow = "row wrap"
         self._parts: list[Any] = [*rows, self.status]
         super().__init__(self._parts)
 

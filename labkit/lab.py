@@ -130,7 +130,7 @@ class Lab(Workbench):
 
     def predictions(self, stage: str) -> Predictions:
         """A stage's greedy answers with how they were decoded; written to the analysis, as `labkit score` reads them."""
-        settings = answer_settings(self.params, f"{self.params.run}, {stage}")
+        settings = answer_settings(self.params, self.own, f"{self.params.run}, {stage}")
         file = self.folder("05_analysis") / f"predictions-{stage}.jsonl"
         greedy = self.read_evaluation(stage).greedy
         write_predictions(file, greedy, settings)

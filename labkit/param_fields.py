@@ -7,6 +7,7 @@ it, only public summaries of it. Most defaults are ours: they fit a model of 1.4
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from typing import Any, Literal, get_origin
 
@@ -31,6 +32,8 @@ class ParamGroup(BaseModel):
         kind: Any = field.annotation
         if value is None:
             raise ValueError("has no value; give one, or delete the line for the default")
+        if get_origin(kind) is dict:
+            return _weights(value)
         if kind in (int, float) and isinstance(value, bool):
             raise ValueError(f"{value!r} is not {'a whole number' if kind is int else 'a number'}")
         if kind is str and type(value) is int:
@@ -48,6 +51,33 @@ class ParamGroup(BaseModel):
             parts = (part.strip(" '\"") for part in value.strip(" []").split(","))
             return tuple(part for part in parts if part)
         return value
+
+
+def _weights(value: Any) -> dict[str, float]:
+    """Own terms with their weights, of a mapping, a list or a text; raises ValueError for anything else.
+
+    >>> _weights("my_rewards.py:boundary=0.5, my_rewards.py:early")
+    {'my_rewards.py:boundary': 0.5, 'my_rewards.py:early': 1.0}
+    """
+    if isinstance(value, str):
+        named = [part.strip(" '\"") for part in value.strip(" []").split(",")]
+        value = {
+            part.rpartition("=")[0] or part: part.rpartition("=")[2] if "=" in part else 1.0 for part in named if part
+        }
+    if isinstance(value, (list, tuple)):
+        value = dict.fromkeys(value, 1.0)
+    if not isinstance(value, dict):
+        raise ValueError(f"{value!r} is not terms with their weights; write FILE.py:NAME: WEIGHT, a line each")
+    weights = {}
+    for term, weight in value.items():
+        try:
+            number = math.nan if isinstance(weight, bool) else float(weight)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not 0 <= number <= 100:
+            raise ValueError(f"the weight of {term} is {weight!r}; give a number in [0, 100]")
+        weights[str(term).strip()] = number
+    return weights
 
 
 class RunParams(ParamGroup):
@@ -91,7 +121,9 @@ class ModelParams(ParamGroup):
     lora_alpha: int = Field(32, ge=1, le=4096)
     """Scale of the LoRA adapters. Ours."""
     prompt: str = "query"
-    """Name of the question template. Ours: the paper's prompt is public, and we have not read it."""
+    """The question: a template's name (query, anchors, answer, options), a text file of your own such as `my_prompt.txt`, or the
+    text itself. Your own holds `{query}`, and may hold `{video}`, `{duration}` and `{options}`. Ours: the paper's prompt is
+    public, and we have not read it."""
 
 
 class StartParams(ParamGroup):
@@ -171,6 +203,11 @@ class RewardParams(ParamGroup):
     gains most, by 0.6 nothing (`labkit.chain.rewards` shows the sum)."""
     option_weight: float = Field(1.0, ge=0, le=100)
     """Weight of choosing the right option, in both stages; counts only where questions have options. Ours."""
+    rewards: dict[str, float] = Field({})
+    """Reward terms of your own and their weights: `{"my_rewards.py:boundary": 0.5}`, on a command line
+    `my_rewards.py:boundary=0.5`; without a weight 1. They are paid in all stages. Ours: none."""
+    final_rewards: dict[str, float] = Field({})
+    """Weights that terms of `rewards` have in stage 3, where they are others there. Ours."""
 
 
 class GrpoParams(ParamGroup):
@@ -227,6 +264,8 @@ class DistillParams(ParamGroup):
     """IoU that the answer of a kept trace reaches. Ours."""
     max_per_query: int = Field(3, ge=1, le=1024)
     """Traces kept of one query, the best first. Ours."""
+    filters: tuple[str, ...] = ()
+    """Rules of your own that a trace has to pass, such as `my_filters.py:short_thoughts`, asked behind those above. Ours: none."""
 
 
 class SftParams(ParamGroup):

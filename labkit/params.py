@@ -23,6 +23,7 @@ from pydantic_core import ErrorDetails
 
 from labkit.errors import LabError, nearest
 from labkit.files import project_root, under
+from labkit.own_code import CELLS
 from labkit.param_fields import (
     GROUPS,
     DataParams,
@@ -69,6 +70,10 @@ class Params(
         """Make parameters of a mapping, as a YAML file holds it."""
         return cls(**{str(name): value for name, value in mapping.items()})
 
+    def __hash__(self) -> int:
+        """Equal for equal parameters; a mapping among them has none of its own."""
+        return hash(repr(self))
+
     def replace(self, **changes: Any) -> Params:
         """The same parameters but for `changes`, checked anew."""
         return type(self)(**{**dict(self), **changes})
@@ -80,19 +85,25 @@ class Params(
         Names that no cell has assigned (a startup file's or a platform's), the paths that Papermill injects, names that
         begin with an underscore, modules, functions and classes are left alone. Anything else is a parameter, so that a
         mistyped `papermill -p` ends here. When the cell is run again in a live notebook, names that later cells made
-        are left alone too, unless they look like a mistyped parameter.
+        are left alone too, unless they look like a mistyped parameter. What cells have decorated (`labkit.reward`,
+        `labkit.harvest_filter`) is among the parameters, and what that uses is left alone.
         """
         assigned = _assigned_by_cells(namespace)
         first = namespace.setdefault("_names_of_parameter_cells", assigned)
-        given = {}
+        given, used = {}, {name for cell in CELLS.values() for name in cell.uses} - set(names())
         for name, value in namespace.items():
             if name.startswith(("_", "PAPERMILL_")) or name in IPYTHON_NAMES or isinstance(value, NOT_PARAMETERS):
                 continue
-            if name not in assigned:
+            if name not in assigned or name in used:
                 continue
             if name in names() or name in first or nearest(name, names(), like=0.85):
                 given[name] = value
-        return cls.build(given)
+        params = cls.build(given)
+        own = {name: cell.weight for name, cell in CELLS.items() if cell.parameter == "rewards"}
+        filters = [name for name, cell in CELLS.items() if cell.parameter == "filters"]
+        return params.replace(
+            rewards={**own, **params.rewards}, filters=tuple(dict.fromkeys((*params.filters, *filters)))
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Every value in force, group by group, in a form that YAML and JSON can hold."""
@@ -337,7 +348,15 @@ def _contradictions(params: Params) -> list[str]:
         problems.append(
             f"harvester: stage 1, which would train it, is skipped where {starts[0]} is given; leave one out"
         )
-    if not any(getattr(params, name) for name in weights):
+    if params.filters and params.traces:
+        problems.append(
+            "filters: the harvest, which they choose from, is skipped where traces is given; leave one out"
+        )
+    if strange := [name for name in params.final_rewards if name not in params.rewards]:
+        problems.append(
+            f"final_rewards: '{strange[0]}' is not in rewards; name it there too, with 0 to pay it in stage 3 only"
+        )
+    if not any([getattr(params, name) for name in weights] + [*params.rewards.values()]):
         problems.append(f"{', '.join(weights)}: all are 0, so nothing would be rewarded; give one of them a weight")
     return problems
 
@@ -360,7 +379,11 @@ def format_value(value: Any) -> str:
 
     >>> format_value(5e-4), format_value(("outputs/a", "outputs/b")), format_value(()), format_value("")
     ('0.0005', 'outputs/a, outputs/b', 'none', 'none')
+    >>> format_value({"my_rewards.py:boundary": 0.5})
+    'my_rewards.py:boundary=0.5'
     """
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={weight:g}" for name, weight in value.items()) or "none"
     if isinstance(value, tuple):
         return ", ".join(value) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value) or "none"

@@ -122,6 +122,16 @@ def test_the_same_question_has_the_same_chains_and_the_first_is_the_greedy_one(f
     assert lab.ask("film.mp4", "a door opens").rollouts[0].text == first.rollouts[0].text
 
 
+def test_a_run_is_asked_with_its_own_parameters_and_model(folder, tmp_path, monkeypatch):
+    for name in ("notebooks", "params"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    lab = labkit.Lab.open(Params(run="r", model=str(folder / "standin"), max_new_tokens=8))
+    asked = lab.ask(folder / "film.mp4", "a door opens", lab.policy(), samples=2)
+    assert [each.completion_tokens <= 8 for each in asked.rollouts] == [True] * 3
+    assert asked.sheets == lab.sheets and "model " + str(folder / "standin") in asked.notes[0]
+
+
 def test_a_page_that_works_offline_in_one_command_from_the_real_video(folder, capsys, monkeypatch):
     if not VIDEO.exists():
         pytest.skip(f"THE REAL VIDEO IS ABSENT ({VIDEO}): asking about a real video was NOT tested")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import os
 import signal
@@ -28,6 +30,15 @@ ROOT = Path(__file__).parents[1]
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("notebooks")]
 
 
+OWN = {
+    "rewards": "tests/own_terms.py:boundary=0.5",
+    "filters": "tests/own_terms.py:short_thoughts",
+    "prompt": "{query}{video}",
+}
+"""Terms of the user's own; the prompt asks in the words and the order of the built-in `query`."""
+OWN_OPTIONS = [word for name, value in OWN.items() for word in ("-p", name, value)]
+
+
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("outputs")
@@ -35,10 +46,10 @@ def outputs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def smoke(outputs) -> Run:
-    """A finished run of smoke.yaml."""
+    """A finished run of smoke.yaml, with a reward, a filter and a prompt of the user's own beside what is built in."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        return run_notebooks("params/smoke.yaml", {"outputs": str(outputs)}, say=lambda line: None)
+        return run_notebooks("params/smoke.yaml", {"outputs": str(outputs), **OWN}, say=lambda line: None)
 
 
 LAUNCHED = {
@@ -108,6 +119,27 @@ def test_an_explorer_is_saved_with_its_state(smoke, stage):
     assert views and all(model in state for model in views)
 
 
+def test_own_terms_are_seen_in_curves_ledger_funnel_and_manifest(smoke):
+    assert {"reward_boundary", "reason_boundary"} <= set(smoke.rollouts("grpo").frame().columns)
+    assert smoke.manifest["own"]["tests/own_terms.py"]["text"] == (ROOT / "tests/own_terms.py").read_text()
+    assert "dropped: short thoughts" in read_results(smoke.path)["harvest"]
+    curves, funnel = (
+        [json.dumps(output.data.get("application/vnd.plotly.v1+json")) for output in shown(smoke.path / f"{name}.ipynb")
+         if "data" in output]
+        for name in ("01_grpo", "02_distill")
+    )  # fmt: skip
+    assert any('"boundary"' in figure for figure in curves) and any("short thoughts" in figure for figure in funnel)
+    state = nbformat.read(smoke.path / "01_grpo.ipynb", 4).metadata.widgets
+    assert "boundary" in json.dumps([*packed_terms(state)])
+
+
+def packed_terms(state: dict) -> list[list[str]]:
+    """The reward terms of each explorer that a notebook has saved."""
+    widgets = state["application/vnd.jupyter.widget-state+json"]["state"].values()
+    packed = [each["data"] for widget in widgets for each in widget.get("buffers", []) if each["path"] == ["data"]]
+    return [json.loads(gzip.decompress(base64.b64decode(data)))["terms"] for data in packed if data]
+
+
 def test_every_rollout_is_recorded_once(smoke):
     p = smoke.params
     for stage, steps in (("grpo", p.grpo_steps), ("grpo_final", p.final_steps)):
@@ -121,7 +153,16 @@ def test_a_notebook_run_again_loads_and_does_not_train(smoke, tmp_path, monkeypa
     monkeypatch.chdir(ROOT / "notebooks")  # as JupyterLab starts it
     before = {path: path.stat().st_mtime_ns for path in smoke.path.rglob("*") if path.suffix in (".parquet", ".json")}
     command = [sys.executable, "-m", "papermill", "01_grpo.ipynb", str(tmp_path / "again.ipynb"), "--no-progress-bar"]
-    command += ["-f", str(ROOT / "params/smoke.yaml"), "-p", "outputs", str(smoke.path.parent), "-k", "python3"]
+    command += [
+        "-f",
+        str(ROOT / "params/smoke.yaml"),
+        "-p",
+        "outputs",
+        str(smoke.path.parent),
+        "-k",
+        "python3",
+        *OWN_OPTIONS,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     after = {path: path.stat().st_mtime_ns for path in before}
@@ -153,7 +194,7 @@ def test_one_notebook_runs_by_papermill_alone_and_two_workers_do_what_one_proces
         "sampled_evaluation",
         "false",
     ]
-    command += ["--no-progress-bar", "-k", "python3"]
+    command += ["--no-progress-bar", "-k", "python3", *OWN_OPTIONS]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert read_results(outputs / "x")["stages"]["01_grpo"]["state"] == "finished"
@@ -166,7 +207,10 @@ def test_one_notebook_runs_by_papermill_alone_and_two_workers_do_what_one_proces
     assert shared["grpo"]["greedy"]["n"] == alone["grpo"]["greedy"]["n"] == 16
     first, second = (RolloutStore(folder / "01_grpo" / "rollouts").read() for folder in (smoke.path, outputs / "x"))
     step = smoke.params.prompts_per_step * smoke.params.group_size
-    assert [(each.key, each.text) for each in first[:step]] == [(each.key, each.text) for each in second[:step]]
+    assert [(each.key, each.text, each.own) for each in first[:step]] == [
+        (each.key, each.text, each.own) for each in second[:step]
+    ]
+    assert all(each.own["boundary"].reason for each in second)
     assert json.loads((outputs / "x" / "manifest.json").read_text())["data"].keys() >= {"train", "test"}
 
 
@@ -183,7 +227,19 @@ def test_papermill_under_a_launcher_trains_the_same_weights(smoke, outputs, tmp_
         str(tmp_path / "out.ipynb"),
         "--inject-paths",
     ]
-    command += ["-f", "params/smoke.yaml", "-p", "run", "launched", "-p", "outputs", str(outputs), "-k", "python3"]
+    command += [
+        "-f",
+        "params/smoke.yaml",
+        "-p",
+        "run",
+        "launched",
+        "-p",
+        "outputs",
+        str(outputs),
+        "-k",
+        "python3",
+        *OWN_OPTIONS,
+    ]
     environment = {**os.environ, **LAUNCHED, "IPYTHONDIR": str(tmp_path / "ipython")}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr
@@ -225,7 +281,7 @@ def test_a_run_killed_in_stage_1_between_notebooks_and_in_sft_then_stopped_by_th
     (startup / "kill.py").write_text(KILL)
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     folder, lines = smoke.path.parent / "killed", tmp_path / "lines.txt"
-    params = ["params/smoke.yaml", "-p", "outputs", str(smoke.path.parent), "-p", "run", "killed"]
+    params = ["params/smoke.yaml", "-p", "outputs", str(smoke.path.parent), "-p", "run", "killed", *OWN_OPTIONS]
 
     def begin() -> subprocess.Popen:
         with lines.open("w") as file:

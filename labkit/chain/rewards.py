@@ -32,22 +32,27 @@ every bit beyond: the best first anchor stands 0.1 below the second. A chain who
 lowering any anchor, under all weights. An anchor that misses starts no step and costs in `anchors`
 (copies aside, which are not counted at all).
 
+A user's own terms (`labkit.own_code`) stand beside these with weights of their own, and nothing here bounds what they open.
+
 How much can be had beyond an honest chain with the same answer is searched for by `benchmarks/exploits.py`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import numbers
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import Any, NamedTuple, Protocol, get_args
 
 from labkit.chain.anchors import AnchorChain, option_letter
 from labkit.chain.spans import Span, best_value, best_window, clip_span, iou, soft_iou
 from labkit.chain.steps import copies, step_scores
 from labkit.errors import LabError
+from labkit.own_code import OwnFunction
 from labkit.param_fields import AnswerReward, RewardParams
 
 TERMS = ("format", "answer", "anchors", "progress", "option")
@@ -79,7 +84,8 @@ class RewardSpec:
     The defaults are those of `labkit.param_fields.RewardParams` for stage 1; `of` makes the spec of any parameters.
     `min_anchors=0` makes `format` accept a thought without anchors: the plain control, with the weights of `anchors`
     and `progress` at 0. Terms with weight 0 are computed and recorded all the same.
-    Raises: LabError for a missing or unknown term, a weight below 0, an unknown name, or anchors out of order.
+    `own` are a user's terms, by whose names there are weights too; of a spec that was read from a file they have no function.
+    Raises: LabError for a missing or unknown term, a weight below 0, an unknown name, a name twice, or anchors out of order.
     Source: the terms, but for `option`, and the two anchors are the TAR-TVG paper's; weights, upper bound and `option`
     are our choice.
 
@@ -91,21 +97,41 @@ class RewardSpec:
     answer: AnswerReward = _DEFAULTS.answer_reward
     min_anchors: int = _DEFAULTS.min_anchors
     max_anchors: int = _DEFAULTS.max_anchors
+    own: tuple[OwnFunction, ...] = ()
 
     @classmethod
-    def of(cls, params: RewardParams, final: bool = False) -> RewardSpec:
-        """What parameters say is paid in stage 1, or in the final stage."""
-        return cls(_weights(params, final), params.answer_reward, params.min_anchors, params.max_anchors)
+    def of(cls, params: RewardParams, final: bool = False, own: Iterable[OwnFunction] = ()) -> RewardSpec:
+        """What parameters say is paid in stage 1, or in the final stage; `own` are the functions that they name.
+
+        Raises LabError for a name that is taken.
+        """
+        own = tuple(own)
+        check_names(own)
+        paid = {**params.rewards, **(params.final_rewards if final else {})}
+        weights = _weights(params, final) | {each.name: paid[each.reference] for each in own}
+        return cls(weights, params.answer_reward, params.min_anchors, params.max_anchors, own)
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The names of all terms, in the order in which they are shown."""
+        return (*TERMS, *[each.name for each in self.own])
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain data; `RewardSpec(**spec.as_dict())` is equal to it."""
         names = ("answer", "min_anchors", "max_anchors")
-        return {"weights": dict(self.weights), **{name: getattr(self, name) for name in names}}
+        own = {"own": [each.as_dict() for each in self.own]} if self.own else {}
+        return {"weights": dict(self.weights), **{name: getattr(self, name) for name in names}, **own}
 
     def __post_init__(self) -> None:
         """Check the values once, so that scoring never meets a bad one."""
-        if set(self.weights) != set(TERMS):
-            raise LabError(f"reward weights {sorted(self.weights)}: give exactly one for each of {', '.join(TERMS)}")
+        if self.own:  # of a file, plain data
+            own: Iterable[Any] = self.own
+            object.__setattr__(self, "own", tuple(OwnFunction(**e) if isinstance(e, dict) else e for e in own))
+            check_names(self.own)
+        if set(self.weights) != set(self.terms):
+            raise LabError(
+                f"reward weights {sorted(self.weights)}: give exactly one for each of {', '.join(self.terms)}"
+            )
         for term, weight in self.weights.items():
             if not (math.isfinite(weight) and weight >= 0):
                 raise LabError(f"reward weight {term}={weight}: must be a finite number, 0 or above")
@@ -125,6 +151,35 @@ class RewardBreakdown:
     terms: dict[str, float]
     total: float
     reasons: dict[str, str]
+
+
+class OwnValue(NamedTuple):
+    """What a user's term said of one chain."""
+
+    value: float
+    reason: str
+
+
+class Asked(Protocol):
+    """What a chain is scored against: a `labkit.data.moments.Moment` is one."""
+
+    @property
+    def qid(self) -> str: ...  # noqa: D102
+    @property
+    def windows(self) -> tuple[Span, ...]: ...  # noqa: D102
+    @property
+    def duration(self) -> float: ...  # noqa: D102
+    @property
+    def choice(self) -> int | None: ...  # noqa: D102
+
+
+def check_names(own: Sequence[OwnFunction]) -> None:
+    """Raise LabError where one of a user's terms has the name of another term."""
+    seen: dict[str, str] = {term: "a built-in term" for term in (*TERMS, "total")}
+    for each in own:
+        if each.name in seen:
+            raise LabError(f"rewards: '{each.reference}' has the name of {seen[each.name]}; rename the function")
+        seen[each.name] = f"'{each.reference}'"
 
 
 def timer1_iou(pred: Span, gold: Span, duration: float) -> float:
@@ -167,6 +222,58 @@ def score_chain(
     ):  # said here, since a chain without a span would be charged for missing a truth that nobody has told
         raise ValueError("no ground-truth window to score against; a chain of an open question has no reward")
     spec = spec or RewardSpec()
+    if spec.own:
+        raise ValueError(f"{spec.own[0].name} needs the moment: score_moment(chain, moment, spec)")
+    terms, reasons = _built_in(chain, windows, duration, spec, choice)
+    return RewardBreakdown(terms, math.fsum([spec.weights[term] * terms[term] for term in TERMS]), reasons)
+
+
+def score_moment(
+    chain: AnchorChain,
+    moment: Asked,
+    spec: RewardSpec,
+    place: str = "",
+    recorded: Mapping[str, OwnValue] | None = None,
+) -> RewardBreakdown:
+    """The same against a moment, with the user's own terms, which also see the moment and the spec.
+
+    `place` tells this chain from others of its moment where an own term fails. Values that are `recorded` are taken in the place
+    of asking again; a term that has neither them nor a function is NaN, and so is the total then.
+    Raises LabError, which names the term and the chain, for a term that raises or returns anything but a finite number or that
+    and a text.
+    """
+    terms, reasons = _built_in(chain, moment.windows, moment.duration, spec, moment.choice)
+    for each in spec.own:
+        if recorded and each.name in recorded:
+            value, reason = recorded[each.name]
+        elif each.function is None:
+            value, reason = math.nan, ""
+        else:
+            try:
+                value, reason = own_value(each.call(chain, moment, spec))
+            except LabError as error:
+                where = f"qid {moment.qid}" + f", {place}" * bool(place)
+                raise LabError(f"reward '{each.reference}', chain of {where}: {error}") from error.__cause__
+        terms[each.name], reasons[each.name] = value, reason
+    return RewardBreakdown(terms, math.fsum([spec.weights[term] * terms[term] for term in spec.terms]), reasons)
+
+
+def own_value(returned: Any) -> OwnValue:
+    """What an own term returned; raises LabError unless it is a finite number, or that and a text.
+
+    >>> own_value(1), own_value((-0.5, "half a second late"))
+    (OwnValue(value=1.0, reason=''), OwnValue(value=-0.5, reason='half a second late'))
+    """
+    value, reason = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, "")
+    if not isinstance(value, numbers.Real) or not math.isfinite(value) or not isinstance(reason, str):
+        raise LabError(f"returned {reprlib.repr(returned)}; return a finite number, or (number, reason)")
+    return OwnValue(float(value), reason)
+
+
+def _built_in(
+    chain: AnchorChain, windows: Sequence[Span], duration: float, spec: RewardSpec, choice: int | None
+) -> tuple[dict[str, float], dict[str, str]]:
+    """The value and the reason of each of `TERMS`."""
     scored = [anchor.span for anchor in chain.anchors[: spec.max_anchors]]
     answer_span = None if chain.answer is None else clip_span(chain.answer, duration)
     answer_value = _value_or_penalty(answer_span, windows)
@@ -184,7 +291,7 @@ def score_chain(
     terms["anchors"], reasons["anchors"] = _anchors(found, bounded, len(chain.anchors), len(scored))
     terms["progress"], reasons["progress"] = _progress([*bounded, answer_value], len(scored))
     terms["option"], reasons["option"] = _option(chain, choice)
-    return RewardBreakdown(terms, math.fsum([spec.weights[term] * terms[term] for term in TERMS]), reasons)
+    return terms, reasons
 
 
 def _value_or_penalty(span: Span | None, windows: Sequence[Span]) -> float:

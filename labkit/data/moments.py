@@ -37,6 +37,7 @@ SCORE_STEP = "`labkit score PREDICTIONS --moments FILE` scores them"
 ANSWERS = (
     ("pred_relevant_windows",), ("qid", "text"), ("qid", "windows"), ("qid", "output_text"), ("qid", "pred"),
     ("doc_id", "resps"), ("response",), ("completion",), ("input", "output"), ("video_id", "query_id", "answer"),
+    ("original_data", "model_output"), ("video_path", "answer", "ans"), ("question", "prediction"),
 )  # fmt: skip
 """Fields by which an object is known as a prediction, of labkit or another program, and no moment."""
 OPTION_LETTERS = "ABCDEFGH"

@@ -32,10 +32,12 @@ from labkit.doctor.resources import add_resource_estimates, nearest_existing
 from labkit.doctor.workload import Workload
 from labkit.errors import LabError
 from labkit.files import project_root, under
-from labkit.params import Params, read_params
+from labkit.params import Params, read_params, read_yaml
+from labkit.policy.prompts import require_fit
 from labkit.progress import Progress
+from labkit.runs.own_terms import OwnTerms, load_own_terms, try_own_terms, with_cells
 from labkit.runs.project import notebooks_of
-from labkit.runs.run import differing, read_manifest
+from labkit.runs.run import changed_texts, differing, kept_texts, read_manifest
 from labkit.runs.trackers import require_trackers
 from labkit.stages.traces import read_traces
 
@@ -59,7 +61,9 @@ def examine(
     report.findings += package_findings(python, packages)
     machine = find_machine(params.device)
     report.tables.append(machine_table(machine, packages, report.findings))
-    report.findings += launcher_findings() + machine_findings(machine, params) + _run_findings(params, root)
+    report.findings += launcher_findings() + machine_findings(machine, params)
+    own, params, findings = _own_terms(params, root)
+    report.findings += findings + _run_findings(params, own, root)
     model, findings = find_model(params.sft_model or params.model, root)
     report.findings += findings
     harvester = None
@@ -71,11 +75,18 @@ def examine(
     data = _inspect(params, root, vision, quick, on_video)
     report.findings += data.findings
     report.tables.append(data.table())
+    if own and (asked := [moment for split in SPLITS for moment in data.moments.get(split, ())]):
+        try:
+            require_fit(own.template, asked)
+            try_own_terms(own, params, asked[0])
+        except LabError as error:
+            report.findings.append(_own_finding(error))
+            own = None
     report.data["videos"] = {path: _as_dict(check) for path, check in data.videos.items()}
-    if model and (harvester or not other) and all(data.clips.get(split) for split in ("train", "test")):
+    if own and model and (harvester or not other) and all(data.clips.get(split) for split in ("train", "test")):
         # A checkpoint with a LoRA adapter trains that, whatever `lora_rank` is.
         params = params.replace(lora_rank=model.lora_rank or params.lora_rank)
-        workload, findings = _workload(params, model, data)
+        workload, findings = _workload(params, own.template, model, data)
         report.findings += findings
         if workload:
             if not quick:
@@ -113,14 +124,26 @@ def _video_progress() -> Callable[[int, int], None]:
     return on_video
 
 
-def _run_findings(params: Params, root: Path) -> list[Finding]:
-    """What a run would refuse: its prompt template, its folder, the runs that it is compared with."""
-    from labkit.policy.prompts import TEMPLATES
+def _own_terms(params: Params, root: Path) -> tuple[OwnTerms | None, Params, list[Finding]]:
+    """What is the user's own, None where it cannot be had; the parameters with what the run's cells have given; and what is wrong."""
+    folder = under(root, params.outputs) / params.run
+    try:
+        exists = (folder / "manifest.json").is_file() and (folder / "params.yaml").is_file()
+        if exists:
+            params = with_cells(params, read_yaml(folder / "params.yaml"))
+        return load_own_terms(params, root, kept_texts(folder) if exists else {}), params, []
+    except LabError as error:
+        return None, params, [_own_finding(error)]
 
+
+def _own_finding(error: LabError) -> Finding:
+    subject, _, message = str(error).partition(" ")
+    return Finding("error", "prompt" if subject == "prompt" else "own terms", subject, message)
+
+
+def _run_findings(params: Params, own: OwnTerms | None, root: Path) -> list[Finding]:
+    """What a run would refuse: its folder, the runs that it is compared with."""
     findings = []
-    if params.prompt not in TEMPLATES:
-        step = f"choose one of {', '.join(TEMPLATES)}"
-        findings.append(Finding("error", "prompt", f"prompt = {params.prompt}", "is not a template", step))
     try:
         notebooks_of(root)
     except LabError as error:
@@ -139,7 +162,7 @@ def _run_findings(params: Params, root: Path) -> list[Finding]:
         findings.append(Finding("error", kind, f"{kind}:", words))
     folder = under(root, params.outputs) / params.run
     if (folder / "manifest.json").exists():
-        if names := differing(folder / "params.yaml", params):
+        if names := [*differing(folder / "params.yaml", params), *(changed_texts(folder, own) if own else ())]:
             message = f"is a run of other parameters ({', '.join(names)})"
             findings.append(
                 Finding("error", "run", f"folder {folder}", message, "choose another `run` name, or delete it")
@@ -193,12 +216,12 @@ def _inspect_world(params: Params, vision: VisionShape) -> DataReport:
     return data
 
 
-def _workload(params: Params, model: Model, data: DataReport) -> tuple[Workload | None, list[Finding]]:
+def _workload(params: Params, template: str, model: Model, data: DataReport) -> tuple[Workload | None, list[Finding]]:
     """Sizes of the data for this model, and whether its prompts fit the context."""
     clips = data.clips["train"] + data.clips["test"]
     try:
         texts = [
-            _text_tokens(model.tokenizer, moment, params.prompt)
+            _text_tokens(model.tokenizer, moment, template)
             for split in ("train", "test")
             for moment in data.moments[split][:_SAMPLE_SIZE]
         ]

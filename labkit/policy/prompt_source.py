@@ -26,6 +26,7 @@ from labkit.policy.inputs import (
     read_clip,
 )
 from labkit.policy.model import Policy
+from labkit.policy.prompts import require_fit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,12 +74,12 @@ class PromptSource(Mapping[str, Prompt]):
         video_deadline: float = 60.0,
         feature_memory: float = 4.0,
     ) -> None:
-        """Nothing is decoded yet.
+        """Nothing is decoded yet; raises LabError for a template that does not fit the moments.
 
         Args:
             policy: its vision tower encodes, on its device.
             moments: those that prompts are made of.
-            template: name of the question's template.
+            template: name of the question's template, or the text of one's own.
             sampling: how frames are sampled.
             cache: of decoded frames.
             readers: processes that decode; 0 decodes in this process, when a prompt is needed.
@@ -91,6 +92,7 @@ class PromptSource(Mapping[str, Prompt]):
         self.encoded = 0
         self.cached_bytes = 0
         self._moments = {moment.qid: moment for moment in moments}
+        require_fit(template, self._moments.values())
         self._encoded_clips: OrderedDict[ClipKey, _EncodedClip] = OrderedDict()
 
     def __getitem__(self, qid: str) -> Prompt:

@@ -8,9 +8,11 @@ from pathlib import Path
 from labkit.data.moments import BadField, Moment
 from labkit.data.video.frames import FrameCache
 from labkit.errors import LabError
+from labkit.files import project_root
 from labkit.params import Params
 from labkit.policy.generate import generate
 from labkit.policy.model import Policy
+from labkit.policy.prompts import read_template
 from labkit.runs.workbench import prompt_source
 from labkit.stages.evaluate import unpaid_rollout
 from labkit.stages.rollouts import Rollout
@@ -44,7 +46,8 @@ def ask_model(
     if not 0 <= samples <= MOST_SAMPLES:
         raise LabError(f"samples = {samples} is out of range [0, {MOST_SAMPLES}]; give the number of sampled chains")
     p = params
-    prompt = prompt_source(p.replace(readers=0), policy, [moment], cache)[moment.qid]
+    template = read_template(p.prompt, project_root(), {})
+    prompt = prompt_source(p.replace(readers=0), policy, [moment], cache, template)[moment.qid]
     chains = generate(policy, [prompt], max_new_tokens=p.max_new_tokens, greedy=True)
     if samples:
         chains += generate(

@@ -175,7 +175,7 @@ def _answer(bench: EvaluationBench, count: int) -> None:
 
 
 def _score(bench: EvaluationBench, evaluation: Evaluation, moments: Moments) -> EvaluatedModel:
-    settings = answer_settings(bench.params, bench.params.model)
+    settings = answer_settings(bench.params, bench.own, bench.params.model)
     file = bench.path / PREDICTIONS
     write_predictions(file, evaluation.rollouts, settings)
     answers = as_predictions(file)
@@ -188,9 +188,10 @@ def _score(bench: EvaluationBench, evaluation: Evaluation, moments: Moments) -> 
 
 def evaluation_text(evaluated: EvaluatedModel) -> str:
     """What `labkit evaluate` prints."""
+    files = f"{evaluated.predictions} --moments {evaluated.folder / MOMENTS}"
     return (
-        f"{evaluated}\n\n{evaluated.predictions}: the answers; look at them with labkit.explore(FILE, moments), score them "
-        f"again with\n  labkit score {evaluated.predictions} --moments {evaluated.folder / MOMENTS}"
+        f"{evaluated}\n\nThe answers are in {evaluated.predictions}; to look at them, and to read them by other rules:\n"
+        f"  labkit explore {files} --html answers.html\n  labkit score {files} --rules all"
     )
 
 

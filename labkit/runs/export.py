@@ -24,7 +24,8 @@ from labkit.policy.model import Policy, copy_processor, load_policy
 from labkit.policy.prompts import messages
 from labkit.runs.hub import open_repository, push
 from labkit.runs.model_card import model_card
-from labkit.runs.run import read_manifest
+from labkit.runs.own_terms import load_own_terms
+from labkit.runs.run import kept_texts, read_manifest
 from labkit.runs.workbench import Workbench
 from labkit.stages.rollouts import Rollout
 
@@ -41,7 +42,8 @@ def open_run(folder: str | Path) -> Workbench:
     """
     path = Path(folder).resolve()
     read_manifest(path)
-    return Workbench(read_params(path / "params.yaml"), path, project_root())
+    params = read_params(path / "params.yaml")
+    return Workbench(params, path, project_root(), load_own_terms(params, None, kept_texts(path)))
 
 
 def export_traces(folder: str | Path, file: str | Path, form: str) -> str:
@@ -69,7 +71,7 @@ def export_traces(folder: str | Path, file: str | Path, form: str) -> str:
     make = FORMS[form]
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as draft:
-        lines = [json.dumps(make(row, moments[row.qid], p.prompt), ensure_ascii=False) + "\n" for row in kept]
+        lines = [json.dumps(make(row, moments[row.qid], run.own.template), ensure_ascii=False) + "\n" for row in kept]
         draft.write_text("".join(lines), encoding="utf-8")
     text = f"{file}: {len(kept):,} traces of {len(asked):,} queries, as {form}"
     if form == "llamafactory":

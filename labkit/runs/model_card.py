@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from labkit.chain.steps import LEAST_GAIN
 from labkit.params import DEFAULTS, format_value, read_yaml
 from labkit.policy.model import SHIPPED, is_path
 from labkit.runs.results import MODELS, read_results
@@ -44,8 +45,8 @@ def model_card(run: Path, stage: str, family: str) -> str:
     parts = [
         "---\n" + "".join(f"{name}: {json.dumps(value)}\n" for name, value in head.items()) + "---",
         f"# {results['run']}, {MODELS[stage]}",
-        f"A {family} that says when in a video something happens: it is to write a chain of timestamp anchors, and an answer in "
-        f"seconds. Trained by labkit {version_text(manifest)} from `{_public(base)}`.",
+        f"A {family} that is asked when in a video something happens, thinks, and answers with two times in seconds. "
+        f"{_anchors(results['models'].get(stage))}Trained by labkit {version_text(manifest)} from `{_public(base)}`.",
         "## Score",
         _score(results["scores"], stage),
         "## How it came to be",
@@ -56,6 +57,18 @@ def model_card(run: Path, stage: str, family: str) -> str:
         "family was trained. `labkit score` scores what another program gets of it under the same rules.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _anchors(evaluation: Mapping[str, Any] | None) -> str:
+    """How often its thoughts hold anchors, as measured; nothing where that was not."""
+    figures = (evaluation or {}).get("greedy") or {}
+    if figures.get("anchor_rate") is None or figures.get("strict_share") is None:
+        return ""
+    return (
+        f"Of its greedy answers to {figures['n']:,.0f} test queries, {_percent(figures['anchor_rate'])} % hold timestamp anchors in "
+        f"the thought, and in {_percent(figures['strict_share'])} % each of two or more gains at least {LEAST_GAIN:g} IoU on the one "
+        "before. "
+    )
 
 
 def _score(scores: Mapping[str, Any], stage: str) -> str:

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +18,7 @@ from typing import Any, Self
 from labkit.errors import LabError
 from labkit.files import lock, locked, project_root, replacing, under, unlock
 from labkit.params import DEFAULTS, Params, read_yaml
+from labkit.runs.own_terms import OwnTerms, load_own_terms, only_cells_differ, try_own_terms, with_cells
 from labkit.runs.trackers import require_trackers
 from labkit.runs.versions import package_version, package_versions, source_version
 from labkit.stages.rollouts import RolloutStore
@@ -40,20 +41,24 @@ MANIFEST_LOCK_TIMEOUT = 60.0
 class Run:
     """A run's directory: parameters in force, manifest, and a folder for each stage."""
 
-    def __init__(self, params: Params, folder: Path, root: Path) -> None:
+    def __init__(self, params: Params, folder: Path, root: Path, own: OwnTerms | None = None) -> None:
         """Use `Run.open`, which checks that the directory belongs to these parameters."""
         self.params, self.path, self.root = params, folder, root
+        self.own = own or OwnTerms(params.prompt)
 
     @classmethod
     def open(cls, params: Params, check: Callable[[Path], Any] = lambda root: None) -> Self:
         """Open the run that `params` names, or make it; `check` is called with the project's root before anything is written.
 
-        Raises LabError, before anything is written, when the directory belongs to other parameters or is no run, and
-        when a model or data folder that the parameters name is not one.
+        Raises LabError, before anything is written, when the directory belongs to other parameters or other texts of own terms, or is
+        no run, when a model or data folder that the parameters name is not one, and when an own term fails on a made-up chain.
         """
         root = project_root()
-        run = cls(params, under(root, params.outputs) / params.run, root)
-        check_inputs(params, root)
+        folder = under(root, params.outputs) / params.run
+        exists = (folder / "manifest.json").is_file() and (folder / "params.yaml").is_file()
+        if exists:
+            params = with_cells(params, read_yaml(folder / "params.yaml"))
+        run = cls(params, folder, root, check_inputs(params, root, kept_texts(folder) if exists else {}))
         if run.path.exists() and not run.path.is_dir():
             raise LabError(f"'{run.path}' is a file, so it cannot be the run's directory; choose another `run` name")
         # In this order, since another process may make the run in the meantime.
@@ -196,8 +201,12 @@ class Run:
                 self._write_params()
                 skipped = {name: {"state": "skipped", "why": why} for name, why in skipped_stages(self.params).items()}
                 self._write({"labkit": package_version("labkit"), **source_version(), "created": _now(),
-                             "versions": package_versions(), "seed": self.params.seed, "data": {}, "stages": skipped})  # fmt: skip
+                             "versions": package_versions(), "seed": self.params.seed, "data": {}, "stages": skipped,
+                             **self._own_notes()})  # fmt: skip
         return new
+
+    def _own_notes(self) -> dict[str, Any]:
+        return {"own": self.own.notes()} if self.own.texts else {}
 
     def _update(self, name: str, entry: Mapping[str, Any] | None) -> None:
         with self._manifest_lock():
@@ -219,9 +228,16 @@ class Run:
 
     def _refuse_other_parameters(self) -> None:
         there, here = read_yaml(self.path / "params.yaml"), self.params.as_dict()
+        names, texts = differing(self.path / "params.yaml", self.params), changed_texts(self.path, self.own)
+        if self._take_cells(there, names, texts):
+            return
+        kept, notes = self.manifest.get("own", {}), self.own.notes()
         differences = [
-            f"  {name}: there {there.get(name, 'absent')}, here {here.get(name, 'absent')}"
-            for name in differing(self.path / "params.yaml", self.params)
+            f"  {name}: there {there.get(name, 'absent')}, here {here.get(name, 'absent')}" for name in names
+        ]
+        differences += [
+            f"  text of {name}: there {kept[name]['sha256']}, here {notes[name]['sha256']} (manifest.json has the text)"
+            for name in texts
         ]
         if differences:
             raise LabError(
@@ -235,6 +251,29 @@ class Run:
         elif there.get("run") != here["run"]:
             with contextlib.suppress(OSError):  # whoever only looks at another's run may not write there
                 self._write_params()  # the folder was renamed or copied, and its name is the run's
+
+    def _take_cells(self, there: Mapping[str, Any], names: Sequence[str], texts: Sequence[str]) -> bool:
+        """Take what cells have given or changed into a run of which no stage has started; whether that is all that is new."""
+        if not (names or texts) or not only_cells_differ(self.own, self.params, there, [*names, *texts]):
+            return False
+        with self._manifest_lock():
+            manifest = self.manifest
+            if any(stage["state"] != "skipped" for stage in manifest["stages"].values()):
+                return False
+            self._write_params()
+            self._write({**manifest, **self._own_notes()})
+        return True
+
+
+def kept_texts(folder: Path) -> dict[str, str]:
+    """The texts of the user's own that the run in `folder` keeps, by the file that the parameters name or by a cell's function."""
+    return {name: note["text"] for name, note in read_manifest(folder).get("own", {}).items()}
+
+
+def changed_texts(folder: Path, own: OwnTerms) -> list[str]:
+    """The names of those own texts that are others than the run in `folder` began with."""
+    kept = kept_texts(folder)
+    return [name for name, text in own.texts.items() if kept.get(name, text) != text]
 
 
 def skipped_stages(params: Params) -> dict[str, str]:
@@ -277,17 +316,18 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def check_inputs(params: Params, root: Path) -> None:
-    """Raise LabError when a model, a data folder, a video or a run that the parameters name is missing.
+def check_inputs(params: Params, root: Path, kept: Mapping[str, str] | None = None) -> OwnTerms:
+    """Load what is the user's own, of a run that exists with the texts that it has `kept`.
 
-    Every line of the moments files is read, and every video is looked for; none is opened.
+    Raises LabError when a model or the data that the parameters name are visibly not there, or an own term fails on a made-up chain
+    over the first moment. Every line of the moments files is read, and every video is looked for; none is opened.
     """
+    from labkit.embedded.world import make_scene, scene_moments, scene_seed
     from labkit.policy.model import require_model
-    from labkit.policy.prompts import TEMPLATES
+    from labkit.policy.prompts import require_fit
     from labkit.stages.traces import read_traces
 
-    if params.prompt not in TEMPLATES:
-        raise LabError(f"prompt: there is no template '{params.prompt}'; the templates are {', '.join(TEMPLATES)}")
+    own = load_own_terms(params, root, kept or {})
     for parameter in ("model", "harvester", "grpo_model", "sft_model"):
         if name := getattr(params, parameter):
             require_model(name, root, parameter)
@@ -297,14 +337,23 @@ def check_inputs(params: Params, root: Path) -> None:
     for other in params.compare:
         read_manifest(under(root, other))
     if params.data == "world":
-        return
+        if own.tried:
+            seed = scene_seed("train", 0, params.world_seed)
+            video = root / f"train-00000-{seed}.mp4"
+            try_own_terms(own, params, scene_moments(make_scene(seed), video, params.task)[0])
+        return own
     from labkit.data.moments import read_moments, require_videos
 
     folder = under(root, params.data)
     if not folder.is_dir():
         raise LabError(f"data: there is no folder '{folder}'; give `world` or a folder with train.jsonl and so on")
     splits = [read_moments(folder / f"{split}.jsonl") for split in ("train", "validation", "test")]
-    require_videos([moment for split in splits for moment in split])
+    every = [moment for split in splits for moment in split]
+    require_videos(every)
+    require_fit(own.template, every)
+    if own.tried:
+        try_own_terms(own, params, every[0])
+    return own
 
 
 def _plain(value: Any) -> Any:

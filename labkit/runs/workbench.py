@@ -24,6 +24,7 @@ from labkit.policy.inputs import FrameSampling
 from labkit.policy.model import Policy, load_policy
 from labkit.policy.prompt_source import PromptSource
 from labkit.progress import PROGRESS_FILE, Progress
+from labkit.runs.own_terms import OwnTerms
 from labkit.runs.results import evaluation_folder
 from labkit.runs.run import NOTEBOOK_OF, Run
 from labkit.stages import evaluate, grpo, harvest, sft
@@ -50,20 +51,22 @@ def seed_everything(params: Params) -> None:
     logging.set_verbosity_error()
 
 
-def prompt_source(params: Params, policy: Policy, moments: Sequence[Moment], cache: FrameCache) -> PromptSource:
-    """Ready prompts of moments for a policy, by qid, made as the parameters say."""
+def prompt_source(
+    params: Params, policy: Policy, moments: Sequence[Moment], cache: FrameCache, template: str
+) -> PromptSource:
+    """Ready prompts of moments for a policy, by qid, made as the parameters say; `template` is what their `prompt` names."""
     p = params
     return PromptSource(
-        policy, moments, template=p.prompt, sampling=FrameSampling(p.fps, p.max_frames, p.min_pixels, p.max_pixels),
+        policy, moments, template=template, sampling=FrameSampling(p.fps, p.max_frames, p.min_pixels, p.max_pixels),
         cache=cache, readers=p.readers, video_deadline=p.video_deadline, feature_memory=p.feature_memory,
     )  # fmt: skip
 
 
-def answer_settings(params: Params, model: str) -> dict[str, Any]:
+def answer_settings(params: Params, own: OwnTerms, model: str) -> dict[str, Any]:
     """How greedy answers are decoded and what the model sees, for the protocol card."""
     p = params
     return {
-        "model": model, "prompt": p.prompt, "thinking": "on", "decoding": "greedy", "temperature": 0,
+        "model": model, "prompt": own.prompt_name(p.prompt), "thinking": "on", "decoding": "greedy", "temperature": 0,
         "max_new_tokens": p.max_new_tokens, "fps": p.fps, "max_frames": p.max_frames,
         "min_pixels": p.min_pixels, "max_pixels": p.max_pixels,
     }  # fmt: skip
@@ -103,7 +106,7 @@ class Workbench(Run):
             self.fingerprint("traces", file)
             return import_traces(file, self.moments("train"), self.params.run)
         moments = {moment.qid: moment for moment in self.harvested_moments()}
-        return harvest.filter_traces(self.rollouts("distill").stream(), moments, self.params)
+        return harvest.filter_traces(self.rollouts("distill").stream(), moments, self.params, self.own.filters)
 
     def data_folder(self) -> Path:
         """The folder of the moments files; that of the embedded world is written when it is not there yet."""
@@ -160,7 +163,7 @@ class Workbench(Run):
             moments = [dataclasses.replace(moment, video=other[moment.video], clip=None) for moment in moments]
         if frames == "black":
             cache = BlackFrames(cache.folder)
-        return prompt_source(self.params, policy, moments, cache)
+        return prompt_source(self.params, policy, moments, cache, self.own.template)
 
     @property
     def frame_cache(self) -> FrameCache:
@@ -169,7 +172,7 @@ class Workbench(Run):
 
     def rewards(self, final: bool = False) -> RewardSpec:
         """The reward of stage 1, or of the final stage."""
-        return RewardSpec.of(self.params, final)
+        return RewardSpec.of(self.params, final, self.own.rewards)
 
     def run_task(self, task: str, policy: Policy, on_event: EventListener, /, **arguments: Any) -> None:
         """Do `grpo`, `sft`, `harvest` or `evaluation`, as the method `run_...` of that name documents."""

@@ -93,7 +93,9 @@ def join(names: Iterable[QuestionName], moments: Sequence[Moment]) -> Iterator[t
             ] or fitting
             if key == "query alone" and len(found) != 1:
                 continue
-            chosen = next((moment for moment in found if moment.qid not in taken), found[0] if found else None)
+            # Who names a place names each place once.
+            again = found[0] if found and key != "place and truth" else None
+            chosen = next((moment for moment in found if moment.qid not in taken), again)
             if chosen is not None:
                 taken.add(chosen.qid)
                 yield chosen.qid, key
@@ -185,14 +187,16 @@ class _Asked:
         return [moment for group in groups.values() for moment in group]
 
     def _at_place(self, place: int, name: QuestionName, truth: tuple[float, float]) -> list[Moment]:
+        """Moments at a place, counted video by video or in the file's order, whose truth and duration agree."""
+
+        def agrees(moment: Moment) -> bool:
+            known = name.duration is None or abs(moment.duration - name.duration) <= _SAME_DURATION
+            return known and _is_truth(truth, moment)
+
         # Rows that were dropped on reading have moved the others forward, by so many places at most.
-        near = self._places[max(0, place - self._dropped) : place + 1]
-        return [
-            moment
-            for moment in reversed(near)
-            if _is_truth(truth, moment)
-            and (name.duration is None or abs(moment.duration - name.duration) <= _SAME_DURATION)
-        ]
+        places = [place - moved for moved in range(self._dropped + 1)]
+        near = [order[at] for at in places for order in (self._places, self._moments) if 0 <= at < len(order)]
+        return [moment for moment in dict.fromkeys(near) if agrees(moment)]
 
 
 def _stems(moment: Moment) -> list[str]:

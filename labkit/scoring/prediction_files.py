@@ -15,8 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+import orjson
+
 from labkit.errors import LabError
 from labkit.scoring.answers import BadRow, shorten
+from labkit.scoring.programs import looked_for
 
 _BATCH = 256
 """Rows of a Parquet file that are in memory at once."""
@@ -112,7 +115,8 @@ def _lines(path: Path, first: bytes, file: IO[bytes]) -> Iterator[FileRow]:
         except BadRow as fault:
             # What a killed evaluation leaves: the last line, which has no end.
             if line.endswith(b"\n") or not seen:
-                raise LabError(f"{path}, line {number}: {fault}") from None
+                known = "" if seen else f" (read are labkit's own rows and files of {looked_for()})"
+                raise LabError(f"{path}, line {number}: {fault}{known}") from None
             yield FileRow(f"line {number}", None, number)
             return
         seen = True
@@ -171,7 +175,10 @@ def _checked(path: Path, where: str, row: object) -> dict[str, Any]:
 
 def _object(line: bytes) -> dict[str, Any]:
     try:
-        row = json.loads(line.decode())
+        try:
+            row = orjson.loads(line)
+        except ValueError:  # NaN, half a character, or a fault that json words better
+            row = json.loads(line.decode())
     except UnicodeDecodeError as error:
         raise BadRow(f"is not UTF-8 text ({error.reason}); write it as JSON Lines") from None
     except RecursionError:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from labkit.chain.anchors import AnchorChain, parse
 from labkit.chain.metrics import chain_figures
 from labkit.chain.question_answering import answering_figures
-from labkit.chain.rewards import RewardBreakdown, RewardSpec, score_chain
+from labkit.chain.rewards import TERMS, OwnValue, RewardBreakdown, RewardSpec, score_moment
 from labkit.data.moments import Moment
 from labkit.stages.rollouts import Rollout
 
@@ -27,7 +27,9 @@ class ScoredCompletion(NamedTuple):
 
     def rollout(self, **origin: Any) -> Rollout:
         """The record; `origin` are the fields that say where it comes from and what the update used."""
-        terms: dict[str, Any] = {f"reward_{term}": value for term, value in self.rewards.terms.items()}
+        values, reasons = self.rewards.terms, self.rewards.reasons
+        terms: dict[str, Any] = {f"reward_{term}": values[term] for term in TERMS}
+        terms["own"] = {term: OwnValue(values[term], reasons[term]) for term in values if term not in TERMS}
         return Rollout(
             qid=self.moment.qid, sample=self.sample, text=self.text, status=self.chain.status, **terms,
             total=self.rewards.total, completion_tokens=self.tokens, finished=self.finished, **origin,
@@ -35,11 +37,22 @@ class ScoredCompletion(NamedTuple):
 
 
 def score_completion(
-    moment: Moment, sample: int, text: str, tokens: int, finished: bool, spec: RewardSpec
+    moment: Moment,
+    sample: int,
+    text: str,
+    tokens: int,
+    finished: bool,
+    spec: RewardSpec,
+    *,
+    step: int,
+    recorded: Mapping[str, OwnValue] | None = None,
 ) -> ScoredCompletion:
-    """Parse and score one completion."""
+    """Parse and score one completion of a step; what own terms said that is `recorded` is not asked again.
+
+    Raises LabError, which names the term and the chain, where an own term fails.
+    """
     chain = parse(text, finished=finished, options=len(moment.options))
-    rewards = score_chain(chain, moment.windows, moment.duration, spec, moment.choice)
+    rewards = score_moment(chain, moment, spec, f"step {step}, sample {sample}", recorded)
     return ScoredCompletion(moment, sample, text, tokens, finished, chain, rewards)
 
 

@@ -108,7 +108,7 @@ def train_grpo(
     barrier()
     seed = stage_seed(params.seed, stage)
     asked = {moment.qid: moment for moment in moments}
-    terms = reward_terms(moments)
+    terms = reward_terms(moments, spec.terms)
     order = shuffled_order(list(asked), params.grpo_steps * size, seed, block=size)
     figures = recorded_figures(store.read(), asked, spec, params.group_size)
     # A run that was killed between its last step and its end has no step left to take.
@@ -252,8 +252,11 @@ def trainer_class() -> Any:
             seed = self.rollout_seed + self.state.global_step + 1
             limits = {"max_new_tokens": self.params.max_new_tokens, "temperature": self.temperature}
             generated = generate_rollouts(self, group, seed=seed, **limits)
+            step = self.state.global_step + 1
             self.completions = [
-                score_completion(self.moments[qid], index % group, done.text, len(done.ids), done.finished, self.spec)
+                score_completion(
+                    self.moments[qid], index % group, done.text, len(done.ids), done.finished, self.spec, step=step
+                )
                 for index, (qid, done) in enumerate(zip(prompts, generated.completions, strict=True))
             ]
             return {

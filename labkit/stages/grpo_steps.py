@@ -54,9 +54,10 @@ class GrpoResult:
         )
 
 
-def reward_terms(moments: Iterable[Moment]) -> tuple[str, ...]:
-    """The terms that can earn something: all of them where any moment has options, else all but `option`."""
-    return TERMS if any(moment.options for moment in moments) else tuple(term for term in TERMS if term != "option")
+def reward_terms(moments: Iterable[Moment], terms: Iterable[str] = TERMS) -> tuple[str, ...]:
+    """Those of `terms` that can earn something: all of them where any moment has options, else all but `option`."""
+    has_options = any(moment.options for moment in moments)
+    return tuple(term for term in terms if has_options or term != "option")
 
 
 def step_figures(completions: Sequence[ScoredCompletion], group_size: int) -> dict[str, float]:
@@ -69,7 +70,7 @@ def step_figures(completions: Sequence[ScoredCompletion], group_size: int) -> di
         "total": sum(totals) / len(totals),
         **{
             f"reward_{t}": sum(each.rewards.terms[t] for each in completions) / len(completions)
-            for t in reward_terms(moments)
+            for t in reward_terms(moments, completions[0].rewards.terms)
         },
         **{key: value for key, value in figures.items() if key != "n"},
         "completion_tokens": sum(each.tokens for each in completions) / len(completions),
@@ -85,7 +86,9 @@ def recorded_figures(
     """`step_figures` of each step that has been recorded, by step: what a resumed run has behind it."""
     steps: dict[int, list[ScoredCompletion]] = {}
     for r in rollouts:
-        again = score_completion(moments[r.qid], r.sample, r.text, r.completion_tokens, r.finished, spec)
+        again = score_completion(
+            moments[r.qid], r.sample, r.text, r.completion_tokens, r.finished, spec, step=r.step, recorded=r.own
+        )
         steps.setdefault(r.step, []).append(again)
     return {step: step_figures(completions, group_size) for step, completions in steps.items()}
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit.chain.anchors import AnchorChain, parse
 from labkit.chain.metrics import many_chain_ious
@@ -15,6 +16,7 @@ from labkit.chain.rewards import RewardSpec
 from labkit.chain.steps import narrows, step_scores
 from labkit.data.moments import Moment
 from labkit.errors import LabError
+from labkit.own_code import OwnFunction
 from labkit.params import DEFAULTS, Params
 from labkit.stages.completions import score_completion
 from labkit.stages.provenance import UNSHARDED, Provenance, require_same_provenance, shard_ranges
@@ -40,7 +42,7 @@ REASONS = (
 )
 """Why a trace is dropped, in the order in which it is looked for; the first reason found is the trace's.
 
-`wrong option` only where moments have options.
+`wrong option` only where moments have options. Rules of a user's own stand before `duplicate`.
 """
 
 
@@ -140,7 +142,8 @@ def harvest(
         rollouts = []
         for index, completion in enumerate(completions):
             scored = score_completion(
-                part_moments[index // samples], index % samples, completion.text, len(completion.ids), completion.finished, spec
+                part_moments[index // samples], index % samples, completion.text, len(completion.ids),
+                completion.finished, spec, step=part,
             )  # fmt: skip
             rollouts.append(scored.rollout(
                 run=run, stage="distill", step=part, seed=seed, checkpoint=policy.name, advantage=0.0,
@@ -196,7 +199,10 @@ def _parts_done(store: RolloutStore, moments: Sequence[Moment], samples: int) ->
 
 @gc_paused()
 def filter_traces(
-    rollouts: Iterable[Rollout], moments_by_qid: Mapping[str, Moment], params: Params = DEFAULTS
+    rollouts: Iterable[Rollout],
+    moments_by_qid: Mapping[str, Moment],
+    params: Params = DEFAULTS,
+    filters: Sequence[OwnFunction] = (),
 ) -> Harvest:
     """Keep the traces that are worth learning from; the result does not depend on the order of `rollouts`.
 
@@ -209,8 +215,13 @@ def filter_traces(
     best one counts for each step, as in the rewards. Of one query, traces are ranked by the IoU of their answer, then
     by what their steps are worth, so that an answer that goes on beats one that repeats the last anchor; then the earliest
     sampled wins.
-    Raises LabError for a rollout of an unknown qid and for two rollouts with the same (qid, sample, step).
+
+    `filters` are a user's own rules, each named by its function: it is given chain, moment and rollout, and drops what it says False
+    to.
+    Raises LabError for a rollout of an unknown qid, for two rollouts with the same (qid, sample, step), and for a filter that raises
+    or returns anything but True, False, or that and a text; it names the filter and the trace.
     """
+    rules = filter_rules(filters)
     reasons: dict[tuple[str, int, int], str] = {}
     candidates: dict[str, list[tuple[tuple[float, ...], Rollout]]] = {}
     seen: set[tuple[str, int, int]] = set()
@@ -231,7 +242,8 @@ def filter_traces(
             chains, [moment.windows for moment in moments], [moment.duration for moment in moments]
         )
         for rollout, moment, chain, ious in zip(batch, moments, chains, measured, strict=True):
-            if reason := _reason(chain, ious, params, moment.choice):
+            reason = _reason(chain, ious, params, moment.choice) or _own_reason(rules, chain, moment, rollout)
+            if reason:
                 reasons[_key(rollout)] = reason
             else:
                 rank = (-ious[-1], -math.fsum(step_scores(ious)) / len(ious), rollout.step, rollout.sample)
@@ -251,8 +263,41 @@ def filter_traces(
     counts = Counter(reasons.values())
     has_options = any(moment.options for moment in moments_by_qid.values())
     checked = [reason for reason in REASONS if has_options or reason != "wrong option"]
+    at = checked.index("duplicate")
+    checked[at:at] = rules
     filter_counts = [FilterCount(reason, counts[reason]) for reason in checked] + [FilterCount("kept", len(kept))]
     return Harvest(sorted(kept, key=lambda rollout: rollout.key), reasons, filter_counts)
+
+
+def filter_rules(filters: Sequence[OwnFunction]) -> dict[str, OwnFunction]:
+    """A user's filters by the names of their rules in the funnel; raises LabError for a name that is taken."""
+    rules: dict[str, OwnFunction] = {}
+    for each in filters:
+        rule = each.name.replace("_", " ").strip()
+        if rule in (*REASONS, *rules, "kept", "sampled", ""):
+            raise LabError(f"filters: '{each.reference}' has the name of another rule, '{rule}'; rename the function")
+        rules[rule] = each
+    return rules
+
+
+def keeps(returned: Any) -> bool:
+    """Whether an own filter keeps a trace; raises LabError unless it returned True or False, or that and a text."""
+    kept, reason = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, "")
+    if type(kept).__name__ not in ("bool", "bool_") or not isinstance(reason, str):  # Python's and numpy's
+        raise LabError(f"returned {reprlib.repr(returned)}; return True to keep, False to drop, or that and a reason")
+    return bool(kept)
+
+
+def _own_reason(rules: Mapping[str, OwnFunction], chain: AnchorChain, moment: Moment, rollout: Rollout) -> str | None:
+    """The first of the user's own rules that drops this trace."""
+    for rule, each in rules.items():
+        try:
+            if not keeps(each.call(chain, moment, rollout)):
+                return rule
+        except LabError as error:
+            where = f"qid {rollout.qid}, step {rollout.step}, sample {rollout.sample}"
+            raise LabError(f"filter '{each.reference}', trace of {where}: {error}") from error.__cause__
+    return None
 
 
 def _key(rollout: Rollout) -> tuple[str, int, int]:

@@ -70,7 +70,8 @@ class Probes:
             unpaid_rollout(*each, step=step, **names) for each in zip(mine, prompts, completions, strict=True)
         ])  # fmt: skip
         if here.rank == 0:
-            self.store.write(step, rollouts)
+            places = {moment.qid: place for place, moment in enumerate(self.moments)}
+            self.store.write(step, sorted(rollouts, key=lambda each: places[each.qid]))
 
 
 def probe_callback(probes: Probes, policy: Policy, max_new_tokens: int, names: Mapping[str, Any]) -> Any:

@@ -48,13 +48,14 @@ class Provenance:
     ) -> Provenance:  # fmt: skip
         """Of what `policy` would answer to prompts of `source`."""
         from labkit.policy.prompt_source import PromptSource
+        from labkit.policy.prompts import template_label
 
         prompts = ""
         if isinstance(source, PromptSource):
             sampling = repr(source.sampling).removeprefix(
                 "Frame"
             )  # its name in stores of earlier versions, which are continued
-            prompts = f"{source.template}, {sampling}, {type(source.cache).__name__}"
+            prompts = f"{template_label(source.template)}, {sampling}, {type(source.cache).__name__}"
         return cls(
             policy=policy.name, weights=weights_digest(policy), prompts=prompts, max_new_tokens=max_new_tokens,
             temperature=temperature, seed=seed, samples=samples,

@@ -17,9 +17,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from labkit.chain.rewards import RewardSpec
+from labkit.chain.rewards import OwnValue, RewardSpec
 from labkit.errors import LabError
 from labkit.files import replacing
 
@@ -51,7 +52,7 @@ class Rollout:
     """base, harvester, grpo, distill, sft or grpo_final."""
     step: int
     """Training step, from 1; the policy that sampled it had seen `step - 1` updates. The part of a harvest; 0 in an evaluation.
-    Of a probe the updates that the policy had seen, 0 before the first.""" ""
+    Of a probe the updates that the policy had seen, 0 before the first."""
     qid: str
     """The moment that the prompt asks for."""
     sample: int
@@ -83,6 +84,8 @@ class Rollout:
     """Of an evaluation: `labkit.stages.provenance.question_digest` of the moment, by which a changed question is asked again."""
     spec: RewardSpec | None = field(default=None, compare=False, repr=False)
     """What it was paid by; None where that was not recorded. A store keeps it once a file."""
+    own: Mapping[str, OwnValue] = field(default_factory=dict)
+    """What the user's own terms said, by name; in a store columns `reward_NAME` and `reason_NAME`."""
 
     @property
     def key(self) -> tuple[int, str, int]:
@@ -90,7 +93,7 @@ class Rollout:
         return (self.step, self.qid, self.sample)
 
 
-_COLUMNS = tuple(each for each in fields(Rollout) if each.name != "spec")
+_COLUMNS = tuple(each for each in fields(Rollout) if each.name not in ("spec", "own"))
 NAMES = tuple(each.name for each in _COLUMNS)
 LATER: dict[str, float | str] = {"reward_option": 0.0, "question": ""}
 """Columns that stores of earlier versions lack, and their values then."""
@@ -98,6 +101,9 @@ UNPAID: dict[str, Any] = {
     name: math.nan for name in NAMES if name.startswith("reward_") or name in ("total", "advantage")
 }
 """Values of the fields of a reward where there is none."""
+OWN = ("reward_", "reason_")
+"""How the two columns of a user's own term begin."""
+_NONE: Mapping[str, OwnValue] = MappingProxyType({})
 
 
 class RolloutStore:
@@ -207,7 +213,7 @@ class RolloutStore:
         """The same as a pyarrow table."""
         import pyarrow as pa
 
-        return pa.concat_tables([_table([]), *self._tables()])
+        return pa.concat_tables([_table([], self._own_names()), *self._tables()], promote_options="default")
 
     def compact(self) -> None:
         """Join all parts into one file, when a stage has ended. A kill in between loses and doubles nothing."""
@@ -221,16 +227,21 @@ class RolloutStore:
         notes = {PROVENANCE: _plain(provenances[-1])} if provenances else {}
         if len(specs) == 1 and specs[0] is not None:  # of several none is true of all
             notes[REWARD] = _plain(specs[0].as_dict())
-        schema = _table([]).schema.with_metadata(notes)
+        empty = _table([], self._own_names())
+        schema = empty.schema.with_metadata(notes)
+
+        def joined(tables: list[pa.Table]) -> pa.Table:
+            return pa.concat_tables([empty, *tables], promote_options="default").combine_chunks()
+
         with replacing(self.folder / JOINED) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
             waiting: list[pa.Table] = []
             for table in self._tables():
                 waiting.append(table)
                 if sum(map(len, waiting)) >= ROWS:
-                    writer.write_table(pa.concat_tables(waiting).combine_chunks())
+                    writer.write_table(joined(waiting))
                     waiting = []
             if waiting:
-                writer.write_table(pa.concat_tables(waiting).combine_chunks())
+                writer.write_table(joined(waiting))
         for path in (path for paths in parts.values() for path in paths):
             path.unlink()
 
@@ -263,6 +274,14 @@ class RolloutStore:
         for step in reversed(waiting):
             for path in parts[step]:
                 yield from _batches(path, names)
+
+    def _own_names(self) -> list[str]:
+        """The user's own terms that any file has a column of."""
+        found: dict[str, None] = {}
+        for path in self.files():
+            with _open(path) as file:
+                found |= dict.fromkeys(_own_names(file.schema_arrow.names))
+        return list(found)
 
     def _parts(self) -> dict[int, list[Path]]:
         parts: dict[int, list[Path]] = {}
@@ -328,9 +347,9 @@ def _batches(path: Path, names: Sequence[str] = ()) -> Iterator[pyarrow.Table]:
     """Rows of a file, some thousand at a time, with every column that a rollout has today or with `names` alone."""
     import pyarrow as pa
 
-    wanted = names or NAMES
     with _open(path) as file:
         there = set(file.schema_arrow.names)
+        wanted = names or (*NAMES, *_own_columns(_own_names(file.schema_arrow.names)))
         note = (file.schema_arrow.metadata or {}).get(REWARD)
         missing = [name for name in wanted if name not in there and name not in LATER]
         if missing:
@@ -352,22 +371,52 @@ def _batches(path: Path, names: Sequence[str] = ()) -> Iterator[pyarrow.Table]:
             yield table.select(wanted)
 
 
+def _own_names(columns: Sequence[str]) -> list[str]:
+    """The user's own terms among the columns of a file."""
+    value, reason = OWN
+    names = [name.removeprefix(value) for name in columns if name.startswith(value) and name not in NAMES]
+    return [name for name in names if reason + name in columns]
+
+
+def _own_columns(own: Iterable[str]) -> list[str]:
+    return [prefix + name for name in own for prefix in OWN]
+
+
+def _own_values(columns: Mapping[str, Sequence[Any]], rows: int) -> list[Mapping[str, OwnValue]]:
+    """What the user's own terms said of each row; a row of a file without a term has nothing of it."""
+    if not (own := _own_names(list(columns))):
+        return [_NONE] * rows
+    pairs = [zip(*(columns[prefix + name] for prefix in OWN), strict=True) for name in own]
+    return [
+        {name: OwnValue(*pair) for name, pair in zip(own, row, strict=True) if pair[0] is not None}
+        for row in zip(*pairs, strict=True)
+    ]
+
+
 def _rollouts(table: pyarrow.Table) -> list[Rollout]:
     columns = table.to_pydict()
+    columns["own"] = _own_values(columns, len(table))
     columns["spec"] = [_spec((table.schema.metadata or {}).get(REWARD))] * len(table)
     # Slot by slot, which takes half the time of `Rollout(**...)`; a rollout has nothing to check.
     rollouts = [object.__new__(Rollout) for _ in range(len(table))]
-    for name in (*NAMES, "spec"):
+    for name in (*NAMES, "spec", "own"):
         put = getattr(Rollout, name).__set__
         for rollout, value in zip(rollouts, columns[name], strict=True):
             put(rollout, value)
     return rollouts
 
 
-def _table(rollouts: Sequence[Rollout]) -> Any:
+def _table(rollouts: Sequence[Rollout], own: Iterable[str] = ()) -> Any:
+    """Rollouts as a table, with the columns of their own terms and of `own`."""
     import pyarrow as pa
 
     types = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
-    schema = pa.schema([(each.name, types[str(each.type)]) for each in _COLUMNS])
+    named = list(dict.fromkeys([*own, *(name for rollout in rollouts for name in rollout.own)]))
+    fields_ = [(each.name, types[str(each.type)]) for each in _COLUMNS]
     columns = [[getattr(rollout, name) for rollout in rollouts] for name in NAMES]
+    for name in named:
+        values = [rollout.own.get(name) for rollout in rollouts]
+        columns += [[each and each.value for each in values], [each and each.reason for each in values]]
+        fields_ += zip(_own_columns([name]), (pa.float64(), pa.string()), strict=True)
+    schema = pa.schema(fields_)
     return pa.table([pa.array(column, type=kind) for column, kind in zip(columns, schema.types, strict=True)], schema)

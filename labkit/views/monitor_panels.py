@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit.views.figures import style
-from labkit.views.figures.training import REWARDS, SHARES, Curve, curve
+from labkit.views.figures.training import REWARDS, SHARES, Curve, curve, reward_lines
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -129,7 +129,8 @@ def panels_svg(history: Sequence[Mapping[str, Any]], steps: int) -> str:
 
 
 def _lines(panel: Panel, history: Sequence[Mapping[str, Any]]) -> Iterator[PanelLine]:
-    for name, (label, look) in panel.lines.items():
+    lines = reward_lines(history) if panel.lines is REWARDS else panel.lines
+    for name, (label, look) in lines.items():
         found = curve(((row["step"], _value(row, name)) for row in history), 100 if panel.percent else 1)
         if len(found.steps):
             yield PanelLine(label, look, found)

@@ -52,8 +52,9 @@ def explore_files(
             "--html PAGE.html writes a page to look through all of them, which needs neither kernel nor network."
         )
     else:
+        of = Path(moments).name if Path(moments).is_file() else moments  # no path of somebody's disk in a page
         title = ", ".join(found) if len(found) < 4 else f"{len(found)} models"
-        page = widget_page(explore(found, questions, rules=rules), f"{title} on {questions.source}")
+        page = widget_page(explore(found, questions, rules=rules), f"{title} on {of}")
         try:
             with replacing(html) as draft:
                 draft.write_text(page, encoding="utf-8")

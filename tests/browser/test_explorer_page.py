@@ -138,6 +138,8 @@ def test_predictions_of_other_models_show_what_their_rules_read_and_no_reward(
     windows = PredictedRow(windows=((2.0, 4.0), (5.0, 6.0)))
     shown = look(widget_page(explore({"q0": windows}, moments, clips=1)))
     assert " ".join(shown.text(".lk-words").split()) == "2 to 4 s 5 to 6"
+    shown = look(widget_page(explore({"q0": "From 25 to 50."}, moments, rules="vtimellm", clips=1)))
+    assert shown.text(".lk-words") == "From 25 to 50: 2.0–4.0 s.", "hundredths of 8 s"
 
 
 def test_dragging_to_twenty_places_shows_the_frame_of_each(look: Callable[..., WatchedPage], html: str) -> None:

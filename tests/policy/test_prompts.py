@@ -7,7 +7,7 @@ import pytest
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.errors import LabError
-from labkit.policy.prompts import TEMPLATES, messages, one_line
+from labkit.policy.prompts import TEMPLATES, messages, one_line, read_template, require_fit
 
 PLAIN = Moment("q1", "/v.mp4", "a door opens", (Span(1.0, 2.0),), 16.0)
 ASKED = Moment("q2", "/v.mp4", "what opens?", (Span(1.0, 2.0),), 16.0, options=("a door", "a box"), choice=1)
@@ -56,3 +56,48 @@ def test_placeholders_in_what_is_asked_stay_as_they_are():
 def test_a_template_that_does_not_fit_is_refused(moment, template, says):
     with pytest.raises(LabError, match=says):
         messages(moment, template)
+
+
+OWN = "Look:\n{video}\nOf {duration} s: {{query}} when does {query} happen? {so} { query }"
+
+
+def test_a_prompt_of_ones_own_puts_the_video_where_it_says():
+    odd = Moment("q", "/v.mp4", "{video}{query}", (Span(1.0, 2.0),), 16.25)
+    parts = messages(odd, OWN.replace("{so} ", ""))[0]["content"]
+    assert [part["type"] for part in parts] == ["text", "video", "text"]
+    assert parts[0]["text"] == "Look:\n"
+    assert parts[2]["text"] == "\nOf 16.2 s: {query} when does {video}{query} happen? { query }"
+
+
+@pytest.mark.parametrize(
+    ("template", "types"),
+    [
+        ("When does {query} happen?", ["video", "text"]),  # first, as the models' makers have it
+        ("{query}{video}", ["text", "video"]),  # as `query` has it
+        ("{video}{query}", ["video", "text"]),
+    ],
+)
+def test_the_parts_of_a_prompt_of_ones_own_are_those_that_hold_something(template, types):
+    assert [part["type"] for part in messages(PLAIN, template)[0]["content"]] == types
+    if template == "{query}{video}":
+        assert messages(PLAIN, template) == messages(PLAIN, "query")
+
+
+def test_a_prompt_is_read_from_a_file_or_from_the_run_that_kept_it(tmp_path):
+    (tmp_path / "my_prompt.txt").write_text("\n{query}?\n\n")
+    assert read_template("my_prompt.txt", tmp_path, {}) == "{query}?"
+    assert read_template("gone.txt", tmp_path, {"gone.txt": "{query}!"}) == "{query}!"
+    assert [read_template(each, tmp_path, {}) for each in ("anchors", "{query}")] == ["anchors", "{query}"]
+
+
+@pytest.mark.parametrize(
+    ("moments", "template", "says"),
+    [
+        ([PLAIN, ASKED], "{query}", "'q2', which has options; write {options} into it"),
+        ([ASKED, PLAIN], "{query} {options}", "'q1', which has no options; take {options} out of it"),
+        ([PLAIN, PLAIN, ASKED], "anchors", "does not fit moment 'q2'"),
+    ],
+)
+def test_a_template_is_held_against_all_kinds_of_moments_at_once(moments, template, says):
+    with pytest.raises(LabError, match=says):
+        require_fit(template, moments)

@@ -283,6 +283,16 @@ def test_what_the_card_says_follows_from_the_figures(interval, constant, words, 
     assert words in card and ("So it is not shown" in card) == ("So it is not shown" in words)
 
 
+def test_anchors_are_said_to_be_as_frequent_as_they_were_measured(run):
+    assert "anchors" not in model_card(run.path, "grpo_final", "Qwen2.5-VL").partition("## ")[0]
+    manifest = run.manifest
+    greedy = {"n": 16.0, "anchor_rate": 0.0, "strict_share": 0.0}
+    manifest["stages"]["04_grpo_final"] = {"state": "finished", "figures": {"grpo_final": {"greedy": greedy}}}
+    (run.path / "manifest.json").write_text(json.dumps(manifest))
+    card = model_card(run.path, "grpo_final", "Qwen2.5-VL")
+    assert "Of its greedy answers to 16 test queries, 0.0 % hold timestamp anchors in the thought" in card
+
+
 def test_a_model_that_was_not_scored_has_a_card_that_says_so(run):
     assert "It has not been scored" in model_card(run.path, "sft", "Qwen2.5-VL")
 

@@ -151,7 +151,7 @@ def test_a_model_folder_that_is_no_checkpoint_is_refused(project):
 
 
 def test_an_unknown_prompt_is_refused_with_the_known_ones(project):
-    assert "there is no template 'haiku'; the templates are query" in refusal(DEFAULTS.replace(prompt="haiku"))
+    assert "prompt 'haiku' is not a template; choose one of query" in refusal(DEFAULTS.replace(prompt="haiku"))
 
 
 def test_a_comparison_with_what_is_no_run_is_refused(project):

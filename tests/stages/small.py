@@ -62,13 +62,14 @@ def train_grpo(
     on_resume: Any = None,
     stage: str = "grpo",
     warmup_steps: int = 1,
+    spec: RewardSpec = SPEC,
     probe_every: int = 0,
     **changes: Any,
 ) -> GrpoResult:
     probes = Probes(moments[:3], source, RolloutStore(folder / "probes"), probe_every) if probe_every else None
     with patch.object(arguments, "WARMUP_STEPS", warmup_steps):
         return grpo.train_grpo(
-            policy, source, moments, spec=SPEC, params=grpo_params(**changes), folder=folder, stage=stage,
+            policy, source, moments, spec=spec, params=grpo_params(**changes), folder=folder, stage=stage,
             on_step=on_step, on_resume=on_resume, probes=probes,
         )  # fmt: skip
 

@@ -219,7 +219,7 @@ def test_the_threshold_of_one_never_stops():
 def test_groups_in_which_all_earned_the_same_are_counted(moments):
     texts = ["<answer>1.0 to 2.0</answer>", "nothing"]
     sampled = [
-        score_completion(moment, sample, texts[kind], 3, True, small.SPEC)
+        score_completion(moment, sample, texts[kind], 3, True, small.SPEC, step=1)
         for moment, kinds in zip(moments[:3], [(1, 1, 1), (0, 1, 1), (0, 0, 0)], strict=True)
         for sample, kind in enumerate(kinds)
     ]
@@ -231,7 +231,7 @@ def test_an_error_in_a_reward_ends_training(policy, source, moments, tmp_path, m
     def broken(*_):
         raise ZeroDivisionError("the reward divides by the length of the video")
 
-    monkeypatch.setattr(completions, "score_chain", broken)
+    monkeypatch.setattr(completions, "score_moment", broken)
     with pytest.raises(ZeroDivisionError, match="length of the video"):
         small.train_grpo(policy, source, moments, tmp_path / "run", grpo_steps=1)
     assert not (tmp_path / "run" / "final").exists()

@@ -42,7 +42,7 @@ def asked(answerer, questions, tmp_path_factory):
 
 def sampled(moment: Moment, option: int | None, sample: int = 0):
     text = render([Span(0.0, 40.0), Span(5.0, 25.0)], TRUTH, option=option)
-    return score_completion(moment, sample, text, 9, True, RewardSpec())
+    return score_completion(moment, sample, text, 9, True, RewardSpec(), step=1)
 
 
 def test_a_completion_is_read_with_its_moments_options():

@@ -60,7 +60,9 @@ def test_the_page_holds_all_chains_also_without_videos(
     assert main(["explore", *files, "--html", str(page)]) == 0
     assert "5 chains, " in capsys.readouterr().out
     html = page.read_text(encoding="utf-8")
-    assert "<title>ours, detr on " in html and "data-labkit" in html and "http" not in html.split("<script")[0]
+    before = html.split("<script")[0]
+    assert "<title>ours, detr on m.jsonl</title>" in html and "data-labkit" in html
+    assert str(tmp_path) not in before and "http" not in before, "no path of a disk, no network"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import numpy as np
 import orjson
 
 from labkit.chain.anchors import AnchorChain
-from labkit.chain.rewards import TERMS, RewardSpec, score_chain
+from labkit.chain.rewards import TERMS, OwnValue, RewardSpec, score_moment
 from labkit.chain.spans import Span
 from labkit.chain.steps import LEAST_GAIN, narrows
 from labkit.data.moments import Moment
@@ -182,6 +182,7 @@ def pack(
     (columns["advantage"],) = rounded([trained])
     # A choice is paid only where there is one.
     terms = [term for term in TERMS if term != "option" or any(moment.options for moment in used)]
+    terms += _own_terms(rows, spec)
     ledgers, weights = _reward_columns(rows, spec, names, terms)
     columns |= ledgers
     page = {
@@ -242,8 +243,8 @@ def most_disputed(rows: Sequence[StagedChain]) -> int:
     found: dict[str, list[tuple[float, int]]] = {}
     for place, row in enumerate(rows):
         iou = row.measured.answer_iou if row.measured.moment.has_truth else 0.0
-        found.setdefault(row.measured.moment.qid, []).append((iou, place))
-    return max(max(found.values(), key=lambda ious: max(ious)[0] - min(ious)[0]))[1] if found else -1
+        found.setdefault(row.measured.moment.qid, []).append((iou, -place))
+    return -max(max(found.values(), key=lambda ious: max(ious)[0] - min(ious)[0]))[1] if found else -1
 
 
 def clip_of(moment: Moment) -> VideoClip:
@@ -321,18 +322,22 @@ def _reward_columns(
             weighed.append(0)
             continue
         paid: RewardSpec = getattr(record, "spec", None) or assumed[stage]
-        breakdown = score_chain(measured.chain, moment.windows, moment.duration, paid, moment.choice)
+        own: Mapping[str, OwnValue] = getattr(record, "own", {})
+        place = f"step {getattr(record, 'step', 0)}, sample {getattr(record, 'sample', 0)}"
+        breakdown = score_moment(measured.chain, moment, paid, place, own)
         recorded = paid_total(record)
         total = breakdown.total if recorded is None else recorded
         explained = 0.0
         values, why = [], []
         for term, column in columns:
             # An evaluation pays nothing: what the reward would have been is shown in its place.
-            would = breakdown.terms[term]
+            would = breakdown.terms.get(term, math.nan)
             value = would if recorded is None else getattr(record, column, would)
-            explained += paid.weights[term] * value
+            if term in paid.weights:
+                explained += paid.weights[term] * value
             values.append(value)
-            why.append(texts.setdefault(breakdown.reasons[term], len(texts)) if abs(value - would) < 1e-6 else 0)
+            same = abs(value - would) < 1e-6
+            why.append(texts.setdefault(breakdown.reasons[term], len(texts)) if same else 0)
         earned.append(values)
         reasons.append(why)
         totals.append(total)
@@ -340,6 +345,15 @@ def _reward_columns(
     names["reason"] = list(texts)
     (total_column,) = rounded([totals])
     return {"earned": rounded(earned), "total": total_column, "weighed": weighed, "reasons": reasons}, weights
+
+
+def _own_terms(rows: Sequence[StagedChain], spec: Specs | None) -> list[str]:
+    """The user's own terms that any chain was paid by, or would be."""
+    specs: dict[int, RewardSpec | None] = (
+        {id(each): each for each in (spec or {}).values()} if isinstance(spec, Mapping) else {0: spec}
+    )
+    specs |= {id(paid): paid for row in rows if (paid := getattr(row.measured.record, "spec", None)) is not None}
+    return list(dict.fromkeys(each.name for paid in specs.values() if paid for each in paid.own))
 
 
 def paid_total(record: ChainRecord) -> float | None:
@@ -350,7 +364,7 @@ def paid_total(record: ChainRecord) -> float | None:
 
 def _place(paid: RewardSpec, terms: Sequence[str], weights: list[dict[str, float]]) -> int:
     """The place of a spec's weights among those in use, from 1; they are put there when they are new."""
-    mine = {term: paid.weights[term] for term in terms}
+    mine = {term: paid.weights[term] for term in terms if term in paid.weights}
     if mine not in weights:
         weights.append(mine)
     return weights.index(mine) + 1

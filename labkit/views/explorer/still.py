@@ -277,10 +277,10 @@ def _earned(pen: Canvas, record: Any, left: float, right: float) -> None:
     if total is None:
         return
     pen.text(left, 92, f"Reward {total:.2f}", 13)
-    terms = ("format", "answer", "anchors", "progress")
-    for number, term in enumerate(terms):
+    terms = {term: float(getattr(record, f"reward_{term}")) for term in ("format", "answer", "anchors", "progress")}
+    terms |= {term: said.value for term, said in getattr(record, "own", {}).items()}
+    for number, (term, value) in enumerate(terms.items()):
         middle = 118 + 24 * number
-        value = float(getattr(record, f"reward_{term}"))
         pen.text(left, middle, term, 12, SOFT)
         pen.text(left + 98, middle, f"{value:.2f}", 12, anchor="rm")
         zero = left + 108 + (right - left - 108) / 2

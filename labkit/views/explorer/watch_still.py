@@ -40,7 +40,7 @@ def draw_watch(line: Sequence[StagedChain], sheet: Sheet | None, problem: str = 
     moment = line[0].measured.moment
     shown = len(line) if shown is None else shown
     last = line[max(0, shown - 1)]
-    words = textwrap.wrap(plain_words(safe_text(last.measured.record.text), last.measured.chain.status), 112)[:2]
+    words = textwrap.wrap(plain_words(safe_text(last.measured.record.text), last.measured.chain.status), 145)[:2]
     heads = _heads(line)
     top = 92 + FILM + 6
     bottom = top + len(line) * _ROW + sum(map(len, heads.values())) * _HEAD
@@ -62,7 +62,7 @@ def draw_watch(line: Sequence[StagedChain], sheet: Sheet | None, problem: str = 
         draw_film(pen, picture, sheet, moment.duration, (begin, 92, end))
     for window in moment.windows:
         pen.box(at(window.start), 92 + FILM + 2, at(window.end), bottom, BAND)
-    zero, one = end + 22, end + 96
+    zero, one = end + 28, end + 98
     pen.text(end + 16, 74, "IoU of the answer", 12, SOFT)
     pen.text(zero, bottom + 12, "0", 10.5, SOFT, anchor="mm")
     pen.text(one, bottom + 12, "1", 10.5, SOFT, anchor="mm")

@@ -1,7 +1,8 @@
 """Figures of chains: records in, plotly figure out.
 
 Each function takes records by label (`{"base": predictions, ...}`) or a list of Rollouts, and the moments by qid.
-Points are aggregated before they are drawn, so that a figure's size does not grow with the number of chains.
+Points are aggregated before they are drawn: what is drawn does not grow with the number of chains, of which a figure only holds the
+names (`labkit.views.figures.held_chains`).
 Intervals are 95 % intervals, clustered by source video. Model text never gets further than into a parser here.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,6 +31,8 @@ REWARDS = {
     "reward_progress": ("progress", style.Look("#c4689f", "circle", "dot")),
     "reward_option": ("option", style.Look("#7b62c9", "circle", "solid")),
 }
+_OWN = (("#3a9c9c", "dash"), ("#b5552d", "dot"), ("#5a6ea8", "longdash"), ("#8a6d3b", "dashdot"))
+"""Looks of a user's own terms, in turn."""
 SHARES = {
     "anchor_rate": ("have anchors", style.Look(style.ANCHOR, "circle", "solid")),
     "strict_share": ("narrow strictly", style.Look("#d55e00", "circle", "dash")),
@@ -60,17 +63,19 @@ def training_curves(
     """Rewards over the steps of one stage, and under them the shares of chains with anchors and of narrowing ones.
 
     `records` are the stage's Rollouts (then `moments` are needed), or a history: one dict a step with `step` and any
-    of total, reward_format, reward_answer, reward_anchors, reward_progress, anchor_rate, strict_share.
+    of total, reward_format, reward_answer, reward_anchors, reward_progress, anchor_rate, strict_share, or
+    `reward_NAME` of a term of the user's own.
     Raises LabError when Rollouts come without moments, or a history has none of these.
     """
     title = "What the policy is paid, and how its chains change"
     if not records:
         return style.nothing(title, "no step was recorded")
     rows, chains = _history(records, moments)
+    rewards = reward_lines(rows)
     # Rollouts of moments without options have an option's pay, too, of 0.
     drawn = [
         name
-        for name in (*REWARDS, *SHARES)
+        for name in (*rewards, *SHARES)
         if any(_number(row.get(name)) is not None and (name != "reward_option" or row[name]) for row in rows)
     ]
     if not drawn:
@@ -85,8 +90,8 @@ def training_curves(
     )
     held = HeldChains({"": [each for step in chains.values() for each in step]}) if chains else None
     for name in drawn:
-        upper = name in REWARDS
-        label, look = (REWARDS if upper else SHARES)[name]
+        upper = name in rewards
+        label, look = (rewards if upper else SHARES)[name]
         values = [(row["step"], _number(row.get(name))) for row in rows]
         _curve(fig, values, label, look, scale=1 if upper else 100, unit="" if upper else " %", row=1 if upper else 2)
         if held:
@@ -250,6 +255,16 @@ def blindness(seeing: float, blind: Mapping[str, float], constant: float) -> go.
     return fig.update_xaxes(title_text="mIoU, percent", range=[0, highest * 1.15 or 1])
 
 
+def reward_lines(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, style.Look]]:
+    """Label and look of the total and of each reward term of a history, a user's own terms behind the others."""
+    keys = dict.fromkeys(key for row in rows for key in row if key.startswith("reward_") and key not in REWARDS)
+    own = {
+        key: (key.removeprefix("reward_"), style.Look(color, "circle", dash))
+        for key, (color, dash) in zip(keys, itertools.cycle(_OWN), strict=False)
+    }
+    return REWARDS | own
+
+
 def _history(
     records: Sequence[Rollout] | Sequence[Mapping[str, Any]], moments: Mapping[str, Moment] | None
 ) -> tuple[Sequence[Mapping[str, Any]], dict[int, list[MeasuredChain]]]:
@@ -265,6 +280,7 @@ def _history(
     chains: dict[int, list[MeasuredChain]] = {}
     for measured, rollout in zip(measure_chains(rollouts, moments), rollouts, strict=True):
         row = {name: getattr(rollout, name) for name in REWARDS}
+        row |= {f"reward_{name}": said.value for name, said in rollout.own.items()}
         row |= {"anchor_rate": float(bool(measured.chain.anchors)), "strict_share": float(measured.strict)}
         steps.setdefault(rollout.step, []).append(row)
         chains.setdefault(rollout.step, []).append(measured)

@@ -79,7 +79,7 @@ export function chainText(chains, i, { live = null, same = 0 } = {}) {
   };
   let at = 0;
   const chips = steps(chains, i).map((step) => {
-    const made = (words) => (live ? chip(step, `${words} s`, live) : h("span", { class: `lk-chip lk-${step.look}` }, `${words} s`));
+    const made = (words) => (live ? chip(step, inSeconds(words, step.at), live) : h("span", { class: `lk-chip lk-${step.look}` }, inSeconds(words, step.at)));
     return [...step.at.slice(2), made];
   });
   const option = chains.columns.option_chars?.[i];
@@ -92,6 +92,13 @@ export function chainText(chains, i, { live = null, same = 0 } = {}) {
   }
   plain(text.slice(at), at);
   return text ? nodes : [h("em", {}, "the model wrote nothing")];
+}
+
+/** A span's words with its unit; where a model counts otherwise (hundredths of the video), the seconds that they mean. */
+function inSeconds(words, [start, end]) {
+  const first = Number(words.match(/\d+(?:\.\d+)?/)?.[0] ?? start);
+  const means = words.includes(":") || [start, end].some((each) => Math.abs(each - first) < 0.01);
+  return means ? `${words} s` : `${words}: ${times([start, end])} s`;
 }
 
 /** The option that was chosen, as it was written, and whether it is the right one. */
@@ -138,9 +145,10 @@ export function rewardTable(chains, i) {
   const { earned, total, advantage, reasons } = chains.columns;
   if (isUnpaid(chains, i)) return [h("div", { class: "lk-side-title" }, "No reward ", h("small", {}, "a prediction is not paid"))];
   const weights = chains.weights(i);
-  const counts = chains.terms.map((term, k) => (weights ? weights[term] : 1) * (earned[i][k] ?? 0));
+  const counts = chains.terms.map((_, k) => contribution(chains, i, k));
   const scale = Math.max(1, ...counts.map(Math.abs));
   const rows = chains.terms.map((term, k) => {
+    if (weights && !(term in weights)) return []; // a user's own term that other chains of the page were paid by
     const cells = [[number(earned[i][k])], [weights ? `× ${weights[term]}` : "× ?"], [weights ? number(counts[k]) : "–"], [amount(counts[k] / scale)]];
     const node = line([term], cells, { class: weights && weights[term] === 0 ? "lk-idle" : "" });
     const reason = chains.names.reason[reasons[i][k]];
@@ -188,7 +196,8 @@ export function ranked(chains, i) {
 
 /** What a term adds to a chain's total; what it earned, where its weight is not known. */
 function contribution(chains, i, k) {
-  return (chains.weights(i)?.[chains.terms[k]] ?? 1) * (chains.columns.earned[i][k] ?? 0);
+  const weights = chains.weights(i);
+  return (weights ? (weights[chains.terms[k]] ?? 0) : 1) * (chains.columns.earned[i][k] ?? 0);
 }
 
 /** Why the chains of a group earned differently: in words, then term by term. */
@@ -290,7 +299,7 @@ function sourcesPanel(chains, found) {
     const answer = chains.columns.answer[shown];
     const delta = chains.delta[shown];
     const same = stage === chains.reference || Number.isNaN(delta);
-    return line(stageName(stage), [[answer ? times(answer) : "none"], [number(chains.iou[shown])], [same ? "–" : signed(delta)], ...(several ? [[own.length]] : [])]);
+    return line(stageName(stage), [[answer ? times(answer) : "none"], [number(chains.iou[shown])], [same ? "–" : signed(delta)], ...(several ? [[own.length]] : [])], { title: safeText(stage) });
   });
   const missing = chains.sources.filter((source) => !found.some((each) => each.stage === source));
   return [

@@ -69,6 +69,13 @@ export class Watch {
     for (const kind of ["keyup", "keypress"]) this.root.addEventListener(kind, (event) => event.stopPropagation());
     this.el.replaceChildren(this.root);
     this.root.labkit = this;
+    // What is drawn while its notebook is hidden has no size yet.
+    this.resized = new ResizeObserver(() => {
+      if (this.selected < 0) return;
+      this.drawEdge();
+      this.light(this.lines.indexOf(this.selected));
+    });
+    this.resized.observe(this.player.rows);
   }
 
   /** The chains of a query as it learnt: by stage and step, of each step the first sample. */
@@ -163,33 +170,47 @@ export class Watch {
     this.edge.setAttribute("viewBox", `0 0 ${EDGE} ${Math.max(1, height)}`);
     this.edge.style.cssText = `top:${top}px;height:${height}px;width:${EDGE}px`;
     const grid = [0, 0.5, 1].map((iou) => svg("path", { d: `M${at(iou)} 0V${height}`, class: "lk-edge-grid" }));
-    let path = "";
-    let stage = null;
     this.dots = new Map();
+    this.points = [];
     for (const i of this.lines) {
       const node = this.nodes.get(i);
       this.dots.set(i, []);
       if (Number.isNaN(this.chains.iou[i])) continue; // nobody has told the truth
       const y = node.offsetTop + node.offsetHeight / 2;
       const x = at(this.chains.iou[i]);
-      path += `${stage === this.chains.columns.stage[i] ? "L" : "M"}${x.toFixed(1)} ${y}`;
-      stage = this.chains.columns.stage[i];
+      this.points.push([i, `${x.toFixed(1)} ${y}`]);
       const value = svg("text", { x: EDGE, y: y + 4, "text-anchor": "end" });
       value.textContent = number(this.chains.iou[i]);
       this.dots.set(i, [svg("circle", { cx: x, cy: y, r: 3 }), value]);
     }
+    this.reached = svg("path", { class: "lk-edge-line" });
     const ends = [0, 1].map((iou) => {
       const text = svg("text", { x: at(iou), y: height + 15, "text-anchor": "middle", class: "lk-edge-end" });
       text.textContent = iou;
       return text;
     });
-    this.edge.replaceChildren(...grid, ...ends, svg("path", { d: path, class: "lk-edge-line" }), ...[...this.dots.values()].flat());
+    this.edge.replaceChildren(...grid, ...ends, svg("path", { d: this.edgePath(this.lines.length), class: "lk-edge-line lk-later" }), this.reached, ...[...this.dots.values()].flat());
+  }
+
+  /** The line through the first `count` rows, broken where another stage begins. */
+  edgePath(count) {
+    const { stage } = this.chains.columns;
+    const here = this.points.filter(([i]) => this.lines.indexOf(i) < count);
+    return here.map(([i, place], k) => (k && stage[i] === stage[here[k - 1][0]] ? "L" : "M") + place).join("");
   }
 
   /** Light the rows up to one of them, and say what its chain says. */
   show(at) {
-    const { chains } = this;
     const i = this.lines[at];
+    this.light(at);
+    this.range.value = at;
+    this.range.setAttribute("aria-valuetext", this.said(i));
+    this.where.textContent = `step ${this.chains.columns.step[i]}`;
+    this.player.bars = thinRow(this.chains, i, [], [], true).bars;
+    this.say(i);
+  }
+
+  light(at) {
     this.lines.forEach((each, k) => {
       const node = this.nodes.get(each);
       node.classList.toggle("lk-on", k === at);
@@ -199,11 +220,7 @@ export class Watch {
         dot.classList.toggle("lk-now", k === at);
       }
     });
-    this.range.value = at;
-    this.range.setAttribute("aria-valuetext", this.said(i));
-    this.where.textContent = `step ${chains.columns.step[i]}`;
-    this.player.bars = thinRow(chains, i, [], [], true).bars;
-    this.say(i);
+    this.reached.setAttribute("d", this.edgePath(at + 1));
   }
 
   say(i) {
@@ -277,6 +294,7 @@ export class Watch {
   close() {
     this.stop();
     this.host.off?.("selected", this.listener);
+    this.resized.disconnect();
     this.player.close();
     this.clips.close();
     this.el.replaceChildren();
