@@ -48,7 +48,7 @@ _HOMES = {
     "score_chain": "labkit.chain.rewards",
     "score_moment": "labkit.chain.rewards",
     "score_table": "labkit.scoring.score_table",
-    "scrub": "labkit.views.explorer.widget",
+    "scrub": "labkit.views.explorer.scrubber",
     "under_every_rule": "labkit.scoring.scores",
     "views": "labkit",
     "watch": "labkit.views.explorer.watch",
