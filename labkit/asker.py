@@ -120,7 +120,7 @@ class AskedChains:
     def save(self, path: str | Path) -> None:
         """Write a page that needs neither kernel nor network, the video's frames in it."""
         title = f"“{self.moment.query}” in {Path(self.moment.video).name}"
-        page = widget_page(self.explorer, title, self.notes)
+        page = widget_page(self.explorer, title, self.notes, path)
         try:
             with replacing(path) as draft:
                 draft.write_text(page, encoding="utf-8")

@@ -24,6 +24,9 @@ from typing import Any
 from labkit.errors import LabError, NotebookError, Stopped, Terminated, file_trouble
 from labkit.progress import say
 
+TEMPORARY_FAILURE = 75
+"""`os.EX_TEMPFAIL`, which Windows does not know."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
@@ -36,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NotebookError as error:
         return _fail(str(error), 2 if error.user_error else 1)
     except Stopped as stop:
-        return _fail(str(stop), os.EX_TEMPFAIL)
+        return _fail(str(stop), TEMPORARY_FAILURE)
     except KeyboardInterrupt:
         return _fail("interrupted; the same command goes on from the newest checkpoint", 130)
     except Terminated as end:

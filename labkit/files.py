@@ -54,9 +54,21 @@ def replacing(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         yield temporary
-        os.replace(temporary, path)
+        _replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _replace(source: Path, target: Path) -> None:
+    """`os.replace`, and on Windows again for a moment where a reader or a virus scanner holds the target open."""
+    deadline = time.monotonic() + (REPLACE_TIMEOUT if os.name == "nt" else 0.0)
+    while True:
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.05)
 
 
 def quick_nbformat() -> None:
@@ -77,8 +89,10 @@ def apply_umask(folder: Path) -> None:
     """Give each file below `folder` the rights of files that this process makes.
 
     safetensors writes weights by way of a temporary file that only its owner may read, so that a group could not go on from
-    them.
+    them. On Windows, which has no such rights, nothing is done.
     """
+    if os.name == "nt":
+        return
     mask = os.umask(0o022)
     os.umask(mask)
     for path in folder.rglob("*"):
@@ -86,10 +100,14 @@ def apply_umask(folder: Path) -> None:
             path.chmod(0o666 & ~mask)
 
 
+REPLACE_TIMEOUT = 2.0
+"""Seconds in which a file that is to be replaced has to be closed on Windows."""
 LOCK_TIMEOUT = 5.0
 """Seconds that a lock is waited for: a kernel outlives its killed parent by one or two."""
 LOCK_HELD = (errno.EWOULDBLOCK, errno.EACCES)
 """Errno of a lock that another process holds; any other means that the file system has no locks."""
+_LOCKED_BYTE = 1 << 20
+"""Where a lock lies on Windows, which locks bytes: behind all that is written, so that others can read whose it is."""
 _locks: dict[Path, int] = {}
 """Locks that this process holds: it may claim them again, as when a cell is run twice."""
 
@@ -101,21 +119,20 @@ def lock(path: Path, who: str, timeout: float | None = None) -> None:
     lock twice in one process is allowed. Raises LabError, which names the owner, when another process holds it, and the file
     system when that has no locks.
     """
-    import fcntl
-
     if path in _locks:
         return
     handle = open_lock(path)
     deadline = time.monotonic() + (LOCK_TIMEOUT if timeout is None else timeout)
     while True:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _try_lock(handle)
             break
         except OSError as error:
             if error.errno not in LOCK_HELD:
                 os.close(handle)
                 raise no_locks_error(path, error) from None
             if time.monotonic() > deadline:
+                os.lseek(handle, 0, os.SEEK_SET)
                 owner = os.read(handle, 200).decode(errors="replace").strip() or "another process"
                 os.close(handle)
                 raise LabError(
@@ -127,8 +144,39 @@ def lock(path: Path, who: str, timeout: float | None = None) -> None:
         OSError
     ):  # the file may be another's, to be read only: the lock itself is had all the same
         os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{who}, process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        os.lseek(handle, 0, os.SEEK_SET)
+        os.write(handle, f"{who}, process {os.getpid()} on {socket.gethostname()}".encode())
     _locks[path] = handle
+
+
+def _try_lock(handle: int, shared: bool = False) -> None:
+    """Lock an open file, `shared` among those that only look; raises OSError with an errno of `LOCK_HELD` where it is held."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        os.lseek(handle, _LOCKED_BYTE, os.SEEK_SET)
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds this lock, on this machine or, where the file system shares locks, on another.
+
+    False where the file system has no locks.
+    """
+    if not path.exists():
+        return False
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        _try_lock(handle, shared=True)
+    except OSError as error:
+        return error.errno in LOCK_HELD
+    finally:
+        os.close(handle)
+    return False
 
 
 @contextmanager

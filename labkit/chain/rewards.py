@@ -241,6 +241,11 @@ def score_moment(
     of asking again; a term that has neither them nor a function is NaN, and so is the total then.
     Raises LabError, which names the term and the chain, for a term that raises or returns anything but a finite number or that
     and a text.
+
+    >>> from labkit import Moment, parse
+    >>> moment = Moment("q1", "/videos/a.mp4", "she opens the door", (Span(1.0, 4.0),), 12.0)
+    >>> round(score_moment(parse("<think></think><answer>1 to 4</answer>"), moment, RewardSpec(min_anchors=0)).total, 2)
+    2.25
     """
     terms, reasons = _built_in(chain, moment.windows, moment.duration, spec, moment.choice)
     for each in spec.own:

@@ -286,7 +286,7 @@ def _memory() -> float:
         pass  # not on Windows
     for path in _LIMITS:
         try:
-            limits.append(float(Path(path).read_text()))
+            limits.append(float(Path(path).read_text(encoding="utf-8")))
         except (OSError, ValueError):
             continue  # not in a container, or without a limit ("max")
     return min(limits, default=0.0)

@@ -173,7 +173,9 @@ def train_base(
     # Halves the package; float16 keeps more digits than bfloat16 at these small values.
     model = model.to(torch.float16)
     save_policy(Policy(model, tokenizer, "embedded-gqa" if task == "gqa" else "embedded"), Path(folder))
-    (Path(folder) / "recipe.json").write_text(json.dumps({"seed": seed, **recipe._asdict()}, indent=1) + "\n")
+    (Path(folder) / "recipe.json").write_text(
+        json.dumps({"seed": seed, **recipe._asdict()}, indent=1) + "\n", encoding="utf-8"
+    )
     return Path(folder)
 
 

@@ -5,15 +5,13 @@ SLURM is asked for the job's state where its commands are installed.
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabError
-from labkit.files import LOCK_HELD
+from labkit.files import is_locked
 from labkit.progress import PROGRESS_FILE, duration, read_step
 from labkit.runs.log import LOG_FILE, tail
 from labkit.runs.results import MODELS
@@ -40,7 +38,7 @@ def read_status(folder: str | Path) -> dict[str, Any]:
         stage = {"state": state, "started": entry.get("started"), "seconds": entry.get("seconds")}
         if state == "running":
             # A lock held on another node may be invisible here; the state of its job is not.
-            alive = _is_locked(folder / STAGE_LOCK) or (job is not None and job.event == "started" and job.active)
+            alive = is_locked(folder / STAGE_LOCK) or (job is not None and job.event == "started" and job.active)
             stage["state"] = "running" if alive else "broken off"
             step = read_step(folder / PROGRESS_FILE)
             stage["step"] = step._asdict() if step and step.time >= entry["started"] else None
@@ -126,20 +124,3 @@ def _job_text(job: Mapping[str, Any] | None) -> str:
     if job["active"] or job["event"] in ("submitted", "started", "requeued"):
         text += f"; {job['state'] or 'its state is unknown here'}"
     return text
-
-
-def _is_locked(lock: Path) -> bool:
-    """Whether a process holds this lock, on this machine or, where the file system shares locks, on another.
-
-    False where the file system has no locks.
-    """
-    if not lock.exists():
-        return False
-    handle = os.open(lock, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno in LOCK_HELD
-    finally:
-        os.close(handle)
-    return False

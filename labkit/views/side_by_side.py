@@ -54,7 +54,7 @@ def explore_files(
     else:
         of = Path(moments).name if Path(moments).is_file() else moments  # no path of somebody's disk in a page
         title = ", ".join(found) if len(found) < 4 else f"{len(found)} models"
-        page = widget_page(explore(found, questions, rules=rules), f"{title} on {of}")
+        page = widget_page(explore(found, questions, rules=rules), f"{title} on {of}", path=html)
         try:
             with replacing(html) as draft:
                 draft.write_text(page, encoding="utf-8")

@@ -72,18 +72,18 @@ class WatchedPage:
         return [f"{each['id']}: {node['html'][:160]}" for each in found for node in each["nodes"]]
 
 
-def frame_shown(page: Any) -> int:
-    """The number painted into the frame of the first player of a page, read from its canvas."""
+def frame_shown(page: Any, where: str = ".lk-canvas") -> int:
+    """The number painted into the frame of the first player of a page, read from its canvas, or from a video."""
     row = page.evaluate(
-        """(bits) => {
-            const shown = document.querySelector(".lk-canvas");
-            const canvas = new OffscreenCanvas(shown.width, shown.height);
+        """([bits, where]) => {
+            const shown = document.querySelector(where);
+            const canvas = new OffscreenCanvas(shown.videoWidth ?? shown.width, shown.videoHeight ?? shown.height);
             const context = canvas.getContext("2d", {willReadFrequently: true});
             context.drawImage(shown, 0, 0);
             const pixels = context.getImageData(0, Math.floor(canvas.height / 6), canvas.width, 1).data;
             return Array.from({length: bits}, (_, bit) => pixels[4 * Math.floor((bit + 0.5) * canvas.width / bits)]);
         }""",
-        BITS,
+        [BITS, where],
     )
     return sum(1 << bit for bit, value in enumerate(row) if value > 120)
 

@@ -56,7 +56,8 @@ def moment(tmp_path_factory: pytest.TempPathFactory) -> Moment:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, moment: Moment) -> Path:
     """A run of two notebooks with all that a report can hold."""
-    from labkit.views.explorer.widget import explore, scrub
+    from labkit.views.explorer.scrubber import scrub
+    from labkit.views.explorer.widget import explore
 
     text = render([Span(0, 8), Span(1, 5)], Span(2, 4), ["all of it", "closer", "so"])
     explorer, scrubber = explore([rollout("q0", text)], [moment]), scrub(moment.video, {"truth": (2, 4)})

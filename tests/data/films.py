@@ -239,3 +239,23 @@ def expected(milliseconds: Sequence[int], times: Sequence[float], first: int = 0
 def numbers(frames: np.ndarray) -> list[int]:
     """The number painted into each frame."""
     return [number_of(frame) for frame in frames]
+
+
+def with_sound(source: Path, target: Path, lead: float = 0.0) -> Path:
+    """A film with a tone that begins `lead` seconds before its first frame."""
+    rate = 44_100
+    with av.open(str(source)) as film, av.open(str(target), "w") as container:
+        picture = container.add_stream_from_template(film.streams.video[0])
+        sound: Any = container.add_stream("aac", rate=rate, layout="mono")
+        seconds = float(film.duration or 0) / 1e6 + lead
+        tone = 0.2 * np.sin(np.arange(int(seconds * rate)) * 2 * np.pi * 440 / rate, dtype=np.float32)
+        frame = av.AudioFrame.from_ndarray(tone[None].astype(np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = rate, 0
+        for packet in film.demux(video=0):
+            if packet.dts is not None:
+                late = round(lead / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts + late, packet.dts + late, picture
+                container.mux(packet)
+        for packets in (sound.encode(frame), sound.encode(None)):
+            container.mux(packets)
+    return target

@@ -20,8 +20,8 @@ from labkit.errors import LabError
 from labkit.policy.inputs import FrameSampling
 from labkit.policy.model import Policy, load_policy
 from labkit.policy.prompt_source import PromptSource
+from labkit.views.explorer.scrubber import scrub
 from labkit.views.explorer.sprites import SheetCache
-from labkit.views.explorer.widget import scrub
 from tests.data.films import CONSTANT, Encoding, av1_encoder, expected, film, number_of, numbers, turned_midway
 
 NAMES = [

@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import zipfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -98,14 +99,25 @@ def read_frames(path: str | Path, times: ArrayLike, start: float = 0.0, *, deadl
 
 
 def thumbnails(
-    path: str | Path, times: ArrayLike, width: int, *, folder: str | Path | None = None, deadline: float = DEADLINE
+    path: str | Path,
+    times: ArrayLike,
+    width: int,
+    *,
+    folder: str | Path | None = None,
+    deadline: float = DEADLINE,
+    on_frames: Callable[[int], object] | None = None,
 ) -> Pixels:
     """Small frames (T, H, W, 3) for figures, `width` pixels wide, heights in proportion. Otherwise as `read_frames`.
 
-    `folder` caches between processes whether decord is right on the file.
+    `folder` caches between processes whether decord is right on the file. `on_frames` takes how many frames are there, now and then.
     """
+    done = 0
 
     def shrink(rgb: Pixels) -> Pixels:
+        nonlocal done
+        done += len(rgb)
+        if on_frames is not None:
+            on_frames(done)
         return resize(rgb, (max(1, round(rgb.shape[1] * width / rgb.shape[2])), width))
 
     return _read(path, times, 0.0, shrink, None if folder is None else Path(folder), deadline).rgb
@@ -193,14 +205,14 @@ class FrameCache:
         """`probe`, kept beside the frames: the size for the model is asked for every clip in every epoch."""
         file = self._info_file(path)
         try:
-            return VideoInfo(**json.loads(file.read_text()))
+            return VideoInfo(**json.loads(file.read_text(encoding="utf-8")))
         except FileNotFoundError:
             pass
         except (ValueError, TypeError) as error:
             log.warning("%s is damaged (%s); measuring %s again", file, error, path)
         info = probe(path, deadline=self.deadline)
         with replacing(file) as temporary:
-            temporary.write_text(json.dumps(asdict(info)))
+            temporary.write_text(json.dumps(asdict(info)), encoding="utf-8")
         return info
 
 

@@ -21,8 +21,8 @@ STOP_FILE_VARIABLE = "LABKIT_STOP_FILE"
 """Environment variable with the file that asks a run to stop; without it nothing does."""
 
 
-TERMINATION_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
-"""What ends a process from outside: `kill`, `scancel`, and a terminal that is closed."""
+TERMINATION_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""What ends a process from outside: `kill`, `scancel`, and a terminal that is closed. Windows has the first alone."""
 
 
 @contextmanager
@@ -35,7 +35,8 @@ def handle_preemption(file: Path) -> Iterator[None]:
     before, os.environ[STOP_FILE_VARIABLE] = os.environ.get(STOP_FILE_VARIABLE), str(file)
     handlers: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():  # only there may Python handle signals
-        handlers[signal.SIGUSR2] = signal.signal(signal.SIGUSR2, lambda *_: file.touch())
+        if hasattr(signal, "SIGUSR2"):
+            handlers[signal.SIGUSR2] = signal.signal(signal.SIGUSR2, lambda *_: file.touch())
         for number in TERMINATION_SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish
                 handlers[number] = signal.signal(number, _terminate)

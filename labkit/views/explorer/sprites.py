@@ -10,9 +10,11 @@ import hashlib
 import io
 import json
 import logging
+import math
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +26,17 @@ log = logging.getLogger(__name__)
 
 FPS = 2.0
 WIDTH = 224
-"""Pixels of a frame; smaller videos keep their own size."""
+"""Pixels of a frame where many clips share a page; smaller videos keep their own size."""
+SHARP_WIDTH = 640
+"""Pixels of a frame where a page shows one clip, as long as all its frames fit into `MOST_PIXELS`."""
 MOST_PIXELS = 20_000_000
-"""Of one sheet, 80 MB once a browser has decoded it: almost six minutes at 2 fps and 224x126. Longer clips get longer steps."""
+"""Of one sheet, 80 MB once a browser has decoded it: almost six minutes at 2 fps and 224x126. Longer clips get smaller
+frames down to `WIDTH`, then longer steps."""
+OnProgress: TypeAlias = Callable[[int, int], object]
+"""Takes how many frames of how many there are."""
 _QUALITY = 60
 # Part of every cache key: raise it when the same request would give another sheet.
-_FORMAT = 2
+_FORMAT = 3
 
 
 class Sheet(NamedTuple):
@@ -63,11 +70,19 @@ class SheetCache:
         self.made = 0
         self._lock = threading.Lock()
 
-    def get(self, video: str | Path, duration: float | None = None, start: float = 0.0, width: int = WIDTH) -> Sheet:
+    def get(
+        self,
+        video: str | Path,
+        duration: float | None = None,
+        start: float = 0.0,
+        width: int = WIDTH,
+        on_progress: OnProgress | None = None,
+    ) -> Sheet:
         """The sheet of a clip of `duration` seconds from second `start` of a video; None: to the video's end.
 
-        Frames past the video's own end are left out: annotations often run a little longer than the file. Raises
-        LabError when the video is missing, can't be read or ends before `start`.
+        Frames are at most `width` pixels wide. Those past the video's own end are left out: annotations often run a little longer
+        than the file. `on_progress` is called while a sheet is made. Raises LabError when the video is missing, can't be read or
+        ends before `start`.
         """
         with self._lock:
             request = f"{_FORMAT} {fingerprint(video)} {duration!r} {float(start)!r} {width} {FPS} {MOST_PIXELS}"
@@ -75,7 +90,7 @@ class SheetCache:
             if self.folder is not None and (found := _load(self.folder / name)):
                 self.hits += 1
                 return found
-            sheet = _make(video, duration, start, width, self.folder)
+            sheet = _make(video, duration, start, width, self.folder, on_progress)
             self.made += 1
             if self.folder is not None:
                 with replacing(self.folder / name) as temporary:
@@ -93,9 +108,18 @@ def sheet_columns(count: int, width: int, height: int) -> int:
     return max(1, min(round((count * height / width) ** 0.5), count))
 
 
-def _make(video: str | Path, duration: float | None, start: float, width: int, folder: Path | None) -> Sheet:
+def _make(
+    video: str | Path,
+    duration: float | None,
+    start: float,
+    width: int,
+    folder: Path | None,
+    on_progress: OnProgress | None,
+) -> Sheet:
     info = probe(video)
     length = duration if duration is not None else max(info.duration - start, 1 / FPS)
+    fitting = math.sqrt(MOST_PIXELS / max(1.0, length * FPS) * info.width / info.height)
+    width = min(width, max(WIDTH, int(fitting)))
     # Chroma has half the resolution: an odd frame would borrow colour from its neighbour.
     width = max(2, min(width, info.width) // 2 * 2)
     most = max(1, MOST_PIXELS // (width * max(2, round(width * info.height / info.width))))
@@ -103,7 +127,12 @@ def _make(video: str | Path, duration: float | None, start: float, width: int, f
     step = float(times[1]) if len(times) > 1 else 1 / FPS
     # The first one is always asked for: where even that lies past the end, the reader's error says so best.
     times = times[(times + start < info.duration) | (times == 0)]
-    frames = _even(thumbnails(video, times + start, width, folder=folder))
+
+    def done(frames: int) -> None:
+        if on_progress is not None:
+            on_progress(min(frames, len(times)), len(times))
+
+    frames = _even(thumbnails(video, times + start, width, folder=folder, on_frames=done))
     count, height, width = frames.shape[:3]
     columns = sheet_columns(count, width, height)
     rows = -(-count // columns)

@@ -123,7 +123,9 @@ class Canvas:
         """The picture, in at most 256 colours."""
         file = io.BytesIO()
         # 256 colours are enough for text, bars and a few small frames, and a notebook holds less than half as much.
-        self.image.quantize(256, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+        # Chosen so that each colour that means something stays as it is.
+        few = self.image.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        few.save(file, "PNG", optimize=True)
         return file.getvalue()
 
 
@@ -279,8 +281,9 @@ def _earned(pen: Canvas, record: Any, left: float, right: float) -> None:
     pen.text(left, 92, f"Reward {total:.2f}", 13)
     terms = {term: float(getattr(record, f"reward_{term}")) for term in ("format", "answer", "anchors", "progress")}
     terms |= {term: said.value for term, said in getattr(record, "own", {}).items()}
+    apart = min(24.0, 120 / len(terms))  # what follows begins where five end
     for number, (term, value) in enumerate(terms.items()):
-        middle = 118 + 24 * number
+        middle = 118 + apart * number
         pen.text(left, middle, term, 12, SOFT)
         pen.text(left + 98, middle, f"{value:.2f}", 12, anchor="rm")
         zero = left + 108 + (right - left - 108) / 2

@@ -28,7 +28,9 @@ from labkit.views.explorer.still import (
 from labkit.views.figures import style
 from labkit.views.report.sanitize import safe_text
 
-_LEFT, _RIGHT, _ROW, _HEAD = 84, 150, 20, 26
+_LEFT, _RIGHT, _HEAD = 84, 150, 26
+_MANY = 40
+"""Rows, from which on they are less high."""
 _WORDS = {"grpo": "stage 1: GRPO", "grpo_final": "stage 3: GRPO"}
 _FRESH = "stage 2: a fresh base learns by SFT from chains that stage 1 sampled"
 _SHADES = ("#b0d1ef", "#72afe0", style.ANCHOR)
@@ -42,8 +44,9 @@ def draw_watch(line: Sequence[StagedChain], sheet: Sheet | None, problem: str = 
     last = line[max(0, shown - 1)]
     words = textwrap.wrap(plain_words(safe_text(last.measured.record.text), last.measured.chain.status), 145)[:2]
     heads = _heads(line)
+    height = 20 if len(line) <= _MANY else 13
     top = 92 + FILM + 6
-    bottom = top + len(line) * _ROW + sum(map(len, heads.values())) * _HEAD
+    bottom = top + len(line) * height + sum(map(len, heads.values())) * _HEAD
     pen = Canvas(WIDTH, bottom + 84)
     begin, end = _LEFT, WIDTH - _RIGHT
     scale = (end - begin) / moment.duration
@@ -79,21 +82,21 @@ def draw_watch(line: Sequence[StagedChain], sheet: Sheet | None, problem: str = 
                 pen.text(28, y + _HEAD / 2, text, 12, SOFT)
             y, before = y + _HEAD, None
         if number < shown:
-            middle = y + _ROW / 2
-            _row(pen, row, middle, at, number == shown - 1)
+            middle = y + height / 2
+            _row(pen, row, middle, at, height, number == shown - 1)
             here = (zero + row.measured.answer_iou * (one - zero), middle)
             if before is not None:
                 pen.stroke(before, here, "#f0bf80")
             before = here
-        y += _ROW
+        y += height
     y = float(top)
     for number, row in enumerate(line[:shown]):
         y += _HEAD * len(heads.get(number, ()))
         x, iou = zero + row.measured.answer_iou * (one - zero), row.measured.answer_iou
-        pen.box(x - 3, y + _ROW / 2 - 3, x + 3, y + _ROW / 2 + 3, style.ANSWER, 3)
+        pen.box(x - 3, y + height / 2 - 3, x + 3, y + height / 2 + 3, style.ANSWER, 3)
         ink = INK if number == shown - 1 else SOFT
-        pen.text(WIDTH - 14, y + _ROW / 2, f"{iou:.2f}", 12, ink, anchor="rm")
-        y += _ROW
+        pen.text(WIDTH - 14, y + height / 2, f"{iou:.2f}", min(12, height - 2), ink, anchor="rm")
+        y += height
     for k in range(5):
         second = k * moment.duration / 4
         pen.box(at(second) - 0.5, bottom, at(second) + 0.5, bottom + 4, SOFT)
@@ -125,13 +128,17 @@ def _legend(pen: Canvas, x: float, y: float, anchors: int) -> None:
         x += 18 + 6 + pen.text(x + 24, y, name, 12, SOFT) + 18
 
 
-def _row(pen: Canvas, row: StagedChain, middle: float, at: Any, last: bool) -> None:
+def _row(pen: Canvas, row: StagedChain, middle: float, at: Any, height: int, last: bool) -> None:
     """One chain: the answer within its anchors, as they should lie within one another."""
-    pen.text(14, middle, f"step {getattr(row.measured.record, 'step', 0)}", 11.5, INK if last else SOFT)
+    pen.text(
+        14, middle, f"step {getattr(row.measured.record, 'step', 0)}", min(11.5, height - 2), INK if last else SOFT
+    )
     steps = step_bars(row.measured)
     spans: list[tuple[Span, str, float]] = [
-        (step.span, _SHADES[min(k, len(_SHADES) - 1)], max(3.0, 8.0 - 2 * k)) for k, step in enumerate(steps[:-1]) if step.span
-    ]  # fmt: skip
+        (step.span, _SHADES[min(k, len(_SHADES) - 1)], max(3.0, 0.4 * height - 2 * k))
+        for k, step in enumerate(steps[:-1])
+        if step.span
+    ]
     if steps[-1].span:
         spans.append((steps[-1].span, style.ANSWER, 2.5))
     if not spans:

@@ -6,25 +6,21 @@ answers when a clip is asked for that was not saved with it. A step of the scrub
 
 from __future__ import annotations
 
-import base64
 import functools
-import gzip
-import json
 import logging
 import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Real
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import traitlets
 
 from labkit.chain.anchors import AnchorChain
-from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.scoring.predictions import Answers
@@ -32,20 +28,16 @@ from labkit.stages.rollouts import gc_paused
 from labkit.views.explorer import packing as packing
 from labkit.views.explorer import subset
 from labkit.views.explorer.packing import Chains, Kind, Specs, StagedChain, VideoClip
-from labkit.views.explorer.page import PageWidget
-from labkit.views.explorer.sprites import Sheet, SheetCache
-from labkit.views.explorer.still import WIDTH as STILL_WIDTH
+from labkit.views.explorer.page import PageWidget, with_still
+from labkit.views.explorer.sprites import SHARP_WIDTH, WIDTH, OnProgress, Sheet, SheetCache
 from labkit.views.explorer.still import draw_still
 from labkit.views.figures.failures import failure_kind
 from labkit.views.figures.style import count, in_stage_order
 from labkit.views.measured_chains import ChainRecord
 
-SCRUBBER_WIDTH = 320
-"""Pixels of a frame of the scrubber, which has more room than the explorer."""
+PROGRESS_SECONDS = 0.2
+"""Between two messages of how far a clip's pictures are."""
 VIEWS = ("chain", "group", "stages")
-_SPAN: TypeAlias = Span | tuple[float, float]
-Spans: TypeAlias = Mapping[str, _SPAN | Sequence[_SPAN]] | Sequence[_SPAN]
-"""Spans by label, or without labels."""
 _SAVE_STATE = re.compile(r'"saveState"\s*:\s*true')
 _MANAGER = "@jupyter-widgets/jupyterlab-manager"
 _LABKIT_OVERRIDES = Path(__file__).parents[3] / "share/jupyter/lab/settings/overrides.d/labkit.json"
@@ -108,7 +100,6 @@ class ChainExplorer(PageWidget):
         super().__init__(shows=self.page_name, data=data, clips=layouts, sheets=sheets, selected=first, height=height,
                          view="stages" if context.sources else "chain")  # fmt: skip
         self.hint = saving_hint_of_server()
-        self.on_msg(self._answer)
 
     def __repr__(self) -> str:
         return f"ChainExplorer({self._counted()}, {count(len(self.clips), 'clip')} inside)"
@@ -309,10 +300,15 @@ class ChainExplorer(PageWidget):
     def _check_view(self, proposal: Any) -> str:
         return _one_of("view", proposal["value"], VIEWS)
 
-    def _clip(self, clip: VideoClip) -> dict[str, Any]:
+    def _sheet(self, clip: VideoClip, on_progress: OnProgress | None = None) -> Sheet:
+        """A clip's pictures, sharper where it is the only one."""
+        width = SHARP_WIDTH if len(self._packed.clips) == 1 else WIDTH
+        return self._cache.get(clip.video, clip.duration, clip.start, width, on_progress)
+
+    def _clip(self, clip: VideoClip, on_progress: OnProgress | None = None) -> dict[str, Any]:
         """A clip as the page takes it; what is wrong with a video is shown in the place of its frames."""
         try:
-            sheet = self._cache.get(clip.video, clip.duration, clip.start)
+            sheet = self._sheet(clip, on_progress)
         except LabError as error:
             return {"error": str(error)}
         except Exception as error:
@@ -321,11 +317,18 @@ class ChainExplorer(PageWidget):
             return {"error": f"video {clip.video} cannot be shown ({type(error).__name__}: {error}); replace it"}
         return {**sheet.meta(), "sheet": sheet.webp}
 
-    def _answer(self, _: Any, message: Any, __: Any) -> None:
+    @property
+    def clip_sources(self) -> Sequence[VideoClip]:
+        """The clips by the key that a page asks with."""
+        with self._lock:
+            return self._packed.clips
+
+    def _answer(self, client: Any, message: Any, buffers: Any) -> None:
         """A page asks for a clip: it always gets an answer. Called in whichever thread runs the kernel's messages.
 
         Or it asks for the chains that pass its filters among all, which then take the place of the others.
         """
+        super()._answer(client, message, buffers)
         if not isinstance(message, dict):
             return
         if message.get("ask") == "chains" and isinstance(message.get("filters"), dict):
@@ -337,14 +340,22 @@ class ChainExplorer(PageWidget):
         with self._lock:
             clips = self._packed.clips
         if isinstance(key, int) and 0 <= key < len(clips):
-            clip = self._clip(clips[key])
+            told = 0.0
+
+            def progress(done: int, frames: int) -> None:
+                nonlocal told
+                if (now := time.monotonic()) - told > PROGRESS_SECONDS:
+                    told = now
+                    self.send({"making": key, "share": done / frames})
+
+            clip = self._clip(clips[key], progress)
         else:
             clip = {"error": f"there is no clip {key!r} in this explorer"}
         sheet = clip.pop("sheet", None)
         self.send({"clip": key, **clip}, [] if sheet is None else [sheet])
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        return _with_words(super()._repr_mimebundle_(**kwargs), repr(self), self._poster)
+        return with_still(super()._repr_mimebundle_(**kwargs), repr(self), self._poster)
 
     def _poster(self) -> bytes | None:
         """A still picture for viewers that run nothing; None where there is no chain."""
@@ -359,30 +370,9 @@ class ChainExplorer(PageWidget):
     def _sheet_or_problem(self, clip: VideoClip) -> tuple[Sheet | None, str]:
         """A clip's frames, or what is wrong with it: the rest of a picture is as good without."""
         try:
-            return self._cache.get(clip.video, clip.duration, clip.start), ""
+            return self._sheet(clip), ""
         except LabError as error:
             return None, str(error)
-
-
-class Scrubber(PageWidget):
-    """One video with a scrub bar and labelled spans; made by `scrub`. `time` can be read, set and observed."""
-
-    time = traitlets.Float(0.0).tag(sync=True)
-    """Seconds from the clip's beginning."""
-
-    page_traits = (*PageWidget.page_traits, "time")
-
-    def __init__(self, page: dict[str, Any], sheet: Sheet) -> None:
-        """Take what `scrub` has read."""
-        self._name, self._seconds = page["name"], page["duration"]
-        packed = gzip.compress(json.dumps(page, allow_nan=False).encode(), mtime=0)
-        super().__init__(shows="scrubber", data=packed, clips={"0": sheet.meta()}, sheets={"0": sheet.webp}, height=0)
-
-    def __repr__(self) -> str:
-        return f"Scrubber('{self._name}', {self._seconds:.1f} s)"
-
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        return _with_words(super()._repr_mimebundle_(**kwargs), repr(self))
 
 
 def explore(
@@ -426,36 +416,6 @@ def explore(
     return ChainExplorer(records, context, SheetCache(folder), clips, height)
 
 
-def scrub(
-    video: str | Path,
-    spans: Spans | None = None,
-    start: float = 0.0,
-    duration: float | None = None,
-    *,
-    folder: str | Path | None = None,
-) -> Scrubber:
-    """Any video with a scrub bar, and a bar for each span: `scrub("a.mp4", {"truth": (3, 8), "answer": (4, 7)})`.
-
-    Seconds count from `start`; the clip ends after `duration`, or with the video. A label may have several spans.
-    `truth` is drawn green, `answer` orange, every other label blue. `folder` keeps the clip's picture between runs.
-    Raises LabError for a video that can't be read, and for a span that is none.
-    """
-    sheet = SheetCache(folder).get(video, duration, start, SCRUBBER_WIDTH)
-    if duration is None:
-        from labkit.data.video.frames import probe
-
-        duration = probe(video).duration - start
-    named: Mapping[str, Any] = (
-        spans
-        if isinstance(spans, Mapping)
-        else {str(k): each for k, each in enumerate(_several(() if spans is None else spans), 1)}
-    )
-    rows = [
-        {"label": label, "spans": [_pair(label, each) for each in _several(value)]} for label, value in named.items()
-    ]
-    return Scrubber({"name": Path(video).name, "duration": duration, "rows": rows}, sheet)
-
-
 def _narrows(filters: Mapping[str, Any]) -> bool:
     """Whether a page's filters keep any chain out."""
     bounds = (filters.get("low") or 0) > 0 or (1 if filters.get("high") is None else filters["high"]) < 1
@@ -466,34 +426,6 @@ def _one_of(name: str, value: str, allowed: Sequence[str]) -> str:
     if value not in allowed:
         raise LabError(f"{name} {value!r} is not one of {', '.join(repr(each) for each in allowed)}")
     return value
-
-
-def _several(value: Any) -> Sequence[Any]:
-    """One span or several, as several."""
-    if isinstance(value, Span) or not isinstance(value, Iterable):
-        return [value]
-    listed = list(value)
-    return [listed] if len(listed) == 2 and all(isinstance(end, Real) for end in listed) else listed
-
-
-def _pair(label: str, value: Any) -> list[float]:
-    try:
-        span = value if isinstance(value, Span) else Span(*map(float, value))
-    except (TypeError, ValueError) as error:
-        raise LabError(f"span {value!r} labelled {label!r} is none ({error}); give (start, end) in seconds") from None
-    return [span.start, span.end]
-
-
-def _with_words(bundle: Any, text: str, poster: Callable[[], bytes | None] | None = None) -> Any:
-    """A widget's bundle with what viewers show that run nothing: a still picture, and a line of text."""
-    if bundle is None:
-        return None
-    data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
-    data["text/plain"] = f"{text}. Alive in JupyterLab, once the notebook is trusted, and in the report."
-    if poster is not None and (picture := poster()):
-        data["image/png"] = base64.b64encode(picture).decode("ascii")
-        metadata = {**metadata, "image/png": {"width": STILL_WIDTH}}
-    return data, metadata
 
 
 def saving_hint() -> str:

@@ -24,8 +24,9 @@ from labkit.data.video.frames import FrameCache, probe, read_frames, thumbnails
 from labkit.data.video.worker_process import WorkerProcess
 from labkit.errors import LabError
 from labkit.views.explorer import widget as explorer_module
+from labkit.views.explorer.scrubber import scrub
 from labkit.views.explorer.sprites import SheetCache
-from labkit.views.explorer.widget import explore, scrub
+from labkit.views.explorer.widget import explore
 from labkit.views.figures.frames import film as strip
 from tests.data.films import CONSTANT, film, numbers
 

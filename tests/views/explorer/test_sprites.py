@@ -123,3 +123,15 @@ def test_a_video_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         SheetCache(tmp_path).get(tmp_path / "gone.mp4", 2.0)
     with pytest.raises(LabError, match="ends at"):
         SheetCache(tmp_path).get(film(tmp_path / "a.mp4", CONSTANT[:20]), 2.0, start=600.0)
+
+
+def test_one_clip_is_sharp_as_long_as_its_frames_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    video = film(tmp_path / "a.mp4", CONSTANT)  # 160x96, 8 s: 16 frames
+    monkeypatch.setattr(sprites, "WIDTH", 40)
+    told: list[tuple[int, int]] = []
+    for pixels, width in ((10**6, 160), (16 * 80 * 48, 80), (16 * 20 * 12, 40)):
+        monkeypatch.setattr(sprites, "MOST_PIXELS", pixels)
+        sheet = SheetCache().get(video, 8.0, width=sprites.SHARP_WIDTH, on_progress=lambda *each: told.append(each))
+        assert sheet.width == width
+    assert sheet.step == 2.0, "smaller than WIDTH they never get: then the steps are longer"
+    assert told[-1] == (4, 4)

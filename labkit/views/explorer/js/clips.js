@@ -1,19 +1,24 @@
-/** The frames of clips: WebP sprite sheets, decoded on demand. */
+/** The frames of clips: WebP sprite sheets, decoded on demand; and where their videos are. */
 
 import { bytes, many } from "./core.js";
 
 const KEPT_SHEETS = 8;
+// Videos that came as bytes.
+const KEPT_FILMS = 2;
 
 /**
  * Sheets by key, decoded when they are needed; the last few stay decoded.
  *
- * `ask(key)` promises the sheet of a clip that is not stored; without it there is nobody to ask.
+ * `ask(key)` promises the sheet of a clip that is not stored; without it there is nobody to ask. `films` say where the videos lie that
+ * came along with a page, and `askFilm(key, whole)` promises that of another.
  */
 export class Clips {
-  constructor(stored, ask = null) {
-    this.stored = stored;
-    this.ask = ask;
+  constructor(stored, { ask = null, films = {}, askFilm = null } = {}) {
+    Object.assign(this, { stored, ask, films, askFilm });
     this.decoded = new Map();
+    this.urls = new Map();
+    /** Hears how much of a promised clip is made. */
+    this.onShare = () => {};
   }
 
   has = (key) => Boolean(this.stored[key]);
@@ -42,7 +47,27 @@ export class Clips {
     return { ...clip, bitmap };
   }
 
+  /** How much of a clip is made that was asked for. */
+  share(key, share) {
+    this.onShare(this.decoded.get(key), share);
+  }
+
+  /** Where the video of a clip is: {src, start}, or null where nobody knows; `whole`: as bytes, since its server failed. */
+  async film(key, whole) {
+    const film = this.films[key] ?? (await this.askFilm?.(key, whole));
+    if (!film || film.why) return null;
+    if (!film.bytes) return film;
+    if (!this.urls.has(key)) this.urls.set(key, URL.createObjectURL(new Blob([bytes(film.bytes)])));
+    for (const [old, url] of this.urls) {
+      if (this.urls.size <= KEPT_FILMS) break;
+      this.urls.delete(old);
+      URL.revokeObjectURL(url);
+    }
+    return { src: this.urls.get(key), start: film.start };
+  }
+
   close() {
+    for (const url of this.urls.values()) URL.revokeObjectURL(url);
     for (const clip of this.decoded.values()) clip.then((each) => each.bitmap.close()).catch(() => {});
     this.decoded.clear();
   }

@@ -51,6 +51,7 @@ export class Explorer {
       onTime: (time) => this.mark(time),
       hint: HINT,
     });
+    this.clips.onShare = (promise, share) => this.player.setShare(promise, share);
     this.title = h("p", { class: "lk-query" });
     this.facts = h("p", { class: "lk-facts" });
     this.side = h("div", { class: "lk-side" });
@@ -292,7 +293,7 @@ export class Explorer {
     // One chain's siblings ask about the same clip: the frame that is looked at stays.
     if (!before || before.clip !== moment.clip || before.duration !== moment.duration) {
       this.player.time = 0;
-      this.player.load(this.clips.get(moment.clip), { ...moment, waiting: this.waiting() });
+      this.player.load(this.clips.get(moment.clip), { ...moment, waiting: this.waiting(), film: (whole) => this.clips.film(moment.clip, whole) });
     }
     this.draw();
     if (!before || before !== moment) this.player.setTime(steps(this.chains, i).at(-1)?.at[0] ?? moment.windows[0]?.[0] ?? 0);

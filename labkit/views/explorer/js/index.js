@@ -23,10 +23,11 @@ export const mount = (el, source, host) => new Explorer(el, source, host);
 /** Draw the scrubber into an element. */
 export const mountScrubber = (el, source, host) => new Scrubber(el, source, host);
 
-function mountAny(el, page, host, ask) {
+function mountAny(el, page, host, ask = {}) {
   const sheets = host.get("sheets") ?? {};
   const held = Object.entries(host.get("clips")).map(([key, clip]) => [key, sheets[key] ? { ...clip, sheet: sheets[key] } : clip]);
-  const clips = new Clips(Object.fromEntries(held), ask);
+  const films = Object.entries(host.get("films") ?? {}).map(([key, film]) => [key, { ...film, beside: true }]);
+  const clips = new Clips(Object.fromEntries(held), { ...ask, films: Object.fromEntries(films) });
   if (host.get("shows") === "scrubber") return mountScrubber(el, { page, clips }, host);
   if (host.get("shows") === "watch") return new Watch(el, { page, clips }, host);
   return mount(el, { page, clips, height: host.get("height") }, host);
@@ -49,7 +50,7 @@ function withBuffers({ state, buffers = [] }) {
 export async function mountFromState(el, entry) {
   const state = { ...(entry.state ? withBuffers(entry) : entry) };
   const host = { get: (name) => state[name], set: (name, value) => (state[name] = value) };
-  return mountAny(el, await inflate(state.data), host, null);
+  return mountAny(el, await inflate(state.data), host);
 }
 
 /** The chains of a saved explorer, without drawing it. */
@@ -67,25 +68,41 @@ export async function mountAll(page = document) {
   }
 }
 
+/** The Jupyter server that this page is of: its address, and its folder, below which it sends files. */
+function jupyterServer() {
+  try {
+    const { baseUrl = "", serverRoot = "" } = JSON.parse(document.getElementById("jupyter-config-data").textContent);
+    return { files: baseUrl && new URL(`${baseUrl.replace(/\/?$/, "/")}files/`, location.href).href, root: baseUrl && serverRoot };
+  } catch {
+    return { files: "", root: "" }; // another program's notebook
+  }
+}
+
 /** anywidget's entry: the same, with a kernel that may be asked. */
 async function render({ model, el }) {
   const waiting = new Map();
+  const server = jupyterServer();
+  let shown = null;
   const answered = (message, buffers) => {
-    const resolve = waiting.get(message?.clip);
-    if (!resolve) return;
-    waiting.delete(message.clip);
-    const { clip: _, ...clip } = message;
-    resolve(buffers?.length ? { ...clip, sheet: buffers[0] } : clip);
+    if (message?.making !== undefined) return shown?.clips.share(message.making, message.share);
+    const name = message?.clip === undefined ? `film ${message?.film}` : `clip ${message.clip}`;
+    waiting.get(name)?.(message, buffers ?? []);
+    waiting.delete(name);
   };
-  const ask = (key) =>
+  const request = (kind, key, more, take) =>
     new Promise((resolve) => {
-      waiting.set(key, resolve);
+      waiting.set(`${kind} ${key}`, (message, buffers) => resolve(take(message, buffers)));
       try {
-        model.send({ ask: "clip", key });
+        model.send({ ask: kind, key, ...more });
       } catch {
         // Without a kernel nobody answers, and after a while the page says so.
       }
     });
+  const ask = (key) => request("clip", key, {}, ({ clip: _, ...clip }, [sheet]) => (sheet ? { ...clip, sheet } : clip));
+  const askFilm = (key, whole) =>
+    request("film", key, { root: whole ? "" : server.root }, (film, [content]) =>
+      film.path ? { src: server.files + film.path, start: film.start, served: true } : { ...film, bytes: content },
+    );
   const host = {
     get: (name) => model.get(name),
     find: (filters) => {
@@ -107,7 +124,6 @@ async function render({ model, el }) {
     off: (name, listener) => model.off(`change:${name}`, listener),
   };
   model.on("msg:custom", answered);
-  let shown = null;
   let latest = 0;
   const draw = async () => {
     const mine = ++latest;
@@ -116,7 +132,7 @@ async function render({ model, el }) {
     if (mine !== latest) return;
     const used = shown instanceof Explorer ? shown.used : null;
     el.replaceChildren(next);
-    const made = mountAny(next, page, host, ask);
+    const made = mountAny(next, page, host, { ask, askFilm });
     if (shown instanceof Explorer) made.adopt(shown, used);
     shown?.close();
     shown = made;

@@ -16,6 +16,7 @@ export const KEYS = [
   [[" "], "Space", "play or pause", (x) => x.player.toggle()],
   [["<"], "<", "play slower", (x) => x.player.faster(-1)],
   [[">"], ">", "play faster", (x) => x.player.faster(1)],
+  [["m"], "m", "the video's sound on or off", (x) => x.player.film.setMuted(!x.player.film.video.muted)],
   [["]"], "]", "next anchor, then the answer", (x) => x.walk(1)],
   [["["], "[", "anchor before", (x) => x.walk(-1)],
   [["Enter"], "Enter", "play the anchor, the answer or the truth", (x) => x.playStep()],
@@ -31,4 +32,4 @@ export const KEYS = [
   [["?"], "?", "these keys", (x) => x.dialog.showModal()],
 ];
 
-export const SCRUB_KEYS = KEYS.filter(([keys]) => [" ", "ArrowRight", "ArrowLeft", "Home", "End", "<", ">"].includes(keys[0]));
+export const SCRUB_KEYS = KEYS.filter(([keys]) => [" ", "ArrowRight", "ArrowLeft", "Home", "End", "<", ">", "m"].includes(keys[0]));

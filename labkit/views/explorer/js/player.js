@@ -1,6 +1,7 @@
 /** The video player: frame, scrub bar and the tracks of spans under it. */
 
 import { clamp, clock, EPSILON, h, safeText, number, percent, span, svg, tickStep } from "./core.js";
+import { Film } from "./film.js";
 
 const SPEEDS = [0.5, 1, 2, 4];
 // Milliseconds until a note says what is being waited for.
@@ -23,21 +24,22 @@ export class Player {
     this.shown = -1;
     this.speed = 1;
     this.wanted = null;
+    this.film = new Film(root, { onReady: (aspect) => this.filmReady(aspect), onOther: () => this.stop() });
     this.build(hint);
   }
 
   build(hint) {
     this.canvas = h("canvas", { class: "lk-canvas", role: "img", "aria-label": "frame of the video" });
     this.note = h("p", { class: "lk-note", role: "status" });
-    this.screen = h("div", { class: "lk-screen" }, this.canvas, this.note);
+    this.screen = h("div", { class: "lk-screen" }, this.canvas, this.film.video, this.note);
     this.button = h("button", { type: "button", class: "lk-play", "aria-label": "play", title: "play or pause (space)", onclick: () => this.toggle() });
     this.playing = null;
     this.face();
     this.clockText = h("span", { class: "lk-clock" });
-    this.select = h("select", { "aria-label": "speed", class: "lk-speed", onchange: () => (this.speed = Number(this.select.value)) });
+    this.select = h("select", { "aria-label": "speed", class: "lk-speed", onchange: () => this.setSpeed(Number(this.select.value)) });
     for (const speed of SPEEDS) this.select.append(h("option", { value: speed, selected: speed === 1 }, `${speed}×`));
     this.hint = h("span", { class: "lk-hint", "aria-hidden": "true" }, ...hint.flatMap(([key, text]) => [h("kbd", {}, key), `${text} `]));
-    this.controls = h("div", { class: "lk-controls" }, this.button, this.clockText, this.select, this.hint);
+    this.controls = h("div", { class: "lk-controls" }, this.button, this.clockText, this.select, this.film.mute, this.hint);
 
     this.strip = h("canvas", { class: "lk-strip", "aria-hidden": "true" });
     this.slider = h("div", { class: "lk-slider", role: "slider", tabindex: "0", "aria-label": "time in the clip", "aria-orientation": "horizontal" }, this.strip);
@@ -80,9 +82,10 @@ export class Player {
     for (const end of ["pointerup", "pointercancel"]) area.addEventListener(end, () => (this.dragging = false));
   }
 
-  /** Show a clip: rows and times at once, its frames when they are there. */
-  async load(promise, { duration, waiting = "" }) {
+  /** Show a clip: rows and times at once, its frames when they are there, and its video, see `Film.load`, where that is. */
+  async load(promise, { duration, waiting = "", film }) {
     this.stop();
+    this.film.load(film);
     this.duration = duration;
     this.clip = null;
     this.shown = -1;
@@ -113,6 +116,20 @@ export class Player {
     }
   }
 
+  /** The video is there: it goes on where the sheet is. */
+  filmReady(aspect) {
+    if (!this.clip) this.screen.style.setProperty("--aspect", aspect);
+    if (this.playing) this.film.play(this.time, this.speed);
+    else this.film.seek(this.time);
+  }
+
+  /** How far the frames are that were promised. */
+  setShare(promise, share) {
+    if (this.wanted !== promise || this.clip) return;
+    this.setMedia("loading", `The pictures are being made: ${Math.round(100 * share)} %`);
+    this.note.append(h("progress", { max: 1, value: share, "aria-label": "pictures made" }));
+  }
+
   /** What is known of the frames: loading, ready, none or error, with a text in their place. */
   setMedia(state, text) {
     this.root.dataset.media = state;
@@ -127,6 +144,7 @@ export class Player {
     this.slider.setAttribute("aria-valuenow", time.toFixed(2));
     this.slider.setAttribute("aria-valuetext", clock(time));
     this.drawFrame(time);
+    if (!this.playing) this.film.seek(time);
     this.onTime(time);
   }
 
@@ -279,7 +297,9 @@ export class Player {
     this.focus.hidden = !bar;
     if (bar) this.place(this.focus, bar.span);
     if (this.playing) return;
-    this.drawFrame(bar ? clamp((bar.span[0] + bar.span[1]) / 2, 0, this.duration) : this.time);
+    const time = bar ? clamp((bar.span[0] + bar.span[1]) / 2, 0, this.duration) : this.time;
+    this.drawFrame(time);
+    this.film.seek(time);
   }
 
   play(range = null) {
@@ -290,18 +310,24 @@ export class Player {
     let before = null;
     this.setTime(time);
     const tick = (now) => {
-      time += before === null ? 0 : ((now - before) / 1000) * this.speed;
+      const past = before === null ? 0 : ((now - before) / 1000) * this.speed;
+      time = this.film.rolls ? Math.max(time, this.film.now) : time + past;
       before = now;
       this.setTime(Math.min(time, end));
       if (time >= end) this.stop();
       else this.playing = requestAnimationFrame(tick);
     };
     this.playing = requestAnimationFrame(tick);
+    this.film.play(time, this.speed);
     this.face();
   }
 
   stop() {
-    if (this.playing) cancelAnimationFrame(this.playing);
+    if (this.playing) {
+      cancelAnimationFrame(this.playing);
+      this.film.pause();
+      this.film.seek(this.time);
+    }
     this.playing = null;
     this.face();
   }
@@ -318,8 +344,12 @@ export class Player {
     this.root.dataset.playing = this.playing ? "true" : "false";
   }
 
+  setSpeed(speed) {
+    this.speed = this.film.video.playbackRate = speed;
+  }
+
   faster(by) {
-    this.speed = SPEEDS[clamp(SPEEDS.indexOf(this.speed) + by, 0, SPEEDS.length - 1)];
+    this.setSpeed(SPEEDS[clamp(SPEEDS.indexOf(this.speed) + by, 0, SPEEDS.length - 1)]);
     this.select.value = this.speed;
   }
 
@@ -331,6 +361,7 @@ export class Player {
 
   close() {
     this.stop();
+    this.film.close();
     this.resized.disconnect();
   }
 }

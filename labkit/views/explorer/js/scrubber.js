@@ -1,6 +1,6 @@
 /** The video scrubber: one clip and rows of spans. */
 
-import { EPSILON, h, safeText, times } from "./core.js";
+import { EPSILON, h, number, safeText, times } from "./core.js";
 import { Player } from "./player.js";
 import { LOOKS } from "./chain.js";
 import { SCRUB_HINT, SCRUB_KEYS } from "./keys.js";
@@ -24,15 +24,18 @@ export class Scrubber {
     for (const kind of ["keyup", "keypress"]) this.root.addEventListener(kind, (event) => event.stopPropagation());
     el.replaceChildren(this.root);
     this.root.labkit = this;
-    this.player.load(clips.get(0), { duration: page.duration });
-    this.player.setRows(page.rows.map((row, at) => this.row(row, at)), page.rows.filter((row) => row.label === "truth").flatMap((row) => row.spans));
+    this.player.load(clips.get(0), { duration: page.duration, film: (whole) => clips.film(0, whole) });
+    this.player.setRows(page.rows.map((row, at) => this.row(row, at)), page.rows.filter((row) => row.label === "truth").flatMap((row) => row.spans), page.rows.some((row) => row.ious));
     this.player.setTime(host.get("time") ?? 0);
     this.listener = () => Math.abs(this.player.time - host.get("time")) > EPSILON && this.player.setTime(host.get("time"));
     host.on?.("time", this.listener);
   }
 
   row(row, at) {
-    const bars = row.spans.map((each, k) => ({ span: each, look: LOOKS[row.label] ?? "anchor", name: safeText(row.label), step: `${at}.${k}` }));
+    const bars = row.spans.map((each, k) => {
+      const iou = row.ious?.[k];
+      return { span: each, look: LOOKS[row.label] ?? "anchor", name: safeText(row.label), step: `${at}.${k}`, iou, note: iou === undefined ? null : [number(iou)] };
+    });
     return { label: [safeText(row.label)], truth: row.label === "truth", bars, end: [row.spans.length === 1 ? times(row.spans[0]) : `${row.spans.length} spans`] };
   }
 

@@ -7,6 +7,7 @@ import { Player } from "./player.js";
 import { chainText, steps, thinRow } from "./chain.js";
 
 const WATCH_HINT = [["space", "play"], ["↑", ""], ["↓", "steps"]];
+const MANY = 40; // rows, from which on they are less high
 const BEAT = 480; // milliseconds of a step when it is played
 const STEP_KEYS = { ArrowDown: 1, ArrowRight: 1, j: 1, ArrowUp: -1, ArrowLeft: -1, k: -1, PageDown: 5, PageUp: -5, Home: -1e6, End: 1e6 };
 const TRAINED_WORDS = { grpo: "stage 1: GRPO", grpo_final: "stage 3: GRPO" };
@@ -105,6 +106,8 @@ export class Watch {
     this.lines = this.learnt(at);
     this.choice.value = at;
     this.range.max = this.lines.length - 1;
+    if (this.lines.length > MANY) this.root.style.setProperty("--step", "14px");
+    else this.root.style.removeProperty("--step");
     this.title.replaceChildren(`“${safeText(moment.query)}”`);
     this.facts.replaceChildren(...[moment.qid, moment.video].map((fact) => h("span", {}, safeText(fact))));
     const most = Math.min(4, Math.max(0, ...this.lines.map((i) => chains.anchors[i])));
