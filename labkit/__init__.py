@@ -35,6 +35,7 @@ _HOMES = {
     "evaluate_model": "labkit.runs.evaluate_model",
     "examine": "labkit.doctor.checks",
     "explore": "labkit.views.explorer.widget",
+    "explore_figure": "labkit.views.explorer.linked",
     "harvest_filter": "labkit.own_code",
     "iou": "labkit.chain.spans",
     "load_moments": "labkit.data.benchmarks",

@@ -93,7 +93,8 @@ def _path(text: str) -> str:
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("params", type=_path, help="YAML file, such as params/embedded.yaml")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides",
-                        help="a parameter that overrides the file's; may be given several times")  # fmt: skip
+                        help="a parameter that overrides the file's, such as rewards FILE.py:NAME=0.5; "
+                        "may be given several times")  # fmt: skip
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, str]:
@@ -274,7 +275,10 @@ def _add_models(commands: Any) -> None:
     evaluate.set_defaults(command=_evaluate)
     for parser in (ask, evaluate):
         parser.add_argument(
-            "--prompt", metavar="NAME", help="question template (default: anchors; of embedded models query)"
+            "--prompt",
+            metavar="PROMPT",
+            help="a template's name, a text file, or the text itself with {query} in it "
+            "(default: anchors; of embedded models query)",
         )
         parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides",
                             help="a parameter, such as max_frames; may be given several times")  # fmt: skip

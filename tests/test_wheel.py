@@ -93,7 +93,7 @@ def test_a_wheel_holds_each_notebook_once(installed):
 
 @pytest.mark.slow
 def test_a_wheel_holds_what_pages_are_made_of(installed):
-    kinds = {".js", ".css", ".j2"}
+    kinds = {".js", ".css", ".j2", ".yaml"}
     files = [path.relative_to(ROOT) for path in (ROOT / "labkit").rglob("*") if path.suffix in kinds]
     assert len(files) > 10 and all((installed / file).is_file() for file in files)
 

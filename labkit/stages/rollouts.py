@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from labkit.chain.rewards import OwnValue, RewardSpec
@@ -103,7 +102,7 @@ UNPAID: dict[str, Any] = {
 """Values of the fields of a reward where there is none."""
 OWN = ("reward_", "reason_")
 """How the two columns of a user's own term begin."""
-_NONE: Mapping[str, OwnValue] = MappingProxyType({})
+_NONE: Mapping[str, OwnValue] = {}
 
 
 class RolloutStore:

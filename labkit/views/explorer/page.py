@@ -20,7 +20,8 @@ from labkit.views.explorer.still import WIDTH as STILL_WIDTH
 
 HERE = Path(__file__).parent
 MODULES = (
-    "core", "chains", "stages", "clips", "film", "player", "table", "chain", "keys", "explorer", "scrubber", "watch", "index",
+    "core", "chains", "stages", "clips", "film", "player", "table", "chain", "keys", "held", "explorer", "scrubber",
+    "watch", "index",
 )  # fmt: skip
 """The ES modules of js/, each behind those that it imports."""
 

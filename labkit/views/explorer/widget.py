@@ -81,7 +81,10 @@ class ChainExplorer(PageWidget):
     view = traitlets.Unicode("chain").tag(sync=True)
     """chain, group (all chains of one prompt) or stages (one query through the stages)."""
 
-    page_traits = (*PageWidget.page_traits, "selected", "filter", "stage", "kind", "view")
+    chosen = traitlets.List(traitlets.Int()).tag(sync=True)
+    """Places of the only chains to list, those of a figure's point for example; empty for all."""
+
+    page_traits = (*PageWidget.page_traits, "selected", "filter", "stage", "kind", "view", "chosen")
     page_name = "explorer"
     """What of js/index.js draws it."""
 
@@ -112,6 +115,11 @@ class ChainExplorer(PageWidget):
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def rows(self) -> list[StagedChain]:
+        """All chains as they were read, in their places."""
+        return self._rows
 
     @property
     def selection(self) -> Selection | None:
@@ -145,6 +153,7 @@ class ChainExplorer(PageWidget):
                 self.stage = ""
             if self.kind not in self._kinds:
                 self.kind = ""
+            self.chosen = []
             self.clips, self.sheets = self._clips_to_embed(clips)
             self.selected = self._first
             self.data = self._packed.data
@@ -168,6 +177,7 @@ class ChainExplorer(PageWidget):
         context, rows, most = self._context, self._rows, subset.MOST_CHAINS
         with gc_paused():
             found = None if asked is None else subset.matching(rows, self._kinds, self._base, asked)
+            found = self.chosen or found
             while True:
                 self._places = subset.choose_subset(
                     rows, first, self._base, most=most, among=found,
@@ -254,6 +264,21 @@ class ChainExplorer(PageWidget):
         with self._lock:
             if change["new"] >= 0 and change["new"] not in self._here:
                 self._repack(change["new"])
+
+    @traitlets.observe("chosen")
+    def _include_chosen(self, change: Any) -> None:
+        """Chains that were chosen from Python, and are not in the subset, are put there."""
+        with self._lock:
+            if not self._here.issuperset(change["new"]):
+                self._repack(change["new"][0])
+
+    @traitlets.validate("chosen")
+    def _check_chosen(self, proposal: Any) -> list[int]:
+        if strange := [place for place in proposal["value"] if not 0 <= place < len(self)]:
+            raise LabError(
+                f"chain {strange[0]} is not among the {len(self):,} of this explorer; give 0 to {len(self) - 1}"
+            )
+        return list(proposal["value"])
 
     @traitlets.validate("selected")
     def _check_selected(self, proposal: Any) -> int:

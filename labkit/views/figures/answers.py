@@ -10,6 +10,7 @@ import numpy as np
 from labkit.chain.spans import Span, clip_span
 from labkit.data.moments import Moment
 from labkit.views.figures import style
+from labkit.views.figures.held_chains import HeldChains
 from labkit.views.measured_chains import ChainRecord, MeasuredChain, Records, measure_chains, measure_groups
 
 if TYPE_CHECKING:
@@ -33,7 +34,15 @@ def before_after(
     """
     first, second = style.plain(names[0], 30), style.plain(names[1], 30)
     title = f"The same queries: {first} against {second}"
-    old, new = (_mean_iou_by_query(measure_chains(records, moments)) for records in (before, after))
+    groups = {
+        f"{side}{name}": measure_chains(records, moments)
+        for side, name, records in (("", names[0], before), (" " * (names[0] == names[1]), names[1], after))
+    }
+    by_query = [_by_query(chains) for chains in groups.values()]
+    old, new = (
+        {qid: float(np.mean([each.answer_iou for each in chains])) for qid, chains in side.items()}
+        for side in by_query
+    )
     both = [qid for qid in old if qid in new]
     if not both:
         return style.nothing(title, f"no query has a chain both in {first} and in {second}")
@@ -49,7 +58,15 @@ def before_after(
     )
     titles = ["above the line: better; size: queries", "change of IoU"]
     fig, _ = style.panels(titles, title, caption, 310, columns=2, gap=0.11)
-    counts, _, _ = np.histogram2d(x, y, bins=np.linspace(0, 1 + 1e-9, 11))
+    held = HeldChains(groups)
+
+    def chains_of(chosen: Any) -> list[MeasuredChain]:
+        """Both sides' chains of the chosen queries."""
+        return [each for at in np.flatnonzero(chosen) for side in by_query for each in side[both[at]]]
+
+    bins = np.linspace(0, 1 + 1e-9, 11)
+    counts, _, _ = np.histogram2d(x, y, bins=bins)
+    across, down = (np.digitize(values, bins) - 1 for values in (x, y))
     cells = [(i, j) for i in range(10) for j in range(10) if counts[i, j]]
     fig.add_scatter(
         x=[(i + 0.5) / 10 for i, _ in cells],
@@ -62,6 +79,10 @@ def before_after(
             "line": {"width": 0},
         },
         customdata=[[int(counts[c]), i / 10, (i + 1) / 10, j / 10, (j + 1) / 10] for c in cells for i, j in [c]],
+        meta=held.points(
+            [chains_of((across == i) & (down == j)) for i, j in cells],
+            [f"IoU {i / 10:.1f} to {(i + 1) / 10:.1f}, then {j / 10:.1f} to {(j + 1) / 10:.1f}" for i, j in cells],
+        ),
         hovertemplate="%{customdata[0]} queries<br>before %{customdata[1]:.1f} to %{customdata[2]:.1f}, "
         "after %{customdata[3]:.1f} to %{customdata[4]:.1f}<extra></extra>",
         row=1,
@@ -71,11 +92,16 @@ def before_after(
     edges = np.round(np.arange(-1.05, 1.06, 0.1), 2)
     heights, _ = np.histogram(change, bins=edges)
     middles = np.round((edges[:-1] + edges[1:]) / 2, 1)
+    slots = np.digitize(change, edges) - 1
     fig.add_bar(
         x=middles,
         y=heights,
         width=0.088,
         marker={"color": [style.BETTER if m > 0 else style.WORSE if m < 0 else style.NEUTRAL for m in middles]},
+        meta=held.points(
+            [chains_of(slots == slot) for slot in range(len(middles))],
+            [f"IoU changed by about {m:+.1f}" for m in middles],
+        ),
         hovertemplate="change about %{x:+.1f}: %{y} queries<extra></extra>",
         row=1,
         col=2,
@@ -84,7 +110,7 @@ def before_after(
     fig.update_yaxes(title_text=f"IoU, {second}", range=[0, 1], row=1, col=1)
     fig.update_xaxes(title_text=f"IoU {second} minus IoU {first}", range=[-1.05, 1.05], row=1, col=2)
     fig.update_yaxes(title_text="queries", row=1, col=2)
-    return fig.update_layout(showlegend=False)
+    return held.write(fig.update_layout(showlegend=False))
 
 
 def lengths(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
@@ -100,6 +126,7 @@ def lengths(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
     fig, places = style.panels(_titles(groups), title, caption, 230, shared_yaxes=True)
     top = max(max(truth.length, answer.length) for g in groups.values() for truth, answer, _ in g) * 1.06
     look = style.looks(groups)
+    held = HeldChains({label: [measured for *_, measured in g] for label, g in groups.items()})
     for (row, column), (label, answers) in zip(places, groups.items(), strict=True):
         truth, given = np.array([(t.length, a.length) for t, a, _ in answers]).T
         chosen = np.linspace(0, len(truth) - 1, min(MOST_POINTS, len(truth))).round().astype(int)
@@ -110,6 +137,7 @@ def lengths(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
             y=given[chosen].round(2),
             mode="markers",
             marker={"size": 4, "color": style.rgba(look[label].color, 0.4)},
+            meta=held.points([[answers[at][2]] for at in chosen]),
             hovertemplate="truth %{x:.1f} s, answer %{y:.1f} s<extra></extra>",
             **where,
         )
@@ -122,13 +150,17 @@ def lengths(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
             mode="lines+markers",
             line={"color": look[label].color, "width": 2},
             marker={"size": 9, "symbol": look[label].symbol},
+            meta=held.points(
+                [[answers[at][2] for at in b] for b in bins],
+                [f"truth about {np.median(truth[b]):.1f} s long" for b in bins],
+            ),
             hovertemplate="truth about %{x:.1f} s: median answer %{y:.1f} s<extra></extra>",
             **where,
         )
         fig.update_xaxes(title_text="true length (s)", **where)
     fig.update_xaxes(range=[0, top], showticklabels=True)
     fig.update_yaxes(range=[0, top])
-    return fig.update_yaxes(title_text="answer's length (s)", col=1).update_layout(showlegend=False)
+    return held.write(fig.update_yaxes(title_text="answer's length (s)", col=1).update_layout(showlegend=False))
 
 
 def answer_places(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
@@ -143,9 +175,17 @@ def answer_places(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
     )
     fig, places = style.panels(_titles(groups), title, caption, 230, gap=0.035, between=104, shared_yaxes=True)
     edges = np.linspace(0, 100, 11)
+    held = HeldChains({label: [measured for *_, measured in g] for label, g in groups.items()})
     for (row, column), answers in zip(places, groups.values(), strict=True):
-        x, y = np.array([(100 * t.middle / m.duration, 100 * a.middle / m.duration) for t, a, m in answers]).T
+        x, y = np.array(
+            [
+                (100 * t.middle / m.duration, 100 * a.middle / m.duration)
+                for t, a, each in answers
+                for m in [each.moment]
+            ]
+        ).T
         counts, _, _ = np.histogram2d(np.clip(x, 0, 100), y, bins=edges)
+        across, down = (np.clip(np.digitize(values, edges) - 1, 0, 9) for values in (x, y))
         where: dict[str, Any] = {"row": row, "col": column}
         fig.add_heatmap(
             x=edges[:-1] + 5,
@@ -156,13 +196,26 @@ def answer_places(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
             showscale=False,
             xgap=1,
             ygap=1,
+            meta=held.points(
+                [
+                    [answers[at][2] for at in np.flatnonzero((across == i) & (down == j))]
+                    for j in range(10)
+                    for i in range(10)
+                ],
+                [
+                    f"truth about {10 * i + 5} %, answer about {10 * j + 5} % of the video"
+                    for j in range(10)
+                    for i in range(10)
+                ],
+            )
+            | {"columns": 10},
             hovertemplate="truth about %{x:.0f} %, answer about %{y:.0f} % of the video: %{z} chains<extra></extra>",
             **where,
         )
         _diagonal(fig, 100, 1.6, style.TRUTH, **where)
     fig.update_xaxes(range=[0, 100], tickvals=[0, 25, 50, 75, 100], showgrid=False, title_text="truth (% of the clip)")
     fig.update_yaxes(range=[0, 100], tickvals=[0, 25, 50, 75, 100], showgrid=False)
-    return fig.update_yaxes(title_text="answer (% of the clip)", col=1).update_layout(showlegend=False)
+    return held.write(fig.update_yaxes(title_text="answer (% of the clip)", col=1).update_layout(showlegend=False))
 
 
 def _titles(groups: Mapping[str, Sequence[object]]) -> list[str]:
@@ -177,21 +230,21 @@ def _diagonal(fig: go.Figure, top: float, width: float, color: str, *, row: int,
 
 def _answers(
     records: Records, moments: Mapping[str, Moment]
-) -> tuple[dict[str, list[tuple[Span, Span, Moment]]], str]:
-    """By label: truth, answer clipped to the clip, and moment of every chain that has an answer; how many labels have none."""
+) -> tuple[dict[str, list[tuple[Span, Span, MeasuredChain]]], str]:
+    """By label: truth, answer clipped to the clip, and every chain that has an answer; how many labels have none."""
     read = measure_groups(records, moments)
-    groups: dict[str, list[tuple[Span, Span, Moment]]] = {}
+    groups: dict[str, list[tuple[Span, Span, MeasuredChain]]] = {}
     for label, measured_chains in read.items():
         for measured in measured_chains:
             answer = measured.chain.answer and clip_span(measured.chain.answer, measured.moment.duration)
             if answer:
-                groups.setdefault(label, []).append((measured.window, answer, measured.moment))
+                groups.setdefault(label, []).append((measured.window, answer, measured))
     bare = len(read) - len(groups)
     return groups, f" {bare} of {len(read)} have no answer to draw." if bare else ""
 
 
-def _mean_iou_by_query(measured_chains: Sequence[MeasuredChain]) -> dict[str, float]:
-    values: dict[str, list[float]] = {}
+def _by_query(measured_chains: Sequence[MeasuredChain]) -> dict[str, list[MeasuredChain]]:
+    found: dict[str, list[MeasuredChain]] = {}
     for measured in measured_chains:
-        values.setdefault(measured.record.qid, []).append(measured.answer_iou)
-    return {qid: float(np.mean(ious)) for qid, ious in values.items()}
+        found.setdefault(measured.record.qid, []).append(measured)
+    return found

@@ -1,7 +1,8 @@
 """Figures of chains: records in, plotly figure out.
 
 Each function takes records by label (`{"base": predictions, ...}`) or a list of Rollouts, and the moments by qid.
-Points are aggregated before they are drawn, so that a figure's size does not grow with the number of chains.
+Points are aggregated before they are drawn: what is drawn does not grow with the number of chains, of which a figure only holds the
+names (`labkit.views.figures.held_chains`).
 Intervals are 95 % intervals, clustered by source video. Model text never gets further than into a parser here.
 """
 
@@ -17,6 +18,7 @@ from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.scoring.bootstrap import few_videos, mean_interval, mean_intervals
 from labkit.views.figures import style
+from labkit.views.figures.held_chains import HeldChains
 from labkit.views.measured_chains import MeasuredChain, Records, measure_groups, step_names
 
 if TYPE_CHECKING:
@@ -59,11 +61,11 @@ def iou_by_step(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
         + _few_videos_note(groups)
     )
     fig = style.figure(title, caption + _left_out(groups), _INNER)
-    look = style.looks(groups)
+    look, held = style.looks(groups), HeldChains(groups)
     for label, rows in steps.items():
         present = [name for name in names if name in rows]
-        means = [float(np.mean([value for value, _ in rows[name]])) for name in present]
-        bounds = [_bounds(*mean_interval(*zip(*rows[name], strict=True))) for name in present]
+        means = [float(np.mean([value for value, *_ in rows[name]])) for name in present]
+        bounds = [_bounds(*mean_interval(*list(zip(*rows[name], strict=True))[:2])) for name in present]
         fig.add_scatter(
             x=present,
             y=means,
@@ -77,11 +79,15 @@ def iou_by_step(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
                 f"{_bounds_text(*bound)}<br>{style.count(len(rows[name]), 'chain')}"
                 for name, bound in zip(present, bounds, strict=True)
             ],
+            meta=held.points(
+                [[measured for *_, measured in rows[name]] for name in present],
+                present,
+            ),
             hovertemplate="%{x}: IoU %{y:.3f}<br>%{customdata}",
         )
     fig.update_layout(scattermode="group", scattergap=0.6)
     fig.update_xaxes(type="category", categoryorder="array", categoryarray=names)
-    return fig.update_yaxes(title_text="mean IoU", range=[0, 1.02], dtick=0.2)
+    return held.write(fig.update_yaxes(title_text="mean IoU", range=[0, 1.02], dtick=0.2))
 
 
 def funnel(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
@@ -108,7 +114,7 @@ def funnel(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
     if bare := len(found) - len(groups):
         caption += f" {bare} of {len(found)} have nothing left to draw."
     fig, places = style.panels(titles, title, caption + _left_out(groups), 40 + 56 * len(names), shared_yaxes=True)
-    reach = 2.0
+    reach, held = 2.0, HeldChains(groups)
     for (row, column), steps in zip(places, scaled.values(), strict=True):
         present = [name for name in names if name in steps]
         for side, name, color, symbol in (
@@ -142,6 +148,7 @@ def funnel(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
                 customdata=[
                     [a, b, style.count(len(steps[n]), "chain")] for a, b, n in zip(low, high, present, strict=True)
                 ],
+                meta=held.points([[measured for *_, measured in steps[n]] for n in present], present),
                 hovertemplate=f"%{{y}}, {name}: %{{x:.2f}} half-lengths<br>middle half %{{customdata[0]:.2f}} to "
                 "%{customdata[1]:.2f}<br>%{customdata[2]}<extra></extra>",
                 **shared,
@@ -150,6 +157,7 @@ def funnel(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
     fig.update_yaxes(type="category", categoryorder="array", categoryarray=names, range=[len(names) - 0.7, -0.3])
     reach = min(reach * 1.08, 12.0)
     fig.update_xaxes(range=[-reach, reach], zeroline=False)
+    held.write(fig)
     return fig.add_annotation(
         text="time from the truth's middle, in half-lengths of the truth",
         x=0.5, y=0, xref="paper", yref="paper", yanchor="top", yshift=-24, font={"size": 12.5},
@@ -166,7 +174,7 @@ def r1_curves(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
     caption += _few_videos_note(groups)
     fig = style.figure(title, caption, _INNER)
     thresholds = np.round(np.arange(0.05, 0.96, 0.05), 2)
-    look = style.looks(groups)
+    look, held = style.looks(groups), HeldChains(groups)
     for label, measured_chains in groups.items():
         ious = np.array([r.answer_iou for r in measured_chains])
         hits = (ious[:, None] >= thresholds - 1e-9) * 100.0
@@ -195,27 +203,31 @@ def r1_curves(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
             line={"color": shape.color, "dash": shape.dash, "width": 2},
             marker={"symbol": shape.symbol, "size": 6},
             customdata=[_bounds_text(*bound, digits=1) for bound in bounds],
+            meta=held.points(
+                [[each for each, hit in zip(measured_chains, column, strict=True) if hit] for column in hits.T],
+                [f"IoU {threshold:g} or more" for threshold in thresholds],
+            ),
             hovertemplate="R1@%{x:.2f}: %{y:.1f} %<br>%{customdata}",
         )
     for threshold in (0.3, 0.5, 0.7):
         fig.add_vline(threshold, line={"dash": "dot", "width": 1.2, "color": style.FAINT}, layer="below")
     fig.update_xaxes(title_text="IoU threshold m", range=[0, 1], tickvals=[0, 0.1, 0.3, 0.5, 0.7, 0.9, 1])
-    return fig.update_yaxes(title_text="share of queries", range=[0, 102], ticksuffix=" %")
+    return held.write(fig.update_yaxes(title_text="share of queries", range=[0, 102], ticksuffix=" %"))
 
 
-def _steps(measured_chains: Sequence[MeasuredChain]) -> dict[str, list[tuple[float, str]]]:
-    """By step name: IoU and video of each chain that has the step; a missing answer counts 0."""
-    steps: dict[str, list[tuple[float, str]]] = {}
+def _steps(measured_chains: Sequence[MeasuredChain]) -> dict[str, list[tuple[float, str, MeasuredChain]]]:
+    """By step name: IoU and video of each chain that has the step, and the chain; a missing answer counts 0."""
+    steps: dict[str, list[tuple[float, str, MeasuredChain]]] = {}
     for measured in measured_chains:
         named = zip(step_names(MOST_ANCHORS), measured.anchor_ious[:MOST_ANCHORS], strict=False)
         for name, value in (*named, ("answer", measured.answer_iou)):
-            steps.setdefault(name, []).append((value, measured.moment.source_video))
+            steps.setdefault(name, []).append((value, measured.moment.source_video, measured))
     return steps
 
 
-def _scaled_steps(measured_chains: Sequence[MeasuredChain]) -> dict[str, list[tuple[float, float]]]:
-    """By step name: start and end of each chain in half-lengths of the truth, from its middle."""
-    steps: dict[str, list[tuple[float, float]]] = {}
+def _scaled_steps(measured_chains: Sequence[MeasuredChain]) -> dict[str, list[tuple[float, float, MeasuredChain]]]:
+    """By step name: start and end of each chain in half-lengths of the truth, from its middle, and the chain."""
+    steps: dict[str, list[tuple[float, float, MeasuredChain]]] = {}
     for measured in measured_chains:
         truth, chain = measured.window, measured.chain
         spans: list[tuple[str, Span]] = list(zip(step_names(MOST_ANCHORS), chain.spans[:MOST_ANCHORS], strict=False))
@@ -224,7 +236,7 @@ def _scaled_steps(measured_chains: Sequence[MeasuredChain]) -> dict[str, list[tu
         for name, span in spans:
             start, end = ((time - truth.middle) / (truth.length / 2) for time in (span.start, span.end))
             # a model may write any number: far out is far out, and no infinity reaches the figure
-            steps.setdefault(name, []).append((max(-_FAR, min(_FAR, start)), max(-_FAR, min(_FAR, end))))
+            steps.setdefault(name, []).append((max(-_FAR, min(_FAR, start)), max(-_FAR, min(_FAR, end)), measured))
     return steps
 
 

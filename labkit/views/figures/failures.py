@@ -18,6 +18,7 @@ from labkit.chain.spans import Span
 from labkit.chain.steps import COPY_IOU, CORRECT_IOU, clip_spans, copies
 from labkit.data.moments import Moment
 from labkit.views.figures import style
+from labkit.views.figures.held_chains import HeldChains
 from labkit.views.measured_chains import MeasuredChain, Records, measure_groups
 
 if TYPE_CHECKING:
@@ -90,8 +91,12 @@ def kind_by_ious(chain: AnchorChain, ious: Sequence[float], duration: float, *, 
 
 def failure_counts(chains: Iterable[MeasuredChain], *, right: float = CORRECT_IOU) -> dict[str, int]:
     """How many chains are right ("", first) and how many fall into each class, 0 too, in the order of `KINDS`."""
-    found = Counter(kind_by_ious(each.chain, each.ious, each.moment.duration, right=right) for each in chains)
+    found = Counter(_kind(each, right) for each in chains)
     return {kind: found[kind] for kind in ("", *KINDS)}
+
+
+def _kind(measured: MeasuredChain, right: float) -> str:
+    return kind_by_ious(measured.chain, measured.ious, measured.moment.duration, right=right)
 
 
 def atlas(records: Records, moments: Mapping[str, Moment], *, right: float = CORRECT_IOU) -> go.Figure:
@@ -100,10 +105,8 @@ def atlas(records: Records, moments: Mapping[str, Moment], *, right: float = COR
     Bars are shares of all chains of the stage, right ones included, so that stages with fewer failures look like it.
     """
     title = "Failure atlas: how wrong chains go wrong"
-    counts = {
-        label: failure_counts(measured_chains, right=right)
-        for label, measured_chains in measure_groups(records, moments).items()
-    }
+    groups = measure_groups(records, moments)
+    counts = {label: failure_counts(measured_chains, right=right) for label, measured_chains in groups.items()}
     if not counts:
         return style.nothing(title, "there are no chains")
     rows = [kind for kind in KINDS if any(each[kind] for each in counts.values())]
@@ -126,6 +129,8 @@ def atlas(records: Records, moments: Mapping[str, Moment], *, right: float = COR
         shared_yaxes=True,
     )
     look = style.looks(counts)
+    held = HeldChains(groups)
+    hover = "%{customdata[0]}: %{customdata[1]:,} of %{customdata[2]:,} chains (%{x:.1f} %)<extra></extra>"
     highest = 0.0
     for (row, column), (label, each) in zip(places, counts.items(), strict=True):
         total = sum(each.values())
@@ -152,9 +157,18 @@ def atlas(records: Records, moments: Mapping[str, Moment], *, right: float = COR
             textfont={"color": style.TEXT},
             cliponaxis=False,
             customdata=[[spoken(kind), each[kind], total] for kind in rows],
-            hovertemplate="%{customdata[0]}: %{customdata[1]:,} of %{customdata[2]:,} chains (%{x:.1f} %)<extra></extra>",
+            meta=held.points(
+                [[chain for chain in groups[label] if _kind(chain, right) == kind] for kind in rows],
+                [*map(spoken, rows)],
+            ),
+            hovertemplate=hover,
             **where,
         )
+        # A bar of two chains is two pixels wide: its end can be met, too.
+        fig.add_scatter(
+            x=shares, y=list(range(len(rows))), mode="markers", marker={"size": 20, "color": "rgba(0, 0, 0, 0)"},
+            customdata=fig.data[-1].customdata, meta=fig.data[-1].meta, hovertemplate=hover, cliponaxis=False, **where,
+        )  # fmt: skip
         if column == 1:
             for place, kind in enumerate(rows):
                 fig.add_annotation(
@@ -163,7 +177,7 @@ def atlas(records: Records, moments: Mapping[str, Moment], *, right: float = COR
                 )  # fmt: skip
     fig.update_xaxes(range=[0, highest * 1.3], ticksuffix=" %", nticks=4, showgrid=False, zeroline=False)
     fig.update_yaxes(range=[len(rows) - 0.7, -0.7], showticklabels=False, showgrid=False, zeroline=False)
-    return fig.update_layout(showlegend=False, margin_l=18)
+    return held.write(fig.update_layout(showlegend=False, margin_l=18))
 
 
 def spoken(kind: str) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit.scoring.bootstrap import few_videos
 from labkit.views.figures import style
+from labkit.views.figures.held_chains import HeldChains
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -24,6 +25,8 @@ class _Row(NamedTuple):
     look: style.Look
     figures: Mapping[str, float]
     bounds: Mapping[str, Sequence[float]]
+    score: Score | None = None
+    label: str = ""
 
 
 def scoreboard(scores: Mapping[str, Score], title: str = "Scores beside answers that never look") -> go.Figure:
@@ -34,13 +37,14 @@ def scoreboard(scores: Mapping[str, Score], title: str = "Scores beside answers 
     grey = style.Look(style.NEUTRAL, "line-ns-open", "dot")
     rows = [_Row(f"<i>{style.plain(name)}</i>", grey, figures, {}) for name, figures in first.baselines.items()]
     looks = style.looks(scores)
-    rows += [_Row(style.plain(name, 40), looks[name], s.figures, s.intervals) for name, s in scores.items()]
+    rows += [_Row(style.plain(name, 40), looks[name], s.figures, s.intervals, s, name) for name, s in scores.items()]
     caption = (
         f"Percent, {style.count(first.protocol.rows, 'query', 'queries')}. Bars: 95 % interval, by video. In italics "
         "what an answer gets that never saw the video; a model whose bar reaches down to it has shown nothing."
         + (f" {note}" if (note := few_videos(first.protocol.videos)) else "")
     )
-    return _board(title, caption, rows)
+    held = HeldChains.of_questions({name: score.qids for name, score in scores.items()})
+    return held.write(_board(title, caption, rows, held))
 
 
 def under_rules(scores: Mapping[str, Score], title: str = "The same chains under other people's rules") -> go.Figure:
@@ -69,7 +73,7 @@ def _span_of(miou: Mapping[str, float]) -> str:
     return f"mIoU goes from {miou[low]:.1f} ({style.plain(low)}) to {miou[high]:.1f} ({style.plain(high)})."
 
 
-def _board(title: str, caption: str, rows: Sequence[_Row]) -> go.Figure:
+def _board(title: str, caption: str, rows: Sequence[_Row], held: HeldChains | None = None) -> go.Figure:
     """One panel a figure, one line a row: the value as a mark with its bar, and the number beside it."""
     fig, places = style.panels(
         list(_COLUMNS.values()), title, caption, _ROW * len(rows) + 6, shared_yaxes=True, gap=0.045
@@ -88,6 +92,7 @@ def _board(title: str, caption: str, rows: Sequence[_Row]) -> go.Figure:
                         "line": {"width": 2, "color": line.look.color}},
                 error_x={"type": "data", "array": [high - value], "arrayminus": [value - low], "thickness": 1.6, "width": 3}
                 if known else None,
+                meta=_held(held, line, key),
                 hovertemplate=f"{line.name}: {_COLUMNS[key]} %{{x:.1f}} %{between}<extra></extra>", row=row, col=col,
             )  # fmt: skip
         top = max([*values, *(end for end in ends if end == end), 1.0])
@@ -95,3 +100,11 @@ def _board(title: str, caption: str, rows: Sequence[_Row]) -> go.Figure:
     names = [line.name for line in rows]
     fig.update_yaxes(range=[len(rows) - 0.5, -0.8], showgrid=False, zeroline=False)
     return fig.update_yaxes(tickvals=list(range(len(rows))), ticktext=names, row=1, col=1)
+
+
+def _held(held: HeldChains | None, line: _Row, key: str) -> dict[str, Any] | None:
+    """The chains behind a mark: all that were asked, or of R1@m those that reach m."""
+    if held is None or line.score is None:
+        return None
+    reach = [at for at, value in enumerate(line.score.columns[key]) if key == "miou" or value > 0]
+    return held.questions([reach], line.label, ["" if key == "miou" else f"those that count for {_COLUMNS[key]}"])

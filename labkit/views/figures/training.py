@@ -12,7 +12,8 @@ import numpy as np
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.views.figures import style
-from labkit.views.measured_chains import measure_chains
+from labkit.views.figures.held_chains import HeldChains
+from labkit.views.measured_chains import MeasuredChain, measure_chains
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -69,7 +70,7 @@ def training_curves(
     title = "What the policy is paid, and how its chains change"
     if not records:
         return style.nothing(title, "no step was recorded")
-    rows = _history(records, moments)
+    rows, chains = _history(records, moments)
     rewards = reward_lines(rows)
     # Rollouts of moments without options have an option's pay, too, of 0.
     drawn = [
@@ -87,11 +88,16 @@ def training_curves(
     fig, _ = style.panels(
         ["", ""], title, caption, 200, columns=1, between=22, shared_xaxes=True, row_heights=[0.62, 0.38]
     )
+    held = HeldChains({"": [each for step in chains.values() for each in step]}) if chains else None
     for name in drawn:
         upper = name in rewards
         label, look = (rewards if upper else SHARES)[name]
         values = [(row["step"], _number(row.get(name))) for row in rows]
         _curve(fig, values, label, look, scale=1 if upper else 100, unit="" if upper else " %", row=1 if upper else 2)
+        if held:
+            fig.data[-1].meta = held.points(*_chains_of_points(values, chains))
+    if held:
+        held.write(fig)
     fig.update_layout(legend2={"y": 0.34, "x": 1.01, "yanchor": "top", "bgcolor": "rgba(0, 0, 0, 0)"})
     fig.update_layout(legend_title_text="reward", legend2_title_text="share of chains")
     fig.update_yaxes(title_text="mean reward", row=1)
@@ -261,24 +267,38 @@ def reward_lines(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, styl
 
 def _history(
     records: Sequence[Rollout] | Sequence[Mapping[str, Any]], moments: Mapping[str, Moment] | None
-) -> Sequence[Mapping[str, Any]]:
+) -> tuple[Sequence[Mapping[str, Any]], dict[int, list[MeasuredChain]]]:
+    """The rows of a history, and the chains of each step where the records are rollouts."""
     rollouts = [record for record in records if not isinstance(record, Mapping)]
     if not rollouts:
-        return [record for record in records if isinstance(record, Mapping) and "step" in record]
+        return [record for record in records if isinstance(record, Mapping) and "step" in record], {}
     if moments is None:
         raise LabError(
             "training curves from Rollouts need the moments by qid, to see which chains narrow; pass moments="
         )
     steps: dict[int, list[dict[str, float]]] = {}
+    chains: dict[int, list[MeasuredChain]] = {}
     for measured, rollout in zip(measure_chains(rollouts, moments), rollouts, strict=True):
         row = {name: getattr(rollout, name) for name in REWARDS}
         row |= {f"reward_{name}": said.value for name, said in rollout.own.items()}
         row |= {"anchor_rate": float(bool(measured.chain.anchors)), "strict_share": float(measured.strict)}
         steps.setdefault(rollout.step, []).append(row)
-    return [
+        chains.setdefault(rollout.step, []).append(measured)
+    rows = [
         {"step": step} | {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
         for step, rows in sorted(steps.items())
     ]
+    return rows, chains
+
+
+def _chains_of_points(
+    values: Iterable[tuple[float, Any]], chains: Mapping[int, list[MeasuredChain]]
+) -> tuple[list[list[MeasuredChain]], list[str]]:
+    """The chains of each point that `curve` draws of these values, and what it is called."""
+    steps = [int(step) for step, value in values if _number(value) is not None]
+    pieces = np.array_split(steps, min(MOST_POINTS, len(steps))) if steps else []
+    names = [f"step {piece[0]}" if len(piece) == 1 else f"steps {piece[0]} to {piece[-1]}" for piece in pieces]
+    return [[each for step in piece.tolist() for each in chains[step]] for piece in pieces], names
 
 
 def _curve(

@@ -49,9 +49,10 @@ def report_page(
     picture = front.picture if front else None
     drawn = [*([picture] if picture else []), *chapters]
     plots = any(chapter.plots for chapter in drawn)
-    explorers = any(chapter.explorers for chapter in chapters)
+    # A figure that names chains opens them in an explorer, or says where they are.
+    explorers = any(chapter.explorers or chapter.holds_chains for chapter in drawn)
     # The explorer's module hands its entry point to the page's own script.
-    mount = f"{PageWidget._esm}\nglobalThis.labkitMount = mountFromState;\n"
+    mount = f"{PageWidget._esm}\nglobalThis.labkit = {{ mountFromState, chainsOf, heldBy, findHeld }};\n"
     scripts = [*([mount] if explorers else []), _read("report.js")]
     hashes = [_hash(each) for each in scripts] + ([_hash(_plotly())] if plots else [])
     policy = "; ".join([*COMMON_POLICY, f"script-src {' '.join(hashes)}"])

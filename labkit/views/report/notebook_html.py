@@ -53,6 +53,8 @@ class Chapter:
     data: dict[str, str] = field(default_factory=dict)
     plots: bool = False
     explorers: bool = False
+    holds_chains: bool = False
+    """Whether a figure's points say which chains they hold."""
     stopped: bool = False
     headed: bool = False
     """Whether a heading of its own says its title."""
@@ -198,6 +200,8 @@ class _Writer:
         if not isinstance(figure, dict) or not _alive(figure):
             return ""
         self.made.plots = True
+        meta = figure.get("layout", {}).get("meta")
+        self.made.holds_chains |= isinstance(meta, dict) and "chains" in meta
         key = self.keep(script_json({"data": figure["data"], "layout": figure.get("layout", {})}))
         height = figure.get("layout", {}).get("height")
         height = height if isinstance(height, (int, float)) and 0 < height < 5000 else 450

@@ -54,12 +54,85 @@ async function drawPlot(figure) {
   delete layout.width;
   live.hidden = false;
   await library.newPlot(live, data, { ...layout, autosize: true }, CONFIG);
+  if (!layout.meta?.chains) return;
+  figure.append(element("figcaption", { class: "aside clickable" }, "Click a point or a bar to open its chains."));
+  figure.classList.add("holds");
+  live.on("plotly_click", ({ points: [point] }) => {
+    const held = globalThis.labkit.heldBy(layout.meta.chains, point.data.meta, point.pointNumber);
+    if (held?.keys.length) openChains(held);
+  });
+}
+
+// ---------------------------------------------------------------- chains of a figure's point
+
+const many = (count, one) => `${count.toLocaleString("en")} ${one}${count === 1 ? "" : "s"}`;
+
+function element(tag, attributes, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+const unpacked = new Map();
+
+/** The explorer of this page that holds most of the chains, and where they stand in it; null where there is none. */
+async function explorerOf(keys) {
+  let best = null;
+  for (const { dataset } of document.querySelectorAll("[data-explorer]")) {
+    const entry = stored(dataset.explorer);
+    if (entry.state.shows !== "explorer") continue;
+    if (!unpacked.has(dataset.explorer)) unpacked.set(dataset.explorer, globalThis.labkit.chainsOf(entry));
+    const found = globalThis.labkit.findHeld(await unpacked.get(dataset.explorer), keys);
+    if (found.rows.length > (best?.rows.length ?? 0)) best = { entry, ...found };
+  }
+  return best;
+}
+
+/** A dialog with the chains that a point holds: those that are saved on this page in an explorer, the others by name. */
+async function openChains({ keys, count, name }) {
+  const close = element("button", { type: "button", "aria-label": "close" }, "×");
+  const labels = [...new Set(keys.map((key) => key.label))].filter(Boolean).join(" and ");
+  const title = [many(count, "chain"), [labels, name].filter(Boolean).join(", ")].filter(Boolean).join(": ");
+  const note = element("p", { class: "aside", role: "status" }, "Looking for them …");
+  const place = element("div", {});
+  const dialog = element("dialog", { class: "chains", "aria-label": title }, element("header", {}, element("h2", {}, title), close), note, place);
+  close.addEventListener("click", () => dialog.close());
+  document.body.append(dialog);
+  let explorer = null;
+  dialog.addEventListener("close", () => {
+    explorer?.close();
+    dialog.remove();
+  });
+  dialog.showModal();
+  const found = await explorerOf(keys);
+  const missing = found ? found.missing : keys;
+  note.replaceChildren(...notes(keys.length, count, missing));
+  note.hidden = !note.hasChildNodes();
+  if (found && dialog.open) {
+    explorer = await globalThis.labkit.mountFromState(place, found.entry);
+    explorer.choose(found.rows);
+    explorer.table.node.focus({ preventScroll: true });
+  }
+  dialog.dataset.chains = found ? found.rows.length : 0;
+}
+
+/** What to say of chains that the page doesn't hold: their queries, and what shows them. */
+function notes(named, count, missing) {
+  const said = named < count ? [`This figure names ${named.toLocaleString("en")} of them. `] : [];
+  if (!missing.length) return said;
+  const qids = [...new Set(missing.map((key) => key.qid))];
+  const first = qids.slice(0, 12).join(", ") + (qids.length > 12 ? `, and ${qids.length - 12} more` : "");
+  const some = `${missing.length.toLocaleString("en")} of them`;
+  const all = `${missing.length < named ? some : named === 1 ? "It" : "They"} ${missing.length === 1 ? "is" : "are"}`;
+  const reads = [...new Set(missing.map((key) => key.read))].flatMap((read, at) => [at ? " or " : "", element("code", {}, read)]);
+  return [...said, `${all} not saved on this page: ${first}. In a notebook of the run `, ...reads, " shows them."];
 }
 
 async function drawExplorer(figure) {
   const live = figure.querySelector(".live");
   live.hidden = false;
-  await globalThis.labkitMount(live, stored(figure.dataset.explorer));
+  await globalThis.labkit.mountFromState(live, stored(figure.dataset.explorer));
   // Several explorers of one page must not have one name, nor must their parts.
   const number = [...document.querySelectorAll("[data-explorer]")].indexOf(figure) + 1;
   if (number === 1) return;

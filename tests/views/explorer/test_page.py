@@ -35,7 +35,7 @@ def test_modules_are_fit_to_share_one_scope() -> None:
     exported = re.findall(
         r"^export (?:async )?(?:const|function|default) (\w+|\{ render \})", PageWidget._esm, re.MULTILINE
     )
-    assert exported == ["mount", "mountScrubber", "mountFromState", "mountAll", "{ render }"]
+    assert exported == ["mount", "mountScrubber", "mountFromState", "chainsOf", "mountAll", "{ render }"]
 
 
 def test_a_saved_widget_carries_neither_comments_nor_indentation() -> None:

@@ -198,9 +198,9 @@ def test_any_record_gives_an_atlas_that_plotly_can_write(hostile: str) -> None:
     assert "Infinity" not in written and "NaN" not in written
 
 
-def test_an_atlas_does_not_grow_with_its_chains() -> None:
+def test_an_atlas_grows_by_a_few_bytes_a_chain() -> None:
     small, large = (len(atlas([Record("a", text((0, 40)))] * n, MOMENTS).to_json()) for n in (10, 2000))
-    assert large < 1.1 * small
+    assert large - small < 3 * 1990, "a bit for the bar and one for its end"
 
 
 def test_a_record_of_an_unknown_query_is_named() -> None:

@@ -157,6 +157,7 @@ export class Chains {
     const bounded = filter.low > 0 || filter.high < 1;
     const kept = [];
     for (const i of this.ordered(sort)) {
+      if (filter.chosen && !filter.chosen.has(i)) continue;
       if (filter.stage && columns.stage[i] !== stage) continue;
       if (filter.status && columns.status[i] !== status) continue;
       if (filter.kind && columns.kind[i] !== kind) continue;

@@ -11,7 +11,7 @@ import { HINT, KEYS } from "./keys.js";
 // Chains whose text is made searchable at once.
 const AHEAD = 200;
 
-const NO_FILTER = { text: "", stage: "", status: "", kind: "", anchors: "", regress: "", low: 0, high: 1 };
+const NO_FILTER = { text: "", stage: "", status: "", kind: "", anchors: "", regress: "", low: 0, high: 1, chosen: null };
 const VIEWS = { chain: "Chain", group: "Group", stages: "Stages" };
 /** What the parts are called of which each query has a chain: a run's stages, or models whose files are compared. */
 const STAGE_WORDS = { tab: "Stages", one: "stage", all: "all stages" };
@@ -119,11 +119,12 @@ export class Explorer {
     this.fields.regress.hidden = !this.chains.told;
     this.count = h("span", { class: "lk-count", role: "status" });
     this.lift = h("button", { type: "button", class: "lk-quiet", title: "lift all filters (0)", onclick: () => this.clear() }, "clear");
+    this.chosen = h("button", { type: "button", class: "lk-quiet lk-chosen", title: "show the others, too", onclick: () => this.choose(null) });
     const help = h("button", { type: "button", class: "lk-quiet lk-help-button", "aria-label": "keys", title: "keys (?)", onclick: () => this.dialog.showModal() }, "?");
     const { text, low, high, ...choices } = this.fields;
     const range = h("span", { class: "lk-range" }, h("span", { "aria-hidden": "true" }, "IoU"), low, "–", high);
     range.hidden = !this.chains.told;
-    return h("div", { class: "lk-bar-top", role: "search", "aria-label": "filters" }, text, ...Object.values(choices), range, this.lift, this.count, help);
+    return h("div", { class: "lk-bar-top", role: "search", "aria-label": "filters" }, text, ...Object.values(choices), range, this.chosen, this.lift, this.count, help);
   }
 
   /** Grey lines under the filters: chains that are not here, and what the kernel has to say. */
@@ -204,7 +205,9 @@ export class Explorer {
     this.draw();
     const here = this.chains.localIndex(wanted);
     this.select(here >= 0 && here < this.chains.count ? here : (this.table.view[0] ?? -1));
+    if (this.host.get("chosen")?.length) this.chooseFromPython();
     this.listeners = [
+      ["chosen", () => this.chooseFromPython()],
       ["selected", () => this.select(this.chains.localIndex(this.host.get("selected")))],
       ["view", () => this.view !== this.host.get("view") && this.show(this.host.get("view"))],
       ...Object.entries(SHARED).map(([name, field]) => [name, () => this.filter[field] !== this.host.get(name) && this.setFilter(field, this.host.get(name), true)]),
@@ -228,11 +231,25 @@ export class Explorer {
   }
 
   clear() {
-    this.filter = { ...NO_FILTER };
-    this.fill();
     for (const name of Object.keys(SHARED)) this.host.set(name, "");
+    this.choose(null);
+  }
+
+  /** List only these chains, those of a figure's point for example; null for all. What the other filters say is lifted. */
+  choose(rows) {
+    this.filter = { ...NO_FILTER, chosen: rows && new Set(rows) };
+    this.fill();
+    for (const name of Object.keys(SHARED)) if (this.host.get(name)) this.host.set(name, "");
+    if (!rows && this.host.get("chosen")?.length) this.host.set("chosen", []);
     this.refilter();
-    this.table.select(this.selected);
+    if (rows?.length && !this.filter.chosen.has(this.selected)) this.select(this.table.view[0]);
+    else this.table.select(this.selected);
+  }
+
+  /** What Python has chosen, by place among all chains. */
+  chooseFromPython() {
+    const places = this.host.get("chosen") ?? [];
+    this.choose(places.length ? places.map((place) => this.chains.localIndex(place)).filter((i) => i >= 0) : null);
   }
 
   sortBy(name, down = false) {
@@ -249,6 +266,8 @@ export class Explorer {
     this.count.textContent = whole ? many(view.length, "chain") : `${view.length.toLocaleString("en")} of ${all}`;
     this.lift.disabled = Object.keys(NO_FILTER).every((name) => this.filter[name] === NO_FILTER[name]);
     this.root.dataset.count = view.length;
+    this.chosen.hidden = !this.filter.chosen;
+    this.chosen.textContent = `only ${many(this.filter.chosen?.size ?? 0, "chosen chain")} ×`;
     if (!this.searchButton) return;
     this.searchButton.hidden = this.lift.disabled && !this.chains.left.found;
     this.searchButton.textContent = this.lift.disabled ? `a share of all ${all} again` : `search all ${all}`;

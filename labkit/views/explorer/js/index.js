@@ -7,6 +7,7 @@
  */
 
 import { h, inflate } from "./core.js";
+import { Chains } from "./chains.js";
 import { Clips } from "./clips.js";
 import { Explorer } from "./explorer.js";
 import { Scrubber } from "./scrubber.js";
@@ -51,6 +52,9 @@ export async function mountFromState(el, entry) {
   const host = { get: (name) => state[name], set: (name, value) => (state[name] = value) };
   return mountAny(el, await inflate(state.data), host);
 }
+
+/** The chains of a saved explorer, without drawing it. */
+export const chainsOf = async (entry) => new Chains(await inflate((entry.state ? withBuffers(entry) : entry).data));
 
 /** Bring every saved widget of a page to life: elements with `data-labkit` that hold their state as JSON. */
 export async function mountAll(page = document) {
