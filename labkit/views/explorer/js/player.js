@@ -96,7 +96,7 @@ export class Player {
     this.drawStrip();
     this.setMedia("loading", "");
     this.wanted = promise;
-    const timer = setTimeout(() => this.wanted === promise && this.setMedia("loading", waiting), NOTE_DELAY);
+    const timer = setTimeout(() => this.wanted === promise && this.shared !== promise && this.setMedia("loading", waiting), NOTE_DELAY);
     try {
       const clip = await promise;
       if (this.wanted !== promise) return;
@@ -126,6 +126,7 @@ export class Player {
   /** How far the frames are that were promised. */
   setShare(promise, share) {
     if (this.wanted !== promise || this.clip) return;
+    this.shared = promise;
     this.setMedia("loading", `The pictures are being made: ${Math.round(100 * share)} %`);
     this.note.append(h("progress", { max: 1, value: share, "aria-label": "pictures made" }));
   }
