@@ -62,10 +62,18 @@ class Progress:
     """
 
     def __init__(
-        self, what: str, total: int, clock: Callable[[], float] = time.monotonic, file: Path | None = None
+        self,
+        what: str,
+        total: int,
+        clock: Callable[[], float] = time.monotonic,
+        file: Path | None = None,
+        passing: bool = False,
     ) -> None:
-        """`total` steps make the whole; `file` is replaced by the newest `Step`, for readers in other processes."""
-        self.what, self.total, self.clock, self.file = what, total, clock, file
+        """`total` steps make the whole; `file` is replaced by the newest `Step`, for readers in other processes.
+
+        Of what is `passing` a notebook keeps no line once its bar has gone.
+        """
+        self.what, self.total, self.clock, self.file, self.passing = what, total, clock, file, passing
         self.begin = self.printed = clock()
         self.written = float("-inf")
         self.first: int | None = None
@@ -88,7 +96,8 @@ class Progress:
         if self.bar is not None:
             self.bar.update(_Bar(done, self.total, text))
         # Where somebody sees the bar, lines would only pile up below what is shown.
-        if (now - self.printed >= LOG_INTERVAL and not self.watched) or done >= self.total:
+        ended = done >= self.total and not (self.passing and self.bar is not None)
+        if (now - self.printed >= LOG_INTERVAL and not self.watched) or ended:
             say(text)
             self.printed = now
         if now - self.written >= LOG_INTERVAL or done >= self.total:

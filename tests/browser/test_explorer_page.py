@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import itertools
 import json
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from labkit.chain.anchors import parse, render
 from labkit.chain.metrics import chain_ious
@@ -27,7 +29,7 @@ from labkit.views.explorer.widget import explore
 from tests.browser.attacks import PAYLOADS
 from tests.browser.conftest import CHROMIUM
 from tests.browser.pages import WatchedPage, drag_to_twenty_places
-from tests.data.films import CONSTANT, expected, film
+from tests.data.films import CONSTANT, expected, film, number_of
 
 pytestmark = [
     pytest.mark.skipif(not CHROMIUM, reason="no chromium to look with: install it, or name it in $CHROMIUM"),
@@ -457,6 +459,29 @@ def test_a_scrubber_scrubs_and_jumps_to_its_spans(look: Callable[..., WatchedPag
     shown.press("Home", "ArrowRight")
     assert shown.frame() == expected(CONSTANT, [1.5])[0]
     assert shown.page.locator(".lk-slider").get_attribute("aria-valuemax") == "7.0"
+
+
+def test_a_page_plays_the_video_that_lies_beside_it_and_without_it_shows_the_sheet(
+    look: Callable[..., WatchedPage], moments: list[Moment], tmp_path: Path
+) -> None:
+    page = widget_page(scrub(moments[0].video, {"truth": TRUTH}, start=1.0), path=tmp_path / "page-0.html")
+    assert str(Path(moments[0].video).parent) not in page, "a path is nobody's business"
+    lone = look(page)
+    lone.page.wait_for_timeout(400)
+    assert (lone.root("film"), lone.root("shows")) == ("none", "sheet")
+    (tmp_path / Path(moments[0].video).name).symlink_to(moments[0].video)
+    shown = look(page)
+    shown.page.wait_for_selector('.lk[data-film="ready"][data-shows="film"]')
+    assert shown.violations() == []
+    shown.page.locator(".lk-slider").focus()
+    for key, second in (("Home", 0.0), ("ArrowRight", 0.5), ("End", 7.0 - 0.04)):
+        shown.press(key)
+        shown.page.wait_for_function(
+            "() => { const film = document.querySelector('.lk').labkit.player.film;"
+            " return film.root.dataset.shows === 'film' && !film.video.seeking }"
+        )
+        picture = Image.open(io.BytesIO(shown.page.locator(".lk-film").screenshot())).convert("RGB")
+        assert number_of(np.array(picture)) == expected(CONSTANT, [1.0 + second])[0]
 
 
 def test_the_state_that_a_notebook_saves_comes_to_life_too(

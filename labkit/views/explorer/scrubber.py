@@ -108,7 +108,7 @@ def _progress(name: str) -> Callable[[int, int], None]:
     def progress(done: int, frames: int) -> None:
         nonlocal shown
         if shown is None and time.monotonic() - begin > QUIET_SECONDS:
-            shown = Progress(f"pictures of {name}", frames)
+            shown = Progress(f"pictures of {name}", frames, passing=True)
             shown.begin = begin
         if shown is not None:
             shown(done)

@@ -38,7 +38,7 @@ export class Player {
     this.clockText = h("span", { class: "lk-clock" });
     this.select = h("select", { "aria-label": "speed", class: "lk-speed", onchange: () => this.setSpeed(Number(this.select.value)) });
     for (const speed of SPEEDS) this.select.append(h("option", { value: speed, selected: speed === 1 }, `${speed}×`));
-    this.hint = h("span", { class: "lk-hint", "aria-hidden": "true" }, ...hint.flatMap(([key, text]) => [h("kbd", {}, key), `${text} `]));
+    this.hint = h("span", { class: "lk-hint", "aria-hidden": "true" }, ...hint.map(([key, text]) => h("span", {}, h("kbd", {}, key), `${text} `)));
     this.controls = h("div", { class: "lk-controls" }, this.button, this.clockText, this.select, this.film.mute, this.hint);
 
     this.strip = h("canvas", { class: "lk-strip", "aria-hidden": "true" });
