@@ -48,7 +48,7 @@ def params_file(project: Path, text: str) -> str:
         ("model: params\n", "is not a checkpoint"),
         ("data: nowhere\n", "data: there is no folder"),
         ("data: notebooks\n", "train.jsonl is not there"),
-        ("prompt: haiku\n", "there is no template 'haiku'"),
+        ("prompt: haiku\n", "prompt 'haiku' is not a template"),
         ("{}\n", "there is no notebook"),
     ],
 )

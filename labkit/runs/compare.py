@@ -451,7 +451,7 @@ def _legend(tests: Sequence[RunsOfOneTest]) -> str:
     parts = [
         "Runs whose parameters differ in the seed alone are one setting.",
         "In brackets the standard deviation over the seeds; below a mean its 95 % interval by Student's t, for other seeds on "
-        "these queries." if several else "One seed says nothing about others: no interval.",
+        "these queries, which is not cut to 0 and 100." if several else "One seed says nothing about others: no interval.",
         "Paired tests ask about other queries, for these very models; intervals by source video." if videos else "",
         few_videos(min(videos)) if videos else "",
         LEGEND,

@@ -17,7 +17,7 @@ from labkit.stages.rollouts import UNPAID, Rollout
 from labkit.views.report.html_page import report_page
 from labkit.views.report.notebook_html import read_chapter
 from tests.browser.conftest import CHROMIUM
-from tests.browser.pages import WatchedPage
+from tests.browser.pages import WatchedPage, run_in_jupyterlab, write_notebook
 from tests.data.films import CONSTANT, film
 from tests.executed import code, notebook, output, saved, words
 
@@ -105,3 +105,30 @@ def test_chains_that_the_page_does_not_hold_are_named_with_what_shows_them(click
         in dialog.locator(".aside").inner_text()
     )
     assert dialog.locator(".lk").count() == 0
+
+
+SETUP = """
+from labkit import explore, explore_figure, read_moments, views
+moments = read_moments("moments.jsonl")
+texts = ["<answer>2 to 4</answer>", "<answer>5 to 7</answer>", "<answer>5 to 6</answer>"]
+from labkit.views.explorer.packing import PlainRecord
+records = {"mine": [PlainRecord(moment.qid, text) for moment, text in zip(moments, texts)]}
+explore_figure(views.atlas(records, {moment.qid: moment for moment in moments}), explore(records, moments))
+"""
+
+
+@pytest.mark.slow
+def test_a_click_in_jupyterlab_lists_the_chains_of_the_bar_by_python(server: tuple[str, Path], browser: Any) -> None:
+    address, work = server
+    write_notebook(work / "clicks.ipynb", SETUP)
+    page = run_in_jupyterlab(browser, address, "clicks.ipynb")
+    page.wait_for_selector(".bars .point path", timeout=60_000)
+    page.wait_for_selector(".lk-explorer")
+    page.locator(".bars").first.scroll_into_view_if_needed()
+    box = page.locator(".bars .point path").first.bounding_box()
+    page.mouse.move(box["x"] + 4, box["y"] + box["height"] / 2)
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_selector(".lk-chosen:visible", timeout=20_000)
+    assert page.locator(".lk-chosen").inner_text() == "only 2 chosen chains ×"
+    assert page.locator(".lk-explorer").get_attribute("data-count") == "2"
+    page.close()

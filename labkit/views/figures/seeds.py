@@ -39,6 +39,7 @@ def over_seeds(comparison: Comparison | None, decoding: str = "greedy") -> go.Fi
         list(_FIGURES.values()), title, _caption(comparison, test), _ROW * len(rows) + 10, columns=5, gap=0.03,
         shared_yaxes=True,
     )  # fmt: skip
+    ends = [0.0, 100.0]
     for figure, (row, col) in zip(_FIGURES, places, strict=True):
         for place, (model, setting) in enumerate(rows):
             look = looks[f"setting {setting.label}"]
@@ -58,6 +59,7 @@ def over_seeds(comparison: Comparison | None, decoding: str = "greedy") -> go.Fi
             )  # fmt: skip
             low, high = (100 * bound for bound in spread.interval)
             sure = math.isfinite(low)
+            ends += [low, high] if sure else []
             between = f"<br>95 % interval {low:.1f} to {high:.1f}, sd {100 * spread.sd:.1f}" if sure else ""
             mean = 100 * spread.mean
             fig.add_scatter(
@@ -68,7 +70,8 @@ def over_seeds(comparison: Comparison | None, decoding: str = "greedy") -> go.Fi
                 row=row, col=col,
             )  # fmt: skip
     names = [f"{MODELS[model]} {s.label}" if len(test.settings) > 1 else MODELS[model] for model, s in rows]
-    fig.update_xaxes(range=[-3, 103], tickvals=[0, 50, 100], zeroline=False)
+    # Intervals of few seeds reach beyond 0 and 100, and are shown to; those of two are far wider than any picture.
+    fig.update_xaxes(range=[max(min(ends), -50) - 3, min(max(ends), 150) + 3], tickvals=[0, 50, 100], zeroline=False)
     fig.update_yaxes(range=[len(rows) - 0.4, -0.6], showgrid=False, zeroline=False)
     return fig.update_yaxes(tickvals=list(range(len(rows))), ticktext=names, row=1, col=1)
 

@@ -112,7 +112,7 @@ async function openChains({ keys, count, name }) {
   if (found && dialog.open) {
     explorer = await globalThis.labkit.mountFromState(place, found.entry);
     explorer.choose(found.rows);
-    explorer.table.node.focus({ preventScroll: true });
+    explorer.root.focus({ preventScroll: true });
   }
   dialog.dataset.chains = found ? found.rows.length : 0;
 }
