@@ -72,4 +72,5 @@ def _locking(handle: int, mode: int, count: int) -> None:
 # Not for all: subprocess takes Python for that of Windows where it finds this module.
 msvcrt: Any = types.ModuleType("msvcrt")
 msvcrt.LK_NBLCK, msvcrt.locking = 2, _locking
-builtins.__import__ = _windows_import
+if __name__ == "sitecustomize":  # and not where tests are collected
+    builtins.__import__ = _windows_import
