@@ -1,10 +1,10 @@
 /** Watch a query learn: the video's timeline across, training downwards, each row the chain of one step. */
 
-import { clamp, EPSILON, h, safeText, number, svg } from "./core.js";
+import { clamp, h, safeText, number, svg } from "./core.js";
 import { Chains } from "./chains.js";
 import { stageName } from "./stages.js";
 import { Player } from "./player.js";
-import { chainText, steps, thinRow } from "./chain.js";
+import { chainText, thinRow } from "./chain.js";
 
 const WATCH_HINT = [["space", "play"], ["↑", ""], ["↓", "steps"]];
 const MANY = 40; // rows, from which on they are less high
