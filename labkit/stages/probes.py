@@ -28,9 +28,9 @@ def choose_probes(moments: Sequence[Moment], count: int) -> list[Moment]:
     By a digest of their qids, so that a file's order (by video, or by length) has no say.
 
     >>> from labkit.chain.spans import Span
-    >>> asked = [Moment(f"q{k}", f"{k // 2}.mp4", "she sits", (Span(1.0, 4.0),), 12.0) for k in range(4)]
+    >>> asked = [Moment(f"q{k}", f"/{k // 2}.mp4", "she sits", (Span(1.0, 4.0),), 12.0) for k in range(4)]
     >>> sorted(moment.video for moment in choose_probes(asked, 2)), len(choose_probes(asked, 9))
-    (['0.mp4', '1.mp4'], 4)
+    (['/0.mp4', '/1.mp4'], 4)
     """
     ordered = sorted(moments, key=lambda moment: hashlib.sha256(moment.qid.encode()).digest())
     first = {moment.video: moment.qid for moment in reversed(ordered)}
