@@ -132,6 +132,7 @@ def test_a_run_is_asked_with_its_own_parameters_and_model(folder, tmp_path, monk
     assert asked.sheets == lab.sheets and "model " + str(folder / "standin") in asked.notes[0]
 
 
+@pytest.mark.slow
 def test_a_page_that_works_offline_in_one_command_from_the_real_video(folder, capsys, monkeypatch):
     if not VIDEO.exists():
         pytest.skip(f"THE REAL VIDEO IS ABSENT ({VIDEO}): asking about a real video was NOT tested")

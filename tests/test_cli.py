@@ -197,6 +197,7 @@ def test_a_stream_in_ascii_ends_no_command(project, as_json):
         assert b"d?j?" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_ends_a_command_without_a_word(project):
     Run.open(DEFAULTS.replace(run="x"))
     code = "import sys, time; time.sleep(1); from labkit.cli import main; sys.exit(main(['status', 'outputs/x']))"

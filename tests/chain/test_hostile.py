@@ -123,6 +123,7 @@ def test_any_text_is_read_and_scored(text, finished):
     check_rewards(chain)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_hostile_texts_earn_no_more_than_an_honest_chain():
     seen, earning = set(), 0
     for text in many(100_000):

@@ -134,6 +134,7 @@ def test_trimmed_rows_are_252_in_tvgbench_and_665_in_timerft() -> None:
 
 @real
 @pytest.mark.parametrize("file", [TRAIN, TEST, TEST_JSON, VAL_2, QVHIGHLIGHTS, TVGBENCH, TIMERFT])
+@pytest.mark.slow
 def test_real_moments_are_written_and_read_back_equal(tmp_path: Path, file: Path) -> None:
     moments = load_moments(file)
     write_moments(moments, tmp_path / "moments.jsonl")

@@ -109,6 +109,7 @@ def policy() -> Policy:
 
 
 @pytest.mark.parametrize("readers", [0, 1])
+@pytest.mark.slow
 def test_a_run_reads_the_frames_of_their_seconds(
     encoded: dict[str, Encoding], policy: Policy, tmp_path: Path, readers: int
 ) -> None:

@@ -123,6 +123,7 @@ def _fill(clip: Path, folder: Path, barrier: Any) -> None:
         assert numbers(cache.get(clip, [0.0, 1.0 + round_ * 0.04], SIZE).rgb) == [0, 25 + round_]
 
 
+@pytest.mark.slow
 def test_two_processes_may_write_the_same_entry(clip: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     barrier = context.Barrier(2)

@@ -262,6 +262,7 @@ def moments(draw: st.DrawFn) -> list[Moment]:
 
 @settings(deadline=None)
 @given(rows=moments())
+@pytest.mark.slow
 def test_what_is_written_is_read_back_equal(tmp_path_factory: pytest.TempPathFactory, rows: list[Moment]) -> None:
     folder = tmp_path_factory.mktemp("moments")
     rows = [dataclasses.replace(row, video=row.video.replace("/HERE", str(folder))) for row in rows]

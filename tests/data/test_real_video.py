@@ -25,6 +25,7 @@ def test_its_true_length_is_measured() -> None:
     assert info.fps == pytest.approx(9.53, abs=0.01)
 
 
+@pytest.mark.slow
 def test_decord_and_pyav_show_the_same_frames_at_the_same_seconds() -> None:
     wanted = sample_times(35.04, 1.0, 64)
     one, other = decoders.decode_with_decord(VIDEO, wanted, None), decoders.decode_with_pyav(VIDEO, wanted, None)

@@ -295,6 +295,7 @@ def test_a_gpu_that_is_elsewhere_is_planned_for(tmp_path: Path, monkeypatch: pyt
     assert not {"dtype", "rounding", "memory"} & {finding.kind for finding in report.findings}
 
 
+@pytest.mark.slow
 def test_what_a_model_costs_is_known_before_its_weights_are_here(tmp_path: Path) -> None:
     params = healthy(tmp_path, model=str(broken_download(tmp_path)), harvester="embedded")
     report = examine(params)

@@ -51,6 +51,7 @@ def test_the_same_seed_gives_the_same_files_and_another_seed_others(tmp_path):
     assert not {p.read_bytes() for p in first} & {p.read_bytes() for p in other}
 
 
+@pytest.mark.slow
 def test_a_clip_comes_out_the_same_whatever_stood_in_memory_before(tmp_path):
     clips = {index: render_frames(make_scene(scene_seed("test", index, 0))) for index in (1, 15, 36, 66)}
     noise = np.random.default_rng(0).integers(0, 255, clips[1].shape, dtype=np.uint8)

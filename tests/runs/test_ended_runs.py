@@ -50,6 +50,7 @@ def started(folder: Path, reads: bool = True) -> Iterator[subprocess.Popen[str]]
         (signal.SIGINT, 130, "interrupted (Ctrl-C)"),
     ],
 )
+@pytest.mark.slow
 def test_a_signal_leaves_the_notebook_as_far_as_it_came(project, number, code, says):
     write_notebooks(project, distill=LONG)
     only(project, "02_distill")
@@ -64,6 +65,7 @@ def test_a_signal_leaves_the_notebook_as_far_as_it_came(project, number, code, s
 
 
 @pytest.mark.usefixtures("kernels_find_labkit")
+@pytest.mark.slow
 def test_a_run_whose_reader_goes_away_goes_on_and_keeps_its_log(project):
     write_notebooks(project, distill="print('early', flush=True); import time; time.sleep(2); print('late')")
     only(project, "02_distill")
@@ -114,6 +116,7 @@ def test_what_was_to_be_ignored_is_ignored(tmp_path):
 
 
 @pytest.mark.usefixtures("kernels_find_labkit")
+@pytest.mark.slow
 def test_a_full_disk_in_a_cell_is_told_in_one_line_with_the_next_step(project):
     raising = f"raise OSError({errno.ENOSPC}, 'No space left on device', 'outputs/x/a.parquet')"
     write_notebooks(project, grpo=raising)

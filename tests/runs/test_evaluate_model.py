@@ -133,6 +133,7 @@ def test_an_adapter_is_evaluated_and_its_missing_base_is_named(project, usual, c
     assert str(project / "base") in said and "adapter_config.json" in said and "put that model there" in said
 
 
+@pytest.mark.slow
 def test_the_real_queries_of_the_real_video_in_one_command(project, capsys):
     if not VIDEO.exists():
         pytest.skip(f"THE REAL VIDEO IS ABSENT ({VIDEO}): the evaluation of real queries was NOT tested")

@@ -64,6 +64,7 @@ def test_a_batch_log_has_every_line_and_the_notebook_the_last_of_each_work(noteb
     assert cells[0].metadata.jupyter.source_hidden and "injected-parameters" in cells[1].metadata.tags
 
 
+@pytest.mark.slow
 def test_what_was_executed_is_trusted_by_its_user_and_by_nobody_else(
     notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -374,6 +374,7 @@ def banner(path: Path) -> str:
 
 
 @pytest.mark.usefixtures("kernels_find_labkit")
+@pytest.mark.slow
 def test_the_sequence_runs_all_five_and_then_has_nothing_to_do(project):
     write_notebooks(project)
     lines: list[str] = []
@@ -393,6 +394,7 @@ def test_the_sequence_runs_all_five_and_then_has_nothing_to_do(project):
 
 
 @pytest.mark.usefixtures("kernels_find_labkit")
+@pytest.mark.slow
 def test_a_cell_that_fails_leaves_its_notebook_and_the_rest_goes_on_later(project):
     write_notebooks(project, distill="raise RuntimeError('no disk')")
     only(project, "02_distill", "03_sft")
@@ -421,6 +423,7 @@ def test_bad_input_in_a_cell_is_told_without_a_traceback(project):
 
 
 @pytest.mark.usefixtures("kernels_find_labkit")
+@pytest.mark.slow
 def test_a_killed_kernel_leaves_no_cell_that_claims_to_have_run(project):
     # The kernel sends what it prints from a thread of its own; killed at once, it may not have sent it yet.
     dying = "print('dying', flush=True); import os, signal, time; time.sleep(2); os.kill(os.getpid(), signal.SIGKILL)"
@@ -434,6 +437,7 @@ def test_a_killed_kernel_leaves_no_cell_that_claims_to_have_run(project):
 
 
 @pytest.mark.usefixtures("kernels_find_labkit")
+@pytest.mark.slow
 def test_the_same_command_goes_on_after_the_whole_thing_was_killed(project):
     write_notebooks(project, distill="print('long work', flush=True); import time; time.sleep(60)")
     only(project, "02_distill", "03_sft")

@@ -57,6 +57,7 @@ def _start(number: int, barrier, held, told) -> None:
         held.set()
 
 
+@pytest.mark.slow
 def test_of_two_notebooks_that_start_a_new_run_at_once_one_finishes_and_one_is_refused(project):
     context = multiprocessing.get_context("fork")
     for number in range(12):  # 7 of 12 winners failed in their last cell: the loser had wiped their entry

@@ -103,6 +103,7 @@ def test_more_gpus_than_are_in_sight_are_refused(project, monkeypatch, capsys, s
     assert not (project / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_what_goes_on_in_the_background_does_not_hold_the_callers_pipe(project):
     """`labkit submit --local | tail` waited for the end of the run; standard input is not taken away either."""
     code = (

@@ -427,6 +427,7 @@ def test_the_command_puts_all_rules_side_by_side(files):
         "timer1/tvgbench.json",
     ],
 )
+@pytest.mark.slow
 def test_the_truth_itself_scores_one_hundred_on_a_whole_benchmark(file):
     moments = load_moments(REAL / file)
     perfect = score({m.qid: render([], m.windows[0]) for m in moments}, moments)

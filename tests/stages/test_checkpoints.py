@@ -71,6 +71,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_grpo_killed_after_its_last_step_takes_no_other(policy, source, moments, tmp_path, monkeypatch, uninterrupted):
     """The last step is a checkpoint of its own, its model not yet written."""
 
@@ -111,6 +112,7 @@ def test_sft_killed_ends_as_if_it_never_was(world, moments, policy, source, tmp_
     assert repr(small.train_sft(policy, source, moments, folder, on_step=pytest.fail)) == repr(result)
 
 
+@pytest.mark.slow
 def test_an_adapter_resumes_too(source, moments, tmp_path):
     def stop(row):
         if row["step"] == 3:

@@ -19,6 +19,7 @@ SHORT = {"max_new_tokens": 8, "batch_size": 4}
 
 
 @pytest.mark.parametrize("greedy", [True, False])
+@pytest.mark.slow
 def test_rollouts_depend_on_neither_batch_size_nor_order(policy, source, moments, greedy):
     def asked(on, batch_size):
         return evaluate(policy, source, on, greedy=greedy, max_new_tokens=24, batch_size=batch_size, seed=4)

@@ -99,6 +99,7 @@ def by_hand(policy, source, moments, rollouts, params):
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.2])
+@pytest.mark.slow
 def test_weights_after_some_steps_equal_the_textbook_one_sample_at_a_time(policy, source, moments, tmp_path, beta):
     start = weights(policy)
     small.train_grpo(policy, source, moments, tmp_path / "ours", grpo_steps=3, beta=beta)
@@ -163,6 +164,7 @@ def test_every_rollout_is_recorded_and_the_history_agrees(policy, source, moment
 
 
 @pytest.mark.parametrize("train", [small.train_grpo, small.train_sft])
+@pytest.mark.slow
 def test_a_run_tells_nobody_about_itself(source, moments, tmp_path, train, monkeypatch):
     """TRL's trainers send usage data, unless the machine is offline or the variable CI is set."""
     sent = []
@@ -172,6 +174,7 @@ def test_a_run_tells_nobody_about_itself(source, moments, tmp_path, train, monke
     assert sent == []
 
 
+@pytest.mark.slow
 def test_the_policy_pass_sees_the_video(source, moments, tmp_path, loss_inputs, same_completions):
     """The same completions, advantages and start, other frames: log-probs and update must be others.
 
@@ -255,6 +258,7 @@ def test_lora_with_a_kl_term_trains_the_adapter_alone(adapted):
     assert abs(history[0]["kl"]) < 1e-6 < history[2]["kl"], "against the model below the adapter"
 
 
+@pytest.mark.slow
 def test_an_adapter_that_is_trained_on_is_held_to_itself(adapted, source, moments, tmp_path, capfd):
     """Not to the model below: the first step of the final stage is no divergence."""
     _, after, _, folder = adapted

@@ -75,6 +75,7 @@ def test_the_right_option_is_all_that_tells_equal_chains_apart(options):
     )
 
 
+@pytest.mark.slow
 def test_a_stage_is_paid_for_options_and_records_them(answerer, asked, questions, tmp_path):
     result = small.train_grpo(answerer, asked, questions, tmp_path / "run", grpo_steps=2, max_new_tokens=48)
     rollouts = RolloutStore(tmp_path / "run" / "rollouts").read()

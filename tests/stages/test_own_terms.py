@@ -112,6 +112,7 @@ def test_a_term_that_fails_later_names_itself_and_the_chain(tmp_path, body, says
         score_completion(MOMENT, 3, "", 1, True, spec, step=7)
 
 
+@pytest.mark.slow
 def test_a_term_that_fails_ends_training(policy, source, moments, tmp_path):
     spec = spec_of("calls = []\ndef term(*_):\n    calls.append(1)\n    return 1 / (2 - len(calls))\n", tmp_path)
     with pytest.raises(LabError, match=r"reward 'a.py:term', chain of qid \S+, step 1, sample 1: raised ZeroDivision"):

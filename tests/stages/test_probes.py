@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from labkit.policy.model import load_policy
@@ -10,6 +11,7 @@ from labkit.stages.rollouts import RolloutStore
 from tests.stages import small
 
 
+@pytest.mark.slow
 def test_probes_change_no_bit_of_the_training(source, moments, tmp_path):
     """Neither a weight nor a sampled chain, nor a number that is drawn afterwards."""
     ends = {}
@@ -25,6 +27,7 @@ def test_probes_change_no_bit_of_the_training(source, moments, tmp_path):
     assert not (tmp_path / "0" / "probes").exists(), "off is off"
 
 
+@pytest.mark.slow
 def test_what_is_recorded_is_what_an_evaluation_answers(source, moments, tmp_path):
     """Before the first step the start's answers, after the last one those of the final model; nothing is paid."""
     start, policy = (load_policy("embedded", device="cpu") for _ in range(2))

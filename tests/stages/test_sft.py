@@ -84,6 +84,7 @@ def test_weights_after_some_steps_equal_the_textbook_one_sample_at_a_time(
     assert distance(weights(policy), expected) < 1e-3 * moved
 
 
+@pytest.mark.slow
 def test_checkpointing_changes_nothing(source, moments, tmp_path):
     found = []
     for checkpointing in (False, True):

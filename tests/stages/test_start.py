@@ -175,6 +175,7 @@ def test_each_stage_and_seed_has_random_numbers_of_its_own():
     assert len(seeds) == 250 and all(0 <= seed < 2**31 for seed in seeds)
 
 
+@pytest.mark.slow
 def test_stage_3_asks_other_queries_than_stage_1_and_draws_other_numbers(source, moments, tmp_path, monkeypatch):
     asked, seeds = {}, []
     monkeypatch.setattr(
@@ -207,6 +208,7 @@ def test_the_first_step_moves_the_weights(place, source, moments, tmp_path):
     assert farthest(before, weights(policy)) > 1e-4
 
 
+@pytest.mark.slow
 def test_the_learning_rate_rises_in_equal_parts_and_falls_to_its_tenth(source, moments, tmp_path):
     result = small.train_grpo(
         load_policy("embedded", device="cpu"), source, moments, tmp_path, grpo_steps=6, warmup_steps=3, max_new_tokens=4,

@@ -202,6 +202,7 @@ assert numbers(read_frames({files["fine"]!r}, [1.0]).rgb) == [25] and decode_wor
 
 
 @pytest.mark.parametrize("end", ["killed", "ends"])
+@pytest.mark.slow
 def test_the_decoder_ends_with_its_program_even_while_it_hangs(files: dict[str, str], end: str) -> None:
     script = f"""
 import sys, threading, time

@@ -99,6 +99,7 @@ def until(holds: Callable[[], Any], what: str) -> Any:
     return found
 
 
+@pytest.mark.slow
 def test_what_is_wanted_is_found_on_disk_and_this_process_opens_no_video(
     tmp_path: Path, cache: FrameCache, opened: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -166,6 +166,7 @@ class Colocated:
 
 
 @pytest.mark.usefixtures("vllm")
+@pytest.mark.slow
 def test_a_stage_learns_from_what_the_engine_writes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, moments: list[Any]
 ) -> None:

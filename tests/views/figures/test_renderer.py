@@ -71,6 +71,7 @@ def test_a_browser_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on this machine: figures carry no picture here")
+@pytest.mark.slow
 def test_with_a_browser_figures_carry_a_picture() -> None:
     import kaleido
 
