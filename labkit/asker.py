@@ -45,6 +45,8 @@ TOY = (
     "other video means nothing; give a model that has learnt from videos (--model, model=)."
 )
 _LABEL, _SPAN = 10, 16
+_AROUND, _ROW = 450, 28
+"""Pixels of an explorer around its chains, and of each."""
 MOST_OFFERED = 200
 """Videos that a picker offers."""
 
@@ -73,7 +75,8 @@ class AskedChains:
     def explorer(self) -> ChainExplorer:
         """The chains over the video; several are shown side by side at first."""
         several = len(self.rollouts) > 1
-        made = explore(self.rollouts, [self.moment], folder=self.sheets, height=620 if several else 560)
+        height = min(max(560, _AROUND + _ROW * len(self.rollouts)), 900)  # chains that do not fit are scrolled
+        made = explore(self.rollouts, [self.moment], folder=self.sheets, height=height)
         made.view = "group" if several else "chain"
         return made
 
