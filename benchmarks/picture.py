@@ -1,6 +1,6 @@
 """The README's pictures: a query as it learnt, which moves, and the explorer, photographed in headless Chromium.
 
-python benchmarks/picture.py outputs/embedded outputs/example/explorer.webp outputs/example/watch.webp
+python benchmarks/picture.py outputs/embedded docs/explorer.webp docs/watch.webp
 """
 
 from __future__ import annotations
