@@ -9,7 +9,7 @@ install:
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet -e '.[test,docs]'
 
-# Lint, types and the tests that take under five seconds: about three and a half minutes on two cores.
+# Lint, types and the tests that take under two seconds: about two and a half minutes on two cores.
 check:
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
