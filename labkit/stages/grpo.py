@@ -113,15 +113,6 @@ def train_grpo(
     figures = recorded_figures(store.read(), asked, spec, params.group_size)
     # A run that was killed between its last step and its end has no step left to take.
     steps = step_of(checkpoint) if should_stop(figures, step_of(checkpoint), params) else params.grpo_steps
-    mine = slice(process_rank().rank * (size // world), (process_rank().rank + 1) * (size // world))
-    prefetch(
-        source,
-        [
-            qid
-            for begin in range(step_of(checkpoint) * size, steps * size, size)
-            for qid in order[begin : begin + size][mine]
-        ],
-    )
     arguments = grpo_config(
         policy, source, folder, params, steps=steps, seed=seed, prompts_per_pass=per_pass,
         reward_weights=[spec.weights[term] for term in terms],
@@ -188,6 +179,7 @@ def trainer_class() -> Any:
             self.trainer = trainer
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.trainer.prefetch_clips(state.global_step)
             if state.global_step and self.trainer.on_resume is not None and state.is_world_process_zero:
                 self.trainer.on_resume(self.trainer.history())
 
@@ -244,6 +236,17 @@ def trainer_class() -> Any:
             if probes is not None:
                 self.add_callback(probe_callback(probes, policy, params.max_new_tokens, names))
             self.add_callback(stop_callback())
+
+        def prefetch_clips(self, step: int) -> None:
+            """Have the clips of this process's queries decoded ahead, in the order of the steps behind `step`."""
+            order, size, world = (
+                list(self.train_dataset["prompt"]),
+                self.params.prompts_per_step,
+                process_rank().world_size,
+            )
+            mine = slice(process_rank().rank * (size // world), (process_rank().rank + 1) * (size // world))
+            steps = [order[begin : begin + size][mine] for begin in range(step * size, len(order), size)]
+            prefetch(self.source, [qid for queries in steps for qid in queries])
 
         def rollout(self, prompts: list[str]) -> dict[str, Any]:
             """TRL's hook: qids, each repeated for its group, to prompt ids and completion ids."""
