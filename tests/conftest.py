@@ -14,7 +14,12 @@ from tests import warm_kernels
 quick_nbformat()  # before a module of tests loads it
 LONGEST = ("test_notebooks",)
 
-hypothesis.settings.register_profile("labkit", deadline=None)  # a busy machine is no fault of what is tested
+# A busy machine is no fault of what is tested, and neither is an unlucky draw of inputs of which many are left out.
+hypothesis.settings.register_profile(
+    "labkit",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.filter_too_much],
+)
 hypothesis.settings.load_profile("labkit")
 
 
