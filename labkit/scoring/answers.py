@@ -19,7 +19,7 @@ from labkit.data.moments import Moment
 from labkit.data.video_index import stem_of
 
 KEYS = ("qid", "video and query", "video and number", "query alone", "place and truth")
-"""What answers are joined by, the surest first: the moment's own qid, unless the video or the query that stands beside it says
+"""What answers are joined by, the surest first: the moment's own qid, unless the video, query or truth beside it says
 otherwise; video and sentence; the number of a video's sentence; a sentence that only one moment asks, where no video is
 named; and the place of a numbered question in its benchmark, where truth and duration agree."""
 _SAME_TRUTH = 0.051
@@ -28,6 +28,15 @@ _SAME_DURATION = 0.5
 """The same of a duration, which some tables round."""
 _WORD = re.compile(r"\w+")
 _NUMBERED = re.compile(r"(?:.*[^0-9])?([0-9]{1,9})")
+
+
+def joined_by(joined: Mapping[str, int]) -> str:
+    """How many answers were joined by which of KEYS, in words.
+
+    >>> joined_by({"qid": 3, "query alone": 1}), joined_by({})
+    ('3 by qid, 1 by query alone', 'none')
+    """
+    return ", ".join(f"{count:,} by {key}" for key, count in joined.items()) or "none"
 
 
 class BadRow(ValueError):
@@ -122,7 +131,9 @@ class _Asked:
             yield "video and query", _asking(of_video, name)
         if of_video and name.number is not None:
             numbered = self._by_qid.get(f"{name.video}-{name.number}")
-            by_place = of_video[name.number : name.number + 1] if not self._dropped else []
+            # Where rows were dropped, or the moments say their own numbers, a place says nothing.
+            told = self._dropped or any(re.fullmatch(rf"{re.escape(name.video)}-\d+", each.qid) for each in of_video)
+            by_place = [] if told else of_video[name.number : name.number + 1]
             yield "video and number", [numbered] if numbered is not None else by_place
         if name.words and not name.video:
             yield "query alone", self._with_words(name)
@@ -130,10 +141,16 @@ class _Asked:
             yield "place and truth", self._at_place(int(match[1]), name, name.truth)
 
     def _agrees(self, moment: Moment, name: QuestionName) -> bool:
-        """Whether the moment is on the video and asks the words that a row names beside its id."""
-        if name.video and name.video not in _stems(moment):
+        """Whether nothing that a row names beside its id says that it means another question than this moment.
+
+        A video that no moment has may be this one under another name, where the words agree.
+        """
+        asks = bool(name.words and _asking([moment], name))
+        if name.video and name.video not in _stems(moment) and (not asks or name.video in self._by_video):
             return False
-        return not name.words or bool(_asking([moment], name))
+        if name.truth is not None and not asks and moment.has_truth and not _is_truth(name.truth, moment):
+            return False
+        return asks or not name.words
 
     @cached_property
     def _by_video(self) -> Mapping[str, list[Moment]]:

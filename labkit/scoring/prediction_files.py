@@ -144,8 +144,12 @@ def _table(path: Path, first: bytes, file: IO[bytes]) -> Iterator[FileRow]:
         head = first.decode("utf-8-sig").rstrip("\r\n").split("\t")
         for number, row in enumerate(csv.DictReader(text, head, delimiter="\t")):
             yield FileRow(f"row {number}", {str(name): value or None for name, value in row.items()})
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
         raise LabError(f"predictions '{path}' is a table that can't be read ({error}); save it as UTF-8") from None
+    except csv.Error as error:
+        raise LabError(
+            f"predictions '{path}' is a table that can't be read ({error}); save it as json (VLMEvalKit: PRED_FORMAT=json)"
+        ) from None
     finally:
         text.detach()  # whoever opened the file closes it
 

@@ -10,7 +10,8 @@ A predictions file is JSON Lines: UTF-8, one object a line, lines without any te
 
 and whatever else its model wrote down, which isn't read; output_text is another name for text.
 The first line may be {"settings": {...}} without a qid: how the answers were decoded and what the model saw of
-the video, for the protocol card (see `labkit.scoring.protocol`). The same rows in a JSON list, and gzip, are read too, and so is
+the video, for the protocol card (see `labkit.scoring.protocol`); "rules" beside them names those to read the answers under,
+where these aren't labkit's. The same rows in a JSON list, and gzip, are read too, and so is
 what other programs write (`labkit.scoring.programs`). A last line that broke off, as a killed evaluation leaves it,
 counts as missing.
 """
@@ -31,6 +32,7 @@ from labkit.files import replacing
 from labkit.scoring.answers import BadRow, PredictedRow, QuestionName, join, ranked_row, shorten
 from labkit.scoring.prediction_files import file_rows
 from labkit.scoring.programs import Program, looked_for, named_answers, recognise
+from labkit.scoring.reading_rules import find_rule
 
 _TEXTS = ("text", "output_text")
 _WINDOWS = ("windows", "pred_relevant_windows")
@@ -43,7 +45,8 @@ class Predictions:
     """A model's answers by question; `more` are those that came again on a question, of which the first counts.
 
     `rules` are those that are scored under unless others are named: of the `program` that wrote the file, labkit's otherwise.
-    `names` say by qid, and `named` of answers without one, how their question is named beside; `on` joins them to moments, and
+    `names` say by qid how their question is named beside, and `named` hold the answers whose question has no qid, or one that
+    another question of the file has (files that count from 0, put together); `on` joins them to moments, and
     `joined` then counts by which key. `duplicates` are the qids that came again. `cut_line` is the number of the file's last line
     where it broke off, 0 otherwise.
     """
@@ -82,7 +85,7 @@ class Predictions:
                 counts[key] += 1
             for row in rows:
                 kept.keep(qid, row)
-        again = kept.again if self.more or self.named else self.duplicates
+        again = kept.again if self.more else [*self.duplicates, *kept.again]
         return replace(
             self, rows=kept.rows, more=kept.more, duplicates=tuple(again), names={}, named=(), joined=dict(counts)
         )
@@ -156,12 +159,17 @@ def write_predictions(
     source: Answers,
     settings: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write predictions that `read_predictions` reads back, whole or not at all; duplicates are left out."""
+    """Write predictions that `read_predictions` reads back, whole or not at all; duplicates are left out.
+
+    The rules that they are read under go along, where these aren't labkit's.
+    """
     predictions = as_predictions(source, settings)
     if predictions.named:
         step = "call on(moments) first, which finds their questions"
         raise LabError(f"{len(predictions.named):,} of these predictions have no qid; {step}")
-    objects: list[dict[str, Any]] = [{"settings": dict(predictions.settings)}] if predictions.settings else []
+    rules = {"rules": predictions.rules} if predictions.rules != _OWN else {}
+    first = {"settings": dict(predictions.settings), **rules}
+    objects: list[dict[str, Any]] = [first] if predictions.settings or rules else []
     for qid, row in predictions.rows.items():
         entry: dict[str, Any] = {"qid": qid}
         if row.text is not None:
@@ -210,6 +218,7 @@ class _Reader:
             if self.any:
                 raise BadRow("settings are not in the first line; move them to the top")
             self.settings = _settings(row["settings"])
+            self.rules = _rules(row.get("rules", _OWN))
         elif (program := recognise(row)) is None:
             self._of(_OWN)
             if "qid" not in row and not any(name in row for name in (*_TEXTS, *_WINDOWS)):
@@ -232,10 +241,9 @@ class _Reader:
                 self.rules = "qvhighlights"  # they take the first span as it stands
             elif self.rules == _OWN:
                 self.rules = program.rules
-            if not name.qid:
+            if not name.qid or self.names.setdefault(name.qid, name) != name:
                 self.named.append((name, rows))
                 continue
-            self.names.setdefault(name.qid, name)
             for each in rows:
                 self.kept.keep(name.qid, each)
 
@@ -269,6 +277,15 @@ def _settings(value: object) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise BadRow(f'settings = {shorten(value)} is not an object; write {{"settings": {{"fps": 2, ...}}}}')
     return value
+
+
+def _rules(name: object) -> str:
+    if not isinstance(name, str):
+        raise BadRow(f"rules = {shorten(name)} is no name of rules; write the name that --rules takes")
+    try:
+        return find_rule(name).name
+    except LabError as error:
+        raise BadRow(str(error)) from None
 
 
 def _row(row: dict[str, Any]) -> tuple[str, PredictedRow]:

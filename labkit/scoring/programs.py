@@ -67,7 +67,7 @@ def _has_keys(row: Row, of_objects: bool) -> bool:
 
 def _is_nested(row: Row) -> bool:
     stamps = row["timestamp"]
-    return isinstance(stamps, list) and bool(stamps) and isinstance(stamps[0], list)
+    return isinstance(stamps, list) and (not stamps or isinstance(stamps[0], list))  # none: nothing was read
 
 
 PROGRAMS = (

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from labkit.scoring.answers import joined_by
 from labkit.scoring.bootstrap import few_videos
 
 SETTINGS = (
@@ -71,12 +72,11 @@ class Protocol:
         rate = self.parse_failure_rate
         failures = "no prediction" if math.isnan(rate) else f"{100 * rate:.2f} % of the predictions"
         failures += f"; {self.unread}" if self.unread else ""
-        joined = ", ".join(f"{count:,} by {key}" for key, count in self.joined.items()) or "none"
         cut = f"; the file broke off in line {self.cut_line:,}, which was not read" if self.cut_line else ""
         lines = [
             ("predictions", self.predictions or UNKNOWN),
             ("written by", self.program or "labkit, or in its form"),
-            ("joined to moments", joined),
+            ("joined to moments", joined_by(self.joined)),
             ("moments", self.moments or UNKNOWN),
             ("questions scored", scored),
             ("faults in the moments", found or "none"),

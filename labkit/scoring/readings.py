@@ -63,8 +63,7 @@ def match_questions(predictions: Answers, moments: Sequence[Moment]) -> Predicti
             ", ".join(repr(qid) for qid in islice(qids, EXAMPLES))
             for qids in (answers.rows, (moment.qid for moment in moments))
         )
-        wrote = f" of {answers.file}" if answers.file else ""
-        wrote += f" (by {given.program})" if given.program else ""
+        wrote = _of_file(answers)
         name = next(iter([*given.names.values(), *(name for name, _ in given.named)]), QuestionName())
         first = moments[0]
         raise LabError(
@@ -73,6 +72,11 @@ def match_questions(predictions: Answers, moments: Sequence[Moment]) -> Predicti
             "the moments that were asked, or write the moments' own qids into the predictions"
         )
     return answers
+
+
+def _of_file(answers: Predictions) -> str:
+    wrote = f" of {answers.file}" if answers.file else ""
+    return f"{wrote} (by {answers.program})" if answers.program else wrote
 
 
 def _first(video: str, words: str) -> str:
@@ -86,8 +90,14 @@ def _first(video: str, words: str) -> str:
 def read_answers(answers: Predictions, moments: Sequence[Moment], rule: ReadingRule) -> list[ReadAnswer]:
     """What a rule reads for each moment.
 
-    Raises: LabError where the predictions hold windows, which no rule but labkit's own takes, or windows and texts.
+    Raises: LabError where the predictions hold windows, which no rule but labkit's own takes, or windows and texts, and where
+    they are hundredths of the video, which the rule would take for seconds.
     """
+    if find_rule(answers.rules).hundredths and not rule.hundredths:
+        raise LabError(
+            f"rules {rule.name!r} read seconds, but these predictions{_of_file(answers)} are hundredths of the video; leave the "
+            f"rules out, or name {answers.rules}"
+        )
     if answers.ranked and rule.name != "labkit" and not rule.windows:
         raise LabError(
             f"rules {rule.name!r} read texts, but these predictions hold windows; leave the rules out, or name qvhighlights"
@@ -109,6 +119,8 @@ def better_rule(
     read = sum(_usable(reading) for reading in given)
     if not given or read >= LOW_READ_RATE * len(given):
         return ""
+    if rule.hundredths:
+        return "the other rules read seconds, and not hundredths of the video"
     if answers.ranked:
         turned = sum(reading.status == "start not before end" for reading in given)
         return "most windows start behind their end; are start and end exchanged?" if 2 * turned > len(given) else ""
@@ -177,9 +189,10 @@ def predicted_chains(predictions: Answers, moments: Sequence[Moment], rules: str
         for chain in [_chain(row, moment, _read(row, moment, rule) if sample else reading, rule)]
     ]
     note = better_rule(readings, answers, moments, rule)
-    unread = sum(reading.pair is None for reading in readings if reading.status)
+    given = [reading for reading in readings if reading.status]
+    unread = sum(reading.pair is None for reading in given)
     return PredictedChains(
-        chains, f"Nothing was read in {unread:,} of {len(answers.rows):,} predictions: {note}." if note else ""
+        chains, f"Nothing was read in {unread:,} of {len(given):,} predictions: {note}." if note else ""
     )
 
 
@@ -258,7 +271,7 @@ def disagreements(predictions: Answers, moments: Sequence[Moment], *, most: int 
     """Up to `most` examples for each rule and kind, rules in their order, then the most frequent kind first.
 
     Only texts on the moments' questions are looked at.
-    Raises: LabError for ranked windows, which need no reading.
+    Raises: LabError for ranked windows, which need no reading, and for hundredths of the video, which one rule alone reads.
 
     >>> from labkit.chain.spans import Span
     >>> moments = [Moment("q1", "/v/a.mp4", "a door opens", (Span(0, 10),), 40.0)]
@@ -269,6 +282,10 @@ def disagreements(predictions: Answers, moments: Sequence[Moment], *, most: int 
     answers = match_questions(predictions, moments)
     if answers.ranked:
         raise LabError("these predictions hold windows, which every rule reads alike; give texts")
+    if find_rule(answers.rules).hundredths:
+        raise LabError(
+            f"these predictions are hundredths of the video, which rules {answers.rules} alone read; give texts"
+        )
     rows = [(moment.qid, row) for moment in moments if (row := answers.rows.get(moment.qid)) is not None]
     chains = [(qid, parse(row.text or "", finished=row.finished)) for qid, row in rows]
     found = Disagreements()

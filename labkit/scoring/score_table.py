@@ -1,6 +1,6 @@
 """Several models' predictions in one table, a row for each, and what `labkit score` prints.
 
-    print(score_table({"ours": "ours.jsonl", "Time-R1": "tg_0_1.jsonl"}, load_moments("charades-sta/test")))
+    labkit.score_table({"ours": "ours.jsonl", "Time-R1": "tg_0_1.jsonl"}, labkit.load_moments("charades-sta/test"))
 
 Each is read under the rules of the program that wrote it, or all under those that are named. The others are compared with the
 first question by question, where both are read under the same rules.
@@ -19,13 +19,13 @@ from typing import Any
 from labkit.data.benchmarks import load_moments
 from labkit.data.moments import Moment
 from labkit.errors import LabError
+from labkit.scoring.answers import joined_by
 from labkit.scoring.bootstrap import few_videos
 from labkit.scoring.predictions import Answers, read_predictions
-from labkit.scoring.readings import disagreements
-from labkit.scoring.scores import TITLES, Paired, Score, between, compare, gap_cells, score, under_every_rule
+from labkit.scoring.readings import Disagreements, disagreements
+from labkit.scoring.scores import HEADLINE, TITLES, Paired, Score, between, compare, gap_cells, score, under_every_rule
 from labkit.table import Table, percent, repr_pretty
 
-_FIGURES = ("miou", "r1@0.3", "r1@0.5", "r1@0.7")
 _LONGEST = 32
 """Characters of a label in a table."""
 
@@ -59,17 +59,24 @@ class ScoreTable(dict[str, Score]):
         first, paired = next(iter(self.values())), self.paired()
         level = f"{100 * first.protocol.level:g} %"
         gaps = ("less first", level, "p") if paired else ()
-        head = ("", "rules", *(TITLES[name] for name in _FIGURES), f"{level} of mIoU", *gaps)
+        head = ("", "rules", *(TITLES[name] for name in HEADLINE), f"{level} of mIoU", *gaps)
         rows = []
         for label, each in self.items():
             gap = paired[label].differences["miou"] if label in paired else None
             less = ("-", "-", "-") if gap is None else gap_cells(gap)
-            figures = [percent(each.figures[name]) for name in _FIGURES]
-            short = label if len(label) <= _LONGEST else f"{label[: _LONGEST - 3]}..."
-            rows.append((short, each.protocol.rules, *figures, between(each.intervals["miou"]), *less[: len(gaps)]))
+            figures = [percent(each.figures[name]) for name in HEADLINE]
+            rows.append(
+                (
+                    both_ends(label, _LONGEST),
+                    each.protocol.rules,
+                    *figures,
+                    between(each.intervals["miou"]),
+                    *less[: len(gaps)],
+                )
+            )
         for name, baseline in first.baselines.items():
             rows.append(
-                (name, "", *(percent(baseline.get(each, math.nan)) for each in _FIGURES), "", *[""] * len(gaps))
+                (name, "", *(percent(baseline.get(each, math.nan)) for each in HEADLINE), "", *[""] * len(gaps))
             )
         return Table("", head, rows, self._note(paired), align="llr")
 
@@ -94,8 +101,7 @@ def joining(scored: Score) -> str:
     Also what to know where little was read, or where the file broke off.
     """
     card = scored.protocol
-    joined = ", ".join(f"{count:,} by {key}" for key, count in card.joined.items())
-    parts = [f"written by {card.program}" if card.program else "labkit's own form", f"joined {joined or 'none'}"]
+    parts = [f"written by {card.program}" if card.program else "labkit's own form", f"joined {joined_by(card.joined)}"]
     if card.extra:
         parts.append(f"{card.extra:,} have no moment")
     if card.duplicates:
@@ -123,6 +129,12 @@ def score_table(
     """Score several models' predictions on the same moments, by label.
 
     Raises: LabError as `labkit.score`, with the label of the predictions in front.
+
+    >>> from labkit.chain.spans import Span
+    >>> moments = [Moment("q1", "/v/a.mp4", "a door opens", (Span(0, 10),), 40.0)]
+    >>> got = score_table({label: {"q1": f"<answer>0 to {end}</answer>"} for label, end in {"a": 10, "b": 5}.items()}, moments)
+    >>> got.paired()["b"].differences["miou"].value
+    -0.5
     """
     if not predictions:
         raise LabError("no predictions to score; give at least one")
@@ -135,14 +147,28 @@ def score_table(
     return found
 
 
+def both_ends(label: str, most: int) -> str:
+    """A label of at most so many characters, cut in its middle: labels begin with a folder, and end with what differs.
+
+    >>> both_ends("charades/qwen2.5-vl-3b/seed1", 20)
+    'charades...-3b/seed1'
+    """
+    kept = most - 3
+    return label if len(label) <= most else f"{label[: kept // 2]}...{label[kept // 2 - kept :]}"
+
+
 def labelled(files: Sequence[str | Path]) -> dict[str, Path]:
-    """Files by the shortest names that tell them apart: the stem, with folders where two are called alike.
+    """Files by the shortest names that tell them apart: the stem, with suffix or folders where two are called alike.
 
     >>> list(labelled(["a/tg_0_1.jsonl", "b/tg_0_1.jsonl", "ours.jsonl"]))
     ['a/tg_0_1', 'b/tg_0_1', 'ours']
     """
     paths = [Path(file) for file in files]
-    parts = [(*path.absolute().parts[1:-1], path.stem or path.name) for path in paths]
+    stems = Counter((path.parent, path.stem) for path in {path.absolute() for path in paths})
+    parts = [
+        (*path.parts[1:-1], path.name if stems[path.parent, path.stem] > 1 else path.stem)
+        for path in (path.absolute() for path in paths)
+    ]
     deep = [1] * len(paths)
     while True:
         labels = ["/".join(part[-depth:]) for part, depth in zip(parts, deep, strict=True)]
@@ -187,11 +213,12 @@ def score_text(
     if rules == "all":
         if against is not None or train is not None:
             raise LabError("'--rules all' goes with neither --against nor --train; name one of the rules for them")
-        scores, texts = under_every_rule(answers, questions), disagreements(answers, questions)
+        scores = under_every_rule(answers, questions)
+        texts = disagreements(answers, questions) if len(scores) > 1 else Disagreements()
         if as_json:
             parts = {name: one.as_dict() for name, one in scores.items()}
             return json.dumps({"rules": parts, "disagreements": [asdict(text) for text in texts]}, indent=1)
-        return "\n\n".join([str(scores), *map(str, texts), str(scores["labkit"].protocol)])
+        return "\n\n".join([str(scores), *map(str, texts), str(next(iter(scores.values())).protocol)])
     first = score(answers, questions, rules=rules, train=seen)
     if against is None:
         return json.dumps(first.as_dict(), indent=1) if as_json else str(first)

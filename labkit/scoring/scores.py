@@ -58,6 +58,8 @@ TITLES = {
     "iop@0.5": "IoP@0.5",
 }
 """What figures are called where people read them."""
+HEADLINE = ("miou", "r1@0.3", "r1@0.5", "r1@0.7")
+"""Figures of a table with a row for each file, rule or model."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -186,7 +188,7 @@ class RuleScores(dict[str, Score]):
 
     def __str__(self) -> str:
         notes = "\n".join(f"{name}: {score.protocol.reading}" for name, score in self.items())
-        return f"{Table('', *self._rows(), '(percent)', align='lr')}\n\n{notes}"
+        return f"{Table('', *self._rows(), self._note('(percent)'), align='lr')}\n\n{notes}"
 
     _repr_pretty_ = repr_pretty
 
@@ -194,20 +196,29 @@ class RuleScores(dict[str, Score]):
         head, rows = self._rows()
         notes = [score.protocol.reading for score in self.values()]
         lines = [(*row, note) for row, note in zip(rows, notes, strict=True)]
-        return Table("", (*head, "what it does"), lines, "percent", "l" + "r" * (len(head) - 1) + "l")._repr_html_()
+        align = "l" + "r" * (len(head) - 1) + "l"
+        return Table("", (*head, "what it does"), lines, self._note("percent"), align)._repr_html_()
+
+    def _note(self, unit: str) -> str:
+        """The unit, and which rules are left out."""
+        read = (
+            ""
+            if "labkit" in self
+            else "\nThese predictions are hundredths of the video, which the other rules would take for seconds."
+        )
+        return unit + read
 
     def _rows(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        names = ("miou", "r1@0.3", "r1@0.5", "r1@0.7")
         rows = [
             (
                 rule,
-                *(percent(score.figures[name]) for name in names),
+                *(percent(score.figures[name]) for name in HEADLINE),
                 score.protocol.reaches,
                 percent(score.protocol.parse_failure_rate),
             )
             for rule, score in self.items()
         ]
-        return ("rules", *(TITLES[name] for name in names), "threshold", "nothing read"), rows
+        return ("rules", *(TITLES[name] for name in HEADLINE), "threshold", "nothing read"), rows
 
 
 def score(
@@ -268,14 +279,15 @@ def compare(first: Score, second: Score) -> Paired:
 def under_every_rule(predictions: Answers, moments: Sequence[Moment]) -> RuleScores:
     """One set of texts scored under every rule, labkit's first; `labkit.disagreements` shows texts read differently.
 
+    Hundredths of the video are scored under their own rules alone, since the others read seconds.
     Raises: LabError for ranked windows, which need no reading.
     """
     qids = _names(moments)
     answers = match_questions(predictions, moments)
-    found = RuleScores()
-    for name, rule in RULES.items():
+    found, own = RuleScores(), find_rule(answers.rules)
+    for rule in [own] if own.hundredths else RULES.values():
         readings = read_answers(answers, moments, rule)
-        found[name] = _scored(answers, moments, rule, readings, qids, _baselines(moments, None, rule.reaches))
+        found[rule.name] = _scored(answers, moments, rule, readings, qids, _baselines(moments, None, rule.reaches))
     return found
 
 

@@ -226,6 +226,14 @@ def test_a_bad_row_is_named_with_its_line_and_the_next_step(tmp_path, row, messa
         read_predictions(path)
 
 
+@pytest.mark.parametrize(
+    ("rules", "message"), [(3, "rules = 3 is no name of rules"), ("timer", "did you mean 'timer1'")]
+)
+def test_rules_of_the_first_line_must_be_known(tmp_path, rules, message):
+    with pytest.raises(LabError, match=rf"predictions\.jsonl, line 1: {'' if rules == 3 else '.*'}{message}"):
+        read_predictions(written(tmp_path, {"settings": {}, "rules": rules}))
+
+
 def test_settings_must_be_an_object(tmp_path):
     with pytest.raises(LabError, match="line 1: settings = 3 is not an object"):
         read_predictions(written(tmp_path, {"settings": 3}))

@@ -8,6 +8,7 @@ import io
 import json
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,10 +16,11 @@ import pytest
 
 from labkit.chain.spans import Span
 from labkit.data.cleaning import Moments
-from labkit.data.moments import Moment
+from labkit.data.moments import Moment, write_moments
 from labkit.errors import LabError
 from labkit.scoring.predictions import PredictedRow, read_predictions, write_predictions
 from labkit.scoring.programs import PROGRAMS
+from labkit.scoring.readings import disagreements
 from labkit.scoring.score_table import labelled, score_table, score_text
 from labkit.scoring.scores import score
 from labkit.views.explorer import packing
@@ -53,16 +55,23 @@ MIOU = (1 / 3 + 1 / 2 + 1) / 4
 THOUGHT = "<think>Roughly <timestep>0.00 to 20.00</timestep>.</think>"
 
 
+UNREADABLE = "I cannot tell."
+
+
 def to(a: Asked) -> str:
     return f"{a.said[0]:.2f} to {a.said[1]:.2f}"
 
 
 def chain(a: Asked) -> str:
-    return f"{THOUGHT}<answer>{to(a)}</answer>"
+    return f"{THOUGHT}<answer>{to(a)}</answer>" if a.said else UNREADABLE
 
 
 def happens(a: Asked) -> str:
-    return f"The event happens in {a.said[0]} - {a.said[1]} seconds."
+    return f"The event happens in {a.said[0]} - {a.said[1]} seconds." if a.said else UNREADABLE
+
+
+def spans(a: Asked) -> list[list[float]]:
+    return [a.said] if a.said else []
 
 
 def lines(row: Callable[[Asked], object]) -> bytes:
@@ -134,13 +143,14 @@ CASES = {
     "VideoChat-R1": Case(
         "VideoChat-R1",
         lambda: lines(lambda a: {"video_path": f"p2:s3://bucket/{a.video}.mp4", "query": a.query, "answer": chain(a),
-                                 "timestamp": a.said, "iou": 0.5, "ans": a.truth}),
+                                 "timestamp": a.said or [None, None], "iou": 0.5, "ans": a.truth}),
         "videochat-r1", "video and query", "ans is the truth, timestamp what it read itself",
     ),
     "VideoChat-R1.5": Case(
         "VideoChat-R1.5",
-        lambda: lines(lambda a: {"video_path": f"/d/{a.video}.mp4", "query": a.query, "timestamp": [a.said], "iou": 0.5,
-                                 "answer": f"<answer>[({a.said[0]}, {a.said[1]})]</answer>", "ans": a.truth}),
+        lambda: lines(lambda a: {"video_path": f"/d/{a.video}.mp4", "query": a.query, "timestamp": spans(a), "iou": 0.5,
+                                 "ans": a.truth,
+                                 "answer": f"<answer>[({a.said[0]}, {a.said[1]})]</answer>" if a.said else UNREADABLE}),
         "videochat-r1.5", "video and query", "a list of spans in the answer",
     ),
     "TimeLens, one document": Case(
@@ -150,17 +160,17 @@ CASES = {
     ),
     "TimeLens, of each GPU": Case(
         "TimeLens",
-        lambda: json.dumps([{key(a): {"timestamps": [a.said], "answers": happens(a)}} for a in ANSWERS]).encode(),
+        lambda: json.dumps([{key(a): {"timestamps": spans(a), "answers": happens(a)}} for a in ANSWERS]).encode(),
         "timelens", "video and query", "a list of objects of one key",
     ),
     "TimeLens, spans alone": Case(
-        "TimeLens", lambda: lines(lambda a: {key(a): {"timestamps": [a.said]}}),
+        "TimeLens", lambda: lines(lambda a: {key(a): {"timestamps": spans(a)}}),
         "qvhighlights", "video and query", "either may be given; the first span as it stands",
     ),
     "TimeLens, filter": Case(
         "TimeLens",
         lambda: lines(lambda a: {"source": "x", "video_path": f"videos/{a.video}.mp4", "duration": a.duration, "query": a.query,
-                                 "span": [a.truth], "pred": [a.said], "answer": happens(a), "iou": 0.5}),
+                                 "span": [a.truth], "pred": spans(a), "answer": happens(a), "iou": 0.5}),
         "timelens", "video and query", "what its difficulty filter dumps",
     ),
     "TimeLens2, json": Case(
@@ -174,7 +184,7 @@ CASES = {
     "TimeLens2, rollouts": Case(
         "TimeLens2",
         lambda: lines(lambda a: {"video": f"/d/{a.video}.mp4", "query": a.query, "span": [a.truth],
-                                 "rollouts": [str([a.said]), "[[0, 1]]"]}),
+                                 "rollouts": [str(spans(a)), "[[0, 1]]"]}),
         "timelens", "video and query", "of the samples of a question the first counts",
     ),
     "TaRO": Case(
@@ -182,8 +192,9 @@ CASES = {
         lambda: lines(lambda a: {
             "original_data": {"qid": f"test{a.place + 7}", "query": a.query, "vid": a.video, "video_file": f"{a.video}.mp4",
                               "duration": a.duration, "relevant_windows": [a.truth]},
-            "model_output": f"{THOUGHT}\n<answer>\n{a.said[0]:.2f}s to {a.said[1]:.2f}s\n</answer><|im_end|>",
-            "predicted_start": a.said[0], "pred_relevant_window": a.said, "relevant_windows": [a.truth]}),
+            "model_output": (f"{THOUGHT}\n<answer>\n{a.said[0]:.2f}s to {a.said[1]:.2f}s\n</answer><|im_end|>" if a.said
+                             else UNREADABLE),
+            "predicted_start": next(iter(a.said), None), "pred_relevant_window": a.said, "relevant_windows": [a.truth]}),
         "taro", "video and query", "ids of its own beside the video and the query",
     ),
     "lmms-eval, samples": Case(
@@ -203,13 +214,15 @@ CASES = {
     "moment_detr": Case(
         "moment_detr, lighthouse",
         lambda: lines(lambda a: {"qid": 9000 + a.place, "query": a.query, "vid": a.video,
-                                 "pred_relevant_windows": [[*a.said, 0.9], [0, 1, 0.1]], "pred_saliency_scores": [0.5] * 75}),
+                                 "pred_relevant_windows": [[*a.said, 0.9], [0, 1, 0.1]] if a.said else [],
+                                 "pred_saliency_scores": [0.5] * 75}),
         "qvhighlights", "video and query", "its qids are not these moments': video and query are",
     ),
     "VTimeLLM": Case(
         "VTimeLLM",
         lambda: lines(lambda a: {"video_id": a.video, "task": "grounding", "query_id": 0, "info": {"sentence_id": a.number},
-                                 "answer": {"door": "From 10 to 30", "cup": "From 00 to 40", "laptop": "From 40 to 60"}[
+                                 "answer": {"door": "From 10 to 30", "cup": "From 00 to 40", "laptop": "From 40 to 60",
+                                            "down": UNREADABLE}[
                                      a.query.split()[-1].rstrip(".")]}),
         "vtimellm", "video and number", "10 to 30 hundredths of 30 s are 3 to 9 s, so that the IoU are 5/7, 5/10 and 2/8",
     ),
@@ -221,8 +234,9 @@ CASES = {
     ),
     "ms-swift, training": Case(
         "ms-swift",
-        lambda: (json.dumps({"step": ["1"] * 3, "prompt": [f"<|im_start|>user\n<video>{prompt(a)}<|im_end|>" for a in ANSWERS],
-                             "completion": [chain(a) for a in ANSWERS], "IouORM": [1.0] * 3}) + "\n").encode(),
+        lambda: (json.dumps({"step": ["1"] * len(ANSWERS),
+                             "prompt": [f"<|im_start|>user\n<video>{prompt(a)}<|im_end|>" for a in ANSWERS],
+                             "completion": [chain(a) for a in ANSWERS], "IouORM": [1.0] * len(ANSWERS)}) + "\n").encode(),
         "labkit", "query alone", "columns, whose prompts name no video; each of these queries is asked once",
     ),
     "TRL": Case(
@@ -233,7 +247,8 @@ CASES = {
     ),
     "TRL, texts": Case(
         "TRL",
-        lambda: parquet([{"step": 1, "prompt": prompt(a), "completion": chain(a), "qid": {"AAAA1": "door", "BBBB2": "cup"}[
+        lambda: parquet([{"step": 1, "prompt": prompt(a), "completion": chain(a), "qid": {
+                            "AAAA1": "door", "BBBB2": "cup", "CCCC3": "sits"}[
                             a.video] if a.number == 0 else "laptop"} for a in ANSWERS]),
         "labkit", "qid", "a column of one's own that names the moments",
     ),
@@ -274,6 +289,17 @@ def test_a_programs_file_is_scored_and_explored_under_its_own_rules(tmp_path, ca
     packing.pack(rows)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_an_answer_in_which_its_program_read_nothing_counts_as_unread(tmp_path, monkeypatch, case):
+    unread = Asked(3, 0, "CCCC3", "a man sits down.", [3.0, 9.0], 31.0, [])
+    # Behind an answer that was read: the file's form is known by then, and must stay the same.
+    monkeypatch.setitem(globals(), "ANSWERS", [*ANSWERS[:2], unread, ANSWERS[2]])
+    got = score(write(tmp_path, case), MOMENTS)
+    card = got.protocol
+    assert (card.program, card.joined, card.missing) == (CASES[case].program, {CASES[case].joined: 4}, 0)
+    assert (card.parse_failure_rate, got.columns["miou"][got.qids.index("sits")]) == (1 / 4, 0.0)
+
+
 def test_every_program_has_a_case():
     assert {program.name for program in PROGRAMS} == {case.program for case in CASES.values()}
 
@@ -301,6 +327,17 @@ def log(text: str, **more: object) -> dict[str, object]:
     return {"input": text, "output": "o", "step": 1, **more}
 
 
+def logged(video: str, number: int) -> dict[str, object]:
+    return {
+        "video_id": video,
+        "task": "grounding",
+        "query_id": 0,
+        "info": {"sentence_id": number},
+        "answer": "From 10 to 30",
+    }
+
+
+NUMBERS = [moment("1", "A", "he sits"), moment("2", "B", "he sits", (9, 12))]
 TWINS = [moment("a", "A", "he sits"), moment("b", "B", "he sits", (9, 12)), moment("c", "A", "he sits down", (4, 5))]
 
 
@@ -317,12 +354,22 @@ TWINS = [moment("a", "A", "he sits"), moment("b", "B", "he sits", (9, 12)), mome
         (log("When is it that he sits?", gts=[9.0, 12.0]), TWINS, ("b", "query alone"), "the truth tells which"),
         (log("Then he sits.down"), TWINS, ("c", "query alone"), "a stop parts words"),
         (log("the sits"), TWINS, ("the sits", ""), "a part of a word is none"),
+        (detr("b", "B_cut", "he sits"), TWINS, ("b", "qid"), "a video that was renamed, as no moment's is called"),
+        (detr("b", "B_cut", "she runs"), TWINS, ("b (2)", ""), "the same with other words"),
+        (timer1("a", [2.0, 8.0]), TWINS, ("a", "qid"), "the id, and the truth that it repeats"),
+        (timer1("a", [9.0, 12.0]), TWINS, ("a (2)", ""), "an id of another truth is another file's"),
+        (timer1("a", [9.0, 12.0]), [replace(TWINS[0], windows=())], ("a", "qid"), "where no truth is known, none says otherwise"),
+        (timer1("1", [9.0, 12.0]), NUMBERS, ("2", "place and truth"), "the place, not the id, by the truth"),
         (timer1("x_2", [9.0, 12.0]), TWINS, ("b", "place and truth"), "video by video: both of A come first"),
         (timer1("x_1", [9.0, 12.0]), TWINS, ("b", "place and truth"), "or row by row, as the file has them"),
         (timer1("x_0", [9.0, 12.0]), TWINS, ("x_0", ""), "the truth of another place"),
         (timer1("x_2", [9.0, 12.0], 44.0), TWINS, ("x_2", ""), "a video of another length"),
         (timer1("x_2", [9.0, 12.0], None), TWINS, ("b", "place and truth"), "no length is given"),
         (timer1("x_3", [9.0, 12.0]), TWINS, ("x_3", ""), "one row further"),
+        (logged("A", 1), TWINS, ("c", "video and number"), "the second of A"),
+        (logged("A", 1), [moment("A-1", "A", "he sits")], ("A-1", "video and number"), "by its own number"),
+        (logged("A", 0), [moment("A-1", "A", "he sits")], ("A: query 0", ""), "the first was left out: a place says nothing"),
+        (logged("A", 0), Moments(TWINS, 4, [], "f"), ("A: query 0", ""), "nor where rows were dropped"),
         (timer1("x_3", [9.0, 12.0]), Moments(TWINS, 4, [], "f"), ("b", "place and truth"), "one row was dropped before it"),
     ],
 )  # fmt: skip
@@ -339,12 +386,55 @@ def test_samples_of_a_question_are_kept_to_look_at_and_the_first_counts(tmp_path
     assert sorted(got.duplicates) == ["cup", "door", "laptop"]
 
 
-def test_what_was_joined_is_written_under_the_moments_own_qids(tmp_path):
-    got = read_predictions(write(tmp_path, "lmms-eval, samples"))
+@pytest.mark.parametrize("case", ["lmms-eval, samples", "VTimeLLM", "moment_detr", "TRL"])
+def test_what_was_joined_is_written_under_the_moments_own_qids_and_scores_the_same(tmp_path, case):
+    got = read_predictions(write(tmp_path, case))
     write_predictions(tmp_path / "own.jsonl", got.on(MOMENTS))
     own = read_predictions(tmp_path / "own.jsonl")
-    assert set(own.rows) == {"door", "cup", "laptop"}
-    assert score(own, MOMENTS, rules="lmms-eval").figures["miou"] == pytest.approx(MIOU)
+    assert (set(own.rows), own.rules) == ({"door", "cup", "laptop"}, CASES[case].rules)
+    assert score(own, MOMENTS).figures == score(got, MOMENTS).figures
+
+
+@pytest.mark.parametrize("rules", ["timelens", "labkit"])
+def test_hundredths_of_the_video_are_never_read_as_seconds(tmp_path, rules):
+    path = write(tmp_path, "VTimeLLM")
+    with pytest.raises(
+        LabError, match=rf"rules '{rules}' read seconds, .*VTimeLLM\) are hundredths .* or name vtimellm"
+    ):
+        score(path, MOMENTS, rules=rules)
+    with pytest.raises(LabError, match="hundredths of the video, which rules vtimellm alone read"):
+        disagreements(path, MOMENTS)
+
+
+def test_all_rules_of_hundredths_are_the_one_that_reads_them_and_said(tmp_path):
+    write_moments(MOMENTS, tmp_path / "m.jsonl")
+    path = write(tmp_path, "VTimeLLM")
+    text = score_text(path, str(tmp_path / "m.jsonl"), rules="all")
+    assert "vtimellm  36.6" in text and "hundredths of the video, which the other rules would take for seconds" in text
+    assert set(json.loads(score_text(path, str(tmp_path / "m.jsonl"), rules="all", as_json=True))["rules"]) == {
+        "vtimellm"
+    }
+    little = {"door": "From 2 to 8", "cup": "From 0 to 5"}
+    assert "the other rules read seconds" in score(little, MOMENTS, rules="vtimellm").protocol.unread
+
+
+def test_files_that_count_from_0_are_put_together_without_loss(tmp_path):
+    path = tmp_path / "x.jsonl"
+    rows = [detr(0, "A", "he sits"), detr(0, "B", "he sits"), detr(0, "A", "he sits")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    got = read_predictions(path).on(TWINS)
+    assert (list(got.rows), dict(got.joined), got.duplicates) == (["a", "b"], {"video and query": 2}, ("a",))
+
+
+def test_answers_that_meet_on_one_moment_are_counted(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps(detr(n, "A", "he sits")) + "\n" for n in (7, 8)), encoding="utf-8")
+    assert read_predictions(path).on(TWINS).duplicates == ("a",)
+
+
+def test_what_little_is_read_of_is_counted_among_the_answers_that_have_a_moment():
+    texts = {"door": UNREADABLE, "cup": UNREADABLE, "else": "<answer>1 to 2</answer>"}
+    assert packing.with_predictions(texts, MOMENTS)[1].startswith("Nothing was read in 2 of 2 predictions")
 
 
 BAD = [
@@ -356,6 +446,7 @@ BAD = [
     (b"id,length\nAAAA1,30\n", r"line 1: is not JSON .*read are labkit's own rows and files of TimeLens, .*verl", "a table by commas"),
     (b"PK\x03\x04...", "an Excel table or a zip; save it as tsv", "VLMEvalKit's own default"),
     (b"PAR1 but no more", "is a Parquet file that can't be read", "Parquet that was cut"),
+    (b"video\tquestion\tprediction\nA\tq\t" + b"x" * 200_000 + b"\n", r"larger than field limit .*; save it as json", "a long cell"),
     (b'{"qid": "q", "vid": "A", "query": "x", "pred_relevant_windows": [[1]]}\n', "mixes forms; write all", "half a window"),
     (b'{"video_id": "A", "task": "grounding", "query_id": 0, "answer": 5}\n', "neither a question's id nor its words", "no sentence"),
     (b'{"prompt": "p", "completion": 5}\n', "holds 5 where the answer's text belongs", "a number for a text"),
@@ -415,8 +506,6 @@ def test_several_files_are_a_row_each_and_compared_with_the_first_under_the_same
 
 
 def test_the_command_takes_several_files(tmp_path):
-    from labkit.data.moments import write_moments
-
     write_moments(MOMENTS, tmp_path / "m.jsonl")
     files = [write(tmp_path, "Time-R1", "a.jsonl"), write(tmp_path, "TRL", "b.parquet")]
     text = score_text(files, str(tmp_path / "m.jsonl"))
@@ -432,11 +521,21 @@ def test_the_command_takes_several_files(tmp_path):
         (["out/ours.jsonl", "other.txt"], ["ours", "other"]),
         (["r1/charades/tg_0_1.jsonl", "sft/charades/tg_0_1.jsonl"], ["r1/charades/tg_0_1", "sft/charades/tg_0_1"]),
         (["same.jsonl", "same.jsonl"], ["same (1)", "same (2)"]),
+        (["a/ours.jsonl", "a/ours.json"], ["ours.jsonl", "ours.json"]),
     ],
 )
 def test_files_are_called_by_what_tells_them_apart(files, labels):
     found = list(labelled(files))
     assert found == labels
+
+
+def test_long_labels_are_cut_where_they_are_alike():
+    labels = [f"qwen2.5-vl-3b-charades-anchors-seed{seed}" for seed in (1, 2)]
+    lines = str(score_table({label: {"door": "2 to 8"} for label in labels}, MOMENTS)).splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == [
+        "qwen2.5-vl-3b-...s-anchors-seed1",
+        "qwen2.5-vl-3b-...s-anchors-seed2",
+    ]
 
 
 def test_a_file_of_many_rows_takes_the_memory_of_what_is_kept(tmp_path):
