@@ -6,6 +6,7 @@ They are data: published.yaml, which says of each what is known of its protocol 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,16 @@ from typing import Any
 import yaml
 
 from labkit.data.moments import Moment
+from labkit.scoring.scores import HEADLINE, TITLES
 from labkit.table import Table
 
-FIGURES = {"miou": "mIoU", "r1@0.3": "R1@0.3", "r1@0.5": "R1@0.5", "r1@0.7": "R1@0.7"}
+_TRAINING_FILE = re.compile(r"train[^/\\]*$")
 
 
 def published_figures(moments: Sequence[Moment]) -> Table | None:
     """What others have published on the benchmark that all these moments come from; None where nothing is known of it.
+
+    Nor where these are more than its test split holds, or of a file that is called one for training.
 
     >>> from labkit.chain.spans import Span
     >>> asked = [Moment("q1", "/v/AO8RW.mp4", "a door opens", (Span(0, 10),), 40.0, source="charades-sta")]
@@ -31,11 +35,14 @@ def published_figures(moments: Sequence[Moment]) -> Table | None:
     if benchmark is None:
         return None
     questions = benchmark.get("questions")
+    trained_on = _TRAINING_FILE.search(getattr(moments, "source", "")) is not None
+    if trained_on or (questions and getattr(moments, "rows", len(moments)) > questions):
+        return None
     counted = f" ({questions:,} questions; here {len(moments):,})" if questions and questions != len(moments) else ""
     rows = [
         (
             row["model"],
-            *(f"{row[name]:.1f}" if name in row else "-" for name in FIGURES),
+            *(f"{row[name]:.1f}" if name in row else "-" for name in HEADLINE),
             row["protocol"],
             row["read in"],
         )
@@ -43,7 +50,7 @@ def published_figures(moments: Sequence[Moment]) -> Table | None:
     ]
     return Table(
         f"Published on {benchmark['name']}{counted}: each is another protocol",
-        ("", *FIGURES.values(), "protocol, as far as it is known", "read in"),
+        ("", *(TITLES[name] for name in HEADLINE), "protocol, as far as it is known", "read in"),
         rows,
         "Percent. Not to be compared with the score above line by line: prompts, frames and what is read as the answer differ,\n"
         "and each of them moves such figures by as much as the rows differ. Ask those models here to compare.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import yaml
 import labkit
 from labkit.chain.spans import Span
 from labkit.cli import main
+from labkit.data.cleaning import Moments
 from labkit.data.moments import Moment, read_moments, write_moments
 from labkit.embedded.model import write_untrained
 from labkit.errors import LabError
@@ -208,7 +210,20 @@ def test_what_a_published_model_is_asked_with_is_what_its_params_file_says():
 def test_published_figures_have_a_protocol_and_a_source_each_and_stand_beside_one_benchmark_alone():
     benchmarks = yaml.safe_load((ROOT / "labkit/scoring/published.yaml").read_text())
     rows = [row for each in benchmarks.values() for row in each["rows"]]
-    assert all(row["protocol"] and row["read in"] and set(row) & {"miou", "r1@0.5"} for row in rows)
+    assert all(row["protocol"] and set(row) & {"miou", "r1@0.5"} for row in rows)
+    place = re.compile(r"arXiv \d{4}\.\d{5}|\w+\.(com|org)/\w|\w+'s (project page|table of )")
+    assert [row["read in"] for row in rows if not place.search(row["read in"])] == [], "a place that can be looked up"
     assert all(0 < row[name] < 100 for row in rows for name in row if name == "miou" or name.startswith("r1"))
     mixed = [Moment(f"q{k}", "/v/a.mp4", "x", (Span(0, 1),), 9.0, source=name) for k, name in enumerate(benchmarks)]
     assert published_figures(mixed) is None and published_figures(mixed[:1]) is not None
+    sta = [moment for moment in mixed if moment.source == "charades-sta"]
+    assert (
+        published_figures(Moments(sta, 3720, [], "charades-sta/test (/train/test.txt), the first 1 of 3,720"))
+        is not None
+    )
+    assert (
+        published_figures(Moments(sta, 1, [], "charades-sta/train (/v/sta_train.txt), the first 1 of 12,404")) is None
+    )
+    assert published_figures(Moments(sta, 12_408, [], "Charades-STA txt (/v/mine.txt)")) is None, (
+        "more than its test split has"
+    )
