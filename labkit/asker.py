@@ -38,7 +38,7 @@ from labkit.stages.distributed.launcher_variables import single_process
 from labkit.stages.rollouts import Rollout
 from labkit.views.explorer.page import widget_page
 from labkit.views.explorer.widget import ChainExplorer, explore
-from labkit.views.text_bars import MARKS, axis, bar
+from labkit.views.text_bars import BarLines
 
 TOY = (
     "{model} is of the embedded lab's size: it knows only its toy world of coloured shapes in clips of 16 s. What it says of any "
@@ -95,29 +95,26 @@ class AskedChains:
 
     def text(self, width: int = 100, ascii_only: bool = False) -> str:
         """The chains as text and bars, `width` characters wide."""
-        full, half, rest = MARKS[ascii_only]
         dash = "-" if ascii_only else "–"
-        room = max(10, width - _LABEL - _SPAN)
-        duration = self.moment.duration
+        bars = BarLines(self.moment.duration, width, _LABEL, _SPAN, ascii_only)
 
-        def line(label: str, span: Span | None, mark: str, missing: str = "none") -> str:
-            said = missing if span is None else f"{span.start:.1f} {dash} {span.end:.1f} s"
-            return f"{label:<{_LABEL}}{bar([] if span is None else [span], duration, room, mark, rest)}  {said}"
+        def seconds(span: Span) -> str:
+            return f"{span.start:.1f} {dash} {span.end:.1f} s"
+
+        def answer(label: str, chain: AnchorChain) -> str:
+            if chain.answer is None:
+                return bars.line(label, [], f"none, {chain.status.replace('_', ' ')}")
+            return bars.line(label, [chain.answer], seconds(chain.answer))
 
         first, *others = self.chains
         quotes = ('"', '"') if ascii_only else ("“", "”")
         blocks = [f"{quotes[0]}{self.moment.query}{quotes[1]}  {Path(self.moment.video).name}"]
-        rows = [line(f"anchor {k}", span, half) for k, span in enumerate(first.spans, 1)]
-        blocks.append(
-            "\n".join(
-                [*rows, line("answer", first.answer, full, _missing(first)), " " * _LABEL + axis(duration, room)]
-            )
-        )
+        rows = [bars.line(f"anchor {k}", [span], seconds(span), sure=False) for k, span in enumerate(first.spans, 1)]
+        blocks.append("\n".join([*rows, answer("answer", first), bars.axis()]))
         words = " ".join(self.rollouts[0].text.split()) or "the model wrote nothing"
         blocks.append(textwrap.fill(words, width))
         if others:
-            answers = [line(f"sample {k}", chain.answer, full, _missing(chain)) for k, chain in enumerate(others, 1)]
-            blocks.append("\n".join(answers))
+            blocks.append("\n".join(answer(f"sample {k}", chain) for k, chain in enumerate(others, 1)))
         return "\n\n".join([*blocks, "\n".join(textwrap.fill(note, width) for note in self.notes)])
 
     def save(self, path: str | Path) -> None:
@@ -226,10 +223,6 @@ def agreement(chains: Sequence[AnchorChain]) -> str:
 def notes_html(notes: Sequence[str]) -> str:
     """Lines of small text above an explorer."""
     return "".join(f'<p style="margin:0 0 6px;opacity:.75">{html.escape(note)}</p>' for note in notes)
-
-
-def _missing(chain: AnchorChain) -> str:
-    return f"none, {chain.status.replace('_', ' ')}"
 
 
 class AskBox(widgets.VBox):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from labkit.chain.spans import Span
 from labkit.cli import main
-from labkit.data.moments import Moment, write_moments
+from labkit.data.moments import Moment, read_moments, write_moments
 from labkit.scoring.predictions import write_predictions
+from labkit.views import side_by_side
+from labkit.views.side_by_side import explore_files
 
 CHAIN = "<think></think><answer>{} to {}</answer>"
 
@@ -51,6 +55,51 @@ def test_it_prints_the_table_how_each_was_joined_and_where_they_differ_most(
     assert seconds.split() == ["0.0", "2.0", "4.0", "6.0", "8.0", "s"]
     assert "detr" in text.split("not answered")[0].splitlines()[-1]
     assert "--html PAGE.html writes a page" in text
+
+
+@pytest.mark.parametrize(
+    ("known", "head", "said", "first"),
+    [
+        (
+            (),
+            "The first queries:",
+            "No moment has a truth, so that nothing is scored.\nours: 3 answers, joined 3 by qid",
+            "q0",
+        ),
+        (
+            (0,),
+            "Where they are furthest apart:",
+            "2 of the 3 moments have no truth: the 3 answers to them are shown and not scored.",
+            "q0",
+        ),
+    ],
+)
+def test_moments_without_a_truth_are_shown_and_counted_but_not_scored(
+    files: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    known: tuple[int, ...],
+    head: str,
+    said: str,
+    first: str,
+) -> None:
+    moments = read_moments(tmp_path / "m.jsonl")
+    asked = [m if k in known else replace(m, windows=()) for k, m in enumerate(moments)]
+    monkeypatch.setattr(side_by_side, "load_moments", lambda name, videos: asked)  # files of moments hold none today
+    parts = explore_files(files[:2], files[3], ascii_only=True).split("\n\n")
+    place = parts.index(head)
+    assert said in "\n\n".join(parts[:place]) and "have no moment" not in "\n\n".join(parts[:place])
+    assert parts[place + 1].splitlines()[0].endswith(f", {first}")
+    assert len(parts[place + 1 : -1]) == (1 if known else 3), "only queries on which models can be apart"
+    assert set(parts[place + 1].splitlines()[-2].split()[1]) == {"#", "."}, "ASCII alone"
+    assert "\n\n".join(parts).isascii()
+
+
+def test_long_labels_are_cut_where_they_are_alike(files: list[str], tmp_path: Path) -> None:
+    for seed in (1, 2):
+        shutil.copy(files[0], tmp_path / f"qwen2.5-vl-3b-anchors-seed{seed}.jsonl")
+    text = explore_files(sorted(map(str, tmp_path.glob("qwen*"))), files[3])
+    assert "\nqwen2.5-vl-...chors-seed1 " in text and "\nqwen2.5-vl-...chors-seed2 " in text
 
 
 def test_the_page_holds_all_chains_also_without_videos(
