@@ -7,7 +7,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from labkit.files import quick_nbformat
+from labkit.quick_imports import quick_nbformat
 from labkit.runs import notebooks
 from tests import warm_kernels
 
