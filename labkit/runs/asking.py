@@ -13,7 +13,7 @@ from labkit.policy.generate import generate
 from labkit.policy.model import Policy
 from labkit.policy.prompts import require_fit
 from labkit.runs.workbench import prompt_source
-from labkit.stages.evaluate import unpaid_rollout
+from labkit.stages.completions import unpaid_rollout
 from labkit.stages.rollouts import Rollout
 
 MOST_SAMPLES = 256
