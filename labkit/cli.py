@@ -271,7 +271,9 @@ def _add_models(commands: Any) -> None:
     )
     evaluate.add_argument("-o", "--output", type=_path, metavar="FOLDER",
                           help="folder for all of it, in which the same command goes on (default: outputs/evaluate-...)")  # fmt: skip
-    evaluate.add_argument("--json", action="store_true", help="the score for a program")
+    evaluate.add_argument(
+        "--json", action="store_true", help="the score for a program; progress goes to standard error"
+    )
     evaluate.set_defaults(command=_evaluate)
     for parser in (ask, evaluate):
         parser.add_argument(
@@ -352,10 +354,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     from labkit.runs.evaluate_model import evaluate_model, evaluation_text
 
     o = options
-    evaluated = evaluate_model(
-        o.model, o.moments, videos=o.videos, present=o.present, limit=o.limit, folder=o.output,
-        overrides=_named(o, "prompt", "processes"),
-    )  # fmt: skip
+    with contextlib.redirect_stdout(sys.stderr) if o.json else contextlib.nullcontext():  # its lines of progress
+        evaluated = evaluate_model(
+            o.model, o.moments, videos=o.videos, present=o.present, limit=o.limit, folder=o.output,
+            overrides=_named(o, "prompt", "processes"),
+        )  # fmt: skip
     say(json.dumps(evaluated.as_dict(), indent=1) if o.json else evaluation_text(evaluated))
 
 
