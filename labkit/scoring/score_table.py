@@ -22,6 +22,7 @@ from labkit.errors import LabError
 from labkit.scoring.answers import joined_by
 from labkit.scoring.bootstrap import few_videos
 from labkit.scoring.predictions import Answers, read_predictions
+from labkit.scoring.reading_rules import find_rule
 from labkit.scoring.readings import Disagreements, disagreements
 from labkit.scoring.scores import HEADLINE, TITLES, Paired, Score, between, compare, gap_cells, score, under_every_rule
 from labkit.table import Table, percent, repr_pretty
@@ -87,9 +88,10 @@ class ScoreTable(dict[str, Score]):
             notes[0] += " `less first` is the difference of mIoU from the first, question by question."
         apart = [label for label in list(self)[1:] if label not in paired]
         if apart:
+            hundredths = any(find_rule(each.protocol.rules).hundredths for each in self.values())
+            alike = "" if hundredths else "; --rules NAME reads all alike"
             notes.append(
-                f"Read under other rules than the first, and so not compared with it: {', '.join(apart)}; "
-                "--rules NAME reads all alike."
+                f"Read under other rules than the first, and so not compared with it: {', '.join(apart)}{alike}."
             )
         notes.append(few_videos(card.videos))
         return "\n".join(filter(None, notes))

@@ -414,6 +414,8 @@ def test_all_rules_of_hundredths_are_the_one_that_reads_them_and_said(tmp_path):
     assert set(json.loads(score_text(path, str(tmp_path / "m.jsonl"), rules="all", as_json=True))["rules"]) == {
         "vtimellm"
     }
+    beside = str(score_table({"ours": {"door": "2 to 8"}, "theirs": path}, MOMENTS))
+    assert "not compared with it: theirs." in beside, "no rules that would read both alike"
     little = {"door": "From 2 to 8", "cup": "From 0 to 5"}
     assert "the other rules read seconds" in score(little, MOMENTS, rules="vtimellm").protocol.unread
 
