@@ -9,11 +9,12 @@ chains agree.
 from __future__ import annotations
 
 import functools
+import gc
 import html
 import os
 import tempfile
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -31,6 +32,7 @@ from labkit.errors import LabError
 from labkit.files import project_root, replacing, under
 from labkit.params import Params
 from labkit.policy.model import Policy, load_policy
+from labkit.policy.prompts import read_template
 from labkit.runs.asking import ask_model, open_question
 from labkit.runs.evaluation_bench import is_small, params_for
 from labkit.runs.workbench import seed_everything
@@ -147,24 +149,21 @@ class AskedChains:
 
 
 class Asker:
-    """A loaded model with what it is asked by: what `ask` keeps between two questions."""
+    """What a model is asked by: parameters, the prompt as its text, and where a video is kept once it was decoded."""
 
-    def __init__(self, policy: Policy, params: Params, frames: Path, sheets: Path) -> None:
-        """Use `policy`; `frames` and `sheets` are folders in which a video is kept once it was decoded."""
-        self.policy, self.params, self.cache, self.sheets = (
-            policy,
-            params,
-            FrameCache(frames, params.video_deadline),
-            sheets,
-        )
+    def __init__(self, params: Params, template: str, frames: Path, sheets: Path) -> None:
+        """`template` is what the parameters' `prompt` names; `frames` and `sheets` are folders."""
+        self.params, self.template, self.sheets = params, template, sheets
+        self.cache = FrameCache(frames, params.video_deadline)
 
     @single_process()
-    def ask(self, video: str | Path, sentence: str, samples: int = 0) -> AskedChains:
-        """Ask, see `ask`."""
-        moment = open_question(video, sentence, self.cache)
-        stage = Path(self.params.model).name
-        rollouts = ask_model(self.policy, self.params, moment, self.cache, samples=samples, stage=stage)
-        return AskedChains(moment, rollouts, self.params, self.sheets)
+    def ask(self, load: Callable[[], Policy], video: str | Path, sentence: str, samples: int = 0) -> AskedChains:
+        """Ask, see `ask`; the model is had by `load` once the question is known to be one."""
+        moment = open_question(video, sentence, samples, self.template, self.cache)
+        policy, params = load(), self.params
+        stage = Path(params.model).name
+        rollouts = ask_model(policy, params, self.template, moment, self.cache, samples=samples, stage=stage)
+        return AskedChains(moment, rollouts, params, self.sheets)
 
 
 def ask(
@@ -174,26 +173,29 @@ def ask(
 
     `model` is a name of shipped weights, a folder or a hub id; the default knows only its toy world, which the answer says.
     `overrides` are parameters by name, such as `prompt` or `max_frames`. The model stays in memory for the next question.
-    Raises LabError for a video, model or parameter that cannot be used.
+    Raises LabError for a video, model or parameter that cannot be used, before the model is loaded.
     """
-    params = params_for(model, overrides)
-    path = os.path.expanduser(video)
-    if not os.path.isfile(path):
-        raise LabError(
-            f"video '{video}' {'is a folder' if os.path.isdir(path) else 'is not there'}; give a video file"
-        )
-    return _asker(params, _stamp(params.model)).ask(path, sentence, samples)
+    params, folder = params_for(model, overrides), Path(_kept().name)
+    template = read_template(params.prompt, project_root(), {})
+    asker = Asker(params, template, folder / "frames", folder / "sheets")
+    return asker.ask(lambda: _policy(params), video, sentence, samples)
 
 
-@functools.lru_cache(maxsize=1)
-def _asker(params: Params, stamp: float) -> Asker:
-    """The newest model that was asked; `stamp` is another once its files have changed."""
+_newest: dict[tuple[str, str, str, float], Policy] = {}
+"""The model that was asked last, by all that makes it another: name, dtype, device and when its files were written."""
+
+
+def _policy(params: Params) -> Policy:
+    """The model of the parameters, which stays in memory; the one before it goes first, since two may not fit."""
     seed_everything(params)
-    folder = Path(_kept().name)
     local = under(project_root(), params.model)
     name = str(local) if local.is_dir() else params.model
-    policy = load_policy(name, dtype=params.dtype, device=params.device)
-    return Asker(policy, params, folder / "frames", folder / "sheets")
+    key = (name, params.dtype, params.device, _stamp(local))
+    if key not in _newest:
+        _newest.clear()
+        gc.collect()
+        _newest[key] = load_policy(name, dtype=params.dtype, device=params.device)
+    return _newest[key]
 
 
 @functools.cache
@@ -202,9 +204,10 @@ def _kept() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="labkit-ask-")
 
 
-def _stamp(model: str) -> float:
-    folder = under(project_root(), model)
-    return max((path.stat().st_mtime for path in folder.iterdir()), default=0.0) if folder.is_dir() else 0.0
+def _stamp(path: Path) -> float:
+    """When a file, or the newest in a folder, was written; 0 where there is none."""
+    files = path.iterdir() if path.is_dir() else [path] if path.is_file() else []
+    return max((file.stat().st_mtime for file in files), default=0.0)
 
 
 def agreement(chains: Sequence[AnchorChain]) -> str:
@@ -239,6 +242,7 @@ class AskBox(widgets.VBox):
         """Take what `ask_box` was given."""
         self.asked: AskedChains | None = None
         """The newest answer."""
+        self._answered: tuple[Any, ...] = ()
         self.terms: dict[str, Any] = {"model": model, "samples": samples, **overrides}
         wide = {
             "style": {"description_width": "70px"},
@@ -268,18 +272,33 @@ class AskBox(widgets.VBox):
                 [f"give a {'sentence' if self.video.value.strip() else 'video'}, then press enter"]
             )
             return
-        self.button.disabled, self.children = True, self._parts
+        # A click on the button takes the cursor out of the box of the sentence, which has asked then.
+        if self.asked is not None and self._question() == self._answered:
+            return
+        self.button.disabled, self.children, self.asked = True, self._parts, None
         self.status.value = notes_html([f"asking “{self.sentence.value}” …"])
         try:
+            question = self._question()
             self.asked = ask(self.video.value.strip(), self.sentence.value, **self.terms)
         except LabError as error:
-            self.asked = None
-            self.status.value = f'<p role="alert" style="margin:0;color:#b3261e">{html.escape(str(error))}</p>'
+            self._alert(str(error))
             return
+        except BaseException as error:  # out of memory, or interrupted: said in the notebook, too
+            self._alert(f"{type(error).__name__}: {error}")
+            raise
         finally:
             self.button.disabled = False
+        self._answered = question
         self.status.value = notes_html(self.asked.notes)
         self.children = [*self._parts, self.asked.explorer]
+
+    def _question(self) -> tuple[Any, ...]:
+        """What is asked, of whom; another once the video's or the model's files are others."""
+        files = (Path(os.path.expanduser(self.video.value.strip())), under(project_root(), self.terms["model"]))
+        return self.video.value.strip(), self.sentence.value, dict(self.terms), *map(_stamp, files)
+
+    def _alert(self, words: str) -> None:
+        self.status.value = f'<p role="alert" style="margin:0;color:#b3261e">{html.escape(words)}</p>'
 
     def _take_upload(self, change: Any) -> None:
         for file in change["new"]:

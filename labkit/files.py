@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib
 import os
 import secrets
 import socket
@@ -59,6 +58,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+REPLACE_TIMEOUT = 2.0
+"""Seconds in which a file that is to be replaced has to be closed on Windows."""
+
+
 def _replace(source: Path, target: Path) -> None:
     """`os.replace`, and on Windows again for a moment where a reader or a virus scanner holds the target open."""
     deadline = time.monotonic() + (REPLACE_TIMEOUT if os.name == "nt" else 0.0)
@@ -69,20 +72,6 @@ def _replace(source: Path, target: Path) -> None:
             if time.monotonic() >= deadline:
                 raise
             time.sleep(0.05)
-
-
-def quick_nbformat() -> None:
-    """Load nbformat without a grammar of IRIs that takes 1.5 s to compile, where it is not loaded yet.
-
-    jsonschema compiles it for a format that no notebook's schema names, and does without where it is not installed.
-    """
-    if "jsonschema" not in sys.modules and "rfc3987_syntax" not in sys.modules:
-        sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]  # as Python spells "cannot be imported"
-        try:
-            importlib.import_module("jsonschema")
-        finally:
-            del sys.modules["rfc3987_syntax"]
-    importlib.import_module("nbformat")
 
 
 def apply_umask(folder: Path) -> None:
@@ -100,8 +89,6 @@ def apply_umask(folder: Path) -> None:
             path.chmod(0o666 & ~mask)
 
 
-REPLACE_TIMEOUT = 2.0
-"""Seconds in which a file that is to be replaced has to be closed on Windows."""
 LOCK_TIMEOUT = 5.0
 """Seconds that a lock is waited for: a kernel outlives its killed parent by one or two."""
 LOCK_HELD = (errno.EWOULDBLOCK, errno.EACCES)

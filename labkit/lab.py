@@ -111,10 +111,15 @@ class Lab(Workbench):
 
         `policy` is what `lab.policy(stage)` returns, by default the base. Raises LabError for a video that cannot be read.
         """
-        if policy is None or isinstance(policy, ModelRef):
-            policy = self.load(policy.stage if policy else "base")
+        stage = policy.stage if isinstance(policy, ModelRef) else "base"
+        name = self.model_name(stage) if policy is None else policy.name
         frames = self.resolve(self.params.outputs) / "frames"
-        return Asker(policy, self.params.replace(model=policy.name), frames, self.sheets).ask(video, sentence, samples)
+        asker = Asker(self.params.replace(model=name), self.own.template, frames, self.sheets)
+
+        def load() -> Policy:
+            return self.load(stage) if policy is None or isinstance(policy, ModelRef) else policy
+
+        return asker.ask(load, video, sentence, samples)
 
     def ablate_frames(self, policy: Policy | ModelRef) -> dict[str, float]:
         """Greedy mIoU of a policy on frames that are not the query's, by kind: what it can do without looking.
@@ -163,13 +168,14 @@ class Lab(Workbench):
         """The qid of the test query whose answer's IoU improved most from the base, or the run's first model, to the final one."""
         from labkit.views.measured_chains import measure_chains
 
+        first = next((stage for stage in MODELS if is_evaluated(self.path, stage)), "base")
         moments = {moment.qid: moment for moment in self.moments("test")}
         ious = [
             {
                 chain.record.qid: chain.answer_iou
                 for chain in measure_chains(self.read_evaluation(stage).greedy, moments)
             }
-            for stage in (next(iter(self.evaluations())), "grpo_final")
+            for stage in (first, "grpo_final")
         ]
         return max(moments, key=lambda qid: ious[1][qid] - ious[0][qid])
 

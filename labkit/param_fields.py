@@ -33,7 +33,7 @@ class ParamGroup(BaseModel):
         if value is None:
             raise ValueError("has no value; give one, or delete the line for the default")
         if get_origin(kind) is dict:
-            return _weights(value)
+            return own_weights(value)
         if kind in (int, float) and isinstance(value, bool):
             raise ValueError(f"{value!r} is not {'a whole number' if kind is int else 'a number'}")
         if kind is str and type(value) is int:
@@ -53,10 +53,10 @@ class ParamGroup(BaseModel):
         return value
 
 
-def _weights(value: Any) -> dict[str, float]:
+def own_weights(value: Any) -> dict[str, float]:
     """Own terms with their weights, of a mapping, a list or a text; raises ValueError for anything else.
 
-    >>> _weights("my_rewards.py:boundary=0.5, my_rewards.py:early")
+    >>> own_weights("my_rewards.py:boundary=0.5, my_rewards.py:early")
     {'my_rewards.py:boundary': 0.5, 'my_rewards.py:early': 1.0}
     """
     if isinstance(value, str):

@@ -13,6 +13,7 @@ import html
 import symtable
 import types
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -35,6 +36,7 @@ from labkit.param_fields import (
     RunParams,
     SftParams,
     StartParams,
+    own_weights,
 )
 
 
@@ -98,12 +100,13 @@ class Params(
                 continue
             if name in names() or name in first or nearest(name, names(), like=0.85):
                 given[name] = value
-        params = cls.build(given)
         own = {name: cell.weight for name, cell in CELLS.items() if cell.parameter == "rewards"}
+        if own:
+            with suppress(ValueError):  # what is wrong with a parameter is said below
+                given["rewards"] = {**own, **own_weights(given.get("rewards", {}))}
+        params = cls.build(given)
         filters = [name for name, cell in CELLS.items() if cell.parameter == "filters"]
-        return params.replace(
-            rewards={**own, **params.rewards}, filters=tuple(dict.fromkeys((*params.filters, *filters)))
-        )
+        return params.replace(filters=tuple(dict.fromkeys((*params.filters, *filters))))
 
     def as_dict(self) -> dict[str, Any]:
         """Every value in force, group by group, in a form that YAML and JSON can hold."""

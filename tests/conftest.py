@@ -7,19 +7,15 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from labkit.files import quick_nbformat
+from labkit.quick_imports import quick_nbformat
 from labkit.runs import notebooks
 from tests import warm_kernels
 
 quick_nbformat()  # before a module of tests loads it
 LONGEST = ("test_notebooks",)
 
-# A busy machine is no fault of what is tested, and neither is an unlucky draw of inputs of which many are left out.
-hypothesis.settings.register_profile(
-    "labkit",
-    deadline=None,
-    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.filter_too_much],
-)
+# A busy machine is no fault of what is tested.
+hypothesis.settings.register_profile("labkit", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("labkit")
 
 

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From bottom to top; docs/architecture.md says what each holds.
 ROOMS = (
-    "errors", "files", "own_code", "progress", "table",
+    "errors", "files", "quick_imports", "own_code", "progress", "table",
     "param_fields", "params",
     "chain", "data", "scoring", "policy", "embedded", "stages", "runs", "views", "doctor",
     "asker", "lab", "cli", "__main__",

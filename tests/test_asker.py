@@ -118,8 +118,8 @@ def test_the_same_question_has_the_same_chains_and_the_first_is_the_greedy_one(f
     assert len({each.text for each in first.rollouts[1:]}) > 1
     assert first.moment.duration == pytest.approx(8.0, abs=0.3) and not first.moment.has_truth
     policy = load_policy("standin", device="cpu")
-    lab = Asker(policy, Params(max_new_tokens=24), folder / "frames", folder / "sheets")
-    assert lab.ask("film.mp4", "a door opens").rollouts[0].text == first.rollouts[0].text
+    lab = Asker(Params(max_new_tokens=24), "query", folder / "frames", folder / "sheets")
+    assert lab.ask(lambda: policy, "film.mp4", "a door opens").rollouts[0].text == first.rollouts[0].text
 
 
 def test_a_run_is_asked_with_its_own_parameters_and_model(folder, tmp_path, monkeypatch):
@@ -130,6 +130,55 @@ def test_a_run_is_asked_with_its_own_parameters_and_model(folder, tmp_path, monk
     asked = lab.ask(folder / "film.mp4", "a door opens", lab.policy(), samples=2)
     assert [each.completion_tokens <= 8 for each in asked.rollouts] == [True] * 3
     assert asked.sheets == lab.sheets and "model " + str(folder / "standin") in asked.notes[0]
+
+
+@pytest.mark.parametrize("text", [None, "Say nothing of {query}."])
+def test_a_run_is_asked_with_the_prompt_that_it_has_kept(text, folder, tmp_path, monkeypatch):
+    for name in ("notebooks", "params"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    prompt = tmp_path / "mine.txt"
+    prompt.write_text("When does {query} happen?")
+    lab = labkit.Lab.open(Params(run="r", model=str(folder / "standin"), prompt="mine.txt", max_new_tokens=8))
+    prompt.unlink() if text is None else prompt.write_text(text)
+    shown = []
+    monkeypatch.setattr(
+        "labkit.asker.ask_model", lambda policy, params, template, *_, **__: shown.append(template) or []
+    )
+    lab.ask(folder / "film.mp4", "a door opens", lab.load("base"))
+    assert shown == ["When does {query} happen?"]
+
+
+def test_only_another_model_is_loaded_anew_and_never_beside_the_one_before(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    loaded = []
+
+    def load(name, **terms):
+        assert not labkit.asker._newest, "two may not fit into memory"
+        loaded.append((Path(name).name, terms["dtype"]))
+        return load_policy(name, **terms)
+
+    monkeypatch.setattr("labkit.asker.load_policy", load)
+    labkit.asker._newest.clear()
+    for terms in ({}, {"max_frames": 4}, {"max_new_tokens": 4}, {"dtype": "bfloat16"}, {"model": "embedded"}):
+        labkit.ask("film.mp4", "a door opens", **{"model": "standin", "max_new_tokens": 8, **terms})
+    assert loaded == [("standin", "float32"), ("standin", "bfloat16"), ("embedded", "float32")]
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        ({"sentence": " "}, "query.* is empty"),
+        ({"video": "gone.mp4"}, "'gone.mp4' is not there"),
+        ({"samples": 257}, "samples = 257"),
+        ({"prompt": "options"}, "options"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_is_refused_before_a_model_is_loaded(folder, monkeypatch, question, said):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("labkit.asker._policy", lambda params: pytest.fail("it was loaded"))
+    with pytest.raises(LabError, match=said):
+        labkit.ask(**{"video": "film.mp4", "sentence": "a door opens", "model": "standin", **question})
 
 
 @pytest.mark.slow
@@ -197,6 +246,37 @@ def test_the_box_asks_when_a_sentence_is_entered_and_says_what_cannot_be_asked(f
     box.video.value = "gone.mp4"
     box.button.click()
     assert "is not there" in box.status.value and len(box.children) == 3
+
+
+def test_the_box_asks_once_where_a_click_follows_what_it_has_just_answered(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    asked, answer = [], chains(folder)
+    monkeypatch.setattr("labkit.asker.ask", lambda video, sentence, **_: asked.append(sentence) or answer)
+    box = labkit.ask_box("standin", videos=".")
+    box.video.value = "film.mp4"
+    box.sentence.value = "a door opens"  # the cursor leaves the box for the button
+    box.button.click()
+    assert asked == ["a door opens"] and box.children[-1] is answer.explorer
+    box.sentence.value = "a door shuts"
+    box.terms["samples"] = 2
+    box.button.click()
+    os.utime(folder / "film.mp4", (1, 1))
+    box.button.click()
+    assert asked == ["a door opens", *["a door shuts"] * 3], "another sentence, other terms, another file"
+
+
+def test_the_box_shows_what_went_wrong_whatever_it_is(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    box = labkit.ask_box("standin", videos=".")
+    box.video.value = "film.mp4"
+
+    def fail(*_, **__):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("labkit.asker.ask", fail)
+    with pytest.raises(MemoryError):
+        box.sentence.value = "a door opens"
+    assert "MemoryError: no room" in box.status.value and not box.button.disabled and box.asked is None
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ def test_threads_that_write_one_file_at_once_do_not_meet(tmp_path: Path) -> None
 def test_notebooks_are_read_without_the_grammar_that_takes_a_second_and_a_half() -> None:
     script = """
 import sys
-from labkit.files import quick_nbformat
+from labkit.quick_imports import quick_nbformat
 quick_nbformat()
 assert "rfc3987_syntax" not in sys.modules
 import nbformat

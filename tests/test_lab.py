@@ -324,3 +324,23 @@ def test_adapters_begin_by_the_runs_seed_and_by_who_is_adapted(project):
     assert torch.equal(one, adapter("base", 0, drawn=2))
     assert not torch.equal(one, adapter("base", 1, drawn=1))
     assert not torch.equal(one, adapter("harvester", 0, drawn=1)), "stage 1 and SFT begin apart"
+
+
+def test_the_most_improved_query_is_held_against_the_first_model_that_was_evaluated(project, monkeypatch):
+    folder = project / "data"
+    folder.mkdir()
+    (folder / "v.mp4").write_bytes(b"film")
+    moments = [Moment(f"q{k}", str(folder / "v.mp4"), "a door opens", (Span(5, 10),), 20.0) for k in range(2)]
+    for split in ("train", "validation", "test"):
+        write_moments(moments, folder / f"{split}.jsonl")
+    lab = Lab.open(DEFAULTS.replace(data="data"))
+    with pytest.raises(LabError, match="base has not been evaluated"):
+        lab.most_improved_query()
+    answers = {"grpo": ("5 to 10", "5 to 6"), "sft": ("1 to 2", "1 to 2"), "grpo_final": ("5 to 10", "5 to 10")}
+    for notebook, (stage, texts) in zip(("01_grpo", "03_sft", "04_grpo_final"), answers.items(), strict=True):
+        rows = [[f"q{k}", f"<think></think><answer>{text}</answer>", "no_anchor"] for k, text in enumerate(texts)]
+        (lab.folder(notebook) / f"{stage}-greedy.json").write_text(json.dumps({"figures": {}, "predictions": rows}))
+    read = []
+    found = Lab.read_evaluation
+    monkeypatch.setattr(Lab, "read_evaluation", lambda self, stage: (read.append(stage), found(self, stage))[1])
+    assert lab.most_improved_query() == "q1" and read == ["grpo", "grpo_final"]

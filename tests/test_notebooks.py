@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import json
 import os
@@ -17,6 +18,7 @@ import nbformat
 import psutil
 import pytest
 
+from labkit.errors import LabError
 from labkit.params import read_params
 from labkit.runs.notebooks import run_notebooks
 from labkit.runs.results import DECODINGS, MODELS, read_results
@@ -271,7 +273,10 @@ sys.addaudithook(kill)
 def test_a_run_killed_in_stage_1_between_notebooks_and_in_sft_then_stopped_by_the_scheduler_ends_with_the_same_figures(
     smoke, tmp_path, monkeypatch, request
 ):
-    """kill -9 three times, then `labkit submit --local` with notice in stage 4: nothing is lost, doubled or changed."""
+    """kill -9 three times, then `labkit submit --local` with notice in stage 4: nothing is lost, doubled or changed.
+
+    Each step is saved here; that a notice alone saves one is held by tests/stages/distributed/test_preemption.py.
+    """
     pytest.importorskip("submitit")
     monkeypatch.chdir(ROOT)
     for name, value in LAUNCHED.items():  # neither `labkit run` nor a job hears them
@@ -317,6 +322,12 @@ def test_a_run_killed_in_stage_1_between_notebooks_and_in_sft_then_stopped_by_th
         found = read_job(folder)
         assert found is not None
         return found
+
+    def end_job() -> None:
+        with contextlib.suppress(LabError, ProcessLookupError, KeyError):
+            os.kill(job().details["process"], signal.SIGKILL)
+
+    request.addfinalizer(end_job)
 
     def failed() -> bool:
         return job().event == "failed"

@@ -73,6 +73,13 @@ def test_a_notebooks_parameters_hold_what_its_cells_have_decorated(cells):
         "boundary": 2.0,
         "a.py:b": 1.0,
     }
+    final = Params.from_notebook({**cell, "final_rewards": {"boundary": 1.0}})
+    assert final.final_rewards == {"boundary": 1.0}, (
+        "a cell's reward is known where parameters are held against each other"
+    )
+    names = ("format_weight", "answer_weight", "anchors_weight", "progress_weight", "option_weight",
+             "final_answer_weight", "final_progress_weight")  # fmt: skip
+    assert Params.from_notebook({**cell, **dict.fromkeys(names, 0.0)}).rewards == {"boundary": 0.25}, "paid alone"
 
 
 def test_a_cell_that_is_run_again_replaces_its_own(cells):

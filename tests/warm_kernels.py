@@ -68,7 +68,7 @@ def serve(path: str) -> None:
     """Import, then fork a kernel for each who connects."""
     import importlib
 
-    from labkit.files import quick_nbformat
+    from labkit.quick_imports import quick_nbformat
 
     quick_nbformat()
     for module in LOADED:

@@ -43,6 +43,7 @@ import math
 import numbers
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -217,10 +218,6 @@ def score_chain(
     >>> round(breakdown.total, 3)
     4.208
     """
-    if (
-        not windows
-    ):  # said here, since a chain without a span would be charged for missing a truth that nobody has told
-        raise ValueError("no ground-truth window to score against; a chain of an open question has no reward")
     spec = spec or RewardSpec()
     if spec.own:
         raise ValueError(f"{spec.own[0].name} needs the moment: score_moment(chain, moment, spec)")
@@ -270,22 +267,27 @@ def own_value(returned: Any) -> OwnValue:
     (OwnValue(value=1.0, reason=''), OwnValue(value=-0.5, reason='half a second late'))
     """
     value, reason = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, "")
-    if not isinstance(value, numbers.Real) or not math.isfinite(value) or not isinstance(reason, str):
+    number = math.nan
+    if isinstance(value, numbers.Real):
+        with suppress(OverflowError):  # a whole number that no float can hold
+            number = float(value)
+    if not math.isfinite(number) or not isinstance(reason, str):
         raise LabError(f"returned {reprlib.repr(returned)}; return a finite number, or (number, reason)")
-    return OwnValue(float(value), reason)
+    return OwnValue(number, reason)
 
 
 def _built_in(
     chain: AnchorChain, windows: Sequence[Span], duration: float, spec: RewardSpec, choice: int | None
 ) -> tuple[dict[str, float], dict[str, str]]:
     """The value and the reason of each of `TERMS`."""
+    if not windows:  # a chain without a span would be charged for missing a truth that nobody has told
+        raise ValueError("no ground-truth window to score against; a chain of an open question has no reward")
     scored = [anchor.span for anchor in chain.anchors[: spec.max_anchors]]
     answer_span = None if chain.answer is None else clip_span(chain.answer, duration)
     answer_value = _value_or_penalty(answer_span, windows)
     cut = [clip_span(span, duration) for span in scored]
-    copied = copies(
-        [part or span for part, span in zip(cut, scored, strict=True)]
-    )  # as `labkit.chain.steps.clip_spans`
+    # As `labkit.chain.steps.clip_spans`.
+    copied = copies([part or span for part, span in zip(cut, scored, strict=True)])
     found = [_value_or_penalty(part, windows) for part, copy in zip(cut, copied, strict=True) if not copy]
     bounded = [value if value < answer_value else answer_value for value in found]
 

@@ -153,13 +153,14 @@ def _run_findings(params: Params, own: OwnTerms | None, root: Path) -> list[Find
             read_manifest(under(root, other))
         except LabError as error:
             findings.append(Finding("error", "compare", "compare:", str(error)))
-    try:
-        require_trackers(params.report_to)
-        if params.traces:
-            read_traces(under(root, params.traces))
-    except LabError as error:
-        kind, _, words = str(error).partition(": ")
-        findings.append(Finding("error", kind, f"{kind}:", words))
+    checks: list[Callable[[], object]] = [lambda: require_trackers(params.report_to)]
+    checks += [lambda: read_traces(under(root, params.traces))] if params.traces else []
+    for check in checks:
+        try:
+            check()
+        except LabError as error:
+            kind, _, words = str(error).partition(": ")
+            findings.append(Finding("error", kind, f"{kind}:", words))
     folder = under(root, params.outputs) / params.run
     if (folder / "manifest.json").exists():
         if names := [*differing(folder / "params.yaml", params), *(changed_texts(folder, own) if own else ())]:

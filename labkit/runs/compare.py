@@ -50,7 +50,10 @@ class RunRecord:
     path: Path
     seed: int
     values: dict[str, Any]
-    """Every parameter but the seed and those that change no figure; one that the run is older than has its default."""
+    """Every parameter but the seed and those that change no figure; one that the run is older than has its default.
+
+    Of the user's own code, what tells its text from others.
+    """
     test: str
     """The test split's fingerprint and how many of its queries at most were asked, by which runs are told apart."""
     results: dict[str, Any]
@@ -357,10 +360,11 @@ def figures_of(run: RunRecord, model: str, decoding: str) -> dict[str, float | N
 def _read_run(folder: Path) -> RunRecord:
     manifest, results = read_manifest(folder), read_results(folder)
     path = folder / "params.yaml"
-    values = DEFAULTS.as_dict() | (read_yaml(path) if path.is_file() else {})
+    values = DEFAULTS.as_dict() | read_yaml(path)
     seed = int(values.pop("seed", manifest.get("seed", 0)))
     for name in CHANGEABLE:
         values.pop(name, None)
+    values |= {f"text of {name}": note["sha256"] for name, note in manifest.get("own", {}).items()}
     # What an unfinished stage has measured stands beside its notebook already.
     for model in MODELS:
         for decoding in DECODINGS:
@@ -368,10 +372,17 @@ def _read_run(folder: Path) -> RunRecord:
             if model not in results["models"] and file.is_file():
                 results["models"][model] = {}
             if not results["models"].get(model, {}).get(decoding) and file.is_file():
-                results["models"][model][decoding] = json.loads(file.read_text(encoding="utf-8"))["figures"]
+                results["models"][model][decoding] = _figures_in(file)
     limit = values.get("test_limit") or 0
     test = str(manifest["data"].get("test", "not recorded")) + (f", first {limit} queries" if limit else "")
     return RunRecord(str(results["run"]), folder, seed, values, test, results)
+
+
+def _figures_in(file: Path) -> dict[str, float | None]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))["figures"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise LabError(f"'{file}' is damaged ({error!r}); remove it, and run its notebook again") from None
 
 
 def _settings(runs: Sequence[RunRecord]) -> list[Setting]:

@@ -25,6 +25,7 @@ from labkit.data.moments import Moment, require_videos, write_moments
 from labkit.errors import LabError
 from labkit.files import locked, project_root, replacing, under
 from labkit.params import Params
+from labkit.policy.prompts import is_file, require_fit
 from labkit.progress import Tally
 from labkit.runs.evaluation_bench import MOMENTS, EvaluationBench, params_for
 from labkit.runs.results import evaluation_folder
@@ -104,14 +105,15 @@ def evaluate_model(
             f"'{path}' cannot be a folder's name here; use letters, digits, dot, dash and underscore"
         ) from None
     bench = EvaluationBench.open(params)
+    require_fit(bench.own.template, asked)
     with locked(bench.path / STAGE_LOCK, "labkit evaluate"):
-        _require_same_parameters(bench.path, params)
+        _require_same_parameters(bench)
         write_moments(asked, bench.path / MOMENTS)
         answers = evaluation_folder(bench.path, ".", _NAME)
         if (evaluation := _complete(answers, asked, bench)) is None:
             _answer(bench, len(asked))
             evaluation = read_evaluation(answers, asked)
-            _write_json(bench.path / "evaluation.json", _deciding(params) | {"files": _files(bench)})
+            _write_json(bench.path / "evaluation.json", _deciding(bench) | {"files": _files(bench)})
         return _score(bench, evaluation, asked)
 
 
@@ -195,12 +197,15 @@ def evaluation_text(evaluated: EvaluatedModel) -> str:
     )
 
 
-def _deciding(params: Params) -> dict[str, Any]:
-    return {name: getattr(params, name) for name in _DECIDING}
+def _deciding(bench: EvaluationBench) -> dict[str, Any]:
+    """What decides the answers; of a prompt in a file, which may be edited, with what tells its text from others."""
+    p = bench.params
+    prompt = bench.own.prompt_name(p.prompt) if is_file(p.prompt) else p.prompt
+    return {name: getattr(p, name) for name in _DECIDING} | {"prompt": prompt}
 
 
-def _require_same_parameters(folder: Path, params: Params) -> None:
-    noted, here = _read_json(folder / "evaluation.json"), _deciding(params)
+def _require_same_parameters(bench: EvaluationBench) -> None:
+    folder, noted, here = bench.path, _read_json(bench.path / "evaluation.json"), _deciding(bench)
     if differing := [
         f"{name}: there {noted[name]}, here {here[name]}" for name in here if noted.get(name, here[name]) != here[name]
     ]:

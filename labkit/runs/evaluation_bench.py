@@ -16,6 +16,8 @@ from labkit.errors import LabError
 from labkit.files import project_root, under
 from labkit.params import Params
 from labkit.policy.model import SHIPPED, adapter_base, cached_folder, is_path
+from labkit.policy.prompts import read_template
+from labkit.runs.own_terms import OwnTerms
 from labkit.runs.run import check_inputs
 from labkit.runs.workbench import Workbench
 
@@ -70,8 +72,9 @@ class EvaluationBench(Workbench):
             raise LabError(f"'{folder}' is a file; give another folder with -o")
         if folder.is_dir() and any(folder.iterdir()) and not (folder / MOMENTS).is_file():
             raise LabError(f"'{folder}' is not empty, and no evaluation is in it; give another folder with -o")
+        own = OwnTerms(read_template(params.prompt, root, {}))
         folder.mkdir(parents=True, exist_ok=True)
-        return cls(params, folder, root)
+        return cls(params, folder, root, own)
 
     def moments(self, split: str) -> list[Moment]:
         """The moments that are asked, whatever the split is called."""

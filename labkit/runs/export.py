@@ -25,7 +25,7 @@ from labkit.policy.prompts import messages
 from labkit.runs.hub import open_repository, push
 from labkit.runs.model_card import model_card
 from labkit.runs.own_terms import load_own_terms
-from labkit.runs.run import kept_texts, read_manifest
+from labkit.runs.run import NOTEBOOK_OF, kept_texts, read_manifest
 from labkit.runs.workbench import Workbench
 from labkit.stages.rollouts import Rollout
 
@@ -155,7 +155,7 @@ def export(
 
     Raises what `export_model` and `labkit.runs.hub` do; the hub is asked first.
     """
-    open_run(folder).model_name(stage)
+    _trained_model(open_run(folder), stage)
     if hub:
         open_repository(hub, public)
     with (
@@ -181,9 +181,9 @@ def export_model(folder: str | Path, target: str | Path, stage: str = "grpo_fina
     mark = {"run": run.params.run, "created": run.manifest.get("created"), "stage": stage}
     if target.exists():
         if (target / MARKER).is_file() and json.loads((target / MARKER).read_text(encoding="utf-8")) == mark:
-            return f"{target}: is there already, as it was exported before"
+            return f"{target}: is there already, as it was exported before; remove it to write model and card anew"
         raise LabError(f"'{target}' exists already and is another thing; name a folder that does not")
-    policy = load_policy(run.model_name(stage), dtype=run.params.dtype, device="cpu")
+    policy = load_policy(_trained_model(run, stage), dtype=run.params.dtype, device="cpu")
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
@@ -199,6 +199,13 @@ def export_model(folder: str | Path, target: str | Path, stage: str = "grpo_fina
     size = sum(path.stat().st_size for path in target.iterdir())
     how = "LoRA merged, " if policy.has_adapter else ""
     return f"{target}: {stage} of run '{run.params.run}', {how}{run.params.dtype}, {size / 1e9:.2g} GB, with its card"
+
+
+def _trained_model(run: Workbench, stage: str) -> str:
+    """Where the model of a stage lies; raises LabError where the run has not come to it, or skips it."""
+    if why := run.skipped(NOTEBOOK_OF[stage]):
+        raise LabError(f"'{run.path}' has trained no {stage}: {why} Export a stage that it has, with --stage")
+    return run.model_name(stage)
 
 
 def write_processor(policy: Policy, params: Params, folder: Path) -> None:

@@ -15,7 +15,7 @@ from labkit.chain.steps import LEAST_GAIN
 from labkit.params import DEFAULTS, format_value, read_yaml
 from labkit.policy.model import SHIPPED, is_path
 from labkit.runs.results import MODELS, read_results
-from labkit.runs.run import NOTEBOOK_OF, read_manifest
+from labkit.runs.run import NOTEBOOK_OF, STARTS, read_manifest
 from labkit.runs.versions import version_text
 from labkit.scoring.protocol import Protocol
 from labkit.scoring.scores import TITLES
@@ -50,7 +50,7 @@ def model_card(run: Path, stage: str, family: str) -> str:
         "## Score",
         _score(results["scores"], stage),
         "## How it came to be",
-        _history(manifest, results, params, stage),
+        _history(manifest, params, stage),
         "## Loading",
         _LOAD,
         "labkit builds its own inputs: frames at true seconds, and rotary positions that go on behind the video's last one, as the "
@@ -117,10 +117,8 @@ def _against(score: Mapping[str, Any], constant: Mapping[str, Any]) -> str:
     return text if lies == "above" else f"{text} So it is not shown that the model looks at the video."
 
 
-def _history(manifest: Mapping[str, Any], results: Mapping[str, Any], params: Mapping[str, Any], stage: str) -> str:
-    lines = (
-        [results["begins"].partition(", from ")[0].partition(": ")[2].capitalize() + "."] if results["begins"] else []
-    )
+def _history(manifest: Mapping[str, Any], params: Mapping[str, Any], stage: str) -> str:
+    lines = [f"This run begins with {first}." for parameter, first in STARTS.items() if params.get(parameter)]
     last = NOTEBOOK_OF[stage]
     for name, entry in manifest["stages"].items():
         if name > last or entry["state"] != "finished":

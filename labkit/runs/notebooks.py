@@ -18,10 +18,11 @@ from shlex import quote
 from typing import Any
 
 from labkit.errors import NEXT_STEPS, LabError, NotebookError, Stopped, Terminated
-from labkit.files import lock, quick_nbformat, replacing, unlock
+from labkit.files import lock, replacing, unlock
 from labkit.params import read_params
 from labkit.progress import duration
 from labkit.progress import say as to_stdout
+from labkit.quick_imports import quick_nbformat
 from labkit.runs.log import tee
 from labkit.runs.project import notebooks_of
 from labkit.runs.run import STAGES, Run

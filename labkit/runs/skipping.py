@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import sys
 from typing import Any
 
@@ -16,9 +17,17 @@ class _PassOver(ast.NodeTransformer):
         if not isinstance(node, ast.Module):
             return node
         source = ast.unparse(node)
-        if "from_notebook" not in source and not assigned_names(source) & set(names()):
+        if "from_notebook" not in source and not _is_of_parameters(node, assigned_names(source)):
             node.body = []
         return node
+
+
+def _is_of_parameters(cell: ast.Module, assigned: set[str]) -> bool:
+    """Whether a cell assigns parameters, and needs nothing of cells that are passed over: a variable may be called like one."""
+    found = [each for each in ast.walk(cell) if isinstance(each, ast.Name)]
+    read = {each.id for each in found if isinstance(each.ctx, ast.Load)}
+    own = assigned | {each.id for each in found if not isinstance(each.ctx, ast.Load)}
+    return bool(assigned & set(names())) and read <= {*own, *names(), *dir(builtins)}
 
 
 def pass_over_cells(why: str) -> None:

@@ -135,10 +135,11 @@ class Trackers:
         figures = {name: float(value) for name, value in row.items() if name != "step" and _is_figure(value)}
         shown = self._chains(step) if chains else []
         for name in due:
-            self._careful(name, lambda tracker: tracker.log(step, figures), step)
-            if shown and name in self.opened:
-                self._careful(name, lambda tracker: tracker.show(step, shown), step)
+            if not self._careful(name, lambda tracker: tracker.log(step, figures), step):
+                continue
             self.last[name] = step
+            if shown:
+                self._careful(name, lambda tracker: tracker.show(step, shown), step)
         with replacing(self.where.note) as draft:
             draft.write_text(json.dumps(self.last), encoding="utf-8")
 
@@ -149,9 +150,10 @@ class Trackers:
             say(f"{self.where.stage}: the chains of step {step} could not be drawn for the trackers ({error!r})")
             return []
 
-    def _careful(self, name: str, what: Callable[[Tracker], None], step: int) -> None:
+    def _careful(self, name: str, what: Callable[[Tracker], None], step: int) -> bool:
+        """Tell a tracker something, and whether it took it; one that fails is told nothing more."""
         if name not in self.opened:
-            return
+            return False
         try:
             what(self.opened[name])
         except Exception as error:  # whatever it is: hours of training are worth more than a curve
@@ -160,6 +162,8 @@ class Trackers:
             )
             del self.opened[name]
             self.names.remove(name)
+            return False
+        return True
 
     def _read_note(self) -> dict[str, int]:
         try:

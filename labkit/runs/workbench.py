@@ -196,7 +196,8 @@ class Workbench(Run):
     def _probes(self, policy: Policy, stage: str) -> Probes | None:
         if not (moments := self.probe_moments()):
             return None
-        return Probes(moments, self.source(policy, "validation"), self.probes(stage), self.params.probe_every)
+        p, source = self.params, self.source(policy, "validation")
+        return Probes(moments, source, self.probes(stage), p.probe_every, p.eval_batch)
 
     def run_sft(self, policy: Policy, on_event: EventListener, *, traces: Sequence[Sequence[str]]) -> None:
         """Fine-tune on traces, (qid, text) each; events as those of `run_grpo`."""

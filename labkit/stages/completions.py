@@ -10,7 +10,10 @@ from labkit.chain.metrics import chain_figures
 from labkit.chain.question_answering import answering_figures
 from labkit.chain.rewards import TERMS, OwnValue, RewardBreakdown, RewardSpec, score_moment
 from labkit.data.moments import Moment
-from labkit.stages.rollouts import Rollout
+from labkit.policy.generate import Completion
+from labkit.policy.inputs import Prompt
+from labkit.stages.provenance import question_digest
+from labkit.stages.rollouts import UNPAID, Rollout
 
 
 class ScoredCompletion(NamedTuple):
@@ -54,6 +57,18 @@ def score_completion(
     chain = parse(text, finished=finished, options=len(moment.options))
     rewards = score_moment(chain, moment, spec, f"step {step}, sample {sample}", recorded)
     return ScoredCompletion(moment, sample, text, tokens, finished, chain, rewards)
+
+
+def unpaid_rollout(
+    moment: Moment, prompt: Prompt, completion: Completion, *, step: int = 0, sample: int = 0, **origin: Any
+) -> Rollout:
+    """The record of a completion that nothing is paid for; `origin` are the fields that say where it comes from."""
+    chain = parse(completion.text, finished=completion.finished, options=len(moment.options))
+    return Rollout(
+        step=step, qid=moment.qid, sample=sample, text=completion.text, status=chain.status, **UNPAID,
+        prompt_tokens=len(prompt.ids), completion_tokens=len(completion.ids), finished=completion.finished,
+        question=question_digest(moment), **origin,
+    )  # fmt: skip
 
 
 def figures_of_chains(chains: Sequence[AnchorChain], moments: Sequence[Moment]) -> dict[str, float]:

@@ -15,13 +15,13 @@ from labkit.chain.anchors import parse
 from labkit.data.moments import Moment
 from labkit.embedded.true_words import word_figures
 from labkit.errors import LabError
-from labkit.policy.generate import Completion, generate
+from labkit.policy.generate import generate
 from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy
 from labkit.policy.prompt_source import prefetch
-from labkit.stages.completions import figures_of_chains
+from labkit.stages.completions import figures_of_chains, unpaid_rollout
 from labkit.stages.provenance import UNSHARDED, Provenance, question_digest, require_same_provenance, shard_ranges
-from labkit.stages.rollouts import UNPAID, Rollout, RolloutStore, read_file
+from labkit.stages.rollouts import Rollout, RolloutStore, read_file
 
 
 class Evaluation(NamedTuple):
@@ -117,18 +117,6 @@ def evaluate(
             on_batch(len(answers))
     mine = {moment.qid for batch in batches for moment in batch}
     return evaluate_answers(answers, [moment for moment in moments if moment.qid in mine])
-
-
-def unpaid_rollout(
-    moment: Moment, prompt: Prompt, completion: Completion, *, step: int = 0, sample: int = 0, **origin: Any
-) -> Rollout:
-    """The record of a completion that nothing is paid for; `origin` are the fields that say where it comes from."""
-    chain = parse(completion.text, finished=completion.finished, options=len(moment.options))
-    return Rollout(
-        step=step, qid=moment.qid, sample=sample, text=completion.text, status=chain.status, **UNPAID,
-        prompt_tokens=len(prompt.ids), completion_tokens=len(completion.ids), finished=completion.finished,
-        question=question_digest(moment), **origin,
-    )  # fmt: skip
 
 
 def read_evaluation(folder: str | Path, moments: Sequence[Moment]) -> Evaluation:

@@ -239,14 +239,11 @@ def trainer_class() -> Any:
 
         def prefetch_clips(self, step: int) -> None:
             """Have the clips of this process's queries decoded ahead, in the order of the steps behind `step`."""
-            order, size, world = (
-                list(self.train_dataset["prompt"]),
-                self.params.prompts_per_step,
-                process_rank().world_size,
-            )
-            mine = slice(process_rank().rank * (size // world), (process_rank().rank + 1) * (size // world))
-            steps = [order[begin : begin + size][mine] for begin in range(step * size, len(order), size)]
-            prefetch(self.source, [qid for queries in steps for qid in queries])
+            order, size = list(self.train_dataset["prompt"]), self.params.prompts_per_step
+            rank, world, _ = process_rank()
+            share = size // world
+            begins = range(step * size + rank * share, len(order), size)
+            prefetch(self.source, [qid for begin in begins for qid in order[begin : begin + share]])
 
         def rollout(self, prompts: list[str]) -> dict[str, Any]:
             """TRL's hook: qids, each repeated for its group, to prompt ids and completion ids."""

@@ -16,8 +16,9 @@ from labkit.data.moments import Moment
 from labkit.policy.generate import generate
 from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy
+from labkit.policy.prompt_source import prefetch
+from labkit.stages.completions import unpaid_rollout
 from labkit.stages.distributed.process_group import all_gather_object, process_rank
-from labkit.stages.evaluate import unpaid_rollout
 from labkit.stages.rollouts import RolloutStore
 from labkit.stages.sharding import summon_full_params
 
@@ -55,20 +56,27 @@ class Probes:
     store: RolloutStore
     every: int
     """Steps between two times of asking; see `due`. After the last step they are asked, too."""
+    batch: int
+    """Queries that are answered together."""
 
     def ask(self, policy: Policy, step: int, max_new_tokens: int, names: Mapping[str, Any]) -> None:
-        """Answer all in one batch and write them as `step`: the updates that the policy has seen.
+        """Answer all and write them as `step`: the updates that the policy has seen.
 
         Several processes take a share each; all of them must call it, since a sharded model needs all to decode.
         """
         here = process_rank()
         mine = self.moments[here.rank :: here.world_size]
-        prompts = [self.source[moment.qid] for moment in mine]
+        prefetch(self.source, [moment.qid for moment in mine])
+        answered = []
         with summon_full_params(policy.model):
-            completions = generate(policy, prompts, max_new_tokens=max_new_tokens, greedy=True)
-        rollouts = all_gather_object([
-            unpaid_rollout(*each, step=step, **names) for each in zip(mine, prompts, completions, strict=True)
-        ])  # fmt: skip
+            for begin in range(0, len(mine), self.batch):
+                asked = mine[begin : begin + self.batch]
+                prompts = [self.source[moment.qid] for moment in asked]
+                completions = generate(policy, prompts, max_new_tokens=max_new_tokens, greedy=True)
+                answered += [
+                    unpaid_rollout(*each, step=step, **names) for each in zip(asked, prompts, completions, strict=True)
+                ]
+        rollouts = all_gather_object(answered)
         if here.rank == 0:
             places = {moment.qid: place for place, moment in enumerate(self.moments)}
             self.store.write(step, sorted(rollouts, key=lambda each: places[each.qid]))

@@ -83,7 +83,7 @@ class Rollout:
     """Of an evaluation: `labkit.stages.provenance.question_digest` of the moment, by which a changed question is asked again."""
     spec: RewardSpec | None = field(default=None, compare=False, repr=False)
     """What it was paid by; None where that was not recorded. A store keeps it once a file."""
-    own: Mapping[str, OwnValue] = field(default_factory=dict)
+    own: Mapping[str, OwnValue] = field(default_factory=dict, hash=False)
     """What the user's own terms said, by name; in a store columns `reward_NAME` and `reason_NAME`."""
 
     @property

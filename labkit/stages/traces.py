@@ -35,7 +35,11 @@ def read_traces(path: Path) -> list[Trace]:
     traces: list[Trace] = []
     if not path.is_file():
         raise LabError(f"traces: there is no file '{path}'; give JSON Lines of qid and text")
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+    try:
+        lines = read_text(path).split("\n")
+    except LabError as error:
+        raise LabError(f"traces: '{path}' is not JSON Lines in UTF-8 ({error}); {_WRITE}") from None
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         row: Any = read_object(line)

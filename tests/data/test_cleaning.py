@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit.chain.spans import Span
@@ -92,8 +92,6 @@ anything = st.recursive(
 )
 
 
-# The first text that is drawn makes tables of all characters, seconds of work on a busy machine; that says nothing of the rows.
-@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
         st.builds(

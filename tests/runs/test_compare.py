@@ -179,6 +179,16 @@ def test_a_run_of_before_with_other_parameters_is_read(project):
     assert runs.differences() == {"progress_reward": ["absent", "gated"]}
 
 
+def test_runs_of_other_own_code_are_no_seeds_of_one_setting(project):
+    for seed in (0, 1):
+        (project / "mine.py").write_text(f"def extra(chain, moment, spec):\n    return {seed}.0\n")
+        make_run(f"r{seed}", 0.5, seed=seed, rewards={"mine.py:extra": 0.5})
+    runs = compare_runs(["outputs/r0", "outputs/r1"]).tests[0]
+    assert [[run.name for run in setting.runs] for setting in runs.settings] == [["r0"], ["r1"]]
+    ((name, digests),) = runs.differences().items()
+    assert name == "text of mine.py" and len(set(digests)) == 2
+
+
 def test_where_nothing_is_a_run_it_is_said_with_the_next_step(project, capsys):
     assert main(["results", "data", "params"]) == 2
     assert (
@@ -186,6 +196,24 @@ def test_where_nothing_is_a_run_it_is_said_with_the_next_step(project, capsys):
     )
     with pytest.raises(LabError, match="labkit run"):
         compare_runs(["nowhere"])
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "says"),
+    [
+        ("params.yaml", None, "there is no params file"),  # whose values would be made up
+        ("01_grpo/base-greedy.json", "{", "01_grpo/base-greedy.json' is damaged"),
+        ("01_grpo/base-greedy.json", "[]", "01_grpo/base-greedy.json' is damaged"),
+        ("01_grpo/base-greedy.json", "{}", "KeyError('figures')"),
+    ],
+)
+def test_a_run_that_lacks_a_part_is_named_beside_the_others(file, text, says, project):
+    make_run("r0", 0.5)
+    bad = Lab.open(DEFAULTS.replace(run="bad", data="data")).folder("01_grpo").parent / file
+    bad.unlink(missing_ok=True)
+    if text is not None:
+        bad.write_text(text)
+    assert says in compare_runs(["outputs/r0", "outputs/bad"]).not_runs["outputs/bad"]
 
 
 def test_a_damaged_run_is_named_beside_the_others(project):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -109,6 +110,30 @@ def test_a_higher_limit_asks_only_the_rest_and_other_parameters_are_refused(proj
         LabError, match="another policy or decoding"
     ):  # the folder's name is the same, the weights are not
         evaluate_model("standin", world, limit=6, folder="outputs/limited", overrides={"max_new_tokens": 8})
+
+
+def test_a_prompt_in_a_file_is_asked_and_an_edited_one_is_another_parameter(project, usual, capsys):
+    _, moments = usual
+    write_untrained(project / "prompted", "qwen2_5_vl")
+    write_moments(moments[:1], project / "one.jsonl")
+    (project / "mine.txt").write_text("When does {query} happen?")
+    terms = ["evaluate", "prompted", "--moments", "one.jsonl", "--prompt", "mine.txt", "-p", "max_new_tokens", "8"]
+    assert main([*terms, "-o", "outputs/prompted", "--json"]) == 0
+    said = capsys.readouterr()
+    settings = json.loads(said.out)["protocol"]["settings"]
+    assert settings["prompt"].startswith("mine.txt (") and "evaluation, greedy: 1 of 1" in said.err
+    (project / "mine.txt").write_text("Where in this video is {query}?")
+    assert main([*terms, "-o", "outputs/prompted"]) == 2
+    assert "other parameters (prompt: there mine.txt (" in capsys.readouterr().err
+
+
+def test_a_prompt_that_does_not_fit_the_moments_is_refused_before_the_model_loads(project, usual, monkeypatch):
+    _, moments = usual
+    write_moments([dataclasses.replace(moments[0], options=("a", "b"), choice=0)], project / "choice.jsonl")
+    (project / "plain.txt").write_text("When does {query} happen?")
+    monkeypatch.setattr(EvaluationBench, "load", lambda *_: pytest.fail("it was loaded"))
+    with pytest.raises(LabError, match="options"):
+        evaluate_model("embedded", "choice.jsonl", overrides={"prompt": "plain.txt"}, folder="outputs/choice")
 
 
 @pytest.mark.slow

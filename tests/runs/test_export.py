@@ -200,9 +200,23 @@ def test_an_export_is_not_written_over_and_one_that_is_there_is_taken(run, tmp_p
     with pytest.raises(LabError, match="'.*mine' exists already and is another thing"):
         export_model(run.path, tmp_path / "mine")
     export_model(run.path, tmp_path / "out")
-    assert export_model(run.path, tmp_path / "out").endswith("is there already, as it was exported before")
+    assert export_model(run.path, tmp_path / "out").endswith(
+        "is there already, as it was exported before; remove it to write model and card anew"
+    )
     with pytest.raises(LabError, match="another thing"):
         export_model(run.path, tmp_path / "out", "sft")
+
+
+@pytest.mark.parametrize(
+    ("given", "stage"), [("sft_model", "sft"), ("sft_model", "grpo"), ("grpo_model", "grpo"), ("traces", "grpo")]
+)
+def test_a_model_that_the_run_was_given_is_not_exported_as_trained_by_it(given, stage, clips, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    value = str(clips[0] / "traces.jsonl") if given == "traces" else "embedded"
+    run = Run.open(DEFAULTS.replace(run="given", data=str(clips[0]), **{given: value}))
+    with pytest.raises(LabError, match=rf"has trained no {stage}: 0._{stage} is skipped: .* from {given} '.*--stage"):
+        export_model(run.path, tmp_path / "out", stage)
+    assert main(["export", str(run.path), "--hub", "me/x", "--stage", stage]) == 2, "the hub is not asked"
 
 
 @pytest.mark.parametrize(
@@ -251,6 +265,10 @@ def test_the_card_carries_score_interval_baselines_and_protocol(run, clips):
     assert f"| {100 * figures['figures']['miou']:.1f} |" in row and "best constant" in card and "| sft |" in card
     assert "questions scored" in card and "clustered by 3 source videos" in card
     assert "- This run begins with 03_sft." in card
+    manifest = run.manifest
+    manifest["stages"]["01_grpo"]["why"] = "in other words"
+    (run.path / "manifest.json").write_text(json.dumps(manifest))
+    assert "- This run begins with 03_sft." in model_card(run.path, "grpo_final", "Qwen2.5-VL")
     assert str(run.path.parent) not in card and str(clips[0]) not in card, (
         "folders of this machine are nobody's business"
     )

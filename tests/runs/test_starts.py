@@ -111,7 +111,19 @@ def test_the_notebook_of_a_skipped_stage_holds_its_heading_and_why(project):
         ("views.gallery(grpo.greedy, moments)", False),
         ("sft_model = ''\nseed = 1", True),  # the parameters, changed by hand
         ("params = Params.from_notebook(globals())\nlab = Lab.open(params)", True),  # which ends it
+        ("harvester = lab.policy('grpo')", False),  # a variable that is called like a parameter
+        ("traces = harvest.kept", False),
+        ("base = 1e-4\nlearning_rate = max(base, 2 * base)", True),
     ],
 )
 def test_later_cells_of_a_skipped_stage_do_nothing_but_parameters_can_be_changed(cell, runs):
     assert bool(_PassOver().visit(ast.parse(cell)).body) is runs
+
+
+@pytest.mark.parametrize("name", STAGES[:3])
+def test_no_cell_behind_the_one_that_opens_the_lab_does_anything_in_a_skipped_notebook(name):
+    notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    opens = next(at for at, cell in enumerate(cells) if "from_notebook" in cell)
+    assert [cell for cell in cells[opens + 1 :] if _PassOver().visit(ast.parse(cell)).body] == []
+    assert all(_PassOver().visit(ast.parse(cell)).body for cell in cells[: opens + 1])

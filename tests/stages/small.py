@@ -66,7 +66,7 @@ def train_grpo(
     probe_every: int = 0,
     **changes: Any,
 ) -> GrpoResult:
-    probes = Probes(moments[:3], source, RolloutStore(folder / "probes"), probe_every) if probe_every else None
+    probes = Probes(moments[:3], source, RolloutStore(folder / "probes"), probe_every, 2) if probe_every else None
     with patch.object(arguments, "WARMUP_STEPS", warmup_steps):
         return grpo.train_grpo(
             policy, source, moments, spec=spec, params=grpo_params(**changes), folder=folder, stage=stage,

@@ -47,6 +47,11 @@ def test_an_own_term_is_paid_beside_the_built_in_ones():
         score_chain(chain, MOMENT.windows, MOMENT.duration, SPEC)
 
 
+def test_a_question_whose_truth_nobody_has_told_is_paid_by_nobody():
+    with pytest.raises(ValueError, match="no ground-truth window"):
+        score_moment(parse(""), Moment("q", "/v.mp4", "a door opens", (), 16.0), RewardSpec())
+
+
 def test_a_spec_from_a_file_takes_what_was_recorded_and_asks_nobody():
     there = RewardSpec(**SPEC.as_dict())
     assert there == SPEC and there.own[0].function is None and there.terms[-1] == "boundary"
@@ -93,7 +98,7 @@ def test_stores_with_and_without_own_terms_are_read_together(tmp_path):
     assert store.read() == both and [each.spec for each in store.read()] == [RewardSpec(), SPEC]
     store.compact()
     assert [each.own for each in store.read()] == [{}, {"boundary": OwnValue(0.875, "borders 0.5 s away on average")}]
-    assert store.newest() == both[1:]
+    assert store.newest() == both[1:] and len(set(store.read())) == 2
     assert store.frame()["reward_boundary"].isna().tolist() == [True, False]
 
 
@@ -101,6 +106,7 @@ def test_stores_with_and_without_own_terms_are_read_together(tmp_path):
     ("body", "says"),
     [
         ("return None if len(calls) > 1 else 0", "returned None; return a finite number"),
+        ("return 10**400 if len(calls) > 1 else 0", "returned 1000"),  # more than a float holds
         ("return float('inf') if len(calls) > 1 else 0", "returned inf; return"),
         ("return 1 / (len(calls) - 2)", "raised ZeroDivisionError: division by zero (line 4 of a.py)"),
     ],

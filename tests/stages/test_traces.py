@@ -63,6 +63,13 @@ def test_a_file_of_no_traces_is_refused_by_line(rows, message, tmp_path):
         read_traces(write(tmp_path, rows))
 
 
+@pytest.mark.parametrize("content", [b"PAR1" + bytes(20) + b"PAR1", '{"qid": "é"}'.encode("latin-1")])
+def test_a_file_that_is_no_text_names_the_parameter_and_what_to_write(content, tmp_path):
+    (tmp_path / "traces.jsonl").write_bytes(content)
+    with pytest.raises(LabError, match=r"traces: '.*traces.jsonl' is not JSON Lines in UTF-8 .*; write "):
+        read_traces(tmp_path / "traces.jsonl")
+
+
 def test_traces_of_another_split_are_refused(tmp_path):
     with pytest.raises(
         LabError, match="none of the 1 traces .* asks for a training moment \\(there 'test-1', here 'q0'\\)"

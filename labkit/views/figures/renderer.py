@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from labkit.files import quick_nbformat
 from labkit.progress import say
+from labkit.quick_imports import quick_nbformat
 from labkit.views.figures.style import WIDTH
 
 if TYPE_CHECKING:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabError
-from labkit.files import quick_nbformat, replacing
+from labkit.files import replacing
 from labkit.params import DEFAULTS, documentation, format_value, read_yaml
 from labkit.progress import duration
+from labkit.quick_imports import quick_nbformat
 from labkit.runs.results import DECODINGS, LEGEND, MODELS, columns_of, read_results
 from labkit.runs.run import STAGES, read_manifest
 from labkit.runs.versions import version_text

@@ -108,11 +108,12 @@ def test_a_bad_file_ends_in_words_within_its_deadline(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     WAYS[way](files["fine"], tmp_path)  # the process is warm
-    error = f"{kind}.mp4 {words}.*; convert it to H.264 mp4 or leave its moments out"
+    error, begin = f"{kind}.mp4 {words}.*; convert it to H.264 mp4 or leave its moments out", time.monotonic()
     with monkeypatch.context() as patch, pytest.raises(LabError, match=error) as caught:
         if kind == "hangs":
             allow(DEADLINE, patch)
         WAYS[way](files[kind], tmp_path)
+    assert time.monotonic() - begin < 50, "what a good file is given, 60 s, was not waited for"
     if way in ("read_frames", "thumbnails", "the cache's frames"):
         assert "between second 0.50 and 1.00" in str(caught.value)
     assert numbers(read_frames(files["fine"], [1.0]).rgb) == [25], "whoever comes next finds another process"
