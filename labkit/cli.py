@@ -271,9 +271,7 @@ def _add_models(commands: Any) -> None:
     )
     evaluate.add_argument("-o", "--output", type=_path, metavar="FOLDER",
                           help="folder for all of it, in which the same command goes on (default: outputs/evaluate-...)")  # fmt: skip
-    evaluate.add_argument(
-        "--json", action="store_true", help="the score for a program; progress goes to standard error"
-    )
+    evaluate.add_argument("--json", action="store_true", help="the score alone, for a program")
     evaluate.set_defaults(command=_evaluate)
     for parser in (ask, evaluate):
         parser.add_argument(
@@ -354,12 +352,17 @@ def _evaluate(options: argparse.Namespace) -> None:
     from labkit.runs.evaluate_model import evaluate_model, evaluation_text
 
     o = options
-    with contextlib.redirect_stdout(sys.stderr) if o.json else contextlib.nullcontext():  # its lines of progress
+    with _json_alone(o):
         evaluated = evaluate_model(
             o.model, o.moments, videos=o.videos, present=o.present, limit=o.limit, folder=o.output,
             overrides=_named(o, "prompt", "processes"),
         )  # fmt: skip
     say(json.dumps(evaluated.as_dict(), indent=1) if o.json else evaluation_text(evaluated))
+
+
+def _json_alone(options: argparse.Namespace) -> contextlib.AbstractContextManager[Any]:
+    """With `--json`, what is printed on the way, progress and what own code prints, goes to standard error."""
+    return contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext()
 
 
 def _named(options: argparse.Namespace, *names: str) -> dict[str, Any]:
@@ -380,7 +383,11 @@ def _holds(stream: Any, text: str) -> bool:
 def _doctor(options: argparse.Namespace) -> int:
     from labkit.doctor.checks import run_doctor
 
-    return run_doctor(options.params, _overrides(options), say, quick=options.quick, as_json=options.json)
+    o, said = options, list[str]()
+    with _json_alone(o):
+        code = run_doctor(o.params, _overrides(o), said.append, quick=o.quick, as_json=o.json)
+    say("\n".join(said))
+    return code
 
 
 def _results(options: argparse.Namespace) -> None:

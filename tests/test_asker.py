@@ -15,18 +15,17 @@ import nbformat
 import pytest
 
 import labkit
-from labkit.asker import AskedChains, Asker
+from labkit.asker import Asker
 from labkit.chain.anchors import parse, render
 from labkit.chain.metrics import chain_figures
 from labkit.chain.spans import Span
 from labkit.cli import main
-from labkit.data.moments import Moment
 from labkit.embedded.model import write_untrained
 from labkit.errors import LabError
 from labkit.params import Params
 from labkit.policy.model import load_policy
-from labkit.stages.rollouts import UNPAID, Rollout
 from labkit.views.figures.chain_strip import chain_picture
+from tests.asked import asked_chains
 from tests.tiny import write_clip
 
 ROOT = Path(__file__).parents[1]
@@ -44,16 +43,7 @@ def folder(tmp_path_factory):
 
 
 def chains(folder, texts=TEXTS):
-    """What a model might have answered about the film."""
-    moment = Moment("asked", str(folder / "film.mp4"), "a door opens", (), 8.0)
-    rollouts = [
-        Rollout(
-            run="", stage="standin", step=0, qid="asked", sample=sample, seed=0, checkpoint="standin", text=text,
-            status=parse(text).status, **UNPAID, prompt_tokens=1, completion_tokens=9, finished=True,
-        )
-        for sample, text in enumerate(texts)
-    ]  # fmt: skip
-    return AskedChains(moment, rollouts, Params(), folder / "sheets")
+    return asked_chains(folder, texts)
 
 
 def page(asked):

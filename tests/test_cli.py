@@ -320,6 +320,14 @@ def test_score_prints_a_card_and_compares(tmp_path, capsys):
     assert "predictions are on 'stranger', moments are called" in capsys.readouterr().err
 
 
+def test_doctor_prints_json_alone_whatever_own_code_prints(project, capsys):
+    (project / "mine.py").write_text("def extra(chain, moment, spec):\n    print('looking')\n    return 0.0\n")
+    file = params_file(project, "rewards: {'mine.py:extra': 0.5}\nworld_train: 2\nworld_test: 2\n")
+    main(["doctor", file, "--quick", "--json"])
+    said = capsys.readouterr()
+    assert json.loads(said.out)["findings"] and "looking" in said.err
+
+
 def test_doctor_ends_with_1_when_a_run_would_fail(project, capsys):
     (project / "data").mkdir()
     file = params_file(project, "data: data\n")

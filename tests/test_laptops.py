@@ -38,9 +38,7 @@ def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it is what Linux plays")
 def test_the_laptop_of_these_tests_is_none_that_has_posix(tmp_path: Path) -> None:
-    (tmp_path / "labkit").mkdir()
     for line in ("import fcntl", "from os import fork", "import signal; signal.SIGHUP", "import decord"):
-        (tmp_path / "labkit/asks.py").write_text(line, encoding="utf-8")
         ended = python(f"exec(compile({line!r}, 'x', 'exec'), {{'__file__': '/x/labkit/asks.py'}})", tmp_path)
         assert ended.returncode == 1 and re.search("ModuleNotFound|ImportError|AttributeError", ended.stderr), line
 
@@ -83,19 +81,58 @@ assert not files.is_locked(path)
     assert ended.returncode == 0, ended.stderr
 
 
+OPENED = ("trackers.open", "self.open")
+"""What is opened and is no file."""
+
+
+def in_the_machines_own_encoding(call: ast.Call) -> bool:
+    """Whether a call reads or writes text, and doesn't say how: `open`, and those of a Path."""
+    if any(each.arg in ("encoding", None) for each in call.keywords):
+        return False
+    name = getattr(call.func, "attr", None) or getattr(call.func, "id", None)
+    if name != "open":
+        return {"read_text": 0, "write_text": 1}.get(str(name)) == len(call.args)
+    given = [*call.args[:2], *(each.value for each in call.keywords if each.arg == "mode")]
+    modes = [str(each.value) for each in given if isinstance(each, ast.Constant)]
+    mode = next((each for each in modes if re.fullmatch("[rwxa][bt+]*", each)), "")
+    if isinstance(call.func, ast.Name):
+        return "b" not in mode
+    if ast.unparse(call.func) in OPENED:
+        return False
+    # Of what else has an `open` (gzip, PIL), only a mode tells that it is text; a Path's needs no more than that.
+    path = not call.args or (isinstance(call.args[0], ast.Constant) and call.args[0].value == mode)
+    return "t" in mode or path and "b" not in mode
+
+
+@pytest.mark.parametrize(
+    ("line", "bare"),
+    [
+        ("open(path)", True),
+        ("open(path, 'rb')", False),
+        ("open(path, encoding='utf-8')", False),
+        ("path.open()", True),
+        ("path.open('w')", True),
+        ("path.open(mode='a+')", True),
+        ("path.open('rb')", False),
+        ("path.open('w', encoding='utf-8')", False),
+        ("path.read_text()", True),
+        ("path.write_text(text)", True),
+        ("path.write_text(text, 'utf-8')", False),
+        ("gzip.open(path, 'rt')", True),
+        ("gzip.open(path)", False),  # bytes, unlike open
+        ("Image.open(path)", False),  # no text at all
+    ],
+)
+def test_a_call_is_seen_that_leaves_the_encoding_to_the_machine(line: str, bare: bool) -> None:
+    (call,) = (each for each in ast.walk(ast.parse(line)) if isinstance(each, ast.Call))
+    assert in_the_machines_own_encoding(call) == bare
+
+
 def test_texts_are_read_and_written_as_utf_8_whatever_the_machine_prefers() -> None:
     found = []
     for path in sorted((ROOT / "labkit").rglob("*.py")):
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(call, ast.Call) or any(each.arg in ("encoding", None) for each in call.keywords):
-                continue
-            name = getattr(call.func, "attr", None) or getattr(call.func, "id", None)
-            modes = [each.value for each in ast.walk(call) if isinstance(each, ast.Constant)]
-            binary = any(isinstance(mode, str) and re.fullmatch("[rwxa]b[+]?", mode) for mode in modes)
-            bare = {"read_text": 0, "write_text": 1}.get(str(name)) == len(call.args) or (
-                isinstance(call.func, ast.Name) and name == "open" and not binary
-            )
-            if bare:
+            if isinstance(call, ast.Call) and in_the_machines_own_encoding(call):
                 found.append(f"{path.relative_to(ROOT)}:{call.lineno}")
     assert found == []
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from labkit.asker import AskedChains
-from labkit.chain.anchors import parse, render
+from labkit.chain.anchors import render
 from labkit.chain.spans import Span
-from labkit.data.moments import Moment
-from labkit.params import Params
-from labkit.stages.rollouts import UNPAID, Rollout
+from tests.asked import asked_chains
 from tests.browser.conftest import CHROMIUM
 from tests.data.films import CONSTANT, film
 
@@ -27,15 +24,7 @@ TEXTS = (
 
 def asked(folder, texts):
     film(folder / "film.mp4", CONSTANT)
-    moment = Moment("asked", str(folder / "film.mp4"), "a door opens", (), 8.0)
-    rollouts = [
-        Rollout(
-            run="", stage="mine", step=0, qid="asked", sample=sample, seed=0, checkpoint="mine", text=text,
-            status=parse(text).status, **UNPAID, prompt_tokens=1, completion_tokens=9, finished=True,
-        )
-        for sample, text in enumerate(texts)
-    ]  # fmt: skip
-    return AskedChains(moment, rollouts, Params(), folder / "sheets")
+    return asked_chains(folder, texts)
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (800, "dark")])

@@ -38,7 +38,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         probe("q0", 0, *near[1:], stage="grpo_final"), probe("q1", 0, Span(2, 4)), probe("q1", 4, Span(2, 4)),
     ]  # fmt: skip
     page = folder / "watch.html"
-    page.write_text(widget_page(watch(rollouts, moments)), encoding="utf-8")
+    page.write_text(widget_page(watch(rollouts, moments), path=page), encoding="utf-8")
     return page
 
 
@@ -68,6 +68,38 @@ def test_steps_are_walked_played_hovered_and_chosen(open_page: Callable[..., Wat
     assert chain(shown) == 5 and PAYLOADS[0][:12] in shown.text(".lk-query")
     page.get_by_role("button", name="step 0").click()
     assert chain(shown) == 4
+
+
+def test_the_video_beside_the_page_is_shown_over_its_sheet_and_its_sound_can_be_turned_off(
+    open_page: Callable[..., WatchedPage], file: Path
+) -> None:
+    shown = open_page(file, '.lk[data-film="ready"][data-shows="film"]')
+    sound = shown.page.get_by_role("button", name="sound off")
+    assert sound.is_visible()
+    shown.page.locator(".lk-query").click()
+    shown.press("m")
+    assert shown.page.evaluate("document.querySelector('.lk-film').muted") is True
+    shown.page.locator(".lk-chip").first.click()
+    shown.page.wait_for_function(
+        "() => { const film = document.querySelector('.lk-film');"
+        " return document.querySelector('.lk').dataset.shows === 'film' && !film.seeking && film.currentTime < 1.1 }"
+    )
+    assert shown.page.evaluate("document.querySelector('.lk-film').currentTime") == pytest.approx(1, abs=0.01)
+
+
+def test_frames_that_are_being_made_say_how_far_they_are(open_page: Callable[..., WatchedPage], file: Path) -> None:
+    shown = open_page(file, '.lk[data-media="ready"]')
+    shown.page.evaluate(
+        """() => {
+            const watch = document.querySelector(".lk").labkit;
+            delete watch.clips.stored[0];
+            watch.clips.decoded.clear();
+            watch.clips.ask = () => new Promise(() => {});
+            watch.open(0);
+            watch.clips.share(0, 0.25);
+        }"""
+    )
+    assert shown.text(".lk-note").startswith("The pictures are being made: 25 %")
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "dark"), (800, "light")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,8 @@ def explore_figure(figure: go.Figure, explorer: ChainExplorer) -> ipywidgets.VBo
     """A figure over an explorer of the same chains: a click on a point or a bar lists those that it holds.
 
     `explore_figure(views.atlas(records, by_qid), explore(records, moments))`. A click sets `explorer.chosen`; set it to [] for
-    all chains again. Raises LabError for a figure whose points don't say which chains they hold.
+    all chains again. Where the explorer has none of them, a line between the two says so. Raises LabError for a figure whose
+    points don't say which chains they hold.
     """
     import ipywidgets
     import plotly.graph_objects as go
@@ -29,15 +31,21 @@ def explore_figure(figure: go.Figure, explorer: ChainExplorer) -> ipywidgets.VBo
             "lengths, funnel, iou_by_step, r1_curves, scoreboard, and training_curves of rollouts"
         )
     alive = go.FigureWidget(figure)
+    note = ipywidgets.HTML()
 
     def choose(trace: Any, points: Any, _: Any) -> None:
-        if points.point_inds:
+        if not points.point_inds:
+            return
+        try:
             explorer.chosen = places_of(explorer, held_by(figure, points.trace_index, points.point_inds[0]))
+            note.value = ""
+        except LabError as error:  # raised in a callback, it would be seen by nobody
+            note.value = html.escape(str(error))
 
     for trace in alive.data:
         if "held" in (trace.meta or {}):
             trace.on_click(choose)
-    return ipywidgets.VBox([alive, explorer])
+    return ipywidgets.VBox([alive, note, explorer])
 
 
 def places_of(explorer: ChainExplorer, keys: Sequence[ChainKey]) -> list[int]:

@@ -10,6 +10,7 @@ from itertools import pairwise, zip_longest
 from pathlib import PurePath
 from typing import Any
 
+from labkit.chain.steps import LEAST_GAIN
 from labkit.views.explorer.packing import PackedChains, StagedChain
 
 MOST_CHAINS = 12_000
@@ -135,7 +136,9 @@ def matching(
             return False
         if anchors and (len(chain.anchors) < 4 if anchors == "4" else str(len(chain.anchors)) != anchors):
             return False
-        if course == "step" and not any(after < before - _EPSILON for before, after in pairwise(measured.ious)):
+        if course == "step" and not any(
+            before - after >= LEAST_GAIN - _EPSILON for before, after in pairwise(measured.ious)
+        ):
             return False
         if course == "answer" and not max([0.0, *measured.ious[:_MOST_STEPS]]) - iou > _EPSILON:
             return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from labkit.data.moments import Moment
 from labkit.errors import LabError
@@ -50,6 +51,28 @@ class QueryWatch(ChainExplorer):
         if not line:
             raise LabError("there is no chain to draw")
         return draw_watch(line, *self._sheet_or_problem(packing.clip_of(line[0].measured.moment)), shown)
+
+    def _saved(self, first: int, found: Sequence[int] | None, most: int) -> list[int]:
+        """What the page shows: whole lines, none of them without a step; of very many those that learnt most."""
+        lines = list(learnt_lines(self._rows).values())
+        own = self._rows[first].measured.moment.qid if first >= 0 else ""
+
+        def order(line: list[int]) -> tuple[bool, float]:
+            rows = [self._rows[place] for place in line]
+            return rows[0].measured.moment.qid != own, -_gain(rows)
+
+        saved = {first} if first >= 0 else set()
+        for number, line in enumerate(sorted(lines, key=order)):
+            if not number or len(saved.union(line)) <= most:
+                saved.update(line)
+        return sorted(saved)
+
+    def _left_out(self, found: Sequence[int] | None) -> dict[str, Any] | None:
+        left = super()._left_out(found)
+        every = len(learnt_lines(self._rows))
+        here = len({self._rows[place].measured.moment.qid for place in self._places})
+        text = f"{here:,} of {every:,} queries are saved in this notebook, those that learnt most; watch(..., qid=...) shows any."
+        return left and {**left, "text": text if here < every else ""}
 
     def _poster(self) -> bytes | None:
         return self.picture() if self.selected >= 0 else None

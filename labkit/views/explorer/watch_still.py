@@ -66,11 +66,12 @@ def draw_watch(line: Sequence[StagedChain], sheet: Sheet | None, problem: str = 
     for window in moment.windows:
         pen.box(at(window.start), 92 + FILM + 2, at(window.end), bottom, BAND)
     zero, one = end + 28, end + 98
-    pen.text(end + 16, 74, "IoU of the answer", 12, SOFT)
-    pen.text(zero, bottom + 12, "0", 10.5, SOFT, anchor="mm")
-    pen.text(one, bottom + 12, "1", 10.5, SOFT, anchor="mm")
-    for share in (0.0, 0.5, 1.0):
-        pen.box(zero + share * (one - zero) - 0.5, top, zero + share * (one - zero) + 0.5, bottom, LINE)
+    if moment.has_truth:
+        pen.text(end + 16, 74, "IoU of the answer", 12, SOFT)
+        pen.text(zero, bottom + 12, "0", 10.5, SOFT, anchor="mm")
+        pen.text(one, bottom + 12, "1", 10.5, SOFT, anchor="mm")
+        for share in (0.0, 0.5, 1.0):
+            pen.box(zero + share * (one - zero) - 0.5, top, zero + share * (one - zero) + 0.5, bottom, LINE)
     y, before = float(top), None
     for number, row in enumerate(line):
         for text, color in heads.get(number, ()):
@@ -85,12 +86,12 @@ def draw_watch(line: Sequence[StagedChain], sheet: Sheet | None, problem: str = 
             middle = y + height / 2
             _row(pen, row, middle, at, height, number == shown - 1)
             here = (zero + row.measured.answer_iou * (one - zero), middle)
-            if before is not None:
+            if before is not None and moment.has_truth:
                 pen.stroke(before, here, "#f0bf80")
             before = here
         y += height
     y = float(top)
-    for number, row in enumerate(line[:shown]):
+    for number, row in enumerate(line[:shown] if moment.has_truth else ()):
         y += _HEAD * len(heads.get(number, ()))
         x, iou = zero + row.measured.answer_iou * (one - zero), row.measured.answer_iou
         pen.box(x - 3, y + height / 2 - 3, x + 3, y + height / 2 + 3, style.ANSWER, 3)

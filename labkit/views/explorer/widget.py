@@ -172,20 +172,21 @@ class ChainExplorer(PageWidget):
         """Place of the chain to open with; -1 when there is none."""
         return packing.most_disputed(self._rows) if self._context.sources else packing.first_to_show(self._rows)
 
-    def _pack(self, first: int, asked: Mapping[str, Any] | None = None) -> None:
-        """Pack the subset that is saved: that one and others, or those that pass the filters that a page has `asked` with."""
+    def _pack(self, first: int, asked: Mapping[str, Any] | None = None, chosen: Sequence[int] = ()) -> None:
+        """Pack the subset that is saved: that one and others, those that pass the filters that a page has `asked` with.
+
+        Of `chosen` ones, no others.
+        """
         context, rows, most = self._context, self._rows, subset.MOST_CHAINS
         with gc_paused():
             found = None if asked is None else subset.matching(rows, self._kinds, self._base, asked)
-            found = self.chosen or found
+            if chosen:
+                found = sorted(set(chosen) if found is None else set(chosen).intersection(found))
             while True:
-                self._places = subset.choose_subset(
-                    rows, first, self._base, most=most, among=found,
-                    kept=lambda row: (row.measured.moment.qid, row.measured.record.text) in context.kept,
-                )  # fmt: skip
-                chosen = rows if len(self._places) == len(rows) else [rows[place] for place in self._places]
+                self._places = self._saved(first, found, most)
+                saved = rows if len(self._places) == len(rows) else [rows[place] for place in self._places]
                 self._packed = packing.pack(
-                    chosen,
+                    saved,
                     base=self._base,
                     spec=context.spec,
                     kind=context.kind,
@@ -193,10 +194,20 @@ class ChainExplorer(PageWidget):
                     sources=context.sources,
                 )
                 size = len(self._packed.data)
-                if size <= subset.MOST_BYTES or len(chosen) <= subset.FEWEST_CHAINS:
+                fewer = max(subset.FEWEST_CHAINS, int(0.95 * len(saved) * subset.MOST_BYTES / size))
+                if size <= subset.MOST_BYTES or len(saved) <= subset.FEWEST_CHAINS or fewer >= most:
                     break
-                most = max(subset.FEWEST_CHAINS, int(0.95 * len(chosen) * subset.MOST_BYTES / size))
+                most = fewer
         self._here = frozenset(self._places)
+        self._only_chosen = bool(chosen)
+
+    def _saved(self, first: int, found: Sequence[int] | None, most: int) -> list[int]:
+        """Places of the chains to save, the `first` among them: about `most`, of those that were `found` if any were looked for."""
+        kept = self._context.kept
+        return subset.choose_subset(
+            self._rows, first, self._base, most=most, among=found,
+            kept=lambda row: (row.measured.moment.qid, row.measured.record.text) in kept,
+        )  # fmt: skip
 
     def _left_out(self, found: Sequence[int] | None) -> dict[str, Any] | None:
         """What the page says beside the table of chains that are not in the subset; None where all are."""
@@ -249,7 +260,7 @@ class ChainExplorer(PageWidget):
     def _repack(self, first: int, asked: Mapping[str, Any] | None = None) -> None:
         """Put other chains into the subset; clips that are already there stay."""
         held = {self._packed.clips[int(key)]: key for key in self.clips}
-        self._pack(first, asked)
+        self._pack(first, asked, self.chosen)
         with self.hold_sync():
             kept = {str(new): held[clip] for new, clip in enumerate(self._packed.clips) if clip in held}
             self.clips, self.sheets = (
@@ -267,10 +278,12 @@ class ChainExplorer(PageWidget):
 
     @traitlets.observe("chosen")
     def _include_chosen(self, change: Any) -> None:
-        """Chains that were chosen from Python, and are not in the subset, are put there."""
+        """Chains that were chosen from Python, and are not in the subset, are put there, and later the others again."""
         with self._lock:
             if not self._here.issuperset(change["new"]):
                 self._repack(change["new"][0])
+            elif self._only_chosen and not change["new"]:
+                self._repack(self.selected)
 
     @traitlets.validate("chosen")
     def _check_chosen(self, proposal: Any) -> list[int]:

@@ -7,7 +7,6 @@ so that a share of the atlas and a score never contradict each other.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -91,12 +90,14 @@ def kind_by_ious(chain: AnchorChain, ious: Sequence[float], duration: float, *, 
 
 def failure_counts(chains: Iterable[MeasuredChain], *, right: float = CORRECT_IOU) -> dict[str, int]:
     """How many chains are right ("", first) and how many fall into each class, 0 too, in the order of `KINDS`."""
-    found = Counter(_kind(each, right) for each in chains)
-    return {kind: found[kind] for kind in ("", *KINDS)}
+    return {kind: len(found) for kind, found in _by_kind(chains, right).items()}
 
 
-def _kind(measured: MeasuredChain, right: float) -> str:
-    return kind_by_ious(measured.chain, measured.ious, measured.moment.duration, right=right)
+def _by_kind(chains: Iterable[MeasuredChain], right: float) -> dict[str, list[MeasuredChain]]:
+    found: dict[str, list[MeasuredChain]] = {kind: [] for kind in ("", *KINDS)}
+    for each in chains:
+        found[kind_by_ious(each.chain, each.ious, each.moment.duration, right=right)].append(each)
+    return found
 
 
 def atlas(records: Records, moments: Mapping[str, Moment], *, right: float = CORRECT_IOU) -> go.Figure:
@@ -106,7 +107,8 @@ def atlas(records: Records, moments: Mapping[str, Moment], *, right: float = COR
     """
     title = "Failure atlas: how wrong chains go wrong"
     groups = measure_groups(records, moments)
-    counts = {label: failure_counts(measured_chains, right=right) for label, measured_chains in groups.items()}
+    classed = {label: _by_kind(chains, right) for label, chains in groups.items()}
+    counts = {label: {kind: len(found) for kind, found in each.items()} for label, each in classed.items()}
     if not counts:
         return style.nothing(title, "there are no chains")
     rows = [kind for kind in KINDS if any(each[kind] for each in counts.values())]
@@ -158,7 +160,7 @@ def atlas(records: Records, moments: Mapping[str, Moment], *, right: float = COR
             cliponaxis=False,
             customdata=[[spoken(kind), each[kind], total] for kind in rows],
             meta=held.points(
-                [[chain for chain in groups[label] if _kind(chain, right) == kind] for kind in rows],
+                [classed[label][kind] for kind in rows],
                 [*map(spoken, rows)],
             ),
             hovertemplate=hover,

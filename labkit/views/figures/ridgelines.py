@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 MOST_RIDGES = 8
 """Of more times of asking, as many are drawn, spread over the training."""
 _CANDIDATES = 40
-"""Queries among which the one to show is chosen, of those that were asked most often."""
+"""Queries among which the one to show is chosen, spread over those that were asked most often."""
 _ROW = 74
 _LOOKS = {"anchor 1": ("#8fbde8", 0.32), "anchor 2": (style.ANCHOR, 0.36), "answer": (style.ANSWER, 0.1)}
 
+_Item = TypeVar("_Item")
 _Time: TypeAlias = tuple[str, int]
 """A stage and a step of it; of a harvest, which is no training, all of it."""
 
@@ -30,7 +31,7 @@ def ridgelines(records: Records, moments: Mapping[str, Moment], qid: str = "") -
     """Where the samples of one query lay each time it was asked: anchor 1, anchor 2 and the answer, downwards in training.
 
     A ridge is as high as the share of samples whose span holds that second. `qid` names the query; without it, of those that
-    were asked most often the one whose answers gained most from the first time to the last.
+    were asked most often, or of 40 spread over them, the one whose answers gained most from the first time to the last.
     """
     title = "Where one query's samples lie, each time it is asked"
     times = _times(records)
@@ -40,11 +41,12 @@ def ridgelines(records: Records, moments: Mapping[str, Moment], qid: str = "") -
             title, f"no chain asks {style.plain(qid)}" if qid else "no query was asked more than once"
         )
     lines = [
-        {time: measure_chains(found, moments) for time, found in times[each].items()} for each in asked[:_CANDIDATES]
+        {time: measure_chains(found, moments) for time, found in times[each].items()}
+        for each in _spread(asked, _CANDIDATES)
     ]
     line = max(lines, key=_gain)
     moment = next(iter(line.values()))[0].moment
-    shown = _spread(list(line))
+    shown = _spread(list(line), MOST_RIDGES)
     caption = (
         f"“{style.plain(moment.query, 80)}”: read downwards, the ridges should rise within the green band, the truth, and fall "
         "outside. Height: share of the samples whose span holds that second."
@@ -121,11 +123,11 @@ def _mean_iou(chains: Sequence[MeasuredChain]) -> float:
     return float(np.mean([chain.answer_iou for chain in chains]))
 
 
-def _spread(times: Sequence[_Time]) -> list[_Time]:
-    """The first, the last, and others between them at equal distances, `MOST_RIDGES` at most."""
-    if len(times) <= MOST_RIDGES:
-        return list(times)
-    return [times[round(k * (len(times) - 1) / (MOST_RIDGES - 1))] for k in range(MOST_RIDGES)]
+def _spread(items: Sequence[_Item], most: int) -> list[_Item]:
+    """The first, the last, and others between them at equal distances, `most` at most."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(k * (len(items) - 1) / (most - 1))] for k in range(most)]
 
 
 def _borders(chains: Sequence[MeasuredChain], duration: float) -> Any:

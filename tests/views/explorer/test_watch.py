@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +100,29 @@ def test_the_picture_shows_truth_answer_and_anchor_over_their_seconds(rollouts: 
 def test_a_notebook_holds_a_picture_and_words_for_viewers_that_run_nothing(rollouts: Any, moments: Any) -> None:
     data, _ = watch(rollouts, moments)._repr_mimebundle_()
     assert data["text/plain"].startswith("QueryWatch(2 queries") and "image/png" in data
+
+
+def test_a_query_without_truth_has_its_picture_without_iou(tmp_path: Path) -> None:
+    asked = Moment("stays", str(tmp_path / "gone.mp4"), "the door opens", (), 8.0)
+    shown = watch([probe("stays", 0, TRUTH), probe("stays", 2, WIDE, TRUTH)], [asked])
+    picture = np.asarray(Image.open(io.BytesIO(shown.picture())).convert("RGB"))
+    edge = picture[-2 * (84 + 40) : -2 * (84 - 25), 2 * (WIDTH - 130) : -4]
+    assert edge.size and (edge == 255).all(), "neither dots nor a scale"
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_no_step_of_the_query_that_is_shown_stays_behind(
+    moments: list[Moment], samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("labkit.views.explorer.subset.MOST_CHAINS", 4)
+    rollouts = [probe("learns", step, NEAR, sample=k) for step in range(10) for k in range(samples)]
+    shown = watch([*rollouts, *(probe("stays", step, NEAR) for step in range(3))], moments, qid="learns")
+    page = json.loads(gzip.decompress(shown.data))
+    assert sorted(set(page["columns"]["step"])) == list(range(10))
+    assert page["left_out"]["text"].startswith("1 of 2 queries are saved in this notebook")
+    shown.selected = shown.find(qid="stays")[-1]
+    page = json.loads(gzip.decompress(shown.data))
+    assert page["columns"]["step"] == [0, 1, 2], "the others come when they are chosen"
 
 
 def test_a_video_that_is_gone_leaves_the_rest_of_the_picture(tmp_path: Path) -> None:

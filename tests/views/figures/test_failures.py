@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,7 @@ from labkit.chain.metrics import chain_figures
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.errors import LabError
-from labkit.views.figures.failures import KINDS, MEANINGS, atlas, failure_counts, failure_kind
+from labkit.views.figures.failures import KINDS, MEANINGS, atlas, failure_counts, failure_kind, kind_by_ious
 from labkit.views.measured_chains import MeasuredChain, measure_chains
 
 TRUTH = [Span(10, 20)]
@@ -123,6 +124,19 @@ def test_counts_have_a_place_for_every_class_and_lose_no_chain() -> None:
     assert list(counts) == ["", *KINDS] and sum(counts.values()) == len(CASES)
     assert counts[""] == 4 and counts["cut_off"] == 2 and counts["right_then_left"] == 2
     assert set(failure_counts([]).values()) == {0}
+
+
+def test_the_atlas_classes_each_chain_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    chains = measured((text, kind.endswith("!")) for kind, text, _ in CASES)
+    classed: list[AnchorChain] = []
+
+    def counted(chain: AnchorChain, *given: Any, **named: Any) -> str:
+        classed.append(chain)
+        return kind_by_ious(chain, *given, **named)
+
+    monkeypatch.setattr("labkit.views.figures.failures.kind_by_ious", counted)
+    atlas({"sft": [each.record for each in chains]}, {each.moment.qid: each.moment for each in chains})
+    assert len(classed) == len(CASES)
 
 
 spans = st.tuples(st.integers(0, 50), st.integers(1, 30)).map(lambda pair: (pair[0], pair[0] + pair[1]))

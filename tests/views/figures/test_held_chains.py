@@ -123,6 +123,7 @@ def test_a_click_in_a_notebook_lists_the_chains_of_that_point() -> None:
     click(box, bars[1], list(figure.data[bars[1]].meta["names"]).index("narrowed elsewhere"))
     assert [explorer.rows[place].measured.record for place in explorer.chosen] == [RECORDS["grpo"][3]]
     assert explorer.chosen == [7] and explorer.page_state()["chosen"] == [7]
+    assert box.children[1].value == ""
     explorer.chosen = []
     with pytest.raises(LabError, match="chain 99 is not among the 8"):
         explorer.chosen = [99]
@@ -137,6 +138,9 @@ def test_chains_that_an_explorer_does_not_have_are_refused_by_the_next_step() ->
     elsewhere = explore([rollout(qid, answer, run="other") for qid, answer in ANSWERS.items()], MOMENTS)
     with pytest.raises(LabError, match="explore the records that the figure was made from"):
         places_of(elsewhere, keys)
+    box = explore_figure(figure, elsewhere)
+    click(box, bars[0], list(figure.data[bars[0]].meta["names"]).index("wrong extent"))
+    assert "of this point is in the explorer; explore the records" in box.children[1].value, "a line says it"
     with pytest.raises(LabError, match="don't say which chains"):
         explore_figure(views.sft_loss([{"step": 1, "loss": 1.0}]), elsewhere)
 
@@ -145,6 +149,30 @@ def test_chosen_chains_that_were_not_saved_are_packed_in_the_place_of_others(mon
     monkeypatch.setattr("labkit.views.explorer.subset.MOST_CHAINS", 4)
     explorer = explore([rollout(qid, Span(5, 6 + step % 4), step) for step in range(1, 6) for qid in ANSWERS], MOMENTS)
     away = sorted(set(range(20)) - set(explorer._places))[:2]
+    before = explorer._places
     explorer.chosen = away
     assert set(away) <= set(explorer._places)
     assert np.all(np.diff(explorer._places) > 0)
+    explorer.selected = explorer._places[0]
+    explorer.chosen = []
+    assert len(explorer._places) == len(before) and not set(away) <= set(explorer._places), "all are back"
+
+
+def test_a_search_among_all_while_a_choice_stands_looks_among_the_chosen_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("labkit.views.explorer.subset.MOST_CHAINS", 4)
+    explorer = explore([rollout(qid, Span(5, 6 + step % 4), step) for step in range(1, 6) for qid in ANSWERS], MOMENTS)
+    explorer.chosen = [1, 6, 17]
+    explorer._answer(None, {"ask": "chains", "filters": {"low": 0.5}}, [])
+    ious = [explorer.rows[place].measured.answer_iou for place in explorer.chosen]
+    assert ious == [0.4, 0.6, 0.4]
+    assert set(explorer._places) - {explorer.selected} == {6}
+
+
+def test_a_choice_ends_where_other_chains_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("labkit.views.explorer.subset.MOST_CHAINS", 4)
+    many = [rollout(qid, Span(5, 6 + step % 4), step) for step in range(1, 6) for qid in ANSWERS]
+    explorer = explore(many, MOMENTS)
+    explorer.chosen = [17, 18, 19]
+    explorer.update(many[:8])
+    assert explorer.chosen == [] and len(explorer._places) == 4 and len(explorer) == 8
+    assert explorer.selected in explorer._places

@@ -42,6 +42,13 @@ def test_of_those_asked_most_often_the_one_that_gained_most_is_shown() -> None:
     assert "door a" in ridgelines([*harvested, *A], MOMENTS).layout.title.subtitle.text, "a harvest is one time"
 
 
+def test_of_very_many_queries_the_last_counts_as_much_as_the_first() -> None:
+    many = {f"q{k:02}": Moment(f"q{k:02}", "/videos/a.mp4", f"door {k:02}", (Span(2, 4),), 8.0) for k in range(50)}
+    chains = [probe(qid, step, Span(0, 8)) for qid in many for step in (1, 2)]
+    gained = probe("q49", 2, Span(2, 4))
+    assert "door 49" in ridgelines([*chains[:-1], gained], many).layout.title.subtitle.text
+
+
 def test_many_times_are_drawn_as_eight_with_the_first_and_the_last() -> None:
     figure = ridgelines([probe("a", step, Span(2, 4)) for step in range(1, 21)], MOMENTS)
     labels = figure.layout.yaxis.ticktext

@@ -3,7 +3,7 @@
 import { bytes, many } from "./core.js";
 
 const KEPT_SHEETS = 8;
-// Videos that came as bytes.
+// Videos that came as bytes, which are not asked for again.
 const KEPT_FILMS = 2;
 
 /**
@@ -16,7 +16,8 @@ export class Clips {
   constructor(stored, { ask = null, films = {}, askFilm = null } = {}) {
     Object.assign(this, { stored, ask, films, askFilm });
     this.decoded = new Map();
-    this.urls = new Map();
+    /** The last videos that came as bytes, by key: {src, start}. */
+    this.held = new Map();
     /** Hears how much of a promised clip is made. */
     this.onShare = () => {};
   }
@@ -54,20 +55,27 @@ export class Clips {
 
   /** Where the video of a clip is: {src, start}, or null where nobody knows; `whole`: as bytes, since its server failed. */
   async film(key, whole) {
+    if (this.held.has(key)) return this.held.get(key);
     const film = this.films[key] ?? (await this.askFilm?.(key, whole));
     if (!film || film.why) return null;
     if (!film.bytes) return film;
-    if (!this.urls.has(key)) this.urls.set(key, URL.createObjectURL(new Blob([bytes(film.bytes)])));
-    for (const [old, url] of this.urls) {
-      if (this.urls.size <= KEPT_FILMS) break;
-      this.urls.delete(old);
-      URL.revokeObjectURL(url);
+    if (!this.held.has(key)) this.held.set(key, { src: URL.createObjectURL(new Blob([bytes(film.bytes)])), start: film.start });
+    for (const [old, { src }] of this.held) {
+      if (this.held.size <= KEPT_FILMS) break;
+      this.held.delete(old);
+      URL.revokeObjectURL(src);
     }
-    return { src: this.urls.get(key), start: film.start };
+    return this.held.get(key);
+  }
+
+  /** What stands in the place of frames that the kernel was asked for. */
+  get waiting() {
+    const held = many(Object.keys(this.stored).length, "clip");
+    return `These frames are not stored here, and the kernel was asked for them. It answers once no cell is running; without a kernel, only ${held} can be seen.`;
   }
 
   close() {
-    for (const url of this.urls.values()) URL.revokeObjectURL(url);
+    for (const { src } of this.held.values()) URL.revokeObjectURL(src);
     for (const clip of this.decoded.values()) clip.then((each) => each.bitmap.close()).catch(() => {});
     this.decoded.clear();
   }

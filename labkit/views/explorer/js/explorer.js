@@ -198,6 +198,8 @@ export class Explorer {
   /** Take over what Python, or the saved page, says. */
   restore() {
     for (const [name, field] of Object.entries(SHARED)) this.filter[field] = this.host.get(name) ?? "";
+    const chosen = this.chosenByPython();
+    this.filter.chosen = chosen && new Set(chosen);
     this.fill();
     this.refilter();
     const wanted = this.host.get("selected") ?? -1;
@@ -205,9 +207,9 @@ export class Explorer {
     this.draw();
     const here = this.chains.localIndex(wanted);
     this.select(here >= 0 && here < this.chains.count ? here : (this.table.view[0] ?? -1));
-    if (this.host.get("chosen")?.length) this.chooseFromPython();
+    if (chosen && !this.filter.chosen.has(this.selected)) this.select(this.table.view[0]);
     this.listeners = [
-      ["chosen", () => this.chooseFromPython()],
+      ["chosen", () => this.choose(this.chosenByPython())],
       ["selected", () => this.select(this.chains.localIndex(this.host.get("selected")))],
       ["view", () => this.view !== this.host.get("view") && this.show(this.host.get("view"))],
       ...Object.entries(SHARED).map(([name, field]) => [name, () => this.filter[field] !== this.host.get(name) && this.setFilter(field, this.host.get(name), true)]),
@@ -246,10 +248,10 @@ export class Explorer {
     else this.table.select(this.selected);
   }
 
-  /** What Python has chosen, by place among all chains. */
-  chooseFromPython() {
+  /** What Python has chosen of the chains that are here; null for all. */
+  chosenByPython() {
     const places = this.host.get("chosen") ?? [];
-    this.choose(places.length ? places.map((place) => this.chains.localIndex(place)).filter((i) => i >= 0) : null);
+    return places.length ? places.map((place) => this.chains.localIndex(place)).filter((i) => i >= 0) : null;
   }
 
   sortBy(name, down = false) {
@@ -293,15 +295,10 @@ export class Explorer {
     // One chain's siblings ask about the same clip: the frame that is looked at stays.
     if (!before || before.clip !== moment.clip || before.duration !== moment.duration) {
       this.player.time = 0;
-      this.player.load(this.clips.get(moment.clip), { ...moment, waiting: this.waiting(), film: (whole) => this.clips.film(moment.clip, whole) });
+      this.player.load(this.clips.get(moment.clip), { ...moment, waiting: this.clips.waiting, film: (whole) => this.clips.film(moment.clip, whole) });
     }
     this.draw();
     if (!before || before !== moment) this.player.setTime(steps(this.chains, i).at(-1)?.at[0] ?? moment.windows[0]?.[0] ?? 0);
-  }
-
-  waiting() {
-    const held = many(Object.keys(this.clips.stored).length, "clip");
-    return `These frames are not stored here, and the kernel was asked for them. It answers once no cell is running; without a kernel, only ${held} can be seen.`;
   }
 
   show(view) {

@@ -82,12 +82,14 @@ export class Film {
 
   /** A codec that this browser does not know, or an address at which its server has nothing: then the kernel may have it. */
   async failed() {
-    const { source, find, asked } = this;
+    const { source, find } = this;
     if (!source) return;
     this.forget();
     if (!source.served) return;
+    const mine = this.asked;
     const answer = await fetch(source.src, { method: "HEAD" }).catch(() => null);
-    if (!answer?.ok && this.asked !== asked && !this.source) this.load(find, true);
+    // Another clip may be shown by now.
+    if (!answer?.ok && mine === this.asked) this.load(find, true);
   }
 
   async began() {

@@ -39,6 +39,7 @@ export class Watch {
       onTime: () => {},
       hint: WATCH_HINT,
     });
+    this.clips.onShare = (promise, share) => this.player.setShare(promise, share);
     this.title = h("p", { class: "lk-query" });
     this.facts = h("p", { class: "lk-facts" });
     this.choice = h("select", { class: "lk-watch-choice", "aria-label": "query", onchange: () => this.stopAt(this.learnt(Number(this.choice.value)).at(-1)) });
@@ -61,7 +62,8 @@ export class Watch {
     this.player.tracks.append(this.edge);
     this.root.append(
       h("div", { class: "lk-watch-head" }, h("div", {}, this.title, this.facts), this.choice),
-      h("div", { class: "lk-controls" }, this.button, this.range, this.where, hint),
+      ...(chains.left?.text ? [h("p", { class: "lk-notes" }, safeText(chains.left.text))] : []),
+      h("div", { class: "lk-controls" }, this.button, this.range, this.where, this.player.film.mute, hint),
       this.legend,
       this.player.tracks,
       h("div", { class: "lk-watch-foot" }, this.player.screen, this.words),
@@ -140,7 +142,7 @@ export class Watch {
       });
       rows.push({ ...row, place: i });
     }
-    this.player.load(this.clips.get(moment.clip), moment);
+    this.player.load(this.clips.get(moment.clip), { ...moment, waiting: this.clips.waiting, film: (whole) => this.clips.film(moment.clip, whole) });
     this.player.setRows(rows, moment.windows);
     this.nodes = new Map();
     [...this.player.rows.children].forEach((node, at) => {
@@ -287,6 +289,8 @@ export class Watch {
     event.stopPropagation();
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("select, input") || event.target === this.player.slider) return;
     if (event.target.matches("button") && [" ", "Enter"].includes(event.key)) return;
+    const { film } = this.player;
+    if (event.key === "m") return film.setMuted(!film.video.muted);
     const by = STEP_KEYS[event.key];
     if (event.key !== " " && !by) return;
     event.preventDefault();
