@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import time
@@ -280,6 +281,46 @@ def test_options_by_hand():
     assert {name: got.figures[name] for name in expected} == pytest.approx({name: figures[name] for name in expected})
     assert "acc_qa" not in score(texts, asked, rules="timer1").figures
     json.dumps(got.as_dict(), allow_nan=False)
+
+
+NEXTGQA = REAL / "nextgqa"
+
+
+@needs_real
+@pytest.mark.parametrize(
+    ("share", "letter", "reason"),
+    [
+        ((0.0, 1.0), 0, "the whole video: IoP is the longest window's share of it"),
+        ((1 / 3, 2 / 3), 1, "a middle third, now inside a window, now beside all"),
+        (None, None, "the first second of the first window, and the right option: all that there is"),
+    ],
+)
+def test_nextgqas_whole_validation_is_scored_by_its_owners_definitions(share, letter, reason):
+    # Counted here from the owners' two files without labkit: of several windows the best, IoP over what was answered, `>=` 0.5.
+    with (NEXTGQA / "val.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    evidence = json.loads((NEXTGQA / "gsub_val.json").read_text())
+    texts, right, shown = {}, [], []
+    for row in rows:
+        entry, qid = evidence[row["video_id"]], f"{row['video_id']}-{row['qid']}"
+        windows = entry["location"][row["qid"]]
+        answer = [row[f"a{k}"] for k in range(5)].index(row["answer"])
+        first = windows[0][0], min(windows[0][0] + 1, windows[0][1])
+        start, end = first if share is None else (part * entry["duration"] for part in share)
+        option = answer if letter is None else letter
+        texts[qid] = render([], Span(start, end), option=option)
+        right.append(option == answer)
+        shown.append(max(max(0.0, min(end, stop) - max(start, begin)) for begin, stop in windows) / (end - start))
+    grounded = [iop >= 0.5 for iop in shown]
+    got = score(texts, load_moments(NEXTGQA / "val.csv"))
+    assert len(rows) == len(texts) == got.protocol.rows == got.protocol.listed == 3358
+    expected = {
+        "acc_qa": np.mean(right), "acc_gqa": np.mean(np.logical_and(right, grounded)), "miop": np.mean(shown),
+        "iop@0.3": np.mean([iop >= 0.3 for iop in shown]), "iop@0.5": np.mean(grounded),
+    }  # fmt: skip
+    assert {name: got.figures[name] for name in expected} == pytest.approx(expected, abs=1e-9), reason
+    counted = {0: (675, 66, 0.2134552), 1: (654, 128, 0.2459760), None: (3358, 3358, 1.0)}[letter]
+    assert (sum(right), sum(np.logical_and(right, grounded)), expected["miop"]) == pytest.approx(counted, abs=1e-6)
 
 
 def test_a_comparison_by_hand():
