@@ -90,15 +90,20 @@ def _path(text: str) -> str:
     return os.path.expanduser(text)
 
 
-def _add_overrides(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("params", type=_path, help="YAML file, such as params/embedded.yaml")
+def _add_overrides(parser: argparse.ArgumentParser, example: str = "") -> None:
+    if not example:
+        parser.add_argument("params", type=_path, help="YAML file, such as params/embedded.yaml")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides",
-                        help="a parameter that overrides the file's, such as rewards FILE.py:NAME=0.5; "
+                        help=f"a parameter, such as {example or 'rewards FILE.py:NAME=0.5'}, which goes before all others; "
                         "may be given several times")  # fmt: skip
+    parser.add_argument("--protocol", metavar="NAME", help="frames and pixels as a benchmark's owners show them: timelens, "
+                        "timelens2, timelens2-ego4d, timer1, nextgqa")  # fmt: skip
 
 
-def _overrides(options: argparse.Namespace) -> dict[str, str]:
-    return {name: value.lstrip() for name, value in options.overrides}
+def _overrides(options: argparse.Namespace) -> dict[str, Any]:
+    from labkit.params import protocol_params
+
+    return protocol_params(options.protocol) | {name: value.lstrip() for name, value in options.overrides}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -196,12 +201,8 @@ def _parser() -> argparse.ArgumentParser:
         "moments", help="read a benchmark or an annotation file, and say what is wrong in it"
     )
     moments.add_argument("source", type=_path, metavar="NAME_OR_PATH", help="such as charades-sta/test, or a file")
-    moments.add_argument(
-        "--videos", type=_path, metavar="DIR", help="folder of the videos (default: videos beside the file)"
-    )
-    moments.add_argument(
-        "--durations", type=_path, metavar="CSV", help="columns id and length, for a file without durations"
-    )
+    moments.add_argument("--videos", type=_path, metavar="DIR", help="folder of the videos (default: beside it)")
+    moments.add_argument("--durations", type=_path, metavar="CSV", help="columns id and length, for rows without")
     moments.add_argument("--write", type=_path, metavar="FILE", help="write the usable moments")
     moments.add_argument("--form", default="labkit", help="form to write in: labkit's own jsonl, or timelens-bench, which "
                          "holds one span a query (default labkit)")  # fmt: skip
@@ -259,9 +260,7 @@ def _add_models(commands: Any) -> None:
     evaluate.add_argument("model", type=_path, help="shipped weights, a folder (also of a LoRA adapter) or a hub id")
     evaluate.add_argument("--moments", type=_path, required=True, metavar="NAME_OR_FILE",
                           help="such as charades-sta/test, an annotation file, or world/test for the embedded world")  # fmt: skip
-    evaluate.add_argument(
-        "--videos", type=_path, metavar="DIR", help="folder of the videos (default: videos beside the file)"
-    )
+    evaluate.add_argument("--videos", type=_path, metavar="DIR", help="folder of the videos (default: beside it)")
     evaluate.add_argument(
         "--present", action="store_true", help="ask only about the videos that are there, and say how many"
     )
@@ -280,8 +279,7 @@ def _add_models(commands: Any) -> None:
             help="a template's name, a text file, or the text itself with {query} in it "
             "(default: anchors; of embedded models query)",
         )
-        parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides",
-                            help="a parameter, such as max_frames; may be given several times")  # fmt: skip
+        _add_overrides(parser, "max_frames 32")
 
 
 def _add_jobs(commands: Any) -> None:

@@ -162,6 +162,9 @@ class DataParams(ParamGroup):
     """Pixels of one frame at least, after resizing. Ours: 56 x 56, the embedded world's size."""
     max_pixels: int = Field(3136, ge=784, le=16_777_216)
     """Pixels of one frame at most. Ours; Time-R1 bounds the whole video, at 3584 x 28 x 28."""
+    total_pixels: int = Field(0, ge=0, le=10_000_000_000)
+    """Pixels of a clip's frames together at most, two frames counted as one, as qwen-vl-utils counts: frames of longer clips are made
+    smaller, down to `min_pixels`. 0 sets no bound. Ours; Time-R1: 3584 x 28 x 28."""
     readers: int = Field(0, ge=0, le=256)
     """Processes that decode the clips to come ahead of their use, for each process that trains; 0 decodes where the model
     is, when a clip is needed. One that resizes takes 0.25 GB. Ours."""

@@ -267,6 +267,41 @@ def read_params(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         raise LabError(f"{path}: {error}") from None
 
 
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    # README and evaluation/utils.py of github.com/TencentARC/TimeLens; frames and pixels at most are qwen-vl-utils' own.
+    "timelens": {
+        "fps": 2.0, "max_frames": 768, "min_pixels": 64 * 28**2, "max_pixels": 768 * 28**2, "total_pixels": 14_336 * 28**2
+    },
+    # evaluation/vlmeval/dataset/video_dataset_config.py of github.com/MCG-NJU/TimeLens2: its TimeLens-Bench, then its Ego4D-NLQ.
+    "timelens2": {
+        "fps": 4.0, "max_frames": 2048, "min_pixels": 32**2, "max_pixels": 640**2, "total_pixels": 128_000 * 32**2
+    },
+    "timelens2-ego4d": {
+        "fps": 2.0, "max_frames": 2048, "min_pixels": 32**2, "max_pixels": 480**2, "total_pixels": 128_000 * 32**2
+    },
+    # Time-R1, of TVGBench and TimeRFT: its training scripts.
+    "timer1": {
+        "fps": 2.0, "max_frames": 768, "min_pixels": 16 * 28**2, "max_pixels": 768 * 28**2, "total_pixels": 3_584 * 28**2
+    },
+    # NExT-GQA: 32 frames of every video, as its upbd files list them; its models take features, so that pixels stay the run's.
+    "nextgqa": {"fps": 60.0, "max_frames": 32},
+}  # fmt: skip
+"""How many frames and pixels a benchmark's owners show, by name: parameters that go before a file's and after those given."""
+
+
+def protocol_params(name: str | None) -> dict[str, Any]:
+    """The parameters of a protocol, none without a name. Raises LabError for an unknown one.
+
+    >>> protocol_params("timelens")["total_pixels"], protocol_params(None)
+    (11239424, {})
+    """
+    if name is None or name in PROTOCOLS:
+        return {} if name is None else dict(PROTOCOLS[name])
+    near = nearest(name, PROTOCOLS)
+    guess = f"did you mean '{near}'? " if near else ""
+    raise LabError(f"protocol: there is none called '{name}'; {guess}the protocols are {', '.join(PROTOCOLS)}")
+
+
 EXPECTED = {
     "bool": "true or false",
     "finite": "a finite number",

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from labkit.cli import main
+from labkit.cli import _overrides, _parser, main
 from labkit.data.moments import read_moments
-from labkit.params import DEFAULTS
+from labkit.params import DEFAULTS, PROTOCOLS
 from labkit.runs.results import read_results
 from labkit.runs.run import Run
 
@@ -282,6 +282,34 @@ def test_results_have_columns_for_options_where_there_are_some(project, capsys):
     assert main(["results", str(run.path)]) == 0
     out = capsys.readouterr().out
     assert "Acc@GQA" in out and "43.2" in out
+
+
+@pytest.mark.parametrize(
+    "command", ["run p.yaml", "doctor p.yaml", "submit p.yaml", "evaluate m --moments x", "ask a.mp4 sits"]
+)
+def test_a_protocol_fills_the_parameters_of_every_command_that_shows_a_video(command, capsys):
+    command = command.split()
+    options = _parser().parse_args([*command, "-p", "fps", "1", "--protocol", "timelens"])
+    assert _overrides(options) == PROTOCOLS["timelens"] | {"fps": "1"}
+    assert _overrides(_parser().parse_args(command)) == {}
+    with pytest.raises(SystemExit):
+        main([command[0], "--help"])
+    assert ", ".join(PROTOCOLS) in " ".join(capsys.readouterr().out.split()), "the help lists them all"
+    assert main([*command, "--protocol", "timelense"]) == 2
+    assert "protocol: there is none called 'timelense'; did you mean 'timelens'?" in capsys.readouterr().err
+
+
+def test_moments_are_written_in_another_form(tmp_path, capsys):
+    row = {"qid": "a", "video": "a.mp4", "query": "he sits", "windows": [[2.0, 6.0]], "duration": 20.0}
+    (tmp_path / "own.jsonl").write_text(json.dumps(row))
+    own, new = str(tmp_path / "own.jsonl"), str(tmp_path / "new.json")
+    assert main(["moments", own, "--write", new, "--form", "timelens-bench"]) == 0
+    assert json.loads(Path(new).read_text()) == {
+        "a": {"duration": 20.0, "spans": [[2.0, 6.0]], "queries": ["he sits"]}
+    }
+    for wrong in (["--form", "timelens-bench"], ["--form", "csv", "--write", new]):
+        assert main(["moments", own, *wrong]) == 2
+        assert capsys.readouterr().err.startswith("labkit: form = ")
 
 
 def test_moments_counts_lists_and_writes(tmp_path, capsys):

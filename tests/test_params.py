@@ -11,7 +11,17 @@ import yaml
 from pydantic import ValidationError
 
 from labkit.errors import LabError
-from labkit.params import DEFAULTS, GROUPS, GrpoParams, Params, documentation, names, read_params
+from labkit.params import (
+    DEFAULTS,
+    GROUPS,
+    PROTOCOLS,
+    GrpoParams,
+    Params,
+    documentation,
+    names,
+    protocol_params,
+    read_params,
+)
 
 PARAMS = sorted((Path(__file__).parents[1] / "params").glob("*.yaml"))
 
@@ -364,3 +374,15 @@ def test_where_no_table_can_be_shown_what_differs_is_a_line():
 
 def test_repr_says_what_differs():
     assert repr(Params.build({"seed": 3})) == "Params.build({'seed': 3})"
+
+
+def test_protocols_fill_the_parameters_and_what_is_given_goes_before_them():
+    for name in PROTOCOLS:
+        assert Params(**protocol_params(name)).changed(), name
+    assert Params(**{**protocol_params("timelens"), "fps": 1}).total_pixels == 14_336 * 28 * 28
+    with pytest.raises(LabError, match="min_pixels: 50176 is more than max_pixels .20000."):
+        Params(**{**protocol_params("timelens"), "max_pixels": 20_000})
+    with pytest.raises(
+        LabError, match="none called 'timelense'; did you mean 'timelens'.* the protocols are timelens, timelens2"
+    ):
+        protocol_params("timelense")

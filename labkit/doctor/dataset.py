@@ -234,6 +234,7 @@ def clip_cost(duration: float, check: VideoCheck, params: Params, vision: Vision
     (32, 2.0, (56, 56), 64)
     """
     from labkit.policy.inputs import smart_resize
+    from labkit.runs.workbench import frame_sampling
 
     times = sample_times(duration, params.fps, params.max_frames, vision.temporal)
     factor = vision.patch * vision.merge
@@ -241,7 +242,7 @@ def clip_cost(duration: float, check: VideoCheck, params: Params, vision: Vision
     if not check.width:
         grow = (params.max_pixels / (height * width)) ** 0.5
         height, width = max(1, round(height * grow)), max(1, round(width * grow))
-    size = smart_resize(height, width, factor, params.min_pixels, params.max_pixels)
+    size = smart_resize(height, width, factor, params.min_pixels, frame_sampling(params).pixels(len(times)))
     frames = -(-len(times) // vision.temporal) * vision.temporal
     tokens = frames // vision.temporal * (size[0] // factor) * (size[1] // factor)
     step = float(times[1] - times[0]) if len(times) > 1 else 1 / params.fps

@@ -63,9 +63,21 @@ class FrameSampling(NamedTuple):
     """Per frame."""
     max_pixels: int
     """Per frame."""
+    total_pixels: int = 0
+    """Of a clip's frames together, two counted as one; 0 sets no bound."""
+
+    def pixels(self, frames: int) -> float:
+        """Pixels of each of so many frames at most. Source: the arithmetic of qwen-vl-utils' fetch_video.
+
+        >>> FrameSampling(2.0, 768, 50176, 602112, 11239424).pixels(100), FrameSampling(2.0, 768, 50176, 602112).pixels(100)
+        (224788.48, 602112)
+        """
+        if not self.total_pixels:
+            return self.max_pixels
+        return max(min(self.max_pixels, 2 * self.total_pixels / frames), int(1.05 * self.min_pixels))
 
 
-def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: float) -> tuple[int, int]:
     """(height, width) of a frame for the model: multiples of `factor` within the pixel budget, aspect ratio kept where possible.
 
     Source: the arithmetic of Qwen2-VL's processor; Qwen3-VL's gives the same for frames of at least `factor` pixels a side.
@@ -166,8 +178,8 @@ def frame_times_and_size(
     """Times (T,) of the frames, in seconds from the clip's beginning, and their size (height, width)."""
     vision = policy.base.config.vision_config
     info, factor = cache.info(moment.video), vision.patch_size * vision.spatial_merge_size
-    size = smart_resize(info.height, info.width, factor, sampling.min_pixels, sampling.max_pixels)
-    return sample_times(moment.duration, sampling.fps, sampling.max_frames, vision.temporal_patch_size), size
+    times = sample_times(moment.duration, sampling.fps, sampling.max_frames, vision.temporal_patch_size)
+    return times, smart_resize(info.height, info.width, factor, sampling.min_pixels, sampling.pixels(len(times)))
 
 
 def read_clip(policy: Policy, moment: Moment, cache: FrameCache, sampling: FrameSampling) -> ClipPatches:

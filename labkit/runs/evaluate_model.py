@@ -24,7 +24,7 @@ from labkit.data.cleaning import Moments
 from labkit.data.moments import Moment, require_videos, write_moments
 from labkit.errors import LabError
 from labkit.files import locked, project_root, replacing, under
-from labkit.params import Params
+from labkit.params import DEFAULTS, Params
 from labkit.policy.prompts import is_file, require_fit
 from labkit.progress import Tally
 from labkit.runs.evaluation_bench import MOMENTS, EvaluationBench, params_for
@@ -44,7 +44,17 @@ PREDICTIONS = "predictions.jsonl"
 WORLD = "world/test"
 """Name under which the embedded world's test split is asked; it is written under `outputs` where it is not there."""
 _NAME = "greedy"
-_DECIDING = ("model", "dtype", "prompt", "fps", "max_frames", "min_pixels", "max_pixels", "max_new_tokens")
+_DECIDING = (
+    "model",
+    "dtype",
+    "prompt",
+    "fps",
+    "max_frames",
+    "min_pixels",
+    "max_pixels",
+    "total_pixels",
+    "max_new_tokens",
+)
 """Parameters that decide what is answered greedily; the weights themselves are compared by the store."""
 
 
@@ -206,9 +216,9 @@ def _deciding(bench: EvaluationBench) -> dict[str, Any]:
 
 def _require_same_parameters(bench: EvaluationBench) -> None:
     folder, noted, here = bench.path, _read_json(bench.path / "evaluation.json"), _deciding(bench)
-    if differing := [
-        f"{name}: there {noted[name]}, here {here[name]}" for name in here if noted.get(name, here[name]) != here[name]
-    ]:
+    # What a parameter that is newer than the folder was then is its default.
+    there = {name: noted.get(name, getattr(DEFAULTS, name)) for name in here} if noted else here
+    if differing := [f"{name}: there {there[name]}, here {here[name]}" for name in here if there[name] != here[name]]:
         raise LabError(
             f"'{folder}' is an evaluation with other parameters ({'; '.join(differing)}); give another folder with -o"
         )

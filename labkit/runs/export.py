@@ -26,7 +26,7 @@ from labkit.runs.hub import open_repository, push
 from labkit.runs.model_card import model_card
 from labkit.runs.own_terms import load_own_terms
 from labkit.runs.run import NOTEBOOK_OF, kept_texts, read_manifest
-from labkit.runs.workbench import Workbench
+from labkit.runs.workbench import Workbench, frame_sampling
 from labkit.stages.rollouts import Rollout
 
 SHARD = "5GB"
@@ -77,6 +77,8 @@ def export_traces(folder: str | Path, file: str | Path, form: str) -> str:
     if form == "llamafactory":
         text += f"; {_register(file)}"
     seen = f"{p.fps:g} frames a second, at most {p.max_frames}, of {p.min_pixels:,} to {p.max_pixels:,} pixels"
+    if p.total_pixels:
+        seen += f", {p.total_pixels:,} together, two frames counted as one"
     return f"{text}\nwhoever trains on it should show the model what this run has seen: {seen}"
 
 
@@ -237,4 +239,5 @@ def _processor_class(family: Family) -> str:
 
 
 def _budget(params: Params, frames: int) -> dict[str, int]:
-    return {"shortest_edge": frames * params.min_pixels, "longest_edge": frames * params.max_pixels}
+    most = frame_sampling(params).pixels(frames)
+    return {"shortest_edge": frames * params.min_pixels, "longest_edge": int(frames * most)}

@@ -57,9 +57,15 @@ def prompt_source(
     """Ready prompts of moments for a policy, by qid, made as the parameters say; `template` is what their `prompt` names."""
     p = params
     return PromptSource(
-        policy, moments, template=template, sampling=FrameSampling(p.fps, p.max_frames, p.min_pixels, p.max_pixels),
+        policy, moments, template=template, sampling=frame_sampling(p),
         cache=cache, readers=p.readers, video_deadline=p.video_deadline, feature_memory=p.feature_memory,
     )  # fmt: skip
+
+
+def frame_sampling(params: Params) -> FrameSampling:
+    """How frames are sampled, by the parameters."""
+    p = params
+    return FrameSampling(p.fps, p.max_frames, p.min_pixels, p.max_pixels, p.total_pixels)
 
 
 def answer_settings(params: Params, own: OwnTerms, model: str) -> dict[str, Any]:
@@ -69,6 +75,7 @@ def answer_settings(params: Params, own: OwnTerms, model: str) -> dict[str, Any]
         "model": model, "prompt": own.prompt_name(p.prompt), "thinking": "on", "decoding": "greedy", "temperature": 0,
         "max_new_tokens": p.max_new_tokens, "fps": p.fps, "max_frames": p.max_frames,
         "min_pixels": p.min_pixels, "max_pixels": p.max_pixels,
+        **({"total_pixels": p.total_pixels} if p.total_pixels else {}),
     }  # fmt: skip
 
 

@@ -56,9 +56,8 @@ class Provenance:
             changed = f", variants {source.digest()}{changed}"
             source = source.source
         if isinstance(source, PromptSource):
-            sampling = repr(source.sampling).removeprefix(
-                "Frame"
-            )  # its name in stores of earlier versions, which are continued
+            # As stores of earlier versions, which are continued, call and have it.
+            sampling = repr(source.sampling).removeprefix("Frame").replace(", total_pixels=0", "")
             prompts = f"{template_label(source.template)}, {sampling}, {type(source.cache).__name__}"
         return cls(
             policy=policy.name, weights=weights_digest(policy), prompts=prompts + changed, max_new_tokens=max_new_tokens,

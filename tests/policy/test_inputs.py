@@ -117,6 +117,37 @@ def test_frame_sizes_equal_those_of_transformers(height, width):
         assert smart_resize(height, width, 28, low, high) == theirs(height, width, 28, low, high)
 
 
+@pytest.mark.parametrize(
+    ("protocol", "frames", "size", "reason"),
+    [
+        ("timelens", 20, (560, 1008), "20 s at 1 fps would bear 1.1 million pixels a frame: 768 tokens a frame bind"),
+        ("timelens", 60, (448, 812), "2 x 14,336 tokens / 60 frames = 477 tokens a frame"),
+        ("timelens", 768, (168, 280), "37 tokens a frame are below the least, 64: 5 % above that hold"),
+        ("timer1", 60, (224, 392), "2 x 3,584 / 60 = 119 tokens a frame"),
+        ("timelens2", 240, (476, 840), "2 x 128,000 / 240 tokens of 32 x 32 do not bind, 640 x 640 a frame do"),
+    ],
+)
+def test_a_protocols_frames_are_as_large_as_its_owners_program_makes_them(protocol, frames, size, reason):
+    # By hand after qwen-vl-utils 0.0.14, fetch_video, for a film of 1280 x 720 and sides in multiples of 28.
+    from labkit.params import PROTOCOLS
+
+    sampling = FrameSampling(**PROTOCOLS[protocol])
+    least, most = sampling.min_pixels, sampling.max_pixels
+    theirs = min(most, max(min(768 * 28**2, sampling.total_pixels / frames * 2), int(least * 1.05)))
+    assert sampling.pixels(frames) == theirs
+    assert smart_resize(720, 1280, 28, least, sampling.pixels(frames)) == size, reason
+
+
+def test_a_bound_on_the_whole_clip_makes_the_frames_of_long_clips_smaller(policy, moments, tmp_path):
+    def size(total: int) -> tuple[int, int, int]:
+        sampling = FrameSampling(2.0, 32, 28 * 28, 112 * 112, total)
+        prompts = PromptSource(policy, moments, template="query", sampling=sampling, cache=FrameCache(tmp_path))
+        return prompts[moments[0].qid].grid
+
+    # 32 frames: 16 pairs, so that 56 x 56 a frame are 16 x 56 x 56 pixels; a grid counts patches of 14 pixels.
+    assert [size(total) for total in (0, 16 * 56 * 56, 1)] == [(16, 8, 8), (16, 4, 4), (16, 2, 2)]
+
+
 def test_each_clip_is_read_and_encoded_once_whatever_the_number_of_its_queries(policy, moments, tmp_path):
     cache = FrameCache(tmp_path)
     prompts = PromptSource(policy, moments, template="query", sampling=FrameSampling(2.0, 32, SIDE, SIDE), cache=cache)

@@ -105,6 +105,13 @@ def test_a_higher_limit_asks_only_the_rest_and_other_parameters_are_refused(proj
     assert (asked, sum(map(len, batches))) == (3, 5)
     with pytest.raises(LabError, match=r"other parameters \(max_new_tokens: there 8, here 9\).*-o"):
         evaluate_model("standin", world, limit=5, folder="outputs/limited", overrides={"max_new_tokens": 9})
+    noted = project / "outputs/limited/evaluation.json"
+    earlier = json.loads(noted.read_text())
+    del earlier["total_pixels"]  # a folder that is older than the parameter
+    noted.write_text(json.dumps(earlier))
+    with pytest.raises(LabError, match="total_pixels: there 0, here 9000000"):
+        tighter = {"max_new_tokens": 8, "total_pixels": 9_000_000}
+        evaluate_model("standin", world, limit=5, folder="outputs/limited", overrides=tighter)
     write_untrained(project / "other", "qwen2_5_vl", seed=1)
     shutil.rmtree(project / "standin")
     shutil.move(project / "other", project / "standin")

@@ -57,7 +57,9 @@ def vllm_options(policy: Policy, source: Any, max_new_tokens: int) -> dict[str, 
     require_vllm(policy)
     vision, sampling = policy.base.config.vision_config, source.sampling
     side = vision.patch_size * vision.spatial_merge_size
-    video = math.ceil(sampling.max_frames / vision.temporal_patch_size) * math.ceil(sampling.max_pixels / side**2)
+    video = math.ceil(sampling.max_frames / vision.temporal_patch_size) * math.ceil(
+        sampling.pixels(sampling.max_frames) / side**2
+    )
     return {
         "use_vllm": True,
         "vllm_mode": "colocate",
