@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from labkit.data.moments import Moment
 from labkit.embedded.world import ACTIONS, COLORS, PLACES, SHAPES, TIMES_OF_CLIP, Event, Thing, queried_event, time_of
+from labkit.scoring.bootstrap import mean_interval
 
 _WORDS: dict[str, dict[str, str]] = {
     "color": {color: color for color in COLORS},
@@ -65,26 +66,38 @@ def check_words(texts: Mapping[str, str], moments: Sequence[Moment]) -> dict[str
 def word_figures(texts: Mapping[str, str], moments: Sequence[Moment]) -> dict[str, float]:
     """Flat figures of what thoughts say; `texts` are chains' by qid. Empty unless every moment is of the embedded world.
 
-    `said_<kind>` counts the words of a kind in all thoughts; `true_<kind>` is the share of them that is true; `chance_<kind>`
-    is the share that would be if the same words were dealt out at random among all queries. Both are NaN where none was said.
-    Kinds are those of `KINDS`. `distinct_thoughts` counts the thoughts that differ once words for the object (colour and shape)
-    and numbers are blanked.
+    `said_<kind>` counts the words of a kind in all thoughts; `true_<kind>` is the share of them that is true, `low_<kind>` and
+    `high_<kind>` its 95 % interval by whole videos; `chance_<kind>` is the share that would be if the same words were dealt out at
+    random among all queries. They are NaN where none was said, the interval also where there is but one video. Kinds are those of
+    `KINDS`. `distinct_thoughts` counts the thoughts that differ once words for the object (colour and shape) and numbers are blanked.
 
     Source: our choice.
     """
     words = check_words(texts, moments)
     if not words:
         return {}
-    truths = [_truth(*about) for about in map(queried_event, moments) if about is not None]
-    figures = {}
+    chances, figures = word_chances(moments), {}
     for kind, found in words.items():
-        counts = Counter(truth[kind] for truth in truths)
         figures[f"said_{kind}"] = float(len(found))
         figures[f"true_{kind}"] = sum(word.true for word in found) / len(found) if found else math.nan
-        dealt = sum(counts[word.says] for word in found) / len(truths)
+        dealt = sum(chances[kind].get(word.says, 0.0) for word in found)
         figures[f"chance_{kind}"] = dealt / len(found) if found else math.nan
+        ends = (
+            mean_interval([word.true for word in found], [word.video for word in found]) if found else 2 * (math.nan,)
+        )
+        figures[f"low_{kind}"], figures[f"high_{kind}"] = ends
     distinct = {blanked(thought(texts[moment.qid])) for moment in moments}
     return figures | {"distinct_thoughts": float(len(distinct))}
+
+
+def word_chances(moments: Sequence[Moment]) -> dict[str, dict[str, float]]:
+    """By kind and word, the share of moments of which it is true; empty unless every moment is of the embedded world."""
+    asked = [queried_event(moment) for moment in moments]
+    truths = [_truth(*about) for about in asked if about is not None]
+    if not truths or len(truths) < len(asked):
+        return {}
+    counts = {kind: Counter(truth[kind] for truth in truths) for kind in KINDS}
+    return {kind: {word: n / len(truths) for word, n in each.items()} for kind, each in counts.items()}
 
 
 def thought(text: str) -> str:

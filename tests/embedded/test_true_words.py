@@ -9,7 +9,7 @@ import pytest
 
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
-from labkit.embedded.true_words import blanked, check_words, thought, word_figures
+from labkit.embedded.true_words import KINDS, blanked, check_words, thought, word_chances, word_figures
 from labkit.embedded.world import (
     PLACES,
     Event,
@@ -112,6 +112,7 @@ def test_figures_hold_shares_counts_and_what_chance_would_give():
     assert figures["true_color"] == figures["true_shape"] == 1.0
     assert figures["said_place"] == len(moments)
     assert figures["true_place"] == pytest.approx(share) == pytest.approx(figures["chance_place"]), "one word for all"
+    assert figures["low_place"] < share < figures["high_place"] and figures["high_color"] == 1.0
     assert figures["said_action"] == 0 and figures["true_action"] != figures["true_action"], (
         "a share of nothing is NaN"
     )
@@ -124,6 +125,16 @@ def test_other_data_have_no_such_figures():
     mixed = [asked()[0], film]
     assert word_figures({moment.qid: "the red circle" for moment in mixed}, mixed) == {}
     assert word_figures({}, []) == {}
+
+
+def test_chances_are_shares_of_queries_by_word():
+    moments = asked() + asked(8)
+    chances = word_chances(moments)
+    for kind in KINDS:
+        assert sum(chances[kind].values()) == pytest.approx(1), "one word of each kind is true of each query"
+    colors = [queried_event(moment)[0].color for moment in moments]
+    assert chances["color"] == {color: colors.count(color) / len(colors) for color in colors}
+    assert word_chances([]) == word_chances([replace(moments[0], source="film")]) == {}
 
 
 def test_times_of_events_are_told_by_their_middle():
