@@ -185,7 +185,10 @@ class RolloutStore:
 
     def cpu_seconds(self) -> float | None:
         """Processor time of all rollouts; None where that of any was not recorded."""
-        noted = [_notes(path).get(CPU_SECONDS) for path in self.files()]
+        files = self.files()
+        if set(self._parts()) <= set(self._joined_steps()):  # what a kill between joining and removing leaves twice
+            files = files[:1]
+        noted = [_notes(path).get(CPU_SECONDS) for path in files]
         return math.fsum(map(float, filter(None, noted))) if noted and all(noted) else None
 
     def qid_counts(self) -> dict[int, dict[str, int]]:

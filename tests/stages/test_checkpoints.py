@@ -66,6 +66,7 @@ def test_grpo_killed_ends_as_if_it_never_was(world, moments, policy, source, tmp
     assert RolloutStore(folder / "rollouts").read() == rollouts  # none lost, none doubled, none other
     assert (result.steps, result.stopped_by) == (whole.steps, whole.stopped_by)
     assert timeless(result.history) == timeless(whole.history)
+    assert all(row["cpu_seconds"] > 0 for row in result.history), "steps before the kill have theirs"
     assert equal(weights(load_policy(str(folder / "final"), device="cpu")), expected)
 
 
