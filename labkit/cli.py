@@ -226,9 +226,9 @@ def _parser() -> argparse.ArgumentParser:
     moments.add_argument(
         "--durations", type=_path, metavar="CSV", help="columns id and length, for a file without durations"
     )
-    moments.add_argument(
-        "--write", type=_path, metavar="FILE.jsonl", help="write the usable moments as labkit's own jsonl"
-    )
+    moments.add_argument("--write", type=_path, metavar="FILE", help="write the usable moments")
+    moments.add_argument("--form", default="labkit", help="form to write in: labkit's own jsonl, or timelens-bench, which "
+                         "holds one span a query (default labkit)")  # fmt: skip
     moments.add_argument("--list", nargs="?", const="", metavar="KIND", dest="listing",
                          help="list what was found, or what was found of one kind")  # fmt: skip
     moments.add_argument("--strict", action="store_true", help="stop at the first fault")
@@ -488,8 +488,8 @@ def _moments(options: argparse.Namespace) -> None:
     from labkit.data.benchmarks import moments_text
 
     o = options
-    say(moments_text(o.source, videos=o.videos, durations=o.durations, write=o.write, listing=o.listing,
-                     strict=o.strict))  # fmt: skip
+    say(moments_text(o.source, videos=o.videos, durations=o.durations, write=o.write, form=o.form,
+                     listing=o.listing, strict=o.strict))  # fmt: skip
 
 
 def _world(options: argparse.Namespace) -> None:
