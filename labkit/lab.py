@@ -339,11 +339,13 @@ class Lab(Workbench):
 
 
 def _titles(test: RunsOfOneTest) -> list[str]:
-    """What a figure calls the settings: by up to two parameters that differ, else by their first run."""
-    differ = test.differences()
-    values = [", ".join(f"{name} {each[at]}" for name, each in differ.items()) for at in range(len(test.settings))]
-    named = 0 < len(differ) < 3
-    return [f"{s.label}: {text if named else s.runs[0].name}" for s, text in zip(test.settings, values, strict=True)]
+    """What a figure calls the settings: by their own name, else by up to two parameters that differ, else by their first run."""
+    differ, titles = test.differences(), []
+    for at, setting in enumerate(test.settings):
+        values = ", ".join(f"{name} {each[at]}" for name, each in differ.items())
+        more = values if 0 < len(differ) < 3 else setting.runs[0].name
+        titles.append(setting.label if setting.runs[0].name.startswith(setting.label) else f"{setting.label}: {more}")
+    return titles
 
 
 def _note(row: Mapping[str, Any]) -> str:
