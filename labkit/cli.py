@@ -90,11 +90,14 @@ def _path(text: str) -> str:
     return os.path.expanduser(text)
 
 
-def _add_overrides(parser: argparse.ArgumentParser, example: str = "") -> None:
-    if not example:
-        parser.add_argument("params", type=_path, help="YAML file, such as params/embedded.yaml")
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("params", type=_path, help="YAML file, such as params/embedded.yaml")
+    _add_named(parser)
+
+
+def _add_named(parser: argparse.ArgumentParser, example: str = "rewards FILE.py:NAME=0.5") -> None:
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides",
-                        help=f"a parameter, such as {example or 'rewards FILE.py:NAME=0.5'}, which goes before all others; "
+                        help=f"a parameter, such as {example}, which goes before all others; "
                         "may be given several times")  # fmt: skip
     parser.add_argument("--protocol", metavar="NAME", help="frames and pixels as a benchmark's owners show them: timelens, "
                         "timelens2, timelens2-ego4d, timer1, nextgqa")  # fmt: skip
@@ -118,6 +121,26 @@ def _parser() -> argparse.ArgumentParser:
     _add_overrides(run)
     run.set_defaults(command=_run)
 
+    campaign = commands.add_parser(
+        "campaign", help="run several params files over several seeds, unattended; go on with what is not finished"
+    )
+    campaign.add_argument(
+        "params",
+        type=_path,
+        nargs="+",
+        metavar="FILE",
+        help="params files, or a folder of them, such as params/controls",
+    )
+    campaign.add_argument("--seeds", default="0,1,2,3,4", metavar="N,N,...", help="seeds (default 0,1,2,3,4)")
+    campaign.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default 1)")
+    campaign.add_argument(
+        "--time",
+        default="24:00:00",
+        help="time limit of a run, after which it is ended and named as failed (24:00:00)",
+    )
+    _add_named(campaign)
+    campaign.set_defaults(command=_campaign)
+
     doctor = commands.add_parser(
         "doctor",
         help="check environment, model, data and videos before a run; estimate memory, hours, disk",
@@ -128,7 +151,8 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(command=_doctor)
 
     results = commands.add_parser(
-        "results", help="every stage's figures at a glance; of several runs over seeds, paired, and with what differs"
+        "results",
+        help="every stage's figures at a glance, true words among them; of several runs over seeds, paired, and with what differs",
     )
     results.add_argument("folders", type=_path, nargs="+", metavar="folder",
                          help="a run's directory, such as outputs/embedded, or several to compare, such as outputs/*")  # fmt: skip
@@ -279,7 +303,7 @@ def _add_models(commands: Any) -> None:
             help="a template's name, a text file, or the text itself with {query} in it "
             "(default: anchors; of embedded models query)",
         )
-        _add_overrides(parser, "max_frames 32")
+        _add_named(parser, "max_frames 32")
 
 
 def _add_jobs(commands: Any) -> None:
@@ -330,6 +354,21 @@ def _run(options: argparse.Namespace) -> None:
     from labkit.runs.notebooks import run_notebooks
 
     run_notebooks(options.params, _overrides(options))
+
+
+def _campaign(options: argparse.Namespace) -> int:
+    from labkit.runs.campaign import run_campaign
+
+    o = options
+    if not all(seed.strip().isdigit() for seed in o.seeds.split(",")):
+        raise LabError(f"seeds: '{o.seeds}' must be whole numbers, such as 0,1,2")
+    result = run_campaign(
+        o.params, [int(seed) for seed in o.seeds.split(",")], _overrides(o), jobs=o.jobs, time_limit=o.time, say=say
+    )
+    say(f"{len(result.finished)} runs are finished, {len(result.failed)} failed" + ":" * bool(result.failed))
+    for name, why in result.failed.items():
+        say(f"  {name}: {why}")
+    return 1 if result.failed else 0
 
 
 def _ask(options: argparse.Namespace) -> None:
