@@ -103,10 +103,11 @@ def _add_named(parser: argparse.ArgumentParser, example: str = "rewards FILE.py:
                         "timelens2, timelens2-ego4d, timer1, nextgqa")  # fmt: skip
 
 
-def _overrides(options: argparse.Namespace) -> dict[str, Any]:
+def _overrides(options: argparse.Namespace) -> dict[str, str]:
     from labkit.params import protocol_params
 
-    return protocol_params(options.protocol) | {name: value.lstrip() for name, value in options.overrides}
+    shown = {name: str(value) for name, value in protocol_params(options.protocol).items()}
+    return shown | {name: value.lstrip() for name, value in options.overrides}
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -293,7 +293,10 @@ def test_results_have_columns_for_options_where_there_are_some(project, capsys):
 def test_a_protocol_fills_the_parameters_of_every_command_that_shows_a_video(command, capsys):
     command = command.split()
     options = _parser().parse_args([*command, "-p", "fps", "1", "--protocol", "timelens"])
-    assert _overrides(options) == PROTOCOLS["timelens"] | {"fps": "1"}
+    shown = {name: str(value) for name, value in PROTOCOLS["timelens"].items()}
+    assert _overrides(options) == shown | {"fps": "1"}, (
+        "texts, as a command line's: a campaign hands them on to its runs"
+    )
     assert _overrides(_parser().parse_args(command)) == {}
     with pytest.raises(SystemExit):
         main([command[0], "--help"])
