@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from labkit.data.moments import Moment, read_moments
-from labkit.embedded.world import moments_file
+from labkit.embedded.world import moments_file, world_folder
 from labkit.errors import LabError
 from labkit.files import project_root, under
+from labkit.param_fields import WORLDS
 from labkit.params import DEFAULTS, format_value, read_yaml
 from labkit.progress import duration
 from labkit.runs.results import DECODINGS, LEGEND, MODELS, columns_of, read_model_evaluation, read_results
@@ -403,10 +404,8 @@ def _settings(runs: Sequence[RunRecord]) -> list[Setting]:
 def _test_moments(run: RunRecord) -> list[Moment]:
     """The queries that a run was tested on, from where its data lie; raises LabError when they don't lie there any more."""
     values = run.values
-    if values["data"] == "world":
-        counts = (values[f"world_{split}"] for split in ("train", "validation", "test"))
-        name = "-".join(["world", *map(str, counts), f"seed{values['world_seed']}"])
-        paths = [moments_file(run.path.resolve().parent / name, "test", values["task"])]
+    if values["data"] in WORLDS:
+        paths = [moments_file(run.path.resolve().parent / world_folder(values), "test", values["task"])]
     else:
         roots = dict.fromkeys([project_root(run.path), project_root()])
         paths = [under(root, values["data"]) / "test.jsonl" for root in roots]
