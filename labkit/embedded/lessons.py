@@ -94,7 +94,7 @@ def _near_words(query: Query, rng: np.random.Generator) -> tuple[str, str]:
     """What stands before and behind the span around the event."""
     thing = query.thing
     acts, place = f"{thing.name} {query.event.action}", f", on the {PLACES[thing.quadrant]}"
-    return ((f"then {acts}", ""), (f"there {acts}", ""), (acts, place), ("then more closely", place))[
+    return ((f"then {acts}", ""), (f"there {acts}", ""), (acts, place), ("then more closely", ""))[
         int(rng.integers(4))
     ]
 

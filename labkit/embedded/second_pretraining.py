@@ -60,9 +60,9 @@ class Recipe(NamedTuple):
     """Of the language model."""
     one_look: bool = True
     """Whether answers without anchors are taught as one look gives them: see `labkit.embedded.lessons.direct_lesson`."""
-    vision_steps: int = 150
-    vision_rate: float = 1e-3
-    clean_steps: int = 900
+    vision_steps: int = 200
+    vision_rate: float = 3e-3
+    clean_steps: int = 1000
     rough_steps: int = 120
     prompts: int = 16
     """Queries a step, each with two lessons."""

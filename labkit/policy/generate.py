@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit.policy.attention import install_attention, no_attention_mask
+from labkit.policy.forbidden_text import ForbiddenText
 from labkit.policy.inputs import Prompt
 from labkit.policy.kv_cache import SharedPrefixCache
 from labkit.policy.model import Policy
@@ -49,8 +50,12 @@ def generate(
     temperature: float = 1.0,
     greedy: bool = False,
     seed: int = 0,
+    forbid: str = "",
 ) -> list[Completion]:
     """Completions of each prompt, `num` in a row: `result[i * num + k]` is the k-th of `prompts[i]`.
+
+    A completion that a prompt has begun (`Prompt.begun`) is gone on with: its text is whole, its ids are the new ones. Text that is
+    to `forbid` is impossible in what is generated, see `labkit.policy.forbidden_text`.
 
     Sampling is from the full softmax at `temperature`; placeholders of videos and padding are never sampled. The same seed,
     prompt and weights give the same completions, whatever else is in the batch (up to floating-point rounding). Neighbours
@@ -69,13 +74,20 @@ def generate(
     policy.model.eval()  # gradient checkpointing refuses a cache in training mode
     try:
         with torch.no_grad():
-            rows = _DecodeLoop(policy, prompts, num, max_new_tokens, temperature, uniforms).run()
+            rows = _DecodeLoop(policy, prompts, num, max_new_tokens, temperature, uniforms, forbid).run()
     finally:
         policy.model.train(training)
     ends = set(policy.eos_ids)
     rows = [row[: next((at for at, token in enumerate(row, 1) if token in ends), len(row))] for row in rows]
-    texts = policy.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    begun = [_begun(prompt) for prompt in prompts for _ in range(num)]
+    whole = [first + row for first, row in zip(begun, rows, strict=True)]
+    texts = policy.tokenizer.batch_decode(whole, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return [Completion(ids, text, ids[-1] in ends) for ids, text in zip(rows, texts, strict=True)]
+
+
+def _begun(prompt: Prompt) -> list[int]:
+    """The tokens of the completion that stand in the prompt already."""
+    return [int(token) for token in prompt.ids[len(prompt.ids) - prompt.begun :]]
 
 
 def _uniforms(seed: int, qid: str, num: int, length: int) -> torch.Tensor:
@@ -97,6 +109,7 @@ class _DecodeLoop:
         length: int,
         temperature: float,
         uniforms: torch.Tensor | None,
+        forbid: str,
     ) -> None:
         """Prefill, and the first token of each row."""
         import torch
@@ -104,6 +117,10 @@ class _DecodeLoop:
         self.model, self.length, self.temperature, self.uniforms = policy.model, length, temperature, uniforms
         self.suppressed = torch.tensor(policy.suppress_tokens, device=policy.device)
         self.ends = torch.tensor(policy.eos_ids, device=policy.device)
+        self.forbidden = None
+        if forbid:
+            begun = policy.tokenizer.batch_decode([_begun(prompt) for prompt in prompts for _ in range(num)])
+            self.forbidden = ForbiddenText(policy, forbid, begun)
         install_attention(policy.base)
         one = torch.ones(len(prompts), 1, dtype=torch.long, device=policy.device)
         packed = pack_shared_prefix(prompts, one, one, [1] * len(prompts))
@@ -168,6 +185,8 @@ class _DecodeLoop:
 
         at = self.cache.position
         logits = logits.float().index_fill(-1, self.suppressed, -torch.inf)
+        if self.forbidden is not None:
+            logits = self.forbidden.mask(logits)
         if self.uniforms is None:
             chosen = logits.argmax(-1, keepdim=True)
         else:
@@ -178,6 +197,8 @@ class _DecodeLoop:
             sampled = torch.searchsorted(cumulative, self.uniforms.index_select(1, at) * total, right=True)
             chosen = torch.minimum(sampled, torch.searchsorted(cumulative, total))
         self.tokens.index_copy_(1, at, chosen)
+        if self.forbidden is not None:
+            self.forbidden.follow(chosen)
         self.finished |= (chosen == self.ends).any(-1)
 
     def _capture_graph(self, width: int) -> Callable[[], Any]:
@@ -201,4 +222,6 @@ class _DecodeLoop:
             index = rest.to(self.tokens.device)
             self.active, self.tokens, self.finished = self.active[rest], self.tokens[index], self.finished[index]
             self.last_positions = self.last_positions[:, index]
+            if self.forbidden is not None:
+                self.forbidden.keep_rows(index)
             self.uniforms = None if self.uniforms is None else self.uniforms[index]

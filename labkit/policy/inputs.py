@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit.data.moments import Moment
@@ -48,6 +48,8 @@ class Prompt:
     with deepstack."""
     video_end: int = 0
     """Tokens up to the video's last one: prompts with that prefix in common may share it; 0 where that is not known."""
+    begun: int = 0
+    """How many of `ids`, the last ones, are the beginning of the completion: it is gone on with, and its text includes them."""
 
 
 class FrameSampling(NamedTuple):
@@ -218,6 +220,21 @@ def build_prompt(
         features = encode_clip(policy, clip)
     end = int((ids == config.video_token_id).nonzero()[-1]) + 1
     return Prompt(moment.qid, ids, positions, clip.grid, clip.seconds_per_grid, features, end)
+
+
+def begin_completion(policy: Policy, prompt: Prompt, text: str) -> Prompt:
+    """The prompt with the completion begun: whatever is generated goes on behind `text`.
+
+    Beginnings of one prompt share its prefill where they stand beside each other, see `labkit.policy.packed_logprobs`. The text is
+    tokenized anew: what a model wrote in other tokens than its tokenizer would is the same text, but not the same tokens.
+    """
+    import torch
+
+    ids = torch.tensor(policy.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
+    following = prompt.positions[:, -1:] + 1 + torch.arange(len(ids))
+    return replace(
+        prompt, ids=torch.cat([prompt.ids, ids]), positions=torch.cat([prompt.positions, following], 1), begun=len(ids)
+    )
 
 
 def encode_clip(policy: Policy, clip: ClipPatches) -> torch.Tensor:

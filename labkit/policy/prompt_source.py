@@ -10,7 +10,7 @@ import dataclasses
 import functools
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
@@ -165,9 +165,14 @@ class PromptSource(Mapping[str, Prompt]):
         return functools.partial(_decode, self.policy, self.cache, self.sampling, moment)
 
 
+@runtime_checkable
+class _Prefetching(Protocol):
+    def prefetch(self, qids: Iterable[str]) -> None: ...
+
+
 def prefetch(source: Mapping[str, Prompt], qids: Iterable[str]) -> None:
-    """Prefetch the clips of these prompts, in order, if the mapping is a `PromptSource`."""
-    if isinstance(source, PromptSource):
+    """Prefetch the clips of these prompts, in order, if the mapping can, as a `PromptSource` does."""
+    if isinstance(source, _Prefetching):
         source.prefetch(qids)
 
 

@@ -182,6 +182,17 @@ def words_rows(models: Mapping[str, Any]) -> dict[str, list[list[str]]]:
     return tables
 
 
+def all_true(figures: Mapping[str, float | None]) -> float | None:
+    """Share of true words of all kinds together; None where none was said, or nothing says what is true.
+
+    >>> all_true({"true_place": 0.5, "said_place": 10.0, "true_colour": 1.0, "said_colour": 30.0})
+    0.875
+    """
+    said = {kind: figures.get(f"said_{kind}") or 0.0 for kind in KINDS}
+    true = sum(count * float(figures[f"true_{kind}"] or 0.0) for kind, count in said.items() if count)
+    return true / sum(said.values()) if any(said.values()) else None
+
+
 def true_share(figures: Mapping[str, float | None], kind: str) -> str:
     """Percent of true words of a kind, in brackets what chance gives, and how many were said.
 

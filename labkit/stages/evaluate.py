@@ -50,6 +50,7 @@ def evaluate(
     shard: tuple[int, int] = UNSHARDED,
     run: str = "",
     stage: str = "",
+    forbid: str = "",
 ) -> Evaluation:
     """Ask a policy for every moment, once.
 
@@ -72,6 +73,7 @@ def evaluate(
             `read_evaluation` puts all together when every process has ended.
         run: The run's name, for the record.
         stage: The stage whose model this is, for the record.
+        forbid: Text that the model cannot write, as `generate` takes it.
 
     Raises:
         LabError: `folder` holds answers of other weights, or of another decoding.
@@ -83,7 +85,7 @@ def evaluate(
     if store is not None:
         provenance = Provenance.of(
             policy, source, max_new_tokens=max_new_tokens, temperature=None if greedy else temperature,
-            seed=None if greedy else seed,
+            seed=None if greedy else seed, forbid=forbid,
         )  # fmt: skip
         for note in store.provenances():
             provenance.require(note, store.folder)
@@ -98,8 +100,9 @@ def evaluate(
             continue
         prompts = [source[moment.qid] for moment in missing]
         completions = generate(
-            policy, prompts, max_new_tokens=max_new_tokens, temperature=temperature, greedy=greedy, seed=seed
-        )
+            policy, prompts, max_new_tokens=max_new_tokens, temperature=temperature, greedy=greedy, seed=seed,
+            forbid=forbid,
+        )  # fmt: skip
         rollouts = []
         for moment, prompt, completion in zip(missing, prompts, completions, strict=True):
             origin: dict[str, Any] = {"run": run, "stage": stage, "seed": seed, "checkpoint": policy.name}

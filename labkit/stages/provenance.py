@@ -44,20 +44,24 @@ class Provenance:
     @classmethod
     def of(
         cls, policy: Policy, source: Mapping[str, Prompt], *, max_new_tokens: int, temperature: float | None = None,
-        seed: int | None = None, samples: int = 1,
+        seed: int | None = None, samples: int = 1, forbid: str = "",
     ) -> Provenance:  # fmt: skip
-        """Of what `policy` would answer to prompts of `source`."""
+        """Of what `policy` would answer to prompts of `source`, where it cannot write what is to `forbid`."""
         from labkit.policy.prompt_source import PromptSource
         from labkit.policy.prompts import template_label
+        from labkit.policy.variants import VariantPrompts
 
-        prompts = ""
+        prompts, changed = "", f", without {forbid!r}" if forbid else ""
+        if isinstance(source, VariantPrompts):
+            changed = f", variants {source.digest()}{changed}"
+            source = source.source
         if isinstance(source, PromptSource):
             sampling = repr(source.sampling).removeprefix(
                 "Frame"
             )  # its name in stores of earlier versions, which are continued
             prompts = f"{template_label(source.template)}, {sampling}, {type(source.cache).__name__}"
         return cls(
-            policy=policy.name, weights=weights_digest(policy), prompts=prompts, max_new_tokens=max_new_tokens,
+            policy=policy.name, weights=weights_digest(policy), prompts=prompts + changed, max_new_tokens=max_new_tokens,
             temperature=temperature, seed=seed, samples=samples,
         )  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from labkit.runs.compare import Comparison, RunsOfOneTest, figures_of
+from labkit.runs.compare import Comparison, RunsOfOneTest
 from labkit.runs.results import MODELS
 from labkit.views.figures import style
 
@@ -30,7 +30,7 @@ def over_seeds(comparison: Comparison | None, decoding: str = "greedy") -> go.Fi
         (model, setting)
         for model in MODELS
         for setting in test.settings
-        if any(figures_of(run, model, decoding) for run in setting.runs)
+        if any(run.figures(model, decoding) for run in setting.runs)
     ]
     if not rows:
         return style.nothing(title, f"no stage of these runs was evaluated by {decoding} decoding")
@@ -46,7 +46,7 @@ def over_seeds(comparison: Comparison | None, decoding: str = "greedy") -> go.Fi
             known = [
                 (run, 100 * value)
                 for run in setting.runs
-                if (value := figures_of(run, model, decoding).get(figure)) is not None and math.isfinite(value)
+                if (value := run.figures(model, decoding).get(figure)) is not None and math.isfinite(value)
             ]
             spread = setting.spread(model, decoding, figure)
             if spread is None:
