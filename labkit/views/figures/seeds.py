@@ -25,8 +25,10 @@ _VERDICTS = {
 """How the mean of a control is drawn, by where the interval of its difference lies."""
 
 
-def over_seeds(comparison: Comparison | None, decoding: str = "greedy") -> go.Figure | None:
-    """Each stage's figures of several runs, a row for each setting; None where there is nothing to compare.
+def over_seeds(comparison: Comparison | None, decoding: str = "greedy", *, words: bool = False) -> go.Figure | None:
+    """Each stage's figures of several runs, or with `words` their shares of true words, a row for each setting.
+
+    None where there is nothing to compare.
 
     A dot is a seed, a mark the mean over a setting's seeds with Student's 95 % interval, which a single seed has not. Of many
     settings only the final models are drawn, against the first setting's: a mark then says whether the difference, paired by
@@ -34,9 +36,12 @@ def over_seeds(comparison: Comparison | None, decoding: str = "greedy") -> go.Fi
     """
     if comparison is None:
         return None
-    title = "Runs beside each other, over their seeds"
     test = comparison.tests[0]
+    title = f"True words beside each other, {decoding}" if words else "Runs beside each other, over their seeds"
+    shown = {name: each for name, each in test.figures.items() if name.startswith("true_")} if words else _FIGURES
     many = len(test.settings) > MANY
+    if not shown:
+        return None
     rows = [
         (model, setting)
         for model in (["grpo_final"] if many else MODELS)
@@ -47,12 +52,12 @@ def over_seeds(comparison: Comparison | None, decoding: str = "greedy") -> go.Fi
         return style.nothing(title, f"no stage of these runs was evaluated by {decoding} decoding")
     looks = style.looks(f"setting {setting.label}" for setting in test.settings)
     fig, places = style.panels(
-        list(_FIGURES.values()), title, _caption(comparison, test, many), _ROW * len(rows) + 10, columns=5, gap=0.03,
+        list(shown.values()), title, _caption(comparison, test, many), _ROW * len(rows) + 10, columns=5, gap=0.03,
         shared_yaxes=True,
     )  # fmt: skip
     names = [_row_name(model, setting, test) for model, setting in rows]
     everywhere = [0.0, 100.0]
-    for figure, (row, col) in zip(_FIGURES, places, strict=True):
+    for figure, (row, col) in zip(shown, places, strict=True):
         ends: list[float] = []
         for place, (model, setting) in enumerate(rows):
             known = [
@@ -100,7 +105,7 @@ def over_seeds(comparison: Comparison | None, decoding: str = "greedy") -> go.Fi
         limits = [max(min(everywhere), -50) - 3, min(max(everywhere), 150) + 3]
         fig.update_xaxes(range=limits, tickvals=[0, 50, 100], zeroline=False)
     fig.update_yaxes(range=[len(rows) - 0.4, -0.6], showgrid=False, zeroline=False)
-    return fig.update_yaxes(tickvals=list(range(len(rows))), ticktext=names, row=1, col=1)
+    return fig.update_yaxes(tickvals=list(range(len(rows))), ticktext=names, col=1)
 
 
 def _row_name(model: str, setting: Setting, test: RunsOfOneTest) -> str:
