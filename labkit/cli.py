@@ -147,7 +147,8 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(command=_doctor)
 
     results = commands.add_parser(
-        "results", help="every stage's figures at a glance; of several runs over seeds, paired, and with what differs"
+        "results",
+        help="every stage's figures at a glance, true words among them; of several runs over seeds, paired, and with what differs",
     )
     results.add_argument("folders", type=_path, nargs="+", metavar="folder",
                          help="a run's directory, such as outputs/embedded, or several to compare, such as outputs/*")  # fmt: skip

@@ -19,13 +19,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from labkit.data.moments import Moment, read_moments
+from labkit.embedded.true_words import KINDS
 from labkit.embedded.world import moments_file
 from labkit.errors import LabError
 from labkit.files import project_root, under
 from labkit.params import format_value
 from labkit.progress import duration
 from labkit.runs.controls import control_dict, control_tables
-from labkit.runs.results import DECODINGS, LEGEND, MODELS, columns_of, read_model_evaluation
+from labkit.runs.results import (
+    DECODINGS,
+    LEGEND,
+    MODELS,
+    WORDS_LEGEND,
+    columns_of,
+    read_model_evaluation,
+    words_columns,
+)
+from labkit.runs.run import read_manifest
 from labkit.runs.settings import RunRecord, Setting, read_run, settings_of
 from labkit.scoring.bootstrap import Difference, Spread, few_videos, paired_differences
 from labkit.scoring.predictions import as_predictions
@@ -37,6 +47,7 @@ PAIRED = {"miou": "mIoU", "r1@0.5": "R1@0.5"}
 _SHOWN = (
     ("miou", "r1@0.3", "r1@0.5", "r1@0.7", "acc_qa", "acc_gqa"),
     ("anchor_rate", "strict_share", "iou_first", "iou_last", "iou_answer"),
+    (*(f"true_{kind}" for kind in KINDS), "distinct_share"),
 )
 """Figures by table, so that none is wider than a terminal."""
 MANY = 4
@@ -79,7 +90,8 @@ class RunsOfOneTest:
         models: dict[str, Any] = {}
         for number, run in enumerate(self.runs):
             models |= {f"{number} {model}": decodings for model, decodings in run.results["models"].items()}
-        return columns_of(models)
+        words = {key: f"true {name}" for key, name in words_columns(models.values()).items()}
+        return columns_of(models) | words | ({"distinct_share": "distinct"} if words else {})
 
     def differences(self) -> dict[str, list[str]]:
         """Parameters that differ between the settings, with each setting's value."""
@@ -97,7 +109,7 @@ class RunsOfOneTest:
         if len(self.runs) < 2:
             return PairedTests([])
         try:
-            moments = _test_moments(self.runs[0])
+            moments = moments_of(self.runs[0])
         except LabError as error:
             return PairedTests([], f"No paired tests: {error}.")
         scores, troubles = _scores(self.runs, moments)
@@ -337,23 +349,23 @@ def compare_runs(folders: Sequence[str | Path]) -> Comparison:
     return Comparison([RunsOfOneTest(settings_of(runs)) for runs in by_test.values()], not_runs)
 
 
-def _test_moments(run: RunRecord) -> list[Moment]:
-    """The queries that a run was tested on, from where its data lie; raises LabError when they don't lie there any more."""
+def moments_of(run: RunRecord, split: str = "test") -> list[Moment]:
+    """The queries of a run's split, from where its data lie; raises LabError when they don't lie there any more."""
     values = run.values
     if values["data"] == "world":
-        counts = (values[f"world_{split}"] for split in ("train", "validation", "test"))
+        counts = (values[f"world_{each}"] for each in ("train", "validation", "test"))
         name = "-".join(["world", *map(str, counts), f"seed{values['world_seed']}"])
-        paths = [moments_file(run.path.resolve().parent / name, "test", values["task"])]
+        paths = [moments_file(run.path.resolve().parent / name, split, values["task"])]
     else:
         roots = dict.fromkeys([project_root(run.path), project_root()])
-        paths = [under(root, values["data"]) / "test.jsonl" for root in roots]
+        paths = [under(root, values["data"]) / f"{split}.jsonl" for root in roots]
     path = next((each for each in paths if each.is_file()), None)
     if path is None:
-        raise LabError(f"the queries of the test split are not at '{paths[0]}'; put the runs' data there")
+        raise LabError(f"the queries of the {split} split are not at '{paths[0]}'; put the runs' data there")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    if not run.test.startswith(digest):
-        raise LabError(f"'{path}' is not the test split of run '{run.name}' any more; put back what it was tested on")
-    return read_moments(path)[: values.get("test_limit") or None]
+    if read_manifest(run.path)["data"].get(split) != digest:
+        raise LabError(f"'{path}' is not the {split} split of run '{run.name}' any more; put back what it had")
+    return read_moments(path)[: values.get(f"{split}_limit") or None]
 
 
 def _scores(
@@ -403,6 +415,7 @@ def _legend(tests: Sequence[RunsOfOneTest]) -> str:
         "Paired tests ask about other queries, for these very models; intervals by source video." if videos else "",
         few_videos(min(videos)) if videos else "",
         LEGEND,
+        WORDS_LEGEND if any("distinct_share" in test.figures for test in tests) else "",
     ]  # fmt: skip
     return "\n".join(filter(None, parts))
 

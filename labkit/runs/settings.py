@@ -54,8 +54,10 @@ class RunRecord:
         return Path(str(self.values.get("budget_of") or "").replace("{seed}", str(self.seed))).name
 
     def figures(self, model: str, decoding: str) -> dict[str, float | None]:
-        """A model's flat figures, {} where it was not evaluated so."""
-        return self.results["models"].get(model, {}).get(decoding) or {}
+        """A model's flat figures, with `distinct_share` of all its thoughts; {} where it was not evaluated so."""
+        figures = self.results["models"].get(model, {}).get(decoding) or {}
+        distinct, n = figures.get("distinct_thoughts"), figures.get("n")
+        return figures | {"distinct_share": distinct / n} if distinct and n else figures
 
 
 @dataclass(frozen=True, eq=False, repr=False)

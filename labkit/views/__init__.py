@@ -9,8 +9,9 @@ from labkit.views.figures.renderer import setup, show
 from labkit.views.figures.ridgelines import ridgelines
 from labkit.views.figures.scoreboard import scoreboard, under_rules
 from labkit.views.figures.seeds import over_seeds
-from labkit.views.figures.thoughts import true_words
+from labkit.views.figures.thoughts import true_words, words_table
 from labkit.views.figures.training import blindness, harvest_funnel, sft_loss, stage_comparison, training_curves
+from labkit.views.figures.training_words import words_along_training
 
 __all__ = [
     "Film",
@@ -37,4 +38,6 @@ __all__ = [
     "training_curves",
     "true_words",
     "under_rules",
+    "words_along_training",
+    "words_table",
 ]

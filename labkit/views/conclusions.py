@@ -15,7 +15,7 @@ from labkit.chain.steps import LEAST_GAIN
 from labkit.data.moments import Moment
 from labkit.embedded.true_words import KINDS, check_words
 from labkit.runs.results import ModelEvaluation
-from labkit.scoring.bootstrap import mean_interval
+from labkit.scoring.bootstrap import mean_interval, paired_differences
 from labkit.stages.rollouts import Rollout
 from labkit.views.report.sanitize import escape_markdown
 
@@ -31,6 +31,9 @@ ENOUGH_GAIN = 0.25
 """What R1@0.7 is to gain from the base to the final model, on the embedded lab."""
 ENOUGH_TRUE = 0.9
 """Share of true words of a kind from which on a thought's words may be believed."""
+
+STAYED = 0.05
+"""Words of a kind stayed as true where the interval of their change lies within so much of none."""
 
 
 class Claim(NamedTuple):
@@ -75,6 +78,7 @@ def after_grpo(start: ModelEvaluation, grpo: ModelEvaluation, training: GrpoResu
             _anchored("Anchors have become the rule", start, grpo, decoding),
             _better("Answers have got better", "miou", start, grpo, moments),
             _better("More answers are close", "r1@0.7", start, grpo, moments),
+            *_words_kept("stage 1", start, grpo, moments),
             Claim("Stage 1 ended", None, f"after {training.steps} steps; {training.end_reason}"),
         ]
     )
@@ -147,6 +151,7 @@ def after_final(
                 gained.evidence + (", which may be less" if gain.low < ENOUGH_GAIN <= gain.value else ""),
             ),
             _better("Stage 3 adds to SFT", "miou", sft, final, moments),
+            *_words_kept("stage 3", sft, final, moments),
             *_words(base, final, moments),
         ]
     )  # fmt: skip
@@ -181,12 +186,59 @@ def after_all(
     return Conclusion(claims)
 
 
-def about_words(base: ModelEvaluation | None, final: ModelEvaluation, moments: Moments) -> Conclusion:
-    """Whether a thought's words are true, where that can be checked."""
-    claims = _words(base, final, moments)
+def about_words(models: Mapping[str, ModelEvaluation], moments: Moments) -> Conclusion:
+    """Whether a thought's words are true, where that can be checked, and whether each stage has left them so."""
+    stages = {
+        "stage 1, since the base": ("base", "grpo"),
+        "SFT, since the base": ("base", "sft"),
+        "stage 3": ("sft", "grpo_final"),
+    }
+    claims = []
+    for stage, (before, after) in stages.items():
+        if before in models and after in models:
+            claims += _words_kept(stage, models[before], models[after], moments)
+    claims += _words(models.get("base"), models["grpo_final"], moments)
     return Conclusion(
         claims or [Claim("Not measured", None, "only clips of the embedded world say what is true of them")]
     )
+
+
+def _words_kept(stage: str, before: ModelEvaluation, after: ModelEvaluation, moments: Moments) -> list[Claim]:
+    """Whether words stayed as true through a stage, by kind over the queries whose thoughts say words of it before and after."""
+    decoding = "sampled" if before.sampled and after.sampled else "greedy"
+    first, second = (_true_by_query(_rollouts(model, decoding), moments) for model in (before, after))
+    parts, fell, open_ = [], False, False
+    for kind in first if second else ():
+        if not (shared := [qid for qid in first[kind] if qid in second[kind]]):
+            continue
+        ours, theirs = ([[each[kind][qid]] for qid in shared] for each in (second, first))
+        gap = paired_differences(ours, theirs, [moments[qid].source_video for qid in shared])[0]
+        low, high = gap.interval
+        stayed = -STAYED <= low and high <= STAYED
+        word = "fell" if high < 0 else "rose" if low > 0 else "stayed" if stayed else "may have moved"
+        fell, open_ = fell or high < 0, open_ or word == "may have moved"
+        shares = " to ".join(f"{100 * sum(row[0] for row in each) / len(each):.1f}" for each in (theirs, ours))
+        interval = "" if math.isnan(low) else f", 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
+        parts.append(f"{KINDS[kind]} {word}, {shares} % ({100 * gap.value:+.1f}{interval}; {len(shared):,} queries)")
+    if not parts:
+        return []
+    holds = False if fell else None if open_ else True
+    text = (
+        f"Words stayed as true in {stage}" if holds is not None else f"Whether words stayed as true in {stage} is open"
+    )
+    return [Claim(f"{text}, {decoding}", holds, "; ".join(parts))]
+
+
+def _true_by_query(rollouts: Sequence[Rollout], moments: Moments) -> dict[str, dict[str, float]]:
+    """By kind and qid, the share of true words of the thoughts that say any."""
+    asked = [moments[row.qid] for row in rollouts if row.qid in moments]
+    found: dict[str, dict[str, float]] = {}
+    for kind, words in check_words({row.qid: row.text for row in rollouts}, asked).items():
+        said: dict[str, list[bool]] = {}
+        for word in words:
+            said.setdefault(word.qid, []).append(word.true)
+        found[kind] = {qid: sum(each) / len(each) for qid, each in said.items()}
+    return found
 
 
 def _words(base: ModelEvaluation | None, final: ModelEvaluation, moments: Moments) -> list[Claim]:

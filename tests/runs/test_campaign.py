@@ -139,7 +139,7 @@ def test_each_control_is_named_by_its_file_and_says_what_it_is_for(name, monkeyp
 def test_all_controls_make_one_campaign(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     runs = plan(["params/controls"], range(5), {"outputs": str(tmp_path)})
-    assert len(runs) == 5 * 14 and runs[0].folder.name == "default-seed0" and project_root() == ROOT
+    assert len(runs) == 5 * 16 and runs[0].folder.name == "default-seed0" and project_root() == ROOT
 
 
 def test_a_campaign_that_is_asked_to_stop_passes_it_on_and_ends(project):
