@@ -303,7 +303,7 @@ class EvaluateParams(ParamGroup):
     sampled_evaluation: bool = True
     """Evaluate with sampling too: greedy decoding alone hides rare anchors. Ours."""
     compare: tuple[str, ...] = ()
-    """Other run directories that 05_analysis shows beside this one, relative to the root or absolute. Ours."""
+    """Other run directories that 05_analysis shows beside this one, or folders of many, relative to the root or absolute. Ours."""
 
 
 GROUPS: tuple[type[ParamGroup], ...] = (

@@ -37,7 +37,7 @@ from labkit.policy.prompts import require_fit
 from labkit.progress import Progress
 from labkit.runs.own_terms import OwnTerms, load_own_terms, try_own_terms, with_cells
 from labkit.runs.project import notebooks_of
-from labkit.runs.run import changed_texts, differing, kept_texts, read_manifest
+from labkit.runs.run import changed_texts, differing, kept_texts, read_manifest, runs_in
 from labkit.runs.trackers import require_trackers
 from labkit.stages.traces import read_traces
 
@@ -150,7 +150,8 @@ def _run_findings(params: Params, own: OwnTerms | None, root: Path) -> list[Find
         findings.append(Finding("error", "notebooks", "notebooks:", str(error)))
     for other in params.compare:
         try:
-            read_manifest(under(root, other))
+            for run in runs_in(under(root, other)):
+                read_manifest(run)
         except LabError as error:
             findings.append(Finding("error", "compare", "compare:", str(error)))
     checks: list[Callable[[], object]] = [lambda: require_trackers(params.report_to)]

@@ -321,6 +321,12 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
+def runs_in(folder: Path) -> list[Path]:
+    """The folders of the runs that `folder` holds, by name; itself where it is a run, or holds none."""
+    runs = [] if (folder / "manifest.json").is_file() else sorted(folder.glob("*/manifest.json"))
+    return [path.parent for path in runs] or [folder]
+
+
 def check_inputs(params: Params, root: Path, kept: Mapping[str, str] | None = None) -> OwnTerms:
     """Load what is the user's own, of a run that exists with the texts that it has `kept`.
 
@@ -341,7 +347,8 @@ def check_inputs(params: Params, root: Path, kept: Mapping[str, str] | None = No
     if params.traces:
         read_traces(under(root, params.traces))
     for other in params.compare:
-        read_manifest(under(root, other))
+        for run in runs_in(under(root, other)):
+            read_manifest(run)
     if params.data == "world":
         if own.tried:
             seed = scene_seed("train", 0, params.world_seed)
