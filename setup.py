@@ -15,7 +15,7 @@ class BuildWithProject(build_py):
         super().run()
         if self.editable_mode:
             return
-        for folder, pattern in (("notebooks", "*.ipynb"), ("params", "*.yaml")):
+        for folder, pattern in (("notebooks", "*.ipynb"), ("params", "*.yaml"), ("params/controls", "*.yaml")):
             target = Path(self.build_lib, "labkit", "project_files", folder)
             shutil.rmtree(target, ignore_errors=True)
             target.mkdir(parents=True)

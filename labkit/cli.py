@@ -92,6 +92,10 @@ def _path(text: str) -> str:
 
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("params", type=_path, help="YAML file, such as params/embedded.yaml")
+    _add_named(parser)
+
+
+def _add_named(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides",
                         help="a parameter that overrides the file's, such as rewards FILE.py:NAME=0.5; "
                         "may be given several times")  # fmt: skip
@@ -113,6 +117,26 @@ def _parser() -> argparse.ArgumentParser:
     _add_overrides(run)
     run.set_defaults(command=_run)
 
+    campaign = commands.add_parser(
+        "campaign", help="run several params files over several seeds, unattended; go on with what is not finished"
+    )
+    campaign.add_argument(
+        "params",
+        type=_path,
+        nargs="+",
+        metavar="FILE",
+        help="params files, or a folder of them, such as params/controls",
+    )
+    campaign.add_argument("--seeds", default="0,1,2,3,4", metavar="N,N,...", help="seeds (default 0,1,2,3,4)")
+    campaign.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default 1)")
+    campaign.add_argument(
+        "--time",
+        default="24:00:00",
+        help="time limit of a run, after which it is ended and named as failed (24:00:00)",
+    )
+    _add_named(campaign)
+    campaign.set_defaults(command=_campaign)
+
     doctor = commands.add_parser(
         "doctor",
         help="check environment, model, data and videos before a run; estimate memory, hours, disk",
@@ -123,7 +147,8 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(command=_doctor)
 
     results = commands.add_parser(
-        "results", help="every stage's figures at a glance; of several runs over seeds, paired, and with what differs"
+        "results",
+        help="every stage's figures at a glance, true words among them; of several runs over seeds, paired, and with what differs",
     )
     results.add_argument("folders", type=_path, nargs="+", metavar="folder",
                          help="a run's directory, such as outputs/embedded, or several to compare, such as outputs/*")  # fmt: skip
@@ -202,9 +227,9 @@ def _parser() -> argparse.ArgumentParser:
     moments.add_argument(
         "--durations", type=_path, metavar="CSV", help="columns id and length, for a file without durations"
     )
-    moments.add_argument(
-        "--write", type=_path, metavar="FILE.jsonl", help="write the usable moments as labkit's own jsonl"
-    )
+    moments.add_argument("--write", type=_path, metavar="FILE", help="write the usable moments")
+    moments.add_argument("--form", default="labkit", help="form to write in: labkit's own jsonl, or timelens-bench, which "
+                         "holds one span a query (default labkit)")  # fmt: skip
     moments.add_argument("--list", nargs="?", const="", metavar="KIND", dest="listing",
                          help="list what was found, or what was found of one kind")  # fmt: skip
     moments.add_argument("--strict", action="store_true", help="stop at the first fault")
@@ -348,6 +373,21 @@ def _run(options: argparse.Namespace) -> None:
     run_notebooks(options.params, _overrides(options))
 
 
+def _campaign(options: argparse.Namespace) -> int:
+    from labkit.runs.campaign import run_campaign
+
+    o = options
+    if not all(seed.strip().isdigit() for seed in o.seeds.split(",")):
+        raise LabError(f"seeds: '{o.seeds}' must be whole numbers, such as 0,1,2")
+    result = run_campaign(
+        o.params, [int(seed) for seed in o.seeds.split(",")], _overrides(o), jobs=o.jobs, time_limit=o.time, say=say
+    )
+    say(f"{len(result.finished)} runs are finished, {len(result.failed)} failed" + ":" * bool(result.failed))
+    for name, why in result.failed.items():
+        say(f"  {name}: {why}")
+    return 1 if result.failed else 0
+
+
 def _ask(options: argparse.Namespace) -> None:
     from labkit.asker import ask
 
@@ -475,8 +515,8 @@ def _moments(options: argparse.Namespace) -> None:
     from labkit.data.benchmarks import moments_text
 
     o = options
-    say(moments_text(o.source, videos=o.videos, durations=o.durations, write=o.write, listing=o.listing,
-                     strict=o.strict))  # fmt: skip
+    say(moments_text(o.source, videos=o.videos, durations=o.durations, write=o.write, form=o.form,
+                     listing=o.listing, strict=o.strict))  # fmt: skip
 
 
 def _world(options: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ models loaded from the stage that made them, long work done once and loaded when
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from labkit.files import locked
 from labkit.params import read_yaml
 from labkit.policy.model import Policy
 from labkit.progress import Progress, Tally, say
-from labkit.runs.compare import Comparison, compare_runs
+from labkit.runs.compare import Comparison, RunsOfOneTest, compare_runs, moments_of
 from labkit.runs.intervene import intervene_in
 from labkit.runs.interventions import Interventions
 from labkit.runs.results import MODELS, ModelEvaluation, is_evaluated, read_model_evaluation, require_evaluation
@@ -38,6 +39,7 @@ from labkit.stages.interventions import SHIFTS
 from labkit.stages.rollouts import Rollout
 from labkit.stages.sft import SftResult, sft_batch_size, sft_steps
 from labkit.stages.start import require_final_weights
+from labkit.stages.words_by_step import word_history
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -173,6 +175,29 @@ class Lab(Workbench):
         """This run and those that `compare` names over seeds, paired, and with what differs; None where it names none."""
         others = [self.resolve(other) for other in self.params.compare]
         return compare_runs([self.path, *others]) if others else None
+
+    def word_history(
+        self, *stages: str, compared: Comparison | None = None
+    ) -> dict[str, list[dict[str, list[dict[str, Any]]]]]:
+        """How true words were in each step of `stages`, 1 and 3 unless given, by setting and run; {} on other data.
+
+        Of this run alone, or with `compared` of each run of its first test set. Counted once, when a stage has ended.
+        """
+        stages = stages or ("grpo", "grpo_final")
+
+        def history(folder: Path, moments: Callable[[], Sequence[Moment]]) -> dict[str, list[dict[str, Any]]]:
+            own = folder.resolve() == self.path.resolve()
+            return {stage: word_history(folder / NOTEBOOK_OF[stage], moments, keep=own) for stage in stages}
+
+        if compared is None:
+            found = {"": [history(self.path, lambda: self.moments("train"))]}
+        else:
+            test = compared.tests[0]
+            found = {
+                title: [history(run.path, functools.partial(moments_of, run, "train")) for run in setting.runs]
+                for title, setting in zip(_titles(test), test.settings, strict=True)
+            }
+        return {label: runs for label, runs in found.items() if any(any(run.values()) for run in runs)}
 
     def most_improved_query(self) -> str:
         """The qid of the test query whose answer's IoU improved most from the base, or the run's first model, to the final one."""
@@ -321,6 +346,16 @@ class Lab(Workbench):
             require_final_weights(policy, self.stage_folder(stage))
         elif policy.stage != stage:
             raise LabError(f"the model of '{policy.stage}' is not that of '{stage}'; give lab.policy('{stage}')")
+
+
+def _titles(test: RunsOfOneTest) -> list[str]:
+    """What a figure calls the settings: by their own name, else by up to two parameters that differ, else by their first run."""
+    differ, titles = test.differences(), []
+    for at, setting in enumerate(test.settings):
+        values = ", ".join(f"{name} {each[at]}" for name, each in differ.items())
+        more = values if 0 < len(differ) < 3 else setting.runs[0].name
+        titles.append(setting.label if setting.runs[0].name.startswith(setting.label) else f"{setting.label}: {more}")
+    return titles
 
 
 def _note(row: Mapping[str, Any]) -> str:

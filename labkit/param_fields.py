@@ -127,7 +127,10 @@ class ModelParams(ParamGroup):
 
 
 class StartParams(ParamGroup):
-    """Where a run begins, if not with stage 1: at most one of these, and the notebooks before it are skipped."""
+    """Where a run begins, if not with stage 1: at most one of these, and the notebooks before it are skipped.
+
+    `base` means `model` itself, where a model is asked for: what reinforcement or SFT alone make of it.
+    """
 
     grpo_model: str = ""
     """A model of your own that has the habit of anchors already, a folder or hub id: 02_distill harvests from it. Ours."""
@@ -194,8 +197,9 @@ class RewardParams(ParamGroup):
     """How the answer is measured. Paper: soft IoU; `iou` is clamped at 0; `timer1` is Time-R1's."""
     min_anchors: int = Field(2, ge=0, le=16)
     """Anchors that a chain needs. Paper: two works best in its ablation. 0 is the control that asks for none."""
-    max_anchors: int = Field(4, ge=1, le=16)
-    """More anchors than this earn nothing more and are not distilled. Ours."""
+    max_anchors: int = Field(4, ge=0, le=16)
+    """More anchors than this earn nothing more and are not distilled; 0 is the control that pays the form without anchors alone.
+    Ours."""
     final_answer_weight: float = Field(2.0, ge=0, le=100)
     """`answer_weight` of stage 3. Ours."""
     final_progress_weight: float = Field(0.75, ge=0, le=100)
@@ -217,6 +221,13 @@ class GrpoParams(ParamGroup):
     """Steps of stage 1 at most; it stops sooner by the two conditions below. Ours."""
     final_steps: int = Field(120, ge=1)
     """Steps of stage 3. Ours."""
+    budget_of: str = ""
+    """A finished run whose rollouts this one spends too: a run's name in `outputs`, or its folder; `{seed}` in it is this run's seed.
+    Stage 1 then takes as many steps as that run's did, and stage 3 what is left of that run's rollouts, all harvests counted:
+    `grpo_steps`, `stop_anchor_rate` and `final_steps` are computed when the run is made. Empty: they are as given. Ours."""
+    pace_of: str = ""
+    """A finished run of these parameters, by whose processor time a step stage 3 gets as many steps as the run of `budget_of` had
+    processor time for, in training and harvest: equal processor time in the place of equal rollouts. Ours."""
     prompts_per_step: int = Field(12, ge=1, le=4096)
     """Queries of one step. Ours."""
     group_size: int = Field(8, ge=2, le=256)
@@ -264,6 +275,9 @@ class DistillParams(ParamGroup):
     """IoU that the answer of a kept trace reaches. Ours."""
     max_per_query: int = Field(3, ge=1, le=1024)
     """Traces kept of one query, the best first. Ours."""
+    trace_choice: Literal["filter", "random"] = "filter"
+    """What SFT learns from: the traces that pass the `filter`, or as many drawn at `random` from all that can be read, the control for
+    what the filter is worth. Ours."""
     filters: tuple[str, ...] = ()
     """Rules of your own that a trace has to pass, such as `my_filters.py:short_thoughts`, asked behind those above. Ours: none."""
 

@@ -112,6 +112,11 @@ class Params(
         """Every value in force, group by group, in a form that YAML and JSON can hold."""
         return self.model_dump(mode="json")
 
+    def start_model(self, parameter: str) -> str:
+        """The model that `grpo_model` or `sft_model` names; `base` is `model` itself."""
+        name: str = getattr(self, parameter)
+        return self.model if name == "base" else name
+
     def changed(self) -> list[str]:
         """The names whose values differ from the defaults."""
         return [name for name in names() if getattr(self, name) != getattr(DEFAULTS, name)]
@@ -354,6 +359,18 @@ def _contradictions(params: Params) -> list[str]:
     if params.filters and params.traces:
         problems.append(
             "filters: the harvest, which they choose from, is skipped where traces is given; leave one out"
+        )
+    if params.trace_choice == "random" and (params.traces or params.sft_model):
+        problems.append(
+            "trace_choice: there is no harvest to choose from where traces or sft_model is given; leave it out"
+        )
+    if params.pace_of and not (params.budget_of and params.sft_model):
+        problems.append(
+            "pace_of: it counts the steps of a run with budget_of that is stage 3 alone; give sft_model and budget_of too"
+        )
+    if not params.max_anchors and (params.anchors_weight or params.progress_weight or params.final_progress_weight):
+        problems.append(
+            "max_anchors: 0 scores no anchor; let anchors_weight, progress_weight and final_progress_weight be 0 too"
         )
     if strange := [name for name in params.final_rewards if name not in params.rewards]:
         problems.append(

@@ -238,6 +238,7 @@ def test_true_words_stand_in_the_results_of_the_embedded_world_alone(project, ca
     words = {
         "said_color": 500.0, "true_color": 0.981, "chance_color": 0.169, "said_shape": 500.0, "true_shape": 0.817,
         "chance_shape": 0.249, "said_place": 437.0, "true_place": 0.238, "chance_place": 0.244, "said_action": 0.0,
+        "low_place": 0.201, "high_place": 0.279, "low_time": None, "high_time": None,
         "true_action": None, "chance_action": None, "said_time": 2.0, "true_time": 1.0, "chance_time": 0.3,
         "distinct_thoughts": 19.0,
     }  # fmt: skip
@@ -247,9 +248,11 @@ def test_true_words_stand_in_the_results_of_the_embedded_world_alone(project, ca
         run.finish("01_grpo", {"base": {"greedy": {**FIGURES, **more}}})
     assert main(["results", "outputs/world"]) == 0
     text = capsys.readouterr().out
-    assert "true words, greedy" in text and "dealt out at random" in text
-    row = next(line for line in text.splitlines() if "23.8" in line)
-    assert row.split("  ")[-1].strip() == "19 of 500" and "23.8 (24.4) of 437" in row and "  -  " in row
+    assert "true words, in percent" in text and "dealt out at random" in text
+    rows = [line.split() for line in text.splitlines()]
+    assert "place, true 23.8 (20.1 to 27.9) of 437".split() in rows and "by chance 24.4".split() in rows
+    assert "time, true 100.0 of 2".split() in rows, "of too few videos for an interval"
+    assert "distinct thoughts 19 of 500".split() in rows and "action" not in text
     assert main(["results", "outputs/films"]) == 0
     assert "true words" not in capsys.readouterr().out
 

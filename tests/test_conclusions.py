@@ -12,7 +12,7 @@ from labkit.chain.metrics import chain_figures
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.embedded.true_words import word_figures
-from labkit.embedded.world import PLACES, make_scene, queried_event, scene_moments
+from labkit.embedded.world import COLORS, PLACES, make_scene, queried_event, scene_moments
 from labkit.runs.results import ModelEvaluation
 from labkit.stages.grpo_steps import GrpoResult
 from labkit.stages.rollouts import UNPAID, Rollout
@@ -207,8 +207,38 @@ def test_words_are_held_against_the_world_and_counted():
 
 def test_nothing_is_said_of_words_where_no_simulator_knows():
     assert not any("ords" in claim.text for claim in after_final(BASE, SFT, FINAL, MOMENTS).claims)
-    for base in (BASE, None):
-        assert "Not measured: only clips of the embedded world" in str(about_words(base, FINAL, MOMENTS))
+    for models in ({"base": BASE, "sft": SFT, "grpo_final": FINAL}, {"grpo_final": FINAL}):
+        assert "Not measured: only clips of the embedded world" in str(about_words(models, MOMENTS))
+
+
+def says(words):
+    return lambda n: render([Span(0, 15)], Span(2, 12), [words(n), ""])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "holds", "text", "evidence"),
+    [
+        (0, True, "Words stayed as true in stage 3, sampled", "colour stayed, 100.0 to 100.0 % (+0.0"),
+        (2, False, "Words stayed as true in stage 3, sampled", "colour fell, 100.0 to 50.0 % (-50.0, 95 % interval -"),
+        (17, None, "Whether words stayed as true in stage 3 is open, sampled", "colour may have moved, 100.0 to 9"),
+    ],
+)
+def test_words_fell_or_stayed_where_intervals_say_so_and_are_open_elsewhere(wrong, holds, text, evidence):
+    moments = {qid: moment for k, (qid, moment) in enumerate(world().items()) if k < 40}
+    colors = [(queried_event(moment) or pytest.fail("unknown"))[0].color for moment in moments.values()]
+    right = model(says(lambda n: f"the {colors[n]} thing"), moments, says(lambda n: f"the {colors[n]} thing"))
+    worse = model(
+        says(lambda n: f"the {colors[n]} thing"),
+        moments,
+        says(lambda n: f"the {other(colors[n]) if wrong and n % wrong == 0 else colors[n]} thing"),
+    )
+    claim = about_words({"sft": right, "grpo_final": worse}, moments).claims[0]
+    assert (claim.text, claim.holds) == (text, holds)
+    assert evidence in claim.evidence and "shape" not in claim.evidence, "nothing is said of what nobody said"
+
+
+def other(color: str) -> str:
+    return next(each for each in COLORS if each != color)
 
 
 def test_a_claim_is_shown_as_it_is_written_whatever_viewer_reads_its_markdown():

@@ -84,7 +84,7 @@ class RewardSpec:
 
     The defaults are those of `labkit.param_fields.RewardParams` for stage 1; `of` makes the spec of any parameters.
     `min_anchors=0` makes `format` accept a thought without anchors: the plain control, with the weights of `anchors`
-    and `progress` at 0. Terms with weight 0 are computed and recorded all the same.
+    and `progress` at 0; `max_anchors=0` makes it refuse one with anchors. Terms with weight 0 are computed and recorded all the same.
     `own` are a user's terms, by whose names there are weights too; of a spec that was read from a file they have no function.
     Raises: LabError for a missing or unknown term, a weight below 0, an unknown name, a name twice, or anchors out of order.
     Source: the terms, but for `option`, and the two anchors are the TAR-TVG paper's; weights, upper bound and `option`
@@ -138,10 +138,9 @@ class RewardSpec:
                 raise LabError(f"reward weight {term}={weight}: must be a finite number, 0 or above")
         if self.answer not in get_args(AnswerReward):
             raise LabError(f"answer reward {self.answer!r}: choose one of {', '.join(get_args(AnswerReward))}")
-        if not 0 <= self.min_anchors <= self.max_anchors or self.max_anchors < 1:
+        if not 0 <= self.min_anchors <= self.max_anchors:
             raise LabError(
-                f"min_anchors={self.min_anchors}, max_anchors={self.max_anchors}: "
-                "need 0 <= min_anchors <= max_anchors and max_anchors >= 1"
+                f"min_anchors={self.min_anchors}, max_anchors={self.max_anchors}: need 0 <= min_anchors <= max_anchors"
             )
 
 
@@ -311,6 +310,8 @@ def _format(chain: AnchorChain, spec: RewardSpec) -> tuple[float, str]:
         return 0.0, f"status {chain.status}"
     if found < spec.min_anchors:
         return 0.0, f"{found} of at least {spec.min_anchors} anchors"
+    if found and not spec.max_anchors:
+        return 0.0, f"{found} anchors, where none is wanted"
     return 1.0, f"form kept, {found} anchors"
 
 

@@ -5,11 +5,15 @@ A file is recognised by what stands in it, never by its name, and unpacked where
     Charades-STA txt   `VIDEO start end##sentence` a line; durations stand in Charades_v1_{train,test}.csv beside it
     captions JSON      {video: {duration, timestamps, sentences}}: ActivityNet-Captions, and Charades-STA's newer form;
                        with fps and num_frames instead of a duration TACoS, whose times are in frames
-    TimeLens-Bench     {video: {duration, spans, queries}}
+    TimeLens-Bench     {video: {duration, spans, queries}}; those of QVHighlights are called ID_start_end
     QVHighlights       qid, query, duration, vid = ID_start_end, relevant_windows
     TVGBench           path, question, answer "start-end", duration, and the trim window's start, end
     TimeRFT            video, duration, timestamp, sentence, and the trim window's video_start, video_end
-    TimeLens-100K      source, video_path, duration, events = [{query, span}, ...]
+    TimeLens-100K      source, video_path, duration, events = [{query, span}, ...], or flat: query, span
+    TimeLens2          video_id, annotations = [{text, timestamps}, ...], or messages = [question, answer, ...] of a video
+    Ego4D-NLQ          videos > clips > annotations > language_queries
+    HiREST             {query: {video: {relevant, clip, v_duration, bounds, steps}}}
+    DiDeMo             annotation_id, description, video, times in chunks of 5 s, num_segments
     lmms-eval          video, caption, timestamp
     QAEgo4D            video_id, question, moment_start_frame, moment_end_frame
     labels             video, start, end and sentence, caption or query: what people write themselves, mostly as csv
@@ -34,17 +38,27 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from labkit.data.moments import ANSWERS, FIELDS, FRAME, REQUIRED, SCORE_STEP, benchmarks_by_id
+from labkit.data.nested_forms import (
+    conversation,
+    didemo,
+    ego4d_nlq,
+    hirest,
+    is_conversation,
+    is_hirest,
+    timelens_events,
+)
 from labkit.data.rows import (
     TIME,
     AnnotationFile,
     InvalidLine,
     RepeatedKey,
     Row,
+    RowFile,
     has,
     read_encoded,
     read_object,
@@ -71,30 +85,17 @@ _CAPTIONS = {("timestamps", "sentences"): "ActivityNet-Captions", ("spans", "que
 _TIMELENS = (CHARADES, "activitynet", "qvhighlights")
 
 
-@dataclass
-class _File:
-    """What a reader knows of its file beside the row: its folder, and how often a video was asked about."""
-
-    path: Path
-    asked: Counter[str] = field(default_factory=Counter)
-
-    def qid(self, video: str) -> str:
-        """The next question's id of a video, where the file gives none."""
-        stem = stem_of(video)[0]
-        self.asked[stem] += 1
-        return f"{stem}-{self.asked[stem] - 1}"
-
-
 class _Form(NamedTuple):
     """A form of objects: the fields that one is recognised by, those that no row may lack, and its reader.
 
-    The reader is given the file, the row's line, its number from 0 and the object.
+    The reader is given the file, the row's line, its number from 0 and the object. `accepts` is asked where fields don't tell.
     """
 
     title: str
     fields: tuple[str, ...]
     needed: tuple[str, ...]
-    read: Callable[[_File, int | str, int, dict[str, Any]], Iterable[Row]]
+    read: Callable[[RowFile, int | str, int, dict[str, Any]], Iterable[Row]]
+    accepts: Callable[[Any], bool] = bool
 
 
 def read_rows(path: Path, durations: str | Path | None = None) -> AnnotationFile:
@@ -117,7 +118,13 @@ def read_rows(path: Path, durations: str | Path | None = None) -> AnnotationFile
     else:
         table = _document(path, document)
     if table is None:
-        titles = ("Charades-STA", *_CAPTIONS.values(), "NExT-GQA", *dict.fromkeys(form.title for form in FORMS))
+        titles = (
+            "Charades-STA",
+            *_CAPTIONS.values(),
+            "NExT-GQA",
+            "HiREST",
+            *dict.fromkeys(form.title for form in FORMS),
+        )
         forms = ", ".join(titles)
         raise LabError(f"{path} is no annotation file that labkit knows ({forms}); give one as its authors publish it")
     return table._replace(rows=with_durations(table.rows, path, durations), encoding=encoding)
@@ -131,6 +138,8 @@ def _document(path: Path, document: Any) -> AnnotationFile | None:
     for labels, title in _CAPTIONS.items():
         if any(has(value, *labels) for value in document.values()):
             return _with_sources(path, title, list(_captions(document, *labels)))
+    if is_hirest(document):
+        return _with_sources(path, "HiREST", list(hirest(document)))
     if any(">>>" in key for key in document):
         raise LabError(
             f"{path} holds predictions (as TimeLens and lmms-eval write them), no annotations; {SCORE_STEP}"
@@ -159,8 +168,8 @@ def _lines(path: Path, text: str) -> AnnotationFile | None:
 def _objects(path: Path, objects: list[tuple[int | str, Any]]) -> AnnotationFile | None:
     """Rows of the first form that any object has; what is no object becomes a row with a fault."""
     for form in FORMS:
-        if any(has(row, *form.fields) for _, row in objects):
-            file = _File(path)
+        if any(has(row, *form.fields) and form.accepts(row) for _, row in objects):
+            file = RowFile(path)
             rows = [row for k, (line, each) in enumerate(objects) for row in _checked(form, file, line, k, each)]
             return (
                 AnnotationFile(form.title, rows) if form.title == "moments" else _with_sources(path, form.title, rows)
@@ -171,7 +180,7 @@ def _objects(path: Path, objects: list[tuple[int | str, Any]]) -> AnnotationFile
     return None
 
 
-def _checked(form: _Form, file: _File, line: int | str, number: int, row: Any) -> Iterable[Row]:
+def _checked(form: _Form, file: RowFile, line: int | str, number: int, row: Any) -> Iterable[Row]:
     """The form's rows where the object has the fields that no row may lack."""
     if not isinstance(row, dict):
         return [Row(line, "", fault=row if isinstance(row, InvalidLine) else f"{short(row)} is not an object")]
@@ -208,7 +217,8 @@ def _with_sources(path: Path, title: str, rows: list[Row]) -> AnnotationFile:
 
 _TITLES = {
     "charades-sta": "Charades-STA txt", "activitynet": "ActivityNet-Captions", "timelens-bench": "TimeLens-Bench",
-    "timelens-100k": "TimeLens-100K", "qvhighlights": "QVHighlights", "tvgbench": "TVGBench", "timerft": "TimeRFT",
+    "timelens-100k": "TimeLens-100K", "timelens2": "TimeLens2", "ego4d-nlq": "Ego4D-NLQ", "hirest": "HiREST", "didemo": "DiDeMo",
+    "qvhighlights": "QVHighlights", "tvgbench": "TVGBench", "timerft": "TimeRFT",
 }  # fmt: skip
 """The form in which a source is published."""
 
@@ -227,16 +237,19 @@ def _captions(document: dict[str, Any], times_key: str, texts_key: str) -> Itera
         if duration is None and "fps" in entry:
             rate, frames = entry["fps"] or "", to_seconds(entry.get("num_frames"))
             duration = frames / fps if frames and (fps := to_seconds(rate)) else None
+        # Files of clips, of which the source video may be at hand instead: QVHighlights' in TimeLens-Bench.
+        window = trim_window(stem_of(video)[0]) if times_key == "spans" else None
         for k in range(max(len(stamps), len(sentences))):
             line, qid = f"key {video}[{k}]", f"{stem_of(video)[0]}-{k}"
             if k >= min(len(stamps), len(sentences)):
                 counted = f"{len(stamps)} {times_key} for {len(sentences)} {texts_key}: this one has no partner"
                 yield Row(line, qid, fault=counted)
             else:
-                yield Row(line, qid, video, sentences[k], [stamps[k]], duration, rate=rate)
+                row = Row(line, qid, video, sentences[k], [stamps[k]], duration, rate=rate)
+                yield replace(row, video=window[0], clip=[*window[1:]], cut=video) if window else row
 
 
-def _qvhighlights(file: _File, line: int | str, number: int, row: dict[str, Any]) -> Iterator[Row]:
+def _qvhighlights(file: RowFile, line: int | str, number: int, row: dict[str, Any]) -> Iterator[Row]:
     video = str(row["vid"])
     trimmed = _WINDOW_IN_NAME.fullmatch(stem_of(video)[0])
     clip = [float(trimmed[2]), float(trimmed[3])] if trimmed else None
@@ -246,7 +259,7 @@ def _qvhighlights(file: _File, line: int | str, number: int, row: dict[str, Any]
     )  # fmt: skip
 
 
-def _tvgbench(file: _File, line: int | str, number: int, row: dict[str, Any]) -> Iterator[Row]:
+def _tvgbench(file: RowFile, line: int | str, number: int, row: dict[str, Any]) -> Iterator[Row]:
     bins, answer, video = row.get("bins"), row["answer"], str(row["path"])
     part = row.get("dataset_name") or (bins.get("dataset") if isinstance(bins, dict) else None)
     pair = _PAIR.fullmatch(answer) if isinstance(answer, str) else None
@@ -257,7 +270,7 @@ def _tvgbench(file: _File, line: int | str, number: int, row: dict[str, Any]) ->
     )  # fmt: skip
 
 
-def _timerft(file: _File, line: int | str, number: int, row: dict[str, Any]) -> Iterator[Row]:
+def _timerft(file: RowFile, line: int | str, number: int, row: dict[str, Any]) -> Iterator[Row]:
     """Names such as ID_00:00:39:000_00:01:24:700.mp4 are files that hold seconds 39 to 84.7 of ID.mp4 and no more."""
     video, own, cut = str(row["video"]), row.get("qid"), ""
     qid = own or file.qid(video)
@@ -276,18 +289,7 @@ def _timerft(file: _File, line: int | str, number: int, row: dict[str, Any]) -> 
     )  # fmt: skip
 
 
-def _timelens(file: _File, line: int | str, number: int, row: dict[str, Any]) -> Iterator[Row]:
-    video, events = str(row["video_path"]), row["events"]
-    source = f"timelens-100k/{row['source']}" if isinstance(row.get("source"), str) else ""
-    for event in events if isinstance(events, list) else [events]:
-        if has(event, "query", "span"):
-            windows = event["span"]
-            yield Row(line, file.qid(video), video, event["query"], windows, row.get("duration"), source=source)
-        else:
-            yield Row(line, file.qid(video), fault=f"event {short(event)} has no query and span")
-
-
-def _labels(file: _File, line: int | str, number: int, row: dict[str, Any]) -> Iterator[Row]:
+def _labels(file: RowFile, line: int | str, number: int, row: dict[str, Any]) -> Iterator[Row]:
     """What names its video, its sentence and one window, in the words that people use for them."""
     video = str(row["video"])
     query = next((row[name] for name in _SENTENCES if row.get(name) is not None), None)
@@ -295,13 +297,13 @@ def _labels(file: _File, line: int | str, number: int, row: dict[str, Any]) -> I
     yield Row(line, row.get("qid") or file.qid(video), video, query, [window], row.get("duration"))
 
 
-def _qaego4d(file: _File, line: int | str, number: int, row: dict[str, Any]) -> Iterator[Row]:
+def _qaego4d(file: RowFile, line: int | str, number: int, row: dict[str, Any]) -> Iterator[Row]:
     video, window = str(row["video_id"]), [row["moment_start_frame"], row["moment_end_frame"]]
     qid = row.get("sample_id") or file.qid(video)
     yield Row(line, qid, video, row["question"], [window], row.get("duration"), rate=row.get("fps") or "")
 
 
-def _moment(file: _File, line: int | str, number: int, row: dict[str, Any]) -> Iterator[Row]:
+def _moment(file: RowFile, line: int | str, number: int, row: dict[str, Any]) -> Iterator[Row]:
     video, source = row["video"], row.get("source")
     if not isinstance(video, str) or not video.strip():
         yield Row(line, row["qid"], fault=f"video = {short(video)} is no path")
@@ -318,7 +320,14 @@ FORMS = (
     _Form("QVHighlights", ("vid", "query", "relevant_windows"), ("qid", "vid", "query"), _qvhighlights),
     _Form("TVGBench", ("path", "question", "answer"), ("path", "question", "answer"), _tvgbench),
     _Form("TimeRFT", ("video", "sentence", "timestamp"), ("video", "sentence", "timestamp"), _timerft),
-    _Form("TimeLens-100K", ("video_path", "events"), ("video_path", "events"), _timelens),
+    _Form("TimeLens-100K", ("video_path", "events"), ("video_path", "events"), timelens_events),
+    _Form("TimeLens-100K", ("video_path", "query", "span"), ("video_path", "query", "span"), timelens_events),
+    _Form("TimeLens2", ("video_id", "annotations"), ("video_id", "annotations"), timelens_events),
+    _Form("TimeLens2", ("messages",), ("messages",), conversation, is_conversation),
+    _Form("Ego4D-NLQ", ("videos", "version"), ("videos",), ego4d_nlq),
+    _Form(
+        "DiDeMo", ("annotation_id", "description", "times"), ("annotation_id", "description", "video", "times"), didemo
+    ),
     _Form("lmms-eval", ("video", "caption", "timestamp"), ("video", "caption", "timestamp"), _labels),
     _Form(
         "QAEgo4D",
@@ -339,8 +348,7 @@ _OTHERS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("vid", "query"), "no relevant_windows: its labels are not published; use train or val"),
     (("id", "length"), "durations, no annotations; give the file of queries, and this one as its durations"),
     (("conversations",), f"ShareGPT conversations, training texts {_TIMES_IN_SENTENCES}"),
-    (("messages",), f"chats (messages, as ms-swift and TimeLens2 train on), {_TIMES_IN_SENTENCES}"),
-    (("videos", "version"), "Ego4D's own tree of videos, clips and annotations; give a file of one row a query"),
+    (("messages",), f"chats (messages, as ms-swift trains on) that name no video, {_TIMES_IN_SENTENCES}"),
 )
 """Objects that are no annotations: the fields they are recognised by, what they are and what to do."""
 

@@ -15,18 +15,24 @@ clock times in their names), it is read whole, so that nothing is cut twice.
 from __future__ import annotations
 
 import filecmp
+import json
 import os
 import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from labkit.data.annotations import CHARADES, DURATIONS, read_rows
 from labkit.data.cleaning import Moments, RowCleaner
-from labkit.data.moments import write_moments
+from labkit.data.moments import Moment, write_moments
 from labkit.data.rows import AnnotationFile
-from labkit.data.video_index import VideoFolder, walk
+from labkit.data.video_index import VideoFolder, stem_of, walk
 from labkit.errors import LabError, nearest
-from labkit.files import project_root
+from labkit.files import project_root, replacing
+
+WRITTEN = ("labkit", "timelens-bench")
+"""Forms in which `labkit moments --write` writes."""
 
 
 class Published(NamedTuple):
@@ -51,8 +57,21 @@ BENCHMARKS = {
     "timerft": Published(("train_2k5.json",)),
     "nextgqa/val": Published(("val.csv",), "nextgqa"),
     "nextgqa/test": Published(("test.csv",), "nextgqa"),
+    **{
+        f"timelens-bench/{part}": Published((f"{part}-timelens.json",))
+        for part in ("charades", "activitynet", "qvhighlights")
+    },
+    "timelens-100k": Published(("timelens-100k.jsonl", "TimeLens-100K_grpo.jsonl")),
+    "timelens2-93k": Published(
+        tuple(f"TimeLens2-93K_{form}.jsonl" for form in ("raw_annotations", "grpo", "conversations", "xtuner"))
+    ),
+    **{f"ego4d-nlq/{split}": Published((f"nlq_{split}.json",)) for split in ("train", "val")},
+    **{f"tacos/{split}": Published((f"{split}.json",), "tacos") for split in ("train", "val", "test")},
+    **{f"didemo/{split}": Published((f"{split}_data.json",), "didemo") for split in ("train", "val", "test")},
+    **{f"hirest/{split}": Published((f"all_data_{split}.json",)) for split in ("train", "val", "test")},
 }
-"""What can be loaded by name, and the published file names. Case and punctuation of a name do not matter."""
+"""What can be loaded by name, and the published file names. Case and punctuation of a name do not matter, and a file's own name
+will do where no folder is asked for: charades-timelens is timelens-bench/charades."""
 
 
 def load_moments(
@@ -108,24 +127,78 @@ def moments_text(
     videos: str | Path | None = None,
     durations: str | Path | None = None,
     write: str | Path | None = None,
+    form: str = "labkit",
     listing: str | None = None,
     strict: bool = False,
 ) -> str:
-    """What `labkit moments` prints: counts, issues and how many videos are there; writes our own jsonl if asked.
+    """What `labkit moments` prints: counts, issues and how many videos are there; writes a file in one of WRITTEN if asked.
 
-    `listing` is None for none, "" for every issue, or a kind of issue.
+    `listing` is None for none, "" for every issue, or a kind of issue. With `strict` what `form` cannot hold is an error.
     """
+    if form not in WRITTEN:
+        raise LabError(f"form = {form!r} is none that labkit writes; the forms are {', '.join(WRITTEN)}")
+    if write is None and form != WRITTEN[0]:
+        raise LabError(f"form = {form!r} says how to write, and no file is named; add write= (--write)")
     moments = load_moments(name_or_path, videos=videos, durations=durations, strict=strict)
     lines = [str(moments), _videos_line(moments)]
     if listing is not None:
         lines.append(moments.listing(listing or None) or f"nothing to list{f' of {listing!r}' if listing else ''}")
     if write is not None:
+        left: list[str] = []
         try:
-            write_moments(moments, write)
+            if form == WRITTEN[0]:
+                write_moments(moments, write)
+            else:
+                left = write_timelens_bench(moments, write, strict)
         except OSError as error:
             raise LabError(f"'{write}' cannot be written ({error.strerror}); give another file to write") from None
-        lines.append(f"{len(moments):,} moments written to {write}")
+        lines.append(f"{len(moments) - len(left):,} moments written to {write}")
+        lines += [f"{count:>8,}  left out: {why}" for why, count in Counter(left).items()]
     return "\n".join(lines)
+
+
+def write_timelens_bench(moments: Sequence[Moment], path: str | Path, strict: bool = False) -> list[str]:
+    """Write moments as TimeLens-Bench is published, {video: {duration, spans, queries}}; it appears whole or not at all.
+
+    That form holds neither ids nor sources, and one span a query: returns the reason for each moment that it cannot hold and
+    that was left out. Raises LabError when nothing can be written or, with `strict`, something was left out.
+    """
+    entries: dict[str, dict[str, Any]] = {}
+    files: dict[str, tuple[str, float]] = {}
+    left: list[tuple[str, str]] = []
+    for moment in moments:
+        stem = stem_of(moment.video)[0]
+        why = _misfit(moment)
+        if not why:
+            file, duration = files.setdefault(stem, (moment.video, moment.duration))
+            if file != moment.video:
+                why = "another video by the same name, by which the form knows videos"
+            elif duration != moment.duration:
+                why = "another duration than its video's first, where the form has one"
+        if why:
+            left.append((moment.qid, why))
+            continue
+        entry = entries.setdefault(stem, {"duration": moment.duration, "spans": [], "queries": []})
+        entry["spans"].append([moment.windows[0].start, moment.windows[0].end])
+        entry["queries"].append(moment.query)
+    if left and (strict or not entries):
+        step = "write labkit's own form" if not entries else "write labkit's own form, or leave strict out"
+        raise LabError(
+            f"{len(left):,} of {len(moments):,} moments do not fit {path}, first {left[0][0]!r} ({left[0][1]}); {step}"
+        )
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with replacing(Path(path)) as draft:
+        draft.write_text(json.dumps(entries, ensure_ascii=False, indent=1) + "\n", encoding="utf-8", newline="\n")
+    return [why for _, why in left]
+
+
+def _misfit(moment: Moment) -> str:
+    """Why TimeLens-Bench's form cannot hold a moment, whatever else is in the file; "" where it can."""
+    if len(moment.windows) != 1:
+        return "several windows, where the form has one span a query"
+    if moment.clip is not None:
+        return "a part of its video, where the form has whole files"
+    return "options, which the form does not have" if moment.options else ""
 
 
 def _videos_line(moments: Moments) -> str:
@@ -144,7 +217,8 @@ def _resolve(name_or_path: str | Path) -> tuple[Path, str]:
     if isinstance(name_or_path, str):
         wanted = _plain(name_or_path)
         for name, published in BENCHMARKS.items():
-            if _plain(name) == wanted:
+            stems = [] if published.folder else [_plain(file.rpartition(".")[0]) for file in published.files]
+            if wanted in (_plain(name), *stems):
                 return _find(name, published), name
         parts = [name for name in BENCHMARKS if "/" in name and _plain(name.partition("/")[0]) == wanted]
         if parts:

@@ -38,6 +38,7 @@ RULES = {
     "clip window": "where trim window and duration differ the shorter holds; without a true window the row is of no use",
     "already cut": "the video at hand is as long as the trim window and ends before it, so that it is read whole",
     "no frame rate": "labels count frames and the file does not say how many make a second: the video is measured",
+    "several annotators": "the label is taken that its owners' measure scores best against all of them",
     "window past the video": "most of the trim window lies in the video, which is taken for the whole one: if it is the "
     "clip itself, name it ID_start_end",
     "foreign path": "what lies behind a link or on another system is looked for by its name, in the folder of videos",
@@ -207,6 +208,8 @@ class RowCleaner:
             raise RowRejected("empty query", row.query)
         if not row.video.strip():
             raise RowRejected("malformed row", row.video, "it names no video")
+        if row.noted:
+            self._record(row, row.noted, "noted", row.windows)
         for field in row.unknown:
             self._record_once(row, "unknown field", field, field)
         video, clip = self._video(row)
@@ -320,6 +323,10 @@ class RowCleaner:
         if clip is None and row.clip is not None and not video.there:
             clip = _clip_of(row.clip)
         if clip is not None:
+            ends = self._header(video.path) if video.there else 0.0
+            if clip.start < ends < clip.end:
+                self._record(row, "no duration", "repaired", row.duration, f"the video ends at {ends:.2f} s")
+                return ends - clip.start
             self._record(row, "no duration", "repaired", row.duration, "the trim window's length is taken")
             return clip.length
         if not video.there:
@@ -426,10 +433,12 @@ def _options(row: Row) -> tuple[tuple[str, ...], int | None]:
     options, choice = row.options, row.choice
     if not isinstance(options, list) or not all(isinstance(option, str) and option.strip() for option in options):
         raise RowRejected("options", options, "an option is empty or no text")
-    if not 2 <= len(options) <= len(OPTION_LETTERS) or len(set(options)) < len(options):
-        raise RowRejected("options", options, f"there must be 2 to {len(OPTION_LETTERS)}, each once")
+    if not 2 <= len(options) <= len(OPTION_LETTERS):
+        raise RowRejected("options", options, f"there must be 2 to {len(OPTION_LETTERS)}")
     if type(choice) is not int or not 0 <= choice < len(options):
         raise RowRejected("options", options, "the answer is none of them")
+    if options.count(options[choice]) > 1:
+        raise RowRejected("options", options, "the answer is two of them")
     return tuple(options), choice
 
 

@@ -54,6 +54,9 @@ DOWNLOADS = {
     "qvhighlights": "'wget https://nlp.cs.unc.edu/data/jielei/qvh/qvhilights_videos.tar.gz' (134 GB)",
     "tvgbench": _TIME_R1,
     "timerft": _TIME_R1,
+    "timelens-bench": "'hf download TencentARC/TimeLens-Bench --repo-type dataset'",
+    "timelens-100k": "'hf download TencentARC/TimeLens-100K --repo-type dataset'",
+    "timelens2": "'hf download MCG-NJU/TimeLens2-93K --repo-type dataset'",
 }
 """How to fetch the videos, by a part of a moment's `source` between slashes. Source: the benchmarks' own pages and
 Time-R1's docs/DATA.md; the links have not been followed. ActivityNet's and NExT-GQA's authors give theirs on request."""
@@ -140,8 +143,8 @@ class Moment:
             if self.choice is not None:
                 raise BadField("choice", self.choice, "has no options to choose from", "give options or take it out")
             return
-        if not 2 <= len(self.options) <= len(OPTION_LETTERS) or len(set(self.options)) != len(self.options):
-            step = f"give 2 to {len(OPTION_LETTERS)} options, each once"
+        if not 2 <= len(self.options) <= len(OPTION_LETTERS):
+            step = f"give 2 to {len(OPTION_LETTERS)} options"
             raise BadField("options", list(self.options), "cannot be chosen from", step)
         for option in self.options:
             if not isinstance(option, str) or not option.strip():
@@ -149,6 +152,9 @@ class Moment:
         if type(self.choice) is not int or not 0 <= self.choice < len(self.options):
             step = f"write the right option's number, 0 to {len(self.options) - 1}"
             raise BadField("choice", self.choice, "is not one of the options", step)
+        if self.options.count(self.options[self.choice]) > 1:
+            step = "give the right option once; wrong ones may be alike"
+            raise BadField("options", list(self.options), "holds the right one twice", step)
 
     @property
     def has_truth(self) -> bool:

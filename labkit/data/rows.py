@@ -13,16 +13,18 @@ import math
 import re
 import zlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from labkit.data.video_index import stem_of
 from labkit.errors import LabError
 
 NUMBER = r"[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?"
 """A number as annotation files write it; ASCII digits alone."""
-_CLOCK = r"(?:\d+:)?\d?\d:\d\d(?:\.\d+)?"
-TIME = rf"(?:{_CLOCK}|{NUMBER})"
+CLOCK = r"(?:\d+:)?\d?\d:\d\d(?:\.\d+)?"
+"""Hours, minutes and seconds as a clock shows them; hours may be left out."""
+TIME = rf"(?:{CLOCK}|{NUMBER})"
 """A number of seconds, or minutes and seconds as a clock shows them."""
 _WHOLE_TIME = re.compile(TIME, re.ASCII)
 _DECIMAL_COMMA = re.compile(r"\d+,\d+", re.ASCII)
@@ -41,7 +43,8 @@ class Row:
     `video` is the source video's name, in which `clip` is the trim window; `cut` is the name of a file that holds the
     clip alone, "" where none was published. `path` is the video's path where the file gives it for good. `fault` says
     why the row cannot be read, `unknown` names fields that no moment has. `rate` is None where windows are in seconds;
-    where they count frames it is the frames of a second, or "" when the file does not say.
+    where they count frames it is the frames of a second, or "" when the file does not say. `noted` is a kind of issue that
+    the reader has met and settled.
     """
 
     line: int | str
@@ -59,6 +62,21 @@ class Row:
     fault: str = ""
     unknown: tuple[str, ...] = ()
     rate: object = None
+    noted: str = ""
+
+
+@dataclass
+class RowFile:
+    """What a reader knows of its file beside the row: its path, and how often a video was asked about."""
+
+    path: Path = Path()
+    asked: Counter[str] = field(default_factory=Counter)
+
+    def qid(self, video: str) -> str:
+        """The next question's id of a video, where the file gives none."""
+        stem = stem_of(video)[0]
+        self.asked[stem] += 1
+        return f"{stem}-{self.asked[stem] - 1}"
 
 
 class AnnotationFile(NamedTuple):

@@ -64,10 +64,10 @@ def examine(
     report.findings += launcher_findings() + machine_findings(machine, params)
     own, params, findings = _own_terms(params, root)
     report.findings += findings + _run_findings(params, own, root)
-    model, findings = find_model(params.sft_model or params.model, root)
+    model, findings = find_model(params.start_model("sft_model") or params.model, root)
     report.findings += findings
     harvester = None
-    if other := params.harvester or params.grpo_model:
+    if other := params.harvester or params.start_model("grpo_model"):
         harvester, findings = find_model(other, root)
         kind = "harvester" if params.harvester else "grpo_model"
         report.findings += [each._replace(kind=kind) for each in findings]

@@ -1,14 +1,13 @@
 """Several runs beside each other: figures over seeds, paired tests on the same queries, and the parameters that differ.
 
-Runs whose parameters differ in the seed alone are one setting, whose figures have a mean, a spread and an interval over seeds.
-That interval speaks of other seeds on these queries; a paired test speaks of other queries, for these very models. Runs on other
-test data stand apart, by name, and so does what is no run.
+Runs whose parameters differ in the seed alone are one setting (`labkit.runs.settings`), whose figures have a mean, a spread and an
+interval over seeds. That interval speaks of other seeds on these queries; a paired test speaks of other queries, for these very
+models. Runs on other test data stand apart, by name, and so does what is no run.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,14 +19,25 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from labkit.data.moments import Moment, read_moments
+from labkit.embedded.true_words import KINDS
 from labkit.embedded.world import moments_file
 from labkit.errors import LabError
 from labkit.files import project_root, under
-from labkit.params import DEFAULTS, format_value, read_yaml
+from labkit.params import format_value
 from labkit.progress import duration
-from labkit.runs.results import DECODINGS, LEGEND, MODELS, columns_of, read_model_evaluation, read_results
-from labkit.runs.run import CHANGEABLE, NOTEBOOK_OF, read_manifest
-from labkit.scoring.bootstrap import Difference, Spread, few_videos, paired_differences, spread_over_seeds
+from labkit.runs.controls import control_dict, control_tables
+from labkit.runs.results import (
+    DECODINGS,
+    LEGEND,
+    MODELS,
+    WORDS_LEGEND,
+    columns_of,
+    read_model_evaluation,
+    words_columns,
+)
+from labkit.runs.run import read_manifest
+from labkit.runs.settings import RunRecord, Setting, read_run, settings_of
+from labkit.scoring.bootstrap import Difference, Spread, few_videos, paired_differences
 from labkit.scoring.predictions import as_predictions
 from labkit.scoring.scores import Score, between, gap_cells, score
 from labkit.table import Table, percent, repr_pretty
@@ -37,32 +47,11 @@ PAIRED = {"miou": "mIoU", "r1@0.5": "R1@0.5"}
 _SHOWN = (
     ("miou", "r1@0.3", "r1@0.5", "r1@0.7", "acc_qa", "acc_gqa"),
     ("anchor_rate", "strict_share", "iou_first", "iou_last", "iou_answer"),
+    (*(f"true_{kind}" for kind in KINDS), "distinct_share"),
 )
 """Figures by table, so that none is wider than a terminal."""
-
-
-@dataclass(frozen=True, eq=False)
-class RunRecord:
-    """A run as a comparison needs it."""
-
-    name: str
-    """Its folder's name, or where several have the same name its path."""
-    path: Path
-    seed: int
-    values: dict[str, Any]
-    """Every parameter but the seed and those that change no figure; one that the run is older than has its default.
-
-    Of the user's own code, what tells its text from others.
-    """
-    test: str
-    """The test split's fingerprint and how many of its queries at most were asked, by which runs are told apart."""
-    results: dict[str, Any]
-
-    @property
-    def open_stage(self) -> str:
-        """The first stage that is not finished; "" where all are."""
-        stages = self.results["stages"]
-        return next((name for name, entry in stages.items() if entry["state"] != "finished"), "")
+MANY = 4
+"""More settings than this have a row each and no column, and only their final models are shown."""
 
 
 class PairedRuns(NamedTuple):
@@ -85,23 +74,6 @@ class PairedTests(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Setting:
-    """Runs that differ in their seed alone."""
-
-    label: str
-    """A, B and so on, in the order in which the runs were given."""
-    runs: list[RunRecord]
-    repeated: list[RunRecord]
-    """Runs of a seed that is there already: they say nothing about other seeds and count in no mean."""
-
-    def spread(self, model: str, decoding: str, figure: str) -> Spread | None:
-        """A figure over the seeds whose runs have it; None where none has."""
-        found = [figures_of(run, model, decoding).get(figure) for run in self.runs]
-        values = [float(value) for value in found if value is not None and math.isfinite(value)]
-        return spread_over_seeds(values) if values else None
-
-
-@dataclass(frozen=True, eq=False, repr=False)
 class RunsOfOneTest:
     """The settings that were tested on the same queries."""
 
@@ -118,7 +90,8 @@ class RunsOfOneTest:
         models: dict[str, Any] = {}
         for number, run in enumerate(self.runs):
             models |= {f"{number} {model}": decodings for model, decodings in run.results["models"].items()}
-        return columns_of(models)
+        words = {key: f"true {name}" for key, name in words_columns(models.values()).items()}
+        return columns_of(models) | words | ({"distinct_share": "distinct"} if words else {})
 
     def differences(self) -> dict[str, list[str]]:
         """Parameters that differ between the settings, with each setting's value."""
@@ -136,17 +109,18 @@ class RunsOfOneTest:
         if len(self.runs) < 2:
             return PairedTests([])
         try:
-            moments = _test_moments(self.runs[0])
+            moments = moments_of(self.runs[0])
         except LabError as error:
             return PairedTests([], f"No paired tests: {error}.")
         scores, troubles = _scores(self.runs, moments)
         clusters = [moment.source_video for moment in moments]
         first, *others = self.runs
         one, *more = self.settings
-        sides = [(run.name, [run], [first]) for run in others] + [
+        single = [] if len(self.settings) > MANY else [(run.name, [run], [first]) for run in others]
+        sides = single + [
             (f"{setting.label}, mean of {len(setting.runs)}", setting.runs, one.runs)
             for setting in more
-            if len(setting.runs) + len(one.runs) > 2
+            if not single or len(setting.runs) + len(one.runs) > 2
         ]
         rows = []
         for label, ours, theirs in sides:
@@ -166,6 +140,7 @@ class RunsOfOneTest:
                 name: dict(zip([setting.label for setting in self.settings], values, strict=True))
                 for name, values in self.differences().items()
             },
+            "controls": control_dict(self.settings),
             "paired": {
                 "less": self.runs[0].name,
                 "rows": [
@@ -202,6 +177,8 @@ class RunsOfOneTest:
     def tables(self) -> list[Table]:
         """What a person reads: the runs, the parameters that differ, figures over seeds, paired tests."""
         labels = [setting.label for setting in self.settings]
+        if len(labels) > MANY:
+            return [*self._many_tables(), *control_tables(self.settings), *self._paired_tables()]
         made = [
             Table("runs", ("", "setting", "seed", "state", "took"), self._run_rows(), self._runs_note(), align="lllll")
         ]
@@ -213,6 +190,24 @@ class RunsOfOneTest:
                 columns = {name: self.figures[name] for name in names if name in self.figures}
                 if rows := self._spread_rows(decoding, columns):
                     made.append(Table(self._title(decoding), ("", "n", *columns.values()), rows, align="lr"))
+        return [*made, *control_tables(self.settings), *self._paired_tables()]
+
+    def _many_tables(self) -> list[Table]:
+        """The settings by row, with the seeds that have ended, and what each has other than the first."""
+        ended, differ, others = [], [], self.differences()
+        for number, setting in enumerate(self.settings):
+            done = [str(run.seed) for run in setting.runs if not run.open_stage]
+            unfinished = [f"{run.seed} at {run.open_stage}" for run in setting.runs if run.open_stage]
+            ended.append([setting.label, " ".join(done) or "-", ", ".join(unfinished) or "-"])
+            changed = [f"{name} {values[number]}" for name, values in others.items() if values[number] != values[0]]
+            differ.append([setting.label, ", ".join(changed) or "-"])
+        return [
+            Table("runs by setting", ("", "finished seeds", "unfinished"), ended, self._runs_note(), align="l"),
+            Table(f"parameters other than {self.settings[0].label}'s", (), differ[1:], align="l"),
+        ]
+
+    def _paired_tables(self) -> list[Table]:
+        labels, made = [setting.label for setting in self.settings], list[Table]()
         paired, note, _ = self.paired
         if paired or note:
             heads = [part for name in PAIRED.values() for part in (name, "95 % interval", "p")]
@@ -224,12 +219,14 @@ class RunsOfOneTest:
             head = ("", *heads, "better", "worse", "same") if rows else ()
             means = f" (means: less {labels[0]}'s)" if len(labels) > 1 else ""
             title = f"paired on the same queries, greedy, less {self.runs[0].name}{means}"
+            if len(labels) > MANY:
+                title = f"paired on the same queries, greedy, means over seeds less {labels[0]}'s"
             made.append(Table(title, head, rows or [[note]], note if rows else "", align="lr"))
         return made
 
     def _title(self, decoding: str) -> str:
         found = {
-            figures.get("n") for run in self.runs for model in MODELS if (figures := figures_of(run, model, decoding))
+            figures.get("n") for run in self.runs for model in MODELS if (figures := run.figures(model, decoding))
         }
         queries = " or ".join(f"{n:,.0f}" for n in sorted(n for n in found if n is not None))
         several = ", mean over n seeds" if any(len(setting.runs) > 1 for setting in self.settings) else ""
@@ -336,7 +333,7 @@ def compare_runs(folders: Sequence[str | Path]) -> Comparison:
             not_runs[str(folder)] = "no manifest.json"
             continue
         try:
-            run = _read_run(folder)
+            run = read_run(folder)
         except (LabError, OSError) as error:
             not_runs[str(folder)] = str(error)
         else:
@@ -349,81 +346,33 @@ def compare_runs(folders: Sequence[str | Path]) -> Comparison:
         test: [replace(run, name=str(run.path)) if names[run.name] > 1 else run for run in runs]
         for test, runs in by_test.items()
     }
-    return Comparison([RunsOfOneTest(_settings(runs)) for runs in by_test.values()], not_runs)
+    return Comparison([RunsOfOneTest(settings_of(runs)) for runs in by_test.values()], not_runs)
 
 
-def figures_of(run: RunRecord, model: str, decoding: str) -> dict[str, float | None]:
-    """A model's flat figures, {} where it was not evaluated so."""
-    return run.results["models"].get(model, {}).get(decoding) or {}
-
-
-def _read_run(folder: Path) -> RunRecord:
-    manifest, results = read_manifest(folder), read_results(folder)
-    path = folder / "params.yaml"
-    values = DEFAULTS.as_dict() | read_yaml(path)
-    seed = int(values.pop("seed", manifest.get("seed", 0)))
-    for name in CHANGEABLE:
-        values.pop(name, None)
-    values |= {f"text of {name}": note["sha256"] for name, note in manifest.get("own", {}).items()}
-    # What an unfinished stage has measured stands beside its notebook already.
-    for model in MODELS:
-        for decoding in DECODINGS:
-            file = folder / NOTEBOOK_OF.get(model, "01_grpo") / f"{model}-{decoding}.json"
-            if model not in results["models"] and file.is_file():
-                results["models"][model] = {}
-            if not results["models"].get(model, {}).get(decoding) and file.is_file():
-                results["models"][model][decoding] = _figures_in(file)
-    limit = values.get("test_limit") or 0
-    test = str(manifest["data"].get("test", "not recorded")) + (f", first {limit} queries" if limit else "")
-    return RunRecord(str(results["run"]), folder, seed, values, test, results)
-
-
-def _figures_in(file: Path) -> dict[str, float | None]:
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8"))["figures"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise LabError(f"'{file}' is damaged ({error!r}); remove it, and run its notebook again") from None
-
-
-def _settings(runs: Sequence[RunRecord]) -> list[Setting]:
-    alike: dict[str, list[RunRecord]] = {}
-    for run in runs:
-        alike.setdefault(json.dumps(run.values, sort_keys=True, default=str), []).append(run)
-    settings = []
-    for number, group in enumerate(alike.values()):
-        by_seed: dict[int, RunRecord] = {}
-        for run in group:
-            by_seed.setdefault(run.seed, run)
-        chosen = [*by_seed.values()]
-        label = chr(65 + number) if number < 26 else f"S{number + 1}"
-        settings.append(Setting(label, chosen, [run for run in group if run not in chosen]))
-    return settings
-
-
-def _test_moments(run: RunRecord) -> list[Moment]:
-    """The queries that a run was tested on, from where its data lie; raises LabError when they don't lie there any more."""
+def moments_of(run: RunRecord, split: str = "test") -> list[Moment]:
+    """The queries of a run's split, from where its data lie; raises LabError when they don't lie there any more."""
     values = run.values
     if values["data"] == "world":
-        counts = (values[f"world_{split}"] for split in ("train", "validation", "test"))
+        counts = (values[f"world_{each}"] for each in ("train", "validation", "test"))
         name = "-".join(["world", *map(str, counts), f"seed{values['world_seed']}"])
-        paths = [moments_file(run.path.resolve().parent / name, "test", values["task"])]
+        paths = [moments_file(run.path.resolve().parent / name, split, values["task"])]
     else:
         roots = dict.fromkeys([project_root(run.path), project_root()])
-        paths = [under(root, values["data"]) / "test.jsonl" for root in roots]
+        paths = [under(root, values["data"]) / f"{split}.jsonl" for root in roots]
     path = next((each for each in paths if each.is_file()), None)
     if path is None:
-        raise LabError(f"the queries of the test split are not at '{paths[0]}'; put the runs' data there")
+        raise LabError(f"the queries of the {split} split are not at '{paths[0]}'; put the runs' data there")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    if not run.test.startswith(digest):
-        raise LabError(f"'{path}' is not the test split of run '{run.name}' any more; put back what it was tested on")
-    return read_moments(path)[: values.get("test_limit") or None]
+    if read_manifest(run.path)["data"].get(split) != digest:
+        raise LabError(f"'{path}' is not the {split} split of run '{run.name}' any more; put back what it had")
+    return read_moments(path)[: values.get(f"{split}_limit") or None]
 
 
 def _scores(
     runs: Sequence[RunRecord], moments: Sequence[Moment]
 ) -> tuple[dict[tuple[RunRecord, str], Score], list[str]]:
     """Scores of the greedy answers by run and model, as far as pairs need them; and what could not be read."""
-    has = {run: [model for model in MODELS if figures_of(run, model, "greedy")] for run in runs}
+    has = {run: [model for model in MODELS if run.figures(model, "greedy")] for run in runs}
     # A run is held against the first at the last model that both have, means at the last that all have.
     last = {run: [model for model in has[run] if model in has[runs[0]]][-1:] for run in runs[1:]}
     shared = [model for model in has[runs[0]] if all(model in each for each in has.values())][-1:]
@@ -466,6 +415,7 @@ def _legend(tests: Sequence[RunsOfOneTest]) -> str:
         "Paired tests ask about other queries, for these very models; intervals by source video." if videos else "",
         few_videos(min(videos)) if videos else "",
         LEGEND,
+        WORDS_LEGEND if any("distinct_share" in test.figures for test in tests) else "",
     ]  # fmt: skip
     return "\n".join(filter(None, parts))
 

@@ -34,7 +34,8 @@ def model_card(run: Path, stage: str, family: str) -> str:
     results, manifest = read_results(run), read_manifest(run)
     params = read_yaml(run / "params.yaml")
     given = {"grpo": "harvester", "grpo_final": "sft_model"}.get(stage, "")
-    base = params.get(given) or params.get("model", DEFAULTS.model)
+    base = params.get(given)
+    base = params.get("model", DEFAULTS.model) if base in (None, "", "base") else base
     head = {
         "library_name": "transformers",
         "pipeline_tag": "video-text-to-text",

@@ -12,7 +12,7 @@ from labkit.errors import LabError
 from labkit.files import replacing
 from labkit.runs.run import STAGES
 
-PARTS = {"notebooks": "*.ipynb", "params": "*.yaml"}
+PARTS = {"notebooks": ("[!.]*.ipynb",), "params": ("[!.]*.yaml", "controls/[!.]*.yaml")}
 """The folders of a project, and what belongs to each."""
 _PACKAGE = Path(__file__).parents[1]
 
@@ -27,7 +27,10 @@ def lay_out(folder: str | Path) -> list[Path]:
     home = _PACKAGE / "project_files"
     if not home.is_dir():
         home = _PACKAGE.parent
-    sources = {name: sorted((home / name).glob(f"[!.]{pattern}")) for name, pattern in PARTS.items()}
+    sources = {
+        name: [file for pattern in patterns for file in sorted((home / name).glob(pattern))]
+        for name, patterns in PARTS.items()
+    }
     if lost := [name for name, files in sources.items() if not files]:
         raise LabError(f"'{home}' holds no {' and no '.join(lost)}; install labkit again")
     if folder.exists() and not folder.is_dir():
@@ -38,9 +41,11 @@ def lay_out(folder: str | Path) -> list[Path]:
     for name, files in sources.items():
         (folder / name).mkdir(parents=True)
         for source in files:
-            with replacing(folder / name / source.name) as draft:
+            target = folder / source.relative_to(home)
+            target.parent.mkdir(exist_ok=True)
+            with replacing(target) as draft:
                 shutil.copyfile(source, draft)  # not the rights of an installed file, which may be read-only
-            written.append(folder / name / source.name)
+            written.append(target)
     return written
 
 

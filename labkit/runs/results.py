@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ from labkit.errors import LabError
 from labkit.progress import duration
 from labkit.runs.run import NOTEBOOK_OF, STAGES, read_manifest
 from labkit.runs.versions import version_text
+from labkit.scoring.bootstrap import Interval
+from labkit.scoring.scores import between
 from labkit.stages.evaluate import read_evaluation_rollouts
 from labkit.stages.rollouts import UNPAID, Rollout
 from labkit.table import Table, percent
@@ -34,9 +37,9 @@ COLUMNS = {
 ANSWERED = {"acc_qa": "Acc@QA", "acc_gqa": "Acc@GQA"}
 """Columns beside these where moments have options."""
 WORDS_LEGEND = (
-    "Words of all thoughts held against the embedded world: the share that is true of the asked thing and event, in brackets what\n"
-    "the same words would have, dealt out at random among all queries, and how many were said.\n"
-    "distinct: thoughts that differ once object words and numbers are blanked."
+    "True words: of all words said of a kind the share that is true of the asked thing and event, its 95 % interval by video in\n"
+    "brackets. By chance: what the same words would have, dealt out at random among all queries.\n"
+    "Distinct: thoughts that differ once object words and numbers are blanked."
 )
 LEGEND = (
     "All in percent. anchors: chains with an anchor. strict: with two or more, each by 0.05 IoU better.\n"
@@ -144,9 +147,9 @@ def results_text(results: Mapping[str, Any]) -> str:
             queries = {row[decoding]["n"] for row in results["models"].values() if row.get(decoding)}
             title = f"{decoding}, {' or '.join(f'{n:.0f}' for n in sorted(queries))} queries"
             blocks.append(Table(title, ("", *columns.values()), rows, align="lr"))
-    words = words_rows(results["models"])
-    for decoding, rows in words.items():
-        blocks.append(Table(f"true words, {decoding}", rows[0], rows[1:], align="lr"))
+    words = words_table({label: results["models"].get(model, {}) for model, label in MODELS.items()})
+    if words:
+        blocks.append(words)
     if results["harvest"]:
         rows = [[name, f"{count:g}"] for name, count in results["harvest"].items() if name != "yield"]
         blocks.append(Table(f"harvest, {100 * results['harvest']['yield']:.1f} % kept", (), rows, align="lr"))
@@ -167,27 +170,53 @@ def columns_of(models: Mapping[str, Any]) -> dict[str, str]:
     return COLUMNS | {key: title for key, title in ANSWERED.items() if key in found}
 
 
-def words_rows(models: Mapping[str, Any]) -> dict[str, list[list[str]]]:
-    """Tables of true words by decoding, the first row their head; none where no model has the figures."""
-    tables = {}
+def words_columns(models: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Names and titles of the shares of true words that any model's figures by decoding have."""
+    found = {key for decodings in models for figures in decodings.values() for key in figures or ()}
+    return {f"true_{kind}": name for kind, name in KINDS.items() if f"true_{kind}" in found}
+
+
+def words_table(models: Mapping[str, Mapping[str, Any]]) -> Table | None:
+    """True words of models, a column each and a row for each kind and decoding; None where no figures have them.
+
+    `models` holds by label, then by decoding, flat figures of `labkit.embedded.true_words.word_figures` among others.
+    """
+    rows, labels = [], [label for label, each in models.items() if words_columns([each])]
     for decoding in DECODINGS:
-        rows = []
-        for model, label in MODELS.items():
-            figures = models.get(model, {}).get(decoding) or {}
-            if "distinct_thoughts" in figures:
-                shares = [true_share(figures, kind) for kind in KINDS]
-                rows.append([label, *shares, f"{figures['distinct_thoughts']:,.0f} of {figures['n']:,.0f}"])
-        if rows:
-            tables[decoding] = [["", *KINDS.values(), "distinct"], *rows]
-    return tables
+        found = [models[label].get(decoding) or {} for label in labels]
+        if not any("distinct_thoughts" in each for each in found):
+            continue
+        rows.append([decoding, *[""] * len(labels)])
+        for kind, name in KINDS.items():
+            if any(each.get(f"said_{kind}") for each in found):
+                rows.append([f"{name}, true", *(true_share(each, kind) for each in found)])
+                rows.append(["by chance", *(percent(each.get(f"chance_{kind}")) for each in found)])
+        distinct = [(each.get("distinct_thoughts"), each.get("n")) for each in found]
+        rows.append(
+            ["distinct thoughts", *("-" if d is None or not n else f"{d:,.0f} of {n:,.0f}" for d, n in distinct)]
+        )
+    return Table("true words, in percent of those said", ("", *labels), rows, align="lr") if rows else None
+
+
+def all_true(figures: Mapping[str, float | None]) -> float | None:
+    """Share of true words of all kinds together; None where none was said, or nothing says what is true.
+
+    >>> all_true({"true_place": 0.5, "said_place": 10.0, "true_colour": 1.0, "said_colour": 30.0})
+    0.875
+    """
+    said = {kind: figures.get(f"said_{kind}") or 0.0 for kind in KINDS}
+    true = sum(count * float(figures[f"true_{kind}"] or 0.0) for kind, count in said.items() if count)
+    return true / sum(said.values()) if any(said.values()) else None
 
 
 def true_share(figures: Mapping[str, float | None], kind: str) -> str:
-    """Percent of true words of a kind, in brackets what chance gives, and how many were said.
+    """Percent of true words of a kind, its interval, and how many were said.
 
-    >>> true_share({"true_place": 0.256, "chance_place": 0.25, "said_place": 579.0}, "place")
-    '25.6 (25.0) of 579'
+    >>> true_share({"true_place": 0.256, "low_place": 0.221, "high_place": 0.294, "said_place": 579.0}, "place")
+    '25.6 (22.1 to 29.4) of 579'
     """
-    if not (said := figures[f"said_{kind}"]):
-        return "-"
-    return f"{percent(figures[f'true_{kind}'])} ({percent(figures[f'chance_{kind}'])}) of {said:,.0f}"
+    if not (said := figures.get(f"said_{kind}")):
+        return "none said" if said == 0 else "-"
+    low, high = (math.nan if (end := figures.get(f"{name}_{kind}")) is None else end for name in ("low", "high"))
+    interval = "" if math.isnan(low) else f" ({between(Interval(low, high))})"
+    return f"{percent(figures[f'true_{kind}'])}{interval} of {said:,.0f}"

@@ -18,6 +18,7 @@ from typing import Any, Self
 from labkit.errors import LabError
 from labkit.files import lock, locked, project_root, replacing, under, unlock
 from labkit.params import DEFAULTS, Params, read_yaml
+from labkit.runs.budget import as_counted, count_budget
 from labkit.runs.own_terms import OwnTerms, load_own_terms, only_cells_differ, try_own_terms, with_cells
 from labkit.runs.trackers import require_trackers
 from labkit.runs.versions import package_version, package_versions, source_version
@@ -57,7 +58,10 @@ class Run:
         folder = under(root, params.outputs) / params.run
         exists = (folder / "manifest.json").is_file() and (folder / "params.yaml").is_file()
         if exists:
-            params = with_cells(params, read_yaml(folder / "params.yaml"))
+            there = read_yaml(folder / "params.yaml")
+            params = as_counted(with_cells(params, there), there)
+        else:
+            params = count_budget(params, root)
         run = cls(params, folder, root, check_inputs(params, root, kept_texts(folder) if exists else {}))
         if run.path.exists() and not run.path.is_dir():
             raise LabError(f"'{run.path}' is a file, so it cannot be the run's directory; choose another `run` name")
@@ -284,7 +288,8 @@ def skipped_stages(params: Params) -> dict[str, str]:
     """
     for parameter, first in STARTS.items():
         if value := getattr(params, parameter):
-            reason = f"is skipped: this run begins with {first}, from {parameter} '{value}'."
+            start = f"the base, '{params.model}'" if value == "base" else f"{parameter} '{value}'"
+            reason = f"is skipped: this run begins with {first}, from {start}."
             return {name: f"{name} {reason}" for name in STAGES[: STAGES.index(first)]}
     return {}
 
@@ -328,8 +333,9 @@ def check_inputs(params: Params, root: Path, kept: Mapping[str, str] | None = No
     from labkit.stages.traces import read_traces
 
     own = load_own_terms(params, root, kept or {})
-    for parameter in ("model", "harvester", "grpo_model", "sft_model"):
-        if name := getattr(params, parameter):
+    starts = {parameter: params.start_model(parameter) for parameter in ("grpo_model", "sft_model")}
+    for parameter, name in {"model": params.model, "harvester": params.harvester, **starts}.items():
+        if name:
             require_model(name, root, parameter)
     require_trackers(params.report_to)
     if params.traces:

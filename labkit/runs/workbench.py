@@ -109,7 +109,11 @@ class Workbench(Run):
             self.fingerprint("traces", file)
             return import_traces(file, self.moments("train"), self.params.run)
         moments = {moment.qid: moment for moment in self.harvested_moments()}
-        return harvest.filter_traces(self.rollouts("distill").stream(), moments, self.params, self.own.filters)
+        store = self.rollouts("distill")
+        filtered = harvest.filter_traces(store.stream(), moments, self.params, self.own.filters)
+        if self.params.trace_choice == "random":
+            return harvest.draw_traces(store.stream(), filtered, self.params.seed)
+        return filtered
 
     def data_folder(self) -> Path:
         """The folder of the moments files; that of the embedded world is written when it is not there yet."""
@@ -148,7 +152,12 @@ class Workbench(Run):
         Raises LabError when the stage has not ended.
         """
         p = self.params
-        given = {"base": p.model, "harvester": p.harvester or p.model, "grpo": p.grpo_model, "sft": p.sft_model}
+        given = {
+            "base": p.model,
+            "harvester": p.harvester or p.model,
+            "grpo": p.start_model("grpo_model"),
+            "sft": p.start_model("sft_model"),
+        }
         if not (name := given.get(stage, "")):
             name = str(self.path / NOTEBOOK_OF[stage] / "final")
             if not Path(name).is_dir():

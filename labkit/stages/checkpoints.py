@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +18,7 @@ from labkit.errors import LabError
 from labkit.files import apply_umask, replacing
 from labkit.policy.model import Policy, save_policy
 from labkit.progress import say
-from labkit.stages.distributed.process_group import barrier, process_rank
+from labkit.stages.distributed.process_group import all_gather_object, barrier, process_rank
 from labkit.stages.sharding import full_state_dict, load_full_state_dict
 from labkit.stages.start import record_final_weights
 
@@ -70,9 +72,22 @@ def step_of(checkpoint: Path | None) -> int:
 
 
 def resumable(trainer: Any) -> Any:
-    """A TRL trainer whose checkpoints are marked once they are whole, and are loaded with all their weights."""
+    """A TRL trainer whose checkpoints are marked once they are whole, and are loaded with all their weights.
+
+    Each step is logged with `cpu_seconds`, the processor time of all that train since the step before: of the steps that a killed
+    attempt lost, those count that were taken again.
+    """
 
     class Resumable(trainer):
+        _cpu_mark = 0.0
+
+        def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+            if "loss" in logs:
+                now = time.process_time()
+                logs["cpu_seconds"] = math.fsum(all_gather_object([now - self._cpu_mark]))
+                self._cpu_mark = now
+            super().log(logs, start_time)
+
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
             super()._save_checkpoint(model, trial)
             barrier()  # each process has written its part
@@ -89,6 +104,7 @@ def resumable(trainer: Any) -> Any:
 
         def train_from(self, checkpoint: Path | None) -> None:
             """Train, from a checkpoint if there is one, and let go of what only training needs."""
+            self._cpu_mark = time.process_time()
             try:
                 self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             finally:

@@ -43,7 +43,7 @@ from labkit.stages.rollouts import RolloutStore
 from labkit.stages.sharding import ignore_vision_modules, require_same_sharding, require_sharding
 from labkit.stages.start import frozen_copy, preserve_model_state, require_same_start, stage_seed
 
-LOGGED = ("loss", "entropy", "kl", "grad_norm", "learning_rate", "step_time")
+LOGGED = ("loss", "entropy", "kl", "grad_norm", "learning_rate", "step_time", "cpu_seconds")
 """What a step's history takes over from TRL's log."""
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import random
 import reprlib
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,6 +46,8 @@ REASONS = (
 
 `wrong option` only where moments have options. Rules of a user's own stand before `duplicate`.
 """
+BROKEN = REASONS[:2]
+"""Reasons that leave nothing to learn from: the chain cannot be read as one."""
 
 
 class FilterCount(NamedTuple):
@@ -134,7 +138,7 @@ def harvest(
     for part, (begin, end) in parts.items():
         if (begin, end) not in mine:
             continue
-        part_moments = moments[begin:end]
+        begun, part_moments = time.process_time(), moments[begin:end]
         prompts = [source[moment.qid] for moment in part_moments]
         completions = generate(
             policy, prompts, samples, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
@@ -149,7 +153,7 @@ def harvest(
                 run=run, stage="distill", step=part, seed=seed, checkpoint=policy.name, advantage=0.0,
                 prompt_tokens=len(prompts[index // samples].ids), spec=spec,
             ))  # fmt: skip
-        store.write(part, rollouts, provenance.note())
+        store.write(part, rollouts, provenance.note(), cpu_seconds=round(time.process_time() - begun, 3))
         report()
     if shard[1] == 1:
         store.compact()
@@ -267,6 +271,31 @@ def filter_traces(
     checked[at:at] = rules
     filter_counts = [FilterCount(reason, counts[reason]) for reason in checked] + [FilterCount("kept", len(kept))]
     return Harvest(sorted(kept, key=lambda rollout: rollout.key), reasons, filter_counts)
+
+
+@gc_paused()
+def draw_traces(rollouts: Iterable[Rollout], filtered: Harvest, seed: int) -> Harvest:
+    """As many traces as the filter has kept of `rollouts`, drawn at random from all that can be read.
+
+    Chains of broken form and repetitions of a query's text stay out, good or bad answers do not matter. The draw depends on the
+    rollouts and the seed alone, not on their order.
+    """
+    reasons: dict[tuple[str, int, int], str] = {}
+    readable: dict[tuple[str, str], Rollout] = {}
+    for rollout in sorted(rollouts, key=lambda rollout: rollout.key):
+        reason = filtered.reasons.get(_key(rollout), "")
+        if reason in BROKEN:
+            reasons[_key(rollout)] = reason
+        elif readable.setdefault((rollout.qid, " ".join(rollout.text.split())), rollout) is not rollout:
+            reasons[_key(rollout)] = "duplicate"
+    drawn = random.Random(seed).sample(list(readable.values()), len(filtered.kept))
+    kept = {_key(rollout) for rollout in drawn}
+    reasons |= {_key(rollout): "not drawn" for rollout in readable.values() if _key(rollout) not in kept}
+    counts = Counter(reasons.values())
+    filter_counts = [FilterCount(reason, counts[reason]) for reason in (*BROKEN, "duplicate", "not drawn")]
+    return Harvest(
+        sorted(drawn, key=lambda rollout: rollout.key), reasons, [*filter_counts, FilterCount("kept", len(drawn))]
+    )
 
 
 def filter_rules(filters: Sequence[OwnFunction]) -> dict[str, OwnFunction]:

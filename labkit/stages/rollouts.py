@@ -36,6 +36,8 @@ PROVENANCE = b"labkit.origin"
 """Key of a file's metadata for what its rollouts depend on (`labkit.stages.provenance.Provenance`)."""
 REWARD = b"labkit.reward"
 """Key of a file's metadata for the reward that its rollouts were scored with."""
+CPU_SECONDS = b"labkit.cpu_seconds"
+"""Key of a file's metadata for the processor time that its rollouts took."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,12 +118,17 @@ class RolloutStore:
         return f"RolloutStore('{self.folder}', {len(self.steps())} steps)"
 
     def write(
-        self, step: int, rollouts: Iterable[Rollout], provenance: Mapping[str, Any] | None = None, batch: str = ""
+        self,
+        step: int,
+        rollouts: Iterable[Rollout],
+        provenance: Mapping[str, Any] | None = None,
+        batch: str = "",
+        cpu_seconds: float | None = None,
     ) -> Path:
         """Write a step's rollouts; a step that was there before is replaced, or of a step in batches the batch of that name.
 
         `provenance`, plain data, is kept in the file's metadata; `provenances` reads it back. So is the reward spec of the
-        rollouts, which those that are read have again.
+        rollouts, which those that are read have again, and `cpu_seconds`, the processor time that they took.
         Raises ValueError when a rollout belongs to another step, two of them have the same key, or they differ in their spec.
         """
         import pyarrow.parquet as parquet
@@ -142,6 +149,7 @@ class RolloutStore:
         table = _table(rollouts).replace_schema_metadata(
             ({} if provenance is None else {PROVENANCE: _plain(provenance)})
             | ({} if spec is None else {REWARD: _plain(spec.as_dict())})
+            | ({} if cpu_seconds is None else {CPU_SECONDS: str(cpu_seconds)})
         )
         with replacing(path) as temporary:
             parquet.write_table(table, temporary)
@@ -174,6 +182,14 @@ class RolloutStore:
     def specs(self) -> list[RewardSpec | None]:
         """The different specs that the rollouts were paid by; None among them where some have no record of it."""
         return [_spec(note) for note in dict.fromkeys(_notes(path).get(REWARD) for path in self.files())]
+
+    def cpu_seconds(self) -> float | None:
+        """Processor time of all rollouts; None where that of any was not recorded."""
+        files = self.files()
+        if set(self._parts()) <= set(self._joined_steps()):  # what a kill between joining and removing leaves twice
+            files = files[:1]
+        noted = [_notes(path).get(CPU_SECONDS) for path in files]
+        return math.fsum(map(float, filter(None, noted))) if noted and all(noted) else None
 
     def qid_counts(self) -> dict[int, dict[str, int]]:
         """By step and qid, how many rollouts there are; no text is read."""
@@ -226,6 +242,8 @@ class RolloutStore:
         notes = {PROVENANCE: _plain(provenances[-1])} if provenances else {}
         if len(specs) == 1 and specs[0] is not None:  # of several none is true of all
             notes[REWARD] = _plain(specs[0].as_dict())
+        if (cpu_seconds := self.cpu_seconds()) is not None:
+            notes[CPU_SECONDS] = str(cpu_seconds)
         empty = _table([], self._own_names())
         schema = empty.schema.with_metadata(notes)
 
@@ -324,9 +342,10 @@ def _open(path: Path) -> parquet.ParquetFile:
 
 
 def _notes(path: Path) -> dict[bytes, bytes]:
-    """A file's metadata: provenance and reward spec, where it has them."""
+    """A file's metadata: provenance, reward spec and processor time, where it has them."""
+    keys = (PROVENANCE, REWARD, CPU_SECONDS)
     with _open(path) as file:
-        return {key: note for key, note in (file.schema_arrow.metadata or {}).items() if key in (PROVENANCE, REWARD)}
+        return {key: note for key, note in (file.schema_arrow.metadata or {}).items() if key in keys}
 
 
 def _plain(note: Mapping[str, Any]) -> str:

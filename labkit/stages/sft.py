@@ -43,7 +43,7 @@ class SftResult:
 
     steps: int
     history: list[dict[str, Any]]
-    """One row a step: loss, grad_norm, learning_rate."""
+    """One row a step: loss, grad_norm, learning_rate, cpu_seconds."""
     seconds: float
     """Time of training, without what earlier attempts took before they were killed."""
 
@@ -131,8 +131,8 @@ def train_sft(
 
 
 def _history(state: Any) -> list[dict[str, Any]]:
-    names = ("step", "loss", "grad_norm", "learning_rate")
-    return [{name: float(row[name]) for name in names} for row in state.log_history if "loss" in row]
+    names = ("step", "loss", "grad_norm", "learning_rate", "cpu_seconds")
+    return [{name: float(row[name]) for name in names if name in row} for row in state.log_history if "loss" in row]
 
 
 def sft_batch_size(asked: int, traces: int, world: int) -> int:

@@ -15,11 +15,13 @@ from labkit.chain.steps import LEAST_GAIN
 from labkit.data.moments import Moment
 from labkit.embedded.true_words import KINDS, check_words
 from labkit.runs.results import ModelEvaluation
-from labkit.scoring.bootstrap import mean_interval
+from labkit.scoring.bootstrap import mean_interval, paired_differences
+from labkit.stages.interventions import UNTAGGED
 from labkit.stages.rollouts import Rollout
 from labkit.views.report.sanitize import escape_markdown
 
 if TYPE_CHECKING:
+    from labkit.runs.interventions import Follow, Interventions
     from labkit.scoring.scores import Score
     from labkit.stages.grpo_steps import GrpoResult
 
@@ -31,6 +33,9 @@ ENOUGH_GAIN = 0.25
 """What R1@0.7 is to gain from the base to the final model, on the embedded lab."""
 ENOUGH_TRUE = 0.9
 """Share of true words of a kind from which on a thought's words may be believed."""
+
+STAYED = 0.05
+"""Words of a kind stayed as true where the interval of their change lies within so much of none."""
 
 
 class Claim(NamedTuple):
@@ -75,6 +80,7 @@ def after_grpo(start: ModelEvaluation, grpo: ModelEvaluation, training: GrpoResu
             _anchored("Anchors have become the rule", start, grpo, decoding),
             _better("Answers have got better", "miou", start, grpo, moments),
             _better("More answers are close", "r1@0.7", start, grpo, moments),
+            *_words_kept("stage 1", start, grpo, moments),
             Claim("Stage 1 ended", None, f"after {training.steps} steps; {training.end_reason}"),
         ]
     )
@@ -147,6 +153,7 @@ def after_final(
                 gained.evidence + (", which may be less" if gain.low < ENOUGH_GAIN <= gain.value else ""),
             ),
             _better("Stage 3 adds to SFT", "miou", sft, final, moments),
+            *_words_kept("stage 3", sft, final, moments),
             *_words(base, final, moments),
         ]
     )  # fmt: skip
@@ -181,12 +188,149 @@ def after_all(
     return Conclusion(claims)
 
 
-def about_words(base: ModelEvaluation | None, final: ModelEvaluation, moments: Moments) -> Conclusion:
-    """Whether a thought's words are true, where that can be checked."""
-    claims = _words(base, final, moments)
+def about_words(models: Mapping[str, ModelEvaluation], moments: Moments) -> Conclusion:
+    """Whether a thought's words are true, where that can be checked, and whether each stage has left them so."""
+    stages = {
+        "stage 1, since the base": ("base", "grpo"),
+        "SFT, since the base": ("base", "sft"),
+        "stage 3": ("sft", "grpo_final"),
+    }
+    claims = []
+    for stage, (before, after) in stages.items():
+        if before in models and after in models:
+            claims += _words_kept(stage, models[before], models[after], moments)
+    claims += _words(models.get("base"), models["grpo_final"], moments)
     return Conclusion(
         claims or [Claim("Not measured", None, "only clips of the embedded world say what is true of them")]
     )
+
+
+def _words_kept(stage: str, before: ModelEvaluation, after: ModelEvaluation, moments: Moments) -> list[Claim]:
+    """Whether words stayed as true through a stage, by kind over the queries whose thoughts say words of it before and after."""
+    decoding = "sampled" if before.sampled and after.sampled else "greedy"
+    first, second = (_true_by_query(_rollouts(model, decoding), moments) for model in (before, after))
+    parts, fell, open_ = [], False, False
+    for kind in first if second else ():
+        if not (shared := [qid for qid in first[kind] if qid in second[kind]]):
+            continue
+        ours, theirs = ([[each[kind][qid]] for qid in shared] for each in (second, first))
+        gap = paired_differences(ours, theirs, [moments[qid].source_video for qid in shared])[0]
+        low, high = gap.interval
+        stayed = -STAYED <= low and high <= STAYED
+        word = "fell" if high < 0 else "rose" if low > 0 else "stayed" if stayed else "may have moved"
+        fell, open_ = fell or high < 0, open_ or word == "may have moved"
+        shares = " to ".join(f"{100 * sum(row[0] for row in each) / len(each):.1f}" for each in (theirs, ours))
+        interval = "" if math.isnan(low) else f", 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
+        parts.append(f"{KINDS[kind]} {word}, {shares} % ({100 * gap.value:+.1f}{interval}; {len(shared):,} queries)")
+    if not parts:
+        return []
+    holds = False if fell else None if open_ else True
+    text = (
+        f"Words stayed as true in {stage}" if holds is not None else f"Whether words stayed as true in {stage} is open"
+    )
+    return [Claim(f"{text}, {decoding}", holds, "; ".join(parts))]
+
+
+def _true_by_query(rollouts: Sequence[Rollout], moments: Moments) -> dict[str, dict[str, float]]:
+    """By kind and qid, the share of true words of the thoughts that say any."""
+    asked = [moments[row.qid] for row in rollouts if row.qid in moments]
+    found: dict[str, dict[str, float]] = {}
+    for kind, words in check_words({row.qid: row.text for row in rollouts}, asked).items():
+        said: dict[str, list[bool]] = {}
+        for word in words:
+            said.setdefault(word.qid, []).append(word.true)
+        found[kind] = {qid: sum(each) / len(each) for qid, each in said.items()}
+    return found
+
+
+def after_interventions(found: Interventions) -> Conclusion:
+    """Do anchors cause the answer? What each intervention says, in words that its interval allows."""
+    claims = [
+        _costs("Without anchors, its thought closed where the first would begin, it answers worse", found, "closed"),
+        _costs("With the tag alone made impossible, it answers worse", found, UNTAGGED),
+    ]
+    if found.anchored < len(found.moments):
+        forced = found.against_own("forced").differences["miou"]
+        claims.append(
+            Claim(
+                "An anchor that is forced helps",
+                forced.interval.high < 0,
+                _points(-forced.value, -forced.interval.high, -forced.interval.low),
+            )
+        )
+    if not found.anchored:
+        return Conclusion([*claims, Claim("Nothing was edited", None, "none of its own chains has an anchor")])
+    claims += [
+        _follows(f"the {place} anchor", found.follows[f"{place} shift"])
+        for place in ("last", "first")
+        if found.follows[f"{place} shift"].slope.n
+    ]
+    for step in found.steps:
+        if step.gain is not None:
+            low, high = step.gain.interval
+            claims.append(
+                Claim(f"Anchor {step.anchors} makes the answer better", low > 0, _points(step.gain.value, low, high))
+            )
+    for asked, gap in found.elsewhere.items():
+        what = "The answer rests on the anchor's frames" if asked == "answer" else "So does the chain as a whole"
+        low, high = gap.interval
+        claims.append(
+            Claim(what, high < 0, f"hiding them beside hiding as many elsewhere: {_points(gap.value, low, high)}")
+        )
+    for name, null in found.null.items():
+        if name == "strict_share":
+            claims.append(
+                Claim(
+                    "Chains narrow towards their own query, and not towards any",
+                    null.observed > null.high,
+                    f"{100 * null.observed:.1f} % narrow; dealt to other queries {100 * null.mean:.1f} % would (95 % of shuffles: "
+                    f"{100 * null.low:.1f} to {100 * null.high:.1f})",
+                )
+            )
+    return Conclusion(claims)
+
+
+def _costs(text: str, found: Interventions, condition: str) -> Claim:
+    gap = found.against_own(condition).differences["miou"]
+    return Claim(text, gap.interval.low > 0, _points(-gap.value, -gap.interval.high, -gap.interval.low))
+
+
+def _follows(anchor: str, follow: Follow) -> Claim:
+    """Whether the answer goes where an anchor is shifted to, and how far."""
+    value, (low, high), n, _ = follow.slope
+    evidence = (
+        f"it moves {value:.2f} s for each second of the anchor (95 % interval {low:.2f} to {high:.2f}, {n:,} edits)"
+    )
+    if math.isnan(low):
+        return Claim(
+            f"The answer follows {anchor}",
+            False,
+            f"it moves {value:.2f} s for each second, of too few videos for an interval",
+        )
+    if low <= 0:
+        return Claim(
+            f"The answer follows {anchor}",
+            False,
+            f"{evidence}, which may be chance" if high > 0.1 else f"{evidence}: hardly at all",
+        )
+    how = (
+        "all the way"
+        if high >= 1 and low > 0.5
+        else "more than half the way"
+        if low > 0.5
+        else "part of the way"
+        if high > 0.1
+        else "hardly"
+    )
+    return Claim(f"The answer follows {anchor}, {how}", how != "hardly", evidence)
+
+
+def _points(value: float, low: float, high: float) -> str:
+    """A change of mIoU in points with its interval, and whether it may be chance."""
+    if math.isnan(low):
+        return f"mIoU {100 * value:+.1f}, of too few videos for an interval"
+    chance = ", which may be chance" if low <= 0 <= high else ""
+    return f"mIoU {100 * value:+.1f} (95 % interval {100 * low:+.1f} to {100 * high:+.1f}){chance}"
 
 
 def _words(base: ModelEvaluation | None, final: ModelEvaluation, moments: Moments) -> list[Claim]:

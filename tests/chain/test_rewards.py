@@ -80,6 +80,13 @@ def test_the_plain_control_is_not_asked_for_anchors_but_its_terms_are_recorded()
     assert (breakdown.terms["anchors"], breakdown.terms["progress"]) == (MISSING_PENALTY, 0.0)
 
 
+def test_where_no_anchor_is_wanted_the_form_is_paid_without_them_alone():
+    none = RewardSpec(weights={**EVEN, "anchors": 0, "progress": 0}, min_anchors=0, max_anchors=0)
+    assert score([], EIGHT, none).total == pytest.approx(1.8)
+    breakdown = score([HALF], EIGHT, none)
+    assert breakdown.total == pytest.approx(0.8) and "none is wanted" in breakdown.reasons["format"]
+
+
 @pytest.mark.parametrize(
     ("name", "answer", "value", "why"),
     [
@@ -536,7 +543,7 @@ def test_a_reward_that_meets_bad_data_raises(windows, duration, message):
         ({"answer": "giou"}, "'giou'"),
         ({"min_anchors": 5}, "min_anchors=5"),
         ({"min_anchors": -1}, "min_anchors=-1"),
-        ({"min_anchors": 0, "max_anchors": 0}, "max_anchors=0"),
+        ({"min_anchors": 1, "max_anchors": 0}, "max_anchors=0"),
     ],
 )
 def test_a_reward_that_makes_no_sense_is_refused(values, message):

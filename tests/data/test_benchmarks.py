@@ -144,13 +144,6 @@ def test_real_moments_are_written_and_read_back_equal(tmp_path: Path, file: Path
 
 
 @real
-def test_conversations_of_timelens2_are_told_to_be_chats() -> None:
-    file = REAL / "timelens2" / "timelens-100k_over180_sft_first150.jsonl"
-    with pytest.raises(LabError, match=r"holds chats \(messages, as ms-swift and TimeLens2 train on\)"):
-        load_moments(file)
-
-
-@real
 def test_a_real_video_is_found_whatever_folder_the_file_names() -> None:
     moments = load_moments(TVGBENCH, videos=REAL / "videos")
     there = [moment for moment in moments if os.path.isfile(moment.video)]

@@ -362,7 +362,10 @@ def test_missing_and_empty_videos_are_found_before_any_work(tmp_path: Path) -> N
         ("charades-sta", "wget https://.*Charades_v1_480.zip"),
         ("tvgbench/anet", "hf download Boshenxx/TimeR1-Dataset"),  # a part of a benchmark
         ("qvhighlights", "qvhilights_videos.tar.gz"),
-        ("timelens-bench/charades-sta", "wget https://.*Charades_v1_480.zip"),  # another's labels of its videos
+        (
+            "timelens-bench/charades-sta",
+            "hf download TencentARC/TimeLens-Bench",
+        ),  # which ships the videos with its labels
         ("mine", "moments file$"),  # nobody knows where to
     ],
 )

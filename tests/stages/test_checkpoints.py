@@ -23,7 +23,9 @@ def equal(ours, theirs):
 
 def timeless(history):
     """As text: means over nothing are NaN, which equals nothing."""
-    return repr([{name: value for name, value in row.items() if name != "step_time"} for row in history])
+    return repr(
+        [{name: value for name, value in row.items() if name not in ("step_time", "cpu_seconds")} for row in history]
+    )
 
 
 def recorded_probes(folder):
@@ -64,6 +66,7 @@ def test_grpo_killed_ends_as_if_it_never_was(world, moments, policy, source, tmp
     assert RolloutStore(folder / "rollouts").read() == rollouts  # none lost, none doubled, none other
     assert (result.steps, result.stopped_by) == (whole.steps, whole.stopped_by)
     assert timeless(result.history) == timeless(whole.history)
+    assert all(row["cpu_seconds"] > 0 for row in result.history), "steps before the kill have theirs"
     assert equal(weights(load_policy(str(folder / "final"), device="cpu")), expected)
 
 

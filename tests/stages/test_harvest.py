@@ -17,7 +17,7 @@ from labkit.errors import LabError
 from labkit.params import DEFAULTS, Params
 from labkit.policy import generate as generation
 from labkit.stages import harvest as module
-from labkit.stages.harvest import REASONS, FilterCount, filter_traces, merge_shards
+from labkit.stages.harvest import REASONS, FilterCount, draw_traces, filter_traces, merge_shards
 from labkit.stages.provenance import Provenance
 from labkit.stages.rollouts import JOINED, Rollout, RolloutStore
 from tests.stages import small
@@ -162,6 +162,31 @@ def test_the_filter_counts_name_every_reason_and_ends_with_what_is_kept():
     assert harvest.figures()["yield"] == 0.25
 
 
+def test_traces_at_random_are_as_many_as_the_filter_keeps_and_may_be_bad_but_not_broken():
+    texts = [
+        GOOD,
+        "nothing",
+        GOOD + " and so on",
+        render([], OFF),
+        render([], OFF),
+        render([NEAR, ROUGH], TRUE),
+        render([], WIDE),
+    ]
+    rollouts = [trace(text, sample=i) for i, text in enumerate(texts)]
+    filtered = filter_traces(rollouts, MOMENTS)
+    seen = set()
+    for seed in range(30):
+        drawn = draw_traces(rollouts, filtered, seed)
+        assert len(drawn.kept) == len(filtered.kept) == 1 and drawn.size == len(rollouts)
+        assert drawn == draw_traces(rollouts[::-1], filtered, seed), "the order does not matter"
+        seen |= {each.sample for each in drawn.kept}
+    assert seen == {0, 3, 5, 6}
+    assert drawn.filter_counts == [
+        FilterCount("unparsed", 1), FilterCount("format", 1), FilterCount("duplicate", 1), FilterCount("not drawn", 3),
+        FilterCount("kept", 1),
+    ]  # fmt: skip
+
+
 def test_no_traces_give_an_empty_harvest():
     harvest = filter_traces([], MOMENTS)
     assert (harvest.kept, harvest.size, harvest.figures()["yield"]) == ([], 0, 0.0)
@@ -244,6 +269,7 @@ def test_processes_share_a_harvest_and_end_with_that_of_one(policy, source, mome
     merge_shards(shared, moments, SAMPLES)
     assert [path.name for path in shared.folder.iterdir()] == [JOINED]
     assert shared.read() == alone.read() and shared.provenances() == alone.provenances()
+    assert shared.cpu_seconds() > 0 < alone.cpu_seconds()
 
 
 def test_a_harvest_that_was_broken_off_samples_only_what_is_missing(

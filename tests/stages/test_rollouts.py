@@ -201,6 +201,23 @@ def test_what_rollouts_depend_on_is_noted_with_them(tmp_path):
     assert store.provenances() == [{"weights": "a", "seed": 1}, {"weights": "b"}]
 
 
+def test_processor_time_is_summed_and_counted_once_whatever_was_joined(tmp_path):
+    store = RolloutStore(tmp_path)
+    assert store.cpu_seconds() is None
+    store.write(1, step(1), cpu_seconds=1.5)
+    store.write(2, step(2), cpu_seconds=2.0)
+    assert store.cpu_seconds() == 3.5
+    kept = (tmp_path / "part-000002.parquet").read_bytes()
+    store.compact()
+    (tmp_path / "part-000002.parquet").write_bytes(kept)  # as a kill between joining and removing leaves it
+    assert store.cpu_seconds() == 3.5
+    store.compact()
+    store.write(3, step(3), cpu_seconds=0.25)
+    assert store.cpu_seconds() == 3.75
+    store.write(4, step(4))
+    assert store.cpu_seconds() is None, "a part of no record is not taken for one that took no time"
+
+
 @pytest.mark.parametrize("compacted", [False, True])
 def test_rollouts_know_what_they_were_paid_by(tmp_path, compacted):
     spec = RewardSpec({**RewardSpec().weights, "answer": 3.0}, "iou", 1, 5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from labkit.runs.compare import Comparison, RunsOfOneTest, figures_of
+from labkit.runs.compare import Comparison, RunsOfOneTest
 from labkit.runs.results import MODELS
 from labkit.views.figures import style
 
@@ -16,37 +16,42 @@ _FIGURES = {"miou": "mIoU", "r1@0.5": "R1@0.5", "r1@0.7": "R1@0.7", "anchor_rate
 _ROW = 26
 
 
-def over_seeds(comparison: Comparison | None, decoding: str = "greedy") -> go.Figure | None:
-    """Each stage's figures of several runs, a row for each setting; None where there is nothing to compare.
+def over_seeds(comparison: Comparison | None, decoding: str = "greedy", *, words: bool = False) -> go.Figure | None:
+    """Each stage's figures of several runs, or with `words` their shares of true words, a row for each setting.
+
+    None where there is nothing to compare.
 
     A dot is a seed, a mark the mean over a setting's seeds with Student's 95 % interval, which a single seed has not. Of runs on
     several test sets the first are drawn, since no others may stand beside them.
     """
     if comparison is None:
         return None
-    title = "Runs beside each other, over their seeds"
     test = comparison.tests[0]
+    title = f"True words beside each other, {decoding}" if words else "Runs beside each other, over their seeds"
+    shown = {name: each for name, each in test.figures.items() if name.startswith("true_")} if words else _FIGURES
+    if not shown:
+        return None
     rows = [
         (model, setting)
         for model in MODELS
         for setting in test.settings
-        if any(figures_of(run, model, decoding) for run in setting.runs)
+        if any(run.figures(model, decoding) for run in setting.runs)
     ]
     if not rows:
         return style.nothing(title, f"no stage of these runs was evaluated by {decoding} decoding")
     looks = style.looks(f"setting {setting.label}" for setting in test.settings)
     fig, places = style.panels(
-        list(_FIGURES.values()), title, _caption(comparison, test), _ROW * len(rows) + 10, columns=5, gap=0.03,
+        list(shown.values()), title, _caption(comparison, test), _ROW * len(rows) + 10, columns=5, gap=0.03,
         shared_yaxes=True,
     )  # fmt: skip
     ends = [0.0, 100.0]
-    for figure, (row, col) in zip(_FIGURES, places, strict=True):
+    for figure, (row, col) in zip(shown, places, strict=True):
         for place, (model, setting) in enumerate(rows):
             look = looks[f"setting {setting.label}"]
             known = [
                 (run, 100 * value)
                 for run in setting.runs
-                if (value := figures_of(run, model, decoding).get(figure)) is not None and math.isfinite(value)
+                if (value := run.figures(model, decoding).get(figure)) is not None and math.isfinite(value)
             ]
             spread = setting.spread(model, decoding, figure)
             if spread is None:
@@ -73,7 +78,7 @@ def over_seeds(comparison: Comparison | None, decoding: str = "greedy") -> go.Fi
     # Intervals of few seeds reach beyond 0 and 100, and are shown to; those of two are far wider than any picture.
     fig.update_xaxes(range=[max(min(ends), -50) - 3, min(max(ends), 150) + 3], tickvals=[0, 50, 100], zeroline=False)
     fig.update_yaxes(range=[len(rows) - 0.4, -0.6], showgrid=False, zeroline=False)
-    return fig.update_yaxes(tickvals=list(range(len(rows))), ticktext=names, row=1, col=1)
+    return fig.update_yaxes(tickvals=list(range(len(rows))), ticktext=names, col=1)
 
 
 def _caption(comparison: Comparison, test: RunsOfOneTest) -> str:

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from labkit.chain.anchors import option_letter
 from labkit.chain.spans import Span
-from labkit.embedded.true_words import KINDS
+from labkit.data.moments import Moment
+from labkit.embedded.true_words import KINDS, word_figures
+from labkit.runs import results
+from labkit.runs.results import DECODINGS, ModelEvaluation
+from labkit.table import Table
 from labkit.views.figures import style
 from labkit.views.measured_chains import MeasuredChain
 
@@ -175,7 +179,20 @@ def true_words(figures: Mapping[str, Mapping[str, float | None]], title: str = "
     names = [style.plain(label, 40) for label in labels]
     fig.update_layout(barmode="overlay")
     fig.update_yaxes(range=[len(labels) - 0.4, -0.8], showgrid=False, zeroline=False)
-    return fig.update_yaxes(tickvals=list(range(len(labels))), ticktext=names, row=1, col=1)
+    return fig.update_yaxes(tickvals=list(range(len(labels))), ticktext=names, col=1)
+
+
+def words_table(models: Mapping[str, ModelEvaluation], moments: Mapping[str, Moment]) -> Table | None:
+    """Shares of true words by label with intervals by video, counted anew from the answers; None on other data."""
+    counted = {
+        label: {
+            decoding: word_figures({row.qid: row.text for row in rows}, [moments[row.qid] for row in rows])
+            | {"n": float(len(rows))}
+            for decoding, rows in zip(DECODINGS, (model.greedy, model.sampled), strict=True)
+        }
+        for label, model in models.items()
+    }
+    return results.words_table(counted)
 
 
 def _distinct(shown: Mapping[str, Mapping[str, float | None]], labels: list[str]) -> str:

@@ -349,6 +349,28 @@ def curve(values: Iterable[tuple[float, Any]], scale: float = 1) -> Curve:
     return Curve(*(np.array([part[piece].mean() for piece in pieces]) for part in (steps, levels, smooth)))
 
 
+def share_curve(steps: Sequence[float], part: Sequence[float], whole: Sequence[float], least: float = 0) -> Curve:
+    """The share that `part` is of `whole` over steps: both are smoothed before one is divided by the other.
+
+    So a step counts by what it holds. NaN where there is nothing, and in the line where `whole` adds up to less than `least` within
+    the smoothing's reach.
+
+    >>> share_curve([1, 2, 3], [1, 0, 0], [2, 0, 8]).smooth
+    array([0.5, nan, 0. ])
+    """
+    span = _span(len(steps))
+    counts = np.array([part, whole], dtype=float)
+    enough = np.convolve(counts[1], np.ones(2 * span - 1), mode="same") >= least
+    smooth = np.array([np.where(enough, _smoothed(each, span), 0.0) for each in counts])
+    pieces = np.array_split(np.arange(len(steps)), min(MOST_POINTS, len(steps)))
+    at = np.array([np.array(steps, dtype=float)[piece].mean() for piece in pieces])
+    with np.errstate(invalid="ignore"):
+        raw, line = (
+            np.divide(*np.array([each[:, piece].sum(axis=1) for piece in pieces]).T) for each in (counts, smooth)
+        )
+    return Curve(at, raw, line)
+
+
 def _smoothed(values: np.ndarray, span: int) -> np.ndarray:
     """Mean of the steps up to `span` away on both sides, nearer ones weighing more: unlike a running mean, no lag."""
     weights = np.bartlett(2 * span + 1)[1:-1]

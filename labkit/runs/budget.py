@@ -1,0 +1,109 @@
+"""Budgets: as many steps as another run's rollouts, or its processor time, are worth.
+
+They are counted once, when a run is made, from what the other has left on disk, and stand in this run's params.yaml from then on. So
+a control says in its file what it is equal to, and not a number that somebody has worked out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from labkit.errors import LabError
+from labkit.files import under
+from labkit.params import DEFAULTS, Params, read_yaml
+from labkit.runs.spent import Spent, read_spent, total
+
+COUNTED = ("grpo_steps", "stop_anchor_rate", "final_steps")
+"""Parameters that are computed where `budget_of` is given."""
+_MAY_DIFFER = ("run", "outputs", "compare", "processes", "report_to", "budget_of", "pace_of", *COUNTED)
+
+
+def named_run(name: str, params: Params, root: Path) -> Path:
+    """The folder of the run that `budget_of` or `pace_of` names: a name in `outputs`, or a path; `{seed}` is this run's seed."""
+    name = name.replace("{seed}", str(params.seed))
+    return under(root, name) if "/" in name else under(root, params.outputs) / name
+
+
+def as_counted(params: Params, there: Mapping[str, Any]) -> Params:
+    """Parameters with the steps that were counted when their run was made, whose params.yaml holds `there`."""
+    if not params.budget_of or there.get("budget_of") != params.budget_of:
+        return params
+    return params.replace(**{name: there[name] for name in COUNTED if name in there})
+
+
+def count_budget(params: Params, root: Path) -> Params:
+    """Parameters with the steps that `budget_of` and `pace_of` ask for; the same ones where neither is given.
+
+    Raises LabError when the run that is named is not there or not finished, has no stage or no processor time to count, leaves
+    nothing for stage 3, or when steps are given that are not the computed ones.
+    """
+    if not params.budget_of:
+        return params
+    other = named_run(params.budget_of, params, root)
+    spent, changes = _finished("budget_of", other), dict[str, Any]()
+    per_step = params.prompts_per_step * params.group_size
+    left = total(spent).rollouts
+    if not (params.grpo_model or params.traces or params.sft_model):
+        if "01_grpo" not in spent:
+            raise LabError(f"budget_of: '{other}' has no stage 1 whose steps this run could take; name one that has")
+        changes = {"grpo_steps": _steps(spent["01_grpo"].rollouts, per_step), "stop_anchor_rate": 1.0}
+        left -= changes["grpo_steps"] * per_step
+    if not (params.traces or params.sft_model):
+        left -= _harvest(params, other, spent)
+    if params.pace_of:
+        changes["final_steps"] = _paced(params, root, other, spent)
+    elif left <= 0:
+        raise LabError(
+            f"budget_of: '{other}' spent {total(spent).rollouts:,} rollouts, and this run's stages before the last take as many; "
+            "nothing is left for stage 3: lower harvest_prompts"
+        )
+    else:
+        changes["final_steps"] = _steps(left, per_step)
+    for name, value in changes.items():
+        if (given := getattr(params, name)) not in (getattr(DEFAULTS, name), value):
+            raise LabError(f"{name}: {given} is given, and budget_of makes it {value}; leave it out")
+    return params.replace(**changes)
+
+
+def _finished(parameter: str, run: Path) -> dict[str, Spent]:
+    if not (run / "params.yaml").is_file():
+        raise LabError(f"{parameter}: there is no run '{run}'; make it first, as `labkit campaign` does")
+    spent = read_spent(run)
+    if "04_grpo_final" not in spent:
+        raise LabError(
+            f"{parameter}: run '{run}' has not ended its stage 3; finish it first, as `labkit campaign` does"
+        )
+    return spent
+
+
+def _steps(rollouts: int, per_step: int) -> int:
+    """Steps that take at least so many rollouts."""
+    return math.ceil(rollouts / per_step)
+
+
+def _harvest(params: Params, other: Path, spent: Mapping[str, Spent]) -> int:
+    """Rollouts that this run's harvest will take: there may be fewer training queries than `harvest_prompts`, as the other shows."""
+    there = DEFAULTS.as_dict() | read_yaml(other / "params.yaml")
+    prompts = params.harvest_prompts
+    if "02_distill" in spent and there["harvest_prompts"] == prompts:
+        prompts = spent["02_distill"].rollouts // there["harvest_samples"]
+    return prompts * params.harvest_samples
+
+
+def _paced(params: Params, root: Path, other: Path, spent: Mapping[str, Spent]) -> int:
+    """Steps that take the other run's processor time, at the pace of the run that `pace_of` names."""
+    twin = named_run(params.pace_of, params, root)
+    pace = _finished("pace_of", twin)["04_grpo_final"]
+    there, here = DEFAULTS.as_dict() | read_yaml(twin / "params.yaml"), params.as_dict()
+    if names := [name for name in here if name not in _MAY_DIFFER and here[name] != there.get(name)]:
+        raise LabError(
+            f"pace_of: '{twin}' is a run of other parameters ({', '.join(names)}); its steps take another time"
+        )
+    seconds = total(spent).cpu_seconds
+    if seconds is None or not pace.cpu_seconds:
+        old = other if seconds is None else twin
+        raise LabError(f"'{old}' has no record of its processor time: it is older than its measure; run it again")
+    return max(1, round(seconds / (pace.cpu_seconds / pace.steps)))

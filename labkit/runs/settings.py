@@ -1,0 +1,154 @@
+"""Settings: runs whose parameters differ in the seed alone, read from their folders, with their figures over seeds.
+
+An interval over seeds speaks of other seeds on these queries. Where two settings have seeds in common they are paired by them: a
+seed's difference is over the same queries, and the seeds' differences are the sample.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labkit.errors import LabError
+from labkit.params import DEFAULTS, read_yaml
+from labkit.runs.budget import COUNTED
+from labkit.runs.results import DECODINGS, MODELS, all_true, read_results
+from labkit.runs.run import CHANGEABLE, NOTEBOOK_OF, read_manifest
+from labkit.runs.spent import Spent, read_spent, total
+from labkit.scoring.bootstrap import Spread, spread_over_seeds
+
+
+@dataclass(frozen=True, eq=False)
+class RunRecord:
+    """A run as a comparison needs it."""
+
+    name: str
+    """Its folder's name, or where several have the same name its path."""
+    path: Path
+    seed: int
+    values: dict[str, Any]
+    """Every parameter but the seed, those that change no figure, and steps that were counted from another run; one that the run is
+    older than has its default.
+
+    Of the user's own code, what tells its text from others.
+    """
+    test: str
+    """The test split's fingerprint and how many of its queries at most were asked, by which runs are told apart."""
+    results: dict[str, Any]
+    spent: Spent | None = None
+    """What its training and harvest took; None before its last stage has ended."""
+
+    @property
+    def open_stage(self) -> str:
+        """The first stage that is not finished; "" where all are."""
+        stages = self.results["stages"]
+        return next((name for name, entry in stages.items() if entry["state"] not in ("finished", "skipped")), "")
+
+    @property
+    def counted_from(self) -> str:
+        """Name of the run whose budget this one has; "" where its steps are its own."""
+        return Path(str(self.values.get("budget_of") or "").replace("{seed}", str(self.seed))).name
+
+    def figures(self, model: str, decoding: str) -> dict[str, float | None]:
+        """A model's flat figures, with `distinct_share` of all its thoughts; {} where it was not evaluated so."""
+        figures = self.results["models"].get(model, {}).get(decoding) or {}
+        distinct, n = figures.get("distinct_thoughts"), figures.get("n")
+        return figures | {"distinct_share": distinct / n} if distinct and n else figures
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Setting:
+    """Runs that differ in their seed alone."""
+
+    label: str
+    """Its runs' name where all settings are called NAME-seedN; else A, B and so on, in the order in which the runs were given."""
+    runs: list[RunRecord]
+    repeated: list[RunRecord]
+    """Runs of a seed that is there already: they say nothing about other seeds and count in no mean."""
+
+    def spread(self, model: str, decoding: str, figure: str) -> Spread | None:
+        """A figure over the seeds whose runs have it; None where none has."""
+        values = list(self._values(model, decoding, figure).values())
+        return spread_over_seeds(values) if values else None
+
+    def less(self, other: Setting, model: str, decoding: str, figure: str) -> Spread | None:
+        """A figure less the other setting's, seed by seed, over the seeds that both have; None where there is none."""
+        ours, theirs = (each._values(model, decoding, figure) for each in (self, other))
+        gaps = [value - theirs[seed] for seed, value in ours.items() if seed in theirs]
+        return spread_over_seeds(gaps) if gaps else None
+
+    def spent(self, kind: str) -> Spread | None:
+        """`rollouts` or `cpu_seconds` over the seeds that have ended; None where none has a record of it."""
+        found = [getattr(run.spent, kind) for run in self.runs if run.spent]
+        values = [float(value) for value in found if value is not None]
+        return spread_over_seeds(values) if values else None
+
+    def _values(self, model: str, decoding: str, figure: str) -> dict[int, float]:
+        """By seed, where a run has it."""
+        found = {run.seed: run.figures(model, decoding).get(figure) for run in self.runs}
+        return {seed: float(value) for seed, value in found.items() if value is not None and math.isfinite(value)}
+
+
+def read_run(folder: Path) -> RunRecord:
+    """The run in a folder; raises LabError where it holds none, or a damaged one."""
+    manifest, results = read_manifest(folder), read_results(folder)
+    path = folder / "params.yaml"
+    values = DEFAULTS.as_dict() | read_yaml(path)
+    seed = int(values.pop("seed", manifest.get("seed", 0)))
+    for name in (*CHANGEABLE, *(COUNTED if values["budget_of"] else ())):
+        values.pop(name, None)
+    values |= {f"text of {name}": note["sha256"] for name, note in manifest.get("own", {}).items()}
+    # What an unfinished stage has measured stands beside its notebook already.
+    for model in MODELS:
+        for decoding in DECODINGS:
+            file = folder / NOTEBOOK_OF.get(model, "01_grpo") / f"{model}-{decoding}.json"
+            if model not in results["models"] and file.is_file():
+                results["models"][model] = {}
+            if not results["models"].get(model, {}).get(decoding) and file.is_file():
+                results["models"][model][decoding] = _figures_in(file)
+    results["models"] = {
+        model: {name: figures and {**figures, "true_words": all_true(figures)} for name, figures in decodings.items()}
+        for model, decodings in results["models"].items()
+    }
+    limit = values.get("test_limit") or 0
+    test = str(manifest["data"].get("test", "not recorded")) + (f", first {limit} queries" if limit else "")
+    spent = read_spent(folder)
+    return RunRecord(
+        str(results["run"]), folder, seed, values, test, results, total(spent) if "04_grpo_final" in spent else None
+    )
+
+
+def _figures_in(file: Path) -> dict[str, float | None]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))["figures"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise LabError(f"'{file}' is damaged ({error!r}); remove it, and run its notebook again") from None
+
+
+def settings_of(runs: Sequence[RunRecord]) -> list[Setting]:
+    """The settings of runs; first those whose budget others have, then in the order in which they were given."""
+    counted = {run.counted_from for run in runs}
+    alike: dict[str, list[RunRecord]] = {}
+    for run in sorted(runs, key=lambda run: run.name not in counted):
+        alike.setdefault(json.dumps(run.values, sort_keys=True, default=str), []).append(run)
+    names = [_common_name(group) for group in alike.values()]
+    named = "" not in names and len(set(names)) == len(names) > 1
+    settings = []
+    for number, (group, name) in enumerate(zip(alike.values(), names, strict=True)):
+        by_seed: dict[int, RunRecord] = {}
+        for run in group:
+            by_seed.setdefault(run.seed, run)
+        chosen = sorted(by_seed.values(), key=lambda run: run.seed) if named else [*by_seed.values()]
+        letter = chr(65 + number) if number < 26 else f"S{number + 1}"
+        settings.append(Setting(name if named else letter, chosen, [run for run in group if run not in chosen]))
+    return settings
+
+
+def _common_name(runs: Sequence[RunRecord]) -> str:
+    """NAME where all runs are called NAME-seedN, as those of a sweep or a campaign are; else ""."""
+    found = {run.name.removesuffix(f"-seed{run.seed}") for run in runs}
+    return found.pop() if len(found) == 1 and all(run.name.endswith(f"-seed{run.seed}") for run in runs) else ""

@@ -1,0 +1,167 @@
+"""Words of thoughts along training: the share of true ones by kind, beside what the policy is paid and how well it answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from labkit.embedded.true_words import KINDS
+from labkit.views.figures import style
+from labkit.views.figures.training import Curve, curve, share_curve
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+Rows: TypeAlias = Sequence[Mapping[str, Any]]
+Histories: TypeAlias = Mapping[str, Sequence[Mapping[str, Rows]]]
+"""By label the runs of one setting, and of each its stages' rows of `labkit.stages.words_by_step.word_history`."""
+
+LEAST_WORDS = 20
+"""Where fewer were said within the reach of the smoothing, no line is drawn."""
+_STAGES = {"grpo": "stage 1", "grpo_final": "stage 3"}
+_BESIDE = {"total": "mean reward", "miou": "mIoU of the answers", "distinct_thoughts": "distinct thoughts, of chains"}
+_TITLE = "Do the words stay true while spans are paid?"
+
+
+class _Line(NamedTuple):
+    """A line of a panel: all runs of a setting in one stage."""
+
+    label: str
+    stage: str
+    look: style.Look
+    all: Curve
+    chance: Curve | None
+    runs: list[Curve]
+
+
+def words_along_training(histories: Histories) -> go.Figure | None:
+    """Share of true words by kind over the steps of stages 1 and 3, beside reward, IoU and how much thoughts differ.
+
+    A setting's line is over all words of its runs; thin lines are single ones where there are several. None where nothing says
+    what is true, as on other data than the embedded world.
+    """
+    stages = [stage for stage in _STAGES if any(run.get(stage) for runs in histories.values() for run in runs)]
+    if not stages:
+        return None
+    panels = {name: lines for name in (*_BESIDE, *KINDS) if (lines := list(_lines(name, histories, stages)))}
+    lengths = [max(line.all.steps[-1] for line in panels["miou"] if line.stage == stage) for stage in stages]
+    gap = math.ceil(0.05 * sum(lengths))
+    begins = dict(zip(stages, np.cumsum([0, *(length + gap for length in lengths)]).tolist(), strict=False))
+    several = len({line.label for line in panels["miou"]}) > 1
+    fig, places = style.panels(
+        [_heading(name, lines, several) for name, lines in panels.items()], _TITLE, _caption(panels["miou"]), 118, columns=3,
+        gap=0.075, between=84, bottom=84 if several else 48,
+    )  # fmt: skip
+    for number, ((name, lines), (row, col)) in enumerate(zip(panels.items(), places, strict=True)):
+        for line in lines:
+            first = several and not number and line.stage == stages[0]
+            _draw(fig, line, name, begins[line.stage], first, several, row=row, col=col)
+        if name != "total":
+            fig.update_yaxes(range=[-4, 106], tickvals=[0, 50, 100], ticktext=["0", "50", "100 %"], row=row, col=col)
+    ticks = {1: "1"}
+    for begin, stage, length in zip(begins.values(), stages, lengths, strict=False):
+        ticks |= {begin + length / 2: _STAGES[stage], begin + length: f"{length:.0f}"}
+    fig.update_xaxes(
+        range=[0, max(ticks) + 1], tickvals=list(ticks), ticktext=list(ticks.values()), tickangle=0, zeroline=False, showgrid=False
+    )  # fmt: skip
+    for begin in list(begins.values())[1 : len(stages)]:
+        fig.add_vline(x=begin - gap / 2 + 0.5, line={"color": style.FAINT, "width": 1})
+    return fig.update_layout(legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"})
+
+
+def _lines(name: str, histories: Histories, stages: Sequence[str]) -> Iterator[_Line]:
+    looks = style.looks(stages) if len(histories) == 1 else style.looks(f"setting {label}" for label in histories)
+    for label, runs in histories.items():
+        for stage in stages:
+            found = [rows for run in runs if (rows := run.get(stage))]
+            curves = [_curve(name, rows) for rows in found]
+            joined = _curve(name, [row for rows in found for row in rows])
+            if joined is None:
+                continue
+            look = looks[stage] if len(histories) == 1 else looks[f"setting {label}"]
+            chance = None if name in _BESIDE else _curve(name, [row for rows in found for row in rows], "chance")
+            each = [one for one in curves if one is not None]
+            yield _Line(label, stage, look, joined, chance, each if len(each) > 1 else [])
+
+
+def _curve(name: str, rows: Rows, what: str = "true") -> Curve | None:
+    """A panel's quantity over the steps of one run, or of several as one; None where no step has it."""
+    steps: dict[float, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        steps.setdefault(row["step"], []).append(row)
+    steps = dict(sorted(steps.items()))
+    if name in ("total", "miou"):
+        known = {step: [row[name] for row in each if row[name] is not None] for step, each in steps.items()}
+        means = [(step, sum(values) / len(values)) for step, values in known.items() if values]
+        return curve(means, 1 if name == "total" else 100) if means else None
+    whole, part = ("n", "") if name in _BESIDE else (f"said_{name}", f"{what}_{name}")
+    wholes = [sum(row[whole] for row in each) for each in steps.values()]
+    parts = [sum(row[whole] * (row[part] or 0) if part else row[name] for row in each) for each in steps.values()]
+    if not any(wholes):
+        return None
+    found = share_curve(list(steps), parts, wholes, LEAST_WORDS if part else 0)
+    return Curve(found.steps, 100 * found.raw, 100 * found.smooth)
+
+
+def _draw(
+    fig: go.Figure, line: _Line, name: str, begin: float, legend: bool, several: bool, *, row: int, col: int
+) -> None:
+    where = {"row": row, "col": col, "legendgroup": line.label}
+    color, unit = line.look.color, "" if name == "total" else " %"
+    label, dash = style.plain(line.label, 60), line.look.dash if several else "solid"
+    if line.chance is not None:
+        fig.add_scatter(
+            x=(begin + line.chance.steps).round(1), y=line.chance.smooth.round(2), mode="lines", hoverinfo="skip", showlegend=False,
+            line={"color": color if several else style.TEXT, "width": 1.2, "dash": "dot"}, **where,
+        )  # fmt: skip
+    for run in line.runs:
+        fig.add_scatter(
+            x=(begin + run.steps).round(1), y=run.smooth.round(3), mode="lines", hoverinfo="skip", showlegend=False,
+            line={"color": style.rgba(color, 0.35), "width": 1}, **where,
+        )  # fmt: skip
+    if not several and not line.runs:
+        fig.add_scatter(
+            x=(begin + line.all.steps).round(1), y=line.all.raw.round(3), mode="markers", hoverinfo="skip", showlegend=False,
+            marker={"size": 3, "color": style.rgba(color, 0.4)}, **where,
+        )  # fmt: skip
+    chance: list[float] = [] if line.chance is None else line.chance.smooth.tolist()
+    custom = [
+        [step, "" if not chance or math.isnan(chance[at]) else f", {chance[at]:.0f} % by chance"]
+        for at, step in enumerate(line.all.steps.round(1).tolist())
+    ]
+    fig.add_scatter(
+        x=(begin + line.all.steps).round(1), y=line.all.smooth.round(3), name=label, showlegend=legend, customdata=custom,
+        mode="lines" if len(line.all.steps) > 1 else "markers", line={"color": color, "dash": dash, "width": 2.2},
+        hovertemplate=f"{label}{', ' if label else ''}{_STAGES[line.stage]}, step %{{customdata[0]}}: {_name(name)} %{{y:.3g}}{unit}"
+        "%{customdata[1]}<extra></extra>", **where,
+    )  # fmt: skip
+
+
+def _name(name: str) -> str:
+    return _BESIDE.get(name) or f"true words, {KINDS[name]}"
+
+
+def _heading(name: str, lines: Sequence[_Line], several: bool) -> str:
+    """What a panel shows, and under it where each line ends; of one setting also where it began, by stage."""
+    ends = {}
+    for line in lines:
+        values = [value for value in line.all.smooth.tolist() if math.isfinite(value)]
+        shown = values[-1:] if several else [*values[:1], *values[-1:]]
+        text = " → ".join(f"{value:.2f}" if name == "total" else f"{value:.0f}" for value in shown)
+        ends[line.label if several else line.stage] = (text.replace("-", "−") or "few", line.look.color)
+    unit = "" if name == "total" else " %"
+    parts = [f'<span style="color:{color}"><b>{text}</b>{unit}</span>' for text, color in ends.values()]
+    return f"{_name(name)}<br>{'&#160;&#160; '.join(parts)}"
+
+
+def _caption(lines: Sequence[_Line]) -> str:
+    dots = "thin lines: single seeds" if any(line.runs for line in lines) else "dots: single steps"
+    return (
+        "Thoughts that training sampled; no reward reads a word. Percent of the words said of each kind that are true of the asked "
+        "thing and event; dotted: what the same words would have, dealt out at random among the training queries. Lines are smoothed "
+        f"over all words within reach, and stop where those are fewer than {LEAST_WORDS}; {dots}. Coloured: a line's ends. "
+        "Distinct: thoughts that differ once object words and numbers are blanked."
+    )
