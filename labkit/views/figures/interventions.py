@@ -93,8 +93,8 @@ def answer_by_step(found: Interventions) -> go.Figure:
         return style.nothing(title, _NO_ANCHORS)
     caption = (
         "The thought is closed behind so many of the model's own anchors, and the answer forced: "
-        f"{style.count(found.step_queries, 'query', 'queries')} whose chains have as many. The line of answers should rise; beside it the anchors themselves."
-        + _few(found)
+        f"{style.count(found.step_queries, 'query', 'queries')} whose chains have as many. The line of answers should rise; "
+        "beside it the anchors themselves." + _few(found)
     )
     fig = style.figure(title, caption, _INNER)
     places = [step.anchors for step in steps]
@@ -182,7 +182,8 @@ def _dots(
     bounds = [_known(interval) for _, _, interval, _ in rows]
     fig.add_scatter(
         x=values, y=list(range(len(rows))), mode="markers+text", showlegend=False, marker={"size": 9, "color": color},
-        error_x=style.error_bars(values, bounds), text=[f"{value:.{digits}f}" for value in values], textposition="top center",
+        error_x=style.error_bars(values, bounds), text=[f"{round(value, digits) + 0.0:.{digits}f}" for value in values],
+        textposition="top center",
         textfont={"size": 11, "color": style.TEXT},
         customdata=[[name, _between(interval, digits=digits), more] for name, _, interval, more in rows],
         hovertemplate=f"%{{customdata[0]}}: %{{x:.{digits}f}}, %{{customdata[1]}}<br>%{{customdata[2]}}<extra></extra>",
