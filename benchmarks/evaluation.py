@@ -106,7 +106,9 @@ def asked(count: int, folder: Path) -> None:
     from labkit.policy.model import load_policy
     from labkit.policy.prompt_source import PromptSource
 
-    moments = write_world(folder / "world", train=max(2, count // 4), validation=1, test=1, seed=0)["train"][:count]
+    moments = write_world(folder / "world", train=max(2, count // 4), validation=1, test=1, seed=0, edition=1)[
+        "train"
+    ][:count]
     policy, cache = load_policy("embedded", device="cpu"), FrameCache(folder / "frames")
     source = PromptSource(policy, moments, template="query", sampling=FrameSampling(1.0, 16, 3136, 3136), cache=cache)
     for moment in moments:

@@ -82,7 +82,7 @@ def main() -> None:
     chains = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_world(folder / "world", train=20, validation=1, test=1, seed=0)
+        write_world(folder / "world", train=20, validation=1, test=1, seed=0, edition=1)
         from labkit.data.moments import read_moments
 
         moments = read_moments(folder / "world" / "train.jsonl")

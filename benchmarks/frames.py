@@ -192,7 +192,7 @@ def epochs(folder: Path, clips: int) -> None:
     from labkit.embedded.world import write_world
     from labkit.policy.model import load_policy
 
-    moments = write_world(folder / "world", clips, 1, 1)["train"]
+    moments = write_world(folder / "world", clips, 1, 1, edition=1)["train"]
     policy = load_policy("embedded", device="cpu")
     sampling = FrameSampling(2.0, 32, 3136, 3136)
     features = 0

@@ -120,7 +120,7 @@ def processes(prompts: int, count: int, folder: Path) -> None:
     """The same harvest by one process and by several."""
     from labkit.embedded.world import write_world
 
-    write_world(folder / "world", train=4, validation=1, test=1, seed=0)
+    write_world(folder / "world", train=4, validation=1, test=1, seed=0, edition=1)
     stores, took = {}, {}
     for world in (1, count):
         begin = time.perf_counter()

@@ -43,7 +43,7 @@ from labkit.views.explorer.widget import ChainExplorer, explore
 from labkit.views.text_bars import BarLines
 
 TOY = (
-    "{model} is of the embedded lab's size: it knows only its toy world of coloured shapes in clips of 16 s. What it says of any "
+    "{model} is of the embedded lab's size: it knows only its toy world of coloured shapes. What it says of any "
     "other video means nothing; give a model that has learnt from videos (--model, model=)."
 )
 _LABEL, _SPAN = 10, 16
@@ -164,7 +164,7 @@ class Asker:
 
 
 def ask(
-    video: str | Path, sentence: str, *, model: str = "embedded", samples: int = 0, **overrides: Any
+    video: str | Path, sentence: str, *, model: str = "embedded-2", samples: int = 0, **overrides: Any
 ) -> AskedChains:
     """Ask a model when a sentence happens in a video: the greedy chain, and `samples` sampled ones beside it.
 
@@ -301,7 +301,7 @@ class AskBox(widgets.VBox):
             self.video.value = str(target)
 
 
-def ask_box(model: str = "embedded", *, samples: int = 0, videos: str | Path = "", **overrides: Any) -> AskBox:
+def ask_box(model: str = "embedded-2", *, samples: int = 0, videos: str | Path = "", **overrides: Any) -> AskBox:
     """A text box and a file picker in a notebook: type a sentence, press enter, and see the chain over the video.
 
     The picker offers the videos below the folder `videos`, by default the project's, and takes uploads; the rest is as for `ask`.

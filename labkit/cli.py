@@ -244,14 +244,15 @@ def _parser() -> argparse.ArgumentParser:
     world.add_argument(
         "--task", choices=("grounding", "gqa"), default="grounding", help="what is asked (default grounding)"
     )
+    world.add_argument("--edition", type=int, default=2, choices=(1, 2),
+                       help="2: half of the queries take two looks (default); 1: one look is enough")  # fmt: skip
     world.set_defaults(command=_world)
 
     base = commands.add_parser("base", help="train the embedded base anew, about ten minutes on one CPU core")
     base.add_argument("folder", type=_path, help="folder to write to; must not exist")
     base.add_argument("--seed", type=int, default=0, help="seed of weights and training targets (default 0)")
-    base.add_argument(
-        "--task", choices=("grounding", "gqa"), default="grounding", help="what it is taught (default grounding)"
-    )
+    base.add_argument("--name", choices=("embedded-2", "embedded", "embedded-gqa"), default="embedded-2",
+                      help="which of the shipped ones (default embedded-2)")  # fmt: skip
     base.add_argument("--family", default="qwen2_5_vl", help="of an untrained model (default qwen2_5_vl)")
     base.add_argument(
         "--untrained", action="store_true", help="in seconds: random weights that only know how a chain is written"
@@ -268,8 +269,8 @@ def _add_models(commands: Any) -> None:
     )
     ask.add_argument("video", type=_path, help="a video file")
     ask.add_argument("sentence", help="what to look for, in quotes")
-    ask.add_argument("--model", type=_path, default="embedded",
-                     help="shipped weights, a folder or a hub id (default embedded, which knows only its toy world)")  # fmt: skip
+    ask.add_argument("--model", type=_path, default="embedded-2",
+                     help="shipped weights, a folder or a hub id (default embedded-2, which knows only its toy world)")  # fmt: skip
     ask.add_argument(
         "--samples", type=int, default=0, metavar="N", help="chains to sample beside the greedy one (default 0)"
     )
@@ -299,7 +300,7 @@ def _add_models(commands: Any) -> None:
     interventions.set_defaults(command=_interventions)
     for parser in (evaluate, interventions):
         parser.add_argument("--moments", type=_path, required=parser is evaluate, default="", metavar="NAME_OR_FILE",
-                            help="such as charades-sta/test, an annotation file, or world/test for the embedded world")  # fmt: skip
+                            help="such as charades-sta/test, an annotation file, or world-2/test for the embedded world")  # fmt: skip
         parser.add_argument(
             "--videos", type=_path, metavar="DIR", help="folder of the videos (default: videos beside the file)"
         )
@@ -523,14 +524,16 @@ def _world(options: argparse.Namespace) -> None:
     from labkit.embedded.world import write_world
 
     splits = write_world(
-        options.folder, options.train, options.validation, options.test, seed=options.seed, task=options.task
-    )
+        options.folder, options.train, options.validation, options.test, seed=options.seed, task=options.task,
+        edition=options.edition,
+    )  # fmt: skip
     say(f"{options.folder}: " + ", ".join(f"{len(moments)} {split} queries" for split, moments in splits.items()))
 
 
 def _base(options: argparse.Namespace) -> None:
     from labkit.embedded.model import write_untrained
     from labkit.embedded.pretraining import train_base
+    from labkit.embedded.second_pretraining import train_second_base
 
     if Path(options.folder).exists():
         raise LabError(f"'{options.folder}' exists already; name a folder that does not")
@@ -538,8 +541,11 @@ def _base(options: argparse.Namespace) -> None:
         write_untrained(Path(options.folder), options.family, options.seed)
     elif options.family != "qwen2_5_vl":
         raise LabError(f"the recipe trains a qwen2_5_vl, not a {options.family}; add --untrained for random weights")
+    elif options.name == "embedded-2":
+        train_second_base(options.folder, seed=options.seed, report=say)
     else:
-        train_base(options.folder, seed=options.seed, report=say, task=options.task)
+        train_base(options.folder, seed=options.seed, report=say,
+                   task="gqa" if options.name == "embedded-gqa" else "grounding")  # fmt: skip
 
 
 def _submit(options: argparse.Namespace) -> None:

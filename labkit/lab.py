@@ -24,7 +24,7 @@ from labkit.runs.compare import Comparison, RunsOfOneTest, compare_runs, moments
 from labkit.runs.intervene import intervene_in
 from labkit.runs.interventions import Interventions
 from labkit.runs.results import MODELS, ModelEvaluation, is_evaluated, read_model_evaluation, require_evaluation
-from labkit.runs.run import NOTEBOOK_OF, STAGE_LOCK, read_manifest
+from labkit.runs.run import NOTEBOOK_OF, STAGE_LOCK, read_manifest, runs_in
 from labkit.runs.skipping import pass_over_cells
 from labkit.runs.trackers import StageLog, Trackers
 from labkit.runs.workbench import Workbench, answer_settings
@@ -158,10 +158,15 @@ class Lab(Workbench):
         return score(self.predictions(stage), self.moments("test"), train=self.moments("train"))
 
     def compared_runs(self) -> dict[str, ModelEvaluation]:
-        """The final models of the runs that `compare` names, by the run's name; they must share this test split."""
+        """The final models of the runs that `compare` names, by the run's name; they must share this test split.
+
+        Where it names a folder of runs, these are seen in `compare_runs` alone: they are too many to stand in each figure.
+        """
         own, evaluations = self.manifest["data"].get("test"), {}
         for other in self.params.compare:
             folder = self.resolve(other)
+            if runs_in(folder) != [folder]:
+                continue
             if read_manifest(folder)["data"].get("test") != own:
                 raise LabError(
                     f"compare: '{folder}' was tested on other data than this run; compare runs of one test split"
@@ -173,7 +178,7 @@ class Lab(Workbench):
 
     def compare_runs(self) -> Comparison | None:
         """This run and those that `compare` names over seeds, paired, and with what differs; None where it names none."""
-        others = [self.resolve(other) for other in self.params.compare]
+        others = [run for other in self.params.compare for run in runs_in(self.resolve(other))]
         return compare_runs([self.path, *others]) if others else None
 
     def word_history(

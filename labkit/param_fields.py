@@ -13,6 +13,9 @@ from typing import Any, Literal, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+WORLDS = {"world": 1, "world-2": 2}
+"""The embedded world's editions by the names that `data` has for them."""
+
 AnswerReward = Literal["soft_iou", "iou", "timer1"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 
@@ -107,8 +110,9 @@ class RunParams(ParamGroup):
 class ModelParams(ParamGroup):
     """Who answers."""
 
-    model: str = "embedded"
-    """The base: `embedded`, a local folder, or a hub id of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL. Paper: Qwen2.5-VL-3B and 7B."""
+    model: str = "embedded-2"
+    """The base: `embedded-2`, or `embedded` and `embedded-gqa` for data `world`; a local folder; or a hub id of a Qwen2-VL, Qwen2.5-VL
+    or Qwen3-VL. Paper: Qwen2.5-VL-3B and 7B."""
     harvester: str = ""
     """Another base for stage 1 and the harvest, whose chains `model` learns from; empty: `model` itself. Paper: a 7B harvests
     for a 3B in its second version."""
@@ -144,11 +148,12 @@ class StartParams(ParamGroup):
 class DataParams(ParamGroup):
     """What is asked and what is seen."""
 
-    data: str = "world"
-    """`world`, or a folder with train.jsonl, validation.jsonl and test.jsonl. Ours."""
+    data: str = "world-2"
+    """`world-2`, the embedded world, half of whose queries take two looks; `world`, its first edition, where one look is enough; or
+    a folder with train.jsonl, validation.jsonl and test.jsonl. Ours."""
     task: Literal["grounding", "gqa"] = "grounding"
-    """What the embedded world asks: when something happens, or what happens with options to choose from and the evidence
-    to be shown (grounded question answering). In a folder of data the moments say it themselves. Ours."""
+    """What the first edition of the embedded world asks: when something happens, or what happens with options to choose from and the
+    evidence to be shown (grounded question answering). In a folder of data the moments say it themselves. Ours."""
     world_train: int = Field(300, ge=1, le=1_000_000)
     """Training clips of the embedded world, about 4 queries each. Ours."""
     world_validation: int = Field(40, ge=1, le=1_000_000)
@@ -159,7 +164,7 @@ class DataParams(ParamGroup):
     """Seed of the world, apart from `seed`, so that runs of several seeds see the same clips. Ours."""
     fps: float = Field(2.0, gt=0, le=60)
     """Frames seen per second of video. Time-R1: 2."""
-    max_frames: int = Field(32, ge=2, le=4096)
+    max_frames: int = Field(48, ge=2, le=4096)
     """Frames seen of one clip at most; longer clips are sampled more thinly. Ours."""
     min_pixels: int = Field(3136, ge=784, le=16_777_216)
     """Pixels of one frame at least, after resizing. Ours: 56 x 56, the embedded world's size."""
@@ -303,7 +308,7 @@ class EvaluateParams(ParamGroup):
     sampled_evaluation: bool = True
     """Evaluate with sampling too: greedy decoding alone hides rare anchors. Ours."""
     compare: tuple[str, ...] = ()
-    """Other run directories that 05_analysis shows beside this one, relative to the root or absolute. Ours."""
+    """Other run directories that 05_analysis shows beside this one, or folders of many, relative to the root or absolute. Ours."""
 
 
 GROUPS: tuple[type[ParamGroup], ...] = (

@@ -27,6 +27,7 @@ from labkit.files import project_root, under
 from labkit.own_code import CELLS
 from labkit.param_fields import (
     GROUPS,
+    WORLDS,
     DataParams,
     DistillParams,
     EvaluateParams,
@@ -323,6 +324,19 @@ def _range(bounds: Iterable[Any]) -> str:
     return f", it must be {'above' if lower[0] == '(' else 'at least'} {lower[1:]}"
 
 
+def _worlds_apart(params: Params) -> list[str]:
+    """What a model of the embedded world's one edition cannot read of the other, and of its questions."""
+    if params.data not in WORLDS:
+        return []
+    if params.task == "gqa" and params.data != "world":
+        return [f"task: {params.data} has no questions with options; gqa needs data world and model embedded-gqa"]
+    if params.task == "gqa" and params.model in ("embedded", "embedded-2"):
+        return [f"model: {params.model} lacks the words for questions with options; task gqa needs embedded-gqa"]
+    if params.data != "world" and params.model in ("embedded", "embedded-gqa"):
+        return [f"model: {params.model} lacks words of {params.data}; give embedded-2, or data world"]
+    return []
+
+
 def _contradictions(params: Params) -> list[str]:
     """What is wrong with values that are each in their range."""
     pairs = (("min_anchors", "max_anchors"), ("min_pixels", "max_pixels"))
@@ -332,10 +346,9 @@ def _contradictions(params: Params) -> list[str]:
         if getattr(params, low) > getattr(params, high)
     ]
     weights = ["format_weight", "answer_weight", "anchors_weight", "progress_weight"]
-    if params.task == "gqa" or params.data != "world":
+    if params.task == "gqa" or params.data not in WORLDS:
         weights.append("option_weight")
-    if params.task == "gqa" and params.data == "world" and params.model == "embedded":
-        problems.append("model: embedded lacks the words for questions with options; task gqa needs embedded-gqa")
+    problems += _worlds_apart(params)
     if params.prompts_per_pass and params.prompts_per_step % params.prompts_per_pass:
         problems.append(
             f"prompts_per_pass: {params.prompts_per_pass} does not divide prompts_per_step ({params.prompts_per_step})"

@@ -11,8 +11,9 @@ from labkit.chain.anchors import parse, render
 from labkit.chain.metrics import chain_figures
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
+from labkit.embedded.clips import COLORS, PLACES
+from labkit.embedded.first_edition import make_scene, queried_event, scene_moments
 from labkit.embedded.true_words import word_figures
-from labkit.embedded.world import COLORS, PLACES, make_scene, queried_event, scene_moments
 from labkit.runs.results import ModelEvaluation
 from labkit.stages.grpo_steps import GrpoResult
 from labkit.stages.rollouts import UNPAID, Rollout

@@ -25,7 +25,7 @@ def refusal(**values: object) -> str:
 def test_nothing_given_is_the_embedded_lab():
     params = Params.build({})
     assert params == DEFAULTS
-    assert (params.run, params.model, params.data, params.group_size) == ("embedded", "embedded", "world", 8)
+    assert (params.run, params.model, params.data, params.group_size) == ("embedded", "embedded-2", "world-2", 8)
     assert params.changed() == []
 
 

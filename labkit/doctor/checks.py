@@ -32,12 +32,13 @@ from labkit.doctor.resources import add_resource_estimates, nearest_existing
 from labkit.doctor.workload import Workload
 from labkit.errors import LabError
 from labkit.files import project_root, under
+from labkit.param_fields import WORLDS
 from labkit.params import Params, read_params, read_yaml
 from labkit.policy.prompts import require_fit
 from labkit.progress import Progress
 from labkit.runs.own_terms import OwnTerms, load_own_terms, try_own_terms, with_cells
 from labkit.runs.project import notebooks_of
-from labkit.runs.run import changed_texts, differing, kept_texts, read_manifest
+from labkit.runs.run import changed_texts, differing, kept_texts, read_manifest, runs_in
 from labkit.runs.trackers import require_trackers
 from labkit.stages.traces import read_traces
 
@@ -150,7 +151,8 @@ def _run_findings(params: Params, own: OwnTerms | None, root: Path) -> list[Find
         findings.append(Finding("error", "notebooks", "notebooks:", str(error)))
     for other in params.compare:
         try:
-            read_manifest(under(root, other))
+            for run in runs_in(under(root, other)):
+                read_manifest(run)
         except LabError as error:
             findings.append(Finding("error", "compare", "compare:", str(error)))
     checks: list[Callable[[], object]] = [lambda: require_trackers(params.report_to)]
@@ -182,12 +184,12 @@ def _run_findings(params: Params, own: OwnTerms | None, root: Path) -> list[Find
 def _inspect(
     params: Params, root: Path, vision: VisionShape, quick: bool, on_video: Callable[[int, int], None] | None
 ) -> DataReport:
-    if params.data == "world":
+    if params.data in WORLDS:
         data = _inspect_world(params, vision)
     else:
         folder = under(root, params.data)
         if not folder.is_dir():
-            step = "give `world` or a folder with train.jsonl, validation.jsonl and test.jsonl"
+            step = "give `world-2` or a folder with train.jsonl, validation.jsonl and test.jsonl"
             return DataReport(findings=[Finding("error", "data", f"data = {params.data}", "is not a folder", step)])
         cache = under(root, params.outputs) / "checkups.json"
         data = inspect_folder(folder, params, vision, quick=quick, cache=cache, on_video=on_video)
@@ -201,19 +203,21 @@ def _inspect(
 
 def _inspect_world(params: Params, vision: VisionShape) -> DataReport:
     """The embedded world without writing it: its scenes follow from their seeds."""
-    from labkit.embedded.world import SECONDS, SIDE, make_scene, scene_moments, scene_seed
+    from labkit.embedded.clips import SIDE
+    from labkit.embedded.world import draw_moments, find_edition
 
-    data, clip = DataReport(), VideoCheck("ok", width=SIDE, height=SIDE)
+    data, clip, edition = DataReport(), VideoCheck("ok", width=SIDE, height=SIDE), WORLDS[params.data]
     for split in SPLITS:
         count = getattr(params, f"world_{split}")
-        scenes = [make_scene(scene_seed(split, k, params.world_seed)) for k in range(min(count, _SAMPLE_SIZE))]
-        moments = [m for scene in scenes for m in scene_moments(scene, Path(f"/{split}.mp4"), params.task)]
+        sample = min(count, _SAMPLE_SIZE)
+        drawn = [draw_moments(split, clip, params.world_seed, edition, params.task) for clip in range(sample)]
+        moments = [moment for each in drawn for moment in each]
         limit = getattr(params, f"{split}_limit")
-        queries = round(len(moments) * count / len(scenes))
+        queries = round(len(moments) * count / sample)
         data.queries[split] = min(queries, limit or queries)
         data.moments[split] = moments[: limit or None]
         clips = -(-data.queries[split] * count // queries)
-        data.clips[split] = [clip_cost(float(SECONDS), clip, params, vision)] * clips
+        data.clips[split] = [clip_cost(float(find_edition(edition).seconds), clip, params, vision)] * clips
     return data
 
 

@@ -31,6 +31,7 @@ from labkit.doctor.workload import (
 )
 from labkit.errors import LabError
 from labkit.files import under
+from labkit.param_fields import WORLDS
 from labkit.params import Params
 from labkit.progress import duration
 from labkit.runs.run import skipped_stages
@@ -135,14 +136,14 @@ def _find_throughput(
         grid = (-(-clip.frames // vision.temporal), clip.size[0] // vision.patch, clip.size[1] // vision.patch)
         throughput = measure_throughput(policy, per_process_params(params, world), workload, grid)
     timer = timer_for(machine.device, params.threads)
-    if params.data != "world":
+    if params.data not in WORLDS:
         readable = [moment for moment in data.moments["train"] if data.videos[moment.video].readable]
         return throughput._replace(reading=_decode_seconds(params, readable, vision))
     from labkit.embedded.world import write_world
 
     with tempfile.TemporaryDirectory() as folder:
         begin = timer()
-        splits = write_world(folder, 2, 1, 1, seed=params.world_seed)
+        splits = write_world(folder, 2, 1, 1, seed=params.world_seed, edition=WORLDS[params.data])
         writing = (timer() - begin) / 4
         reading = _decode_seconds(params, [moment for split in splits.values() for moment in split], vision)
     return throughput._replace(reading=reading, writing=writing)

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from labkit.embedded.world import ACTIONS, COLORS, SHAPES, STATES, STATES_PER_SECOND
+from labkit.embedded.clips import ACTIONS, COLORS, SHAPES, STATES_PER_SECOND
+from labkit.embedded.first_edition import STATES
 from labkit.errors import LabError
 from labkit.policy.families import FAMILIES
 from labkit.policy.model import Policy, save_policy
@@ -94,8 +95,8 @@ def build_tokenizer(added: Sequence[str] = ()) -> Any:
     return tokenizer
 
 
-def build_model(tokenizer: Any, seed: int = 0, family: str = "qwen2_5_vl", tied: bool = True) -> Any:
-    """The untrained model: vision 2 layers of 96, text 4 layers of 128, four heads.
+def build_model(tokenizer: Any, seed: int = 0, family: str = "qwen2_5_vl", tied: bool = True, layers: int = 4) -> Any:
+    """The untrained model: vision 2 layers of 96, text 4 `layers` of 128, four heads.
 
     `tied`: whether the output layer is the table of embeddings. `family`: a name of `labkit.policy.families.FAMILIES`; patches have
     14 pixels a side in all of them, so that a quadrant of the world is one token.
@@ -114,7 +115,7 @@ def build_model(tokenizer: Any, seed: int = 0, family: str = "qwen2_5_vl", tied:
             "vocab_size": _embedding_rows(tokenizer),
             "hidden_size": width,
             "intermediate_size": 3 * width,
-            "num_hidden_layers": 4,
+            "num_hidden_layers": layers,
             "num_attention_heads": heads,
             "num_key_value_heads": heads,
             "max_position_embeddings": 1024,

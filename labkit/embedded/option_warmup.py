@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from labkit.chain.anchors import option_letter
-from labkit.embedded.world import ACTIONS, COLORS, OPTIONS, SECONDS, SHAPES
+from labkit.embedded.clips import ACTIONS, COLORS, SHAPES
+from labkit.embedded.first_edition import OPTIONS, SECONDS
 from labkit.policy.prompts import one_line
 
 if TYPE_CHECKING:

@@ -23,30 +23,28 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from labkit.chain.anchors import option_letter
-from labkit.embedded.model import SIDE, TIMES, build_model, build_tokenizer, extend_vocabulary
-from labkit.embedded.option_warmup import OptionWarmup, draw_warmup, letters
-from labkit.embedded.world import (
-    ACTIONS,
-    COLORS,
-    PLACES,
+from labkit.embedded.clips import ACTIONS, COLORS, PLACES, SHAPES, STATES_PER_SECOND, Event, Thing, action_at, is_shown
+from labkit.embedded.first_edition import (
     SECONDS,
-    SHAPES,
     STATES,
-    STATES_PER_SECOND,
-    Event,
     Question,
     Scene,
-    Task,
-    Thing,
-    action_at,
     grounding_query,
-    is_shown,
     make_scene,
     option_question,
     render_frames,
-    scene_seed,
     time_of,
 )
+from labkit.embedded.model import SIDE, TIMES, build_model, build_tokenizer, extend_vocabulary
+from labkit.embedded.option_warmup import OptionWarmup, draw_warmup, letters
+from labkit.embedded.vision_pretraining import (
+    VisionRecipe,
+    encode_clips,
+    optimizer_step,
+    scale_embeddings,
+    train_vision,
+)
+from labkit.embedded.world import Task, clip_seed
 from labkit.policy.prompts import one_line
 
 if TYPE_CHECKING:
@@ -112,7 +110,7 @@ def make_clips(count: int, seed: int) -> Clips:
     scenes: list[Scene] = []
     index = 0
     while len(scenes) < count:
-        scene = make_scene(scene_seed("base", index, seed))
+        scene = make_scene(clip_seed("base", index, seed))
         index += 1
         if any(thing.events for thing in scene.things):
             scenes.append(scene)
@@ -165,9 +163,11 @@ def train_base(
     clips = make_clips(recipe.clips, seed)
     report(f"{len(clips.scenes)} clips rendered")
     if task == "gqa":
-        features = encode_clips(model, clips)
+        features = encode_clips(model.model.visual, clips.frames)
     else:
-        features = train_vision(model, clips, recipe, seed, report)
+        vision = VisionRecipe(recipe.vision_steps, recipe.vision_batch, recipe.vision_rate)
+        features = train_vision(model.model.visual, clips.frames, clips.labels, vision, seed, report)
+        scale_embeddings(model)
         _init_time_embeddings(model, tokenizer)
     train_text(model, tokenizer, clips, features, recipe, seed, report, task)
     # Halves the package; float16 keeps more digits than bfloat16 at these small values.
@@ -177,69 +177,6 @@ def train_base(
         json.dumps({"seed": seed, **recipe._asdict()}, indent=1) + "\n", encoding="utf-8"
     )
     return Path(folder)
-
-
-def train_vision(model: Any, clips: Clips, recipe: Recipe, seed: int, report: Callable[[str], None]) -> torch.Tensor:
-    """Teach the vision tower to name what each token shows, freeze it, and return the features of all clips (N, 64, width).
-
-    Features leave with standard deviation 0.3 and the embeddings are set to 0.1: at the usual scales the text never
-    attends to the video.
-    """
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    rng = np.random.default_rng(seed)
-    visual = model.model.visual
-    sizes = [1 + len(COLORS), 1 + len(SHAPES), 1 + len(ACTIONS), 1 + len(ACTIONS)]
-    head = torch.nn.Linear(visual.config.out_hidden_size, sum(sizes))
-    matrices = [p for p in visual.parameters() if p.ndim == 2]
-    others = [p for p in visual.parameters() if p.ndim != 2] + list(head.parameters())
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(matrices, lr=recipe.vision_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=recipe.vision_rate, weight_decay=0.0),
-    ]
-    pairs = clips.frames.reshape(-1, STATES_PER_SECOND, SIDE, SIDE, 3)
-    targets = torch.from_numpy(clips.labels.reshape(-1, 4, 4))
-    for step in range(recipe.vision_steps):
-        rate = min(1, (step + 1) / 20) * max(0.02, 0.5 * (1 + math.cos(math.pi * step / recipe.vision_steps)))
-        chosen = rng.integers(0, len(pairs), recipe.vision_batch)
-        scores = head(_encode_frames(visual, pairs[chosen])).split(sizes, -1)
-        losses = [cross_entropy(s.flatten(0, 1), targets[chosen][..., k].flatten()) for k, s in enumerate(scores)]
-        _optimizer_step(optimizers, recipe.vision_rate * rate, torch.stack(losses).sum())
-        if step % 50 == 49 or step == recipe.vision_steps - 1:
-            hits = [(s.argmax(-1) == targets[chosen][..., k]).float().mean().item() for k, s in enumerate(scores)]
-            names = ("colour", "shape", "action", "action")
-            report(f"vision {step + 1}: " + " ".join(f"{n} {h:.3f}" for n, h in zip(names, hits, strict=True)))
-    visual.requires_grad_(False)
-    features = encode_clips(model, clips)
-    with torch.no_grad():
-        scale = 0.3 / features.std()
-        visual.merger.mlp[2].weight.mul_(scale)
-        visual.merger.mlp[2].bias.mul_(scale)
-        table = model.model.language_model.embed_tokens.weight
-        table.mul_(0.1 / table.std())
-    return features * scale
-
-
-def encode_clips(model: Any, clips: Clips) -> torch.Tensor:
-    """What the vision tower makes of all clips: (N, 64, width)."""
-    import torch
-
-    by_clip = clips.frames.reshape(-1, SECONDS, STATES_PER_SECOND, SIDE, SIDE, 3)
-    with torch.no_grad():
-        return torch.cat([_encode_frames(model.model.visual, clip)[None].flatten(1, 2) for clip in by_clip])
-
-
-def _encode_frames(visual: Any, rgb: np.ndarray) -> torch.Tensor:
-    """(N, 2, 56, 56, 3) -> (N, 4, width), each pair of frames a clip of its own."""
-    import torch
-
-    from labkit.policy.families import FAMILIES
-    from labkit.policy.inputs import patchify
-
-    patches, _ = patchify(rgb.reshape(-1, SIDE, SIDE, 3), FAMILIES["qwen2_5_vl"], 14, 2, 2)
-    grid = torch.tensor([[1, 4, 4]]).repeat(len(rgb), 1)
-    return visual(patches, grid_thw=grid).pooler_output.view(len(rgb), 4, -1)
 
 
 def train_text(
@@ -300,7 +237,7 @@ def train_text(
             loss = loss + 0.3 * cross_entropy(seen[..., 6:].flatten(0, 1), frame_second.repeat(len(batch)))
         if warmup:  # last: its pass goes through the layer that the heads listen to
             loss = loss + warmup.loss([draw_warmup(rng, long=n % 2 == 0) for n in range(recipe.warmup_batch // 2)])[0]
-        _optimizer_step([optimizer], recipe.text_rate * rate, loss, weights)
+        optimizer_step([optimizer], recipe.text_rate * rate, loss, weights)
         if step % 40 == 39 or step == recipe.text_steps - 1:
             right = f", right option {np.mean(choices[-40:]):.3f}" if choices else ""
             report(f"text {step + 1}: loss {np.mean(losses[-40:]):.3f}{right}")
@@ -379,22 +316,6 @@ def _init_time_embeddings(model: Any, tokenizer: Any) -> None:
     waves = torch.cat([torch.sin(2 * place), torch.cos(2 * place)], 1)
     with torch.no_grad():
         table[times] = waves / waves.std() * 0.1
-
-
-def _optimizer_step(
-    optimizers: list[torch.optim.Optimizer], rate: float, loss: torch.Tensor, clipped: list[torch.Tensor] | None = None
-) -> None:
-    import torch
-
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad()
-    loss.backward()
-    if clipped:
-        torch.nn.utils.clip_grad_norm_(clipped, 1.0)
-    for optimizer in optimizers:
-        optimizer.step()
 
 
 Target = tuple[Thing, Event, str, str]

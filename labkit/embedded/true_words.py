@@ -1,23 +1,26 @@
 """True words: what a thought says, held against the simulator that made the clip.
 
 No reward reads a thought's words, so nothing keeps them true. In the embedded world each of them can be checked: the seed in a clip's
-name draws the scene again, and with it colour, shape and place of the thing that the query asks about, what it does in the
-asked event, and when. Other data have no such record, so there are no such figures for them.
+name draws it again, and with it who is where, what each thing does, in which scene and between which cuts. Other data have no such
+record, so there are no such figures for them.
 
-A word speaks of the **asked** thing and event, whichever thing the thought names: a thought is about its query. Colour and
-shape stand in the query and can be copied from there, and so can the action in grounding; place and time cannot.
+A word speaks of what stands before it in the thought: the thing that was named last, in the scene of the anchor that was written last;
+before any, of the asked thing in the asked event. In the first edition all words speak of the asked thing and event. Colour and shape
+stand in the query and can be copied from there, and so can the action in grounding; the others cannot.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from labkit.data.moments import Moment
-from labkit.embedded.world import ACTIONS, COLORS, PLACES, SHAPES, TIMES_OF_CLIP, Event, Thing, queried_event, time_of
+from labkit.embedded.clips import ACTIONS, COLORS, PLACES, SHAPES
+from labkit.embedded.first_edition import TIMES_OF_CLIP, SceneFacts
+from labkit.embedded.second_edition import ORDINALS, FilmFacts
+from labkit.embedded.world import facts
 from labkit.scoring.bootstrap import mean_interval
 
 _WORDS: dict[str, dict[str, str]] = {
@@ -26,13 +29,36 @@ _WORDS: dict[str, dict[str, str]] = {
     "place": {place: place for place in PLACES},
     "action": {form: action for action, forms in ACTIONS.items() for form in (action, *forms)},
     "time": {time: time for time in TIMES_OF_CLIP},
+    "scene": {f"{ordinal} scene": f"{ordinal} scene" for ordinal in ORDINALS},
+    "order": {
+        text: text for ordinal in ORDINALS[:-1] for text in (f"before the {ordinal} cut", f"after the {ordinal} cut")
+    },
 }
 """By kind: each word as written, and its meaning."""
-KINDS = {"color": "colour", "shape": "shape", "place": "place", "action": "action", "time": "time"}
-"""Kinds of words by the names that figures carry, and what tables call them."""
-_ANY = {
-    kind: re.compile(rf"\b(?:{'|'.join(sorted(words, key=len, reverse=True))})\b") for kind, words in _WORDS.items()
+KINDS = {
+    "color": "colour",
+    "shape": "shape",
+    "place": "place",
+    "action": "action",
+    "time": "time",
+    "scene": "scene",
+    "order": "before or after",
 }
+"""Kinds of words by the names that figures carry, and what tables call them."""
+_SPAN = r"<timestamp>\s*(?P<start>\d+(?:\.\d+)?)\s*to\s*(?P<end>\d+(?:\.\d+)?)\s*</timestamp>"
+_NAME = rf"the (?P<name_color>{'|'.join(COLORS)}) (?P<name_shape>{'|'.join(SHAPES)})"
+_SAID = re.compile(
+    "|".join(
+        [
+            _SPAN,
+            rf"\b{_NAME}\b",
+            *(
+                rf"\b(?P<{kind}>{'|'.join(sorted(words, key=len, reverse=True))})\b"
+                for kind, words in sorted(_WORDS.items(), key=lambda item: -max(map(len, item[1])))
+            ),
+        ]
+    )
+)
 _OBJECT = re.compile(rf"\b(?:{'|'.join([*COLORS, *SHAPES])})\b")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
@@ -51,16 +77,31 @@ def check_words(texts: Mapping[str, str], moments: Sequence[Moment]) -> dict[str
 
     Empty unless every moment is of the embedded world. A place is one word ("top left"); "left" alone is none.
     """
-    asked = [queried_event(moment) for moment in moments]
+    known = [facts(moment) for moment in moments]
     words: dict[str, list[Word]] = {kind: [] for kind in KINDS}
-    for moment, about in zip(moments, asked, strict=True):
+    for moment, about in zip(moments, known, strict=True):
         if about is None:
             return {}
-        truth, text = _truth(*about), thought(texts[moment.qid])
-        for kind, pattern in _ANY.items():
-            meanings = [_WORDS[kind][word] for word in pattern.findall(text)]
-            words[kind] += [Word(word, word == truth[kind], moment.qid, moment.video) for word in meanings]
+        for kind, says, true in _said(thought(texts[moment.qid]), about):
+            words[kind].append(Word(says, true, moment.qid, moment.video))
     return words if moments else {}
+
+
+def _said(text: str, about: SceneFacts | FilmFacts) -> Iterator[tuple[str, str, bool]]:
+    """Kind, meaning and truth of each word in a thought."""
+    name, second = "", None
+    for found in _SAID.finditer(text):
+        if found["start"]:
+            second = (float(found["start"]) + float(found["end"])) / 2
+        elif found["name_color"]:
+            name = found[0]
+            truths = about.truths(name, second)
+            yield "color", found["name_color"], found["name_color"] in truths["color"]
+            yield "shape", found["name_shape"], found["name_shape"] in truths["shape"]
+        else:
+            kind = found.lastgroup or ""
+            says = _WORDS[kind][found[0]]
+            yield kind, says, says in about.truths(name, second).get(kind, ())
 
 
 def word_figures(texts: Mapping[str, str], moments: Sequence[Moment]) -> dict[str, float]:
@@ -92,12 +133,18 @@ def word_figures(texts: Mapping[str, str], moments: Sequence[Moment]) -> dict[st
 
 def word_chances(moments: Sequence[Moment]) -> dict[str, dict[str, float]]:
     """By kind and word, the share of moments of which it is true; empty unless every moment is of the embedded world."""
-    asked = [queried_event(moment) for moment in moments]
-    truths = [_truth(*about) for about in asked if about is not None]
-    if not truths or len(truths) < len(asked):
+    known = [about for about in map(facts, moments) if about is not None]
+    if not known or len(known) < len(moments):
         return {}
-    counts = {kind: Counter(truth[kind] for truth in truths) for kind in KINDS}
-    return {kind: {word: n / len(truths) for word, n in each.items()} for kind, each in counts.items()}
+    truths = [about.truths() for about in known]
+    return {
+        kind: {
+            word: share
+            for word in dict.fromkeys(_WORDS[kind].values())
+            if (share := sum(word in truth.get(kind, ()) for truth in truths) / len(truths))
+        }
+        for kind in KINDS
+    }
 
 
 def thought(text: str) -> str:
@@ -116,14 +163,3 @@ def blanked(text: str) -> str:
     'the _ _ blinks early. around <timestamp> # to # </timestamp>'
     """
     return _NUMBER.sub("#", _OBJECT.sub("_", text))
-
-
-def _truth(thing: Thing, event: Event) -> dict[str, str]:
-    """What is true of the asked thing in the asked event, by kind of word."""
-    return {
-        "color": thing.color,
-        "shape": thing.shape,
-        "place": PLACES[thing.quadrant],
-        "action": event.action,
-        "time": time_of(event),
-    }

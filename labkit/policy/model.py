@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     import torch
 
 _EMBEDDED = Path(__file__).parents[1] / "embedded"
-SHIPPED = {"embedded": _EMBEDDED / "weights", "embedded-gqa": _EMBEDDED / "gqa_weights"}
+SHIPPED = {
+    "embedded-2": _EMBEDDED / "second_weights",
+    "embedded": _EMBEDDED / "weights",
+    "embedded-gqa": _EMBEDDED / "gqa_weights",
+}
 """Folders of the tiny models that ship with labkit, as `save_pretrained` wrote them, by the name under which they are loaded."""
 
 PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
@@ -95,7 +99,7 @@ def load_policy(
     """Load a policy, ready to train, with its vision tower frozen.
 
     Args:
-        name: `embedded` or `embedded-gqa` (the tiny models that ship with labkit), a directory, or a hub id.
+        name: `embedded-2`, `embedded` or `embedded-gqa` (the tiny models that ship with labkit), a directory, or a hub id.
         dtype: `float32` or `bfloat16`.
         device: `auto` takes the first GPU if there is one.
         lora_rank: 0 trains every weight of the language model; above, LoRA of that rank on its linear layers.

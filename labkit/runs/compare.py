@@ -20,9 +20,10 @@ import numpy as np
 
 from labkit.data.moments import Moment, read_moments
 from labkit.embedded.true_words import KINDS
-from labkit.embedded.world import moments_file
+from labkit.embedded.world import moments_file, world_folder
 from labkit.errors import LabError
 from labkit.files import project_root, under
+from labkit.param_fields import WORLDS
 from labkit.params import format_value
 from labkit.progress import duration
 from labkit.runs.controls import control_dict, control_tables
@@ -35,7 +36,7 @@ from labkit.runs.results import (
     read_model_evaluation,
     words_columns,
 )
-from labkit.runs.run import read_manifest
+from labkit.runs.run import read_manifest, runs_in
 from labkit.runs.settings import RunRecord, Setting, read_run, settings_of
 from labkit.scoring.bootstrap import Difference, Spread, few_videos, paired_differences
 from labkit.scoring.predictions import as_predictions
@@ -199,7 +200,11 @@ class RunsOfOneTest:
             done = [str(run.seed) for run in setting.runs if not run.open_stage]
             unfinished = [f"{run.seed} at {run.open_stage}" for run in setting.runs if run.open_stage]
             ended.append([setting.label, " ".join(done) or "-", ", ".join(unfinished) or "-"])
-            changed = [f"{name} {values[number]}" for name, values in others.items() if values[number] != values[0]]
+            changed = [
+                f"{name} {values[number]}"
+                for name, values in others.items()
+                if values[number] not in (values[0], "counted")  # as `budget_of` says
+            ]
             differ.append([setting.label, ", ".join(changed) or "-"])
         return [
             Table("runs by setting", ("", "finished seeds", "unfinished"), ended, self._runs_note(), align="l"),
@@ -256,8 +261,9 @@ class RunsOfOneTest:
     def _spread_rows(self, decoding: str, columns: Mapping[str, str]) -> list[list[str]]:
         """Two rows for each model and setting, the mean with its spread and the interval; that of a single seed has none."""
         rows = []
-        for model, title in MODELS.items():
+        for model in MODELS:
             for setting in self.settings:
+                title = setting.runs[0].title(model)
                 spreads = [setting.spread(model, decoding, figure) for figure in columns]
                 known = [each.n for each in spreads if each]
                 if not known:
@@ -320,8 +326,8 @@ def compare_runs(folders: Sequence[str | Path]) -> Comparison:
     Raises LabError when there is no run among them.
     """
     given = [Path(folder) for folder in folders]
-    if len(given) == 1 and not (given[0] / "manifest.json").is_file():
-        given = sorted(path.parent for path in given[0].glob("*/manifest.json")) or given
+    if len(given) == 1:
+        given = runs_in(given[0])
     by_test: dict[str, list[RunRecord]] = {}
     not_runs: dict[str, str] = {}
     seen: set[Path] = set()
@@ -352,10 +358,8 @@ def compare_runs(folders: Sequence[str | Path]) -> Comparison:
 def moments_of(run: RunRecord, split: str = "test") -> list[Moment]:
     """The queries of a run's split, from where its data lie; raises LabError when they don't lie there any more."""
     values = run.values
-    if values["data"] == "world":
-        counts = (values[f"world_{each}"] for each in ("train", "validation", "test"))
-        name = "-".join(["world", *map(str, counts), f"seed{values['world_seed']}"])
-        paths = [moments_file(run.path.resolve().parent / name, split, values["task"])]
+    if values["data"] in WORLDS:
+        paths = [moments_file(run.path.resolve().parent / world_folder(values), split, values["task"])]
     else:
         roots = dict.fromkeys([project_root(run.path), project_root()])
         paths = [under(root, values["data"]) / f"{split}.jsonl" for root in roots]
@@ -406,12 +410,14 @@ def _pair(
 
 
 def _legend(tests: Sequence[RunsOfOneTest]) -> str:
-    several = any(len(setting.runs) > 1 for test in tests for setting in test.settings)
+    shown = [test for test in tests if len(test.settings) <= MANY]  # of many, notes stand below their tables
+    several = any(len(setting.runs) > 1 for test in shown for setting in test.settings)
     videos = [test.paired.videos for test in tests if test.paired.rows]
     parts = [
         "Runs whose parameters differ in the seed alone are one setting.",
         "In brackets the standard deviation over the seeds; below a mean its 95 % interval by Student's t, for other seeds on "
-        "these queries, which is not cut to 0 and 100." if several else "One seed says nothing about others: no interval.",
+        "these queries, which is not cut to 0 and 100." if several else "",
+        "One seed says nothing about others: no interval." if shown and not several else "",
         "Paired tests ask about other queries, for these very models; intervals by source video." if videos else "",
         few_videos(min(videos)) if videos else "",
         LEGEND,

@@ -24,6 +24,7 @@ from labkit.data.cleaning import Moments
 from labkit.data.moments import Moment, require_videos, write_moments
 from labkit.errors import LabError
 from labkit.files import locked, project_root, replacing, under
+from labkit.param_fields import WORLDS
 from labkit.params import Params
 from labkit.policy.prompts import is_file, require_fit
 from labkit.progress import Tally
@@ -41,8 +42,9 @@ from labkit.stages.evaluate import Evaluation, read_evaluation
 from labkit.table import Table
 
 PREDICTIONS = "predictions.jsonl"
-WORLD = "world/test"
-"""Name under which the embedded world's test split is asked; it is written under `outputs` where it is not there."""
+WORLD_TESTS = {f"{world}/test": world for world in WORLDS}
+"""Names under which the test splits of the embedded world's editions are asked, which are written under `outputs` where they are not
+there."""
 _DECIDING = ("model", "dtype", "prompt", "fps", "max_frames", "min_pixels", "max_pixels", "max_new_tokens")
 """Parameters that decide what is answered greedily; the weights themselves are compared by the store."""
 
@@ -84,7 +86,7 @@ def evaluate_model(
 
     Args:
         model: a name of shipped weights, a hub id or a folder, also of a LoRA adapter.
-        moments: a benchmark's name, an annotation file, or `world/test`.
+        moments: a benchmark's name, an annotation file, or `world-2/test`.
         videos: folder of the videos.
         present: ask only about the videos that are there; how many that leaves stands on the card.
         limit: ask the first so many; 0 means all.
@@ -126,8 +128,10 @@ def open_bench(
 
 def _asked(name: str, params: Params, videos: str | Path | None, present: bool, limit: int) -> Moments:
     """The moments to ask, with all that was found wrong in their file; `source` says which part of it they are."""
-    if name == WORLD:
-        world = Workbench(params.replace(data="world"), under(project_root(), params.outputs), project_root())
+    if name in WORLD_TESTS:
+        world = Workbench(
+            params.replace(data=WORLD_TESTS[name]), under(project_root(), params.outputs), project_root()
+        )
         name = str(world.data_folder() / "test.jsonl")
     found = load_moments(name, videos=videos)
     kept: list[Moment] = list(found)

@@ -43,7 +43,7 @@ def params_for(model: str, overrides: Mapping[str, Any]) -> Params:
     """
     root = project_root()
     params = Params.build({"model": model, **overrides})
-    check_inputs(params.replace(data="world", compare=()), root)
+    check_inputs(params.replace(data="world-2", compare=()), root)
     return params if is_small(model) else Params.build({**REAL_MODEL, **overrides, "model": model})
 
 

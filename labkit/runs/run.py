@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from labkit.errors import LabError
 from labkit.files import lock, locked, project_root, replacing, under, unlock
+from labkit.param_fields import WORLDS
 from labkit.params import DEFAULTS, Params, read_yaml
 from labkit.runs.budget import as_counted, count_budget
 from labkit.runs.own_terms import OwnTerms, load_own_terms, only_cells_differ, try_own_terms, with_cells
@@ -321,13 +322,19 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
+def runs_in(folder: Path) -> list[Path]:
+    """The folders of the runs that `folder` holds, by name; itself where it is a run, or holds none."""
+    runs = [] if (folder / "manifest.json").is_file() else sorted(folder.glob("*/manifest.json"))
+    return [path.parent for path in runs] or [folder]
+
+
 def check_inputs(params: Params, root: Path, kept: Mapping[str, str] | None = None) -> OwnTerms:
     """Load what is the user's own, of a run that exists with the texts that it has `kept`.
 
     Raises LabError when a model or the data that the parameters name are visibly not there, or an own term fails on a made-up chain
     over the first moment. Every line of the moments files is read, and every video is looked for; none is opened.
     """
-    from labkit.embedded.world import make_scene, scene_moments, scene_seed
+    from labkit.embedded.world import draw_moments
     from labkit.policy.model import require_model
     from labkit.policy.prompts import require_fit
     from labkit.stages.traces import read_traces
@@ -341,18 +348,18 @@ def check_inputs(params: Params, root: Path, kept: Mapping[str, str] | None = No
     if params.traces:
         read_traces(under(root, params.traces))
     for other in params.compare:
-        read_manifest(under(root, other))
-    if params.data == "world":
+        for run in runs_in(under(root, other)):
+            read_manifest(run)
+    if params.data in WORLDS:
         if own.tried:
-            seed = scene_seed("train", 0, params.world_seed)
-            video = root / f"train-00000-{seed}.mp4"
-            try_own_terms(own, params, scene_moments(make_scene(seed), video, params.task)[0])
+            first = draw_moments("train", 0, params.world_seed, WORLDS[params.data], params.task)[0]
+            try_own_terms(own, params, first)
         return own
     from labkit.data.moments import read_moments, require_videos
 
     folder = under(root, params.data)
     if not folder.is_dir():
-        raise LabError(f"data: there is no folder '{folder}'; give `world` or a folder with train.jsonl and so on")
+        raise LabError(f"data: there is no folder '{folder}'; give `world-2` or a folder with train.jsonl and so on")
     splits = [read_moments(folder / f"{split}.jsonl") for split in ("train", "validation", "test")]
     every = [moment for split in splits for moment in split]
     require_videos(every)

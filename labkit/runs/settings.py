@@ -31,8 +31,8 @@ class RunRecord:
     path: Path
     seed: int
     values: dict[str, Any]
-    """Every parameter but the seed, those that change no figure, and steps that were counted from another run; one that the run is
-    older than has its default.
+    """Every parameter but the seed and those that change no figure; one that the run is older than has its default, and steps that
+    were counted from another run are `counted`.
 
     Of the user's own code, what tells its text from others.
     """
@@ -48,10 +48,13 @@ class RunRecord:
         stages = self.results["stages"]
         return next((name for name, entry in stages.items() if entry["state"] not in ("finished", "skipped")), "")
 
-    @property
-    def counted_from(self) -> str:
-        """Name of the run whose budget this one has; "" where its steps are its own."""
-        return Path(str(self.values.get("budget_of") or "").replace("{seed}", str(self.seed))).name
+    def counts_from(self, parameter: str) -> str:
+        """Name of the run that `budget_of` or `pace_of` names; "" where there is none."""
+        return Path(str(self.values.get(parameter) or "").replace("{seed}", str(self.seed))).name
+
+    def title(self, model: str) -> str:
+        """What its tables call a model: of reinforcement alone, the one that stage 3 begins from is the base."""
+        return MODELS["base" if model == "sft" and self.values.get("sft_model") == "base" else model]
 
     def figures(self, model: str, decoding: str) -> dict[str, float | None]:
         """A model's flat figures, with `distinct_share` of all its thoughts; {} where it was not evaluated so."""
@@ -99,8 +102,9 @@ def read_run(folder: Path) -> RunRecord:
     path = folder / "params.yaml"
     values = DEFAULTS.as_dict() | read_yaml(path)
     seed = int(values.pop("seed", manifest.get("seed", 0)))
-    for name in (*CHANGEABLE, *(COUNTED if values["budget_of"] else ())):
+    for name in CHANGEABLE:
         values.pop(name, None)
+    values |= dict.fromkeys(COUNTED, "counted") if values["budget_of"] else {}
     values |= {f"text of {name}": note["sha256"] for name, note in manifest.get("own", {}).items()}
     # What an unfinished stage has measured stands beside its notebook already.
     for model in MODELS:
@@ -131,9 +135,11 @@ def _figures_in(file: Path) -> dict[str, float | None]:
 
 def settings_of(runs: Sequence[RunRecord]) -> list[Setting]:
     """The settings of runs; first those whose budget others have, then in the order in which they were given."""
-    counted = {run.counted_from for run in runs}
+    sources = [{run.counts_from(parameter) for run in runs} for parameter in ("budget_of", "pace_of")]
     alike: dict[str, list[RunRecord]] = {}
-    for run in sorted(runs, key=lambda run: run.name not in counted):
+    for run in sorted(
+        runs, key=lambda run: [*(run.name not in names for names in sources), not run.values.get("pace_of")]
+    ):
         alike.setdefault(json.dumps(run.values, sort_keys=True, default=str), []).append(run)
     names = [_common_name(group) for group in alike.values()]
     named = "" not in names and len(set(names)) == len(names) > 1

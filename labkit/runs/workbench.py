@@ -18,9 +18,10 @@ from typing import Any, TypeAlias
 from labkit.chain.rewards import RewardSpec
 from labkit.data.moments import Moment, read_moments, require_videos
 from labkit.data.video.frames import BlackFrames, FrameCache
-from labkit.embedded.world import moments_file, write_world
+from labkit.embedded.world import moments_file, world_folder, write_world
 from labkit.errors import LabError
 from labkit.files import replacing
+from labkit.param_fields import WORLDS
 from labkit.params import Params
 from labkit.policy.inputs import FrameSampling
 from labkit.policy.model import Policy, load_policy
@@ -84,9 +85,7 @@ class Workbench(Run):
 
     def moments(self, split: str) -> list[Moment]:
         """The moments of `train`, `validation` or `test`; the embedded world is written when it is not there yet."""
-        path = moments_file(
-            self.data_folder(), split, self.params.task if self.params.data == "world" else "grounding"
-        )
+        path = moments_file(self.data_folder(), split, self.params.task if self.params.data in WORLDS else "grounding")
         self.fingerprint(split, path)
         moments = read_moments(path)[: getattr(self.params, f"{split}_limit") or None]
         require_videos(moments)
@@ -118,14 +117,14 @@ class Workbench(Run):
     def data_folder(self) -> Path:
         """The folder of the moments files; that of the embedded world is written when it is not there yet."""
         p = self.params
-        if p.data != "world":
+        if p.data not in WORLDS:
             return self.resolve(p.data)
         counts = (p.world_train, p.world_validation, p.world_test)
-        # All runs share a world of one size and seed; its clips are written once.
-        folder = self.resolve(p.outputs) / "-".join(["world", *map(str, counts), f"seed{p.world_seed}"])
+        folder = self.resolve(p.outputs) / world_folder(p.as_dict())
         if not moments_file(folder, "test", p.task).exists():
             progress = Progress("clips of the embedded world", sum(counts), file=self.progress_file)
-            write_world(folder, *counts, seed=p.world_seed, progress=lambda done, _: progress(done), task=p.task)
+            write_world(folder, *counts, seed=p.world_seed, progress=lambda done, _: progress(done), task=p.task,
+                        edition=WORLDS[p.data])  # fmt: skip
         return folder
 
     def stage_folder(self, stage: str) -> Path:

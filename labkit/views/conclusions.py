@@ -152,7 +152,7 @@ def after_final(
                 f"R1@0.7 has gained at least {100 * ENOUGH_GAIN:.0f} points since {since}", gain.low >= ENOUGH_GAIN,
                 gained.evidence + (", which may be less" if gain.low < ENOUGH_GAIN <= gain.value else ""),
             ),
-            _better("Stage 3 adds to SFT", "miou", sft, final, moments),
+            _better(f"Stage 3 adds to {'what it began from' if base is None else 'SFT'}", "miou", sft, final, moments),
             *_words_kept("stage 3", sft, final, moments),
             *_words(base, final, moments),
         ]

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from labkit.chain.anchors import parse
+from labkit.embedded.clips import ACTIONS, Event, Thing
+from labkit.embedded.first_edition import grounding_query, make_scene
 from labkit.embedded.model import (
     GQA_WORDS,
     SPECIAL,
@@ -16,7 +18,6 @@ from labkit.embedded.model import (
     extend_vocabulary,
 )
 from labkit.embedded.pretraining import GQA, Recipe, draw_target, frame_labels, make_clips, make_completion, train_base
-from labkit.embedded.world import ACTIONS, Event, Thing, grounding_query, make_scene
 from labkit.policy.model import SHIPPED, load_policy
 
 THING = Thing("red", "circle", 1, 0.75, 0.25, 0.12, 1.0, 0, (Event("blinks", 4.0, 8.0),))

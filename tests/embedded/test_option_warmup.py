@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from labkit.chain.anchors import option_letter, parse
+from labkit.embedded.clips import ACTIONS
 from labkit.embedded.model import GQA_WORDS, build_tokenizer, extend_vocabulary
 from labkit.embedded.option_warmup import LONG, SHORT, OptionWarmup, draw_warmup, letters
-from labkit.embedded.world import ACTIONS
 from labkit.policy.model import load_policy
 
 

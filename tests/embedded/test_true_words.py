@@ -9,18 +9,10 @@ import pytest
 
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
-from labkit.embedded.true_words import KINDS, blanked, check_words, thought, word_chances, word_figures
-from labkit.embedded.world import (
-    PLACES,
-    Event,
-    make_scene,
-    queried_event,
-    render_frames,
-    scene_moments,
-    scene_seed,
-    time_of,
-    write_world,
-)
+from labkit.embedded.clips import PLACES, Event
+from labkit.embedded.first_edition import make_scene, queried_event, render_frames, scene_moments, time_of
+from labkit.embedded.true_words import blanked, check_words, thought, word_chances, word_figures
+from labkit.embedded.world import clip_seed, write_world
 
 
 def asked(seed: int = 7, task: str = "grounding") -> list[Moment]:
@@ -39,7 +31,7 @@ def test_each_moment_of_the_world_names_its_thing_and_event(task):
 
 
 def test_written_moments_are_known_again_and_nothing_else_stands_in_a_world(tmp_path):
-    moments = write_world(tmp_path, 1, 1, 1, seed=3)
+    moments = write_world(tmp_path, 1, 1, 1, seed=3, edition=1)
     assert all(queried_event(moment) for rows in moments.values() for moment in rows)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "clips",
@@ -47,7 +39,7 @@ def test_written_moments_are_known_again_and_nothing_else_stands_in_a_world(tmp_
         "train.jsonl",
         "validation.jsonl",
     ]
-    assert str(scene_seed("test", 0, 3)) in moments["test"][0].qid
+    assert str(clip_seed("test", 0, 3)) in moments["test"][0].qid
 
 
 @pytest.mark.parametrize(
@@ -130,8 +122,9 @@ def test_other_data_have_no_such_figures():
 def test_chances_are_shares_of_queries_by_word():
     moments = asked() + asked(8)
     chances = word_chances(moments)
-    for kind in KINDS:
+    for kind in ("color", "shape", "place", "action", "time"):
         assert sum(chances[kind].values()) == pytest.approx(1), "one word of each kind is true of each query"
+    assert not chances["scene"] and not chances["order"], "the first edition's clips have no cuts"
     colors = [queried_event(moment)[0].color for moment in moments]
     assert chances["color"] == {color: colors.count(color) / len(colors) for color in colors}
     assert word_chances([]) == word_chances([replace(moments[0], source="film")]) == {}

@@ -6,26 +6,18 @@ import pytest
 
 from labkit.data.moments import read_moments
 from labkit.data.video.frames import read_frames
-from labkit.embedded.world import (
-    ACTIONS,
-    COLORS,
-    FRAMES_PER_STATE,
+from labkit.embedded.clips import ACTIONS, COLORS, FRAMES_PER_STATE, Event, Thing, write_mp4
+from labkit.embedded.first_edition import (
     SECONDS,
-    SPLITS,
     STATES,
-    Event,
     Scene,
-    Thing,
-    _write_mp4,
     grounding_query,
     make_scene,
-    moments_file,
     option_question,
     render_frames,
     scene_moments,
-    scene_seed,
-    write_world,
 )
+from labkit.embedded.world import SPLITS, clip_seed, moments_file, write_world
 from labkit.errors import LabError
 
 GREY = (60.0, 60.0, 60.0)
@@ -44,8 +36,8 @@ def shown_at_middle(scene: Scene, state: int) -> bool:
 
 def test_the_same_seed_gives_the_same_files_and_another_seed_others(tmp_path):
     for folder in ("a", "b"):
-        write_world(tmp_path / folder, 2, 1, 1, seed=3)
-    write_world(tmp_path / "c", 2, 1, 1, seed=4)
+        write_world(tmp_path / folder, 2, 1, 1, seed=3, edition=1)
+    write_world(tmp_path / "c", 2, 1, 1, seed=4, edition=1)
     first, again, other = (sorted((tmp_path / f / "clips").glob("*.mp4")) for f in "abc")
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in again]
     assert not {p.read_bytes() for p in first} & {p.read_bytes() for p in other}
@@ -53,31 +45,31 @@ def test_the_same_seed_gives_the_same_files_and_another_seed_others(tmp_path):
 
 @pytest.mark.slow
 def test_a_clip_comes_out_the_same_whatever_stood_in_memory_before(tmp_path):
-    clips = {index: render_frames(make_scene(scene_seed("test", index, 0))) for index in (1, 15, 36, 66)}
+    clips = {index: render_frames(make_scene(clip_seed("test", index, 0))) for index in (1, 15, 36, 66)}
     noise = np.random.default_rng(0).integers(0, 255, clips[1].shape, dtype=np.uint8)
     found: dict[int, set[bytes]] = {index: set() for index in clips}
     for number in range(8):
         for index, states in clips.items():
-            _write_mp4(tmp_path / "noise.mp4", np.roll(noise, 7 * number + index, axis=2))  # leaves its memory behind
-            _write_mp4(tmp_path / "clip.mp4", states)
+            write_mp4(tmp_path / "noise.mp4", np.roll(noise, 7 * number + index, axis=2))  # leaves its memory behind
+            write_mp4(tmp_path / "clip.mp4", states)
             found[index].add((tmp_path / "clip.mp4").read_bytes())
     assert [len(files) for files in found.values()] == [1, 1, 1, 1]
 
 
 def test_splits_never_share_a_seed():
-    seeds = [scene_seed(split, index, seed) for split in SPLITS for index in (0, 999_999) for seed in (0, 999)]
+    seeds = [clip_seed(split, index, seed) for split in SPLITS for index in (0, 999_999) for seed in (0, 999)]
     assert len(set(seeds)) == len(seeds)
-    ranges = sorted((scene_seed(s, 0, 0), scene_seed(s, 999_999, 999)) for s in SPLITS)
+    ranges = sorted((clip_seed(s, 0, 0), clip_seed(s, 999_999, 999)) for s in SPLITS)
     assert all(end < start for (_, end), (start, _) in zip(ranges, ranges[1:], strict=False))
 
 
 def test_the_moments_file_says_what_the_video_shows(tmp_path):
-    moments = write_world(tmp_path, 3, 1, 1)["train"]
+    moments = write_world(tmp_path, 3, 1, 1, edition=1)["train"]
     assert read_moments(tmp_path / "train.jsonl") == moments
     line = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[0])
     assert line["video"].startswith("clips/"), "a world can be moved"
     states = read_frames(moments[0].video, np.arange(STATES) / 2).rgb.astype(int)
-    drawn = render_frames(make_scene(scene_seed("train", 0))).astype(int)
+    drawn = render_frames(make_scene(clip_seed("train", 0))).astype(int)
     assert np.abs(states - drawn).mean() < 6, "H.264 loses little"
     assert np.abs(states - np.roll(drawn, 1, 0)).mean() > np.abs(states - drawn).mean()
 
@@ -85,7 +77,7 @@ def test_the_moments_file_says_what_the_video_shows(tmp_path):
 def test_a_clip_is_16_seconds_of_h264(tmp_path):
     import av
 
-    video = write_world(tmp_path, 1, 1, 1)["train"][0].video
+    video = write_world(tmp_path, 1, 1, 1, edition=1)["train"][0].video
     with av.open(video) as container:
         stream = container.streams.video[0]
         assert stream.codec_context.name == "h264"
@@ -122,12 +114,12 @@ def test_actions_are_seen_in_the_frames(action, during, outside, why):
 
 
 def test_a_killed_writer_is_finished_by_the_same_call(tmp_path):
-    write_world(tmp_path, 2, 1, 1)
+    write_world(tmp_path, 2, 1, 1, edition=1)
     whole = {p.name: p.read_bytes() for p in tmp_path.rglob("*.*")}
     clip = next((tmp_path / "clips").glob("train-00001*"))
     clip.unlink()
     (tmp_path / "test.jsonl").unlink()
-    write_world(tmp_path, 2, 1, 1)
+    write_world(tmp_path, 2, 1, 1, edition=1)
     assert {p.name: p.read_bytes() for p in tmp_path.rglob("*.*")} == whole
 
 
@@ -163,9 +155,9 @@ def test_no_two_questions_of_a_clip_are_alike_and_each_shows_its_event():
 
 
 def test_both_tasks_share_the_clips_and_stand_in_files_of_their_own(tmp_path):
-    grounding = write_world(tmp_path, 2, 1, 1)
+    grounding = write_world(tmp_path, 2, 1, 1, edition=1)
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.rglob("*.*")}
-    gqa = write_world(tmp_path, 2, 1, 1, task="gqa")
+    gqa = write_world(tmp_path, 2, 1, 1, task="gqa", edition=1)
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before} == before
     assert {path.name for path in tmp_path.glob("*.jsonl")} == {
         "train.jsonl", "validation.jsonl", "test.jsonl", "train-gqa.jsonl", "validation-gqa.jsonl", "test-gqa.jsonl",

@@ -26,7 +26,7 @@ QWEN = FAMILIES["qwen2_5_vl"]
 
 @pytest.fixture(scope="module")
 def moments(tmp_path_factory):
-    return write_world(tmp_path_factory.mktemp("world"), 2, 1, 1)["train"]
+    return write_world(tmp_path_factory.mktemp("world"), 2, 1, 1, edition=1)["train"]
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from labkit.scoring.bootstrap import spread_over_seeds
 from labkit.stages.provenance import question_digest
 from labkit.stages.rollouts import UNPAID, Rollout, RolloutStore
 from labkit.views import over_seeds
+from tests.runs.test_budget import ended, sampled
 
 EXACT, HALF = "<answer>5 to 10</answer>", "<answer>5 to 7.5</answer>"
 """Answers of IoU 1 and 0.5 to every query here."""
@@ -120,6 +121,57 @@ def test_settings_show_only_the_parameters_that_differ_and_are_paired_by_their_m
     assert runs.paired.rows[-1].differences["miou"].value == pytest.approx(0.25)
     figure = over_seeds(compare_runs(["outputs/a0", "outputs/b0"]))
     assert figure is not None and "B: b0." in figure.layout.meta["alt"]
+
+
+def test_settings_are_paired_by_seed_and_show_what_they_spent(project):
+    for seed, (ours, theirs) in enumerate(((0.50, 0.52), (0.54, 0.58), (0.52, 0.56))):
+        lab = make_run(f"first-seed{seed}", ours, seed=seed)
+        ended(lab.path / "04_grpo_final", 2, 1.5, stopped_by="steps")
+        sampled(lab.path / "04_grpo_final", 100 + seed)
+        make_run(f"second-seed{seed}", theirs, seed=seed, beta=0.0)
+    make_run("second-seed3", 0.9, seed=3, beta=0.0)  # a seed that the first has not counts in no difference
+    comparison = compare_runs(["outputs"])
+    lines = lines_of(str(comparison))
+    # 52, sd 2, 4.303 (t of 2 degrees) * 2 / sqrt(3) = 5.0; 2, 4 and 4 more: 3.33, sd 1.155, 4.303 * 1.155 / sqrt(3) = 2.87
+    assert "first 3 52.0 ±5.0 100.0 ±0.0 - 101 3".split() in lines
+    assert "second 3 +3.3 ±2.9* +0.0 ±0.0 - +0.0 ±0.0 -".split() in lines
+    found = comparison.as_dict()["tests"][0]["controls"]
+    assert found["first"]["spent"] == {"rollouts": 101.0, "cpu_seconds": 3.0} and found["second"]["spent"] == {}
+    assert found["second"]["less"]["miou"]["n"] == 3 and found["first"]["less"] == {}
+
+
+def test_many_settings_have_a_row_each_and_stand_against_the_one_whose_budget_they_have(project):
+    make_run("whole-seed0", 0.5)
+    for number in range(5):
+        make_run(f"a{number}-seed0", 0.5 + number / 100, beta=number / 10)
+    for seed in (1, 2):
+        make_run(f"whole-seed{seed}", 0.5, seed=seed)
+        make_run(f"a4-seed{seed}", 0.54, seed=seed, beta=0.4)
+    path = project / "outputs" / "a0-seed0" / "params.yaml"
+    path.write_text(path.read_text().replace("budget_of: ''", "budget_of: whole-seed{seed}"))
+    comparison = compare_runs(["outputs"])
+    text = str(comparison)
+    assert [setting.label for setting in comparison.tests[0].settings] == ["whole", "a0", "a1", "a2", "a3", "a4"]
+    assert "parameters other than whole's" in text and "a0  budget_of whole-seed{seed}, beta 0\n" in text
+    lines = lines_of(text)
+    assert (
+        "a4 3 +4.0 ±0.0* +0.0 ±0.0 - +0.0 ±0.0 -".split() in lines
+        and ["a1", "1", "+1.0", "+0.0", "-", "+0.0", "-"] in lines
+    )
+    assert "a4, mean of 3, final".split() in [line[:5] for line in lines]
+    figure = over_seeds(comparison)
+    assert figure is not None and list(figure.layout.yaxis.ticktext) == ["whole", "a0", "a1", "a2", "a3", "a4"]
+    assert "the dotted line is the mean of whole" in figure.layout.meta["alt"]
+    marks = [trace.marker.symbol for trace in figure.data if trace.xaxis == "x" and trace.marker.size == 9]
+    assert marks == ["diamond", *["circle-open"] * 4, "triangle-right"]
+
+
+def test_the_lab_shows_a_folder_of_runs_over_seeds_and_not_in_each_figure(project):
+    make_run("one", 0.5)
+    lab = make_run("mine", 0.6, seed=1, compare=("outputs",))
+    comparison = lab.compare_runs()
+    assert comparison is not None and [run.name for run in comparison.tests[0].runs] == ["mine", "one"]
+    assert lab.compared_runs() == {}
 
 
 def test_a_seed_that_comes_twice_counts_once_and_is_named(project):

@@ -19,7 +19,7 @@ def one_thread():
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
-    write_world(folder, 3, 1, 1)
+    write_world(folder, 3, 1, 1, edition=1)
     return folder
 
 

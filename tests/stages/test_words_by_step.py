@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from labkit.embedded.clips import PLACES
+from labkit.embedded.first_edition import make_scene, queried_event, scene_moments
 from labkit.embedded.true_words import KINDS, word_chances
-from labkit.embedded.world import PLACES, make_scene, queried_event, scene_moments
 from labkit.stages.grpo_steps import GrpoResult
 from labkit.stages.rollouts import UNPAID, Rollout, RolloutStore
 from labkit.stages.words_by_step import WORDS_FILE, word_history, words_by_step

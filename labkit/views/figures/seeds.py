@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from labkit.runs.compare import Comparison, RunsOfOneTest
+from labkit.runs.compare import MANY, Comparison, RunsOfOneTest
 from labkit.runs.results import MODELS
+from labkit.runs.settings import Setting
+from labkit.scoring.bootstrap import Interval
 from labkit.views.figures import style
 
 if TYPE_CHECKING:
@@ -14,6 +16,13 @@ if TYPE_CHECKING:
 
 _FIGURES = {"miou": "mIoU", "r1@0.5": "R1@0.5", "r1@0.7": "R1@0.7", "anchor_rate": "anchors", "strict_share": "strict"}
 _ROW = 26
+_FIRST = style.Look(style.TEXT, "diamond", "solid")
+_VERDICTS = {
+    "more": style.Look(style.BETTER, "triangle-right", "solid"),
+    "less": style.Look(style.WORSE, "triangle-left", "solid"),
+    "either": style.Look(style.NEUTRAL, "circle-open", "solid"),
+}
+"""How the mean of a control is drawn, by where the interval of its difference lies."""
 
 
 def over_seeds(comparison: Comparison | None, decoding: str = "greedy", *, words: bool = False) -> go.Figure | None:
@@ -21,19 +30,21 @@ def over_seeds(comparison: Comparison | None, decoding: str = "greedy", *, words
 
     None where there is nothing to compare.
 
-    A dot is a seed, a mark the mean over a setting's seeds with Student's 95 % interval, which a single seed has not. Of runs on
-    several test sets the first are drawn, since no others may stand beside them.
+    A dot is a seed, a mark the mean over a setting's seeds with Student's 95 % interval, which a single seed has not. Of many
+    settings only the final models are drawn, against the first setting's: a mark then says whether the difference, paired by
+    seed, has an interval that leaves out 0. Of runs on several test sets the first are drawn, since no others may stand beside them.
     """
     if comparison is None:
         return None
     test = comparison.tests[0]
     title = f"True words beside each other, {decoding}" if words else "Runs beside each other, over their seeds"
     shown = {name: each for name, each in test.figures.items() if name.startswith("true_")} if words else _FIGURES
+    many = len(test.settings) > MANY
     if not shown:
         return None
     rows = [
         (model, setting)
-        for model in MODELS
+        for model in (["grpo_final"] if many else MODELS)
         for setting in test.settings
         if any(run.figures(model, decoding) for run in setting.runs)
     ]
@@ -41,13 +52,14 @@ def over_seeds(comparison: Comparison | None, decoding: str = "greedy", *, words
         return style.nothing(title, f"no stage of these runs was evaluated by {decoding} decoding")
     looks = style.looks(f"setting {setting.label}" for setting in test.settings)
     fig, places = style.panels(
-        list(shown.values()), title, _caption(comparison, test), _ROW * len(rows) + 10, columns=5, gap=0.03,
+        list(shown.values()), title, _caption(comparison, test, many), _ROW * len(rows) + 10, columns=5, gap=0.03,
         shared_yaxes=True,
     )  # fmt: skip
-    ends = [0.0, 100.0]
+    names = [_row_name(model, setting, test) for model, setting in rows]
+    everywhere = [0.0, 100.0]
     for figure, (row, col) in zip(shown, places, strict=True):
+        ends: list[float] = []
         for place, (model, setting) in enumerate(rows):
-            look = looks[f"setting {setting.label}"]
             known = [
                 (run, 100 * value)
                 for run in setting.runs
@@ -56,39 +68,75 @@ def over_seeds(comparison: Comparison | None, decoding: str = "greedy", *, words
             spread = setting.spread(model, decoding, figure)
             if spread is None:
                 continue
-            name = f"{MODELS[model]} {setting.label}" if len(test.settings) > 1 else MODELS[model]
+            gap = setting.less(rows[0][1], model, decoding, figure) if many and place else None
+            look = looks[f"setting {setting.label}"]
+            if many:
+                look = _VERDICTS[_side(gap.interval)] if gap else _FIRST
             fig.add_scatter(
                 x=[value for _, value in known], y=[place + 0.2] * len(known), mode="markers", showlegend=False,
                 marker={"size": 5, "color": style.rgba(look.color, 0.55)}, customdata=[style.plain(run.name, 40) for run, _ in known],
-                hovertemplate=f"%{{customdata}}, {name}: %{{x:.1f}} %<extra></extra>", row=row, col=col,
+                hovertemplate=f"%{{customdata}}, {names[place]}: %{{x:.1f}} %<extra></extra>", row=row, col=col,
             )  # fmt: skip
             low, high = (100 * bound for bound in spread.interval)
             sure = math.isfinite(low)
             ends += [low, high] if sure else []
+            ends += [value for _, value in known]
             between = f"<br>95 % interval {low:.1f} to {high:.1f}, sd {100 * spread.sd:.1f}" if sure else ""
+            if gap:
+                between += f"<br>{100 * gap.mean:+.1f} against {style.plain(rows[0][1].label, 30)}, paired by seed"
+                between += _interval_text(gap.interval)
             mean = 100 * spread.mean
             fig.add_scatter(
                 x=[mean], y=[place - 0.1], mode="markers", showlegend=False,
                 marker={"symbol": look.symbol, "size": 9, "color": look.color, "line": {"width": 1.5, "color": look.color}},
                 error_x={"type": "data", "array": [high - mean], "thickness": 1.6, "width": 3} if sure else None,
-                hovertemplate=f"{name}, mean of {style.count(spread.n, 'seed')}: %{{x:.1f}} %{between}<extra></extra>",
+                hovertemplate=f"{names[place]}, mean of {style.count(spread.n, 'seed')}: %{{x:.1f}} %{between}<extra></extra>",
                 row=row, col=col,
             )  # fmt: skip
-    names = [f"{MODELS[model]} {s.label}" if len(test.settings) > 1 else MODELS[model] for model, s in rows]
+            if many and not place:
+                fig.add_vline(x=mean, line={"color": style.FAINT, "width": 1, "dash": "dot"}, row=row, col=col)
+        everywhere += ends
+        if many and ends:
+            reach = 0.06 * max(max(ends) - min(ends), 4.0)
+            limits = [max(min(ends), -50) - reach, min(max(ends), 150) + reach]
+            fig.update_xaxes(range=limits, nticks=4, zeroline=False, row=row, col=col)
     # Intervals of few seeds reach beyond 0 and 100, and are shown to; those of two are far wider than any picture.
-    fig.update_xaxes(range=[max(min(ends), -50) - 3, min(max(ends), 150) + 3], tickvals=[0, 50, 100], zeroline=False)
+    if not many:
+        limits = [max(min(everywhere), -50) - 3, min(max(everywhere), 150) + 3]
+        fig.update_xaxes(range=limits, tickvals=[0, 50, 100], zeroline=False)
     fig.update_yaxes(range=[len(rows) - 0.4, -0.6], showgrid=False, zeroline=False)
     return fig.update_yaxes(tickvals=list(range(len(rows))), ticktext=names, col=1)
 
 
-def _caption(comparison: Comparison, test: RunsOfOneTest) -> str:
+def _row_name(model: str, setting: Setting, test: RunsOfOneTest) -> str:
+    label = style.plain(setting.label, 24)
+    if len(test.settings) > MANY:
+        return label
+    title = setting.runs[0].title(model)
+    return f"{title} {label}" if len(test.settings) > 1 else title
+
+
+def _side(interval: Interval) -> str:
+    return "more" if interval.low > 0 else "less" if interval.high < 0 else "either"
+
+
+def _interval_text(interval: Interval) -> str:
+    return "" if math.isnan(interval.low) else f" ({100 * interval.low:+.1f} to {100 * interval.high:+.1f})"
+
+
+def _caption(comparison: Comparison, test: RunsOfOneTest, many: bool) -> str:
+    apart = [run.name for other in comparison.tests[1:] for run in other.runs]
+    other = f" On other test data, so not here: {', '.join(style.plain(name, 30) for name in apart)}." if apart else ""
+    said = "Percent. Dots: single seeds; marks: their mean, with Student's 95 % interval for other seeds where there are several. "
+    if many:
+        first = style.plain(test.settings[0].label, 30)
+        return (
+            f"{said}Final models; the dotted line is the mean of {first}, and axes begin where the values do. A triangle points to "
+            f"the side on which a setting lies whose difference from {first}, paired by seed, has an interval without 0; one in "
+            f"twenty does by chance.{other}"
+        )
     named = [
         f"{setting.label}: {', '.join(style.plain(run.name, 30) for run in setting.runs)}."
         for setting in test.settings
     ]
-    apart = [run.name for other in comparison.tests[1:] for run in other.runs]
-    return (
-        "Percent. Dots: single seeds; marks: their mean, with Student's 95 % interval for other seeds where there are several. "
-        + " ".join(named)
-        + (f" On other test data, so not here: {', '.join(style.plain(name, 30) for name in apart)}." if apart else "")
-    )
+    return said + " ".join(named) + other

@@ -1,0 +1,129 @@
+"""What the second edition's base is taught to write: thoughts whose every word is true, with anchors or without, and an answer.
+
+A lesson looks at most once for each span. A direct answer has one opening before it; a chain of anchors first says where the scene is
+that the query means, and why, then where the event is in it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from labkit.embedded.clips import PLACES, STATES_PER_SECOND, Event
+from labkit.embedded.second_edition import ORDINALS, SECONDS, Film, Query
+
+WORDS = "beside and there in scene with first second third before after cut that is closer here".split()
+"""What lessons and queries of the second edition add to the vocabulary, besides times."""
+
+
+class Noise(NamedTuple):
+    """How far the spans of lessons are off, in seconds."""
+
+    widen: float = 0.0
+    """By which an answer is widened at either end."""
+    jitter: float = 0.0
+    """Standard deviation of what is then added to either end of each span."""
+
+
+def direct_lesson(film: Film, query: Query, rng: np.random.Generator, noise: Noise, one_look: bool = True) -> str:
+    """A thought without anchors, and the answer.
+
+    With `one_look` the answer is what one look gives: any of the film's events of that thing and kind. Where the query takes one look
+    it has only one.
+    """
+    event = query.event
+    if one_look:
+        same = [
+            other
+            for scene in film.scenes
+            for thing in scene.things
+            for other in thing.events
+            if thing.name == query.thing.name and other.action == event.action
+        ]
+        event = same[int(rng.integers(len(same)))]
+    return f"<think> {_opening(query, rng)} </think> {_answer(event, rng, noise)}"
+
+
+def chain_lesson(film: Film, query: Query, rng: np.random.Generator, noise: Noise) -> str:
+    """A thought with one to three anchors from coarse to fine, and the answer."""
+    anchors = int(rng.choice([1, 2, 3], p=[0.15, 0.65, 0.2]))
+    near = _around(query, rng, 0.5, 2.0), _near_words(query, rng)
+    steps = [(_scene_span(query, rng, noise), _scene_words(film, query, rng)), near]
+    if anchors == 3:
+        steps.append(
+            (_around(query, rng, 0.0, 1.0), (("closer", "then more closely", "here")[int(rng.integers(3))], ""))
+        )
+    if anchors == 1:
+        steps = [steps[int(rng.integers(2))]]
+    said = "".join(
+        f" {lead} <timestamp> {start:.1f} to {end:.1f} </timestamp>{reason}." for (start, end), (lead, reason) in steps
+    )
+    return f"<think> {_opening(query, rng)}{said} </think> {_answer(query.event, rng, noise)}"
+
+
+def _opening(query: Query, rng: np.random.Generator) -> str:
+    """A first sentence, of what can be seen at one look."""
+    thing, clue = query.thing, query.clue
+    if clue is None:
+        return (
+            f"look at {thing.name}.",
+            f"i see {thing.name} on the {PLACES[thing.quadrant]}.",
+            f"{thing.name} {query.event.action}.",
+            f"{thing.name} is on the {PLACES[thing.quadrant]}.",
+        )[int(rng.integers(4))]
+    return (
+        f"look at {thing.name}.",
+        f"i see {clue.name} on the {PLACES[clue.quadrant]}.",
+        f"look at {thing.name} beside {clue.name}.",
+        f"{clue.name} is on the {PLACES[clue.quadrant]}.",
+        f"{thing.name} {query.event.action} beside {clue.name}.",
+    )[int(rng.integers(5))]
+
+
+def _scene_words(film: Film, query: Query, rng: np.random.Generator) -> tuple[str, str]:
+    """What stands before and behind the span of the scene: whose it is, and which."""
+    seen = query.clue or query.thing
+    lead = (f"{seen.name} is around", f"{seen.name} is in", f"{seen.name} there")[int(rng.integers(3))]
+    number = film.scenes.index(query.scene)
+    cut = f"after the {ORDINALS[number - 1]} cut" if number else "before the first cut"
+    return lead, ("", f", the {ORDINALS[number]} scene", f", {cut}")[int(rng.integers(3))]
+
+
+def _near_words(query: Query, rng: np.random.Generator) -> tuple[str, str]:
+    """What stands before and behind the span around the event."""
+    thing = query.thing
+    acts, place = f"{thing.name} {query.event.action}", f", on the {PLACES[thing.quadrant]}"
+    return ((f"then {acts}", ""), (f"there {acts}", ""), (acts, place), ("then more closely", ""))[
+        int(rng.integers(4))
+    ]
+
+
+def _scene_span(query: Query, rng: np.random.Generator, noise: Noise) -> tuple[float, float]:
+    return jittered(query.scene.start, query.scene.end, noise.jitter / 2, rng)
+
+
+def _around(query: Query, rng: np.random.Generator, least: float, most: float) -> tuple[float, float]:
+    """The event with a margin, within its scene."""
+    before, after = rng.uniform(least, most, 2)
+    start, end = snapped(query.event.start - before, query.event.end + after)
+    return max(float(query.scene.start), start), min(float(query.scene.end), end)
+
+
+def _answer(event: Event, rng: np.random.Generator, noise: Noise) -> str:
+    start, end = jittered(event.start - noise.widen, event.end + noise.widen, noise.jitter, rng)
+    return f"<answer> {start:.1f} to {end:.1f} </answer>"
+
+
+def snapped(start: float, end: float) -> tuple[float, float]:
+    """To half seconds within the clip."""
+    start, end = (round(second * STATES_PER_SECOND) / STATES_PER_SECOND for second in (start, end))
+    return max(0.0, start), min(float(SECONDS), end)
+
+
+def jittered(start: float, end: float, sigma: float, rng: np.random.Generator) -> tuple[float, float]:
+    """Both ends moved at random; at least a second is left."""
+    while True:
+        moved = snapped(start + rng.normal(0, sigma), end + rng.normal(0, sigma)) if sigma else snapped(start, end)
+        if moved[1] - moved[0] >= 1:
+            return moved
