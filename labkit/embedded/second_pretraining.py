@@ -25,6 +25,7 @@ from labkit.embedded import lessons
 from labkit.embedded.clips import ACTIONS, COLORS, PLACES, SHAPES, STATES_PER_SECOND
 from labkit.embedded.model import SIDE, build_model, build_tokenizer
 from labkit.embedded.second_edition import (
+    LASTING_ACTIONS,
     SECONDS,
     STATES,
     Film,

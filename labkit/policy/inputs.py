@@ -177,12 +177,22 @@ def read_clip(policy: Policy, moment: Moment, cache: FrameCache, sampling: Frame
         LabError: the video is missing, unreadable, or shorter than its trim window.
     """
     vision = policy.base.config.vision_config
-    temporal, merge = vision.temporal_patch_size, vision.spatial_merge_size
     times, size = frame_times_and_size(policy, moment, cache, sampling)
     frames = cache.get(moment.video, times, size, moment.start)
-    patches, grid = patchify(frames.rgb, policy.family, vision.patch_size, merge, temporal)
+    patches, _ = patchify(
+        frames.rgb, policy.family, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
+    )
+    return bare_clip(policy, times, size, sampling)._replace(patches=patches)
+
+
+def bare_clip(policy: Policy, times: np.ndarray, size: tuple[int, int], sampling: FrameSampling) -> ClipPatches:
+    """The clip of these frames without its pixels."""
+    import torch
+
+    vision = policy.base.config.vision_config
+    grid = (-(-len(times) // vision.temporal_patch_size), size[0] // vision.patch_size, size[1] // vision.patch_size)
     step = float(times[1] - times[0]) if len(times) > 1 else 1.0 / sampling.fps
-    return ClipPatches(patches, grid, step * temporal)
+    return ClipPatches(torch.empty(0), grid, step * vision.temporal_patch_size)
 
 
 def build_prompt(

@@ -1,6 +1,7 @@
 """Prompts by qid: each clip decoded once, and encoded once as long as its features stay in the cache.
 
-Frames are cached on disk, features in bounded memory on the model's device (least recently used first out). `prefetch` names the
+Frames are cached on disk, on a CPU features too (`labkit.policy.kept_features`), and features in bounded memory on the model's device
+(least recently used first out). `prefetch` names the
 prompts that come next, and readers decode their clips in the background.
 """
 
@@ -20,16 +21,19 @@ from labkit.policy.inputs import (
     ClipPatches,
     FrameSampling,
     Prompt,
+    bare_clip,
     build_prompt,
     encode_clip,
     frame_times_and_size,
     read_clip,
 )
+from labkit.policy.kept_features import kept_features, tower_digest
 from labkit.policy.model import Policy
 from labkit.policy.prompts import require_fit
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
 
 class ClipFrames(NamedTuple):
@@ -58,7 +62,7 @@ class PromptSource(Mapping[str, Prompt]):
     """Prompts by qid, built at first use; each clip is decoded and encoded once whatever the number of its queries.
 
     A least-recently-used cache: up to `feature_memory` GB of features and prompts stay in memory, and what was evicted is
-    encoded again from the cached frames. Prompts that the caller holds are not counted, nor is a clip that exceeds the
+    encoded again from the cached frames, or read again. Prompts that the caller holds are not counted, nor is a clip that exceeds the
     limit alone. `encoded` counts passes of the vision tower; `cache.decoded` counts clips that were decoded.
     """
 
@@ -94,6 +98,7 @@ class PromptSource(Mapping[str, Prompt]):
         self._moments = {moment.qid: moment for moment in moments}
         require_fit(template, self._moments.values())
         self._encoded_clips: OrderedDict[ClipKey, _EncodedClip] = OrderedDict()
+        self._tower = tower_digest(policy)
 
     def __getitem__(self, qid: str) -> Prompt:
         """The prompt with its features.
@@ -150,13 +155,19 @@ class PromptSource(Mapping[str, Prompt]):
     def _encode(self, key: ClipKey, moment: Moment) -> _EncodedClip:
         if self.readers is not None:
             self.readers.wait_for(key, self._decode_task(moment))
-        clip = read_clip(self.policy, moment, self.cache, self.sampling)
-        features = encode_clip(self.policy, clip)
-        self.encoded += 1
-        # The pixels are not needed any more; a slice without clone would keep their memory.
-        encoded = self._encoded_clips[key] = _EncodedClip(
-            clip._replace(patches=clip.patches[:0].clone()), features, {}
-        )
+        times, size = frame_times_and_size(self.policy, moment, self.cache, self.sampling)
+
+        def encode() -> torch.Tensor:
+            self.encoded += 1
+            return encode_clip(self.policy, read_clip(self.policy, moment, self.cache, self.sampling))
+
+        if self._tower:
+            file = self.cache.file_beside(moment.video, times, size, moment.start, f".{self._tower}.safetensors")
+            features = kept_features(file, encode)
+        else:
+            features = encode()
+        clip = bare_clip(self.policy, times, size, self.sampling)
+        encoded = self._encoded_clips[key] = _EncodedClip(clip, features, {})
         self.cached_bytes += _size(encoded)
         return encoded
 

@@ -12,7 +12,9 @@ from labkit.data.moments import Moment
 from labkit.data.video import decode_worker
 from labkit.data.video.frames import BlackFrames, FrameCache
 from labkit.errors import LabError
+from labkit.policy import prompt_source
 from labkit.policy.inputs import FrameSampling
+from labkit.policy.kept_features import tower_digest
 from labkit.policy.model import Policy
 from labkit.policy.prompt_source import PromptSource, nbytes, prefetch
 from tests import tiny
@@ -28,6 +30,12 @@ def policy() -> Policy:
 @pytest.fixture(scope="module")
 def moments(tmp_path_factory: pytest.TempPathFactory) -> list[Moment]:
     return tiny.moments(tmp_path_factory.mktemp("clips"), clips=CLIPS, per_clip=QUERIES)
+
+
+@pytest.fixture(autouse=True)
+def no_features_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: what memory holds and what the tower does is then seen."""
+    monkeypatch.setattr(prompt_source, "tower_digest", lambda policy: "")
 
 
 def source(policy: Policy, moments: Iterable[Moment], cache: FrameCache, **options: Any) -> PromptSource:
@@ -67,6 +75,32 @@ def test_memory_stays_bounded_and_what_left_is_made_again_from_cached_frames(
         # Two of three clips fit: walking in a circle, the one that comes next has always just left.
         assert tight.encoded == epoch * CLIPS
     assert cache.decoded == CLIPS
+
+
+def test_features_are_kept_beside_the_frames_for_each_tower(
+    policy: Policy, moments: list[Moment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompt_source, "tower_digest", tower_digest)
+    cache, qid = FrameCache(tmp_path), moments[0].qid
+    first = source(policy, moments, cache)
+    features = first[qid].features
+    again = source(policy, moments, cache)
+    assert torch.equal(again[qid].features, features) and again[qid].grid == first[qid].grid
+    assert (first.encoded, again.encoded, cache.hits) == (1, 0, 0)  # not even its frames are read
+    (kept,) = tmp_path.glob("*.safetensors")
+    kept.write_bytes(kept.read_bytes()[:-1])
+    damaged = source(policy, moments, cache)
+    assert torch.equal(damaged[qid].features, features) and damaged.encoded == 1
+    black = source(policy, moments, BlackFrames(tmp_path))
+    assert not torch.equal(black[qid].features, features)
+    with torch.no_grad():
+        weight = next(policy.base.model.visual.parameters())
+        weight.view(-1)[0] += 1
+        try:
+            changed = source(policy, moments, cache)
+            assert not torch.equal(changed[qid].features, features) and changed.encoded == 1
+        finally:
+            weight.view(-1)[0] -= 1
 
 
 def test_what_was_asked_for_last_stays(policy: Policy, moments: list[Moment], tmp_path: Path) -> None:

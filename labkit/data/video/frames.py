@@ -190,6 +190,12 @@ class FrameCache:
         """Whether `get` need not decode. Raises LabError when the video is missing or empty."""
         return self._file(path, np.asarray(times, np.float64), size, start).is_file()
 
+    def file_beside(
+        self, path: str | Path, times: ArrayLike, size: tuple[int, int], start: float, suffix: str
+    ) -> Path:
+        """Where to keep what follows from these frames. Raises LabError when the video is missing or empty."""
+        return self._file(path, np.asarray(times, np.float64), size, start).with_suffix(suffix)
+
     def knows(self, path: str | Path) -> bool:
         """Whether `info` need not open the video. Raises LabError when it is missing or empty."""
         return self._info_file(path).is_file()
@@ -227,6 +233,10 @@ class BlackFrames(FrameCache):
     def holds(self, path: str | Path, times: ArrayLike, size: tuple[int, int], start: float = 0.0) -> bool:
         """Always."""
         return True
+
+    def _file(self, path: str | Path, times: Times, size: tuple[int, int], start: float) -> Path:
+        name = f"black {size[0]}x{size[1]} {len(times)}"  # the same for every video
+        return self.folder / f"{hashlib.blake2b(name.encode(), digest_size=20).hexdigest()}.npz"
 
 
 def _load(file: Path) -> Frames | None:
