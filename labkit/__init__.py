@@ -37,6 +37,7 @@ _HOMES = {
     "explore": "labkit.views.explorer.widget",
     "explore_figure": "labkit.views.explorer.linked",
     "harvest_filter": "labkit.own_code",
+    "intervene": "labkit.runs.intervene",
     "iou": "labkit.chain.spans",
     "load_moments": "labkit.data.benchmarks",
     "load_policy": "labkit.policy.model",

@@ -284,21 +284,37 @@ def _add_models(commands: Any) -> None:
         "evaluate", help="a model on a benchmark: answers, score, protocol, published figures"
     )
     evaluate.add_argument("model", type=_path, help="shipped weights, a folder (also of a LoRA adapter) or a hub id")
-    evaluate.add_argument("--moments", type=_path, required=True, metavar="NAME_OR_FILE",
-                          help="such as charades-sta/test, an annotation file, or world-2/test for the embedded world")  # fmt: skip
-    evaluate.add_argument("--videos", type=_path, metavar="DIR", help="folder of the videos (default: beside it)")
-    evaluate.add_argument(
-        "--present", action="store_true", help="ask only about the videos that are there, and say how many"
-    )
-    evaluate.add_argument("--limit", type=int, default=0, metavar="N", help="ask the first so many questions")
-    evaluate.add_argument(
-        "--processes", metavar="N", help="processes that share the work, a GPU each; 0 is one for each GPU"
-    )
-    evaluate.add_argument("-o", "--output", type=_path, metavar="FOLDER",
-                          help="folder for all of it, in which the same command goes on (default: outputs/evaluate-...)")  # fmt: skip
     evaluate.add_argument("--json", action="store_true", help="the score alone, for a program")
     evaluate.set_defaults(command=_evaluate)
-    for parser in (ask, evaluate):
+    interventions = commands.add_parser(
+        "interventions",
+        help="do anchors cause the answer? anchors forbidden, forced, edited; their frames hidden, shuffled",
+    )
+    interventions.add_argument("model", type=_path, metavar="RUN_OR_MODEL",
+                               help="a run's folder, such as outputs/embedded, or a model as `labkit evaluate` takes it")  # fmt: skip
+    interventions.add_argument("--stage", choices=("base", "grpo", "sft", "grpo_final"), default="grpo_final",
+                               help="of a run, whose model it is (default grpo_final)")  # fmt: skip
+    interventions.add_argument(
+        "--shifts", default="1,2", metavar="SECONDS", help="how far anchors are shifted, both ways (default 1,2)"
+    )
+    interventions.add_argument("--json", action="store_true", help="all figures, for a program")
+    interventions.set_defaults(command=_interventions)
+    for parser in (evaluate, interventions):
+        parser.add_argument("--moments", type=_path, required=parser is evaluate, default="", metavar="NAME_OR_FILE",
+                            help="such as charades-sta/test, an annotation file, or world-2/test for the embedded world")  # fmt: skip
+        parser.add_argument(
+            "--videos", type=_path, metavar="DIR", help="folder of the videos (default: videos beside the file)"
+        )
+        parser.add_argument(
+            "--present", action="store_true", help="ask only about the videos that are there, and say how many"
+        )
+        parser.add_argument("--limit", type=int, default=0, metavar="N", help="ask the first so many questions")
+        parser.add_argument(
+            "--processes", metavar="N", help="processes that share the work, a GPU each; 0 is one for each GPU"
+        )
+        parser.add_argument("-o", "--output", type=_path, metavar="FOLDER",
+                            help="folder for all, in which the same command goes on (default: outputs/evaluate-...)")  # fmt: skip
+    for parser in (ask, evaluate, interventions):
         parser.add_argument(
             "--prompt",
             metavar="PROMPT",
@@ -397,6 +413,18 @@ def _evaluate(options: argparse.Namespace) -> None:
             overrides=_named(o, "prompt", "processes"),
         )  # fmt: skip
     say(json.dumps(evaluated.as_dict(), indent=1) if o.json else evaluation_text(evaluated))
+
+
+def _interventions(options: argparse.Namespace) -> None:
+    from labkit.runs.intervene import both_ways, intervene
+
+    o = options
+    with _json_alone(o):
+        found = intervene(
+            o.model, o.moments, stage=o.stage, shifts=both_ways(o.shifts), videos=o.videos, present=o.present, limit=o.limit,
+            folder=o.output, overrides=_named(o, "prompt", "processes"),
+        )  # fmt: skip
+    say(json.dumps(found.as_dict(), indent=1) if o.json else str(found))
 
 
 def _json_alone(options: argparse.Namespace) -> contextlib.AbstractContextManager[Any]:

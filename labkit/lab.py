@@ -21,6 +21,8 @@ from labkit.params import read_yaml
 from labkit.policy.model import Policy
 from labkit.progress import Progress, Tally, say
 from labkit.runs.compare import Comparison, RunsOfOneTest, compare_runs, moments_of
+from labkit.runs.intervene import intervene_in
+from labkit.runs.interventions import Interventions
 from labkit.runs.results import MODELS, ModelEvaluation, is_evaluated, read_model_evaluation, require_evaluation
 from labkit.runs.run import NOTEBOOK_OF, STAGE_LOCK, read_manifest, runs_in
 from labkit.runs.skipping import pass_over_cells
@@ -33,6 +35,7 @@ from labkit.stages.checkpoints import read_result
 from labkit.stages.distributed.process_group import world_size
 from labkit.stages.grpo_steps import GrpoResult, stage_params
 from labkit.stages.harvest import Harvest, harvest_complete, merge_shards
+from labkit.stages.interventions import SHIFTS
 from labkit.stages.rollouts import Rollout
 from labkit.stages.sft import SftResult, sft_batch_size, sft_steps
 from labkit.stages.start import require_final_weights
@@ -134,6 +137,13 @@ class Lab(Workbench):
         parts = [(f"blind-{frames}", "greedy", frames) for frames in kinds.values()]
         results = self._evaluate(policy, "05_analysis", parts)
         return {kind: float(results[f"blind-{frames}"]["figures"]["miou"]) for kind, frames in kinds.items()}
+
+    def interventions(self, stage: str = "grpo_final", shifts: Sequence[float] = SHIFTS) -> Interventions:
+        """What becomes of the answers of a stage's model once its anchors are forbidden, forced, edited, or their frames hidden.
+
+        `shifts` are seconds. Asked once: called again, it reads what is there. Raises LabError when it has not been evaluated.
+        """
+        return intervene_in(self, stage, lambda: self.load(stage), shifts)
 
     def predictions(self, stage: str) -> Predictions:
         """A stage's greedy answers with how they were decoded; written to the analysis, as `labkit score` reads them."""

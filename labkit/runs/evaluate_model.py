@@ -28,7 +28,7 @@ from labkit.param_fields import WORLDS
 from labkit.params import DEFAULTS, Params
 from labkit.policy.prompts import is_file, require_fit
 from labkit.progress import Tally
-from labkit.runs.evaluation_bench import MOMENTS, EvaluationBench, params_for
+from labkit.runs.evaluation_bench import ANSWERS, MOMENTS, EvaluationBench, params_for
 from labkit.runs.results import evaluation_folder
 from labkit.runs.run import STAGE_LOCK
 from labkit.runs.workbench import Workbench, answer_settings
@@ -45,7 +45,6 @@ PREDICTIONS = "predictions.jsonl"
 WORLD_TESTS = {f"{world}/test": world for world in WORLDS}
 """Names under which the test splits of the embedded world's editions are asked, which are written under `outputs` where they are not
 there."""
-_NAME = "greedy"
 _DECIDING = (
     "model",
     "dtype",
@@ -106,7 +105,25 @@ def evaluate_model(
 
     Raises LabError for bad input, and when the folder holds answers of other parameters or weights.
     """
-    params = params_for(model, overrides or {})
+    bench, asked = open_bench(model, moments, videos, present, limit, folder, overrides or {})
+    require_fit(bench.own.template, asked)
+    with locked(bench.path / STAGE_LOCK, "labkit evaluate"):
+        _require_same_parameters(bench)
+        write_moments(asked, bench.path / MOMENTS)
+        answers = evaluation_folder(bench.path, ".", ANSWERS)
+        if (evaluation := _complete(answers, asked, bench)) is None:
+            _answer(bench, len(asked))
+            evaluation = read_evaluation(answers, asked)
+            write_json(bench.path / "evaluation.json", _deciding(bench) | {"files": _files(bench)})
+        return _score(bench, evaluation, asked)
+
+
+def open_bench(
+    model: str, moments: str, videos: str | Path | None, present: bool, limit: int, folder: str | Path | None,
+    overrides: Mapping[str, Any],
+) -> tuple[EvaluationBench, Moments]:  # fmt: skip
+    """The folder in which a model answers moments, and these; arguments and errors as those of `evaluate_model`."""
+    params = params_for(model, overrides)
     root = project_root()
     asked = _asked(moments, params, videos, present, limit)
     path = under(root, folder or Path(params.outputs) / f"evaluate-{_slug(model)}-{_slug(moments)}")
@@ -116,17 +133,7 @@ def evaluate_model(
         raise LabError(
             f"'{path}' cannot be a folder's name here; use letters, digits, dot, dash and underscore"
         ) from None
-    bench = EvaluationBench.open(params)
-    require_fit(bench.own.template, asked)
-    with locked(bench.path / STAGE_LOCK, "labkit evaluate"):
-        _require_same_parameters(bench)
-        write_moments(asked, bench.path / MOMENTS)
-        answers = evaluation_folder(bench.path, ".", _NAME)
-        if (evaluation := _complete(answers, asked, bench)) is None:
-            _answer(bench, len(asked))
-            evaluation = read_evaluation(answers, asked)
-            _write_json(bench.path / "evaluation.json", _deciding(bench) | {"files": _files(bench)})
-        return _score(bench, evaluation, asked)
+    return EvaluationBench.open(params), asked
 
 
 def _asked(name: str, params: Params, videos: str | Path | None, present: bool, limit: int) -> Moments:
@@ -180,9 +187,9 @@ def _complete(answers: Path, moments: Moments, bench: EvaluationBench) -> Evalua
 def _answer(bench: EvaluationBench, count: int) -> None:
     """Have the model answer what is missing, in this process or by workers."""
     # The bench's own figures are of the moments of then.
-    (bench.path / f"{_NAME}.json").unlink(missing_ok=True)
+    (bench.path / f"{ANSWERS}.json").unlink(missing_ok=True)
     tally = Tally(count, bench.progress_file)
-    parts = [(_NAME, "greedy", "own")]
+    parts = [(ANSWERS, "greedy", "own")]
     with handle_preemption(bench.path / ".stop"):
         bench.seed_everything()
         policy = bench.load("base") if world_size(bench.params.processes) == 1 else "base"
@@ -198,7 +205,7 @@ def _score(bench: EvaluationBench, evaluation: Evaluation, moments: Moments) -> 
     scored = score(answers, moments)
     published = published_figures(moments)
     evaluated = EvaluatedModel(bench.path, evaluation, scored, published)
-    _write_json(bench.path / "score.json", evaluated.as_dict())
+    write_json(bench.path / "score.json", evaluated.as_dict())
     return evaluated
 
 
@@ -227,7 +234,7 @@ def _require_same_parameters(bench: EvaluationBench) -> None:
             f"'{folder}' is an evaluation with other parameters ({'; '.join(differing)}); give another folder with -o"
         )
     if not noted:
-        _write_json(folder / "evaluation.json", here)
+        write_json(folder / "evaluation.json", here)
 
 
 def _files(bench: EvaluationBench) -> list[list[Any]]:
@@ -248,7 +255,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise LabError(f"'{path}' is damaged ({error}); remove it, and the same command goes on") from None
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write plain data into a file, whole or not at all."""
     with replacing(path) as draft:
         draft.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -18,8 +18,11 @@ from labkit.params import Params
 from labkit.policy.model import SHIPPED, adapter_base, cached_folder, is_path
 from labkit.policy.prompts import read_template
 from labkit.runs.own_terms import OwnTerms
+from labkit.runs.results import evaluation_folder
 from labkit.runs.run import check_inputs
 from labkit.runs.workbench import Workbench
+from labkit.stages.evaluate import read_evaluation_rollouts
+from labkit.stages.rollouts import Rollout
 
 REAL_MODEL: Mapping[str, Any] = {
     "prompt": "anchors", "dtype": "bfloat16", "fps": 2.0, "max_frames": 72, "min_pixels": 12544, "max_pixels": 50176,
@@ -29,6 +32,8 @@ REAL_MODEL: Mapping[str, Any] = {
 SMALL_WIDTH = 512
 """Width of a language model up to which it is taken for one of the embedded size: that has 128, the smallest published one 1,536."""
 MOMENTS = "moments.jsonl"
+ANSWERS = "greedy"
+"""Name of the evaluation, whose decoding is greedy."""
 
 
 def params_for(model: str, overrides: Mapping[str, Any]) -> Params:
@@ -83,3 +88,7 @@ class EvaluationBench(Workbench):
     def data_folder(self) -> Path:
         """The folder itself."""
         return self.path
+
+    def greedy_chains(self, stage: str) -> list[Rollout]:
+        """What the model has answered; it has one stage."""
+        return read_evaluation_rollouts(evaluation_folder(self.path, ".", ANSWERS), self.moments("test"))

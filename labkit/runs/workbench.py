@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import json
 import random
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from labkit.data.moments import Moment, read_moments, require_videos
 from labkit.data.video.frames import BlackFrames, FrameCache
 from labkit.embedded.world import moments_file, world_folder, write_world
 from labkit.errors import LabError
+from labkit.files import replacing
 from labkit.param_fields import WORLDS
 from labkit.params import Params
 from labkit.policy.inputs import FrameSampling
@@ -28,13 +30,14 @@ from labkit.policy.model import Policy, load_policy
 from labkit.policy.prompt_source import PromptSource
 from labkit.progress import PROGRESS_FILE, Progress
 from labkit.runs.own_terms import OwnTerms
-from labkit.runs.results import evaluation_folder
+from labkit.runs.results import evaluation_folder, read_model_evaluation
 from labkit.runs.run import NOTEBOOK_OF, Run
-from labkit.stages import evaluate, grpo, harvest, sft
+from labkit.stages import evaluate, grpo, harvest, interventions, sft
 from labkit.stages.distributed.launcher_variables import single_process
 from labkit.stages.distributed.preemption import stop_between_parts
 from labkit.stages.distributed.process_group import barrier, process_rank
 from labkit.stages.probes import Probes, choose_probes
+from labkit.stages.rollouts import Rollout
 from labkit.stages.start import stage_seed
 from labkit.stages.traces import import_traces
 
@@ -210,12 +213,13 @@ class Workbench(Run):
         return RewardSpec.of(self.params, final, self.own.rewards)
 
     def run_task(self, task: str, policy: Policy, on_event: EventListener, /, **arguments: Any) -> None:
-        """Do `grpo`, `sft`, `harvest` or `evaluation`, as the method `run_...` of that name documents."""
+        """Do `grpo`, `sft`, `harvest`, `evaluation` or `interventions`, as the method `run_...` of that name documents."""
         tasks: dict[str, Callable[..., None]] = {
             "grpo": self.run_grpo,
             "sft": self.run_sft,
             "harvest": self.run_harvest,
             "evaluation": self.run_evaluation,
+            "interventions": self.run_interventions,
         }
         tasks[task](policy, on_event, **arguments)
 
@@ -284,3 +288,26 @@ class Workbench(Run):
         barrier()
         if here.rank == 0:
             self.cached_json(notebook, name, lambda: {"figures": evaluate.read_evaluation(folder, moments).figures})
+
+    def greedy_chains(self, stage: str) -> list[Rollout]:
+        """What a stage's model has answered to the test split. Raises LabError when it has not been evaluated."""
+        return read_model_evaluation(self.path, stage, self.moments("test")).greedy
+
+    def run_interventions(
+        self, policy: Policy, on_event: EventListener, *, stage: str, folder: str, shifts: Sequence[float]
+    ) -> None:
+        """Ask a stage's model all variants of its own chains, into `folder` in the run; events say how many are `done`.
+
+        `plan.json`, which is written last, says which they were.
+        """
+        p, here, moments, where = self.params, process_rank(), self.moments("test"), self.path / folder
+        planned = interventions.plan(self.greedy_chains(stage), moments, shifts)
+        interventions.intervene(
+            policy, self.source(policy, "test"), moments, planned, where, max_new_tokens=p.max_new_tokens,
+            batch_size=p.eval_batch, shard=(here.rank, here.world_size), run=p.run, stage=stage,
+            on_batch=stop_between_parts(lambda done: on_event({"what": "interventions", "done": done})),
+        )  # fmt: skip
+        barrier()
+        if here.rank == 0:
+            with replacing(where / interventions.PLAN) as draft:
+                draft.write_text(json.dumps({"digest": planned.digest(), "shifts": list(shifts)}), encoding="utf-8")

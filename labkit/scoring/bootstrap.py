@@ -44,6 +44,15 @@ class Difference(NamedTuple):
     p: float
 
 
+class Slope(NamedTuple):
+    """How far one thing moves for each unit that another was moved, over `n` movements in so many `videos`."""
+
+    value: float
+    interval: Interval
+    n: int
+    videos: int
+
+
 class Spread(NamedTuple):
     """A figure of runs that differ in their seed alone; what `n` values cannot say is NaN."""
 
@@ -182,6 +191,36 @@ def paired_differences(
             reach, p = 2 * agreed * abs(mean) if videos < FEW_VIDEOS else 0.0, 0.5 ** (videos - 1)
         found.append(Difference(mean, Interval(max(-1.0, mean - reach), min(1.0, mean + reach)), p))
     return found
+
+
+def slope(
+    moved: ArrayLike, followed: ArrayLike, clusters: Sequence[Hashable] | None = None, *, level: float = 0.95
+) -> Slope:
+    """Least-squares slope through the origin of `followed` over `moved`, with an interval for other clusters (videos).
+
+    Where nothing is moved, nothing is expected to follow: there is no intercept. With `moved` at 1 it is the mean of `followed`.
+    The interval is that of a mean of each movement's influence on the slope (CR2, as above); where none departs from the
+    line, the videos count as that many trials that agreed. NaN without any movement, and the interval with one cluster.
+    Raises: ValueError when the arguments differ in length.
+
+    >>> value, (low, high), n, videos = slope([1, -1, 2, -2], [0.5, -0.5, 1.5, -1.0], ["a", "a", "b", "b"])
+    >>> value, low < value < high, n, videos
+    (0.6, True, 4, 2)
+    """
+    x, y = (np.asarray(values, dtype=np.float64) for values in (moved, followed))
+    if x.shape != y.shape or x.ndim != 1:
+        raise ValueError(f"movements of shapes {x.shape} and {y.shape}: give one number each")
+    unknown = Interval(math.nan, math.nan)
+    if not x.any():
+        return Slope(math.nan, unknown, len(x), len(set(clusters or ())))
+    square = float((x**2).mean())
+    value = float((x * y).mean()) / square
+    _, (variance,), videos, freedom = _means((value + x * (y - value * x) / square)[:, None], clusters, level)
+    if videos < 2:
+        return Slope(value, unknown, len(x), videos)
+    agreed = 1 - ((1 - level) / 2) ** (1 / videos)
+    reach = _t_quantile(level, freedom) * math.sqrt(variance) if variance > _EQUAL else agreed
+    return Slope(value, Interval(value - reach, value + reach), len(x), videos)
 
 
 def _means(matrix: Floats, clusters: Sequence[Hashable] | None, level: float) -> _Means:

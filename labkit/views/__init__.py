@@ -5,6 +5,13 @@ from labkit.views.figures.chain_strip import chain_picture, gallery, through_sta
 from labkit.views.figures.chains import funnel, iou_by_step, r1_curves
 from labkit.views.figures.failures import atlas
 from labkit.views.figures.frames import Film, film
+from labkit.views.figures.interventions import (
+    anchors_forbidden,
+    answer_by_step,
+    answer_follows,
+    frames_edited,
+    shuffled_null,
+)
 from labkit.views.figures.renderer import setup, show
 from labkit.views.figures.ridgelines import ridgelines
 from labkit.views.figures.scoreboard import scoreboard, under_rules
@@ -15,12 +22,16 @@ from labkit.views.figures.training_words import words_along_training
 
 __all__ = [
     "Film",
+    "anchors_forbidden",
+    "answer_by_step",
+    "answer_follows",
     "answer_places",
     "atlas",
     "before_after",
     "blindness",
     "chain_picture",
     "film",
+    "frames_edited",
     "funnel",
     "gallery",
     "harvest_funnel",
@@ -32,6 +43,7 @@ __all__ = [
     "scoreboard",
     "setup",
     "sft_loss",
+    "shuffled_null",
     "show",
     "stage_comparison",
     "through_stages",

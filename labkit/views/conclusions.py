@@ -16,10 +16,12 @@ from labkit.data.moments import Moment
 from labkit.embedded.true_words import KINDS, check_words
 from labkit.runs.results import ModelEvaluation
 from labkit.scoring.bootstrap import mean_interval, paired_differences
+from labkit.stages.interventions import UNTAGGED
 from labkit.stages.rollouts import Rollout
 from labkit.views.report.sanitize import escape_markdown
 
 if TYPE_CHECKING:
+    from labkit.runs.interventions import Follow, Interventions
     from labkit.scoring.scores import Score
     from labkit.stages.grpo_steps import GrpoResult
 
@@ -239,6 +241,96 @@ def _true_by_query(rollouts: Sequence[Rollout], moments: Moments) -> dict[str, d
             said.setdefault(word.qid, []).append(word.true)
         found[kind] = {qid: sum(each) / len(each) for qid, each in said.items()}
     return found
+
+
+def after_interventions(found: Interventions) -> Conclusion:
+    """Do anchors cause the answer? What each intervention says, in words that its interval allows."""
+    claims = [
+        _costs("Without anchors, its thought closed where the first would begin, it answers worse", found, "closed"),
+        _costs("With the tag alone made impossible, it answers worse", found, UNTAGGED),
+    ]
+    if found.anchored < len(found.moments):
+        forced = found.against_own("forced").differences["miou"]
+        claims.append(
+            Claim(
+                "An anchor that is forced helps",
+                forced.interval.high < 0,
+                _points(-forced.value, -forced.interval.high, -forced.interval.low),
+            )
+        )
+    if not found.anchored:
+        return Conclusion([*claims, Claim("Nothing was edited", None, "none of its own chains has an anchor")])
+    claims += [
+        _follows(f"the {place} anchor", found.follows[f"{place} shift"])
+        for place in ("last", "first")
+        if found.follows[f"{place} shift"].slope.n
+    ]
+    for step in found.steps:
+        if step.gain is not None:
+            low, high = step.gain.interval
+            claims.append(
+                Claim(f"Anchor {step.anchors} makes the answer better", low > 0, _points(step.gain.value, low, high))
+            )
+    for asked, gap in found.elsewhere.items():
+        what = "The answer rests on the anchor's frames" if asked == "answer" else "So does the chain as a whole"
+        low, high = gap.interval
+        claims.append(
+            Claim(what, high < 0, f"hiding them beside hiding as many elsewhere: {_points(gap.value, low, high)}")
+        )
+    for name, null in found.null.items():
+        if name == "strict_share":
+            claims.append(
+                Claim(
+                    "Chains narrow towards their own query, and not towards any",
+                    null.observed > null.high,
+                    f"{100 * null.observed:.1f} % narrow; dealt to other queries {100 * null.mean:.1f} % would (95 % of shuffles: "
+                    f"{100 * null.low:.1f} to {100 * null.high:.1f})",
+                )
+            )
+    return Conclusion(claims)
+
+
+def _costs(text: str, found: Interventions, condition: str) -> Claim:
+    gap = found.against_own(condition).differences["miou"]
+    return Claim(text, gap.interval.low > 0, _points(-gap.value, -gap.interval.high, -gap.interval.low))
+
+
+def _follows(anchor: str, follow: Follow) -> Claim:
+    """Whether the answer goes where an anchor is shifted to, and how far."""
+    value, (low, high), n, _ = follow.slope
+    evidence = (
+        f"it moves {value:.2f} s for each second of the anchor (95 % interval {low:.2f} to {high:.2f}, {n:,} edits)"
+    )
+    if math.isnan(low):
+        return Claim(
+            f"The answer follows {anchor}",
+            False,
+            f"it moves {value:.2f} s for each second, of too few videos for an interval",
+        )
+    if low <= 0:
+        return Claim(
+            f"The answer follows {anchor}",
+            False,
+            f"{evidence}, which may be chance" if high > 0.1 else f"{evidence}: hardly at all",
+        )
+    how = (
+        "all the way"
+        if high >= 1 and low > 0.5
+        else "more than half the way"
+        if low > 0.5
+        else "part of the way"
+        if high > 0.1
+        else "hardly"
+    )
+    return Claim(f"The answer follows {anchor}, {how}", how != "hardly", evidence)
+
+
+def _points(value: float, low: float, high: float) -> str:
+    """A change of mIoU in points with its interval, and whether it may be chance."""
+    if math.isnan(low):
+        return f"mIoU {100 * value:+.1f}, of too few videos for an interval"
+    chance = ", which may be chance" if low <= 0 <= high else ""
+    return f"mIoU {100 * value:+.1f} (95 % interval {100 * low:+.1f} to {100 * high:+.1f}){chance}"
 
 
 def _words(base: ModelEvaluation | None, final: ModelEvaluation, moments: Moments) -> list[Claim]:

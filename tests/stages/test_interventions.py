@@ -1,8 +1,21 @@
+import numpy as np
 import pytest
 
 from labkit.chain.anchors import parse
+from labkit.chain.edits import closed_thought, forced_anchor
+from labkit.chain.spans import Span
+from labkit.errors import LabError
+from labkit.policy.variants import FrameEdit, Variant, VariantPrompts, edit_frames
 from labkit.stages.evaluate import evaluate
-from labkit.stages.interventions import closed_thought, forced_anchor, with_anchors, without_anchors, without_tag
+from labkit.stages.interventions import (
+    UNTAGGED,
+    intervene,
+    plan,
+    read_interventions,
+    with_anchors,
+    without_anchors,
+    without_tag,
+)
 
 TWO = "<think>It is late. Near <timestamp>2.0 to 9.0</timestamp>, no <timestamp>3 to 8</timestamp>.</think>\n<answer>3 to 7</answer>"
 
@@ -50,3 +63,53 @@ def test_anchors_forbidden_and_forced_give_a_chain_a_moment(policy, source, mome
         assert given.text.startswith(forced_anchor(mine.text)) and parse(given.text).anchors
     plain = [each for each in own if not parse(each.text).anchors]
     assert [each.text for each in plain] == [each.text for each in closed if each.qid in {one.qid for one in plain}]
+
+
+def test_all_variants_are_asked_once_and_read_back(policy, source, moments, tmp_path):
+    """Of a model whose chains have anchors: those that were forced stand for its own."""
+    moments, asked = moments[:3], {"max_new_tokens": 32, "batch_size": 5}
+    plain = evaluate(policy, source, moments, max_new_tokens=32).rollouts
+    own = with_anchors(policy, source, moments, plain, max_new_tokens=32)
+    planned, told = plan(own, moments, [-1.0, 1.0]), []
+    intervene(policy, source, moments, planned, tmp_path, on_batch=told.append, **asked)
+    assert told[-1] == len(planned.texts) + len(planned.frames) + len(moments)
+    found = read_interventions(tmp_path, moments, planned)
+    assert {"closed", "forced", "cut 1", "last again", "last shift +1", "hide inside, anew", UNTAGGED} <= found.keys()
+    for name, rollouts in found.items():
+        for qid, rollout in rollouts.items():
+            begun = {**planned.texts, **planned.frames}.get(f"{qid}/{name}")
+            assert rollout.qid == qid and rollout.text.startswith(begun.begun if begun else "")
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+    intervene(policy, source, moments, planned, tmp_path, **asked)
+    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}, "nothing is asked again"
+    with pytest.raises(LabError, match="completions of another policy or decoding"):
+        intervene(policy, source, moments, plan(own, moments, [-2.0, 2.0]), tmp_path, **asked)
+    before = source[moments[0].qid]
+    edited = VariantPrompts(policy, source, {
+        "black": Variant(moments[0].qid, "", FrameEdit("hide", Span(2.0, 4.0))),
+        "all": Variant(moments[0].qid, "", FrameEdit("hide", Span(2.0, 4.0), outside=True)),
+    })  # fmt: skip
+    changed = [(edited[name].features != before.features).any(1).view(before.grid[0], -1).any(1) for name in edited]
+    assert (changed[0] ^ changed[1]).all() and 0 < changed[0].sum() < len(changed[0]), "either one or the other"
+
+
+@pytest.mark.parametrize(
+    ("edit", "order"),
+    [
+        (FrameEdit("hide", Span(1.0, 2.0)), [0, 1, -1, -1, 4, 5]),
+        (FrameEdit("hide", Span(1.0, 2.0), outside=True), [-1, -1, 2, 3, -1, -1]),
+        (FrameEdit("hide", Span(1.2, 1.3)), [0, 1, -1, 3, 4, 5]),  # the frame that is shown then
+        (FrameEdit("shuffle", Span(1.0, 1.4)), [0, 1, 2, 3, 4, 5]),  # a single one stays
+    ],
+)
+def test_frames_inside_or_outside_a_span_are_edited(edit, order):
+    rgb = np.arange(1, 7, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    edited = edit_frames(rgb, np.arange(6) / 2, edit)
+    assert edited[:, 0, 0, 0].tolist() == [number + 1 for number in order]
+
+
+def test_shuffled_frames_all_leave_their_place_and_no_other_moves():
+    rgb = np.arange(8, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    order = edit_frames(rgb, np.arange(8.0), FrameEdit("shuffle", Span(2.0, 6.0), outside=True))[:, 0, 0, 0].tolist()
+    assert order[2:6] == [2, 3, 4, 5] and sorted(order) == list(range(8))
+    assert all(order[k] != k for k in (0, 1, 6, 7))

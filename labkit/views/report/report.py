@@ -16,6 +16,7 @@ from labkit.files import replacing
 from labkit.params import DEFAULTS, documentation, format_value, read_yaml
 from labkit.progress import duration
 from labkit.quick_imports import quick_nbformat
+from labkit.runs.intervene import PAGE
 from labkit.runs.results import DECODINGS, LEGEND, MODELS, columns_of, read_results
 from labkit.runs.run import STAGES, read_manifest
 from labkit.runs.versions import version_text
@@ -68,7 +69,7 @@ def report_text(files: Sequence[Path]) -> str:
 
 def executed(folder: Path) -> dict[str, Path]:
     """The executed notebooks of a run in order, by name; raises LabError when there is none."""
-    found = {name: folder / f"{name}.ipynb" for name in STAGES if (folder / f"{name}.ipynb").is_file()}
+    found = {name: folder / f"{name}.ipynb" for name in (*STAGES, PAGE) if (folder / f"{name}.ipynb").is_file()}
     if not found:
         raise LabError(
             f"'{folder}' holds no executed notebook; `labkit run` writes them there, and so does Papermill when it is "

@@ -1,0 +1,141 @@
+"""Asking a run's model, or any model, what becomes of its answers once its anchors are tampered with: `labkit interventions`.
+
+    06_interventions/STAGE/          of a run's model; `interventions/` in the folder of an evaluation
+        texts/, frames/, untagged/   rollout stores: what was answered to each variant
+        plan.json                    which variants these are, once all are answered
+        interventions.json           all figures, for a program
+
+Answers go to disk batch by batch, and what is there is not asked again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from labkit.errors import LabError
+from labkit.files import locked, project_root, under
+from labkit.params import Params, read_yaml
+from labkit.policy.model import Policy
+from labkit.progress import Tally
+from labkit.runs.evaluate_model import evaluate_model, open_bench, write_json
+from labkit.runs.interventions import Interventions
+from labkit.runs.run import STAGE_LOCK
+from labkit.runs.workbench import Workbench
+from labkit.runs.worker import do_task
+from labkit.stages.distributed.preemption import handle_preemption
+from labkit.stages.distributed.process_group import world_size
+from labkit.stages.interventions import PLAN, SHIFTS, Plan, plan, read_interventions
+
+PAGE = "06_interventions"
+"""The page that shows them, and their folder in a run."""
+
+
+def intervene(
+    model: str,
+    moments: str = "",
+    *,
+    stage: str = "grpo_final",
+    shifts: Sequence[float] = SHIFTS,
+    videos: str | Path | None = None,
+    present: bool = False,
+    limit: int = 0,
+    folder: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Interventions:
+    """Intervene on the anchors of a model's own chains, and measure what its answers do; everything is checked before any work.
+
+    Args:
+        model: a run's folder, or a model as `evaluate_model` takes it.
+        moments: what a model is asked, as `evaluate_model` takes it; a run has its own.
+        stage: of a run, whose model it is; it must have been evaluated.
+        shifts: by how many seconds anchors are shifted; the largest is what they are widened by.
+        videos: of a model outside of a run, as are the others; all as `evaluate_model` takes them.
+        present: ask only about the videos that are there.
+        limit: ask the first so many; 0 means all.
+        folder: where everything goes.
+        overrides: parameters by name.
+
+    Raises LabError for bad input, and as `evaluate_model`.
+    """
+    require_shifts(shifts)
+    where = under(project_root(), model)
+    if (where / "manifest.json").is_file():
+        if moments or limit or folder or present or videos or overrides:
+            raise LabError(
+                f"'{where}' is a run, which is asked about its own test split as its parameters say; give one of its models, such "
+                f"as {where / '04_grpo_final' / 'final'}, to ask it otherwise"
+            )
+        params = Params.build(read_yaml(where / "params.yaml")).replace(run=where.name, outputs=str(where.parent))
+        run = Workbench.open(params)
+        return intervene_in(run, stage, lambda: run.load(stage), shifts)
+    if not moments:
+        raise LabError(
+            f"'{model}' is no run's folder; say what the model is asked with --moments, such as charades-sta/test"
+        )
+    options: dict[str, Any] = {"videos": videos, "present": present, "limit": limit, "folder": folder}
+    evaluate_model(model, moments, **options, overrides=overrides)
+    bench, _ = open_bench(model, moments, **options, overrides=overrides or {})
+    return intervene_in(bench, "base", lambda: bench.load("base"), shifts, "interventions")
+
+
+def intervene_in(
+    bench: Workbench, stage: str, load: Callable[[], Policy], shifts: Sequence[float] = SHIFTS, folder: str = ""
+) -> Interventions:
+    """Ask a stage's model what has not been asked yet, and read all of it; the model is loaded only where that is needed."""
+    require_shifts(shifts)
+    moments, folder = bench.moments("test"), folder or f"{PAGE}/{stage}"
+    own, where = bench.greedy_chains(stage), bench.path / folder
+    planned = plan(own, moments, shifts)
+    with locked(bench.path / STAGE_LOCK, "labkit interventions"):
+        if not _all_asked(where, planned):
+            where.mkdir(parents=True, exist_ok=True)
+            tally = Tally(len(planned.texts) + len(planned.frames) + len(moments), bench.progress_file)
+            with handle_preemption(bench.path / ".stop"):
+                bench.seed_everything()
+                policy = load() if world_size(bench.params.processes) == 1 else stage
+                do_task(
+                    bench,
+                    "interventions",
+                    policy,
+                    tally,
+                    where / "logs",
+                    stage=stage,
+                    folder=folder,
+                    shifts=list(shifts),
+                )
+        answers = read_interventions(where, moments, planned)
+        found = Interventions(bench.model_name(stage), moments, own, answers, planned)
+        write_json(where / "interventions.json", found.as_dict())
+    return found
+
+
+def require_shifts(shifts: Sequence[float]) -> None:
+    """Raise LabError for shifts of anchors that are none."""
+    if not shifts or not all(math.isfinite(by) and by for by in shifts):
+        raise LabError(f"shifts {list(shifts)}: give seconds other than 0, such as 1,2")
+
+
+def both_ways(text: str) -> list[float]:
+    """Seconds of the command line, both ways. Raises LabError for what are none.
+
+    >>> both_ways("1,2.5")
+    [-2.5, -1.0, 1.0, 2.5]
+    """
+    try:
+        values = sorted({abs(float(part)) for part in text.split(",")})
+    except ValueError:
+        raise LabError(f"shifts '{text}': give seconds with commas between, such as 1,2") from None
+    require_shifts(values)
+    return [*(-by for by in reversed(values)), *values]
+
+
+def _all_asked(where: Path, planned: Plan) -> bool:
+    """Whether a folder holds the answers to these very variants."""
+    try:
+        return bool(json.loads((where / PLAN).read_text(encoding="utf-8"))["digest"] == planned.digest())
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return False

@@ -1,0 +1,373 @@
+"""Do anchors cause the answer? The figures of a model's answers to interventions on its own chains, as tables and for a program.
+
+Differences are paired by query, and every interval is by whole videos.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from labkit.chain.anchors import AnchorChain, parse
+from labkit.chain.metrics import answer_iou, chain_ious
+from labkit.data.moments import Moment
+from labkit.scoring.bootstrap import Difference, Interval, Slope, few_videos, mean_interval, paired_differences, slope
+from labkit.scoring.predictions import as_predictions
+from labkit.scoring.scores import Paired, Score, between, compare, gap_cells, score
+from labkit.scoring.shuffled_chains import FIGURES, Null, shuffled_chains
+from labkit.stages.interventions import FRAMES, MOST_CUTS, PLACES, UNTAGGED, Plan
+from labkit.stages.rollouts import Rollout
+from labkit.table import Table, percent, repr_pretty
+
+CONDITIONS = {
+    "own": "by itself",
+    "closed": "forbidden: thought closed",
+    UNTAGGED: "forbidden: no tag",
+    "forced": "forced",
+}
+"""Variants that are scored as a whole, and what they are called."""
+EDITS = ("shift", "swap", "widen")
+_BARE_SPAN = re.compile(r"\d+(?:\.\d+)?\s*(?:to|-|–)\s*\d+(?:\.\d+)?")
+
+
+class Dose(NamedTuple):
+    """Anchors that were to be shifted by so many seconds."""
+
+    asked: float
+    moved: float
+    """Mean, in seconds: less where the clip ends."""
+    followed: float
+    """The answers' mean movement, in seconds."""
+    interval: Interval
+    n: int
+
+
+class Follow(NamedTuple):
+    """How far answers follow an edit of an anchor."""
+
+    slope: Slope
+    """Movement of the answer's middle over that of the anchor's; of `widen`, of their lengths."""
+    doses: list[Dose]
+    """By seconds; only of shifts."""
+    left_out: dict[str, int]
+    """Why it was not done, or not read, with how many chains."""
+    cut_short: int
+    """Anchors that were shifted less far than asked, to the clip's end."""
+
+
+class Step(NamedTuple):
+    """Answers when the thought is closed behind so many anchors, of the chains that have the most of them."""
+
+    anchors: int
+    miou: float
+    interval: Interval
+    anchor_miou: float
+    """Of the newest anchor itself; NaN of none."""
+    gain: Difference | None
+    """Over the step before."""
+
+
+class FrameChange(NamedTuple):
+    """Answers on edited frames, beside those on the query's own."""
+
+    miou: float
+    before: float
+    difference: Difference
+    n: int
+    left_out: dict[str, int]
+
+
+@dataclass(frozen=True, repr=False)
+class Interventions:
+    """What a model answered to all variants of its own chains, and the figures of that; a notebook shows them as tables."""
+
+    model: str
+    moments: Sequence[Moment]
+    own: Sequence[Rollout]
+    variants: Mapping[str, Mapping[str, Rollout]]
+    """By variant and qid."""
+    planned: Plan
+
+    @functools.cached_property
+    def chains(self) -> dict[str, dict[str, AnchorChain]]:
+        """The parser's reading, by variant and qid; `own` among them."""
+        rows = {"own": {each.qid: each for each in self.own}} | dict(self.variants)
+        return {
+            name: {qid: parse(each.text, finished=each.finished) for qid, each in found.items()}
+            for name, found in rows.items()
+        }
+
+    @functools.cached_property
+    def scores(self) -> dict[str, Score]:
+        """Scores of the model by itself, without anchors in two ways, and with an anchor forced, by name."""
+        rows = {"own": self.own} | {name: list(self.variants[name].values()) for name in CONDITIONS if name != "own"}
+        return {title: score(as_predictions(rows[name], {}), list(self.moments)) for name, title in CONDITIONS.items()}
+
+    def against_own(self, condition: str) -> Paired:
+        """The model by itself less a condition, both of `CONDITIONS`, paired by query."""
+        return compare(self.scores[CONDITIONS["own"]], self.scores[CONDITIONS[condition]])
+
+    @functools.cached_property
+    def anchored(self) -> int:
+        """How many of its own chains have an anchor."""
+        return sum(bool(chain.anchors) for chain in self.chains["own"].values())
+
+    @functools.cached_property
+    def bare_spans(self) -> int:
+        """Thoughts without the tag that write a span of times all the same."""
+        return sum(
+            bool(_BARE_SPAN.search(chain.text.partition("</think>")[0])) for chain in self.chains[UNTAGGED].values()
+        )
+
+    @functools.cached_property
+    def follows(self) -> dict[str, Follow]:
+        """By place and edit, such as `last shift`: how far the answer follows."""
+        return {f"{place} {edit}": self._follow(place, edit) for place in PLACES for edit in EDITS}
+
+    def _follow(self, place: str, edit: str) -> Follow:
+        named = [*self.planned.left_out, *self.variants]
+        variants = sorted({name for name in named if name.startswith(f"{place} {edit}")}, key=_asked_seconds)
+        left_out: Counter[str] = Counter()
+        rows: list[tuple[float, float, float, str]] = []
+        for variant in variants:
+            left_out += self.planned.left_out.get(variant, Counter())
+            for qid, chain in self.chains.get(variant, {}).items():
+                own, again = self.chains["own"][qid], self.chains[f"{place} again"][qid]
+                number = 0 if place == "first" else len(own.anchors) - 1
+                span = self.planned.spans[f"{qid}/{variant}"]
+                if chain.spans[number : number + 1] != (span,):
+                    left_out["its vocabulary cannot write the times"] += 1
+                elif chain.answer is None or again.answer is None:
+                    left_out["no answer"] += 1
+                else:
+                    pairs = ((span, own.spans[number]), (chain.answer, again.answer))
+                    moved, followed = (
+                        new.length - old.length if edit == "widen" else new.middle - old.middle for new, old in pairs
+                    )
+                    rows.append((_asked_seconds(variant), moved, followed, self._by_qid[qid].source_video))
+        doses = []
+        for asked in dict.fromkeys(row[0] for row in rows) if edit == "shift" else ():
+            of_dose = [row for row in rows if row[0] == asked]
+            mean = slope([1.0] * len(of_dose), [row[2] for row in of_dose], [row[3] for row in of_dose])
+            doses.append(Dose(asked, float(np.mean([row[1] for row in of_dose])), mean.value, mean.interval, mean.n))
+        fitted = slope([row[1] for row in rows], [row[2] for row in rows], [row[3] for row in rows])
+        return Follow(fitted, doses, dict(left_out), sum(self.planned.cut_short[name] for name in variants))
+
+    @functools.cached_property
+    def steps(self) -> list[Step]:
+        """Accuracy by step, over the queries whose chains have as many anchors as half of those with one; empty without any."""
+        own = {qid: chain for qid, chain in self.chains["own"].items() if chain.anchors}
+        if not own:
+            return []
+        most = min(int(np.median([len(chain.anchors) for chain in own.values()])), MOST_CUTS)
+        qids = [qid for qid, chain in own.items() if len(chain.anchors) >= most]
+        videos = [self._by_qid[qid].source_video for qid in qids]
+        steps: list[Step] = []
+        before: list[float] = []
+        for k in range(most + 1):
+            ious = [self._iou("closed" if k == 0 else f"cut {k}", qid) for qid in qids]
+            anchor = np.nan if k == 0 else float(np.mean([self._own_ious[qid][k - 1] for qid in qids]))
+            gain = paired_differences(_column(ious), _column(before), videos)[0] if before else None
+            steps.append(Step(k, float(np.mean(ious)), mean_interval(ious, videos), anchor, gain))
+            before = ious
+        return steps
+
+    @functools.cached_property
+    def step_queries(self) -> int:
+        """How many queries `steps` rest on."""
+        most = self.steps[-1].anchors if self.steps else 0
+        return sum(len(chain.anchors) >= most > 0 for chain in self.chains["own"].values())
+
+    @functools.cached_property
+    def frames(self) -> dict[str, FrameChange]:
+        """By what was done to the last anchor's frames, and whether the `answer` was asked behind the anchors, or all `anew`."""
+        found = {}
+        for what in FRAMES:
+            for asked in ("answer", "anew"):
+                name = f"{what}, {asked}"
+                left_out = dict(self.planned.left_out.get(name, {}))
+                if not (qids := list(self.variants.get(name, {}))):
+                    continue
+                pairs = [
+                    (self._iou(name, qid), self._iou("last again" if asked == "answer" else "own", qid))
+                    for qid in qids
+                ]
+                ours, theirs = zip(*pairs, strict=True)
+                videos = [self._by_qid[qid].source_video for qid in qids]
+                gap = paired_differences(_column(ours), _column(theirs), videos)[0]
+                found[name] = FrameChange(float(np.mean(ours)), float(np.mean(theirs)), gap, len(qids), left_out)
+        return found
+
+    @functools.cached_property
+    def elsewhere(self) -> dict[str, Difference]:
+        """What hiding the anchor's frames costs beyond hiding as many elsewhere, on the same queries, by `answer` and `anew`."""
+        found = {}
+        for asked in ("answer", "anew"):
+            inside, other = (f"hide {where}, {asked}" for where in ("inside", "elsewhere"))
+            if qids := list(self.variants.get(other, {})):
+                ours, theirs = (_column([self._iou(name, qid) for qid in qids]) for name in (inside, other))
+                videos = [self._by_qid[qid].source_video for qid in qids]
+                found[asked] = paired_differences(ours, theirs, videos)[0]
+        return found
+
+    @functools.cached_property
+    def null(self) -> dict[str, Null]:
+        """The chains' figures held against those of the same chains dealt to other queries."""
+        return shuffled_chains([self.chains["own"][moment.qid] for moment in self.moments], self.moments)
+
+    @property
+    def videos(self) -> int:
+        """How many videos the queries are of: what intervals rest on."""
+        return len({moment.source_video for moment in self.moments})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything for a program; fractions, seconds, and None for what there is not."""
+        own = CONDITIONS["own"]
+        return {
+            "model": self.model, "queries": len(self.moments), "videos": self.videos, "with_anchors": self.anchored,
+            "answers": {
+                name: {"figures": as_plain(self.scores[title].figures), "intervals": as_plain(self.scores[title].intervals)}
+                | ({} if title == own else {"by_itself_less_this": self.against_own(name).as_dict()})
+                for name, title in CONDITIONS.items()
+            },
+            "bare_spans": self.bare_spans, "follows": as_plain(self.follows), "steps": as_plain(self.steps),
+            "step_queries": self.step_queries, "frames": as_plain(self.frames),
+            "inside_less_elsewhere": as_plain(self.elsewhere), "null": as_plain(self.null),
+        }  # fmt: skip
+
+    def tables(self) -> list[Table]:
+        """The same as tables."""
+        return [
+            each
+            for each in (self._answers(), self._slopes(), self._steps(), self._frames(), self._null())
+            if each.rows
+        ]
+
+    def __str__(self) -> str:
+        return "\n\n".join(map(str, self.tables()))
+
+    def __repr__(self) -> str:
+        return f"<Interventions on {self.model}: {len(self.moments):,} queries, {self.anchored:,} chains with anchors>"
+
+    _repr_pretty_ = repr_pretty
+
+    def _repr_html_(self) -> str:
+        return "".join(table._repr_html_() for table in self.tables())
+
+    def _answers(self) -> Table:
+        rows = []
+        for name, title in CONDITIONS.items():
+            figures = [percent(self.scores[title].figures[key]) for key in ("miou", "r1@0.5", "r1@0.7")]
+            share = sum(bool(chain.anchors) for chain in self.chains[name].values()) / len(self.moments)
+            gap = None if name == "own" else self.against_own(name).differences["miou"]
+            rows.append((title, *figures, percent(share), "" if gap is None else _gap(gap)))
+        note = (
+            f"Percent, {len(self.moments):,} queries; costs: mIoU by itself less the row's, with its 95 % interval by video.\n"
+            f"{self.bare_spans:,} thoughts without the tag write times all the same. {few_videos(self.videos)}"
+        ).rstrip()
+        return Table(
+            "anchors forbidden and forced", ("", "mIoU", "R1@0.5", "R1@0.7", "anchors", "costs"), rows, note, "lr"
+        )
+
+    def _slopes(self) -> Table:
+        rows = [
+            (name.replace("shift", "shifted").replace("swap", "swapped").replace("widen", "widened"),
+             "-" if np.isnan(each.slope.value) else f"{each.slope.value:.2f}", _signed(each.slope.interval),
+             f"{each.slope.n:,}", f"{each.cut_short:,}", _reasons(each.left_out))
+            for name, each in self.follows.items()
+        ]  # fmt: skip
+        note = (
+            "1: the answer goes as far as the anchor was moved; 0: it stays. Widened: lengths in the place of middles."
+        )
+        head = ("anchor", "slope", "95 % interval", "edits", "cut short", "left out")
+        return Table(
+            "how far the answer follows an edited anchor", head, rows if self.anchored else [], note, "lrrrrl"
+        )
+
+    def _steps(self) -> Table:
+        rows = [
+            (f"{step.anchors}", percent(step.miou), between(step.interval), percent(step.anchor_miou),
+             "" if step.gain is None else _gap(step.gain))
+            for step in self.steps
+        ]  # fmt: skip
+        note = f"Percent, the {self.step_queries:,} queries whose own chain has so many anchors."
+        head = ("anchors", "mIoU of the answer", "95 % interval", "of the anchor itself", "gain")
+        return Table("thought closed behind so many anchors", head, rows, note, "r")
+
+    def _frames(self) -> Table:
+        rows = [
+            (name, percent(each.before), percent(each.miou), _gap(each.difference),
+             f"{each.n:,}", _reasons(each.left_out))
+            for name, each in self.frames.items()
+        ]  # fmt: skip
+        head = ("last anchor's frames", "own", "edited", "change", "queries", "left out")
+        note = "mIoU, percent. answer: asked behind the model's own anchors; anew: the whole chain. elsewhere: as many frames beside."
+        return Table("frames edited", head, rows, note, "lrrrrl")
+
+    def _null(self) -> Table:
+        rows = [
+            (title, percent(each.observed), percent(each.mean), f"{percent(each.low)} to {percent(each.high)}", f"{each.p:.3f}")
+            for name, title in FIGURES.items() if (each := self.null.get(name))
+        ]  # fmt: skip
+        head = ("", "as they are", "shuffled", "95 % of shuffles", "p")
+        return Table("chains dealt to other queries", head, rows, "Percent, chains with an anchor.", "lr")
+
+    @functools.cached_property
+    def _by_qid(self) -> dict[str, Moment]:
+        return {moment.qid: moment for moment in self.moments}
+
+    @functools.cached_property
+    def _own_ious(self) -> dict[str, list[float]]:
+        return {
+            qid: chain_ious(chain, self._by_qid[qid].windows, self._by_qid[qid].duration)
+            for qid, chain in self.chains["own"].items()
+        }
+
+    def _iou(self, variant: str, qid: str) -> float:
+        moment = self._by_qid[qid]
+        return answer_iou(self.chains[variant][qid], moment.windows, moment.duration)
+
+
+def as_plain(value: Any) -> Any:
+    """Named tuples and mappings as plain data, what is not a number as None."""
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {name: as_plain(each) for name, each in value._asdict().items()}
+    if isinstance(value, dict):
+        return {name: as_plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _asked_seconds(variant: str) -> float:
+    """By how much a variant's anchors were to be shifted.
+
+    >>> _asked_seconds("last shift -2"), _asked_seconds("last swap")
+    (-2.0, 0.0)
+    """
+    return float(variant.split()[-1]) if " shift " in variant else 0.0
+
+
+def _column(values: Sequence[float]) -> Any:
+    return np.asarray(values, dtype=np.float64)[:, None]
+
+
+def _gap(gap: Difference) -> str:
+    """A difference of fractions in points, with its interval."""
+    value, interval, _ = gap_cells(gap)
+    return value if interval == "-" else f"{value} ({interval})"
+
+
+def _signed(interval: Interval) -> str:
+    return "-" if math.isnan(interval.low) else f"{interval.low:+.2f} to {interval.high:+.2f}"
+
+
+def _reasons(left_out: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {why}" for why, count in left_out.items()) or "none"
