@@ -63,21 +63,15 @@ def chain_lesson(film: Film, query: Query, rng: np.random.Generator, noise: Nois
 
 
 def _opening(query: Query, rng: np.random.Generator) -> str:
-    """A first sentence, of what can be seen at one look."""
-    thing, clue = query.thing, query.clue
-    if clue is None:
-        return (
-            f"look at {thing.name}.",
-            f"i see {thing.name} on the {PLACES[thing.quadrant]}.",
-            f"{thing.name} {query.event.action}.",
-            f"{thing.name} is on the {PLACES[thing.quadrant]}.",
-        )[int(rng.integers(4))]
+    """A first sentence about the asked thing, of what can be seen at one look."""
+    thing, place = query.thing, PLACES[query.thing.quadrant]
+    beside = f" beside {query.clue.name}" if query.clue else ""
     return (
         f"look at {thing.name}.",
-        f"i see {clue.name} on the {PLACES[clue.quadrant]}.",
-        f"look at {thing.name} beside {clue.name}.",
-        f"{clue.name} is on the {PLACES[clue.quadrant]}.",
-        f"{thing.name} {query.event.action} beside {clue.name}.",
+        f"look at {thing.name}{beside}.",
+        f"i see {thing.name} on the {place}.",
+        f"{thing.name} is on the {place}.",
+        f"look at {thing.name}. it {query.event.action}{beside}.",
     )[int(rng.integers(5))]
 
 

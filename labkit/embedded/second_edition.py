@@ -1,9 +1,9 @@
 """The embedded world's second edition: clips of three scenes, half of whose queries take two looks.
 
-A clip of 24 seconds has three scenes with cuts between them. One thing is in all of them and does the same in two or three; each
-scene also holds a thing that is in no other. So "when does the red circle blink beside the yellow square?" takes two looks: where the
-yellow square is, and when the red circle blinks there. The other half of the queries are about something that happens once in a clip,
-and take one look: "when does the yellow square grow?".
+A clip of 24 seconds has three scenes with cuts between them. One thing is in all of them, in one place, and does the same in two or
+three; each scene also holds a thing that is in no other. So "when does the red circle blink beside the yellow square?" takes two looks:
+where the yellow square is, and when the red circle blinks there. The other half of the queries are about something that happens once
+in a clip, and take one look: "when does the yellow square grow?".
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def make_film(seed: int) -> Film:
     rng = np.random.default_rng([2, seed])
     lengths = _scene_lengths(rng)
     recurring, clues = _looks(rng)
-    asked = str(rng.choice(LASTING_ACTIONS))
+    asked, home = str(rng.choice(LASTING_ACTIONS)), int(rng.integers(4))
     acting = rng.random(SCENES) < 0.85
     while acting.sum() < 2:
         acting = rng.random(SCENES) < 0.85
@@ -109,12 +109,13 @@ def make_film(seed: int) -> Film:
         looks = [recurring, clues[number]]
         if rng.random() < 0.5:
             looks.append(_like(rng, recurring, {recurring, *clues}))
+        quadrants = [home, *rng.permutation([quadrant for quadrant in range(4) if quadrant != home])]
         plans = [_actions(rng, asked, role, bool(acting[number])) for role in range(len(looks))]
         things = tuple(
             draw_thing(
                 rng, color, shape, int(quadrant), functools.partial(_events, rng, actions, start, start + length)
             )
-            for (color, shape), quadrant, actions in zip(looks, rng.permutation(4)[: len(looks)], plans, strict=True)
+            for (color, shape), quadrant, actions in zip(looks, quadrants, plans, strict=False)
         )
         scenes.append(Scene(start, start + length, things, *draw_background(rng)))
         start += length

@@ -25,7 +25,6 @@ from labkit.embedded import lessons
 from labkit.embedded.clips import ACTIONS, COLORS, PLACES, SHAPES, STATES_PER_SECOND
 from labkit.embedded.model import SIDE, build_model, build_tokenizer
 from labkit.embedded.second_edition import (
-    LASTING_ACTIONS,
     SECONDS,
     STATES,
     Film,
@@ -63,13 +62,11 @@ class Recipe(NamedTuple):
     """Whether answers without anchors are taught as one look gives them: see `labkit.embedded.lessons.direct_lesson`."""
     vision_steps: int = 200
     vision_rate: float = 3e-3
-    clean_steps: int = 1500
+    clean_steps: int = 1700
     rough_steps: int = 120
     prompts: int = 16
     """Queries a step, each with two lessons."""
     rate: float = 2e-3
-    word_weight: float = 4.0
-    """How much words of place and action count, of 1 for all others: they are few, and what is hardest to see."""
     heads: float = 0.8
     """Share of the clean steps that have the auxiliary heads' help."""
     widen: float = 1.0
@@ -177,7 +174,6 @@ def train_text(
     hook = model.model.language_model.layers[model.config.text_config.num_hidden_layers - 2].register_forward_hook(
         lambda module, inputs, output: hidden.append(output[0] if isinstance(output, tuple) else output)
     )
-    seen_words = torch.tensor(tokenizer.convert_tokens_to_ids([*" ".join((*PLACES, *LASTING_ACTIONS)).split()]))
     token_place = torch.arange(4).repeat(SECONDS).repeat(recipe.prompts)
     token_second = torch.arange(SECONDS).repeat_interleave(4).repeat(recipe.prompts)
     steps, losses = recipe.clean_steps + recipe.rough_steps, []
@@ -201,9 +197,8 @@ def train_text(
         packed = pack_shared_prefix(prompts, ids, mask, [2] * len(prompts))
         hidden.clear()
         log_probs, _ = packed.log_probs(model)
-        weight = torch.where(torch.isin(ids, seen_words), recipe.word_weight, 1.0)[mask]
-        loss = -(weight * log_probs[mask]).sum() / weight.sum()
-        losses.append(-log_probs[mask].mean().item())
+        loss = -log_probs[mask].mean()
+        losses.append(loss.item())
         if step < recipe.heads * recipe.clean_steps:
             is_video = packed.inputs["input_ids"][0] == model.config.video_token_id
             seen, place, second = heads(hidden[0][0][is_video]).split((_SEEN, len(PLACES), SECONDS), -1)
