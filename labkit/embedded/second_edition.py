@@ -1,9 +1,9 @@
 """The embedded world's second edition: clips of three scenes, half of whose queries take two looks.
 
 A clip of 24 seconds has three scenes with cuts between them. One thing is in all of them, in one place, and does the same in two or
-three; each scene also holds a thing that is in no other. So "when does the red circle blink beside the yellow square?" takes two looks:
-where the yellow square is, and when the red circle blinks there. The other half of the queries are about something that happens once
-in a clip, and take one look: "when does the yellow square grow?".
+three; each scene also holds a thing that is in no other. So "when does the red circle blink beside the yellow square?" takes two
+looks: where the yellow square is, and when the red circle blinks there. The other half of the queries are about something that happens
+once in a clip, and take one look: "when does the yellow square grow?".
 """
 
 from __future__ import annotations
