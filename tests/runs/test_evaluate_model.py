@@ -21,7 +21,7 @@ from labkit.embedded.model import write_untrained
 from labkit.errors import LabError
 from labkit.params import Params
 from labkit.policy.model import load_policy, save_policy
-from labkit.runs.evaluate_model import WORLD, evaluate_model
+from labkit.runs.evaluate_model import evaluate_model
 from labkit.runs.evaluation_bench import REAL_MODEL, EvaluationBench, params_for
 from labkit.scoring.published import published_figures
 from labkit.stages import evaluate as stage
@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[2]
 REAL = ROOT.parent / "shared" / "real"
 VIDEO = REAL / "videos" / "OHOFG.mp4"
 CHARADES = REAL / "charades_sta" / "charades_sta_test.txt"
+WORLD = "world/test"
 SMALL = {"world_train": 1, "world_validation": 1, "world_test": 3, "eval_batch": 4}
 
 
