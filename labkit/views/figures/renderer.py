@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from collections.abc import Callable
@@ -55,7 +56,9 @@ def setup() -> None:
             layout = fig_dict.get("layout", {})
             bundle["text/plain"] = str((layout.get("meta") or {}).get("alt", "plotly figure"))
             if self.draws is None:
-                self.draws = draws()
+                with contextlib.suppress(TimeoutError):  # a machine so busy is not waited for again
+                    self.draws = draws()
+                self.draws = bool(self.draws)
                 if not self.draws:
                     say("Figures come without static pictures: no Chrome or Chromium was found to draw them.")
             if self.draws:
@@ -111,31 +114,25 @@ def _browser_works() -> bool:
 
 
 def _within(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call with a deadline: a browser that hangs must not hang a run. Raises `queue.Empty` when it is over."""
+    """Call with a deadline: a browser that hangs must not hang a run. Raises TimeoutError when it is over."""
     return _begin(call, *args, **kwargs)()
 
 
 def _begin(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[[], Any]:
-    """Call in the background; what it returns waits for the end, with the deadline of `_within`, and has its value."""
-    import queue
+    """Call in the background; what it returns waits for the end, with the deadline of `_within`, and has its value each time."""
     import threading
+    from concurrent.futures import Future
 
-    box: queue.Queue[tuple[Any, Exception | None]] = queue.Queue(1)
+    future: Future[Any] = Future()
 
     def work() -> None:
         try:
-            box.put((call(*args, **kwargs), None))
+            future.set_result(call(*args, **kwargs))
         except Exception as error:  # handed to the caller
-            box.put((None, error))
-
-    def end() -> Any:
-        value, error = box.get(timeout=_PICTURE_SECONDS + 5)
-        if error is not None:
-            raise error
-        return value
+            future.set_exception(error)
 
     threading.Thread(target=work, daemon=True).start()
-    return end
+    return lambda: future.result(_PICTURE_SECONDS + 5)
 
 
 def _log() -> logging.Logger:
