@@ -14,15 +14,12 @@ import io
 import json
 import os
 import re
-import shlex
-import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from labkit import cli_commands
 from labkit.errors import LabError, NotebookError, Stopped, Terminated, file_trouble
-from labkit.progress import say
 
 TEMPORARY_FAILURE = 75
 """`os.EX_TEMPFAIL`, which Windows does not know."""
@@ -103,24 +100,17 @@ def _add_named(parser: argparse.ArgumentParser, example: str = "rewards FILE.py:
                         "timelens2, timelens2-ego4d, timer1, nextgqa")  # fmt: skip
 
 
-def _overrides(options: argparse.Namespace) -> dict[str, str]:
-    from labkit.params import protocol_params
-
-    shown = {name: str(value) for name, value in protocol_params(options.protocol).items()}
-    return shown | {name: value.lstrip() for name, value in options.overrides}
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="labkit", description="A lab for video grounding with verifiable anchors.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     new = commands.add_parser("new", help="lay out a project: the notebooks and the params files, to be changed")
     new.add_argument("folder", type=_path, help="folder to write to")
-    new.set_defaults(command=_new)
+    new.set_defaults(command=cli_commands.new)
 
     run = commands.add_parser("run", help="run the five notebooks of a params file, or go on with a run")
     _add_overrides(run)
-    run.set_defaults(command=_run)
+    run.set_defaults(command=cli_commands.run)
 
     campaign = commands.add_parser(
         "campaign", help="run several params files over several seeds, unattended; go on with what is not finished"
@@ -140,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
         help="time limit of a run, after which it is ended and named as failed (24:00:00)",
     )
     _add_named(campaign)
-    campaign.set_defaults(command=_campaign)
+    campaign.set_defaults(command=cli_commands.campaign)
 
     doctor = commands.add_parser(
         "doctor",
@@ -149,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_overrides(doctor)
     doctor.add_argument("--quick", action="store_true", help="open no video and measure nothing")
     doctor.add_argument("--json", action="store_true", help="everything, for a program")
-    doctor.set_defaults(command=_doctor)
+    doctor.set_defaults(command=cli_commands.doctor)
 
     results = commands.add_parser(
         "results",
@@ -158,18 +148,18 @@ def _parser() -> argparse.ArgumentParser:
     results.add_argument("folders", type=_path, nargs="+", metavar="folder",
                          help="a run's directory, such as outputs/embedded, or several to compare, such as outputs/*")  # fmt: skip
     results.add_argument("--json", action="store_true", help="all figures, for a program")
-    results.set_defaults(command=_results)
+    results.set_defaults(command=cli_commands.results)
 
     report = commands.add_parser("report", help="a run as HTML files that need neither kernel nor network")
     report.add_argument("folder", type=_path, help="a run's directory, such as outputs/embedded")
     report.add_argument("-o", "--output", type=_path, metavar="FOLDER",
                         help="folder for the files (default: the run's own, or RUN-report here where that is read-only)")  # fmt: skip
-    report.set_defaults(command=_report)
+    report.set_defaults(command=cli_commands.report)
 
     publish = commands.add_parser("publish", help="a small copy of a run with pictures only, for GitHub")
     publish.add_argument("run", type=_path, help="a run's directory, such as outputs/embedded")
     publish.add_argument("folder", type=_path, help="folder to write to, such as outputs/example")
-    publish.set_defaults(command=_publish)
+    publish.set_defaults(command=cli_commands.publish)
 
     export = commands.add_parser(
         "export", help="a run's kept traces for other trainers, or its model for other programs or the hub"
@@ -187,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
         "--hub", metavar="OWNER/NAME", help="push the model and its card there; private unless --public is given"
     )
     export.add_argument("--public", action="store_true", help="let a repository that is made be seen by all")
-    export.set_defaults(command=_export)
+    export.set_defaults(command=cli_commands.export)
     _add_models(commands)
 
     score = commands.add_parser(
@@ -205,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
         "--against", type=_path, metavar="PREDICTIONS", help="another model's predictions to compare with"
     )
     score.add_argument("--json", action="store_true", help="everything, for a program")
-    score.set_defaults(command=_score)
+    score.set_defaults(command=cli_commands.score)
 
     explore = commands.add_parser("explore", help="look at any models' predictions, side by side over the video")
     explore.add_argument(
@@ -220,7 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     explore.add_argument(
         "--html", type=_path, metavar="OUT", help="page to write, which needs neither kernel nor network"
     )
-    explore.set_defaults(command=_explore)
+    explore.set_defaults(command=cli_commands.explore)
 
     moments = commands.add_parser(
         "moments", help="read a benchmark or an annotation file, and say what is wrong in it"
@@ -234,7 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     moments.add_argument("--list", nargs="?", const="", metavar="KIND", dest="listing",
                          help="list what was found, or what was found of one kind")  # fmt: skip
     moments.add_argument("--strict", action="store_true", help="stop at the first fault")
-    moments.set_defaults(command=_moments)
+    moments.set_defaults(command=cli_commands.moments)
 
     world = commands.add_parser("world", help="write clips and queries of the embedded world")
     world.add_argument("folder", type=_path, help="folder to write to")
@@ -247,7 +237,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     world.add_argument("--edition", type=int, default=2, choices=(1, 2),
                        help="2: half of the queries take two looks (default); 1: one look is enough")  # fmt: skip
-    world.set_defaults(command=_world)
+    world.set_defaults(command=cli_commands.world)
 
     base = commands.add_parser("base", help="train the embedded base anew, about ten minutes on one CPU core")
     base.add_argument("folder", type=_path, help="folder to write to; must not exist")
@@ -258,7 +248,7 @@ def _parser() -> argparse.ArgumentParser:
     base.add_argument(
         "--untrained", action="store_true", help="in seconds: random weights that only know how a chain is written"
     )
-    base.set_defaults(command=_base)
+    base.set_defaults(command=cli_commands.base)
     _add_jobs(commands)
     return parser
 
@@ -278,14 +268,14 @@ def _add_models(commands: Any) -> None:
     ask.add_argument(
         "--html", type=_path, metavar="FILE", help="write a page that works offline, the video's frames in it"
     )
-    ask.set_defaults(command=_ask)
+    ask.set_defaults(command=cli_commands.ask)
 
     evaluate = commands.add_parser(
         "evaluate", help="a model on a benchmark: answers, score, protocol, published figures"
     )
     evaluate.add_argument("model", type=_path, help="shipped weights, a folder (also of a LoRA adapter) or a hub id")
     evaluate.add_argument("--json", action="store_true", help="the score alone, for a program")
-    evaluate.set_defaults(command=_evaluate)
+    evaluate.set_defaults(command=cli_commands.evaluate)
     interventions = commands.add_parser(
         "interventions",
         help="do anchors cause the answer? anchors forbidden, forced, edited; their frames hidden, shuffled",
@@ -298,7 +288,7 @@ def _add_models(commands: Any) -> None:
         "--shifts", default="1,2", metavar="SECONDS", help="how far anchors are shifted, both ways (default 1,2)"
     )
     interventions.add_argument("--json", action="store_true", help="all figures, for a program")
-    interventions.set_defaults(command=_interventions)
+    interventions.set_defaults(command=cli_commands.interventions)
     for parser in (evaluate, interventions):
         parser.add_argument("--moments", type=_path, required=parser is evaluate, default="", metavar="NAME_OR_FILE",
                             help="such as charades-sta/test, an annotation file, or world-2/test for the embedded world")  # fmt: skip
@@ -349,223 +339,14 @@ def _add_jobs(commands: Any) -> None:
                         help="seconds before the limit at which the run saves and stops (default 300)")  # fmt: skip
     submit.add_argument("--requeues", type=int, default=20,
                         help="how often a job may reach its limit (default 20; with --local 5 at most)")  # fmt: skip
-    submit.set_defaults(command=_submit)
+    submit.set_defaults(command=cli_commands.submit)
 
     status = commands.add_parser(
         "status", help="how far a run is: stages, step, time left, job, last lines of its log"
     )
     status.add_argument("folder", type=_path, help="a run's directory, or a folder of runs, such as outputs")
     status.add_argument("--json", action="store_true", help="everything of one run, for a program")
-    status.set_defaults(command=_status)
-
-
-def _new(options: argparse.Namespace) -> None:
-    from labkit.runs.project import lay_out
-
-    files = lay_out(options.folder)
-    notebooks = sum(file.suffix == ".ipynb" for file in files)
-    say(f"{options.folder}: {notebooks} notebooks and {len(files) - notebooks} params files; go on with")
-    say(f"  cd {shlex.quote(options.folder)} && labkit run params/embedded.yaml")
-
-
-def _run(options: argparse.Namespace) -> None:
-    from labkit.runs.notebooks import run_notebooks
-
-    run_notebooks(options.params, _overrides(options))
-
-
-def _campaign(options: argparse.Namespace) -> int:
-    from labkit.runs.campaign import run_campaign
-
-    o = options
-    if not all(seed.strip().isdigit() for seed in o.seeds.split(",")):
-        raise LabError(f"seeds: '{o.seeds}' must be whole numbers, such as 0,1,2")
-    result = run_campaign(
-        o.params, [int(seed) for seed in o.seeds.split(",")], _overrides(o), jobs=o.jobs, time_limit=o.time, say=say
-    )
-    say(f"{len(result.finished)} runs are finished, {len(result.failed)} failed" + ":" * bool(result.failed))
-    for name, why in result.failed.items():
-        say(f"  {name}: {why}")
-    return 1 if result.failed else 0
-
-
-def _ask(options: argparse.Namespace) -> None:
-    from labkit.asker import ask
-
-    o = options
-    if o.html and not Path(o.html).absolute().parent.is_dir():
-        raise LabError(f"'{o.html}' cannot be written: its folder is not there; make it, or give another file")
-    asked = ask(o.video, o.sentence, model=o.model, samples=o.samples, **_named(o, "prompt"))
-    if o.html:
-        asked.save(o.html)
-    say(asked.text(min(120, shutil.get_terminal_size((100, 24)).columns), not _holds(sys.stdout, "█▒·–“”")))
-    if o.html:
-        say(f"\n{o.html}: the same as a page, with the video's frames in it")
-
-
-def _evaluate(options: argparse.Namespace) -> None:
-    from labkit.runs.evaluate_model import evaluate_model, evaluation_text
-
-    o = options
-    with _json_alone(o):
-        evaluated = evaluate_model(
-            o.model, o.moments, videos=o.videos, present=o.present, limit=o.limit, folder=o.output,
-            overrides=_named(o, "prompt", "processes"),
-        )  # fmt: skip
-    say(json.dumps(evaluated.as_dict(), indent=1) if o.json else evaluation_text(evaluated))
-
-
-def _interventions(options: argparse.Namespace) -> None:
-    from labkit.runs.intervene import both_ways, intervene
-
-    o = options
-    with _json_alone(o):
-        found = intervene(
-            o.model, o.moments, stage=o.stage, shifts=both_ways(o.shifts), videos=o.videos, present=o.present, limit=o.limit,
-            folder=o.output, overrides=_named(o, "prompt", "processes"),
-        )  # fmt: skip
-    say(json.dumps(found.as_dict(), indent=1) if o.json else str(found))
-
-
-def _json_alone(options: argparse.Namespace) -> contextlib.AbstractContextManager[Any]:
-    """With `--json`, what is printed on the way, progress and what own code prints, goes to standard error."""
-    return contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext()
-
-
-def _named(options: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """The overrides, with the parameters that have an option of their own."""
-    given = {name: value for name in names if (value := getattr(options, name)) is not None}
-    return _overrides(options) | given
-
-
-def _holds(stream: Any, text: str) -> bool:
-    """Whether a stream's encoding can write all of a text."""
-    try:
-        text.encode(getattr(stream, "encoding", None) or "ascii")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _doctor(options: argparse.Namespace) -> int:
-    from labkit.doctor.checks import run_doctor
-
-    o, said = options, list[str]()
-    with _json_alone(o):
-        code = run_doctor(o.params, _overrides(o), said.append, quick=o.quick, as_json=o.json)
-    say("\n".join(said))
-    return code
-
-
-def _results(options: argparse.Namespace) -> None:
-    from labkit.runs.results import read_results, results_text
-
-    first, *others = options.folders
-    if not others and not (Path(first).is_dir() and any(Path(first).glob("*/manifest.json"))):
-        results = read_results(first)
-        say(json.dumps(results, indent=1) if options.json else results_text(results))
-        return
-    from labkit.runs.compare import compare_runs
-
-    comparison = compare_runs(options.folders)
-    say(json.dumps(comparison.as_dict(), indent=1) if options.json else str(comparison))
-
-
-def _report(options: argparse.Namespace) -> None:
-    from labkit.views.report.report import report_text, write_report
-
-    say(report_text(write_report(options.folder, options.output)))
-
-
-def _publish(options: argparse.Namespace) -> None:
-    from labkit.views.report.markdown import publish
-
-    files = publish(options.run, options.folder)
-    say(f"{options.folder}: {len(files)} files, {sum(file.stat().st_size for file in files) / 1e6:.2f} MB")
-
-
-def _export(options: argparse.Namespace) -> None:
-    from labkit.runs.export import export, export_traces
-
-    o = options
-    if not (o.traces or o.model or o.hub):
-        raise LabError("export: say what is to leave the run: --traces FILE, --model DIR or --hub OWNER/NAME")
-    if o.traces:
-        say(export_traces(o.folder, o.traces, o.format))
-    if o.model or o.hub:
-        export(o.folder, o.model, o.stage, hub=o.hub, public=o.public, say=say)
-
-
-def _score(options: argparse.Namespace) -> None:
-    from labkit.scoring.score_table import score_text
-
-    o = options
-    say(score_text(o.predictions, o.moments, videos=o.videos, rules=o.rules, train=o.train, against=o.against,
-                    as_json=o.json))  # fmt: skip
-
-
-def _explore(options: argparse.Namespace) -> None:
-    from labkit.views.side_by_side import explore_files
-
-    o = options
-    plain = not _holds(sys.stdout, "█▒·")
-    say(explore_files(o.predictions, o.moments, videos=o.videos, rules=o.rules, html=o.html, ascii_only=plain))
-
-
-def _moments(options: argparse.Namespace) -> None:
-    from labkit.data.benchmarks import moments_text
-
-    o = options
-    say(moments_text(o.source, videos=o.videos, durations=o.durations, write=o.write, form=o.form,
-                     listing=o.listing, strict=o.strict))  # fmt: skip
-
-
-def _world(options: argparse.Namespace) -> None:
-    from labkit.embedded.world import write_world
-
-    splits = write_world(
-        options.folder, options.train, options.validation, options.test, seed=options.seed, task=options.task,
-        edition=options.edition,
-    )  # fmt: skip
-    say(f"{options.folder}: " + ", ".join(f"{len(moments)} {split} queries" for split, moments in splits.items()))
-
-
-def _base(options: argparse.Namespace) -> None:
-    from labkit.embedded.model import write_untrained
-    from labkit.embedded.pretraining import train_base
-    from labkit.embedded.second_pretraining import train_second_base
-
-    if Path(options.folder).exists():
-        raise LabError(f"'{options.folder}' exists already; name a folder that does not")
-    if options.untrained:
-        write_untrained(Path(options.folder), options.family, options.seed)
-    elif options.family != "qwen2_5_vl":
-        raise LabError(f"the recipe trains a qwen2_5_vl, not a {options.family}; add --untrained for random weights")
-    elif options.name == "embedded-2":
-        train_second_base(options.folder, seed=options.seed, report=say)
-    else:
-        train_base(options.folder, seed=options.seed, report=say,
-                   task="gqa" if options.name == "embedded-gqa" else "grounding")  # fmt: skip
-
-
-def _submit(options: argparse.Namespace) -> None:
-    from labkit.runs.submit import Resources, submit
-
-    o = options
-    if bad := [text for text in o.slurm if not text.partition("=")[2]]:
-        raise LabError(f"slurm: '{bad[0]}' must be an option of sbatch and its value, such as constraint=a100")
-    resources = Resources(
-        time=o.time, nodes=o.nodes, gpus=o.gpus, cpus=o.cpus, memory=o.memory, partition=o.partition,
-        account=o.account, qos=o.qos, options=dict(text.split("=", 1) for text in o.slurm), notice=o.notice,
-        requeues=o.requeues,
-    )  # fmt: skip
-    submit(o.params, _overrides(o), resources, o.sweep, local=o.local, say=say)
-
-
-def _status(options: argparse.Namespace) -> None:
-    from labkit.runs.status import read_status, status_text
-
-    say(json.dumps(read_status(options.folder), indent=1) if options.json else status_text(options.folder))
+    status.set_defaults(command=cli_commands.status)
 
 
 if __name__ == "__main__":

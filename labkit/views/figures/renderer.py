@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 from collections.abc import Callable
@@ -32,10 +31,10 @@ def show(*figures: go.Figure) -> None:
 
 
 @functools.cache
-def setup() -> None:
-    """Make figures that end a cell show as by `show`.
+def setup() -> str:
+    """Make figures that end a cell show as by `show`, and say which mime types they will carry.
 
-    Probes once a process, in the background, whether a browser can draw (3 to 5 s); the first figure waits for the answer.
+    Probes once a process whether a browser can draw (3 s). Returns 'plotly_mimetype+png' or 'plotly_mimetype'.
     """
     quick_nbformat()  # which plotly loads
     import plotly.io as pio
@@ -44,23 +43,19 @@ def setup() -> None:
     # A browser on its way out sends half a message, and the log of it would stand in the notebook as an error. What matters,
     # a picture that could not be drawn, is said by the renderer itself.
     logging.getLogger("choreographer").setLevel(logging.CRITICAL)
-    draws = _begin(_browser_works)
+    if not (draws := _browser_works()):
+        say("Figures come without static pictures: no Chrome or Chromium was found to draw them.")
 
     class LabRenderer(MimetypeRenderer):
         """Plotly's own mime type, a PNG where one can be drawn, and the caption as plain text."""
 
-        draws: bool | None = None
+        def __init__(self) -> None:
+            self.draws = draws
 
         def to_mimebundle(self, fig_dict: dict[str, Any]) -> dict[str, Any]:
             bundle: dict[str, Any] = pio.renderers["plotly_mimetype"].to_mimebundle(fig_dict)
             layout = fig_dict.get("layout", {})
             bundle["text/plain"] = str((layout.get("meta") or {}).get("alt", "plotly figure"))
-            if self.draws is None:
-                with contextlib.suppress(TimeoutError):  # a machine so busy is not waited for again
-                    self.draws = draws()
-                self.draws = bool(self.draws)
-                if not self.draws:
-                    say("Figures come without static pictures: no Chrome or Chromium was found to draw them.")
             if self.draws:
                 try:
                     bundle["image/png"] = _picture(bundle[_MIMETYPE], layout.get("height", 450))
@@ -71,6 +66,7 @@ def setup() -> None:
 
     pio.renderers["labkit"] = LabRenderer()
     pio.renderers.default = "labkit"
+    return "plotly_mimetype+png" if draws else "plotly_mimetype"
 
 
 def _picture(fig: dict[str, Any], height: float) -> str:
@@ -114,25 +110,23 @@ def _browser_works() -> bool:
 
 
 def _within(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call with a deadline: a browser that hangs must not hang a run. Raises TimeoutError when it is over."""
-    return _begin(call, *args, **kwargs)()
-
-
-def _begin(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[[], Any]:
-    """Call in the background; what it returns waits for the end, with the deadline of `_within`, and has its value each time."""
+    """Call with a deadline: a browser that hangs must not hang a run. Raises `queue.Empty` when it is over."""
+    import queue
     import threading
-    from concurrent.futures import Future
 
-    future: Future[Any] = Future()
+    box: queue.Queue[tuple[Any, Exception | None]] = queue.Queue(1)
 
     def work() -> None:
         try:
-            future.set_result(call(*args, **kwargs))
+            box.put((call(*args, **kwargs), None))
         except Exception as error:  # handed to the caller
-            future.set_exception(error)
+            box.put((None, error))
 
     threading.Thread(target=work, daemon=True).start()
-    return lambda: future.result(_PICTURE_SECONDS + 5)
+    value, error = box.get(timeout=_PICTURE_SECONDS + 5)
+    if error is not None:
+        raise error
+    return value
 
 
 def _log() -> logging.Logger:

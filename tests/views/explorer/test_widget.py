@@ -337,7 +337,7 @@ def test_clips_of_the_first_the_worst_the_best_and_the_most_regressed_travel_alo
 
 
 def test_a_missing_video_is_said_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("labkit.views.figures.renderer.setup", lambda: None)
+    monkeypatch.setattr("labkit.views.figures.renderer.setup", lambda: "plotly_mimetype+png")
     gone = Moment("q1", str(tmp_path / "gone.mp4"), "the door opens", (TRUTH,), 8.0)
     widget = explore([rollout()], [gone])
     assert "gone.mp4" in widget.clips["0"]["error"]
