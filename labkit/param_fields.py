@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 WORLDS = {"world": 1, "world-2": 2}
 """The embedded world's editions by the names that `data` has for them."""
+FIRST_EDITION_MODELS = ("embedded", "embedded-gqa")
+"""Bases that know the words of the first edition alone."""
 
 AnswerReward = Literal["soft_iou", "iou", "timer1"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]

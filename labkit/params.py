@@ -26,6 +26,7 @@ from labkit.errors import LabError, nearest
 from labkit.files import project_root, under
 from labkit.own_code import CELLS
 from labkit.param_fields import (
+    FIRST_EDITION_MODELS,
     GROUPS,
     WORLDS,
     DataParams,
@@ -367,7 +368,7 @@ def _worlds_apart(params: Params) -> list[str]:
         return [f"task: {params.data} has no questions with options; gqa needs data world and model embedded-gqa"]
     if params.task == "gqa" and params.model in ("embedded", "embedded-2"):
         return [f"model: {params.model} lacks the words for questions with options; task gqa needs embedded-gqa"]
-    if params.data != "world" and params.model in ("embedded", "embedded-gqa"):
+    if params.data != "world" and params.model in FIRST_EDITION_MODELS:
         return [f"model: {params.model} lacks words of {params.data}; give embedded-2, or data world"]
     return []
 

@@ -251,8 +251,8 @@ def test_true_words_stand_in_the_results_of_the_embedded_world_alone(project, ca
     text = capsys.readouterr().out
     assert "true words, in percent" in text and "dealt out at random" in text
     rows = [line.split() for line in text.splitlines()]
-    assert "place, true 23.8 (20.1 to 27.9) of 437".split() in rows and "by chance 24.4".split() in rows
-    assert "time, true 100.0 of 2".split() in rows, "of too few videos for an interval"
+    assert "place, true 23.8 of 437".split() in rows and "interval; chance 20.1 to 27.9; 24.4".split() in rows
+    assert "interval; chance -; 30.0".split() in rows, "the time's, of too few videos for an interval"
     assert "distinct thoughts 19 of 500".split() in rows and "action" not in text
     assert main(["results", "outputs/films"]) == 0
     assert "true words" not in capsys.readouterr().out

@@ -51,10 +51,10 @@ def test_runs_share_a_world_and_limits_cut_it(project):
 
 
 def test_another_task_asks_about_the_same_clips_and_its_data_are_told_apart(project):
-    lab = Lab.open(SMALL)
+    lab = Lab.open(SMALL.replace(data="world", model="embedded"))
     plain = lab.moments("test")
     clips = {clip: clip.stat().st_mtime_ns for clip in (project / "outputs").glob("world-*/clips/*.mp4")}
-    gqa = Lab.open(SMALL.replace(run="gqa", task="gqa", model="embedded-gqa"))
+    gqa = Lab.open(SMALL.replace(run="gqa", task="gqa", data="world", model="embedded-gqa"))
     asked = gqa.moments("test")
     assert {clip: clip.stat().st_mtime_ns for clip in (project / "outputs").glob("world-*/clips/*.mp4")} == clips
     assert [moment.windows for moment in asked] == [moment.windows for moment in plain]
@@ -243,9 +243,11 @@ def test_an_evaluation_of_the_version_before_is_read(project):
 
 
 def test_a_harvester_is_trained_first_and_the_model_stays_the_base(project):
-    lab = Lab.open(SMALL.replace(model="embedded", harvester="embedded-gqa"))
+    lab = Lab.open(SMALL.replace(data="world", model="embedded", harvester="embedded-gqa"))
     assert (lab.policy("base").name, lab.policy("harvester").name) == ("embedded", "embedded-gqa")
-    assert Lab.open(SMALL.replace(run="y")).policy("harvester").name == "embedded", "where none is named, the base is"
+    assert Lab.open(SMALL.replace(run="y")).policy("harvester").name == "embedded-2", (
+        "where none is named, the base is"
+    )
 
 
 def test_a_stage_that_stopped_by_condition_ends_its_progress_with_the_reason(project, monkeypatch, capsys):
@@ -271,12 +273,12 @@ def test_the_model_of_another_stage_is_not_measured_as_a_stages(project):
     lab = Lab.open(SMALL)
     (lab.folder("01_grpo") / "start.json").write_text(json.dumps({"final": "0123456789abcdef"}))
     with pytest.raises(
-        LabError, match=r"'embedded' has not the weights that .*01_grpo' ended with .* with lab.policy"
+        LabError, match=r"'embedded-2' has not the weights that .*01_grpo' ended with .* with lab.policy"
     ):
         lab.evaluate("grpo", lab.policy("base"))
     lab = Lab.open(SMALL.replace(processes=2))
     with pytest.raises(LabError, match=r"the model of 'base' is not that of 'grpo'; give lab.policy\('grpo'\)"):
-        lab.evaluate("grpo", ModelRef("base", "embedded"))
+        lab.evaluate("grpo", ModelRef("base", "embedded-2"))
 
 
 def test_a_cell_run_by_itself_waits_for_no_begin_to_keep_others_out(project, monkeypatch):

@@ -188,14 +188,24 @@ def test_a_reward_of_nothing_is_refused():
 def test_the_option_pays_only_where_there_are_options():
     none = {"format_weight": 0, "answer_weight": 0, "anchors_weight": 0, "progress_weight": 0}
     assert "nothing would be rewarded" in refusal(**none, option_weight=1)
-    assert Params.build({**none, "task": "gqa", "model": "embedded-gqa"}).option_weight == 1.0
+    assert Params.build({**none, "task": "gqa", "data": "world", "model": "embedded-gqa"}).option_weight == 1.0
     assert Params.build({**none, "data": "mine"}).option_weight == 1.0  # its moments may have options
     assert "nothing would be rewarded" in refusal(**none, data="mine", option_weight=0)
 
 
 def test_the_embedded_base_cannot_read_options():
-    assert refusal(task="gqa").startswith("model: embedded lacks the words for questions with options")
+    assert refusal(task="gqa", data="world").startswith("model: embedded-2 lacks the words for questions with options")
+    assert refusal(task="gqa", data="world", model="embedded").startswith("model: embedded lacks the words")
+    assert refusal(task="gqa", model="embedded-gqa").startswith("task: world-2 has no questions with options")
     assert refusal(task="qa").startswith("task: 'qa' is not one of grounding, gqa")
+
+
+def test_the_first_editions_bases_cannot_read_the_second():
+    for model in ("embedded", "embedded-gqa"):
+        assert refusal(model=model).startswith(
+            f"model: {model} lacks words of world-2; give embedded-2, or data world"
+        )
+        assert Params.build({"model": model, "data": "world"}).model == model
 
 
 def test_direct_construction_is_checked_too():
@@ -360,7 +370,7 @@ def test_html_shows_what_differs_on_top_of_all_and_escapes():
     html = Params.build({"model": "<script>alert(1)</script>"})._repr_html_()
     assert "<script>" not in html
     own, every = html.split("<details>")
-    assert own.count("<tr") == 2 and ">embedded</td>" in own, "a head, and the one row with its default"
+    assert own.count("<tr") == 2 and ">embedded-2</td>" in own, "a head, and the one row with its default"
     assert all(f">{name}</td>" in every for name in names())
     assert Params()._repr_html_().startswith("<details>")
 

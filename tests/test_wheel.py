@@ -100,7 +100,7 @@ def test_a_wheel_holds_what_pages_are_made_of(installed):
 
 def test_a_checkout_lays_out_what_stands_at_its_root(tmp_path, capsys):
     assert main(["new", str(tmp_path / "my lab")]) == 0
-    assert "6 notebooks" in capsys.readouterr().out
+    assert "7 notebooks" in capsys.readouterr().out
     for file in ("smoke.yaml", "controls/plain.yaml"):
         assert (tmp_path / "my lab" / "params" / file).is_file()
 

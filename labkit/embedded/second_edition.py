@@ -209,7 +209,11 @@ def queries(film: Film) -> list[Query]:
 def query_text(query: Query, form: int) -> str:
     """A query's sentence, in one of three forms.
 
-    >>> [query_text(queries(make_film(0))[-1], form) for form in range(3)]
+    >>> query = queries(make_film(0))[-1]
+    >>> query_text(query, 0)
+    'when does the red triangle slide beside the yellow triangle?'
+    >>> query_text(query, 2)
+    'beside the yellow triangle the red triangle is sliding when?'
     """
     verb, participle = ACTIONS[query.event.action]
     beside = f" beside {query.clue.name}" if query.clue else ""

@@ -14,6 +14,7 @@ from typing import Any, Self
 from labkit.data.moments import Moment, read_moments
 from labkit.errors import LabError
 from labkit.files import project_root, under
+from labkit.param_fields import FIRST_EDITION_MODELS
 from labkit.params import Params
 from labkit.policy.model import SHIPPED, adapter_base, cached_folder, is_path
 from labkit.policy.prompts import read_template
@@ -42,8 +43,10 @@ def params_for(model: str, overrides: Mapping[str, Any]) -> Params:
     Raises LabError for a parameter that is unknown or out of its range, and for a model that is visibly not there.
     """
     root = project_root()
-    params = Params.build({"model": model, **overrides})
-    check_inputs(params.replace(data="world-2", compare=()), root)
+    # What is asked is given apart; `data` names the world that the model knows, if it is a toy.
+    world = "world" if model in FIRST_EDITION_MODELS else "world-2"
+    params = Params.build({"model": model, **overrides, "data": world})
+    check_inputs(params.replace(compare=()), root)
     return params if is_small(model) else Params.build({**REAL_MODEL, **overrides, "model": model})
 
 

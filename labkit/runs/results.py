@@ -37,8 +37,8 @@ COLUMNS = {
 ANSWERED = {"acc_qa": "Acc@QA", "acc_gqa": "Acc@GQA"}
 """Columns beside these where moments have options."""
 WORDS_LEGEND = (
-    "True words: of all words said of a kind the share that is true of the asked thing and event, its 95 % interval by video in\n"
-    "brackets. By chance: what the same words would have, dealt out at random among all queries.\n"
+    "True words: of all words said of a kind the share that is true of the asked thing and event, below it its 95 % interval by\n"
+    "video, and what the same words would have by chance, dealt out at random among all queries.\n"
     "Distinct: thoughts that differ once object words and numbers are blanked."
 )
 LEGEND = (
@@ -190,7 +190,7 @@ def words_table(models: Mapping[str, Mapping[str, Any]]) -> Table | None:
         for kind, name in KINDS.items():
             if any(each.get(f"said_{kind}") for each in found):
                 rows.append([f"{name}, true", *(true_share(each, kind) for each in found)])
-                rows.append(["by chance", *(percent(each.get(f"chance_{kind}")) for each in found)])
+                rows.append(["interval; chance", *(_interval_and_chance(each, kind) for each in found)])
         distinct = [(each.get("distinct_thoughts"), each.get("n")) for each in found]
         rows.append(
             ["distinct thoughts", *("-" if d is None or not n else f"{d:,.0f} of {n:,.0f}" for d, n in distinct)]
@@ -201,7 +201,7 @@ def words_table(models: Mapping[str, Mapping[str, Any]]) -> Table | None:
 def all_true(figures: Mapping[str, float | None]) -> float | None:
     """Share of true words of all kinds together; None where none was said, or nothing says what is true.
 
-    >>> all_true({"true_place": 0.5, "said_place": 10.0, "true_colour": 1.0, "said_colour": 30.0})
+    >>> all_true({"true_place": 0.5, "said_place": 10.0, "true_color": 1.0, "said_color": 30.0})
     0.875
     """
     said = {kind: figures.get(f"said_{kind}") or 0.0 for kind in KINDS}
@@ -210,13 +210,18 @@ def all_true(figures: Mapping[str, float | None]) -> float | None:
 
 
 def true_share(figures: Mapping[str, float | None], kind: str) -> str:
-    """Percent of true words of a kind, its interval, and how many were said.
+    """Percent of true words of a kind, and how many were said.
 
-    >>> true_share({"true_place": 0.256, "low_place": 0.221, "high_place": 0.294, "said_place": 579.0}, "place")
-    '25.6 (22.1 to 29.4) of 579'
+    >>> true_share({"true_place": 0.256, "said_place": 579.0}, "place")
+    '25.6 of 579'
     """
     if not (said := figures.get(f"said_{kind}")):
         return "none said" if said == 0 else "-"
+    return f"{percent(figures[f'true_{kind}'])} of {said:,.0f}"
+
+
+def _interval_and_chance(figures: Mapping[str, float | None], kind: str) -> str:
+    if not figures.get(f"said_{kind}"):
+        return ""
     low, high = (math.nan if (end := figures.get(f"{name}_{kind}")) is None else end for name in ("low", "high"))
-    interval = "" if math.isnan(low) else f" ({between(Interval(low, high))})"
-    return f"{percent(figures[f'true_{kind}'])}{interval} of {said:,.0f}"
+    return f"{between(Interval(low, high))}; {percent(figures.get(f'chance_{kind}'))}"

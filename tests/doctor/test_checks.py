@@ -352,7 +352,7 @@ def test_the_embedded_world_is_known_before_it_is_written(tmp_path: Path) -> Non
     report = examine(params, quick=True)
     assert report.exit_code == 0
     load = report.data["load"]
-    assert (load["train"], load["test"], load["train_clips"], load["video_tokens"]) == (55, 16, 12, 64)
+    assert (load["train"], load["test"], load["train_clips"], load["video_tokens"]) == (47, 16, 12, 96)
     assert not list(tmp_path.iterdir())
 
 

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 REAL = ROOT.parent / "shared" / "real"
 VIDEO = REAL / "videos" / "OHOFG.mp4"
 CHARADES = REAL / "charades_sta" / "charades_sta_test.txt"
-WORLD = "world/test"
+WORLD = "world-2/test"
 SMALL = {"world_train": 1, "world_validation": 1, "world_test": 3, "eval_batch": 4}
 
 
@@ -80,25 +80,25 @@ def test_interrupted_and_resumed_it_is_what_the_lab_measures(project, usual, bat
     measured, moments = usual
     batches.stop = 2
     with pytest.raises(KeyboardInterrupt):
-        evaluate_model("embedded", WORLD, overrides=SMALL, folder="outputs/again")
+        evaluate_model("embedded-2", WORLD, overrides=SMALL, folder="outputs/again")
     assert len(batches) == 2
     batches.stop = math.inf
-    got = evaluate_model("embedded", WORLD, overrides=SMALL, folder="outputs/again")
+    got = evaluate_model("embedded-2", WORLD, overrides=SMALL, folder="outputs/again")
     assert sorted(qid for batch in batches for qid in batch) == sorted(moment.qid for moment in moments), "each once"
     assert texts(got.evaluation.rollouts) == texts(measured.greedy)
     assert repr(got.evaluation.figures) == repr(stage.evaluate_answers(
         {rollout.qid: rollout for rollout in measured.greedy}, moments).figures)  # fmt: skip
     assert got.evaluation.figures["miou"] == measured.figures["greedy"]["miou"] > 0
     assert got.score.figures["miou"] == pytest.approx(got.evaluation.figures["miou"])
-    assert got.score.protocol.settings["model"] == "embedded" and got.published is None
+    assert got.score.protocol.settings["model"] == "embedded-2" and got.published is None
     monkeypatch.setattr(EvaluationBench, "load", lambda *_: pytest.fail("nothing is left to ask"))
-    assert str(evaluate_model("embedded", WORLD, overrides=SMALL, folder="outputs/again")) == str(got)
+    assert str(evaluate_model("embedded-2", WORLD, overrides=SMALL, folder="outputs/again")) == str(got)
     assert labkit.score(got.predictions, moments).figures == got.score.figures, "the file is what `labkit score` takes"
     assert len(labkit.explore(got.predictions, moments)) == len(moments)
 
 
 def test_a_higher_limit_asks_only_the_rest_and_other_parameters_are_refused(project, usual, batches):
-    world = str(project / "outputs/world-1-1-3-seed0/test.jsonl")
+    world = str(project / "outputs/world-2-1-1-3-seed0/test.jsonl")
     first = evaluate_model("standin", world, limit=3, folder="outputs/limited", overrides={"max_new_tokens": 8})
     assert "the first 3 of" in first.score.protocol.moments and first.score.protocol.rows == 3
     asked = sum(map(len, batches))
@@ -143,13 +143,13 @@ def test_a_prompt_that_does_not_fit_the_moments_is_refused_before_the_model_load
     (project / "plain.txt").write_text("When does {query} happen?")
     monkeypatch.setattr(EvaluationBench, "load", lambda *_: pytest.fail("it was loaded"))
     with pytest.raises(LabError, match="options"):
-        evaluate_model("embedded", "choice.jsonl", overrides={"prompt": "plain.txt"}, folder="outputs/choice")
+        evaluate_model("embedded-2", "choice.jsonl", overrides={"prompt": "plain.txt"}, folder="outputs/choice")
 
 
 @pytest.mark.slow
 def test_two_processes_answer_what_one_does(project, usual):
     measured, moments = usual
-    got = evaluate_model("embedded", WORLD, overrides=SMALL | {"processes": 2}, folder="outputs/shared")
+    got = evaluate_model("embedded-2", WORLD, overrides=SMALL | {"processes": 2}, folder="outputs/shared")
     assert texts(got.evaluation.rollouts) == texts(measured.greedy)
     assert (got.folder / "logs" / "rank-1.txt").is_file()
 
@@ -217,10 +217,10 @@ def bad(project):
             ["gone.mp4", "bad/videos", "--videos DIR"],
         ),
         (["embedded", "--moments", "bad/lost.jsonl", "--present"], ["none of the videos", "gone.mp4", "--videos DIR"]),
-        (["embedded", "--moments", WORLD, "--prompt", "ancors"], ["'ancors'", "anchors"]),
-        (["embedded", "--moments", WORLD, "-p", "max_frame", "8"], ["max_frame", "did you mean 'max_frames'?"]),
-        (["embedded", "--moments", WORLD, "--limit", "-1"], ["limit = -1", "0 for all"]),
-        (["embedded", "--moments", WORLD, "-o", "bad"], ["bad' is not empty", "-o"]),
+        (["embedded-2", "--moments", WORLD, "--prompt", "ancors"], ["'ancors'", "anchors"]),
+        (["embedded-2", "--moments", WORLD, "-p", "max_frame", "8"], ["max_frame", "did you mean 'max_frames'?"]),
+        (["embedded-2", "--moments", WORLD, "--limit", "-1"], ["limit = -1", "0 for all"]),
+        (["embedded-2", "--moments", WORLD, "-o", "bad"], ["bad' is not empty", "-o"]),
     ],
 )
 def test_bad_input_is_one_error_that_names_the_thing_and_the_next_step(bad, usual, capsys, words, said):

@@ -255,7 +255,7 @@ def test_everything_of_a_run_stands_under_outputs_in_home(project, monkeypatch, 
     lab = Lab.open(DEFAULTS.replace(outputs="~/runs", world_train=1, world_validation=1, world_test=1))
     lab.moments("test")
     assert lab.sheets == tmp_path / "runs" / "sheets" and lab.frame_cache.folder == tmp_path / "runs" / "frames"
-    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"embedded", "world-1-1-1-seed0", "frames"}
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"embedded", "world-2-1-1-1-seed0", "frames"}
     assert not list(project.rglob("~*"))
 
 

@@ -66,9 +66,9 @@ def test_a_run_begins_where_its_parameters_say(given, skipped, project):
     [
         ("grpo", {"grpo_model": "embedded"}, "embedded"),
         ("sft", {"sft_model": "mine"}, "{project}/mine"),  # relative to the project's root
-        ("base", {"sft_model": "mine"}, "embedded"),
+        ("base", {"sft_model": "mine"}, "embedded-2"),
         ("sft", {"sft_model": "base", "model": "mine"}, "{project}/mine"),  # the base itself
-        ("grpo", {"grpo_model": "base"}, "embedded"),
+        ("grpo", {"grpo_model": "base"}, "embedded-2"),
     ],
 )
 def test_a_given_model_stands_for_its_stage(stage, given, expected, project):

@@ -137,23 +137,25 @@ def _marked(word: _Word) -> str:
 def true_words(figures: Mapping[str, Mapping[str, float | None]], title: str = "Are the words true?") -> go.Figure:
     """Share of true words by kind, one line for each label, with a bar where chance is; `figures` are flat ones by label.
 
-    Figures are those of `labkit.embedded.true_words.word_figures`; a label without them is left out.
+    Figures are those of `labkit.embedded.true_words.word_figures`; a label without them is left out, and a kind that no label says.
     """
     shown = {label: each for label, each in figures.items() if "distinct_thoughts" in each}
     if not shown:
         return style.nothing(title, "only clips of the embedded world say what is true of them")
     labels = style.in_stage_order(shown)
     looks = style.looks(labels)
+    kinds = [kind for kind in KINDS if any(each.get(f"said_{kind}") for each in shown.values())] or list(KINDS)
     caption = (
         "Words that are true of the asked thing and event, in percent of all of their kind. Hollow bars: what the same words would "
         "have, dealt out at random among the queries. Colour and shape stand in the query, and so does the action unless there are "
-        "options; place and time do not. No reward reads any of them. "
+        "options; the others do not. No reward reads any of them. "
         f"Distinct thoughts, object words and numbers blanked: {_distinct(shown, labels)}."
     )
     fig, places = style.panels(
-        list(KINDS.values()), title, caption, _ROW * len(labels) + 6, columns=5, gap=0.035, shared_yaxes=True
-    )
-    for kind, (row, col) in zip(KINDS, places, strict=True):
+        [KINDS[kind] for kind in kinds], title, caption, _ROW * len(labels) + 6, columns=min(5, len(kinds)), gap=0.035,
+        shared_yaxes=True,
+    )  # fmt: skip
+    for kind, (row, col) in zip(kinds, places, strict=True):
         for place, label in enumerate(labels):
             true, said = shown[label].get(f"true_{kind}"), shown[label].get(f"said_{kind}")
             chance = shown[label].get(f"chance_{kind}")

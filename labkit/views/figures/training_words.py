@@ -52,7 +52,7 @@ def words_along_training(histories: Histories) -> go.Figure | None:
     begins = dict(zip(stages, np.cumsum([0, *(length + gap for length in lengths)]).tolist(), strict=False))
     several = len({line.label for line in panels["miou"]}) > 1
     fig, places = style.panels(
-        [_heading(name, lines, several) for name, lines in panels.items()], _TITLE, _caption(panels["miou"]), 118, columns=3,
+        [_heading(name, lines, several) for name, lines in panels.items()], _TITLE, _caption(panels["miou"], several), 118, columns=3,
         gap=0.075, between=84, bottom=84 if several else 48,
     )  # fmt: skip
     for number, ((name, lines), (row, col)) in enumerate(zip(panels.items(), places, strict=True)):
@@ -157,11 +157,14 @@ def _heading(name: str, lines: Sequence[_Line], several: bool) -> str:
     return f"{_name(name)}<br>{'&#160;&#160; '.join(parts)}"
 
 
-def _caption(lines: Sequence[_Line]) -> str:
-    dots = "thin lines: single seeds" if any(line.runs for line in lines) else "dots: single steps"
+def _caption(lines: Sequence[_Line], several: bool) -> str:
+    single = (
+        "; thin lines: single seeds" if any(line.runs for line in lines) else "" if several else "; dots: single steps"
+    )
+    ends = "its last value" if several else "its first and last value"
     return (
         "Thoughts that training sampled; no reward reads a word. Percent of the words said of each kind that are true of the asked "
         "thing and event; dotted: what the same words would have, dealt out at random among the training queries. Lines are smoothed "
-        f"over all words within reach, and stop where those are fewer than {LEAST_WORDS}; {dots}. Coloured: a line's ends. "
+        f"over all words within reach, and stop where those are fewer than {LEAST_WORDS}; above each {ends}{single}. "
         "Distinct: thoughts that differ once object words and numbers are blanked."
     )

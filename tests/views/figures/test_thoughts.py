@@ -23,13 +23,15 @@ def test_each_kind_shows_its_share_its_count_and_chance() -> None:
         if trace.type == "scatter"
     }
     assert shown == {
-        ("x2", 1): (80.0, "80.0 of 579"),
-        ("x3", 0): (23.8, "23.8 of 579"),
-        ("x3", 1): (25.6, "25.6 of 579"),
+        ("x", 1): (80.0, "80.0 of 579"),
+        ("x2", 0): (23.8, "23.8 of 579"),
+        ("x2", 1): (25.6, "25.6 of 579"),
     }
     assert [trace.x[0] for trace in fig.data if trace.type == "bar"] == [25.0] * 3
     assert list(fig.layout.yaxis.ticktext) == ["base", "grpo_final"], "in the order of the stages"
-    assert sum(note.text == "none said" for note in fig.layout.annotations) == 7
+    assert sum(note.text == "none said" for note in fig.layout.annotations) == 1, (
+        "kinds that nobody says are not shown"
+    )
     assert "base 4 of 579" in fig.layout.title.subtitle.text
 
 
