@@ -10,12 +10,16 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
+from labkit.data.moments import Moment
+from labkit.embedded.true_words import check_words
 from labkit.lab import Lab
 from labkit.params import read_params
+from labkit.stages.rollouts import Rollout
 from labkit.views.explorer.page import widget_page
 from labkit.views.explorer.watch import QueryWatch
 from labkit.views.explorer.widget import explore
@@ -53,12 +57,21 @@ def play(lab: Lab, target: str, qid: str = "") -> None:
 
 
 def photograph(lab: Lab, target: str) -> None:
-    """Show the greedy chains of all stages, opened at the one that narrows most, and take a picture."""
+    """Show the final model's greedy chains whose every word is true, opened at the one that narrows most.
+
+    In the embedded world those of its hard half, whose queries say beside what.
+    """
     from playwright.sync_api import sync_playwright
 
-    greedy = {stage: lab.read_evaluation(stage).greedy for stage in ("grpo", "sft", "grpo_final")}
+    greedy = {"grpo_final": lab.read_evaluation("grpo_final").greedy}
     base = lab.read_evaluation("base").greedy
     moments = lab.moments("test")
+    true = {
+        qid
+        for qid in (moment.qid for moment in moments if "beside" in moment.query)
+        if _all_true(qid, greedy["grpo_final"], moments)
+    }
+    greedy = {stage: [row for row in rows if row.qid in true] for stage, rows in greedy.items()}
     explorer = explore(greedy, moments, base=base, spec=lab.rewards(final=True), folder=lab.sheets)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         file = Path(folder) / "explorer.html"
@@ -71,6 +84,13 @@ def photograph(lab: Lab, target: str) -> None:
         picture = view.screenshot()
         browser.close()
     Path(target).write_bytes(to_webp(picture))
+
+
+def _all_true(qid: str, rows: Sequence[Rollout], moments: Sequence[Moment]) -> bool:
+    """Whether a chain says things of several kinds, and all of them are true; on other data, where nothing is known, yes."""
+    found = check_words({row.qid: row.text for row in rows if row.qid == qid}, [m for m in moments if m.qid == qid])
+    said = [words for words in found.values() if words]
+    return not found or (len(said) >= 4 and all(word.true for words in said for word in words))
 
 
 if __name__ == "__main__":

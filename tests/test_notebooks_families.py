@@ -25,7 +25,7 @@ SMALL = {
 def test_all_five_notebooks_end_well(family, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     write_untrained(tmp_path / "base", family)
-    changes = {"outputs": str(tmp_path / "outputs"), "model": str(tmp_path / "base"), **SMALL}
+    changes = {"outputs": str(tmp_path / "outputs"), "data": "world", "model": str(tmp_path / "base"), **SMALL}
     run = run_notebooks("params/smoke.yaml", changes, say=lambda line: None)
     for stage in STAGES:
         cells = nbformat.read(run.path / f"{stage}.ipynb", 4).cells

@@ -60,8 +60,10 @@ def test_a_wheel_brings_notebooks_and_params_along_and_lays_them_out(installed, 
     done = labkit(installed, tmp_path / "work", "new", "lab")
     assert done.returncode == 0, done.stderr
     for name in ("notebooks", "params"):
-        ours = {path.name: path.read_bytes() for path in (ROOT / name).iterdir() if not path.name.startswith(".")}
-        made = {path.name: path.read_bytes() for path in (tmp_path / "work" / "lab" / name).iterdir()}
+        ours, made = (
+            {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("[!.]*") if path.is_file()}
+            for folder in (ROOT / name, tmp_path / "work" / "lab" / name)
+        )
         assert made == ours
     assert "cd lab && labkit run params/embedded.yaml" in done.stdout
     again = labkit(installed, tmp_path / "work", "new", "lab")

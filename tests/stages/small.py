@@ -130,3 +130,9 @@ def plain_log_probs(model: Any, prompt: Prompt, ids: torch.Tensor) -> torch.Tens
     shown = vision_kwargs([prompt], whole.device)
     out = model(input_ids=whole[None], position_ids=positions[:, None], use_cache=False, **shown)
     return out.logits[0, len(prompt.ids) - 1 : -1].log_softmax(-1).gather(1, ids[:, None])[:, 0]
+
+
+def untimed(history):
+    """The rows of a stage's steps without the processor time that they took, which is another each time."""
+    assert all(row["cpu_seconds"] > 0 for row in history)
+    return [{name: value for name, value in row.items() if name != "cpu_seconds"} for row in history]
