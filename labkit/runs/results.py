@@ -37,7 +37,7 @@ COLUMNS = {
 ANSWERED = {"acc_qa": "Acc@QA", "acc_gqa": "Acc@GQA"}
 """Columns beside these where moments have options."""
 WORDS_LEGEND = (
-    "True words: of all words said of a kind the share that is true of the asked thing and event, below it its 95 % interval by\n"
+    "True words: of all words said of a kind the share that is true of what the clip shows, below it its 95 % interval by\n"
     "video, and what the same words would have by chance, dealt out at random among all queries.\n"
     "Distinct: thoughts that differ once object words and numbers are blanked."
 )

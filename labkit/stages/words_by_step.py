@@ -6,7 +6,6 @@ Nothing is counted while a stage trains. Counted once it has ended, the rows sta
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from labkit.stages.rollouts import Rollout, RolloutStore
 
 WORDS_FILE = "words.json"
 """In a stage's folder: its `words_by_step`."""
-_SPAN = re.compile(r"<timestamp>.*?</timestamp>", re.DOTALL)
+_RULES = 2
+"""Number of the rules that `WORDS_FILE` was counted by; others' are counted anew. Rules 1 took words for those of the asked scene."""
 
 
 def words_by_step(rollouts: Iterable[Rollout], moments: Sequence[Moment]) -> list[dict[str, Any]]:
@@ -36,8 +36,7 @@ def words_by_step(rollouts: Iterable[Rollout], moments: Sequence[Moment]) -> lis
         return []
     steps, places, thoughts = [], [], dict[tuple[str, str], int]()
     for rollout in rollouts:
-        # Spans hold no word, and without them most chains on one query say the same, which is held against it once.
-        said = _SPAN.sub("<timestamp></timestamp>", thought(rollout.text))
+        said = thought(rollout.text)  # with its spans: a word speaks of the scene of the anchor before it
         steps.append(rollout.step)
         places.append(thoughts.setdefault((rollout.qid, said), len(thoughts)))
     counts = _counts(thoughts, {moment.qid: moment for moment in moments}, chances)
@@ -87,15 +86,17 @@ def word_history(folder: Path, moments: Callable[[], Sequence[Moment]], keep: bo
         rows = words_by_step(RolloutStore(folder / "rollouts").stream(), moments())
         if rows and keep:
             with replacing(file) as temporary:
-                temporary.write_text(json.dumps({"kinds": list(KINDS), "rows": rows}), encoding="utf-8")
+                temporary.write_text(
+                    json.dumps({"rules": _RULES, "kinds": list(KINDS), "rows": rows}), encoding="utf-8"
+                )
     steps = {row["step"]: row for row in result.history}
     return [{key: steps.get(row["step"], {}).get(key) for key in ("total", "miou")} | row for row in rows]
 
 
 def _kept(file: Path) -> list[dict[str, Any]] | None:
-    """What was counted before; None where nothing was, or by a version that knew other kinds."""
+    """What was counted before; None where nothing was, or by other rules, or of other kinds."""
     try:
         kept = json.loads(file.read_text(encoding="utf-8"))
-        return kept["rows"] if kept["kinds"] == list(KINDS) else None
+        return kept["rows"] if (kept["rules"], kept["kinds"]) == (_RULES, list(KINDS)) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

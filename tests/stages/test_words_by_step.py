@@ -10,7 +10,8 @@ import pytest
 
 from labkit.embedded.clips import PLACES
 from labkit.embedded.first_edition import make_scene, queried_event, scene_moments
-from labkit.embedded.true_words import KINDS, word_chances
+from labkit.embedded.second_edition import ORDINALS, clip_moments, make_film
+from labkit.embedded.true_words import KINDS, check_words, word_chances
 from labkit.stages.grpo_steps import GrpoResult
 from labkit.stages.rollouts import UNPAID, Rollout, RolloutStore
 from labkit.stages.words_by_step import WORDS_FILE, word_history, words_by_step
@@ -18,6 +19,8 @@ from labkit.stages.words_by_step import WORDS_FILE, word_history, words_by_step
 MOMENTS = scene_moments(make_scene(7), Path("/world/clips/test-00000-7.mp4"))
 FIRST, SECOND = MOMENTS[:2]
 """The second asks when the white square, on the bottom left, slides."""
+
+KEPT_BY_OLDER_RULES = json.dumps({"kinds": list(KINDS), "rows": []})
 
 
 def rollout(step: int, sample: int, text: str, moment=SECOND) -> Rollout:
@@ -62,6 +65,21 @@ def test_chance_is_that_of_the_words_said_among_all_queries_and_not_a_step_s():
     assert left == word_chances(MOMENTS)["place"]["bottom left"]
 
 
+def test_a_word_is_held_against_the_scene_of_the_anchor_before_it():
+    film = make_film(7)
+    asked = clip_moments(film, Path("/world/clips/test-00000-7.mp4"))[0]
+    spans = [f"{scene.start}.0 to {scene.end}.0" for scene in film.scenes]
+    texts = [
+        f"<think> <timestamp> {span} </timestamp> in the {ordinal} scene </think>"
+        for span in spans
+        for ordinal in ORDINALS
+    ]
+    rows = words_by_step([rollout(1, at, text, asked) for at, text in enumerate(texts)], [asked])
+    each = [check_words({asked.qid: text}, [asked])["scene"][0].true for text in texts]
+    assert each == [k == n for k in range(3) for n in range(3)], "same words, other spans: not the same truth"
+    assert (rows[0]["said_scene"], rows[0]["true_scene"]) == (9, pytest.approx(1 / 3))
+
+
 def test_other_data_have_no_rows_and_are_not_read():
     film = dataclasses.replace(FIRST, source="charades-sta")
     assert words_by_step((pytest.fail("read") for _ in [0]), [film, *MOMENTS]) == []
@@ -89,7 +107,7 @@ def test_a_history_stands_beside_reward_and_iou_and_is_counted_once(stage):
     assert word_history(stage, lambda: pytest.fail("asked for moments")) == rows, "kept beside the result"
 
 
-@pytest.mark.parametrize("kept", ["{", '{"kinds": ["smell"], "rows": []}', "[]"])
+@pytest.mark.parametrize("kept", ["{", '{"kinds": ["smell"], "rows": []}', "[]", KEPT_BY_OLDER_RULES])
 def test_what_another_version_counted_is_counted_again(stage, kept):
     (stage / WORDS_FILE).write_text(kept)
     assert len(word_history(stage, lambda: MOMENTS)) == 3

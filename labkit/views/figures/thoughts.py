@@ -146,7 +146,7 @@ def true_words(figures: Mapping[str, Mapping[str, float | None]], title: str = "
     looks = style.looks(labels)
     kinds = [kind for kind in KINDS if any(each.get(f"said_{kind}") for each in shown.values())] or list(KINDS)
     caption = (
-        "Words that are true of the asked thing and event, in percent of all of their kind. Hollow bars: what the same words would "
+        "Words that are true of what the clip shows, in percent of all of their kind. Hollow bars: what the same words would "
         "have, dealt out at random among the queries. Colour and shape stand in the query, and so does the action unless there are "
         "options; the others do not. No reward reads any of them. "
         f"Distinct thoughts, object words and numbers blanked: {_distinct(shown, labels)}."

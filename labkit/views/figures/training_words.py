@@ -53,7 +53,7 @@ def words_along_training(histories: Histories) -> go.Figure | None:
     several = len({line.label for line in panels["miou"]}) > 1
     fig, places = style.panels(
         [_heading(name, lines, several) for name, lines in panels.items()], _TITLE, _caption(panels["miou"], several), 118, columns=3,
-        gap=0.075, between=84, bottom=84 if several else 48,
+        gap=0.075, between=96, bottom=96 if several else 60,
     )  # fmt: skip
     for number, ((name, lines), (row, col)) in enumerate(zip(panels.items(), places, strict=True)):
         for line in lines:
@@ -61,9 +61,11 @@ def words_along_training(histories: Histories) -> go.Figure | None:
             _draw(fig, line, name, begins[line.stage], first, several, row=row, col=col)
         if name != "total":
             fig.update_yaxes(range=[-4, 106], tickvals=[0, 50, 100], ticktext=["0", "50", "100 %"], row=row, col=col)
-    ticks = {1: "1"}
+    # Stage names stand below the numbers: stage 1 may end after a few steps.
+    ticks = {1.0: "1"} if lengths[0] > 0.1 * sum(lengths) else {}
     for begin, stage, length in zip(begins.values(), stages, lengths, strict=False):
-        ticks |= {begin + length / 2: _STAGES[stage], begin + length: f"{length:.0f}"}
+        ticks[begin + length] = f"{length:.0f}"
+        ticks[begin + (1 + length) / 2 + 0.01] = f"<br>{_STAGES[stage]}"
     fig.update_xaxes(
         range=[0, max(ticks) + 1], tickvals=list(ticks), ticktext=list(ticks.values()), tickangle=0, zeroline=False, showgrid=False
     )  # fmt: skip
@@ -163,8 +165,8 @@ def _caption(lines: Sequence[_Line], several: bool) -> str:
     )
     ends = "its last value" if several else "its first and last value"
     return (
-        "Thoughts that training sampled; no reward reads a word. Percent of the words said of each kind that are true of the asked "
-        "thing and event; dotted: what the same words would have, dealt out at random among the training queries. Lines are smoothed "
-        f"over all words within reach, and stop where those are fewer than {LEAST_WORDS}; above each {ends}{single}. "
+        "Thoughts that training sampled; no reward reads a word. Percent of the words said of each kind that are true of what "
+        "the clip shows; dotted: what the same words would have, dealt out at random among the training queries. Lines are "
+        f"smoothed over all words within reach, and stop where those are fewer than {LEAST_WORDS}; above each {ends}{single}. "
         "Distinct: thoughts that differ once object words and numbers are blanked."
     )
