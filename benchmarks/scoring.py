@@ -25,7 +25,8 @@ from labkit.data.benchmarks import load_moments
 from labkit.data.moments import Moment, write_moments
 from labkit.scoring.predictions import PredictedRow, Predictions, read_predictions, write_predictions
 from labkit.scoring.readings import disagreements
-from labkit.scoring.scores import compare, score, score_text, under_every_rule
+from labkit.scoring.score_table import score_text
+from labkit.scoring.scores import compare, score, under_every_rule
 
 QUESTIONS, VIDEOS = 17_031, 4_885
 RUNS = 3

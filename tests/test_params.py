@@ -196,6 +196,8 @@ def test_the_option_pays_only_where_there_are_options():
 def test_the_embedded_base_cannot_read_options():
     assert refusal(task="gqa", data="world").startswith("model: embedded-2 lacks the words for questions with options")
     assert refusal(task="gqa", data="world", model="embedded").startswith("model: embedded lacks the words")
+    gqa = {"task": "gqa", "data": "world", "model": "embedded-gqa"}
+    assert refusal(**gqa, harvester="embedded").startswith("harvester: embedded lacks the words for questions")
     assert refusal(task="gqa", model="embedded-gqa").startswith("task: world-2 has no questions with options")
     assert refusal(task="qa").startswith("task: 'qa' is not one of grounding, gqa")
 
@@ -206,6 +208,7 @@ def test_the_first_editions_bases_cannot_read_the_second():
             f"model: {model} lacks words of world-2; give embedded-2, or data world"
         )
         assert Params.build({"model": model, "data": "world"}).model == model
+        assert refusal(harvester=model).startswith(f"harvester: {model} lacks words of world-2")
 
 
 def test_direct_construction_is_checked_too():

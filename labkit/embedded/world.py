@@ -58,9 +58,7 @@ EDITIONS = {
 def find_edition(number: int, task: Task = "grounding") -> Edition:
     """An edition of the world by its number; raises LabError when there is none, or it has no such task."""
     if number not in EDITIONS:
-        raise LabError(
-            f"world_edition is {number}; the embedded world has editions {' and '.join(map(str, EDITIONS))}"
-        )
+        raise LabError(f"edition is {number}; the embedded world has editions {' and '.join(map(str, EDITIONS))}")
     if task not in EDITIONS[number].tasks:
         raise LabError(f"edition {number} of the embedded world has no questions of task {task}; take edition 1")
     return EDITIONS[number]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from labkit.chain.anchors import parse
+from labkit.embedded import lessons, second_pretraining
 from labkit.embedded.clips import ACTIONS, Event, Thing
 from labkit.embedded.first_edition import grounding_query, make_scene
 from labkit.embedded.model import (
@@ -18,6 +19,7 @@ from labkit.embedded.model import (
     extend_vocabulary,
 )
 from labkit.embedded.pretraining import GQA, Recipe, draw_target, frame_labels, make_clips, make_completion, train_base
+from labkit.embedded.second_edition import all_queries, make_film, query_text
 from labkit.policy.model import SHIPPED, load_policy
 
 THING = Thing("red", "circle", 1, 0.75, 0.25, 0.12, 1.0, 0, (Event("blinks", 4.0, 8.0),))
@@ -112,6 +114,57 @@ def test_the_shipped_base_is_the_recipes_model():
     assert policy.tokenizer.get_vocab() == build_tokenizer().get_vocab()
     assert sum(path.stat().st_size for path in SHIPPED["embedded"].iterdir()) < 3_000_000
     assert 1.2e6 < sum(p.numel() for p in policy.base.parameters()) < 1.5e6
+
+
+# --- the base of the second edition
+
+
+def second_tokenizer():
+    return build_tokenizer((*second_pretraining.TIMES, *lessons.WORDS))
+
+
+def test_everything_that_the_second_edition_asks_and_its_base_is_taught_is_in_the_vocabulary():
+    tokenizer, rng = second_tokenizer(), np.random.default_rng(0)
+    unknown, rough = tokenizer.unk_token_id, lessons.Noise(1.0, 1.0)
+    for seed in range(100):
+        film = make_film(seed)
+        for query in all_queries(film):
+            texts = [query_text(query, form) for form in range(3)]
+            texts += [lesson(film, query, rng, rough) for lesson in (lessons.direct_lesson, lessons.chain_lesson)]
+            assert all(unknown not in tokenizer(text)["input_ids"] for text in texts), texts
+
+
+def test_the_second_editions_recipe_runs_and_writes_a_checkpoint_that_loads(tmp_path):
+    recipe = second_pretraining.Recipe(clips=4, vision_steps=2, clean_steps=2, rough_steps=2, prompts=4)
+    lines = []
+    folder = second_pretraining.train_second_base(tmp_path / "base", recipe=recipe, report=lines.append)
+    policy, shipped = load_policy(str(folder)), load_policy("embedded-2")
+    shapes = {name: weight.shape for name, weight in shipped.base.state_dict().items()}
+    assert {name: weight.shape for name, weight in policy.base.state_dict().items()} == shapes
+    assert json.loads((folder / "recipe.json").read_text()) == {"seed": 0, **recipe._asdict()}
+    assert any("vision" in line for line in lines) and any("text 4" in line for line in lines)
+
+
+def test_the_shipped_base_of_the_second_edition_is_the_recipes_model():
+    policy, recipe = load_policy("embedded-2"), second_pretraining.Recipe()
+    fresh = build_model(second_tokenizer(), layers=recipe.layers)
+    shapes = {name: weight.shape for name, weight in policy.base.state_dict().items()}
+    assert policy.name == "embedded-2"
+    assert shapes == {name: weight.shape for name, weight in fresh.state_dict().items()}
+    assert policy.tokenizer.get_vocab() == second_tokenizer().get_vocab()
+    assert sum(path.stat().st_size for path in SHIPPED["embedded-2"].iterdir()) < 3_000_000
+    noted = json.loads((SHIPPED["embedded-2"] / "recipe.json").read_text())
+    assert noted == {"seed": noted["seed"], **recipe._asdict()}, "the defaults made the weights that ship"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_base_loads_by_transformers_alone(name):
+    from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+
+    found, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(SHIPPED[name], output_loading_info=True)
+    assert not any(info.values()), f"no weight is missing, left over or of another shape: {info}"
+    assert len(AutoTokenizer.from_pretrained(SHIPPED[name])) <= found.config.get_text_config().vocab_size
+    assert all(torch.isfinite(weight).all() for weight in found.parameters())
 
 
 # --- the base of grounded question answering

@@ -183,7 +183,7 @@ def test_words_speak_of_the_thing_named_last_in_the_scene_of_the_last_anchor():
 def test_the_second_edition_has_no_questions_with_options(tmp_path):
     with pytest.raises(LabError, match="edition 2 of the embedded world has no questions of task gqa; take edition 1"):
         write_world(tmp_path, 1, 1, 1, task="gqa")
-    with pytest.raises(LabError, match="world_edition is 3"):
+    with pytest.raises(LabError, match="edition is 3"):
         write_world(tmp_path, 1, 1, 1, edition=3)
 
 
