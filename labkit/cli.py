@@ -136,7 +136,13 @@ def _parser() -> argparse.ArgumentParser:
         "doctor",
         help="check environment, model, data and videos before a run; estimate memory, hours, disk",
     )
-    _add_overrides(doctor)
+    doctor.add_argument("params", type=_path, nargs="?", help="YAML file, such as params/embedded.yaml")
+    _add_named(doctor)
+    doctor.add_argument("--clock", type=_path, metavar="VIDEO", help="instead: which of its seconds a model is shown and told, by "
+                        "labkit, transformers, qwen-vl-utils, vLLM, lmms-eval")  # fmt: skip
+    doctor.add_argument("--model", type=_path, help="with --clock: shipped weights, a folder, a hub id or a family such as "
+                        "qwen2_5_vl (default: every family that is told seconds)")  # fmt: skip
+    doctor.add_argument("--html", type=_path, metavar="FILE", help="with --clock: write a page with the picture")
     doctor.add_argument("--quick", action="store_true", help="open no video and measure nothing")
     doctor.add_argument("--json", action="store_true", help="everything, for a program")
     doctor.set_defaults(command=cli_commands.doctor)

@@ -122,10 +122,33 @@ def doctor(options: argparse.Namespace) -> int:
     from labkit.doctor.checks import run_doctor
 
     o, said = options, list[str]()
+    if o.clock:
+        return _clock(o)
+    if lost := [name for name in ("model", "html") if getattr(o, name)]:
+        raise LabError(f"doctor: --{lost[0]} goes with --clock VIDEO; a run's model stands in its params file")
+    if not o.params:
+        raise LabError("doctor: give a params file, such as params/embedded.yaml, or --clock VIDEO")
     with _json_alone(o):
         code = run_doctor(o.params, overrides(o), said.append, quick=o.quick, as_json=o.json)
     say("\n".join(said))
     return code
+
+
+def _clock(options: argparse.Namespace) -> int:
+    """Compare the seconds that a model is told."""
+    from labkit.doctor.clock import audit_clock
+    from labkit.files import project_root
+    from labkit.params import Params, read_params
+    from labkit.runs.evaluation_bench import REAL_MODEL
+
+    o = options
+    given = overrides(o)
+    params = read_params(o.params, given) if o.params else Params.build({**REAL_MODEL, **given})
+    audit = audit_clock(o.clock, params, o.model or (params.model if o.params else None), project_root())
+    if o.html:
+        audit.save(o.html)
+    say(json.dumps(audit.as_dict(), indent=1) if o.json else str(audit))
+    return 0
 
 
 def results(options: argparse.Namespace) -> None:

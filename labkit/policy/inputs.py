@@ -207,6 +207,18 @@ def bare_clip(policy: Policy, times: np.ndarray, size: tuple[int, int], sampling
     return ClipPatches(torch.empty(0), grid, step * vision.temporal_patch_size)
 
 
+def patch_middles(patches: int, seconds: float, temporal: int) -> list[float]:
+    """Middle of each temporal patch, between its first frame and its last, in seconds.
+
+    `seconds` lie between two patches, which hold `temporal` frames each.
+
+    >>> patch_middles(2, 1.0, 2)
+    [0.25, 1.25]
+    """
+    last = 1 - 1 / temporal  # offset of the last frame in a patch, in patches
+    return [(k + k + last) * seconds / 2 for k in range(patches)]
+
+
 def build_prompt(
     policy: Policy, moment: Moment, template: str, clip: ClipPatches, features: torch.Tensor | None = None
 ) -> Prompt:
@@ -228,8 +240,7 @@ def build_prompt(
             f"the prompt of {moment.qid!r} holds {text.count(VIDEO_PAD)} video placeholders instead of one in its vision span; "
             f"check its query {moment.query!r} and the tokenizer's chat template"
         )
-    last = 1 - 1 / vision.temporal_patch_size  # offset of the last frame in a temporal patch, in patches
-    middles = [(k + k + last) * clip.seconds_per_grid / 2 for k in range(t)]
+    middles = patch_middles(t, clip.seconds_per_grid, vision.temporal_patch_size)
     video_text = family.render_video_tokens(middles, h * w // vision.spatial_merge_size**2)
     ids = torch.tensor(policy.tokenizer(text.replace(PLACEHOLDER, video_text), add_special_tokens=False)["input_ids"])
     positions = rotary_positions(

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from labkit.data.video import decoders, decord_check, worker_process
-from labkit.data.video.decoders import DecodedFrames, Measures, Shrink, Times
+from labkit.data.video.decoders import DecodedFrames, FrameClock, Measures, Shrink, Times
 from labkit.data.video.fingerprints import fingerprint
 from labkit.data.video.worker_process import WorkerFailed, WorkerProcess
 from labkit.errors import LabError
@@ -82,6 +82,12 @@ def measure(path: str | Path, deadline: float) -> Measures:
     if worker_process.in_worker():
         return decoders.measure(path)
     return Measures(*_call(path, {"path": str(path), "measure": True}, deadline, ""))
+
+
+def frame_clock(path: str | Path, deadline: float = DEADLINE) -> FrameClock:
+    """`decoders.frame_clock`. Raises LabError as `decode`."""
+    starts, end, rate = _call(path, {"path": str(path), "clock": True}, deadline, "")
+    return FrameClock(np.array(starts), end, rate)
 
 
 def header_seconds(path: str | Path, deadline: float = DEADLINE) -> float:
@@ -161,6 +167,9 @@ def _handle(request: dict[str, Any]) -> dict[str, Any]:
     try:
         if "header" in request:
             return {"found": _header(path)}
+        if "clock" in request:
+            clock = decoders.frame_clock(path)
+            return {"found": [clock.starts.tolist(), clock.end, clock.rate]}
         if "measure" in request:
             return {"found": list(decoders.measure(path))}
         sent = 0

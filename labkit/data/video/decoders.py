@@ -61,6 +61,15 @@ class Measures(NamedTuple):
     width: int
 
 
+class FrameClock(NamedTuple):
+    """When the frames of a file are shown, in seconds (N,) from the first one on, and the last one's end."""
+
+    starts: Times
+    end: float
+    rate: float
+    """Mean frames per second by the file's header: other programs divide a frame's number by it."""
+
+
 class PacketScan(NamedTuple):
     """The packets of a video: start and length in seconds (N, 2) of the pictures shown, in the order of the file.
 
@@ -219,6 +228,23 @@ def measure(path: str | Path) -> Measures:
     if not first or not found.frames:
         raise _no_frame(path)
     return Measures(found.duration, found.frames, *first[0])
+
+
+def frame_clock(path: str | Path) -> FrameClock:
+    """When each frame of a file is shown, by its packets; nothing is decoded.
+
+    Raises LabError when the file cannot be opened or shows no frame.
+    """
+    with open_video(path) as container:
+        stream = picture_stream(container)
+        rate, found = float(stream.average_rate or 0), scan_packets(container, stream)
+    if not found.frames:
+        raise _no_frame(path)
+    starts, passed = [], 0.0
+    for segment in found.segments:
+        starts.append(np.sort(segment[:, 0]) - segment[:, 0].min() + passed)
+        passed += float(segment.sum(1).max() - segment[:, 0].min())
+    return FrameClock(np.concatenate(starts), passed, rate or found.frames / passed)
 
 
 def scan_packets(
