@@ -45,7 +45,7 @@ def campaign(options: argparse.Namespace) -> int:
     from labkit.runs.campaign import run_campaign
 
     o = options
-    if not all(seed.strip().isdigit() for seed in o.seeds.split(",")):
+    if not all(seed.strip().isdecimal() for seed in o.seeds.split(",")):
         raise LabError(f"seeds: '{o.seeds}' must be whole numbers, such as 0,1,2")
     result = run_campaign(
         o.params, [int(seed) for seed in o.seeds.split(",")], overrides(o), jobs=o.jobs, time_limit=o.time, say=say

@@ -68,6 +68,12 @@ def count_budget(params: Params, root: Path) -> Params:
     return params.replace(**changes)
 
 
+def other_training(params: Params, there: Mapping[str, Any]) -> list[str]:
+    """Names of the parameters by which a step of `params` may take another time than one of the run of parameters `there`."""
+    here = params.as_dict()
+    return [name for name in here if name not in _MAY_DIFFER and here[name] != there.get(name)]
+
+
 def _finished(parameter: str, run: Path) -> dict[str, Spent]:
     if not (run / "params.yaml").is_file():
         raise LabError(f"{parameter}: there is no run '{run}'; make it first, as `labkit campaign` does")
@@ -97,8 +103,7 @@ def _paced(params: Params, root: Path, other: Path, spent: Mapping[str, Spent]) 
     """Steps that take the other run's processor time, at the pace of the run that `pace_of` names."""
     twin = named_run(params.pace_of, params, root)
     pace = _finished("pace_of", twin)["04_grpo_final"]
-    there, here = DEFAULTS.as_dict() | read_yaml(twin / "params.yaml"), params.as_dict()
-    if names := [name for name in here if name not in _MAY_DIFFER and here[name] != there.get(name)]:
+    if names := other_training(params, DEFAULTS.as_dict() | read_yaml(twin / "params.yaml")):
         raise LabError(
             f"pace_of: '{twin}' is a run of other parameters ({', '.join(names)}); its steps take another time"
         )

@@ -2,11 +2,13 @@
 
 Runs whose parameters differ in the seed alone are one setting (`labkit.runs.settings`), whose figures have a mean, a spread and an
 interval over seeds. That interval speaks of other seeds on these queries; a paired test speaks of other queries, for these very
-models. Runs on other test data stand apart, by name, and so does what is no run.
+models. Runs on other test data stand apart, by name, and so does what has nothing to compare; what no parameter says and runs do not
+share, such as the code that made them, is said.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections import Counter
@@ -26,7 +28,6 @@ from labkit.files import project_root, under
 from labkit.param_fields import WORLDS
 from labkit.params import format_value
 from labkit.progress import duration
-from labkit.runs.controls import control_dict, control_tables
 from labkit.runs.results import (
     DECODINGS,
     LEGEND,
@@ -37,10 +38,11 @@ from labkit.runs.results import (
     words_columns,
 )
 from labkit.runs.run import read_manifest, runs_in
+from labkit.runs.setting_tables import FINAL, setting_tables, settings_dict
 from labkit.runs.settings import RunRecord, Setting, read_run, settings_of
 from labkit.scoring.bootstrap import Difference, Spread, few_videos, paired_differences
 from labkit.scoring.predictions import as_predictions
-from labkit.scoring.scores import Score, between, gap_cells, score
+from labkit.scoring.scores import between, gap_cells, score
 from labkit.table import Table, percent, repr_pretty
 
 PAIRED = {"miou": "mIoU", "r1@0.5": "R1@0.5"}
@@ -56,7 +58,7 @@ MANY = 4
 
 
 class PairedRuns(NamedTuple):
-    """A run's model, or a setting's mean over seeds, less the first's, query by query."""
+    """A run's model less another's, or a setting's mean over seeds less the first's of the same seeds, query by query."""
 
     label: str
     model: str
@@ -83,7 +85,7 @@ class RunsOfOneTest:
     @property
     def runs(self) -> list[RunRecord]:
         """All runs, setting by setting."""
-        return [run for setting in self.settings for run in (*setting.runs, *setting.repeated)]
+        return [run for setting in self.settings for run in setting.all_runs]
 
     @cached_property
     def figures(self) -> dict[str, str]:
@@ -104,31 +106,60 @@ class RunsOfOneTest:
             if any(each != values[0] for each in values)
         }
 
+    def made_with(self) -> dict[str, dict[str, list[str]]]:
+        """What no parameter says and these runs do not share: its name, and by value the runs that have it."""
+        found: dict[str, dict[str, list[str]]] = {}
+        for run in self.runs:
+            for name, value in run.made_with.items():
+                found.setdefault(name, {}).setdefault(value, []).append(run.name)
+        return {name: values for name, values in found.items() if len(values) > 1}
+
     @cached_property
     def paired(self) -> PairedTests:
-        """Each other run, and each other setting's mean over seeds, less the first, on the same queries."""
+        """Runs less others on the same queries, and settings' means less the first's, over the seeds that both have.
+
+        Of one setting each run less the first; of several, unless there are many, each run less the first setting's of its seed, or
+        where that has none less its first run.
+        """
         if len(self.runs) < 2:
             return PairedTests([])
         try:
             moments = moments_of(self.runs[0])
         except LabError as error:
             return PairedTests([], f"No paired tests: {error}.")
-        scores, troubles = _scores(self.runs, moments)
-        clusters = [moment.source_video for moment in moments]
-        first, *others = self.runs
-        one, *more = self.settings
-        single = [] if len(self.settings) > MANY else [(run.name, [run], [first]) for run in others]
-        sides = single + [
-            (f"{setting.label}, mean of {len(setting.runs)}", setting.runs, one.runs)
-            for setting in more
-            if not single or len(setting.runs) + len(one.runs) > 2
-        ]
-        rows = []
-        for label, ours, theirs in sides:
-            shared = [model for model in MODELS if all((run, model) in scores for run in (*ours, *theirs))]
-            if shared:
-                both = [[scores[run, shared[-1]] for run in side] for side in (ours, theirs)]
-                rows.append(_pair(label, shared[-1], *both, clusters=clusters))
+        first, *others = self.settings
+        compared = [(run, first.by_seed.get(run.seed, first.runs[0])) for each in others for run in each.all_runs]
+        if not others:
+            compared = [(run, first.runs[0]) for run in self.runs[1:]]
+        sides = []
+        for run, other in compared if len(self.settings) <= MANY else ():
+            shared = [model for model in MODELS if run.figures(model, "greedy") and other.figures(model, "greedy")]
+            sides.append((f"{run.name} less {other.name}", shared[-1] if shared else FINAL[0], [(run, other)]))
+        for setting in others:
+            pairs = [
+                (run, first.by_seed[seed])
+                for seed, run in setting.by_seed.items()
+                if seed in first.by_seed and run.figures(*FINAL) and first.by_seed[seed].figures(*FINAL)
+            ]
+            if len(pairs) > (len(self.settings) <= MANY):
+                sides.append((f"{setting.label}, mean of {len(pairs)}", FINAL[0], pairs))
+        troubles: dict[str, None] = {}
+
+        @functools.cache
+        def answers(run: RunRecord, model: str) -> np.ndarray | None:
+            """(queries, figures of `PAIRED`)."""
+            try:
+                scored = score(as_predictions(read_model_evaluation(run.path, model, moments).greedy), moments)
+            except (LabError, OSError) as error:
+                troubles[f"{run.name}, {MODELS[model]}: {error}."] = None
+                return None
+            return np.stack([scored.columns[name] for name in PAIRED], axis=1)
+
+        clusters, rows = [moment.source_video for moment in moments], []
+        for label, model, pairs in sides:
+            known = [each for pair in pairs for run in pair if (each := answers(run, model)) is not None]
+            if len(known) == 2 * len(pairs):
+                rows.append(_pair(label, model, np.mean(known[::2], axis=0), np.mean(known[1::2], axis=0), clusters))
         return PairedTests(rows, " ".join(troubles), len(set(clusters)))
 
     def as_dict(self) -> dict[str, Any]:
@@ -141,9 +172,9 @@ class RunsOfOneTest:
                 name: dict(zip([setting.label for setting in self.settings], values, strict=True))
                 for name, values in self.differences().items()
             },
-            "controls": control_dict(self.settings),
+            "made_with": self.made_with(),
+            "final_models": settings_dict(self.settings),
             "paired": {
-                "less": self.runs[0].name,
                 "rows": [
                     {
                         "label": each.label, "model": each.model, "better": each.better, "worse": each.worse, "same": each.same,
@@ -177,29 +208,27 @@ class RunsOfOneTest:
 
     def tables(self) -> list[Table]:
         """What a person reads: the runs, the parameters that differ, figures over seeds, paired tests."""
-        labels = [setting.label for setting in self.settings]
-        if len(labels) > MANY:
-            return [*self._many_tables(), *control_tables(self.settings), *self._paired_tables()]
-        made = [
-            Table("runs", ("", "setting", "seed", "state", "took"), self._run_rows(), self._runs_note(), align="lllll")
-        ]
-        if len(labels) > 1:
+        labels, many = [setting.label for setting in self.settings], len(self.settings) > MANY
+        made = self._many_tables() if many else [self._runs_table()]
+        if 1 < len(labels) <= MANY:
             rows = [[name, *values] for name, values in self.differences().items()]
             made.append(Table("parameters that differ between settings", ("", *labels), rows, align="l"))
-        for decoding in DECODINGS:
+        for decoding in () if many else DECODINGS:
             for names in _SHOWN:
                 columns = {name: self.figures[name] for name in names if name in self.figures}
                 if rows := self._spread_rows(decoding, columns):
                     made.append(Table(self._title(decoding), ("", "n", *columns.values()), rows, align="lr"))
-        return [*made, *control_tables(self.settings), *self._paired_tables()]
+        return [*made, *setting_tables(self.settings, chains=many), *self._paired_tables()]
 
     def _many_tables(self) -> list[Table]:
         """The settings by row, with the seeds that have ended, and what each has other than the first."""
         ended, differ, others = [], [], self.differences()
         for number, setting in enumerate(self.settings):
-            done = [str(run.seed) for run in setting.runs if not run.open_stage]
-            unfinished = [f"{run.seed} at {run.open_stage}" for run in setting.runs if run.open_stage]
-            ended.append([setting.label, " ".join(done) or "-", ", ".join(unfinished) or "-"])
+            states: dict[bool, list[str]] = {True: [], False: []}
+            for run in setting.runs:
+                named = "" if run.name == f"{setting.label}-seed{run.seed}" else f" ({run.name})"
+                states[not run.open_stage].append(f"{run.seed}{named}" + (run.open_stage and f" at {run.open_stage}"))
+            ended.append([setting.label, *(", ".join(states[done]) or "-" for done in (True, False))])
             changed = [
                 f"{name} {values[number]}"
                 for name, values in others.items()
@@ -212,22 +241,25 @@ class RunsOfOneTest:
         ]
 
     def _paired_tables(self) -> list[Table]:
-        labels, made = [setting.label for setting in self.settings], list[Table]()
         paired, note, _ = self.paired
-        if paired or note:
-            heads = [part for name in PAIRED.values() for part in (name, "95 % interval", "p")]
-            rows = [
-                [f"{each.label}, {MODELS[each.model]}", *(cell for gap in each.differences.values() for cell in gap_cells(gap)),
-                 *map(str, (each.better, each.worse, each.same))]
-                for each in paired
-            ]  # fmt: skip
-            head = ("", *heads, "better", "worse", "same") if rows else ()
-            means = f" (means: less {labels[0]}'s)" if len(labels) > 1 else ""
-            title = f"paired on the same queries, greedy, less {self.runs[0].name}{means}"
-            if len(labels) > MANY:
-                title = f"paired on the same queries, greedy, means over seeds less {labels[0]}'s"
-            made.append(Table(title, head, rows or [[note]], note if rows else "", align="lr"))
-        return made
+        if not paired and not note:
+            return []
+        rows = [
+            [f"{each.label}, {MODELS[each.model]}", *(cell for gap in each.differences.values() for cell in gap_cells(gap)),
+             *map(str, (each.better, each.worse, each.same))]
+            for each in paired
+        ]  # fmt: skip
+        heads = (
+            "",
+            *(part for name in PAIRED.values() for part in (name, "95 % interval", "p")),
+            "better",
+            "worse",
+            "same",
+        )
+        several = len(self.settings) > 1
+        means = f"; means over seeds less {self.settings[0].label}'s of the same seeds" if several else ""
+        title = f"paired on the same queries, greedy{means}"
+        return [Table(title, heads if rows else (), rows or [[note]], note if rows else "", align="lr")]
 
     def _title(self, decoding: str) -> str:
         found = {
@@ -237,10 +269,10 @@ class RunsOfOneTest:
         several = ", mean over n seeds" if any(len(setting.runs) > 1 for setting in self.settings) else ""
         return f"{decoding}, {queries} queries{several}" if queries else f"{decoding}{several}"
 
-    def _run_rows(self) -> list[list[str]]:
+    def _runs_table(self) -> Table:
         rows = []
         for setting in self.settings:
-            for run in (*setting.runs, *setting.repeated):
+            for run in setting.all_runs:
                 state = f"unfinished, at {run.open_stage}" if run.open_stage else "finished"
                 seconds = [
                     entry["seconds"] for entry in run.results["stages"].values() if entry["seconds"] is not None
@@ -248,15 +280,22 @@ class RunsOfOneTest:
                 again = ", again" if run in setting.repeated else ""
                 took = duration(math.fsum(seconds)) if seconds else ""
                 rows.append([run.name, setting.label, f"{run.seed}{again}", state, took])
-        return rows
+        return Table("runs", ("", "setting", "seed", "state", "took"), rows, self._runs_note(), align="l")
 
     def _runs_note(self) -> str:
         again = [run.name for setting in self.settings for run in setting.repeated]
-        return (
-            f"A seed that is there already says nothing about others, and counts in no mean: {', '.join(again)}."
+        parts = (
+            [f"A seed that is there already says nothing about others, and counts in no mean: {', '.join(again)}."]
             if again
-            else ""
+            else []
         )
+        for name, values in self.made_with().items():
+            each = [
+                f"{value} in {runs[0]}{f' and {len(runs) - 1} more' * (len(runs) > 1)}"
+                for value, runs in values.items()
+            ]
+            parts.append(f"Not the same in all runs: {name}, {'; '.join(each)}.")
+        return "\n".join(parts)
 
     def _spread_rows(self, decoding: str, columns: Mapping[str, str]) -> list[list[str]]:
         """Two rows for each model and setting, the mean with its spread and the interval; that of a single seed has none."""
@@ -280,12 +319,12 @@ class Comparison:
     """Runs beside each other, those on other test data apart; a table in a notebook, and lines in a terminal."""
 
     tests: list[RunsOfOneTest]
-    not_runs: dict[str, str]
-    """What was given and is no run, with what is wrong with it."""
+    left_out: dict[str, str]
+    """What was given and is no run, or has not been tested yet, with what is wrong with it."""
 
     def as_dict(self) -> dict[str, Any]:
         """Everything for a program."""
-        return {"tests": [each.as_dict() for each in self.tests], "not_runs": self.not_runs}
+        return {"tests": [each.as_dict() for each in self.tests], "left_out": self.left_out}
 
     def __repr__(self) -> str:
         names = [run.name for test in self.tests for run in test.runs]
@@ -312,12 +351,9 @@ class Comparison:
                 yield say(f"test data {test.runs[0].test}: {names}{other}")
             yield from test.tables()
         yield say(_legend(self.tests))
-        if self.not_runs:
-            lines = [f"{name}: {why}" for name, why in self.not_runs.items()]
-            yield say(
-                f"{len(lines)} of what was given {'is no run' if len(lines) == 1 else 'are no runs'}. "
-                + "; ".join(lines)
-            )
+        if self.left_out:
+            lines = [f"{name}: {why}" for name, why in self.left_out.items()]
+            yield say(f"{len(lines)} of what was given left out. " + "; ".join(lines))
 
 
 def compare_runs(folders: Sequence[str | Path]) -> Comparison:
@@ -329,30 +365,33 @@ def compare_runs(folders: Sequence[str | Path]) -> Comparison:
     if len(given) == 1:
         given = runs_in(given[0])
     by_test: dict[str, list[RunRecord]] = {}
-    not_runs: dict[str, str] = {}
+    left_out: dict[str, str] = {}
     seen: set[Path] = set()
     for folder in given:
         if folder.resolve() in seen:
             continue
         seen.add(folder.resolve())
         if not (folder / "manifest.json").is_file():
-            not_runs[str(folder)] = "no manifest.json"
+            left_out[str(folder)] = "no manifest.json"
             continue
         try:
             run = read_run(folder)
         except (LabError, OSError) as error:
-            not_runs[str(folder)] = str(error)
+            left_out[str(folder)] = str(error)
+            continue
+        if run.test or run.results["models"]:
+            by_test.setdefault(run.test or "not recorded", []).append(run)
         else:
-            by_test.setdefault(run.test, []).append(run)
+            left_out[str(folder)] = "it has not been tested yet"
     if not by_test:
-        why = "; ".join(f"{name}: {each}" for name, each in list(not_runs.items())[:3])
+        why = "; ".join(f"{name}: {each}" for name, each in list(left_out.items())[:3])
         raise LabError(f"none of the {len(given)} folders is a run ({why}); `labkit run` makes runs under outputs/")
     names = Counter(run.name for runs in by_test.values() for run in runs)
     by_test = {
         test: [replace(run, name=str(run.path)) if names[run.name] > 1 else run for run in runs]
         for test, runs in by_test.items()
     }
-    return Comparison([RunsOfOneTest(settings_of(runs)) for runs in by_test.values()], not_runs)
+    return Comparison([RunsOfOneTest(settings_of(runs)) for runs in by_test.values()], left_out)
 
 
 def moments_of(run: RunRecord, split: str = "test") -> list[Moment]:
@@ -372,39 +411,10 @@ def moments_of(run: RunRecord, split: str = "test") -> list[Moment]:
     return read_moments(path)[: values.get(f"{split}_limit") or None]
 
 
-def _scores(
-    runs: Sequence[RunRecord], moments: Sequence[Moment]
-) -> tuple[dict[tuple[RunRecord, str], Score], list[str]]:
-    """Scores of the greedy answers by run and model, as far as pairs need them; and what could not be read."""
-    has = {run: [model for model in MODELS if run.figures(model, "greedy")] for run in runs}
-    # A run is held against the first at the last model that both have, means at the last that all have.
-    last = {run: [model for model in has[run] if model in has[runs[0]]][-1:] for run in runs[1:]}
-    shared = [model for model in has[runs[0]] if all(model in each for each in has.values())][-1:]
-    wanted = {run: dict.fromkeys([*models, *shared]) for run, models in last.items()}
-    wanted = {runs[0]: dict.fromkeys(model for models in wanted.values() for model in models)} | wanted
-    found: dict[tuple[RunRecord, str], Score] = {}
-    troubles = []
-    for run, models in wanted.items():
-        for model in models:
-            try:
-                found[run, model] = score(
-                    as_predictions(read_model_evaluation(run.path, model, moments).greedy), moments
-                )
-            except (LabError, OSError) as error:
-                troubles.append(f"{run.name}, {MODELS[model]}: {error}.")
-    return found, troubles
-
-
-def _pair(
-    label: str, model: str, ours: Sequence[Score], theirs: Sequence[Score], *, clusters: Sequence[str]
-) -> PairedRuns:
-    """The mean of some runs less that of others, query by query, clustered by source video."""
-    one, other = (
-        np.mean([np.stack([each.columns[name] for name in PAIRED], axis=1) for each in side], axis=0)
-        for side in (ours, theirs)
-    )
-    gaps = paired_differences(one, other, clusters)
-    change = one[:, 0] - other[:, 0]
+def _pair(label: str, model: str, ours: np.ndarray, theirs: np.ndarray, clusters: Sequence[str]) -> PairedRuns:
+    """One side less the other, (queries, figures) each, clustered by source video."""
+    gaps = paired_differences(ours, theirs, clusters)
+    change = ours[:, 0] - theirs[:, 0]
     counts = (int((change > 0).sum()), int((change < 0).sum()), int((change == 0).sum()))
     return PairedRuns(label, model, dict(zip(PAIRED, gaps, strict=True)), *counts)
 

@@ -26,8 +26,8 @@ def tee(folder: Path, say: Callable[[str], None]) -> Callable[[str], None]:
     return log
 
 
-def tail(path: Path, count: int) -> list[str]:
-    """The last `count` lines of a text file; fewer when it is shorter, none when it is not there."""
+def tail(path: Path, count: int = 0) -> list[str]:
+    """The last `count` lines of a text file, or all of its last `TAIL_BYTES`; none when it is not there."""
     if not path.is_file():
         return []
     with path.open("rb") as file:

@@ -19,7 +19,9 @@ from labkit.runs.budget import COUNTED
 from labkit.runs.results import DECODINGS, MODELS, all_true, read_results
 from labkit.runs.run import CHANGEABLE, NOTEBOOK_OF, read_manifest
 from labkit.runs.spent import Spent, read_spent, total
+from labkit.runs.versions import version_text
 from labkit.scoring.bootstrap import Spread, spread_over_seeds
+from labkit.stages.start import read_start
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +39,10 @@ class RunRecord:
     Of the user's own code, what tells its text from others.
     """
     test: str
-    """The test split's fingerprint and how many of its queries at most were asked, by which runs are told apart."""
+    """The test split's fingerprint and how many of its queries at most were asked, which tell runs apart; "" before it is read."""
     results: dict[str, Any]
+    made_with: dict[str, str]
+    """What no parameter says and figures depend on: versions, commits, training data, the base's weights; those that are known."""
     spent: Spent | None = None
     """What its training and harvest took; None before its last stage has ended."""
 
@@ -68,10 +72,20 @@ class Setting:
     """Runs that differ in their seed alone."""
 
     label: str
-    """Its runs' name where all settings are called NAME-seedN; else A, B and so on, in the order in which the runs were given."""
+    """NAME where its runs are called NAME-seedN, and no other setting's; else A, B and so on by its place."""
     runs: list[RunRecord]
     repeated: list[RunRecord]
     """Runs of a seed that is there already: they say nothing about other seeds and count in no mean."""
+
+    @property
+    def all_runs(self) -> list[RunRecord]:
+        """Its runs, and behind them those of a seed that is there already."""
+        return [*self.runs, *self.repeated]
+
+    @property
+    def by_seed(self) -> dict[int, RunRecord]:
+        """Its runs by their seed."""
+        return {run.seed: run for run in self.runs}
 
     def spread(self, model: str, decoding: str, figure: str) -> Spread | None:
         """A figure over the seeds whose runs have it; None where none has."""
@@ -99,9 +113,9 @@ class Setting:
 def read_run(folder: Path) -> RunRecord:
     """The run in a folder; raises LabError where it holds none, or a damaged one."""
     manifest, results = read_manifest(folder), read_results(folder)
-    path = folder / "params.yaml"
-    values = DEFAULTS.as_dict() | read_yaml(path)
-    seed = int(values.pop("seed", manifest.get("seed", 0)))
+    values = DEFAULTS.as_dict() | read_yaml(folder / "params.yaml")
+    if type(seed := values.pop("seed")) is not int:
+        raise LabError(f"'{folder / 'params.yaml'}': seed {seed!r} is not a whole number; put back what labkit wrote")
     for name in CHANGEABLE:
         values.pop(name, None)
     values |= dict.fromkeys(COUNTED, "counted") if values["budget_of"] else {}
@@ -119,11 +133,26 @@ def read_run(folder: Path) -> RunRecord:
         for model, decodings in results["models"].items()
     }
     limit = values.get("test_limit") or 0
-    test = str(manifest["data"].get("test", "not recorded")) + (f", first {limit} queries" if limit else "")
+    test = manifest["data"].get("test", "")
+    test += f", first {limit} queries" if test and limit else ""
     spent = read_spent(folder)
     return RunRecord(
-        str(results["run"]), folder, seed, values, test, results, total(spent) if "04_grpo_final" in spent else None
-    )
+        str(results["run"]), folder, seed, values, test, results, _made_with(folder, manifest, values),
+        total(spent) if "04_grpo_final" in spent else None,
+    )  # fmt: skip
+
+
+def _made_with(folder: Path, manifest: dict[str, Any], values: dict[str, Any]) -> dict[str, str]:
+    begun = [entry for entry in manifest["stages"].values() if entry.get("started")] or [{}]
+    found = {"labkit": " and ".join(dict.fromkeys(version_text(manifest | entry) for entry in begun))}
+    found |= manifest.get("versions", {})
+    # SFT starts from a fresh base, and so does the stage that a run begins with, unless it is given another model.
+    first = {"": "" if values["harvester"] else "01_grpo", "base": "04_grpo_final"}.get(values["sft_model"], "")
+    begins = [read_start(folder / stage).get("weights", "") for stage in ("03_sft", first) if stage]
+    if not values["lora_rank"]:  # whose adapters are drawn by the seed
+        found["weights of the base"] = next(filter(None, begins), "")
+    found["training data"] = manifest["data"].get("train", "")
+    return {name: value for name, value in found.items() if value}
 
 
 def _figures_in(file: Path) -> dict[str, float | None]:
@@ -134,27 +163,30 @@ def _figures_in(file: Path) -> dict[str, float | None]:
 
 
 def settings_of(runs: Sequence[RunRecord]) -> list[Setting]:
-    """The settings of runs; first those whose budget others have, then in the order in which they were given."""
+    """The settings of runs; first those whose budget others have, then in the order in which they were given.
+
+    Of two runs of one seed the first that has ended counts.
+    """
     sources = [{run.counts_from(parameter) for run in runs} for parameter in ("budget_of", "pace_of")]
     alike: dict[str, list[RunRecord]] = {}
     for run in sorted(
-        runs, key=lambda run: [*(run.name not in names for names in sources), not run.values.get("pace_of")]
+        runs, key=lambda run: [*(run.path.name not in names for names in sources), not run.values.get("pace_of")]
     ):
         alike.setdefault(json.dumps(run.values, sort_keys=True, default=str), []).append(run)
     names = [_common_name(group) for group in alike.values()]
-    named = "" not in names and len(set(names)) == len(names) > 1
     settings = []
     for number, (group, name) in enumerate(zip(alike.values(), names, strict=True)):
         by_seed: dict[int, RunRecord] = {}
-        for run in group:
+        for run in sorted(group, key=lambda run: bool(run.open_stage)):
             by_seed.setdefault(run.seed, run)
-        chosen = sorted(by_seed.values(), key=lambda run: run.seed) if named else [*by_seed.values()]
+        named = len(names) > 1 and len(name) > 1 and names.count(name) == 1  # a letter would be another's
         letter = chr(65 + number) if number < 26 else f"S{number + 1}"
+        chosen = sorted(by_seed.values(), key=(lambda run: run.seed) if named else group.index)
         settings.append(Setting(name if named else letter, chosen, [run for run in group if run not in chosen]))
     return settings
 
 
 def _common_name(runs: Sequence[RunRecord]) -> str:
-    """NAME where all runs are called NAME-seedN, as those of a sweep or a campaign are; else ""."""
-    found = {run.name.removesuffix(f"-seed{run.seed}") for run in runs}
-    return found.pop() if len(found) == 1 and all(run.name.endswith(f"-seed{run.seed}") for run in runs) else ""
+    """NAME of those that are called NAME-seedN, as a sweep's or a campaign's are; "" where there are none, or of several names."""
+    found = {run.name.removesuffix(end) for run in runs if run.name.endswith(end := f"-seed{run.seed}")}
+    return found.pop() if len(found) == 1 else ""

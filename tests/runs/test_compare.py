@@ -85,9 +85,9 @@ def test_three_seeds_have_a_mean_a_spread_and_students_interval(project, capsys)
     assert "base 3 30.0 (0.0)".split() in [line[:4] for line in lines]
     assert "greedy, 4 queries, mean over n seeds" in out and "parameters that differ" not in out
     # 0, 0, 0.5, 0.5 more: mean 25; 3.182 (t of 3 degrees) * 0.2887 / 2 = 45.9; t = 1.73
-    row = "r1, final +25.0 -20.9 to +70.9 0.182 +0.0 -60.2 to +60.2 1.000 2 0 2".split()
-    assert row in lines and ["r2,", *row[1:]] in lines
-    assert "2 of what was given are no runs" in out and "frames: no manifest.json" in out and "note.txt" in out
+    row = "r1 less r0, final +25.0 -20.9 to +70.9 0.182 +0.0 -60.2 to +60.2 1.000 2 0 2".split()
+    assert row in lines and ["r2", *row[1:]] in lines
+    assert "2 of what was given left out" in out and "frames: no manifest.json" in out and "note.txt" in out
 
 
 def test_runs_for_a_program(project, capsys):
@@ -101,7 +101,10 @@ def test_runs_for_a_program(project, capsys):
         "mean": pytest.approx(0.52), "sd": pytest.approx(0.028284, abs=1e-6), "n": 2,
         "interval": [pytest.approx(0.2659, abs=1e-4), pytest.approx(0.7741, abs=1e-4)],
     }  # fmt: skip
-    assert test["paired"]["less"] == "r0" and test["paired"]["rows"][0]["differences"]["miou"]["value"] == 0
+    assert (
+        test["paired"]["rows"][0]["label"] == "r1 less r0"
+        and test["paired"]["rows"][0]["differences"]["miou"]["value"] == 0
+    )
     assert test["settings"]["A"]["runs"]["r1"] == {"seed": 1, "open": ""}
 
 
@@ -117,7 +120,7 @@ def test_settings_show_only_the_parameters_that_differ_and_are_paired_by_their_m
     runs = compare_runs([f"outputs/{name}" for name in ("a0", "a1", "b0", "b1")]).tests[0]
     assert [[run.name for run in setting.runs] for setting in runs.settings] == [["a0", "a1"], ["b0", "b1"]]
     assert runs.differences() == {"learning_rate": ["0.0005", "0.0001"]}
-    assert [each.label for each in runs.paired.rows] == ["a1", "b0", "b1", "B, mean of 2"]
+    assert [each.label for each in runs.paired.rows] == ["b0 less a0", "b1 less a1", "B, mean of 2"]
     assert runs.paired.rows[-1].differences["miou"].value == pytest.approx(0.25)
     figure = over_seeds(compare_runs(["outputs/a0", "outputs/b0"]))
     assert figure is not None and "B: b0." in figure.layout.meta["alt"]
@@ -135,9 +138,13 @@ def test_settings_are_paired_by_seed_and_show_what_they_spent(project):
     # 52, sd 2, 4.303 (t of 2 degrees) * 2 / sqrt(3) = 5.0; 2, 4 and 4 more: 3.33, sd 1.155, 4.303 * 1.155 / sqrt(3) = 2.87
     assert "first 3 52.0 ±5.0 100.0 ±0.0 - 101 3".split() in lines
     assert "second 3 +3.3 ±2.9* +0.0 ±0.0 - +0.0 ±0.0 -".split() in lines
-    found = comparison.as_dict()["tests"][0]["controls"]
-    assert found["first"]["spent"] == {"rollouts": 101.0, "cpu_seconds": 3.0} and found["second"]["spent"] == {}
-    assert found["second"]["less"]["miou"]["n"] == 3 and found["first"]["less"] == {}
+    assert "leaves out 0: 1 of 1; were nothing different, 0.05 would by chance alone" in str(comparison)
+    found = comparison.as_dict()["tests"][0]["final_models"]
+    assert {kind: each["mean"] for kind, each in found["first"]["spent"].items()} == {
+        "rollouts": 101,
+        "cpu_seconds": 3,
+    }
+    assert found["second"]["spent"] == found["first"]["less"] == {} and found["second"]["less"]["miou"]["n"] == 3
 
 
 def test_many_settings_have_a_row_each_and_stand_against_the_one_whose_budget_they_have(project):
@@ -146,24 +153,76 @@ def test_many_settings_have_a_row_each_and_stand_against_the_one_whose_budget_th
         make_run(f"a{number}-seed0", 0.5 + number / 100, beta=number / 10)
     for seed in (1, 2):
         make_run(f"whole-seed{seed}", 0.5, seed=seed)
-        make_run(f"a4-seed{seed}", 0.54, seed=seed, beta=0.4)
+        make_run(f"a4-seed{seed}", 0.54 + seed / 100, seed=seed, beta=0.4)
+    make_run("whole-seed3", 0.5, seed=3, stages=1)  # a campaign on its way: nothing is held back by it
+    make_run("a4-seed3", 0.9, seed=3, beta=0.4)
+    make_run("late-seed7", 0.9, seed=7, beta=0.9)
     path = project / "outputs" / "a0-seed0" / "params.yaml"
     path.write_text(path.read_text().replace("budget_of: ''", "budget_of: whole-seed{seed}"))
     comparison = compare_runs(["outputs"])
-    text = str(comparison)
-    assert [setting.label for setting in comparison.tests[0].settings] == ["whole", "a0", "a1", "a2", "a3", "a4"]
-    assert "parameters other than whole's" in text and "a0  budget_of whole-seed{seed}, beta 0\n" in text
+    text, labels = str(comparison), ["whole", "a0", "a1", "a2", "a3", "a4", "late"]
+    assert [setting.label for setting in comparison.tests[0].settings] == labels
+    assert "parameters other than whole's" in text and "a0    budget_of whole-seed{seed}, beta 0\n" in text
+    assert "No seed of which whole has a final model too, so not here: late." in text
     lines = lines_of(text)
-    assert (
-        "a4 3 +4.0 ±0.0* +0.0 ±0.0 - +0.0 ±0.0 -".split() in lines
-        and ["a1", "1", "+1.0", "+0.0", "-", "+0.0", "-"] in lines
-    )
-    assert "a4, mean of 3, final".split() in [line[:5] for line in lines]
+    assert ["whole", "0,", "1,", "2", "3", "at", "02_distill"] in lines
+    # 4, 5 and 6 more: sd 1, 4.303 (t of 2 degrees) * 1 / sqrt(3) = 2.5
+    assert "a4 3 +5.0 ±2.5* +0.0 ±0.0 - +0.0 ±0.0 -".split() in lines
+    assert ["a1", "1", "+1.0", "+0.0", "-", "+0.0", "-"] in lines
+    pairs = [line[:5] for line in lines if "final" in line[1:5]]
+    assert [*pairs[0], *pairs[-1]] == "a0, mean of 1, final a4, mean of 3, final".split(), "of seeds that both have"
     figure = over_seeds(comparison)
-    assert figure is not None and list(figure.layout.yaxis.ticktext) == ["whole", "a0", "a1", "a2", "a3", "a4"]
+    assert figure is not None and list(figure.layout.yaxis.ticktext) == labels
     assert "the dotted line is the mean of whole" in figure.layout.meta["alt"]
     marks = [trace.marker.symbol for trace in figure.data if trace.xaxis == "x" and trace.marker.size == 9]
-    assert marks == ["diamond", *["circle-open"] * 4, "triangle-right"]
+    assert marks == ["diamond", *["circle-open"] * 4, "triangle-right", "circle-open"]
+
+
+def test_nothing_is_held_against_another_setting_than_the_one_that_is_named(project):
+    make_run("whole-seed0", 0.5, stages=1)
+    for number in range(5):
+        make_run(f"a{number}-seed0", 0.5, beta=number / 10)
+    path = project / "outputs" / "a0-seed0" / "params.yaml"
+    path.write_text(path.read_text().replace("budget_of: ''", "budget_of: whole-seed{seed}"))
+    comparison = compare_runs(["outputs"])
+    assert "so not here: a0, a1, a2, a3, a4." in str(comparison) and "mean of" not in str(comparison)
+    figure = over_seeds(comparison)
+    assert figure is not None and "whole has none, so that nothing is held against it" in figure.layout.meta["alt"]
+
+
+@pytest.mark.parametrize(
+    ("gaps", "shown"),
+    [
+        ((0.02, 0.02, 0.02), "+2.0 ±0.0"),  # few that agree show no spread, which is not the same as having none
+        ((0.02, 0.03, 0.025), "+2.5 ±1.2*"),  # sd 0.5; 4.303 * 0.5 / sqrt(3)
+        ((0.02, -0.03), "-0.5 ±31.8"),  # sd 3.54; 12.706 * 3.54 / sqrt(2)
+        ((0.02,), "+2.0"),
+    ],
+)
+def test_a_star_needs_seeds_whose_spread_leaves_out_0(gaps, shown, project):
+    for seed, gap in enumerate(gaps):
+        make_run(f"one-seed{seed}", 0.5, seed=seed)
+        make_run(f"two-seed{seed}", 0.5 + gap, seed=seed, beta=0.0)
+    words = shown.split()
+    assert ["two", str(len(gaps)), *words, "+0.0"] in [
+        line[: 3 + len(words)] for line in lines_of(str(compare_runs(["outputs"])))
+    ]
+
+
+def test_what_runs_do_not_share_and_no_parameter_says_is_said(project):
+    for seed in range(3):
+        path = make_run(f"r{seed}", 0.5, seed=seed).path
+        start = {"weights": "other" if seed == 2 else "same", "seed": seed}
+        (path / "03_sft").mkdir(exist_ok=True)
+        (path / "03_sft" / "start.json").write_text(json.dumps(start))
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["versions"]["torch"] = "1.0"
+    for entry in manifest["stages"].values():
+        entry |= {"commit": "abcdef0123", "changed": False}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    text = str(compare_runs(["outputs"]))
+    assert "Not the same in all runs: weights of the base, same in r0 and 1 more; other in r2." in text
+    assert ", commit abcdef0 in r2." in text and "torch, " in text and "; 1.0 in r2." in text
 
 
 def test_the_lab_shows_a_folder_of_runs_over_seeds_and_not_in_each_figure(project):
@@ -177,10 +236,11 @@ def test_the_lab_shows_a_folder_of_runs_over_seeds_and_not_in_each_figure(projec
 def test_a_seed_that_comes_twice_counts_once_and_is_named(project):
     make_run("r0", 0.5)
     make_run("copy", 0.9)
-    comparison = compare_runs(["outputs/r0", "outputs/copy"])
+    make_run("another", 0.7, stages=3)  # an unfinished one does not stand for its seed
+    comparison = compare_runs(["outputs/another", "outputs/r0", "outputs/copy"])
     (setting,) = comparison.tests[0].settings
     assert setting.spread("grpo_final", "greedy", "miou").mean == 0.5
-    assert "counts in no mean: copy" in str(comparison) and "0, again" in str(comparison)
+    assert "counts in no mean: another, copy" in str(comparison) and "0, again" in str(comparison)
 
 
 def test_an_unfinished_run_shows_what_it_has(project):
@@ -192,13 +252,15 @@ def test_an_unfinished_run_shows_what_it_has(project):
     assert "base 2 30.0 (0.0)".split() in [line[:4] for line in lines] and ["final", "1", "50.0"] in [
         line[:3] for line in lines
     ]
-    assert "r1, base".split() in [line[:2] for line in lines], "paired at the last model that both have"
+    assert "r1 less r0, base".split() in [line[:4] for line in lines], "paired at the last model that both have"
 
 
 def test_runs_on_other_test_data_stand_apart_by_name(project):
     make_run("r0", 0.5)
     make_run("fewer", 0.9, seed=1, test_limit=2)
-    comparison = compare_runs(["outputs/r0", "outputs/fewer"])
+    Lab.open(DEFAULTS.replace(run="new", data="data", seed=2))
+    comparison = compare_runs(["outputs/r0", "outputs/fewer", "outputs/new"])
+    assert comparison.left_out == {"outputs/new": "it has not been tested yet"}
     assert [[run.name for run in test.runs] for test in comparison.tests] == [["r0"], ["fewer"]]
     assert ", first 2 queries: fewer (other test data: not to be compared" in str(comparison)
     figure = over_seeds(comparison)
@@ -257,6 +319,7 @@ def test_where_nothing_is_a_run_it_is_said_with_the_next_step(project, capsys):
         ("01_grpo/base-greedy.json", "{", "01_grpo/base-greedy.json' is damaged"),
         ("01_grpo/base-greedy.json", "[]", "01_grpo/base-greedy.json' is damaged"),
         ("01_grpo/base-greedy.json", "{}", "KeyError('figures')"),
+        ("params.yaml", "seed: one", "seed 'one' is not a whole number"),
     ],
 )
 def test_a_run_that_lacks_a_part_is_named_beside_the_others(file, text, says, project):
@@ -265,7 +328,7 @@ def test_a_run_that_lacks_a_part_is_named_beside_the_others(file, text, says, pr
     bad.unlink(missing_ok=True)
     if text is not None:
         bad.write_text(text)
-    assert says in compare_runs(["outputs/r0", "outputs/bad"]).not_runs["outputs/bad"]
+    assert says in compare_runs(["outputs/r0", "outputs/bad"]).left_out["outputs/bad"]
 
 
 def test_a_damaged_run_is_named_beside_the_others(project):
@@ -273,7 +336,7 @@ def test_a_damaged_run_is_named_beside_the_others(project):
     bad = project / "outputs" / "bad"
     bad.mkdir()
     (bad / "manifest.json").write_text("{")
-    assert "is damaged" in compare_runs(["outputs/r0", "outputs/bad"]).not_runs["outputs/bad"]
+    assert "is damaged" in compare_runs(["outputs/r0", "outputs/bad"]).left_out["outputs/bad"]
 
 
 def test_the_lab_compares_itself_with_the_runs_that_compare_names(project):

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 _FIGURES = {"miou": "mIoU", "r1@0.5": "R1@0.5", "r1@0.7": "R1@0.7", "anchor_rate": "anchors", "strict_share": "strict"}
 _ROW = 26
 _FIRST = style.Look(style.TEXT, "diamond", "solid")
-_VERDICTS = {
-    "more": style.Look(style.BETTER, "triangle-right", "solid"),
-    "less": style.Look(style.WORSE, "triangle-left", "solid"),
-    "either": style.Look(style.NEUTRAL, "circle-open", "solid"),
+_SIDES = {
+    1: style.Look(style.BETTER, "triangle-right", "solid"),
+    -1: style.Look(style.WORSE, "triangle-left", "solid"),
+    0: style.Look(style.NEUTRAL, "circle-open", "solid"),
 }
-"""How the mean of a control is drawn, by where the interval of its difference lies."""
+"""How the mean of a setting is drawn, by the side of 0 on which its difference lies."""
 
 
 def over_seeds(comparison: Comparison | None, decoding: str = "greedy", *, words: bool = False) -> go.Figure | None:
@@ -37,6 +37,7 @@ def over_seeds(comparison: Comparison | None, decoding: str = "greedy", *, words
     if comparison is None:
         return None
     test = comparison.tests[0]
+    first = test.settings[0]
     title = f"True words beside each other, {decoding}" if words else "Runs beside each other, over their seeds"
     shown = {name: each for name, each in test.figures.items() if name.startswith("true_")} if words else _FIGURES
     many = len(test.settings) > MANY
@@ -52,7 +53,7 @@ def over_seeds(comparison: Comparison | None, decoding: str = "greedy", *, words
         return style.nothing(title, f"no stage of these runs was evaluated by {decoding} decoding")
     looks = style.looks(f"setting {setting.label}" for setting in test.settings)
     fig, places = style.panels(
-        list(shown.values()), title, _caption(comparison, test, many), _ROW * len(rows) + 10, columns=5, gap=0.03,
+        list(shown.values()), title, _caption(comparison, test, many, rows[0][1] is first), _ROW * len(rows) + 10, columns=5, gap=0.03,
         shared_yaxes=True,
     )  # fmt: skip
     names = [_row_name(model, setting, test) for model, setting in rows]
@@ -68,10 +69,10 @@ def over_seeds(comparison: Comparison | None, decoding: str = "greedy", *, words
             spread = setting.spread(model, decoding, figure)
             if spread is None:
                 continue
-            gap = setting.less(rows[0][1], model, decoding, figure) if many and place else None
+            gap = setting.less(first, model, decoding, figure) if many and setting is not first else None
             look = looks[f"setting {setting.label}"]
             if many:
-                look = _VERDICTS[_side(gap.interval)] if gap else _FIRST
+                look = _FIRST if setting is first else _SIDES[gap.side if gap else 0]
             fig.add_scatter(
                 x=[value for _, value in known], y=[place + 0.2] * len(known), mode="markers", showlegend=False,
                 marker={"size": 5, "color": style.rgba(look.color, 0.55)}, customdata=[style.plain(run.name, 40) for run, _ in known],
@@ -83,7 +84,7 @@ def over_seeds(comparison: Comparison | None, decoding: str = "greedy", *, words
             ends += [value for _, value in known]
             between = f"<br>95 % interval {low:.1f} to {high:.1f}, sd {100 * spread.sd:.1f}" if sure else ""
             if gap:
-                between += f"<br>{100 * gap.mean:+.1f} against {style.plain(rows[0][1].label, 30)}, paired by seed"
+                between += f"<br>{100 * gap.mean:+.1f} against {style.plain(first.label, 30)}, paired by seed"
                 between += _interval_text(gap.interval)
             mean = 100 * spread.mean
             fig.add_scatter(
@@ -93,7 +94,7 @@ def over_seeds(comparison: Comparison | None, decoding: str = "greedy", *, words
                 hovertemplate=f"{names[place]}, mean of {style.count(spread.n, 'seed')}: %{{x:.1f}} %{between}<extra></extra>",
                 row=row, col=col,
             )  # fmt: skip
-            if many and not place:
+            if many and setting is first:
                 fig.add_vline(x=mean, line={"color": style.FAINT, "width": 1, "dash": "dot"}, row=row, col=col)
         everywhere += ends
         if many and ends:
@@ -116,20 +117,18 @@ def _row_name(model: str, setting: Setting, test: RunsOfOneTest) -> str:
     return f"{title} {label}" if len(test.settings) > 1 else title
 
 
-def _side(interval: Interval) -> str:
-    return "more" if interval.low > 0 else "less" if interval.high < 0 else "either"
-
-
 def _interval_text(interval: Interval) -> str:
     return "" if math.isnan(interval.low) else f" ({100 * interval.low:+.1f} to {100 * interval.high:+.1f})"
 
 
-def _caption(comparison: Comparison, test: RunsOfOneTest, many: bool) -> str:
+def _caption(comparison: Comparison, test: RunsOfOneTest, many: bool, drawn: bool) -> str:
     apart = [run.name for other in comparison.tests[1:] for run in other.runs]
     other = f" On other test data, so not here: {', '.join(style.plain(name, 30) for name in apart)}." if apart else ""
     said = "Percent. Dots: single seeds; marks: their mean, with Student's 95 % interval for other seeds where there are several. "
     if many:
         first = style.plain(test.settings[0].label, 30)
+        if not drawn:
+            return f"{said}Final models; {first} has none, so that nothing is held against it.{other}"
         return (
             f"{said}Final models; the dotted line is the mean of {first}, and axes begin where the values do. A triangle points to "
             f"the side on which a setting lies whose difference from {first}, paired by seed, has an interval without 0; one in "
