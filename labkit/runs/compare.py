@@ -30,9 +30,10 @@ from labkit.params import format_value
 from labkit.progress import duration
 from labkit.runs.results import (
     DECODINGS,
+    DISTINCT,
     LEGEND,
     MODELS,
-    WORDS_LEGEND,
+    TRUE_WORDS,
     columns_of,
     read_model_evaluation,
     words_columns,
@@ -53,7 +54,7 @@ _SHOWN = (
     (*(f"true_{kind}" for kind in KINDS), "distinct_share"),
 )
 """Figures by table, so that none is wider than a terminal."""
-MANY = 4
+MANY = 2
 """More settings than this have a row each and no column, and only their final models are shown."""
 
 
@@ -89,12 +90,14 @@ class RunsOfOneTest:
 
     @cached_property
     def figures(self) -> dict[str, str]:
-        """Names and titles of the figures that any run has."""
+        """Names and titles of the figures that any run has a value of."""
         models: dict[str, Any] = {}
         for number, run in enumerate(self.runs):
             models |= {f"{number} {model}": decodings for model, decodings in run.results["models"].items()}
         words = {key: f"true {name}" for key, name in words_columns(models.values()).items()}
-        return columns_of(models) | words | ({"distinct_share": "distinct"} if words else {})
+        titles = columns_of(models) | words | ({"distinct_share": "distinct"} if words else {})
+        each = [run.figures(model, decoding) for run in self.runs for model in MODELS for decoding in DECODINGS]
+        return {name: title for name, title in titles.items() if any(one.get(name) is not None for one in each)}
 
     def differences(self) -> dict[str, list[str]]:
         """Parameters that differ between the settings, with each setting's value."""
@@ -218,7 +221,8 @@ class RunsOfOneTest:
                 columns = {name: self.figures[name] for name in names if name in self.figures}
                 if rows := self._spread_rows(decoding, columns):
                     made.append(Table(self._title(decoding), ("", "n", *columns.values()), rows, align="lr"))
-        return [*made, *setting_tables(self.settings, chains=many), *self._paired_tables()]
+        words = {name: self.figures[name] for name in _SHOWN[-1] if name in self.figures}
+        return [*made, *setting_tables(self.settings, words if many else None), *self._paired_tables()]
 
     def _many_tables(self) -> list[Table]:
         """The settings by row, with the seeds that have ended, and what each has other than the first."""
@@ -310,7 +314,9 @@ class RunsOfOneTest:
                 label = f"{title} {setting.label}" if len(self.settings) > 1 else title
                 rows.append([label, str(max(known)), *(_mean_text(each, max(known)) for each in spreads)])
                 if max(known) > 1:
-                    rows.append(["", "", *("" if each is None else between(each.interval) for each in spreads)])
+                    rows.append(
+                        ["", "", *(between(each.interval) if each and each.varies else "" for each in spreads)]
+                    )
         return rows
 
 
@@ -352,8 +358,7 @@ class Comparison:
             yield from test.tables()
         yield say(_legend(self.tests))
         if self.left_out:
-            lines = [f"{name}: {why}" for name, why in self.left_out.items()]
-            yield say(f"{len(lines)} of what was given left out. " + "; ".join(lines))
+            yield Table(f"left out, {len(self.left_out)} of what was given", (), [*self.left_out.items()], align="l")
 
 
 def compare_runs(folders: Sequence[str | Path]) -> Comparison:
@@ -426,12 +431,12 @@ def _legend(tests: Sequence[RunsOfOneTest]) -> str:
     parts = [
         "Runs whose parameters differ in the seed alone are one setting.",
         "In brackets the standard deviation over the seeds; below a mean its 95 % interval by Student's t, for other seeds on "
-        "these queries, which is not cut to 0 and 100." if several else "",
+        "these queries, which is not cut to 0 and 100; none where all seeds agree." if several else "",
         "One seed says nothing about others: no interval." if shown and not several else "",
         "Paired tests ask about other queries, for these very models; intervals by source video." if videos else "",
         few_videos(min(videos)) if videos else "",
         LEGEND,
-        WORDS_LEGEND if any("distinct_share" in test.figures for test in tests) else "",
+        f"{TRUE_WORDS}; which kinds are said differs.\n{DISTINCT}" if any("distinct_share" in test.figures for test in tests) else "",
     ]  # fmt: skip
     return "\n".join(filter(None, parts))
 

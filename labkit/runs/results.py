@@ -36,10 +36,12 @@ COLUMNS = {
 }
 ANSWERED = {"acc_qa": "Acc@QA", "acc_gqa": "Acc@GQA"}
 """Columns beside these where moments have options."""
+TRUE_WORDS = "True words: of all words said of a kind the share that is true of what the clip shows"
+DISTINCT = "Distinct: thoughts that differ once object words and numbers are blanked."
 WORDS_LEGEND = (
-    "True words: of all words said of a kind the share that is true of what the clip shows, below it its 95 % interval by\n"
+    f"{TRUE_WORDS}, below it its 95 % interval by\n"
     "video, and what the same words would have by chance, dealt out at random among all queries.\n"
-    "Distinct: thoughts that differ once object words and numbers are blanked."
+    f"{DISTINCT}"
 )
 LEGEND = (
     "All in percent. anchors: chains with an anchor. strict: with two or more, each by 0.05 IoU better.\n"

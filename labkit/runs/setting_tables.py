@@ -22,14 +22,19 @@ PAIRED = (*ACCURACY, "anchor_rate", "strict_share")
 """Figures that are over all queries; those of chains with anchors, and of words, are over other queries in each run."""
 
 
-def setting_tables(settings: Sequence[Setting], chains: bool) -> list[Table]:
-    """The final models of the settings, with `chains` also what their chains are like; nothing where fewer than two have one."""
+def setting_tables(settings: Sequence[Setting], words: Mapping[str, str] | None = None) -> list[Table]:
+    """The final models of the settings, greedy; nothing where fewer than two have one.
+
+    With `words`, figures of words and their titles, also what their chains are like, and the words of sampled ones, which say more.
+    """
     measured = [setting for setting in settings if setting.spread(*FINAL, "miou")]
     if len(measured) < 2:
         return []
     tables = [_table(measured, ACCURACY | COST, "final models, greedy")]
-    if chains:
+    if words is not None:
         tables.append(_table(measured, CHAINS, "their chains"))
+    if words:
+        tables.append(_table(measured, words, "their words, sampled", "sampled"))
     first = settings[0]
     gaps = {setting.label: _differences(setting, first) for setting in measured if setting is not first}
     rows = [_row(label, each, difference=True) for label, each in gaps.items() if any(each.values())]
@@ -66,11 +71,12 @@ def _plain(spreads: Mapping[str, Spread | None]) -> dict[str, Any]:
     }
 
 
-def _table(settings: Sequence[Setting], figures: Mapping[str, str], title: str) -> Table:
-    rows = [
-        _row(setting.label, {f: setting.spent(f) if f in COST else setting.spread(*FINAL, f) for f in figures})
-        for setting in settings
-    ]
+def _table(settings: Sequence[Setting], figures: Mapping[str, str], title: str, decoding: str = FINAL[1]) -> Table:
+    rows = []
+    for setting in settings:
+        spreads = {f: setting.spent(f) if f in COST else setting.spread(FINAL[0], decoding, f) for f in figures}
+        if any(spreads.values()):
+            rows.append(_row(setting.label, spreads))
     return Table(title, ("", "n", *figures.values()), rows, align="lr")
 
 
@@ -82,22 +88,19 @@ def _row(label: str, spreads: Mapping[str, Spread | None], *, difference: bool =
         if each is None:
             cells.append("-")
             continue
-        half = "" if math.isnan(each.sd) or name in COST else f" ±{100 * (each.interval.high - each.mean):.1f}"
+        half = f" ±{100 * (each.interval.high - each.mean):.1f}" if each.varies and name not in COST else ""
         mean = f"{each.mean:,.0f}" if name in COST else f"{100 * each.mean:+.1f}" if difference else percent(each.mean)
         cells.append(f"{mean}{half}{'*' * abs(difference * each.side)}" + f" (n {each.n})" * (each.n < n))
     return [label, str(n), *cells]
 
 
 def _note(gaps: Sequence[Spread]) -> str:
-    judged = [gap for gap in gaps if gap.sd > 0]
-    if judged:
+    if judged := [gap for gap in gaps if gap.varies]:
         stars, chance = sum(abs(gap.side) for gap in judged), f"{0.05 * len(judged):.2g}"
         told = f"* an interval that leaves out 0: {stars} of {len(judged)}; were nothing different, {chance} would by chance alone."
-    elif any(gap.n > 1 for gap in gaps):
-        told = "No star where all seeds differ by the same: few that agree show no spread."
     else:
-        told = "One seed says nothing about others: no interval."
+        told = "No interval: one seed says nothing about others."
     return (
-        "± half of Student's 95 % interval, whose sample are the n seeds (of a difference those that both have).\n"
+        "± half of Student's 95 % interval, whose sample are the n seeds (of a difference those of both); none where all agree.\n"
         f"{told}\nRollouts and CPU seconds are those of training, with the probes in it, and harvest; evaluation is left out."
     )

@@ -64,16 +64,19 @@ class Spread(NamedTuple):
     n: int
 
     @property
-    def side(self) -> int:
-        """Of a difference, on which side of 0 its interval lies: 1, -1, or 0 where it holds 0, as that of one seed does.
+    def varies(self) -> bool:
+        """Whether the seeds differ: a few that agree show no spread, which is not the same as having none, and no interval."""
+        return bool(self.sd > _EQUAL**0.5)
 
-        0 also where all seeds differ by the same: a few that agree show no spread, which is not the same as having none.
+    @property
+    def side(self) -> int:
+        """Of a difference, on which side of 0 its interval lies: 1, -1, or 0 where it holds 0 or says nothing.
 
         >>> [spread_over_seeds(gaps).side for gaps in ([0.02, 0.03, 0.025], [-0.02, 0.03], [0.02], [0.02, 0.02])]
         [1, 0, 0, 0]
         """
         low, high = self.interval
-        return 0 if not self.sd > _EQUAL**0.5 else int(low > 0) - int(high < 0)
+        return int(low > 0) - int(high < 0) if self.varies else 0
 
 
 def spread_over_seeds(values: Sequence[float], *, level: float = 0.95) -> Spread:

@@ -34,17 +34,15 @@ def words_by_step(rollouts: Iterable[Rollout], moments: Sequence[Moment]) -> lis
     """
     if not word_chances(moments[:1]) or not (chances := word_chances(moments)):
         return []
-    steps, places, thoughts = [], [], dict[tuple[str, str], int]()
+    places, thoughts = dict[int, list[int]](), dict[tuple[str, str], int]()
     for rollout in rollouts:
         said = thought(rollout.text)  # with its spans: a word speaks of the scene of the anchor before it
-        steps.append(rollout.step)
-        places.append(thoughts.setdefault((rollout.qid, said), len(thoughts)))
+        places.setdefault(rollout.step, []).append(thoughts.setdefault((rollout.qid, said), len(thoughts)))
     counts = _counts(thoughts, {moment.qid: moment for moment in moments}, chances)
     numbers: dict[str, int] = {}
     forms = np.array([numbers.setdefault(blanked(said), len(numbers)) for _, said in thoughts], dtype=int)
     rows: list[dict[str, Any]] = []
-    for step in sorted(set(steps)):
-        inside = np.array(places, dtype=int)[np.array(steps) == step]
+    for step, inside in sorted(places.items()):
         row: dict[str, Any] = {"step": step, "n": len(inside), "distinct_thoughts": len(set(forms[inside].tolist()))}
         for kind, (said_, true, chance) in zip(KINDS, counts[inside].sum(axis=0).tolist(), strict=True):
             row[f"said_{kind}"] = said_

@@ -21,6 +21,8 @@ Histories: TypeAlias = Mapping[str, Sequence[Mapping[str, Rows]]]
 
 LEAST_WORDS = 20
 """Where fewer were said within the reach of the smoothing, no line is drawn."""
+MOST_SETTINGS = 5
+"""More lines than there are looks cannot be told apart: of more settings the first are drawn."""
 _STAGES = {"grpo": "stage 1", "grpo_final": "stage 3"}
 _BESIDE = {"total": "mean reward", "miou": "mIoU of the answers", "distinct_thoughts": "distinct thoughts, of chains"}
 _TITLE = "Do the words stay true while spans are paid?"
@@ -40,25 +42,30 @@ class _Line(NamedTuple):
 def words_along_training(histories: Histories) -> go.Figure | None:
     """Share of true words by kind over the steps of stages 1 and 3, beside reward, IoU and how much thoughts differ.
 
-    A setting's line is over all words of its runs; thin lines are single ones where there are several. None where nothing says
-    what is true, as on other data than the embedded world.
+    A setting's line is over all words of its runs, and ends where the first of them does; thin lines are single ones where there are
+    several. None where nothing says what is true, as on other data than the embedded world.
     """
+    undrawn, histories = list(histories)[MOST_SETTINGS:], dict(list(histories.items())[:MOST_SETTINGS])
     stages = [stage for stage in _STAGES if any(run.get(stage) for runs in histories.values() for run in runs)]
     if not stages:
         return None
     panels = {name: lines for name in (*_BESIDE, *KINDS) if (lines := list(_lines(name, histories, stages)))}
-    lengths = [max(line.all.steps[-1] for line in panels["miou"] if line.stage == stage) for stage in stages]
+    lengths = [
+        max(each.steps[-1] for line in panels["miou"] if line.stage == stage for each in (line.all, *line.runs))
+        for stage in stages
+    ]
     gap = math.ceil(0.05 * sum(lengths))
     begins = dict(zip(stages, np.cumsum([0, *(length + gap for length in lengths)]).tolist(), strict=False))
     several = len({line.label for line in panels["miou"]}) > 1
     fig, places = style.panels(
-        [_heading(name, lines, several) for name, lines in panels.items()], _TITLE, _caption(panels["miou"], several), 118, columns=3,
-        gap=0.075, between=96, bottom=96 if several else 60,
+        [_heading(name, lines, several) for name, lines in panels.items()], _TITLE, _caption(panels["miou"], several, undrawn),
+        118, columns=3, gap=0.075, between=96, bottom=96 if several else 60,
     )  # fmt: skip
-    for number, ((name, lines), (row, col)) in enumerate(zip(panels.items(), places, strict=True)):
+    named: set[str] = set()
+    for (name, lines), (row, col) in zip(panels.items(), places, strict=True):
         for line in lines:
-            first = several and not number and line.stage == stages[0]
-            _draw(fig, line, name, begins[line.stage], first, several, row=row, col=col)
+            _draw(fig, line, name, begins[line.stage], several and line.label not in named, several, row=row, col=col)
+            named.add(line.label)
         if name != "total":
             fig.update_yaxes(range=[-4, 106], tickvals=[0, 50, 100], ticktext=["0", "50", "100 %"], row=row, col=col)
     # Stage names stand below the numbers: stage 1 may end after a few steps.
@@ -80,11 +87,14 @@ def _lines(name: str, histories: Histories, stages: Sequence[str]) -> Iterator[_
         for stage in stages:
             found = [rows for run in runs if (rows := run.get(stage))]
             curves = [_curve(name, rows) for rows in found]
-            joined = _curve(name, [row for rows in found for row in rows])
+            # Behind the end of one run the mean would be of other runs than before it.
+            end = min((rows[-1]["step"] for rows in found), default=0)
+            shared = [row for rows in found for row in rows if row["step"] <= end]
+            joined = _curve(name, shared)
             if joined is None:
                 continue
             look = looks[stage] if len(histories) == 1 else looks[f"setting {label}"]
-            chance = None if name in _BESIDE else _curve(name, [row for rows in found for row in rows], "chance")
+            chance = None if name in _BESIDE else _curve(name, shared, "chance")
             each = [one for one in curves if one is not None]
             yield _Line(label, stage, look, joined, chance, each if len(each) > 1 else [])
 
@@ -159,14 +169,16 @@ def _heading(name: str, lines: Sequence[_Line], several: bool) -> str:
     return f"{_name(name)}<br>{'&#160;&#160; '.join(parts)}"
 
 
-def _caption(lines: Sequence[_Line], several: bool) -> str:
-    single = (
-        "; thin lines: single seeds" if any(line.runs for line in lines) else "" if several else "; dots: single steps"
-    )
+def _caption(lines: Sequence[_Line], several: bool, undrawn: Sequence[str]) -> str:
+    single = "" if several else "; dots: single steps"
+    if any(line.runs for line in lines):
+        single = "; thin lines: single seeds, bold ones all of them, as far as each goes"
     ends = "its last value" if several else "its first and last value"
     return (
         "Thoughts that training sampled; no reward reads a word. Percent of the words said of each kind that are true of what "
         "the clip shows; dotted: what the same words would have, dealt out at random among the training queries. Lines are "
         f"smoothed over all words within reach, and stop where those are fewer than {LEAST_WORDS}; above each {ends}{single}. "
         "Distinct: thoughts that differ once object words and numbers are blanked."
+        + " Settings that pay otherwise have rewards of another scale." * several
+        + (f" Not drawn: {', '.join(style.plain(label, 40) for label in undrawn)}." if undrawn else "")
     )

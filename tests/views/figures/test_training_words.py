@@ -68,6 +68,22 @@ def test_settings_pool_the_words_of_their_seeds():
     assert legend == ["A: beta 0.04", "B: &lt;b&gt;"]
 
 
+def test_behind_the_end_of_a_seed_the_others_are_drawn_alone():
+    short, long = [row(step, 30, 1.0) for step in (1, 2)], [row(step, 30, 0.0) for step in (1, 2, 3)]
+    fig = words_along_training({"": [{"grpo": short}, {"grpo": long}]})
+    (whole,) = lines(fig, "x4")
+    assert list(whole.y) == [50, 50] and max(fig.layout.xaxis4.tickvals) == 3
+    assert [len(trace.y) for trace in fig.data if trace.xaxis == "x4" and trace.line.width == 1] == [2, 3]
+
+
+def test_a_setting_without_stage_1_stands_in_the_legend_and_one_that_cannot_be_told_apart_in_the_caption():
+    rows = [row(step, 30, 1.0) for step in (1, 2)]
+    settings = {"whole": [{"grpo": rows, "grpo_final": rows}]} | {f"no. {k}": [{"grpo_final": rows}] for k in range(5)}
+    fig = words_along_training(settings)
+    assert [trace.name for trace in fig.data if trace.showlegend] == ["whole", *(f"no. {k}" for k in range(4))]
+    assert fig.layout.meta["alt"].endswith("Not drawn: no. 4.")
+
+
 def test_few_words_make_no_line_and_nothing_known_no_figure():
     fig = words_along_training({"": [{"grpo": [row(step, 3, 1.0) for step in (1, 2)]}]})
     assert np.isnan(np.array(lines(fig, "x4")[0].y, dtype=float)).all() and "few" in fig.layout.annotations[3].text
