@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from labkit.cli import main
 from labkit.errors import LabError
@@ -22,13 +24,15 @@ from tests.stages.small import ROOT
 
 WORK = """
 import json, pathlib, sys, time
-name, what = sys.argv[1:]
+folder, what = pathlib.Path(sys.argv[1]), sys.argv[2]
+name = folder.name
 print("at work", flush=True)
 if what == "fail":
-    sys.exit("labkit: the harvest kept no trace")
+    sys.exit("labkit: the harvest kept no trace" + 60 * "\\na line of the traceback")
+if what == "crash":
+    sys.exit(3)
 if what == "hang":
     time.sleep(600)
-folder = pathlib.Path("outputs", name)
 folder.mkdir()
 (folder / "params.yaml").write_text(f"run: {name}\\nseed: {name[-1]}\\n")
 (folder / "manifest.json").write_text(json.dumps({"stages": {"05_analysis": {"state": "finished"}}, "data": {}}))
@@ -46,7 +50,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(campaign, "POLL_SECONDS", 0.02)
 
     def command(self: Planned) -> list[str]:
-        return [sys.executable, "-c", WORK, self.folder.name, self.file.stem]
+        return [sys.executable, "-c", WORK, str(self.folder), self.file.stem]
 
     monkeypatch.setattr(Planned, "command", command)
     return tmp_path
@@ -85,6 +89,65 @@ def test_a_finished_run_is_skipped_and_a_failed_one_holds_up_those_alone_that_ne
     assert "3 runs are finished, 0 failed" in out
 
 
+def test_what_went_wrong_is_of_the_last_attempt(project):
+    file = params_file(project, "crash")
+    log = project / "outputs" / "campaign" / "crash-seed0.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("labkit: an earlier attempt's trouble\n")
+    result = run_campaign([file], [0], {}, say=lambda line: None)
+    assert result.failed == {"crash-seed0": f"exit code 3 ({log})"}
+    assert "an earlier attempt" in log.read_text() and "--- labkit campaign: 20" in log.read_text()
+
+
+def test_runs_may_stand_in_several_folders_and_two_campaigns_not_in_one(project, monkeypatch):
+    files = [params_file(project, "here"), params_file(project, "there", outputs="elsewhere")]
+    assert run_campaign(files, [0], {}, say=lambda line: None).finished == ["here-seed0", "there-seed0"]
+    assert (project / "elsewhere" / "there-seed0" / "manifest.json").is_file()
+    monkeypatch.setattr("labkit.files.LOCK_TIMEOUT", 0.1)
+    at = "pathlib.Path('elsewhere/campaign/.lock').resolve()"
+    hold = (
+        f"import time, labkit.files, pathlib; labkit.files.lock({at}, 'a campaign'); print(flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold], cwd=project, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline()
+        with pytest.raises(LabError, match="elsewhere/campaign' is in use by a campaign, process"):
+            run_campaign(files, [0], {}, say=lambda line: None)
+        other.kill()
+
+
+def test_a_campaign_looks_once_at_each_run(project, monkeypatch):
+    for number in range(6):
+        params_file(project, f"fine{number}")
+    looked: list[str] = []
+    finished = Planned.finished.fget
+    monkeypatch.setattr(Planned, "finished", property(lambda self: looked.append(self.name) or finished(self)))
+    assert len(run_campaign(["params"], [0], {}, say=lambda line: None).finished) == 6
+    assert all(looked.count(name) == 2 for name in looked), "before it, and when it has ended"
+
+
+def test_a_run_that_is_there_needs_no_other_and_one_whose_last_page_shows_others_is_not_finished(project):
+    params_file(project, "a", budget_of="default-seed{seed}", sft_model="base")
+    run = read_params(project / "params" / "a.yaml", {"run": "a-seed0", "final_steps": 7})
+    folder = project / "outputs" / "a-seed0"
+    folder.mkdir(parents=True)
+    (folder / "params.yaml").write_text(yaml.safe_dump(run.as_dict()))
+    (folder / "manifest.json").write_text(json.dumps({"stages": {"05_analysis": {"state": "finished"}}, "data": {}}))
+    (planned,) = plan(["params/a.yaml"], [0], {})
+    assert planned.needs == () and planned.finished, "its steps were counted, and its default may have gone"
+    (planned,) = plan(["params/a.yaml"], [0], {"compare": "outputs/a-seed0"})
+    assert not planned.finished
+
+
+def test_a_run_by_other_own_code_is_not_taken_for_a_finished_one(project):
+    (project / "mine.py").write_text("def extra(chain, moment, spec):\n    return 1.0\n")
+    file = params_file(project, "fine", rewards="{mine.py:extra: 0.5}")
+    Run.open(read_params(file, {"run": "fine-seed0"}))
+    plan([file], [0], {})
+    (project / "mine.py").write_text("def extra(chain, moment, spec):\n    return 0.0\n")
+    with pytest.raises(LabError, match=r"is a run of other parameters \(text of mine.py\)"):
+        plan([file], [0], {})
+
+
 def test_a_run_that_hangs_is_ended_at_the_time_limit(project, monkeypatch):
     monkeypatch.setattr(campaign, "minutes", lambda text: 0.01)
     result = run_campaign([params_file(project, "hang")], [0, 1], {}, say=lambda line: None)
@@ -95,7 +158,7 @@ def test_a_run_that_hangs_is_ended_at_the_time_limit(project, monkeypatch):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"a": {"run": "x"}, "b": {"run": "x"}}, "make the run x-seed0; give each a `run` of its own"),
+        ({"a": {"run": "x"}, "b": {"run": "x"}}, r"a.yaml' and '.*b.yaml' both make the run x-seed0; give each"),
         (
             {"a": {"budget_of": "other-seed{seed}", "sft_model": "base"}},
             "counts its steps from run '.*other-seed0', which is neither",
@@ -108,6 +171,18 @@ def test_a_run_that_hangs_is_ended_at_the_time_limit(project, monkeypatch):
             "counts its steps from a run that counts its own from it",
         ),
         ({"a": {"beta": "none"}}, "beta: 'none' is not a number"),
+        (
+            {"default": {}, "a": {"budget_of": "default-seed{seed}", "final_steps": "9"}},
+            "final_steps is given, and budget_of computes it; leave it out",
+        ),
+        (
+            {
+                "default": {},
+                "p": {"budget_of": "default-seed{seed}", "sft_model": "base", "beta": "0.1"},
+                "q": {"budget_of": "default-seed{seed}", "sft_model": "base", "pace_of": "p-seed{seed}"},
+            },
+            "q-seed0: pace_of names p-seed0, which has other parameters: beta",
+        ),
         ({}, "'params' holds no params file"),
     ],
 )
@@ -117,6 +192,22 @@ def test_what_cannot_be_is_said_before_any_work(files, message, project):
     with pytest.raises(LabError, match=message):
         run_campaign(["params"], [0], {}, say=lambda line: None)
     assert not (project / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds", "0,1,0"], "seeds: 0 is given twice"),
+        (["--seeds", "0,²"], "seeds: '0,²' must be whole numbers"),  # a digit to Python, and no number
+        (["-p", "seed", "3"], "seed: a campaign gives it to each run itself"),
+        (["-p", "run", "x"], "run: a campaign gives it to each run itself"),
+        (["--jobs", "0"], "jobs: 0 runs at a time make none"),
+    ],
+)
+def test_what_a_campaign_gives_itself_is_not_taken(arguments, message, project, capsys):
+    params_file(project, "fine")
+    assert main(["campaign", "params", *arguments]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_run_of_other_parameters_is_not_taken_for_a_finished_one(project):
