@@ -168,7 +168,8 @@ def _parser() -> argparse.ArgumentParser:
     publish.set_defaults(command=cli_commands.publish)
 
     export = commands.add_parser(
-        "export", help="a run's kept traces for other trainers, or its model for other programs or the hub"
+        "export",
+        help="a run's kept traces for other trainers, its model for other programs or the hub, or its figures alone",
     )
     export.add_argument("folder", type=_path, help="a run's directory, such as outputs/embedded")
     export.add_argument("--traces", type=_path, metavar="FILE", help="write the kept traces as SFT data")
@@ -182,6 +183,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--hub", metavar="OWNER/NAME", help="push the model and its card there; private unless --public is given"
     )
+    export.add_argument("--figures", type=_path, metavar="DIR", help="a small copy of a finished run, or of all in a folder of runs: "
+                        "tables and budgets of another machine count it")  # fmt: skip
     export.add_argument("--public", action="store_true", help="let a repository that is made be seen by all")
     export.set_defaults(command=cli_commands.export)
     _add_models(commands)

@@ -182,12 +182,17 @@ def publish(options: argparse.Namespace) -> None:
 
 
 def export(options: argparse.Namespace) -> None:
-    """Export traces or a model."""
+    """Export traces, a model or figures."""
+    from labkit.runs.carry import carry
     from labkit.runs.export import export, export_traces
 
     o = options
-    if not (o.traces or o.model or o.hub):
-        raise LabError("export: say what is to leave the run: --traces FILE, --model DIR or --hub OWNER/NAME")
+    if not (o.traces or o.model or o.hub or o.figures):
+        raise LabError(
+            "export: say what is to leave the run: --traces FILE, --model DIR, --hub OWNER/NAME or --figures DIR"
+        )
+    if o.figures:
+        say(carry(o.folder, o.figures))
     if o.traces:
         say(export_traces(o.folder, o.traces, o.format))
     if o.model or o.hub:

@@ -1,11 +1,12 @@
 """What a run has spent on learning: rollouts and processor time of each stage, counted from the files that it left.
 
 What a stage was planned to take is not asked: stage 1 may stop by its condition, and a killed run takes steps twice. Evaluation and
-figures are not learning and are left out.
+figures are not learning and are left out; probes, which are asked between two steps, are in their processor time.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,9 @@ from labkit.stages.checkpoints import read_result
 from labkit.stages.grpo_steps import GrpoResult
 from labkit.stages.rollouts import RolloutStore
 from labkit.stages.sft import SftResult
+
+KEPT_SPENT = "spent.json"
+"""In a small copy of a run, whose rollouts stayed behind: what `read_spent` counted before."""
 
 
 class Spent(NamedTuple):
@@ -29,7 +33,12 @@ class Spent(NamedTuple):
 
 
 def read_spent(run: Path) -> dict[str, Spent]:
-    """By notebook, what each stage of the run in the folder `run` has spent that has ended; those that it skips are missing."""
+    """By notebook, what each stage of the run in the folder `run` has spent that has ended; of a harvest what there is of it.
+
+    Stages that it skips are missing.
+    """
+    if (kept := run / KEPT_SPENT).is_file():
+        return {name: Spent(*each) for name, each in json.loads(kept.read_text(encoding="utf-8")).items()}
     found: dict[str, Spent] = {}
     for notebook in ("01_grpo", "04_grpo_final"):
         if result := read_result(run / notebook, GrpoResult):
