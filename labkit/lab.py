@@ -25,6 +25,7 @@ from labkit.runs.intervene import intervene_in
 from labkit.runs.interventions import Interventions
 from labkit.runs.results import MODELS, ModelEvaluation, is_evaluated, read_model_evaluation, require_evaluation
 from labkit.runs.run import NOTEBOOK_OF, STAGE_LOCK, read_manifest, runs_in
+from labkit.runs.setting_tables import differences
 from labkit.runs.skipping import pass_over_cells
 from labkit.runs.trackers import StageLog, Trackers
 from labkit.runs.workbench import Workbench, answer_settings
@@ -355,7 +356,7 @@ class Lab(Workbench):
 
 def _titles(test: RunsOfOneTest) -> list[str]:
     """What a figure calls the settings: by their own name, else by up to two parameters that differ, else by their first run."""
-    differ, titles = test.differences(), []
+    differ, titles = differences(test.settings), []
     for at, setting in enumerate(test.settings):
         values = ", ".join(f"{name} {each[at]}" for name, each in differ.items())
         more = values if 0 < len(differ) < 3 else setting.runs[0].name

@@ -21,13 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from labkit.data.moments import Moment, read_moments
-from labkit.embedded.true_words import KINDS
 from labkit.embedded.world import moments_file, world_folder
 from labkit.errors import LabError
 from labkit.files import project_root, under
 from labkit.param_fields import WORLDS
-from labkit.params import format_value
-from labkit.progress import duration
 from labkit.runs.results import (
     DECODINGS,
     DISTINCT,
@@ -39,23 +36,28 @@ from labkit.runs.results import (
     words_columns,
 )
 from labkit.runs.run import read_manifest, runs_in
-from labkit.runs.setting_tables import FINAL, setting_tables, settings_dict
+from labkit.runs.setting_tables import (
+    COST,
+    FINAL,
+    HALF,
+    differences,
+    final_tables,
+    less,
+    less_table,
+    made_with,
+    runs_tables,
+    stage_tables,
+)
 from labkit.runs.settings import RunRecord, Setting, read_run, settings_of
 from labkit.scoring.bootstrap import Difference, Spread, few_videos, paired_differences
 from labkit.scoring.predictions import as_predictions
-from labkit.scoring.scores import between, gap_cells, score
-from labkit.table import Table, percent, repr_pretty
+from labkit.scoring.scores import gap_cells, score
+from labkit.table import Table, repr_pretty
 
 PAIRED = {"miou": "mIoU", "r1@0.5": "R1@0.5"}
 """Figures of the paired tests."""
-_SHOWN = (
-    ("miou", "r1@0.3", "r1@0.5", "r1@0.7", "acc_qa", "acc_gqa"),
-    ("anchor_rate", "strict_share", "iou_first", "iou_last", "iou_answer"),
-    (*(f"true_{kind}" for kind in KINDS), "distinct_share"),
-)
-"""Figures by table, so that none is wider than a terminal."""
 MANY = 2
-"""More settings than this have a row each and no column, and only their final models are shown."""
+"""Of more settings than this only the final models are shown."""
 
 
 class PairedRuns(NamedTuple):
@@ -95,27 +97,11 @@ class RunsOfOneTest:
         for number, run in enumerate(self.runs):
             models |= {f"{number} {model}": decodings for model, decodings in run.results["models"].items()}
         words = {key: f"true {name}" for key, name in words_columns(models.values()).items()}
-        titles = columns_of(models) | words | ({"distinct_share": "distinct"} if words else {})
+        titles = (
+            columns_of(models) | words | ({"distinct_share": "distinct", "true_words": "true words"} if words else {})
+        )
         each = [run.figures(model, decoding) for run in self.runs for model in MODELS for decoding in DECODINGS]
         return {name: title for name, title in titles.items() if any(one.get(name) is not None for one in each)}
-
-    def differences(self) -> dict[str, list[str]]:
-        """Parameters that differ between the settings, with each setting's value."""
-        names = dict.fromkeys(name for setting in self.settings for name in setting.runs[0].values)
-        rows = {name: [setting.runs[0].values.get(name, "absent") for setting in self.settings] for name in names}
-        return {
-            name: [format_value(tuple(map(str, each)) if isinstance(each, list) else each) for each in values]
-            for name, values in rows.items()
-            if any(each != values[0] for each in values)
-        }
-
-    def made_with(self) -> dict[str, dict[str, list[str]]]:
-        """What no parameter says and these runs do not share: its name, and by value the runs that have it."""
-        found: dict[str, dict[str, list[str]]] = {}
-        for run in self.runs:
-            for name, value in run.made_with.items():
-                found.setdefault(name, {}).setdefault(value, []).append(run.name)
-        return {name: values for name, values in found.items() if len(values) > 1}
 
     @cached_property
     def paired(self) -> PairedTests:
@@ -136,7 +122,9 @@ class RunsOfOneTest:
             compared = [(run, first.runs[0]) for run in self.runs[1:]]
         sides = []
         for run, other in compared if len(self.settings) <= MANY else ():
-            shared = [model for model in MODELS if run.figures(model, "greedy") and other.figures(model, "greedy")]
+            # Of reinforcement alone, what stage 3 begins from is the base.
+            alike = [model for model in MODELS if run.title(model) == other.title(model)]
+            shared = [model for model in alike if run.figures(model, "greedy") and other.figures(model, "greedy")]
             sides.append((f"{run.name} less {other.name}", shared[-1] if shared else FINAL[0], [(run, other)]))
         for setting in others:
             pairs = [
@@ -173,10 +161,9 @@ class RunsOfOneTest:
             "settings": {setting.label: self._setting_dict(setting) for setting in self.settings},
             "differences": {
                 name: dict(zip([setting.label for setting in self.settings], values, strict=True))
-                for name, values in self.differences().items()
+                for name, values in differences(self.settings).items()
             },
-            "made_with": self.made_with(),
-            "final_models": settings_dict(self.settings),
+            "made_with": made_with(self.settings),
             "paired": {
                 "rows": [
                     {
@@ -193,56 +180,26 @@ class RunsOfOneTest:
         }  # fmt: skip
 
     def _setting_dict(self, setting: Setting) -> dict[str, Any]:
+        gaps = less(setting, self.settings[0]) if setting is not self.settings[0] else {}
         return {
             "runs": {run.name: {"seed": run.seed, "open": run.open_stage} for run in setting.runs},
             "repeated": {run.name: {"seed": run.seed, "open": run.open_stage} for run in setting.repeated},
             "figures": {
                 model: {
-                    decoding: {
-                        figure: {"mean": s.mean, "sd": _known(s.sd), "interval": [*map(_known, s.interval)], "n": s.n}
-                        for figure in self.figures
-                        if (s := setting.spread(model, decoding, figure))
-                    }
+                    decoding: _plain({figure: setting.spread(model, decoding, figure) for figure in self.figures})
                     for decoding in DECODINGS
                 }
                 for model in MODELS
             },
+            "spent": _plain({kind: setting.spent(kind) for kind in COST}),
+            "less": _plain(gaps),
         }
 
     def tables(self) -> list[Table]:
-        """What a person reads: the runs, the parameters that differ, figures over seeds, paired tests."""
-        labels, many = [setting.label for setting in self.settings], len(self.settings) > MANY
-        made = self._many_tables() if many else [self._runs_table()]
-        if 1 < len(labels) <= MANY:
-            rows = [[name, *values] for name, values in self.differences().items()]
-            made.append(Table("parameters that differ between settings", ("", *labels), rows, align="l"))
-        for decoding in () if many else DECODINGS:
-            for names in _SHOWN:
-                columns = {name: self.figures[name] for name in names if name in self.figures}
-                if rows := self._spread_rows(decoding, columns):
-                    made.append(Table(self._title(decoding), ("", "n", *columns.values()), rows, align="lr"))
-        words = {name: self.figures[name] for name in _SHOWN[-1] if name in self.figures}
-        return [*made, *setting_tables(self.settings, words if many else None), *self._paired_tables()]
-
-    def _many_tables(self) -> list[Table]:
-        """The settings by row, with the seeds that have ended, and what each has other than the first."""
-        ended, differ, others = [], [], self.differences()
-        for number, setting in enumerate(self.settings):
-            states: dict[bool, list[str]] = {True: [], False: []}
-            for run in setting.runs:
-                named = "" if run.name == f"{setting.label}-seed{run.seed}" else f" ({run.name})"
-                states[not run.open_stage].append(f"{run.seed}{named}" + (run.open_stage and f" at {run.open_stage}"))
-            ended.append([setting.label, *(", ".join(states[done]) or "-" for done in (True, False))])
-            changed = [
-                f"{name} {values[number]}"
-                for name, values in others.items()
-                if values[number] not in (values[0], "counted")  # as `budget_of` says
-            ]
-            differ.append([setting.label, ", ".join(changed) or "-"])
-        return [
-            Table("runs by setting", ("", "finished seeds", "unfinished"), ended, self._runs_note(), align="l"),
-            Table(f"parameters other than {self.settings[0].label}'s", (), differ[1:], align="l"),
-        ]
+        """What a person reads: the runs, the parameters that differ, figures over seeds, and what is paired."""
+        shown = final_tables if len(self.settings) > MANY else stage_tables
+        figures = shown(self.settings, self.figures)
+        return [*runs_tables(self.settings), *figures, *less_table(self.settings), *self._paired_tables()]
 
     def _paired_tables(self) -> list[Table]:
         paired, note, _ = self.paired
@@ -253,71 +210,17 @@ class RunsOfOneTest:
              *map(str, (each.better, each.worse, each.same))]
             for each in paired
         ]  # fmt: skip
-        heads = (
+        heads = [
             "",
-            *(part for name in PAIRED.values() for part in (name, "95 % interval", "p")),
+            *(head for name in PAIRED.values() for head in (name, "95 % interval", "p")),
             "better",
             "worse",
             "same",
-        )
+        ]
         several = len(self.settings) > 1
         means = f"; means over seeds less {self.settings[0].label}'s of the same seeds" if several else ""
         title = f"paired on the same queries, greedy{means}"
         return [Table(title, heads if rows else (), rows or [[note]], note if rows else "", align="lr")]
-
-    def _title(self, decoding: str) -> str:
-        found = {
-            figures.get("n") for run in self.runs for model in MODELS if (figures := run.figures(model, decoding))
-        }
-        queries = " or ".join(f"{n:,.0f}" for n in sorted(n for n in found if n is not None))
-        several = ", mean over n seeds" if any(len(setting.runs) > 1 for setting in self.settings) else ""
-        return f"{decoding}, {queries} queries{several}" if queries else f"{decoding}{several}"
-
-    def _runs_table(self) -> Table:
-        rows = []
-        for setting in self.settings:
-            for run in setting.all_runs:
-                state = f"unfinished, at {run.open_stage}" if run.open_stage else "finished"
-                seconds = [
-                    entry["seconds"] for entry in run.results["stages"].values() if entry["seconds"] is not None
-                ]
-                again = ", again" if run in setting.repeated else ""
-                took = duration(math.fsum(seconds)) if seconds else ""
-                rows.append([run.name, setting.label, f"{run.seed}{again}", state, took])
-        return Table("runs", ("", "setting", "seed", "state", "took"), rows, self._runs_note(), align="l")
-
-    def _runs_note(self) -> str:
-        again = [run.name for setting in self.settings for run in setting.repeated]
-        parts = (
-            [f"A seed that is there already says nothing about others, and counts in no mean: {', '.join(again)}."]
-            if again
-            else []
-        )
-        for name, values in self.made_with().items():
-            each = [
-                f"{value} in {runs[0]}{f' and {len(runs) - 1} more' * (len(runs) > 1)}"
-                for value, runs in values.items()
-            ]
-            parts.append(f"Not the same in all runs: {name}, {'; '.join(each)}.")
-        return "\n".join(parts)
-
-    def _spread_rows(self, decoding: str, columns: Mapping[str, str]) -> list[list[str]]:
-        """Two rows for each model and setting, the mean with its spread and the interval; that of a single seed has none."""
-        rows = []
-        for model in MODELS:
-            for setting in self.settings:
-                title = setting.runs[0].title(model)
-                spreads = [setting.spread(model, decoding, figure) for figure in columns]
-                known = [each.n for each in spreads if each]
-                if not known:
-                    continue
-                label = f"{title} {setting.label}" if len(self.settings) > 1 else title
-                rows.append([label, str(max(known)), *(_mean_text(each, max(known)) for each in spreads)])
-                if max(known) > 1:
-                    rows.append(
-                        ["", "", *(between(each.interval) if each and each.varies else "" for each in spreads)]
-                    )
-        return rows
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -425,14 +328,11 @@ def _pair(label: str, model: str, ours: np.ndarray, theirs: np.ndarray, clusters
 
 
 def _legend(tests: Sequence[RunsOfOneTest]) -> str:
-    shown = [test for test in tests if len(test.settings) <= MANY]  # of many, notes stand below their tables
-    several = any(len(setting.runs) > 1 for test in shown for setting in test.settings)
+    several = any(len(setting.runs) > 1 for test in tests for setting in test.settings)
     videos = [test.paired.videos for test in tests if test.paired.rows]
     parts = [
         "Runs whose parameters differ in the seed alone are one setting.",
-        "In brackets the standard deviation over the seeds; below a mean its 95 % interval by Student's t, for other seeds on "
-        "these queries, which is not cut to 0 and 100; none where all seeds agree." if several else "",
-        "One seed says nothing about others: no interval." if shown and not several else "",
+        HALF if several else "One seed says nothing about others: no interval.",
         "Paired tests ask about other queries, for these very models; intervals by source video." if videos else "",
         few_videos(min(videos)) if videos else "",
         LEGEND,
@@ -441,14 +341,12 @@ def _legend(tests: Sequence[RunsOfOneTest]) -> str:
     return "\n".join(filter(None, parts))
 
 
-def _mean_text(spread: Spread | None, most: int) -> str:
-    """A mean with its spread, and its n where it is of fewer seeds than others in its row."""
-    if spread is None:
-        return "-"
-    fewer = f", n {spread.n}" if spread.n < most else ""
-    sd = "" if math.isnan(spread.sd) else f"{percent(spread.sd)}"
-    inner = f"{sd}{fewer}".removeprefix(", ")
-    return f"{percent(spread.mean)} ({inner})" if inner else percent(spread.mean)
+def _plain(spreads: Mapping[str, Spread | None]) -> dict[str, Any]:
+    return {
+        name: {"mean": each.mean, "sd": _known(each.sd), "interval": [*map(_known, each.interval)], "n": each.n}
+        for name, each in spreads.items()
+        if each
+    }
 
 
 def _known(value: float) -> float | None:

@@ -1,83 +1,158 @@
-"""Tables by setting: the final models beside each other with what each cost, and each less the first, paired by seed."""
+"""Tables by setting: runs, parameters that differ, figures over seeds, what it cost, and each less the first, paired by seed."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from labkit.embedded.true_words import KINDS
+from labkit.params import format_value
+from labkit.runs.results import DECODINGS, MODELS
 from labkit.runs.settings import Setting
 from labkit.scoring.bootstrap import Spread
 from labkit.table import Table, percent
 
 FINAL = ("grpo_final", "greedy")
-"""Which model's figures are compared, and how it was decoded."""
+"""Which model's figures settings are compared by, and how it was decoded."""
 ACCURACY = {"miou": "mIoU", "r1@0.5": "R1@0.5", "r1@0.7": "R1@0.7"}
-CHAINS = {
-    "anchor_rate": "anchors", "strict_share": "strict", "iou_first": "first", "iou_last": "last", "iou_answer": "answer",
-    "true_words": "true words",
-}  # fmt: skip
 COST = {"rollouts": "rollouts", "cpu_seconds": "CPU s"}
-PAIRED = (*ACCURACY, "anchor_rate", "strict_share")
+COMPARED = {**ACCURACY, "anchor_rate": "anchors", "strict_share": "strict"}
 """Figures that are over all queries; those of chains with anchors, and of words, are over other queries in each run."""
+WORDS = (*(f"true_{kind}" for kind in KINDS), "distinct_share")
+SHOWN = (
+    ("miou", "r1@0.3", "r1@0.5", "r1@0.7", "acc_qa", "acc_gqa"),
+    ("anchor_rate", "strict_share", "iou_first", "iou_last", "iou_answer", "true_words"),
+    WORDS,
+)
+"""Figures by table, so that none is wider than a terminal."""
+HALF = (
+    "± half of Student's 95 % interval, whose sample are the n seeds (of a difference those of both), for other seeds on these "
+    "queries; not cut to 0 and 100, and none where all seeds agree."
+)
 
 
-def setting_tables(settings: Sequence[Setting], words: Mapping[str, str] | None = None) -> list[Table]:
-    """The final models of the settings, greedy; nothing where fewer than two have one.
+def differences(settings: Sequence[Setting]) -> dict[str, list[str]]:
+    """Parameters that differ between settings, with each setting's value."""
+    names = dict.fromkeys(name for setting in settings for name in setting.runs[0].values)
+    rows = {name: [setting.runs[0].values.get(name, "absent") for setting in settings] for name in names}
+    return {
+        name: [format_value(tuple(map(str, each)) if isinstance(each, list) else each) for each in values]
+        for name, values in rows.items()
+        if any(each != values[0] for each in values)
+    }
 
-    With `words`, figures of words and their titles, also what their chains are like, and the words of sampled ones, which say more.
-    """
+
+def made_with(settings: Sequence[Setting]) -> dict[str, dict[str, list[str]]]:
+    """What no parameter says and the runs of settings do not share: its name, and by value the runs that have it."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for run in (run for setting in settings for run in setting.all_runs):
+        for name, value in run.made_with.items():
+            found.setdefault(name, {}).setdefault(value, []).append(run.name)
+    return {name: values for name, values in found.items() if len(values) > 1}
+
+
+def runs_tables(settings: Sequence[Setting]) -> list[Table]:
+    """The seeds of each setting, ended and not, with names that do not say them; and the parameters that differ."""
+    rows = []
+    for setting in settings:
+        states: dict[bool, list[str]] = {True: [], False: []}
+        for run in setting.runs:
+            named = "" if run.name == f"{setting.label}-seed{run.seed}" else f" ({run.name})"
+            states[not run.open_stage].append(f"{run.seed}{named}" + (run.open_stage and f" at {run.open_stage}"))
+        rows.append([setting.label, *(", ".join(states[done]) or "-" for done in (True, False))])
+    notes = []
+    if again := [run.name for setting in settings for run in setting.repeated]:
+        notes = [f"A seed that is there already says nothing about others, and counts in no mean: {', '.join(again)}."]
+    for name, values in made_with(settings).items():
+        more = {value: f" and {len(runs) - 1} more" if len(runs) > 1 else "" for value, runs in values.items()}
+        each = [f"{value} in {runs[0]}{more[value]}" for value, runs in values.items()]
+        notes.append(f"Not the same in all runs: {name}, {'; '.join(each)}.")
+    tables = [Table("runs by setting", ("", "finished seeds", "unfinished"), rows, "\n".join(notes), align="l")]
+    if differ := differences(settings):
+        first = {name: values[0] for name, values in differ.items()}
+        rows = []
+        for number, setting in enumerate(settings):
+            own = {name: values[number] for name, values in differ.items()}
+            # What was counted is said by `budget_of`.
+            other = {name: value for name, value in own.items() if not number or value not in (first[name], "counted")}
+            rows.append([setting.label, ", ".join(f"{name} {value}" for name, value in other.items()) or "-"])
+        tables.append(
+            Table(f"parameters that differ; below {settings[0].label}'s those that are others", (), rows, align="l")
+        )
+    return tables
+
+
+def stage_tables(settings: Sequence[Setting], figures: Mapping[str, str]) -> list[Table]:
+    """All models of the settings by decoding; `figures` have their titles."""
+    tables = []
+    for decoding in DECODINGS:
+        for names in SHOWN:
+            columns = {name: figures[name] for name in names if name in figures}
+            rows = [
+                _row(f"{setting.runs[0].title(model)}{f' {setting.label}' * (len(settings) > 1)}", spreads)
+                for model in MODELS
+                for setting in settings
+                if any((spreads := {name: setting.spread(model, decoding, name) for name in columns}).values())
+            ]
+            if rows:
+                tables.append(Table(_title(settings, decoding), ("", "n", *columns.values()), rows, align="lr"))
+    return [*tables, *_final(settings, COST, "spent")]
+
+
+def final_tables(settings: Sequence[Setting], figures: Mapping[str, str]) -> list[Table]:
+    """The final models of the settings, greedy, with what they cost, and the words of their sampled chains, which say more."""
+    chains, words = ({name: figures[name] for name in names if name in figures} for names in SHOWN[1:])
+    return [
+        *_final(settings, ACCURACY | COST, f"final models, {_title(settings, FINAL[1])}"),
+        *_final(settings, chains, "their chains"),
+        *_final(settings, words, "their words, sampled", "sampled"),
+    ]
+
+
+def less_table(settings: Sequence[Setting]) -> list[Table]:
+    """The final models of the other settings less the first's; nothing where fewer than two have one."""
     measured = [setting for setting in settings if setting.spread(*FINAL, "miou")]
     if len(measured) < 2:
         return []
-    tables = [_table(measured, ACCURACY | COST, "final models, greedy")]
-    if words is not None:
-        tables.append(_table(measured, CHAINS, "their chains"))
-    if words:
-        tables.append(_table(measured, words, "their words, sampled", "sampled"))
-    first = settings[0]
-    gaps = {setting.label: _differences(setting, first) for setting in measured if setting is not first}
+    gaps = {setting.label: less(setting, settings[0]) for setting in measured if setting is not settings[0]}
     rows = [_row(label, each, difference=True) for label, each in gaps.items() if any(each.values())]
-    alone = [label for label, each in gaps.items() if not any(each.values())]
-    note = _note([gap for each in gaps.values() for gap in each.values() if gap])
-    if alone:
-        note += f"\nNo seed of which {first.label} has a final model too, so not here: {', '.join(alone)}."
-    heads = ("", "n", *((ACCURACY | CHAINS)[figure] for figure in PAIRED))
-    title = f"less {first.label}, paired by seed on the same queries"
-    return [*tables, Table(title, heads if rows else (), rows or [["-"]], note, align="lr")]
+    known = [gap for each in gaps.values() for gap in each.values() if gap and gap.varies]
+    stars, chance = sum(abs(gap.side) for gap in known), f"{0.05 * len(known):.2g}"
+    notes = [
+        f"* an interval that leaves out 0: {stars} of {len(known)}; were nothing different, {chance} would by chance alone."
+    ]
+    if not known:
+        notes = ["No interval: one seed says nothing about others, nor do some that agree."]
+    if alone := [label for label, each in gaps.items() if not any(each.values())]:
+        notes.append(f"No seed of which {settings[0].label} has a final model too, so not here: {', '.join(alone)}.")
+    title = f"final models less {settings[0].label}'s, paired by seed on the same queries"
+    heads = ("", "n", *COMPARED.values()) if rows else ()
+    return [Table(title, heads, rows or [["-"]], "\n".join(notes), align="lr")]
 
 
-def settings_dict(settings: Sequence[Setting]) -> dict[str, Any]:
-    """What the tables show, for a program: by setting what it spent, its figures, and how much it has less the first."""
-    return {
-        setting.label: {
-            "spent": _plain({kind: setting.spent(kind) for kind in COST}),
-            "figures": _plain({each: setting.spread(*FINAL, each) for each in (*ACCURACY, *CHAINS)}),
-            "less": _plain(_differences(setting, settings[0])) if setting is not settings[0] else {},
-        }
-        for setting in settings
-    }
+def less(setting: Setting, first: Setting) -> dict[str, Spread | None]:
+    """By figure of `COMPARED` how much a setting's final model has more than the first's, seed by seed."""
+    return {figure: setting.less(first, *FINAL, figure) for figure in COMPARED}
 
 
-def _differences(setting: Setting, first: Setting) -> dict[str, Spread | None]:
-    return {figure: setting.less(first, *FINAL, figure) for figure in PAIRED}
-
-
-def _plain(spreads: Mapping[str, Spread | None]) -> dict[str, Any]:
-    return {
-        name: {"mean": each.mean, "interval": [None if math.isnan(end) else end for end in each.interval], "n": each.n}
-        for name, each in spreads.items()
-        if each
-    }
-
-
-def _table(settings: Sequence[Setting], figures: Mapping[str, str], title: str, decoding: str = FINAL[1]) -> Table:
+def _final(
+    settings: Sequence[Setting], columns: Mapping[str, str], title: str, decoding: str = FINAL[1]
+) -> list[Table]:
     rows = []
     for setting in settings:
-        spreads = {f: setting.spent(f) if f in COST else setting.spread(FINAL[0], decoding, f) for f in figures}
+        spreads = {
+            name: setting.spent(name) if name in COST else setting.spread(FINAL[0], decoding, name) for name in columns
+        }
         if any(spreads.values()):
             rows.append(_row(setting.label, spreads))
-    return Table(title, ("", "n", *figures.values()), rows, align="lr")
+    cost = "Of training, with the probes in it, and harvest; evaluation is left out." if COST.keys() & columns else ""
+    return [Table(title, ("", "n", *columns.values()), rows, cost, align="lr")] if rows else []
+
+
+def _title(settings: Sequence[Setting], decoding: str) -> str:
+    found = {run.figures(model, decoding).get("n") for each in settings for run in each.all_runs for model in MODELS}
+    queries = " or ".join(f"{n:,.0f}" for n in sorted(n for n in found if n is not None))
+    several = ", mean over n seeds" if any(len(setting.runs) > 1 for setting in settings) else ""
+    return f"{decoding}, {queries} queries{several}" if queries else f"{decoding}{several}"
 
 
 def _row(label: str, spreads: Mapping[str, Spread | None], *, difference: bool = False) -> list[str]:
@@ -92,15 +167,3 @@ def _row(label: str, spreads: Mapping[str, Spread | None], *, difference: bool =
         mean = f"{each.mean:,.0f}" if name in COST else f"{100 * each.mean:+.1f}" if difference else percent(each.mean)
         cells.append(f"{mean}{half}{'*' * abs(difference * each.side)}" + f" (n {each.n})" * (each.n < n))
     return [label, str(n), *cells]
-
-
-def _note(gaps: Sequence[Spread]) -> str:
-    if judged := [gap for gap in gaps if gap.varies]:
-        stars, chance = sum(abs(gap.side) for gap in judged), f"{0.05 * len(judged):.2g}"
-        told = f"* an interval that leaves out 0: {stars} of {len(judged)}; were nothing different, {chance} would by chance alone."
-    else:
-        told = "No interval: one seed says nothing about others."
-    return (
-        "± half of Student's 95 % interval, whose sample are the n seeds (of a difference those of both); none where all agree.\n"
-        f"{told}\nRollouts and CPU seconds are those of training, with the probes in it, and harvest; evaluation is left out."
-    )
