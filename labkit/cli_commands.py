@@ -249,11 +249,11 @@ def base(options: argparse.Namespace) -> None:
         write_untrained(Path(options.folder), options.family, options.seed)
     elif options.family != "qwen2_5_vl":
         raise LabError(f"the recipe trains a qwen2_5_vl, not a {options.family}; add --untrained for random weights")
-    elif options.name == "embedded-2":
-        train_second_base(options.folder, seed=options.seed, report=say)
+    elif options.name == "embedded":
+        train_base(options.folder, seed=options.seed, report=say)
     else:
-        train_base(options.folder, seed=options.seed, report=say,
-                   task="gqa" if options.name == "embedded-gqa" else "grounding")  # fmt: skip
+        train_second_base(options.folder, seed=options.seed, report=say,
+                          task="gqa" if options.name == "embedded-gqa" else "grounding")  # fmt: skip
 
 
 def submit(options: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 WORLDS = {"world": 1, "world-2": 2}
 """The embedded world's editions by the names that `data` has for them."""
-FIRST_EDITION_MODELS = ("embedded", "embedded-gqa")
+FIRST_EDITION_MODELS = ("embedded",)
 """Bases that know the words of the first edition alone."""
 
 AnswerReward = Literal["soft_iou", "iou", "timer1"]
@@ -113,8 +113,8 @@ class ModelParams(ParamGroup):
     """Who answers."""
 
     model: str = "embedded-2"
-    """The base: `embedded-2`, or `embedded` and `embedded-gqa` for data `world`; a local folder; or a hub id of a Qwen2-VL, Qwen2.5-VL
-    or Qwen3-VL. Paper: Qwen2.5-VL-3B and 7B."""
+    """The base: `embedded-2`, `embedded-gqa` for task `gqa`, or `embedded` for data `world`; a local folder; or a hub id of a
+    Qwen2-VL, Qwen2.5-VL or Qwen3-VL. Paper: Qwen2.5-VL-3B and 7B."""
     harvester: str = ""
     """Another base for stage 1 and the harvest, whose chains `model` learns from; empty: `model` itself. Paper: a 7B harvests
     for a 3B in its second version."""

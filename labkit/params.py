@@ -364,14 +364,14 @@ def _worlds_apart(params: Params) -> list[str]:
     """What a model of the embedded world's one edition cannot read of the other, and of its questions."""
     if params.data not in WORLDS:
         return []
-    if params.task == "gqa" and params.data != "world":
-        return [f"task: {params.data} has no questions with options; gqa needs data world and model embedded-gqa"]
+    if params.task == "gqa" and params.data != "world-2":
+        return [f"task: {params.data} has no questions with options; gqa needs data world-2 and model embedded-gqa"]
     problems = []
     for name in ("model", "harvester"):
         model = getattr(params, name)
         if params.task == "gqa" and model in ("embedded", "embedded-2"):
             problems.append(f"{name}: {model} lacks the words for questions with options; task gqa needs embedded-gqa")
-        if params.data != "world" and model in FIRST_EDITION_MODELS:
+        elif params.data != "world" and model in FIRST_EDITION_MODELS:
             problems.append(f"{name}: {model} lacks words of {params.data}; give embedded-2, or data world")
     return problems
 

@@ -51,10 +51,10 @@ def test_runs_share_a_world_and_limits_cut_it(project):
 
 
 def test_another_task_asks_about_the_same_clips_and_its_data_are_told_apart(project):
-    lab = Lab.open(SMALL.replace(data="world", model="embedded"))
+    lab = Lab.open(SMALL)
     plain = lab.moments("test")
     clips = {clip: clip.stat().st_mtime_ns for clip in (project / "outputs").glob("world-*/clips/*.mp4")}
-    gqa = Lab.open(SMALL.replace(run="gqa", task="gqa", data="world", model="embedded-gqa"))
+    gqa = Lab.open(SMALL.replace(run="gqa", task="gqa", model="embedded-gqa"))
     asked = gqa.moments("test")
     assert {clip: clip.stat().st_mtime_ns for clip in (project / "outputs").glob("world-*/clips/*.mp4")} == clips
     assert [moment.windows for moment in asked] == [moment.windows for moment in plain]
@@ -243,8 +243,8 @@ def test_an_evaluation_of_the_version_before_is_read(project):
 
 
 def test_a_harvester_is_trained_first_and_the_model_stays_the_base(project):
-    lab = Lab.open(SMALL.replace(data="world", model="embedded", harvester="embedded-gqa"))
-    assert (lab.policy("base").name, lab.policy("harvester").name) == ("embedded", "embedded-gqa")
+    lab = Lab.open(SMALL.replace(harvester="embedded-gqa"))
+    assert (lab.policy("base").name, lab.policy("harvester").name) == ("embedded-2", "embedded-gqa")
     assert Lab.open(SMALL.replace(run="y")).policy("harvester").name == "embedded-2", (
         "where none is named, the base is"
     )

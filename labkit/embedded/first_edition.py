@@ -42,7 +42,6 @@ TIMES_OF_CLIP = ("early", "in the middle", "late")
 SOURCE = "embedded world"
 """What moments of this world say of where they come from."""
 
-OPTIONS = 4
 """Options of a question: one that the thing does, and three that it does not."""
 
 
@@ -116,47 +115,21 @@ def grounding_query(thing: Thing, event: Event, form: int) -> str:
     return (f"when does {name} {verb}?", f"find when {name} is {participle}", f"{name} is {participle} when?")[form]
 
 
-class Question(NamedTuple):
-    """What is asked; where there are options, `options[choice]` is right."""
-
-    text: str
-    options: tuple[str, ...] = ()
-    choice: int | None = None
-
-
-def option_question(thing: Thing, event: Event, rng: np.random.Generator) -> Question:
-    """What the thing does: the event's action among four options, the other three being nothing that it ever does.
-
-    A thing with two events is asked about twice in the same words; the options say which event is meant.
-
-    >>> thing = Thing("red", "circle", 0, 0.25, 0.25, 0.1, 1.0, 0, (Event("blinks", 2.0, 5.0),))
-    >>> option_question(thing, thing.events[0], np.random.default_rng(0))
-    Question(text='what does the red circle do?', options=('appear', 'blink', 'bounce', 'grow'), choice=1)
-    """
-    done = {each.action for each in thing.events}
-    others = [action for action in ACTIONS if action not in done]
-    actions = [event.action, *(str(action) for action in rng.choice(others, OPTIONS - 1, replace=False))]
-    order = [actions[int(place)] for place in rng.permutation(OPTIONS)]
-    options = tuple(ACTIONS[action][0] for action in order)
-    return Question(f"what does the {thing.color} {thing.shape} do?", options, order.index(event.action))
-
-
-def scene_moments(scene: Scene, path: Path, task: str = "grounding") -> list[Moment]:
-    """One moment per event; its query's form, or its options, are drawn from the scene's seed."""
-    rng = np.random.default_rng(scene.seed + 2 if task == "grounding" else [scene.seed, 3])
+def scene_moments(scene: Scene, path: Path) -> list[Moment]:
+    """One moment per event; the form of its query is drawn from the scene's seed."""
+    rng = np.random.default_rng(scene.seed + 2)
     events = [(thing, event) for thing in scene.things for event in thing.events]
-    moments: list[Moment] = []
-    for number, (thing, event) in enumerate(events):
-        if task == "gqa":
-            question = option_question(thing, event, rng)
-        else:
-            question = Question(grounding_query(thing, event, int(rng.integers(0, 3))))
-        window = Span(event.start, event.end)
-        moments.append(
-            Moment(f"{path.stem}-{number}", str(path), question.text, (window,), float(SECONDS),
-                   source=SOURCE, options=question.options, choice=question.choice)
-        )  # fmt: skip
-    return moments
+    return [
+        Moment(
+            f"{path.stem}-{number}",
+            str(path),
+            grounding_query(thing, event, int(rng.integers(0, 3))),
+            (Span(event.start, event.end),),
+            float(SECONDS),
+            source=SOURCE,
+        )
+        for number, (thing, event) in enumerate(events)
+    ]
 
 
 def time_of(event: Event) -> str:

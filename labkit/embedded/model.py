@@ -164,15 +164,15 @@ def _vision_config(family: str, width: int, out: int) -> dict[str, Any]:
     return named | {"tokens_per_second": 2, "window_size": 112, "fullatt_block_indexes": [0, 1]}
 
 
-def extend_vocabulary(model: Any, seed: int = 0) -> Any:
-    """Give a model rows for `GQA_WORDS`, in place, and return the tokenizer that knows them.
+def add_option_words(model: Any, known_words: Sequence[str] = (), seed: int = 0) -> Any:
+    """Give a model rows for `GQA_WORDS` behind the `known_words` that its tokenizer was built with, in place; return the tokenizer.
 
     New rows are drawn wider than the old ones, so that the words are told apart from the first step on.
     """
     import torch
 
-    tokenizer = build_tokenizer(GQA_WORDS)
-    known = len(tokenizer) - len(GQA_WORDS)
+    tokenizer = build_tokenizer((*known_words, *GQA_WORDS))
+    known = len(build_tokenizer(known_words))
     if model.config.text_config.vocab_size < len(tokenizer):
         model.resize_token_embeddings(_embedding_rows(tokenizer), mean_resizing=False)
     table = model.model.language_model.embed_tokens.weight
@@ -202,7 +202,7 @@ def write_untrained(folder: Path, family: str, seed: int = 0) -> None:
     from transformers.utils import logging as transformers_logging
 
     if family not in FAMILIES:
-        raise LabError(f"there is no family {family!r}; option_tag one of {', '.join(FAMILIES)}")
+        raise LabError(f"there is no family {family!r}; take one of {', '.join(FAMILIES)}")
     transformers_logging.disable_progress_bar()
     tokenizer = build_tokenizer(STAMP_WORDS if family == "qwen3_vl" else ())
     model = build_model(tokenizer, seed, family, tied=False)

@@ -14,7 +14,7 @@ import numpy as np
 
 from labkit.chain.anchors import option_letter
 from labkit.embedded.clips import ACTIONS, COLORS, SHAPES
-from labkit.embedded.first_edition import OPTIONS, SECONDS
+from labkit.embedded.second_edition import OPTIONS, SECONDS
 from labkit.policy.prompts import one_line
 
 if TYPE_CHECKING:

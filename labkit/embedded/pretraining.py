@@ -7,9 +7,6 @@ so that reinforcement has something to find.
 Two halves: the vision tower learns to name colour, shape and action in each frame and then stays frozen. The language model
 learns to answer, at first with no thought at all; auxiliary heads that say which frame tokens match the query are what makes
 it look at the video (their weights are thrown away, the checkpoint is a plain Hugging Face model).
-
-The base of grounded question answering is the shipped base with rows for a few more words, taught by a shorter text half
-alone: its tower sees all that there is to be asked.
 """
 
 from __future__ import annotations
@@ -22,30 +19,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from labkit.chain.anchors import option_letter
 from labkit.embedded.clips import ACTIONS, COLORS, PLACES, SHAPES, STATES_PER_SECOND, Event, Thing, action_at, is_shown
 from labkit.embedded.first_edition import (
     SECONDS,
     STATES,
-    Question,
     Scene,
     grounding_query,
     make_scene,
-    option_question,
     render_frames,
     time_of,
 )
-from labkit.embedded.model import SIDE, TIMES, build_model, build_tokenizer, extend_vocabulary
-from labkit.embedded.option_warmup import OptionWarmup, draw_warmup, letters
+from labkit.embedded.model import SIDE, TIMES, build_model, build_tokenizer
 from labkit.embedded.vision_pretraining import (
     VisionRecipe,
-    encode_clips,
     optimizer_step,
     scale_embeddings,
     train_vision,
 )
-from labkit.embedded.world import Task, clip_seed
-from labkit.policy.prompts import one_line
+from labkit.embedded.world import clip_seed
 
 if TYPE_CHECKING:
     import torch
@@ -72,25 +63,6 @@ class Recipe(NamedTuple):
     """Standard deviation in seconds of what is then added to either end."""
     anchor_share: float = 0.08
     """Share of thoughts that carry anchors."""
-    warmup_steps: int = 0
-    """Steps of `labkit.embedded.option_warmup` on short texts before the first target; where questions have options."""
-    warmup_batch: int = 0
-    """Texts in one of these steps; half as many, every other one long, beside each batch of targets."""
-    choice_weight: float = 0.0
-    """How much the letter of the right option counts, besides being one word of many."""
-
-
-GQA = Recipe(
-    clips=1500,
-    vision_steps=0,
-    text_steps=400,
-    text_rate=1e-3,
-    answers_only=0.0,
-    warmup_steps=500,
-    warmup_batch=24,
-    choice_weight=1.0,
-)
-"""How the base with a larger vocabulary is trained on questions with options; it made the weights that ship."""
 
 
 class Clips(NamedTuple):
@@ -139,40 +111,29 @@ def train_base(
     seed: int = 0,
     recipe: Recipe | None = None,
     report: Callable[[str], None] = lambda line: None,
-    task: Task = "grounding",
 ) -> Path:
     """Train the base from nothing and write it to `folder`, in about ten minutes on one CPU core.
-
-    With `task="gqa"`, extend_vocabulary the shipped base and make_completion it questions with options, in about seven.
 
     Raises:
         LabError: `folder` exists already.
     """
     import torch
 
-    from labkit.policy.model import Policy, load_policy, save_policy
+    from labkit.policy.model import Policy, save_policy
 
-    recipe = recipe or (GQA if task == "gqa" else Recipe())
-    if task == "gqa":
-        torch.manual_seed(seed)
-        model = load_policy("embedded", device="cpu").model
-        tokenizer = extend_vocabulary(model, seed=seed)
-    else:
-        tokenizer = build_tokenizer()
-        model = build_model(tokenizer, seed)
+    recipe = recipe or Recipe()
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, seed)
     clips = make_clips(recipe.clips, seed)
     report(f"{len(clips.scenes)} clips rendered")
-    if task == "gqa":
-        features = encode_clips(model.model.visual, clips.frames)
-    else:
-        vision = VisionRecipe(recipe.vision_steps, recipe.vision_batch, recipe.vision_rate)
-        features = train_vision(model.model.visual, clips.frames, clips.labels, vision, seed, report)
-        scale_embeddings(model)
-        _init_time_embeddings(model, tokenizer)
-    train_text(model, tokenizer, clips, features, recipe, seed, report, task)
+    vision = VisionRecipe(recipe.vision_steps, recipe.vision_batch, recipe.vision_rate)
+    features = train_vision(model.model.visual, clips.frames, clips.labels, vision, seed, report)
+    scale_embeddings(model)
+    _init_time_embeddings(model, tokenizer)
+    train_text(model, tokenizer, clips, features, recipe, seed, report)
     # Halves the package; float16 keeps more digits than bfloat16 at these small values.
     model = model.to(torch.float16)
-    save_policy(Policy(model, tokenizer, "embedded-gqa" if task == "gqa" else "embedded"), Path(folder))
+    save_policy(Policy(model, tokenizer, "embedded"), Path(folder))
     (Path(folder) / "recipe.json").write_text(
         json.dumps({"seed": seed, **recipe._asdict()}, indent=1) + "\n", encoding="utf-8"
     )
@@ -187,7 +148,6 @@ def train_text(
     recipe: Recipe,
     seed: int,
     report: Callable[[str], None],
-    task: Task = "grounding",
 ) -> None:
     """Teach the language model to answer queries about the clips."""
     import torch
@@ -197,10 +157,6 @@ def train_text(
     width = model.config.text_config.hidden_size
     heads = torch.nn.Linear(width, 6 + SECONDS)
     weights = [p for p in model.parameters() if p.requires_grad] + list(heads.parameters())
-    warmup = OptionWarmup(model, tokenizer) if recipe.warmup_batch else None
-    if warmup:
-        weights += warmup.weights
-        warmup.train(weights, recipe.warmup_steps, recipe.warmup_batch, recipe.text_rate, rng, report)
     optimizer = torch.optim.AdamW(weights, lr=recipe.text_rate, betas=(0.9, 0.98), weight_decay=0.01)
     middle: dict[str, torch.Tensor] = {}
     hook = model.model.language_model.layers[1].register_forward_hook(
@@ -209,7 +165,6 @@ def train_text(
     frame_second = torch.arange(SECONDS).repeat_interleave(4)
     askable = [i for i, scene in enumerate(clips.scenes) for thing in scene.things if thing.events]
     losses: list[float] = []
-    choices: list[float] = []
     for step in range(recipe.text_steps):
         done = step / recipe.text_steps
         rate = min(1, (step + 1) / 40) * (
@@ -217,17 +172,13 @@ def train_text(
         )
         chosen = rng.choice(askable, recipe.text_batch)
         thought = done >= recipe.answers_only
-        batch = [draw_target(clips.scenes[i], rng, recipe, thought, task) for i in chosen]
+        batch = [draw_target(clips.scenes[i], rng, recipe, thought) for i in chosen]
         rows = _collate(model, tokenizer, batch, features[chosen])
         output = model.model(**rows.inputs).last_hidden_state
         taught = rows.labels != -100
         scores, words = model.lm_head(output[:, :-1][taught[:, 1:]]), rows.labels[:, 1:][taught[:, 1:]]
         loss = cross_entropy(scores, words)
         losses.append(loss.item())
-        if task == "gqa":
-            choice = torch.isin(words, letters(tokenizer))
-            choices.append((scores[choice].argmax(-1) == words[choice]).float().mean().item())
-            loss = loss + recipe.choice_weight * cross_entropy(scores[choice], words[choice])
         if done < recipe.heads:
             seen = heads(middle["hidden"][rows.is_video].view(len(batch), SECONDS * 4, -1))
             match = torch.stack(
@@ -235,15 +186,10 @@ def train_text(
             )
             loss = loss + binary_cross_entropy_with_logits(seen[..., :6], match, pos_weight=torch.tensor(3.0))
             loss = loss + 0.3 * cross_entropy(seen[..., 6:].flatten(0, 1), frame_second.repeat(len(batch)))
-        if warmup:  # last: its pass goes through the layer that the heads listen to
-            loss = loss + warmup.loss([draw_warmup(rng, long=n % 2 == 0) for n in range(recipe.warmup_batch // 2)])[0]
         optimizer_step([optimizer], recipe.text_rate * rate, loss, weights)
         if step % 40 == 39 or step == recipe.text_steps - 1:
-            right = f", right option {np.mean(choices[-40:]):.3f}" if choices else ""
-            report(f"text {step + 1}: loss {np.mean(losses[-40:]):.3f}{right}")
+            report(f"text {step + 1}: loss {np.mean(losses[-40:]):.3f}")
     hook.remove()
-    if warmup:
-        warmup.close()
 
 
 class Batch(NamedTuple):
@@ -322,27 +268,12 @@ Target = tuple[Thing, Event, str, str]
 """What is asked for, the query, the completion."""
 
 
-def draw_target(
-    scene: Scene, rng: np.random.Generator, recipe: Recipe, thought: bool, task: Task = "grounding"
-) -> Target:
+def draw_target(scene: Scene, rng: np.random.Generator, recipe: Recipe, thought: bool) -> Target:
     """A query about one of a scene's events, and the completion to train on."""
     events = [(thing, event) for thing in scene.things for event in thing.events]
     thing, event = events[int(rng.integers(0, len(events)))]
-    if task == "gqa":
-        question = option_question(thing, event, rng)
-        completion = make_completion(thing, event, rng, recipe, thought) + option_tag(question)
-        return thing, event, one_line(question.text, question.options), completion
-    return (
-        thing,
-        event,
-        grounding_query(thing, event, int(rng.integers(0, 3))),
-        make_completion(thing, event, rng, recipe, thought),
-    )
-
-
-def option_tag(question: Question) -> str:
-    """What follows the answer where there are options."""
-    return "" if question.choice is None else f" <option> {option_letter(question.choice).lower()} </option>"
+    query = grounding_query(thing, event, int(rng.integers(0, 3)))
+    return thing, event, query, make_completion(thing, event, rng, recipe, thought)
 
 
 def make_completion(thing: Thing, event: Event, rng: np.random.Generator, recipe: Recipe, thought: bool = True) -> str:

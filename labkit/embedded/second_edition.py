@@ -12,7 +12,7 @@ import functools
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,6 +44,8 @@ SHORTEST, LONGEST = 6, 10
 SOURCE = "embedded world, second edition"
 """What moments of this world say of where they come from."""
 ORDINALS = ("first", "second", "third")
+OPTIONS = 4
+"""Of a question with options."""
 LASTING_ACTIONS = tuple(action for action in ACTIONS if action != "appears")
 """What things do here: all of them are there for the whole scene."""
 
@@ -225,20 +227,62 @@ def query_text(query: Query, form: int) -> str:
     )[form]
 
 
-def clip_moments(film: Film, path: Path) -> list[Moment]:
-    """The film's moments; the form of each query is drawn from its seed."""
-    rng = np.random.default_rng([2, film.seed, 3])
-    return [
-        Moment(
-            f"{path.stem}-{number}",
-            str(path),
-            query_text(query, int(rng.integers(0, 3))),
-            (query.window,),
-            float(SECONDS),
-            source=SOURCE,
-        )
-        for number, query in enumerate(queries(film))
+class OptionQuestion(NamedTuple):
+    """A question with options, of which `options[choice]` is right."""
+
+    text: str
+    options: tuple[str, ...]
+    choice: int
+
+
+def option_question(film: Film, query: Query, rng: np.random.Generator) -> OptionQuestion:
+    """What the asked thing does, with four options; the other three it does not do there.
+
+    A thing that is in several scenes is asked about beside one that is in this scene alone, and what it does in other scenes comes
+    first among the wrong options. A thing with two events in a scene may be asked about twice in the same words; the options say which
+    event is meant.
+
+    >>> film = make_film(0)
+    >>> option_question(film, queries(film)[-1], np.random.default_rng(0)).text
+    'what does the red triangle do beside the yellow triangle?'
+    """
+    name, clue = query.thing.name, query.clue
+    scenes = Counter(other for scene in film.scenes for other in scene.names)
+    if clue is None and scenes[name] > 1:
+        clue = next(thing for thing in query.scene.things if scenes[thing.name] == 1)
+    acts = [
+        (scene, event.action)
+        for scene in film.scenes
+        for thing in scene.things
+        if thing.name == name
+        for event in thing.events
     ]
+    here = {action for scene, action in acts if scene is query.scene}
+    elsewhere = {action for _, action in acts} - here
+    others = [str(action) for action in rng.permutation(list(ACTIONS)) if action not in here]
+    others.sort(key=lambda action: action not in elsewhere)
+    order = [str(action) for action in rng.permutation([query.event.action, *others[: OPTIONS - 1]])]
+    return OptionQuestion(
+        f"what does {name} do{f' beside {clue.name}' if clue else ''}?",
+        tuple(ACTIONS[action][0] for action in order),
+        order.index(query.event.action),
+    )
+
+
+def clip_moments(film: Film, path: Path, task: str = "grounding") -> list[Moment]:
+    """The film's moments; the form of each query, or its options, are drawn from the film's seed."""
+    rng = np.random.default_rng([2, film.seed, 3 if task == "grounding" else 4])
+    moments = []
+    for number, query in enumerate(queries(film)):
+        choice: dict[str, Any] = {}
+        if task == "gqa":
+            text, choice["options"], choice["choice"] = option_question(film, query, rng)
+        else:
+            text = query_text(query, int(rng.integers(0, 3)))
+        moments.append(
+            Moment(f"{path.stem}-{number}", str(path), text, (query.window,), float(SECONDS), source=SOURCE, **choice)
+        )
+    return moments
 
 
 def asked_query(moment: Moment) -> tuple[Film, Query] | None:

@@ -42,15 +42,15 @@ EDITIONS = {
         first_edition.SECONDS,
         first_edition.make_scene,
         first_edition.render_frames,
-        first_edition.scene_moments,
-        ("grounding", "gqa"),
+        lambda scene, path, task: first_edition.scene_moments(scene, path),
+        ("grounding",),
     ),
     2: Edition(
         second_edition.SECONDS,
         second_edition.make_film,
         second_edition.render_frames,
-        lambda film, path, task: second_edition.clip_moments(film, path),
-        ("grounding",),
+        second_edition.clip_moments,
+        ("grounding", "gqa"),
     ),
 }
 
@@ -60,7 +60,7 @@ def find_edition(number: int, task: Task = "grounding") -> Edition:
     if number not in EDITIONS:
         raise LabError(f"edition is {number}; the embedded world has editions {' and '.join(map(str, EDITIONS))}")
     if task not in EDITIONS[number].tasks:
-        raise LabError(f"edition {number} of the embedded world has no questions of task {task}; take edition 1")
+        raise LabError(f"edition {number} of the embedded world has no questions of task {task}; take edition 2")
     return EDITIONS[number]
 
 

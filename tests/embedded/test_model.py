@@ -14,11 +14,11 @@ from labkit.embedded.model import (
     SPECIAL,
     TAGS,
     TIMES,
+    add_option_words,
     build_model,
     build_tokenizer,
-    extend_vocabulary,
 )
-from labkit.embedded.pretraining import GQA, Recipe, draw_target, frame_labels, make_clips, make_completion, train_base
+from labkit.embedded.pretraining import Recipe, frame_labels, make_clips, make_completion, train_base
 from labkit.embedded.second_edition import all_queries, make_film, query_text
 from labkit.policy.model import SHIPPED, load_policy
 
@@ -170,57 +170,58 @@ def test_every_shipped_base_loads_by_transformers_alone(name):
 # --- the base of grounded question answering
 
 
-def test_targets_with_options_are_in_the_grown_vocabulary_and_answer_what_was_asked():
-    tokenizer, rng = build_tokenizer(GQA_WORDS), np.random.default_rng(0)
-    plain, unknown = build_tokenizer(), tokenizer.unk_token_id
-    for seed in range(100):
-        thing, event, query, completion = draw_target(make_scene(seed), rng, Recipe(), True, "gqa")
-        assert unknown not in tokenizer(query + completion)["input_ids"]
-        assert plain.unk_token_id in plain(query)["input_ids"]
-        chain = parse(completion, options=4)
-        assert chain.status in ("ok", "no_anchor")
-        letter = "ABCD"[chain.option]
-        assert f" {letter} {ACTIONS[event.action][0]}" in query
+def options_tokenizer():
+    return build_tokenizer((*second_pretraining.TIMES, *lessons.WORDS, *GQA_WORDS))
 
 
-def test_a_choice_comes_back_from_its_tokens_so_that_traces_can_be_learnt_from():
-    tokenizer = build_tokenizer(GQA_WORDS)
-    text = draw_target(make_scene(5), np.random.default_rng(1), Recipe(anchor_share=1.0), True, "gqa")[3]
-    written = tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True)
-    assert tokenizer(written)["input_ids"] == tokenizer(text)["input_ids"]
-    assert (parse(written, options=4).steps, parse(written, options=4).option) == (
-        parse(text, options=4).steps,
-        parse(text, options=4).option,
-    )
+def test_lessons_with_options_are_in_the_larger_vocabulary_and_answer_what_was_asked():
+    tokenizer, rng = options_tokenizer(), np.random.default_rng(0)
+    plain, unknown = second_tokenizer(), tokenizer.unk_token_id
+    for seed in range(50):
+        film = make_film(seed)
+        for query in all_queries(film):
+            asked, option = second_pretraining._question(film, query, rng, "gqa")
+            completion = lessons.chain_lesson(film, query, rng, lessons.Noise()) + option
+            ids = tokenizer(completion)["input_ids"]
+            assert unknown not in tokenizer(asked)["input_ids"] + ids
+            assert plain.unk_token_id in plain(asked)["input_ids"]
+            chain = parse(completion, options=4)
+            assert chain.status == "ok"
+            assert f" {'ABCD'[chain.option]} {ACTIONS[query.event.action][0]}" in asked
+            written = tokenizer.decode(ids, skip_special_tokens=True)
+            assert tokenizer(written)["input_ids"] == ids, "traces can be learnt from"
 
 
-def test_growing_keeps_every_old_word_and_its_row():
-    before, model = load_policy("embedded"), load_policy("embedded").model
-    tokenizer = extend_vocabulary(model)
+def test_more_words_keep_every_old_one_and_its_row():
+    before, model = load_policy("embedded-2"), load_policy("embedded-2").model
+    tokenizer = add_option_words(model, (*second_pretraining.TIMES, *lessons.WORDS))
     words = before.tokenizer.get_vocab()
     assert {word: number for word, number in tokenizer.get_vocab().items() if word in words} == words
-    assert len(tokenizer) == len(words) + len(GQA_WORDS)
+    assert len(tokenizer) == len(words) + len(set(GQA_WORDS) - set(words))
     old, new = (each.model.language_model.embed_tokens.weight for each in (before.model, model))
     assert torch.equal(new[: len(words)], old[: len(words)])
     assert model.lm_head.weight is new and len(new) % 16 == 0 and len(new) >= len(tokenizer)
     rows = new[len(words) : len(tokenizer)]
-    assert len({tuple(row.tolist()) for row in rows}) == len(GQA_WORDS), "every new word has a row of its own"
+    assert len({tuple(row.tolist()) for row in rows}) == len(rows), "every new word has a row of its own"
 
 
-def test_the_recipe_teaches_a_grown_base(tmp_path):
-    folder = train_base(tmp_path / "base", recipe=TINY._replace(warmup_steps=2, warmup_batch=4), task="gqa")
+def test_the_recipe_teaches_a_base_with_more_words(tmp_path):
+    recipe = second_pretraining.GQA._replace(
+        clips=4, clean_steps=2, rough_steps=2, prompts=4, warmup_steps=2, warmup_batch=4
+    )
+    folder = second_pretraining.train_second_base(tmp_path / "base", recipe=recipe, task="gqa")
     policy = load_policy(str(folder))
-    assert policy.tokenizer.get_vocab() == build_tokenizer(GQA_WORDS).get_vocab()
-    seen = [each.base.model.visual.state_dict() for each in (policy, load_policy("embedded"))]
+    assert policy.tokenizer.get_vocab() == options_tokenizer().get_vocab()
+    seen = [each.base.model.visual.state_dict() for each in (policy, load_policy("embedded-2"))]
     assert all(torch.equal(seen[0][name], weight) for name, weight in seen[1].items()), "the tower stays as it is"
 
 
 def test_the_shipped_base_with_options_is_the_recipes_model():
-    policy = load_policy("embedded-gqa")
-    grown = load_policy("embedded").model
-    tokenizer = extend_vocabulary(grown)
+    policy, wider = load_policy("embedded-gqa"), load_policy("embedded-2").model
+    tokenizer = add_option_words(wider, (*second_pretraining.TIMES, *lessons.WORDS))
     shapes = {name: weight.shape for name, weight in policy.base.state_dict().items()}
-    assert shapes == {name: weight.shape for name, weight in grown.state_dict().items()}
+    assert shapes == {name: weight.shape for name, weight in wider.state_dict().items()}
     assert policy.tokenizer.get_vocab() == tokenizer.get_vocab()
     assert sum(path.stat().st_size for path in SHIPPED["embedded-gqa"].iterdir()) < 3_000_000
-    assert json.loads((SHIPPED["embedded-gqa"] / "recipe.json").read_text()) == {"seed": 0, **GQA._asdict()}
+    noted = json.loads((SHIPPED["embedded-gqa"] / "recipe.json").read_text())
+    assert noted == {"seed": 0, **second_pretraining.GQA._asdict()}

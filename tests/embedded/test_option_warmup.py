@@ -7,7 +7,7 @@ import torch
 
 from labkit.chain.anchors import option_letter, parse
 from labkit.embedded.clips import ACTIONS
-from labkit.embedded.model import GQA_WORDS, build_tokenizer, extend_vocabulary
+from labkit.embedded.model import GQA_WORDS, add_option_words, build_tokenizer
 from labkit.embedded.option_warmup import LONG, SHORT, OptionWarmup, draw_warmup, letters
 from labkit.policy.model import load_policy
 
@@ -41,7 +41,7 @@ def test_a_long_warmup_text_says_the_same_in_a_targets_words():
 def test_a_model_chooses_by_chance_at_first_and_learns_from_the_warmup():
     model = load_policy("embedded", device="cpu").model
     warmup, texts = (
-        OptionWarmup(model, extend_vocabulary(model)),
+        OptionWarmup(model, add_option_words(model)),
         [draw_warmup(np.random.default_rng(n)) for n in range(4)],
     )
     before = {name: weight.clone() for name, weight in model.model.visual.state_dict().items()}
@@ -61,7 +61,7 @@ def test_a_model_chooses_by_chance_at_first_and_learns_from_the_warmup():
 
 def test_a_closed_warmup_removes_its_hook():
     model = load_policy("embedded", device="cpu").model
-    warmup = OptionWarmup(model, extend_vocabulary(model))
+    warmup = OptionWarmup(model, add_option_words(model))
     warmup.close()
     with pytest.raises(KeyError):
         warmup.loss([draw_warmup(np.random.default_rng(0))])

@@ -180,9 +180,9 @@ def test_words_speak_of_the_thing_named_last_in_the_scene_of_the_last_anchor():
     assert not words["color"][0].true and not words["shape"][0].true, "no such thing is shown"
 
 
-def test_the_second_edition_has_no_questions_with_options(tmp_path):
-    with pytest.raises(LabError, match="edition 2 of the embedded world has no questions of task gqa; take edition 1"):
-        write_world(tmp_path, 1, 1, 1, task="gqa")
+def test_what_no_edition_has_is_refused(tmp_path):
+    with pytest.raises(LabError, match="edition 1 of the embedded world has no questions of task gqa; take edition 2"):
+        write_world(tmp_path, 1, 1, 1, task="gqa", edition=1)
     with pytest.raises(LabError, match="edition is 3"):
         write_world(tmp_path, 1, 1, 1, edition=3)
 

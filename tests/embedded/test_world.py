@@ -13,10 +13,9 @@ from labkit.embedded.first_edition import (
     Scene,
     grounding_query,
     make_scene,
-    option_question,
     render_frames,
-    scene_moments,
 )
+from labkit.embedded.second_edition import asked_query, clip_moments, make_film, option_question, queries
 from labkit.embedded.world import SPLITS, clip_seed, moments_file, write_world
 from labkit.errors import LabError
 
@@ -126,38 +125,59 @@ def test_a_killed_writer_is_finished_by_the_same_call(tmp_path):
 # --- questions with options
 
 
-def test_exactly_one_option_is_something_that_the_thing_ever_does():
+def test_the_options_are_one_thing_that_is_done_there_and_three_that_are_not():
+    elsewhere = 0
     for seed in range(300):
-        for thing in make_scene(seed).things:
-            for event in thing.events:
-                asked = option_question(thing, event, np.random.default_rng(seed))
-                done = {ACTIONS[each.action][0] for each in thing.events}
-                assert asked.text == f"what does the {thing.color} {thing.shape} do?"
-                assert len(set(asked.options)) == 4
-                assert [option in done for option in asked.options] == [n == asked.choice for n in range(4)]
-                assert asked.options[asked.choice] == ACTIONS[event.action][0]
+        film = make_film(seed)
+        for query in queries(film):
+            asked = option_question(film, query, np.random.default_rng(seed))
+            things = [
+                (scene, thing) for scene in film.scenes for thing in scene.things if thing.name == query.thing.name
+            ]
+            assert (" beside " in asked.text) == (len(things) > 1), "one that is in several scenes needs a clue"
+            here = {
+                ACTIONS[each.action][0] for scene, thing in things if scene is query.scene for each in thing.events
+            }
+            others = {ACTIONS[each.action][0] for _, thing in things for each in thing.events} - here
+            assert len(set(asked.options)) == 4
+            assert [option in here for option in asked.options] == [n == asked.choice for n in range(4)]
+            assert asked.options[asked.choice] == ACTIONS[query.event.action][0]
+            assert len(others & set(asked.options)) == min(3, len(others)), (
+                "who looks in another scene finds an option there"
+            )
+            elsewhere += bool(others)
+    assert elsewhere > 300
+
+
+def test_a_clue_names_a_thing_that_is_in_one_scene_alone():
+    for seed in range(100):
+        film = make_film(seed)
+        for query in queries(film):
+            text = option_question(film, query, np.random.default_rng(0)).text
+            if " beside " in text:
+                clue = text.split(" beside ")[1].rstrip("?")
+                assert [scene for scene in film.scenes if clue in scene.names] == [query.scene]
 
 
 def test_the_right_option_stands_in_all_places_alike():
-    moments = [m for seed in range(400) for m in scene_moments(make_scene(seed), Path(f"/{seed}.mp4"), "gqa")]
+    moments = [m for seed in range(400) for m in clip_moments(make_film(seed), Path(f"/{seed}.mp4"), "gqa")]
     shares = np.bincount([moment.choice for moment in moments], minlength=4) / len(moments)
-    # 1,500 questions: one standard deviation is 0.011.
+    # 1,600 questions: one standard deviation is 0.011.
     assert np.abs(shares - 0.25).max() < 0.045
 
 
-def test_no_two_questions_of_a_clip_are_alike_and_each_shows_its_event():
-    for seed in range(200):
-        scene = make_scene(seed)
-        moments = scene_moments(scene, Path("/clip.mp4"), "gqa")
-        assert len({(m.query, m.options) for m in moments}) == len(moments)
-        spans = [(event.start, event.end) for thing in scene.things for event in thing.events]
-        assert [(m.windows[0].start, m.windows[0].end) for m in moments] == spans
+def test_each_question_shows_its_event_and_is_known_again():
+    for seed in range(100):
+        film = make_film(seed)
+        moments = clip_moments(film, Path(f"/test-00000-{seed}.mp4"), "gqa")
+        assert [m.windows for m in moments] == [(query.window,) for query in queries(film)]
+        assert [asked_query(moment) for moment in moments] == [(film, query) for query in queries(film)]
 
 
 def test_both_tasks_share_the_clips_and_stand_in_files_of_their_own(tmp_path):
-    grounding = write_world(tmp_path, 2, 1, 1, edition=1)
+    grounding = write_world(tmp_path, 2, 1, 1)
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.rglob("*.*")}
-    gqa = write_world(tmp_path, 2, 1, 1, task="gqa", edition=1)
+    gqa = write_world(tmp_path, 2, 1, 1, task="gqa")
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before} == before
     assert {path.name for path in tmp_path.glob("*.jsonl")} == {
         "train.jsonl", "validation.jsonl", "test.jsonl", "train-gqa.jsonl", "validation-gqa.jsonl", "test-gqa.jsonl",

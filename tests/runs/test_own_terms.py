@@ -149,7 +149,7 @@ def doctors_errors(params: Params) -> list[str]:
 
 def test_a_prompt_with_options_is_for_moments_with_options(project):
     assert doctors_errors(DEFAULTS.replace(prompt="{query} {options}"))[0].endswith("take {options} out of it")
-    gqa = DEFAULTS.replace(task="gqa", data="world", model="embedded-gqa")
+    gqa = DEFAULTS.replace(task="gqa", model="embedded-gqa")
     assert doctors_errors(gqa.replace(prompt="{query} {options}")) == []
     assert doctors_errors(gqa.replace(prompt="When does {query} happen?"))[0].endswith("write {options} into it")
 

@@ -86,7 +86,7 @@ def test_a_run_older_than_a_parameter_had_its_default(project):
     path = Run.open(DEFAULTS).path / "params.yaml"
     path.write_text(path.read_text().replace("\ntask: grounding\n", "\n"))
     assert Run.open(DEFAULTS).path == path.parent
-    message = refusal(DEFAULTS.replace(task="gqa", data="world", model="embedded-gqa"))
+    message = refusal(DEFAULTS.replace(task="gqa", model="embedded-gqa"))
     assert "task: there absent, here gqa" in message
 
 

@@ -27,7 +27,7 @@ ASKED = Moment("a", "/v.mp4", "what opens?", (TRUTH,), 60.0, options=("a door", 
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory):
-    return write_world(tmp_path_factory.mktemp("questions"), 3, 1, 1, task="gqa", edition=1)["train"]
+    return write_world(tmp_path_factory.mktemp("questions"), 3, 1, 1, task="gqa")["train"]
 
 
 @pytest.fixture
