@@ -26,8 +26,10 @@ class Noise(NamedTuple):
     """Standard deviation of what is then added to either end of each span."""
 
 
-def direct_lesson(film: Film, query: Query, rng: np.random.Generator, noise: Noise, one_look: bool = True) -> str:
-    """A thought without anchors, and the answer.
+def direct_lesson(
+    film: Film, query: Query, rng: np.random.Generator, noise: Noise, one_look: bool = True, says_action: bool = False
+) -> str:
+    """A thought without anchors, and the answer; `says_action` where the question asks what the thing does.
 
     With `one_look` the answer is what one look gives: any of the film's events of that thing and kind. Where the query takes one look
     it has only one.
@@ -42,11 +44,11 @@ def direct_lesson(film: Film, query: Query, rng: np.random.Generator, noise: Noi
             if thing.name == query.thing.name and other.action == event.action
         ]
         event = same[int(rng.integers(len(same)))]
-    return f"<think> {_opening(query, rng)} </think> {_answer(event, rng, noise)}"
+    return f"<think> {_opening(query, rng, says_action)} </think> {_answer(event, rng, noise)}"
 
 
-def chain_lesson(film: Film, query: Query, rng: np.random.Generator, noise: Noise) -> str:
-    """A thought with one to three anchors from coarse to fine, and the answer."""
+def chain_lesson(film: Film, query: Query, rng: np.random.Generator, noise: Noise, says_action: bool = False) -> str:
+    """A thought with one to three anchors from coarse to fine, and the answer; `says_action` as in `direct_lesson`."""
     anchors = int(rng.choice([1, 2, 3], p=[0.15, 0.65, 0.2]))
     near = _around(query, rng, 0.5, 2.0), _near_words(query, rng)
     steps = [(_scene_span(query, rng, noise), _scene_words(film, query, rng)), near]
@@ -59,13 +61,17 @@ def chain_lesson(film: Film, query: Query, rng: np.random.Generator, noise: Nois
     said = "".join(
         f" {lead} <timestamp> {start:.1f} to {end:.1f} </timestamp>{reason}." for (start, end), (lead, reason) in steps
     )
-    return f"<think> {_opening(query, rng)}{said} </think> {_answer(query.event, rng, noise)}"
+    return f"<think> {_opening(query, rng, says_action)}{said} </think> {_answer(query.event, rng, noise)}"
 
 
-def _opening(query: Query, rng: np.random.Generator) -> str:
+def _opening(query: Query, rng: np.random.Generator, says_action: bool) -> str:
     """A first sentence about the asked thing, of what can be seen at one look."""
     thing, place = query.thing, PLACES[query.thing.quadrant]
     beside = f" beside {query.clue.name}" if query.clue else ""
+    if says_action:
+        return (f"look at {thing.name}. it {query.event.action}.", f"{thing.name} {query.event.action}.")[
+            int(rng.integers(2))
+        ]
     return (
         f"look at {thing.name}.",
         f"look at {thing.name}{beside}.",

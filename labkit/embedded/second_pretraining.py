@@ -91,7 +91,7 @@ class Recipe(NamedTuple):
     """How much the letter of the right option counts, besides being one word of many."""
 
 
-GQA = Recipe(vision_steps=0, clean_steps=400, rate=1e-3, warmup_steps=500, warmup_batch=24, choice_weight=1.0)
+GQA = Recipe(vision_steps=0, clean_steps=500, rate=1e-3, warmup_steps=500, warmup_batch=24, choice_weight=1.0)
 """How the base with a larger vocabulary is trained on questions with options; it made the weights that ship."""
 
 
@@ -228,7 +228,7 @@ def train_text(
         texts = [
             text + option
             for (number, query), (_, option) in zip(chosen, asked_texts, strict=True)
-            for text in _two_lessons(films[number], query, rng, recipe, step)
+            for text in _two_lessons(films[number], query, rng, recipe, step, task)
         ]
         rows = [
             torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id])
@@ -293,18 +293,17 @@ def _balanced(film: Film, rng: np.random.Generator) -> list[Query]:
     return [kind[int(at)] for kind, most in kinds for at in rng.permutation(len(kind))[:most]]
 
 
-def _two_lessons(film: Film, query: Query, rng: np.random.Generator, recipe: Recipe, step: int) -> list[str]:
+def _two_lessons(
+    film: Film, query: Query, rng: np.random.Generator, recipe: Recipe, step: int, task: Task
+) -> list[str]:
     """Both forms, clean; in the rough steps two rough ones, of which few have anchors."""
-    if step < recipe.clean_steps:
-        clean = lessons.Noise()
-        direct = lessons.direct_lesson(film, query, rng, clean, recipe.one_look)
-        return [direct, lessons.chain_lesson(film, query, rng, clean)]
-    rough = lessons.Noise(recipe.widen, recipe.jitter)
-    forms = [rng.random() < recipe.anchor_share for _ in range(2)]
+    clean, says_action = step < recipe.clean_steps, task == "gqa"
+    noise = lessons.Noise() if clean else lessons.Noise(recipe.widen, recipe.jitter)
+    forms = [False, True] if clean else [rng.random() < recipe.anchor_share for _ in range(2)]
     return [
-        lessons.chain_lesson(film, query, rng, rough)
+        lessons.chain_lesson(film, query, rng, noise, says_action)
         if anchors
-        else lessons.direct_lesson(film, query, rng, rough, recipe.one_look)
+        else lessons.direct_lesson(film, query, rng, noise, recipe.one_look, says_action)
         for anchors in forms
     ]
 
