@@ -110,7 +110,7 @@ def test_a_harvest_reads_options(answerer, asked, questions, tmp_path):
 
 
 def test_an_evaluation_says_how_often_the_right_option_was_chosen(answerer, asked, questions):
-    found = evaluate(answerer, asked, questions, max_new_tokens=48)
+    found = evaluate(answerer, asked, questions, max_new_tokens=64)
     chains = [parse(rollout.text, finished=rollout.finished, options=4) for rollout in found.rollouts]
     assert [rollout.status for rollout in found.rollouts] == [chain.status for chain in chains]
     windows, choices = [m.windows for m in questions], [m.choice for m in questions]
