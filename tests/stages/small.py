@@ -37,8 +37,8 @@ def unchecked(**changes: Any) -> Params:
     return DEFAULTS.model_copy(update=changes)
 
 
-def source(policy: Policy, moments: Sequence[Moment], frames: Path) -> PromptSource:
-    sampling = FrameSampling(1.0, 16, 3136, 3136)
+def source(policy: Policy, moments: Sequence[Moment], frames: Path, max_frames: int = 16) -> PromptSource:
+    sampling = FrameSampling(1.0, max_frames, 3136, 3136)
     return PromptSource(policy, moments, template="query", sampling=sampling, cache=FrameCache(frames))
 
 

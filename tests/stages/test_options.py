@@ -37,7 +37,7 @@ def answerer():
 
 @pytest.fixture
 def asked(answerer, questions, tmp_path_factory):
-    return small.source(answerer, questions, tmp_path_factory.getbasetemp() / "frames")
+    return small.source(answerer, questions, tmp_path_factory.getbasetemp() / "frames", max_frames=24)
 
 
 def sampled(moment: Moment, option: int | None, sample: int = 0):
