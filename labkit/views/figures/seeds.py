@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from labkit.runs.compare import MANY, Comparison, RunsOfOneTest
 from labkit.runs.results import MODELS
+from labkit.runs.setting_tables import COMPARED, WORDS
 from labkit.runs.settings import Setting
-from labkit.scoring.bootstrap import Interval
 from labkit.views.figures import style
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-_FIGURES = {"miou": "mIoU", "r1@0.5": "R1@0.5", "r1@0.7": "R1@0.7", "anchor_rate": "anchors", "strict_share": "strict"}
 _ROW = 26
 _FIRST = style.Look(style.TEXT, "diamond", "solid")
 _SIDES = {
@@ -39,7 +37,7 @@ def over_seeds(comparison: Comparison | None, decoding: str = "greedy", *, words
     test = comparison.tests[0]
     first = test.settings[0]
     title = f"True words beside each other, {decoding}" if words else "Runs beside each other, over their seeds"
-    shown = {name: each for name, each in test.figures.items() if name.startswith("true_")} if words else _FIGURES
+    shown = {name: test.figures[name] for name in WORDS if name in test.figures} if words else COMPARED
     many = len(test.settings) > MANY
     if not shown:
         return None
@@ -61,36 +59,31 @@ def over_seeds(comparison: Comparison | None, decoding: str = "greedy", *, words
     for figure, (row, col) in zip(shown, places, strict=True):
         ends: list[float] = []
         for place, (model, setting) in enumerate(rows):
-            known = [
-                (run, 100 * value)
-                for run in setting.runs
-                if (value := run.figures(model, decoding).get(figure)) is not None and math.isfinite(value)
-            ]
-            spread = setting.spread(model, decoding, figure)
-            if spread is None:
+            known = {seed: 100 * value for seed, value in setting.values(model, decoding, figure).items()}
+            if (spread := setting.spread(model, decoding, figure)) is None:
                 continue
             gap = setting.less(first, model, decoding, figure) if many and setting is not first else None
             look = looks[f"setting {setting.label}"]
             if many:
                 look = _FIRST if setting is first else _SIDES[gap.side if gap else 0]
             fig.add_scatter(
-                x=[value for _, value in known], y=[place + 0.2] * len(known), mode="markers", showlegend=False,
-                marker={"size": 5, "color": style.rgba(look.color, 0.55)}, customdata=[style.plain(run.name, 40) for run, _ in known],
+                x=list(known.values()), y=[place + 0.2] * len(known), mode="markers", showlegend=False,
+                marker={"size": 5, "color": style.rgba(look.color, 0.55)},
+                customdata=[style.plain(setting.by_seed[seed].name, 40) for seed in known],
                 hovertemplate=f"%{{customdata}}, {names[place]}: %{{x:.1f}} %<extra></extra>", row=row, col=col,
             )  # fmt: skip
             low, high = (100 * bound for bound in spread.interval)
-            sure = math.isfinite(low)
-            ends += [low, high] if sure else []
-            ends += [value for _, value in known]
-            between = f"<br>95 % interval {low:.1f} to {high:.1f}, sd {100 * spread.sd:.1f}" if sure else ""
+            ends += [low, high] if spread.varies else []
+            ends += known.values()
+            between = f"<br>95 % interval {low:.1f} to {high:.1f}, sd {100 * spread.sd:.1f}" if spread.varies else ""
             if gap:
                 between += f"<br>{100 * gap.mean:+.1f} against {style.plain(first.label, 30)}, paired by seed"
-                between += _interval_text(gap.interval)
+                between += f" ({100 * gap.interval.low:+.1f} to {100 * gap.interval.high:+.1f})" if gap.varies else ""
             mean = 100 * spread.mean
             fig.add_scatter(
                 x=[mean], y=[place - 0.1], mode="markers", showlegend=False,
                 marker={"symbol": look.symbol, "size": 9, "color": look.color, "line": {"width": 1.5, "color": look.color}},
-                error_x={"type": "data", "array": [high - mean], "thickness": 1.6, "width": 3} if sure else None,
+                error_x={"type": "data", "array": [high - mean], "thickness": 1.6, "width": 3} if spread.varies else None,
                 hovertemplate=f"{names[place]}, mean of {style.count(spread.n, 'seed')}: %{{x:.1f}} %{between}<extra></extra>",
                 row=row, col=col,
             )  # fmt: skip
@@ -117,14 +110,10 @@ def _row_name(model: str, setting: Setting, test: RunsOfOneTest) -> str:
     return f"{title} {label}" if len(test.settings) > 1 else title
 
 
-def _interval_text(interval: Interval) -> str:
-    return "" if math.isnan(interval.low) else f" ({100 * interval.low:+.1f} to {100 * interval.high:+.1f})"
-
-
 def _caption(comparison: Comparison, test: RunsOfOneTest, many: bool, drawn: bool) -> str:
     apart = [run.name for other in comparison.tests[1:] for run in other.runs]
     other = f" On other test data, so not here: {', '.join(style.plain(name, 30) for name in apart)}." if apart else ""
-    said = "Percent. Dots: single seeds; marks: their mean, with Student's 95 % interval for other seeds where there are several. "
+    said = "Percent. Dots: single seeds; marks: their mean, with Student's 95 % interval for other seeds where some differ. "
     if many:
         first = style.plain(test.settings[0].label, 30)
         if not drawn:
