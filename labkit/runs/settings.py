@@ -89,12 +89,12 @@ class Setting:
 
     def spread(self, model: str, decoding: str, figure: str) -> Spread | None:
         """A figure over the seeds whose runs have it; None where none has."""
-        found = list(self.values(model, decoding, figure).values())
+        found = list(self.figure_by_seed(model, decoding, figure).values())
         return spread_over_seeds(found) if found else None
 
     def less(self, other: Setting, model: str, decoding: str, figure: str) -> Spread | None:
         """A figure less the other setting's, seed by seed, over the seeds that both have; None where there is none."""
-        ours, theirs = (each.values(model, decoding, figure) for each in (self, other))
+        ours, theirs = (each.figure_by_seed(model, decoding, figure) for each in (self, other))
         gaps = [value - theirs[seed] for seed, value in ours.items() if seed in theirs]
         return spread_over_seeds(gaps) if gaps else None
 
@@ -104,7 +104,7 @@ class Setting:
         values = [float(value) for value in found if value is not None]
         return spread_over_seeds(values) if values else None
 
-    def values(self, model: str, decoding: str, figure: str) -> dict[int, float]:
+    def figure_by_seed(self, model: str, decoding: str, figure: str) -> dict[int, float]:
         """A figure by seed, where a run has it."""
         found = {run.seed: run.figures(model, decoding).get(figure) for run in self.runs}
         return {seed: float(value) for seed, value in found.items() if value is not None and math.isfinite(value)}

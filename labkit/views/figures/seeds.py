@@ -59,7 +59,7 @@ def over_seeds(comparison: Comparison | None, decoding: str = "greedy", *, words
     for figure, (row, col) in zip(shown, places, strict=True):
         ends: list[float] = []
         for place, (model, setting) in enumerate(rows):
-            known = {seed: 100 * value for seed, value in setting.values(model, decoding, figure).items()}
+            known = {seed: 100 * value for seed, value in setting.figure_by_seed(model, decoding, figure).items()}
             if (spread := setting.spread(model, decoding, figure)) is None:
                 continue
             gap = setting.less(first, model, decoding, figure) if many and setting is not first else None
