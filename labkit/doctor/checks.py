@@ -15,7 +15,7 @@ from typing import Any
 
 from labkit.data.moments import Moment
 from labkit.data.video.probe import VideoCheck
-from labkit.doctor.dataset import SPLITS, DataReport, VisionShape, clip_cost, inspect_folder
+from labkit.doctor.dataset import SPLITS, DataReport, clip_cost, inspect_folder
 from labkit.doctor.environment import (
     Model,
     find_machine,
@@ -34,6 +34,7 @@ from labkit.errors import LabError
 from labkit.files import project_root, under
 from labkit.param_fields import WORLDS
 from labkit.params import Params, read_params, read_yaml
+from labkit.policy.families import Geometry
 from labkit.policy.prompts import require_fit
 from labkit.progress import Progress
 from labkit.runs.own_terms import OwnTerms, load_own_terms, try_own_terms, with_cells
@@ -72,7 +73,7 @@ def examine(
         harvester, findings = find_model(other, root)
         kind = "harvester" if params.harvester else "grpo_model"
         report.findings += [each._replace(kind=kind) for each in findings]
-    vision = VisionShape(model.shape.patch, model.shape.merge, model.shape.temporal) if model else VisionShape()
+    vision = model.shape.geometry if model else Geometry()
     data = _inspect(params, root, vision, quick, on_video)
     report.findings += data.findings
     report.tables.append(data.table())
@@ -182,7 +183,7 @@ def _run_findings(params: Params, own: OwnTerms | None, root: Path) -> list[Find
 
 
 def _inspect(
-    params: Params, root: Path, vision: VisionShape, quick: bool, on_video: Callable[[int, int], None] | None
+    params: Params, root: Path, vision: Geometry, quick: bool, on_video: Callable[[int, int], None] | None
 ) -> DataReport:
     if params.data in WORLDS:
         data = _inspect_world(params, vision)
@@ -201,7 +202,7 @@ def _inspect(
     return data
 
 
-def _inspect_world(params: Params, vision: VisionShape) -> DataReport:
+def _inspect_world(params: Params, vision: Geometry) -> DataReport:
     """The embedded world without writing it: its scenes follow from their seeds."""
     from labkit.embedded.clips import SIDE
     from labkit.embedded.world import draw_moments, find_edition

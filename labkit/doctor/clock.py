@@ -35,6 +35,7 @@ WRONG = 0.1
 PUBLISHED = {"tokens_per_second": 2, "temporal_patch_size": 2}
 """Of the published Qwen2.5-VL and Qwen3-VL, where a family is given by its name."""
 _TEXT = re.compile(r"<(\d+\.\d) seconds>")
+_WHOLE = re.compile(r"Frame from (\d+):(\d+):")
 _ROUNDING = 0.05
 
 
@@ -109,7 +110,7 @@ class ClockAudit:
         """What the figures mean."""
         ways = dict.fromkeys(f"{row.way}: {row.note}" for row in self.rows if row.note)
         how = f"Seconds. A time is wrong that lies more than {WRONG} s outside those in which its frame is on screen, beyond what is "
-        return [how + "written: tenths in text, whole positions in Qwen2.5-VL.", *ways]
+        return [how + "written: tenths in text, whole seconds in SmolVLM2's, whole positions in Qwen2.5-VL.", *ways]
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, as JSON can hold it."""
@@ -169,8 +170,13 @@ def audit_clock(video: str | Path, params: Params, model: str | None, root: Path
 
 def told_seconds(family: Family, vision: Any, middles: Sequence[float], seconds: float) -> Times | None:
     """The seconds that a family's text, or else its positions, tell of patches; None of a family that is told none."""
-    if found := _TEXT.findall(family.render_video_tokens(middles, 1)):
+    text = family.render_video(middles, 1, 0.0)
+    if found := _TEXT.findall(text):
         return np.array(found, np.float64)
+    if found := _WHOLE.findall(text):
+        return np.array([60 * int(minute) + int(second) for minute, second in found], np.float64)
+    if family.temporal_positions is None:
+        return None
     now, slower = (family.temporal_positions(vision, len(middles), scale * seconds) for scale in (1, 2))
     return None if now == slower else np.array(now[0]) / vision.tokens_per_second
 
@@ -189,7 +195,10 @@ def _models(model: str | None, root: Path) -> dict[str, Any]:
         found = {
             config["model_type"]: {**PUBLISHED, "tokens_per_second": 4, **config["vision_config"]}
         }  # transformers' default
-    visions = {kind: SimpleNamespace(**vision) for kind, vision in found.items()}
+    visions = {
+        kind: SimpleNamespace(**vision | ({"temporal_patch_size": 1} if FAMILIES[kind].frames_as_images else {}))
+        for kind, vision in found.items()
+    }
     clocked = {
         kind: vision
         for kind, vision in visions.items()
@@ -198,7 +207,7 @@ def _models(model: str | None, root: Path) -> dict[str, Any]:
     if not clocked:
         title = FAMILIES[next(iter(visions))].title
         raise LabError(
-            f"model {model!r} is a {title}, which is told no seconds: its positions count patches; give another model"
+            f"model {model!r} is a {title}, which is told no seconds: it counts its frames; give another model"
         )
     return clocked
 
@@ -215,7 +224,8 @@ def _by_labkit(family: Family, vision: Any, clock: FrameClock, params: Params) -
 
 
 def _writes_times(family: Family) -> bool:
-    return bool(_TEXT.search(family.render_video_tokens([0.5], 1)))
+    text = family.render_video([0.5], 1, 0.0)
+    return bool(_TEXT.search(text) or _WHOLE.search(text))
 
 
 def _row(
@@ -227,5 +237,8 @@ def _row(
     patches = pad(numbers, temporal).reshape(-1, temporal).astype(int)
     of = patches[:, [0, -1]] if as_text else patches[:, :1]
     shown = np.stack([starts[of].mean(1), ends[of].mean(1)], 1)
-    slack = (_ROUNDING, _ROUNDING) if as_text else (0.0, 1 / vision.tokens_per_second)
+    if _WHOLE.search(family.render_video([0.5], 1, 0.0)):
+        slack = (0.0, 1.0)
+    else:
+        slack = (_ROUNDING, _ROUNDING) if as_text else (0.0, 1 / vision.tokens_per_second)
     return ToldClock(family.title, way, by, note, len(numbers), shown, told, *slack)

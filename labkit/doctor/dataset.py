@@ -16,6 +16,7 @@ from labkit.data.video.probe import CLOCK_RESET, VideoCheck, check_videos, stat_
 from labkit.data.video_index import SUFFIXES
 from labkit.doctor.findings import Finding
 from labkit.params import Params
+from labkit.policy.families import Geometry
 from labkit.table import Table
 
 SPLITS = ("train", "validation", "test")
@@ -34,14 +35,6 @@ _NEXT_STEPS = {
     "crashed": ("kills the process that opens it", "replace the file, or convert it to H.264 mp4"),
 }
 _KINDS = {"missing": "missing video", "empty": "empty video", "truncated": "truncated video"}
-
-
-class VisionShape(NamedTuple):
-    """Patch size in pixels, patches and frames of a token; by default Qwen2.5-VL's."""
-
-    patch: int = 14
-    merge: int = 2
-    temporal: int = 2
 
 
 class ClipCost(NamedTuple):
@@ -85,7 +78,7 @@ class DataReport:
 
 
 def inspect_folder(
-    folder: Path, params: Params, vision: VisionShape, *, quick: bool, cache: Path,
+    folder: Path, params: Params, vision: Geometry, *, quick: bool, cache: Path,
     on_video: Callable[[int, int], None] | None = None,
 ) -> DataReport:  # fmt: skip
     """Read every row and open every video (with `quick`: look for every video) of a data folder."""
@@ -226,14 +219,16 @@ def same_names(paths: Sequence[str]) -> list[Finding]:
     ]
 
 
-def clip_cost(duration: float, check: VideoCheck, params: Params, vision: VisionShape) -> ClipCost:
+def clip_cost(duration: float, check: VideoCheck, params: Params, vision: Geometry) -> ClipCost:
     """Frames and tokens of one clip; of a video that was not opened, as large as `max_pixels` allows.
 
-    >>> cost = clip_cost(16.0, VideoCheck("ok", width=112, height=112), Params(), VisionShape())
+    Raises LabError where the model reads frames of one size alone, and the pixel budget is another.
+
+    >>> cost = clip_cost(16.0, VideoCheck("ok", width=112, height=112), Params(), Geometry())
     >>> cost.frames, cost.fps, cost.size, cost.tokens
     (32, 2.0, (56, 56), 64)
     """
-    from labkit.policy.inputs import smart_resize
+    from labkit.policy.inputs import frame_size
     from labkit.runs.workbench import frame_sampling
 
     times = sample_times(duration, params.fps, params.max_frames, vision.temporal)
@@ -242,7 +237,7 @@ def clip_cost(duration: float, check: VideoCheck, params: Params, vision: Vision
     if not check.width:
         grow = (params.max_pixels / (height * width)) ** 0.5
         height, width = max(1, round(height * grow)), max(1, round(width * grow))
-    size = smart_resize(height, width, factor, params.min_pixels, frame_sampling(params).pixels(len(times)))
+    size = frame_size("the model", vision, height, width, frame_sampling(params), len(times))
     frames = -(-len(times) // vision.temporal) * vision.temporal
     tokens = frames // vision.temporal * (size[0] // factor) * (size[1] // factor)
     step = float(times[1] - times[0]) if len(times) > 1 else 1 / params.fps

@@ -207,6 +207,7 @@ def find_model(name: str, root: Path) -> tuple[Model | None, list[Finding]]:
         missing_weights,
         summarize_names,
     )
+    from labkit.policy.processors import require_image_text
 
     subject = f"model {name}"
     folder = SHIPPED.get(name) or under(root, name)
@@ -239,11 +240,10 @@ def find_model(name: str, root: Path) -> tuple[Model | None, list[Finding]]:
             folder = Path(base) if Path(base).is_dir() else cached_folder(base) or folder / base
         family = read_json(folder / "config.json").get("model_type")
         if family not in FAMILIES:
-            message = f"is of the family {family!r}, which labkit does not read"
-            return None, [
-                *findings,
-                Finding("error", "model", subject, message, f"choose one of {', '.join(FAMILIES)}"),
-            ]
+            require_image_text(family, name)
+            message = f"is of the family {family!r}, which is read by the plain path: nothing is shared, and its cost is not estimated"
+            step = f"for shared prefixes take one of {', '.join(FAMILIES)}"
+            return None, [*findings, Finding("warning", "model", subject, message, step)]
         return Model(folder, read_model_shape(folder), rank, _tokenizer(own), not missing_weights(folder)), findings
     except LabError as error:
         return None, [*findings, Finding("error", "model", subject + ":", str(error))]
@@ -265,9 +265,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
+    from labkit.policy.model import tokenizer_class
 
-    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    return tokenizer_class(folder).from_pretrained(str(folder), local_files_only=True)
 
 
 def _installed(package: str) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 
 from labkit.data.moments import Moment
-from labkit.doctor.dataset import DataReport, VisionShape
+from labkit.doctor.dataset import DataReport
 from labkit.doctor.environment import Machine, Model, target_machine
 from labkit.doctor.findings import DoctorReport, Finding, size_text
 from labkit.doctor.memory import OTHER_PROCESSES, stage_memory
@@ -33,6 +33,7 @@ from labkit.errors import LabError
 from labkit.files import under
 from labkit.param_fields import WORLDS
 from labkit.params import Params
+from labkit.policy.families import Geometry
 from labkit.progress import duration
 from labkit.runs.run import skipped_stages
 from labkit.table import Table
@@ -124,7 +125,7 @@ def _find_throughput(
     """Throughput of a model on this machine, with decoding of its clips."""
     from labkit.policy.model import load_policy
 
-    vision = VisionShape(model.shape.patch, model.shape.merge, model.shape.temporal)
+    vision = model.shape.geometry
     if not model.has_weights or model.shape.text_parameters + model.shape.vision_parameters > MAX_MEASURED_PARAMETERS:
         throughput = estimate_throughput(model.shape, params, machine.device)
     else:
@@ -149,7 +150,7 @@ def _find_throughput(
     return throughput._replace(reading=reading, writing=writing)
 
 
-def _decode_seconds(params: Params, moments: Sequence[Moment], vision: VisionShape) -> float:
+def _decode_seconds(params: Params, moments: Sequence[Moment], vision: Geometry) -> float:
     """Seconds of decoding one clip, on average over up to three; wall time, since another process does it."""
     from labkit.data.video.frames import probe, read_frames, sample_times
 

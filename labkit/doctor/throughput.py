@@ -73,10 +73,11 @@ def measure_throughput(policy: Policy, params: Params, workload: Workload, grid:
 
 
 def _measure_throughput(policy: Policy, p: Params, workload: Workload, grid: tuple[int, int, int]) -> Throughput:
+    import numpy as np
     import torch
 
     from labkit.policy.generate import generate
-    from labkit.policy.inputs import ClipPatches, encode_clip
+    from labkit.policy.inputs import ClipPatches, encode_clip, frames_to_patches
     from labkit.policy.packed_logprobs import pack_shared_prefix
 
     model, without_eos = policy.model, _without_eos(policy)
@@ -119,8 +120,9 @@ def _measure_throughput(policy: Policy, p: Params, workload: Workload, grid: tup
         timed(optimizer_step),
         timed(forward_only) / packed_tokens,
     )
-    temporal, patch = policy.base.config.vision_config.temporal_patch_size, policy.base.config.vision_config.patch_size
-    pixels = torch.zeros(grid[0] * grid[1] * grid[2], 3 * temporal * patch * patch)
+    patch, _, temporal, _ = policy.geometry
+    frames = np.zeros((grid[0] * temporal, grid[1] * patch, grid[2] * patch, 3), np.uint8)
+    pixels = frames_to_patches(policy, frames)
     vision = timed(lambda: encode_clip(policy, ClipPatches(pixels, grid, 1.0))) / max(1.0, workload.video_tokens)
     return Throughput(
         prefill, max(0.0, few - 2 * row), row, forward, learning, update, vision,
@@ -161,7 +163,7 @@ def estimate_throughput(shape: ModelShape, params: Params, device: str) -> Throu
     learning = forward * (2 if params.lora_rank else 3)
     # Weight, gradient and two moments are read, and all but the gradient written.
     each = 4 if params.lora_rank else bytes_each
-    vision = 2 * shape.vision_parameters * shape.merge**2 / (MATMUL_EFFICIENCY * operations)
+    vision = 2 * shape.vision_parameters * shape.geometry.merge**2 / (MATMUL_EFFICIENCY * operations)
     return Throughput(
         forward, shape.text_parameters * bytes_each / copied, forward, forward, learning, 7 * each * trained / copied, vision,
         f"operations and bytes, at {operations / 1e12:.2f} TFLOP/s of a matrix product and {copied / 1e9:,.0f} GB/s of a copy, both "
@@ -188,10 +190,17 @@ def _prompt(policy: Policy, qid: str, workload: Workload) -> Prompt:
     length, video = max(2, round(workload.prompt_tokens)), round(workload.video_tokens)
     ids = torch.zeros(length, dtype=torch.long)
     ids[-1] = int(policy.tokenizer.eos_token_id)
-    ids[1 : 1 + video] = config.video_token_id
+    ids[1 : 1 + video] = getattr(config, policy.family.video_token)
     shape = policy.family.feature_shape(config)
     features = torch.zeros(video, *shape, dtype=policy.base.dtype, device=policy.device)
-    return Prompt(qid, ids, torch.arange(length).expand(3, -1), (1, 1, video), 1.0, features)
+    return Prompt(
+        qid,
+        ids,
+        torch.arange(length).expand(1 if policy.family.frames_as_images else 3, -1),
+        (1, 1, video),
+        1.0,
+        features,
+    )
 
 
 def _timed(work: Callable[[], Any], device: Any, threads: int) -> float:

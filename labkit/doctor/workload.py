@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 from labkit.errors import LabError
 from labkit.params import Params
+from labkit.policy.families import FAMILIES, Geometry
 from labkit.runs.run import STAGES
 
 ESTIMATED_STAGES = tuple(name.partition("_")[2] for name in STAGES)
@@ -43,9 +45,7 @@ class ModelShape:
     """Width of a head."""
     intermediate: int
     context: int
-    patch: int
-    merge: int
-    temporal: int
+    geometry: Geometry
     text_parameters: int
     vision_parameters: int
     levels: int = 1
@@ -92,25 +92,39 @@ def read_model_shape(folder: Path) -> ModelShape:
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        text = config.get("text_config") or config
-        vision = config["vision_config"]
+        family = FAMILIES.get(config.get("model_type"))
+        if family and family.frames_as_images:  # whose files leave out what is transformers' default
+            import transformers
+
+            made = transformers.AutoConfig.from_pretrained(folder)
+            config, geometry = made.to_dict(), family.geometry(made)
+        else:
+            vision = config["vision_config"]
+            patch = vision.get("patch_size", 16 if "deepstack_visual_indexes" in vision else 14)
+            geometry = Geometry(patch, vision.get("spatial_merge_size", 2), vision.get("temporal_patch_size", 2))
+        text, vision = config.get("text_config") or config, config["vision_config"]
         shape = {
             "vocab": text["vocab_size"], "hidden": text["hidden_size"], "layers": text["num_hidden_layers"],
             "heads": text["num_attention_heads"], "kv_heads": text["num_key_value_heads"],
             "head": text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"],
             "intermediate": text["intermediate_size"], "context": text.get("max_position_embeddings", 32768),
-            "patch": vision.get("patch_size", 16 if "deepstack_visual_indexes" in vision else 14),
-            "merge": vision.get("spatial_merge_size", 2), "temporal": vision.get("temporal_patch_size", 2),
         }  # fmt: skip
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise LabError(f"'{path}' does not describe a Qwen-VL ({error!r}); give a folder that holds one") from None
+        raise LabError(
+            f"'{path}' does not describe a model of a known family ({error!r}); give a folder that holds one"
+        ) from None
     counted = count_parameters(folder)
     if not sum(counted):
         counted = _by_formula(
-            shape, text, vision, bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
+            shape | {"merge": geometry.merge},
+            text,
+            vision,
+            bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
         )
     levels = 1 + len(vision.get("deepstack_visual_indexes", ()))
-    return ModelShape(**shape, text_parameters=counted[0], vision_parameters=counted[1], levels=levels)
+    return ModelShape(
+        **shape, geometry=geometry, text_parameters=counted[0], vision_parameters=counted[1], levels=levels
+    )
 
 
 def count_parameters(folder: Path) -> tuple[int, int]:
@@ -132,8 +146,9 @@ def count_parameters(folder: Path) -> tuple[int, int]:
             MemoryError,
         ) as error:
             raise LabError(f"'{path}' has no readable header ({error!r}); copy or download it again") from None
-        vision += sum(size for name, size in sizes.items() if "visual" in name)
-        text += sum(size for name, size in sizes.items() if "visual" not in name)
+        towers = sum(size for name, size in sizes.items() if re.search("visual|vision_|connector|projector", name))
+        vision += towers
+        text += sum(sizes.values()) - towers
     return text, vision
 
 
@@ -150,6 +165,8 @@ def _by_formula(
         width, wide = vision.get("hidden_size", 1280), vision.get("intermediate_size", 3420)
         matrices = 2 if fed else 3
     merged = width * shape["merge"] ** 2
+    if "num_hidden_layers" in vision:  # frames as images, whose tokens are projected as they are
+        return words, vision["num_hidden_layers"] * width * (4 * width + 2 * wide) + merged * shape["hidden"]
     tower = vision.get("depth", 32) * width * (4 * width + matrices * wide)
     return words, tower + (1 + fed) * merged * (merged + shape["hidden"])
 

@@ -22,6 +22,8 @@ import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from labkit.policy.linear_attention import install_linear_attention
+
 if TYPE_CHECKING:
     import torch
 
@@ -67,12 +69,14 @@ def install_attention(model: Any) -> None:
     from transformers import AttentionInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 
+    install_linear_attention(model)
     if model.config.text_config._attn_implementation != TEXT_ATTENTION:
         AttentionInterface.register(TEXT_ATTENTION, packed_attention)
         AttentionInterface.register(VISION_ATTENTION, window_attention)
         ALL_MASK_ATTENTION_FUNCTIONS.register(TEXT_ATTENTION, sdpa_mask)
         model.config.text_config._attn_implementation = TEXT_ATTENTION
-        model.config.vision_config._attn_implementation = VISION_ATTENTION
+        if hasattr(model.model, "visual"):  # of Qwen's; the others' frames are one batch as they are
+            model.config.vision_config._attn_implementation = VISION_ATTENTION
 
 
 def packed_attention(

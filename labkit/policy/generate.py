@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit.policy.attention import install_attention, no_attention_mask
 from labkit.policy.forbidden_text import ForbiddenText
-from labkit.policy.inputs import Prompt
+from labkit.policy.inputs import Prompt, position_ids
 from labkit.policy.kv_cache import SharedPrefixCache
 from labkit.policy.model import Policy
 from labkit.policy.packed_logprobs import pack_shared_prefix, prompt_token_indices
+from labkit.policy.plain import generate_plainly
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +75,10 @@ def generate(
     policy.model.eval()  # gradient checkpointing refuses a cache in training mode
     try:
         with torch.no_grad():
-            rows = _DecodeLoop(policy, prompts, num, max_new_tokens, temperature, uniforms, forbid).run()
+            if prompts[0].inputs is not None:
+                rows = _without_sharing(policy, prompts, num, max_new_tokens, temperature, uniforms, forbid)
+            else:
+                rows = _DecodeLoop(policy, prompts, num, max_new_tokens, temperature, uniforms, forbid).run()
     finally:
         policy.model.train(training)
     ends = set(policy.eos_ids)
@@ -98,6 +102,66 @@ def _uniforms(seed: int, qid: str, num: int, length: int) -> torch.Tensor:
     return torch.rand(num, length, generator=generator)
 
 
+class _TokenChoice:
+    """Which token each row takes: placeholders, padding and forbidden text never, by the rows' own uniform numbers or the largest."""
+
+    def __init__(
+        self, policy: Policy, rows: Sequence[Prompt], temperature: float, uniforms: torch.Tensor | None, forbid: str
+    ) -> None:
+        import torch
+
+        self.temperature, self.uniforms = temperature, uniforms
+        self.suppressed = torch.tensor(policy.suppress_tokens, device=policy.device)
+        self.forbidden = None
+        if forbid:
+            begun = policy.tokenizer.batch_decode([_begun(prompt) for prompt in rows])
+            self.forbidden = ForbiddenText(policy, forbid, begun)
+
+    def __call__(self, logits: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        """Tokens (A, 1) from logits (A, V), as those number `at` (1,) of their rows."""
+        import torch
+
+        logits = logits.float().index_fill(-1, self.suppressed, -torch.inf)
+        if self.forbidden is not None:
+            logits = self.forbidden.mask(logits)
+        if self.uniforms is None:
+            chosen = logits.argmax(-1, keepdim=True)
+        else:
+            # Inverse transform sampling: the token at which the cumulative distribution passes the row's uniform number;
+            # clamped to the last token that has any mass, since a rounded product may exceed the total.
+            cumulative = (logits / self.temperature).softmax(-1).cumsum(-1)
+            total = cumulative[:, -1:].contiguous()
+            sampled = torch.searchsorted(cumulative, self.uniforms.index_select(1, at) * total, right=True)
+            chosen = torch.minimum(sampled, torch.searchsorted(cumulative, total))
+        if self.forbidden is not None:
+            self.forbidden.follow(chosen)
+        return chosen
+
+    def keep_rows(self, index: torch.Tensor) -> None:
+        """Drop all rows but these."""
+        if self.forbidden is not None:
+            self.forbidden.keep_rows(index)
+        self.uniforms = None if self.uniforms is None else self.uniforms[index]
+
+
+def _without_sharing(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    num: int,
+    length: int,
+    temperature: float,
+    uniforms: torch.Tensor | None,
+    forbid: str,
+) -> list[list[int]]:
+    """As the decode loop's, on the plain path, prompt by prompt."""
+    rows = []
+    for place, prompt in enumerate(prompts):
+        own = None if uniforms is None else uniforms[place * num : (place + 1) * num]
+        choice = _TokenChoice(policy, [prompt] * num, temperature, own, forbid)
+        rows += generate_plainly(policy, prompt, num, length, choice)
+    return rows
+
+
 class _DecodeLoop:
     """The decode loop: active rows, their cache and generated tokens."""
 
@@ -114,13 +178,11 @@ class _DecodeLoop:
         """Prefill, and the first token of each row."""
         import torch
 
-        self.model, self.length, self.temperature, self.uniforms = policy.model, length, temperature, uniforms
-        self.suppressed = torch.tensor(policy.suppress_tokens, device=policy.device)
+        self.model, self.length = policy.model, length
+        self.choice = _TokenChoice(
+            policy, [prompt for prompt in prompts for _ in range(num)], temperature, uniforms, forbid
+        )
         self.ends = torch.tensor(policy.eos_ids, device=policy.device)
-        self.forbidden = None
-        if forbid:
-            begun = policy.tokenizer.batch_decode([_begun(prompt) for prompt in prompts for _ in range(num)])
-            self.forbidden = ForbiddenText(policy, forbid, begun)
         install_attention(policy.base)
         one = torch.ones(len(prompts), 1, dtype=torch.long, device=policy.device)
         packed = pack_shared_prefix(prompts, one, one, [1] * len(prompts))
@@ -172,7 +234,7 @@ class _DecodeLoop:
         out = self.model(
             input_ids=self.tokens.index_select(1, at),
             attention_mask=no_attention_mask(at.device),
-            position_ids=self.last_positions + at + 1,
+            position_ids=position_ids(self.last_positions + at + 1),
             cache=self.cache,
             use_cache=True,
             logits_to_keep=1,
@@ -181,24 +243,9 @@ class _DecodeLoop:
         self._sample_next(out.logits[:, -1])
 
     def _sample_next(self, logits: torch.Tensor) -> None:
-        import torch
-
         at = self.cache.position
-        logits = logits.float().index_fill(-1, self.suppressed, -torch.inf)
-        if self.forbidden is not None:
-            logits = self.forbidden.mask(logits)
-        if self.uniforms is None:
-            chosen = logits.argmax(-1, keepdim=True)
-        else:
-            # Inverse transform sampling: the token at which the cumulative distribution passes the row's uniform number;
-            # clamped to the last token that has any mass, since a rounded product may exceed the total.
-            cumulative = (logits / self.temperature).softmax(-1).cumsum(-1)
-            total = cumulative[:, -1:].contiguous()
-            sampled = torch.searchsorted(cumulative, self.uniforms.index_select(1, at) * total, right=True)
-            chosen = torch.minimum(sampled, torch.searchsorted(cumulative, total))
+        chosen = self.choice(logits, at)
         self.tokens.index_copy_(1, at, chosen)
-        if self.forbidden is not None:
-            self.forbidden.follow(chosen)
         self.finished |= (chosen == self.ends).any(-1)
 
     def _capture_graph(self, width: int) -> Callable[[], Any]:
@@ -222,6 +269,4 @@ class _DecodeLoop:
             index = rest.to(self.tokens.device)
             self.active, self.tokens, self.finished = self.active[rest], self.tokens[index], self.finished[index]
             self.last_positions = self.last_positions[:, index]
-            if self.forbidden is not None:
-                self.forbidden.keep_rows(index)
-            self.uniforms = None if self.uniforms is None else self.uniforms[index]
+            self.choice.keep_rows(index)

@@ -10,6 +10,7 @@ fills t * h * w / 4 tokens.
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,14 +20,17 @@ from labkit.data.moments import Moment
 from labkit.data.video.frames import FrameCache, sample_times
 from labkit.errors import LabError
 from labkit.policy.attention import install_attention
-from labkit.policy.families import PLACEHOLDER, VIDEO_PAD, Family
+from labkit.policy.families import Family, Geometry
 from labkit.policy.model import Policy
+from labkit.policy.processors import processor_inputs
 from labkit.policy.prompts import messages
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
+THOUGHT = "<think>"
+"""What a completion begins with."""
 VISION_CHUNK = 1024
 """Patches that the vision tower encodes at once on a CPU: with more, activations no longer fit the processor's cache."""
 
@@ -39,7 +43,7 @@ class Prompt:
     ids: torch.Tensor
     """(P,) token ids; the video's placeholders carry the model's video token."""
     positions: torch.Tensor
-    """(3, P) rotary positions: time, height, width."""
+    """(3, P) rotary positions: time, height, width; (1, P) of a family whose frames are images."""
     grid: tuple[int, int, int]
     seconds_per_grid: float
     """Seconds between two temporal patches."""
@@ -50,6 +54,8 @@ class Prompt:
     """Tokens up to the video's last one: prompts with that prefix in common may share it; 0 where that is not known."""
     begun: int = 0
     """How many of `ids`, the last ones, are the beginning of the completion: it is gone on with, and its text includes them."""
+    inputs: dict[str, Any] | None = None
+    """What the model's own processor made of the prompt, beside its ids, on the plain path (`labkit.policy.plain`)."""
 
 
 class FrameSampling(NamedTuple):
@@ -125,6 +131,22 @@ def patchify(
     return patches.sub_(mean).div_(std).flatten(1), (t, h, w)
 
 
+def frames_to_patches(policy: Policy, rgb: np.ndarray) -> torch.Tensor:
+    """Input of the vision tower from frames (T, H, W, 3) at model size: patches, or (T, 3, H, W) of a family whose frames are images.
+
+    On the plain path the frames as they are: its processor takes them.
+    """
+    import torch
+
+    family, geometry = policy.family, policy.geometry
+    if policy.processor is not None:
+        return torch.from_numpy(rgb)
+    if family.frames_as_images:
+        mean, std = (torch.tensor(values).mul(255)[:, None, None] for values in (family.mean, family.std))
+        return torch.from_numpy(rgb).permute(0, 3, 1, 2).float().sub_(mean).div_(std)
+    return patchify(rgb, family, geometry.patch, geometry.merge, geometry.temporal)[0]
+
+
 def rotary_positions(
     is_video: torch.Tensor, grid: tuple[int, int, int], *, merge: int, temporal_positions: Sequence[Sequence[int]]
 ) -> torch.Tensor:
@@ -175,11 +197,30 @@ class ClipPatches(NamedTuple):
 def frame_times_and_size(
     policy: Policy, moment: Moment, cache: FrameCache, sampling: FrameSampling
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Times (T,) of the frames, in seconds from the clip's beginning, and their size (height, width)."""
-    vision = policy.base.config.vision_config
-    info, factor = cache.info(moment.video), vision.patch_size * vision.spatial_merge_size
-    times = sample_times(moment.duration, sampling.fps, sampling.max_frames, vision.temporal_patch_size)
-    return times, smart_resize(info.height, info.width, factor, sampling.min_pixels, sampling.pixels(len(times)))
+    """Times (T,) of the frames, in seconds from the clip's beginning, and their size (height, width).
+
+    Raises LabError where the model reads frames of one size alone, and the pixel budget is another.
+    """
+    info, geometry = cache.info(moment.video), policy.geometry
+    times = sample_times(moment.duration, sampling.fps, sampling.max_frames, geometry.temporal)
+    return times, frame_size(policy.family.title, geometry, info.height, info.width, sampling, len(times))
+
+
+def frame_size(
+    title: str, geometry: Geometry, height: int, width: int, sampling: FrameSampling, frames: int
+) -> tuple[int, int]:
+    """(height, width) of each of `frames` frames at a model of the family `title`. Raises as `frame_times_and_size`."""
+    most = sampling.pixels(frames)
+    if not geometry.side:
+        return smart_resize(height, width, geometry.patch * geometry.merge, sampling.min_pixels, most)
+    pixels = geometry.side**2
+    if not sampling.min_pixels <= pixels <= most:
+        raise LabError(
+            f"{title} reads every frame at {geometry.side}x{geometry.side}, which is {pixels} pixels, and the budget of a frame is "
+            f"{sampling.min_pixels} to {most:.0f}; set max_pixels to {pixels} and min_pixels to no more"
+            + (", and total_pixels to 0" if sampling.total_pixels else "")
+        )
+    return geometry.side, geometry.side
 
 
 def read_clip(policy: Policy, moment: Moment, cache: FrameCache, sampling: FrameSampling) -> ClipPatches:
@@ -188,23 +229,20 @@ def read_clip(policy: Policy, moment: Moment, cache: FrameCache, sampling: Frame
     Raises:
         LabError: the video is missing, unreadable, or shorter than its trim window.
     """
-    vision = policy.base.config.vision_config
     times, size = frame_times_and_size(policy, moment, cache, sampling)
     frames = cache.get(moment.video, times, size, moment.start)
-    patches, _ = patchify(
-        frames.rgb, policy.family, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
-    )
-    return bare_clip(policy, times, size, sampling)._replace(patches=patches)
+    return bare_clip(policy, times, size, sampling)._replace(patches=frames_to_patches(policy, frames.rgb))
 
 
 def bare_clip(policy: Policy, times: np.ndarray, size: tuple[int, int], sampling: FrameSampling) -> ClipPatches:
     """The clip of these frames without its pixels."""
     import torch
 
-    vision = policy.base.config.vision_config
-    grid = (-(-len(times) // vision.temporal_patch_size), size[0] // vision.patch_size, size[1] // vision.patch_size)
+    patch, _, temporal, _ = policy.geometry
     step = float(times[1] - times[0]) if len(times) > 1 else 1.0 / sampling.fps
-    return ClipPatches(torch.empty(0), grid, step * vision.temporal_patch_size)
+    return ClipPatches(
+        torch.empty(0), (-(-len(times) // temporal), size[0] // patch, size[1] // patch), step * temporal
+    )
 
 
 def patch_middles(patches: int, seconds: float, temporal: int) -> list[float]:
@@ -231,28 +269,37 @@ def build_prompt(
     """
     import torch
 
-    config, family = policy.base.config, policy.family
-    vision = config.vision_config
+    config, family, (_, merge, temporal, _) = policy.base.config, policy.family, policy.geometry
     t, h, w = clip.grid
-    text = policy.tokenizer.apply_chat_template(messages(moment, template), tokenize=False, add_generation_prompt=True)
-    if text.count(VIDEO_PAD) != 1 or PLACEHOLDER not in text:
-        raise LabError(
-            f"the prompt of {moment.qid!r} holds {text.count(VIDEO_PAD)} video placeholders instead of one in its vision span; "
-            f"check its query {moment.query!r} and the tokenizer's chat template"
-        )
-    middles = patch_middles(t, clip.seconds_per_grid, vision.temporal_patch_size)
-    video_text = family.render_video_tokens(middles, h * w // vision.spatial_merge_size**2)
-    ids = torch.tensor(policy.tokenizer(text.replace(PLACEHOLDER, video_text), add_special_tokens=False)["input_ids"])
-    positions = rotary_positions(
-        ids == config.video_token_id,
-        clip.grid,
-        merge=vision.spatial_merge_size,
-        temporal_positions=family.temporal_positions(vision, t, clip.seconds_per_grid),
-    )
     if features is None:
         features = encode_clip(policy, clip)
-    end = int((ids == config.video_token_id).nonzero()[-1]) + 1
-    return Prompt(moment.qid, ids, positions, clip.grid, clip.seconds_per_grid, features, end)
+    middles = patch_middles(t, clip.seconds_per_grid, temporal)
+    if policy.processor is not None:
+        ids, inputs = processor_inputs(policy.processor, moment.qid, messages(moment, template), features, middles)
+        positions = torch.arange(len(ids))[None]
+        return Prompt(moment.qid, ids, positions, clip.grid, clip.seconds_per_grid, features, inputs=inputs)
+    chat = importlib.import_module(family.template_of).DEFAULT_CHAT_TEMPLATE if family.template_of else None
+    text = policy.tokenizer.apply_chat_template(
+        messages(moment, template), chat_template=chat, tokenize=False, add_generation_prompt=True
+    )
+    if text.count(family.placeholder) != 1:
+        raise LabError(
+            f"the prompt of {moment.qid!r} holds {text.count(family.placeholder)} video placeholders {family.placeholder} instead of "
+            f"one; check its query {moment.query!r} and the tokenizer's chat template"
+        )
+    text = text.replace(family.placeholder, family.render_video(middles, h * w // merge**2, moment.duration))
+    ids = torch.tensor(policy.tokenizer(text, add_special_tokens=False)["input_ids"])
+    is_video = ids == getattr(config, family.video_token)
+    if family.temporal_positions is None:
+        positions = torch.arange(len(ids))[None]
+    else:
+        spans = family.temporal_positions(config.vision_config, t, clip.seconds_per_grid)
+        positions = rotary_positions(is_video, clip.grid, merge=merge, temporal_positions=spans)
+    end = int(is_video.nonzero()[-1]) + 1
+    # Templates of models that always think open the thought themselves; it is the completion's beginning all the same.
+    opened = text[text.rindex(THOUGHT) :] if text.rstrip().endswith(THOUGHT) else ""
+    begun = len(policy.tokenizer(opened, add_special_tokens=False)["input_ids"]) if opened else 0
+    return Prompt(moment.qid, ids, positions, clip.grid, clip.seconds_per_grid, features, end, begun)
 
 
 def begin_completion(policy: Policy, prompt: Prompt, text: str) -> Prompt:
@@ -263,36 +310,62 @@ def begin_completion(policy: Policy, prompt: Prompt, text: str) -> Prompt:
     """
     import torch
 
+    text = not_yet_begun(policy, prompt, text)
     ids = torch.tensor(policy.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
     following = prompt.positions[:, -1:] + 1 + torch.arange(len(ids))
     return replace(
-        prompt, ids=torch.cat([prompt.ids, ids]), positions=torch.cat([prompt.positions, following], 1), begun=len(ids)
-    )
+        prompt, ids=torch.cat([prompt.ids, ids]), positions=torch.cat([prompt.positions, following], 1),
+        begun=prompt.begun + len(ids),
+    )  # fmt: skip
+
+
+def not_yet_begun(policy: Policy, prompt: Prompt, text: str) -> str:
+    """What is left of a completion's `text` behind what stands in the prompt already, see `Prompt.begun`."""
+    if not prompt.begun:
+        return text
+    begun = policy.tokenizer.decode(prompt.ids[len(prompt.ids) - prompt.begun :])
+    return text.removeprefix(begun) if text.startswith(begun) else text.removeprefix(begun.strip()).lstrip()
 
 
 def encode_clip(policy: Policy, clip: ClipPatches) -> torch.Tensor:
     """Features of a clip from the frozen vision tower, as in `Prompt.features`, on the policy's device."""
     import torch
 
+    if policy.processor is not None:
+        return clip.patches
     install_attention(policy.base)
+    images = policy.family.frames_as_images
     pairs, height, width = clip.grid
     # In no family does the tower attend from one temporal patch to another.
     chunk = max(1, VISION_CHUNK // (height * width)) if policy.device.type == "cpu" else pairs
     parts = []
-    for patches in clip.patches.split(chunk * height * width):
-        grid = torch.tensor([[len(patches) // (height * width), height, width]], device=policy.device)
+    for patches in clip.patches.split(chunk if images else chunk * height * width):
+        patches = patches.to(policy.device)
         with torch.no_grad():
-            output = policy.base.model.get_video_features(patches.to(policy.device), grid, return_dict=True)
+            if images:
+                pixels = patches[None] if policy.family.image_batches else patches
+                output = policy.base.model.get_image_features(pixels, return_dict=True)
+            else:
+                grid = torch.tensor([[len(patches) // (height * width), height, width]], device=policy.device)
+                output = policy.base.model.get_video_features(patches, grid, return_dict=True)
         levels = (output.pooler_output, *output.deepstack_features) if policy.family.deepstack else None
-        parts.append(torch.stack([level[0] for level in levels], 1) if levels else output.pooler_output[0])
+        parts.append(torch.stack([level[0] for level in levels], 1) if levels else torch.cat([*output.pooler_output]))
     return torch.cat(parts)
+
+
+def position_ids(positions: torch.Tensor) -> torch.Tensor:
+    """Positions (axes, B, L) as the model takes them: (B, L) where there is one axis."""
+    return positions[0] if len(positions) == 1 else positions
 
 
 def vision_kwargs(prompts: Sequence[Prompt], device: torch.device) -> dict[str, Any]:
     """Model arguments with the encoded videos of `prompts`, for their placeholders, in this order."""
+    import torch
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
     features = [prompt.features.to(device) for prompt in prompts]
+    if len(prompts[0].positions) == 1:
+        return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=torch.cat(features))}}
     encoded: Any = features  # one tensor per video, which the annotations of these fields do not foresee
     deeper: Any
     if features[0].dim() == 3:

@@ -22,17 +22,20 @@ log = logging.getLogger(__name__)
 
 
 def tower_digest(policy: Policy) -> str:
-    """What features follow from beside the frames: the tower's weights and shape, the family, and what computes; "" on a GPU."""
+    """What features follow from beside the frames: the tower's weights and shape, the family, and what computes.
+
+    "" on a GPU and on the plain path, where nothing is kept.
+    """
     import torch
 
-    if policy.device.type != "cpu":
+    if policy.device.type != "cpu" or policy.processor is not None:
         return ""
     digest = hashlib.blake2b(digest_size=20)
     computing = (torch.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
     digest.update(
         f"{policy.base.config.model_type} {computing} {policy.base.config.vision_config.to_json_string()}".encode()
     )
-    for name, weight in sorted(policy.base.model.visual.state_dict().items()):
+    for name, weight in sorted(item for tower in policy.towers for item in tower.state_dict().items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         digest.update(weight.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -2,7 +2,8 @@
 
 A cache of transformers repeats a prompt for every completion of its group and concatenates all of it for every token. Here the
 prompt, with all its video tokens, stays where prefill left it, and a row has keys and values of its generated tokens alone, in
-tensors preallocated for all of them: nothing moves from token to token, so that a CUDA graph of one step can be replayed.
+tensors preallocated for all of them: nothing moves from token to token, so that a CUDA graph of one step can be replayed. Of a linear
+layer, which has one state of all tokens, each row has a copy that it goes on with.
 
 Shapes: N prompts of at most P tokens, L tokens of the packed prefill; A active rows, M rows of the largest group; H query heads,
 K key/value heads of width d, Q = H / K; R preallocated tokens of a row.
@@ -24,10 +25,16 @@ class SharedPrefixCache:
 
     def __init__(self) -> None:
         """Empty, for prefill."""
-        self.prompt_kv: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.prompt_kv: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         """By layer, keys and values: (1, K, L, d) of the packed prefill, after `start_decoding` (N, K, P, d)."""
-        self.generated_kv: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.generated_kv: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         """By layer, keys and values: (A, K, R, d)."""
+        self.convolved: dict[int, torch.Tensor] = {}
+        """By linear layer, inputs of its short convolution: (1, D, L) of the prefill, then each row's last ones (A, D, taps)."""
+        self.states: dict[int, torch.Tensor] = {}
+        """By linear layer, states of its recurrence: (N, H, d, d), then (A, H, d, d)."""
+        self.taps = 0
+        """Inputs that the convolution looks back on."""
         self.row_to_prompt: torch.Tensor
         """(A,) on the CPU: index of each row's prompt."""
         self.position: torch.Tensor
@@ -42,11 +49,35 @@ class SharedPrefixCache:
     def update(self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: Any, **__: Any) -> tuple[Any, Any]:
         """Called by transformers in each layer, with new keys and values (rows, K, tokens, d)."""
         if not self.generated_kv:
-            self.prompt_kv.append((key, value))
+            self.prompt_kv[layer] = (key, value)
             return key, value
         for cached, new in zip(self.generated_kv[layer], (key, value), strict=True):
             cached.index_copy_(2, self.position, new)
         return CacheView(self, layer), None
+
+    def get_conv_state(self, layer: int, **_: Any) -> torch.Tensor | None:
+        """Called by transformers in each linear layer; its update while decoding is in place."""
+        return self.convolved[layer] if self.generated_kv else None
+
+    def get_recurrent_state(self, layer: int, **_: Any) -> torch.Tensor | None:
+        """Called by transformers in each linear layer."""
+        return self.states[layer] if self.generated_kv else None
+
+    def update_conv_state(self, inputs: torch.Tensor, layer: int, conv_kernel_size: int = 0, **_: Any) -> torch.Tensor:
+        """Called by transformers in each linear layer of the prefill."""
+        self.convolved[layer], self.taps = inputs, conv_kernel_size - 1
+        return inputs
+
+    def update_recurrent_state(self, state: torch.Tensor, layer: int, **_: Any) -> None:
+        """Called by transformers in each linear layer; in place while decoding, as a CUDA graph needs it."""
+        if self.generated_kv:
+            self.states[layer].copy_(state)
+        else:
+            self.states[layer] = state
+
+    def is_recording_past(self, layer: int) -> bool:
+        """Called by transformers: no state is kept for later."""
+        return False
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Called by transformers; positions and masks are passed in, so that nothing depends on it."""
@@ -57,19 +88,24 @@ class SharedPrefixCache:
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
-        prefill = self.prompt_kv[0][0]
+        prefill = next(iter(self.prompt_kv.values()))[0]
         self.prompt_lengths = [len(indices) for indices in token_indices]
         index = pad_sequence(list(token_indices), batch_first=True).to(prefill.device)
         padding = (torch.arange(index.shape[1]) >= torch.tensor(self.prompt_lengths)[:, None]).to(prefill.device)
         self.padding_mask = torch.zeros(index.shape, device=prefill.device).masked_fill_(padding, -torch.inf)[
             :, None, None
         ]
-        for layer, pair in enumerate(self.prompt_kv):
+        for layer, inputs in self.convolved.items():
+            last = [inputs[0][:, indices[-self.taps :].to(prefill.device)] for indices in token_indices]
+            tails = [torch.nn.functional.pad(tail, (self.taps - tail.shape[1], 0)) for tail in last]
+            self.convolved[layer] = torch.stack(tails).repeat_interleave(group, 0)
+            self.states[layer] = self.states[layer].repeat_interleave(group, 0)
+        for layer, pair in self.prompt_kv.items():
             # (1, K, L, d) to (N, K, P, d), a layer at a time, so that the packed tensors are freed as it goes.
             self.prompt_kv[layer] = tuple(x[0][:, index].transpose(0, 1).contiguous() for x in pair)  # type: ignore[assignment]
         rows = len(token_indices) * group
         shape = (rows, prefill.shape[1], max_new_tokens, prefill.shape[3])
-        self.generated_kv = [(prefill.new_zeros(shape), prefill.new_zeros(shape)) for _ in self.prompt_kv]
+        self.generated_kv = {layer: (prefill.new_zeros(shape), prefill.new_zeros(shape)) for layer in self.prompt_kv}
         self.position = torch.zeros(1, dtype=torch.long, device=prefill.device)
         self.row_to_prompt = torch.arange(len(token_indices)).repeat_interleave(group)
         self._set_slots()
@@ -77,13 +113,17 @@ class SharedPrefixCache:
     def keep_rows(self, rows: torch.Tensor) -> None:
         """Drop all rows but these, given as ascending indices on the CPU, and the prompts that no row has any more."""
         index = rows.to(self.position.device)
-        self.generated_kv = [tuple(x[index] for x in pair) for pair in self.generated_kv]  # type: ignore[misc]
+        self.generated_kv = {
+            layer: (keys[index], values[index]) for layer, (keys, values) in self.generated_kv.items()
+        }
+        self.convolved = {layer: inputs[index] for layer, inputs in self.convolved.items()}
+        self.states = {layer: state[index] for layer, state in self.states.items()}
         left, self.row_to_prompt = self.row_to_prompt[rows].unique(return_inverse=True)
         if len(left) < len(self.prompt_lengths):
             self.prompt_lengths = [self.prompt_lengths[prompt] for prompt in left.tolist()]
             index = left.to(self.position.device)
             self.padding_mask = self.padding_mask[index]
-            self.prompt_kv = [tuple(x[index] for x in pair) for pair in self.prompt_kv]  # type: ignore[misc]
+            self.prompt_kv = {layer: (keys[index], values[index]) for layer, (keys, values) in self.prompt_kv.items()}
         self._set_slots()
 
     def set_width(self, width: int, exact: bool) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from labkit.errors import LabError
 from labkit.files import apply_umask, under
-from labkit.policy.families import FAMILIES, Family
+from labkit.policy.families import FAMILIES, PLAIN, Family, Geometry
+from labkit.policy.processors import load_processor, require_image_text
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +35,12 @@ SHIPPED = {
 """Folders of the tiny models that ship with labkit, as `save_pretrained` wrote them, by the name under which they are loaded."""
 
 PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
-"""The processor's files of a checkpoint: labkit reads none of them, vLLM and other programs do."""
+"""The processor's files of a checkpoint: labkit reads them on the plain path alone, vLLM and other programs do."""
+_VISION_TOKENS = (
+    "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "image_token_index", "boi_token_id",
+    "eoi_token_id",
+)  # fmt: skip
+"""What configs call the tokens of frames."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,8 @@ class Policy:
     tokenizer: Any
     name: str
     """Path or hub id, kept as provenance in every rollout."""
+    processor: Any = None
+    """The model's own processor where it is read by the plain path, see `labkit.policy.plain`."""
 
     @property
     def base(self) -> Any:
@@ -59,7 +68,18 @@ class Policy:
     @property
     def family(self) -> Family:
         """How this model encodes a video."""
-        return FAMILIES[self.base.config.model_type]
+        return FAMILIES[self.base.config.model_type] if self.processor is None else PLAIN
+
+    @property
+    def geometry(self) -> Geometry:
+        """How frames become this model's tokens."""
+        return self.family.geometry(self.base.config)
+
+    @property
+    def towers(self) -> list[Any]:
+        """The frozen modules: all beside the language model, such as the vision tower and what projects its features."""
+        decoder = self.base.get_decoder()
+        return [part for part in self.base.base_model.children() if part is not decoder]
 
     @property
     def device(self) -> torch.device:
@@ -83,8 +103,9 @@ class Policy:
     def suppress_tokens(self) -> list[int]:
         """Token ids that are never sampled: placeholders of images and videos, padding."""
         config = self.base.config
-        ids = {config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id}
-        return sorted(ids | ({self.pad_id} - set(self.eos_ids)))
+        ids: set[Any] = {getattr(config, name, None) for name in _VISION_TOKENS}
+        ids |= {self.tokenizer.convert_tokens_to_ids(marker) for marker in self.family.markers}
+        return sorted((ids - {None, self.tokenizer.unk_token_id}) | ({self.pad_id} - set(self.eos_ids)))
 
 
 def load_policy(
@@ -126,12 +147,10 @@ def load_policy(
         origin = adapter_base(source) if adapter else source
         kind = transformers.PretrainedConfig.get_config_dict(origin)[0].get("model_type")
         if kind not in FAMILIES:
-            raise LabError(
-                f"model {name!r} is of the family {kind!r}, and labkit reads {', '.join(FAMILIES)}; choose a checkpoint of "
-                + " or ".join(family.title for family in FAMILIES.values())
-            )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, padding_side="left")
-        model: Any = getattr(transformers, FAMILIES[kind].model_class).from_pretrained(
+            require_image_text(kind, name)
+        processor = None if kind in FAMILIES else load_processor(source, name)
+        tokenizer = tokenizer_class(local).from_pretrained(source, padding_side="left")
+        model: Any = getattr(transformers, FAMILIES.get(str(kind), PLAIN).model_class).from_pretrained(
             origin, dtype=getattr(torch, dtype), attn_implementation="sdpa"
         )
     except OSError as error:
@@ -148,8 +167,9 @@ def load_policy(
             model = PeftModel.from_pretrained(model, source, is_trainable=True)
         elif lora_rank:
             model = add_lora(model, lora_rank, lora_alpha, seed)
-    policy = Policy(model.to(device).eval(), tokenizer, name)
-    policy.base.model.visual.requires_grad_(False)
+    policy = Policy(model.to(device).eval(), tokenizer, name, processor)
+    for tower in policy.towers:
+        tower.requires_grad_(False)
     return policy
 
 
@@ -164,7 +184,7 @@ def save_policy(policy: Policy, folder: Path, state: dict[str, Any] | None = Non
     # Otherwise PEFT also saves the adapter that TRL keeps as its reference.
     adapters = {"selected_adapters": ["default"]} if policy.has_adapter else {}
     policy.model.save_pretrained(draft, state_dict=state, **adapters)
-    policy.tokenizer.save_pretrained(draft)
+    (policy.processor or policy.tokenizer).save_pretrained(draft)
     copy_processor(policy, draft)
     apply_umask(draft)
     if folder.exists():
@@ -306,6 +326,15 @@ def adapter_base(source: str) -> str:
     return str(PeftConfig.from_pretrained(source).base_model_name_or_path)
 
 
+def tokenizer_class(folder: Path) -> Any:
+    """What transformers chooses, but for whole words, such as the toy's: for Qwen3.5 it would split them by that family's own rule."""
+    import transformers
+
+    file = folder / "tokenizer.json"
+    of_words = file.is_file() and b'"WordLevel"' in file.read_bytes()
+    return transformers.PreTrainedTokenizerFast if of_words else transformers.AutoTokenizer
+
+
 def _is_adapter(source: str) -> bool:
     if os.path.isdir(source):
         return os.path.isfile(os.path.join(source, "adapter_config.json"))
@@ -341,8 +370,11 @@ def add_lora(model: Any, rank: int, alpha: int, seed: int) -> Any:
     import torch
     from peft import LoraConfig, get_peft_model
 
+    decoder = model.get_decoder()
+    linear = {name.rpartition(".")[2] for name, part in decoder.named_modules() if isinstance(part, torch.nn.Linear)}
+    (inside,) = (name for name, part in model.named_modules() if part is decoder)
     # The vision tower has modules of the same names, which stay frozen.
-    targets = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+    targets = rf"{re.escape(inside)}\..*\.({'|'.join(sorted(linear))})"
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM", lora_dropout=0.0)
     with torch.random.fork_rng([]):  # on the CPU, so that the adapter is the same whatever the device
         torch.default_generator.manual_seed(seed)

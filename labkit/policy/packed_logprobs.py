@@ -20,7 +20,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit.policy.attention import Layout, PackedRow, install_attention, no_attention_mask
-from labkit.policy.inputs import Prompt, vision_kwargs
+from labkit.policy.inputs import Prompt, position_ids, vision_kwargs
+from labkit.policy.plain import plain_groups
 
 if TYPE_CHECKING:
     import torch
@@ -59,14 +60,16 @@ class PackedGroups(NamedTuple):
 
 def pack_shared_prefix(
     prompts: Sequence[Prompt], completions: torch.Tensor, mask: torch.Tensor, sizes: Sequence[int]
-) -> PackedGroups:
-    """Pack the groups of several prompts into one sequence.
+) -> Any:
+    """The groups of several prompts as `PackedGroups`, in one sequence, or as `PlainGroups` where a processor made the prompts.
 
     completions, mask: (rows, C), right-padded; the first `sizes[0]` rows belong to `prompts[0]`, and so on. Neighbours
     among the prompts that ask about one clip share their common prefix.
     """
     import torch
 
+    if prompts[0].inputs is not None:
+        return plain_groups(prompts, completions, mask, sizes)
     device = completions.device
     mask = mask.bool()
     steps = torch.arange(completions.shape[1])
@@ -95,7 +98,7 @@ def pack_shared_prefix(
         begin = end
     inputs = {
         "input_ids": torch.cat(ids)[None].to(device),
-        "position_ids": torch.cat(positions, 1)[:, None].to(device),
+        "position_ids": position_ids(torch.cat(positions, 1)[:, None]).to(device),
         "attention_mask": no_attention_mask(device),
         "layout": Layout(rows),
         **vision_kwargs(videos, device),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from labkit.chain.spans import Span
-from labkit.policy.inputs import ClipPatches, Prompt, begin_completion, encode_clip, patchify
+from labkit.policy.inputs import ClipPatches, Prompt, begin_completion, encode_clip, frames_to_patches
 from labkit.policy.model import Policy
 from labkit.policy.prompt_source import PromptSource, prefetch
 
@@ -83,13 +83,11 @@ class VariantPrompts(Mapping[str, Prompt]):
         """Features of the edited clip; the newest are kept, since two variants of them follow each other."""
         if self._newest is None or self._newest[0] != (qid, edit):
             assert isinstance(self.source, PromptSource)
-            shown, vision = self.source.frames_for(qid), self.policy.base.config.vision_config
+            shown = self.source.frames_for(qid)
             times = np.arange(len(shown.rgb)) / shown.fps
             rgb = edit_frames(shown.rgb, times, edit, seed=zlib.crc32(qid.encode()))
-            patches, grid = patchify(
-                rgb, self.policy.family, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
-            )
-            self._newest = (qid, edit), encode_clip(self.policy, ClipPatches(patches, grid, prompt.seconds_per_grid))
+            clip = ClipPatches(frames_to_patches(self.policy, rgb), prompt.grid, prompt.seconds_per_grid)
+            self._newest = (qid, edit), encode_clip(self.policy, clip)
         return self._newest[1]
 
 

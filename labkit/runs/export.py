@@ -211,7 +211,12 @@ def _trained_model(run: Workbench, stage: str) -> str:
 
 
 def write_processor(policy: Policy, params: Params, folder: Path) -> None:
-    """Write what the base lacks of its processor's files, from the family and the run's pixel budget; what is there stays."""
+    """Write what the base lacks of its processor's files, from the family and the run's pixel budget; what is there stays.
+
+    Only Qwen's can be written so: of the others there is what the base has.
+    """
+    if policy.processor is not None or policy.family.frames_as_images:
+        return
     vision, family = policy.base.config.vision_config, policy.family
     shared = {
         "processor_class": _processor_class(family), "patch_size": vision.patch_size, "merge_size": vision.spatial_merge_size,

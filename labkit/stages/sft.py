@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from labkit.errors import LabError
 from labkit.params import Params
-from labkit.policy.inputs import Prompt
+from labkit.policy.inputs import Prompt, not_yet_begun
 from labkit.policy.model import Policy, ignore_renames
 from labkit.policy.packed_logprobs import pack_shared_prefix
 from labkit.policy.prompt_source import prefetch
@@ -187,7 +187,8 @@ def collate(policy: Policy, source: Mapping[str, Prompt], rows: Sequence[Mapping
     rows = sorted(rows, key=lambda row: (first_clip[clips[row["qid"]]], first_qid[row["qid"]]))
     completions = []
     for row in rows:
-        text = policy.tokenizer(row["text"], add_special_tokens=False)["input_ids"]
+        rest = not_yet_begun(policy, asked[row["qid"]], row["text"])
+        text = policy.tokenizer(rest, add_special_tokens=False)["input_ids"]
         completions.append(torch.tensor([*text, policy.tokenizer.eos_token_id]))
     labels = pad_sequence(completions, batch_first=True, padding_value=-100)
     # By this name, Trainer counts all of them; of `labels`, it would leave each row's first out.

@@ -19,7 +19,7 @@ from labkit.stages.distributed.process_group import process_rank
 def sharding_arguments(policy: Policy, sharding: str) -> dict[str, Any]:
     """What a trainer's arguments say about `sharding`, `ddp` or `fsdp2`."""
     if _is_sharded(sharding):
-        layer = type(policy.base.model.language_model.layers[0]).__name__
+        layer = type(policy.base.get_decoder().layers[0]).__name__
         return {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": [layer]}}
     return {"ddp_find_unused_parameters": False}  # the vision tower has no gradient to wait for
 
@@ -27,7 +27,7 @@ def sharding_arguments(policy: Policy, sharding: str) -> dict[str, Any]:
 def ignore_vision_modules(policy: Policy, arguments: Any) -> None:
     """Have a trainer with these arguments leave the vision tower to each process, if it shards at all."""
     if arguments.fsdp_plugin_args is not None:
-        arguments.fsdp_plugin_args["ignored_modules"] = [policy.base.model.visual]
+        arguments.fsdp_plugin_args["ignored_modules"] = policy.towers
 
 
 def require_sharding(trainer: Any) -> None:

@@ -126,8 +126,10 @@ def test_labkits_row_is_what_its_prompt_tells(kind, folder):
     prompt = build_prompt(policy, moment, "query", shape, features=object())
     row = audit_clock(video, PARAMS, kind, folder).rows[0]
     text = policy.tokenizer.decode(prompt.ids)
-    vision = prompt.ids == policy.base.config.video_token_id
-    if told := re.findall(r"<([\d.]+) seconds>", text):
+    vision = prompt.ids == getattr(policy.base.config, policy.family.video_token)
+    if clocked := re.findall(r"Frame from (\d+):(\d+):", text):
+        assert row.told.tolist() == [60 * int(minute) + int(second) for minute, second in clocked]
+    elif told := re.findall(r"<([\d.]+) seconds>", text):
         assert row.told.tolist() == [float(each) for each in told]
     else:
         positions = prompt.positions[0][vision]

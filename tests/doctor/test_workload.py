@@ -21,10 +21,11 @@ from labkit.doctor.workload import (
 )
 from labkit.errors import LabError
 from labkit.params import Params
+from labkit.policy.families import Geometry
 from labkit.policy.model import SHIPPED
 
 SMALL = ModelShape(
-    vocab=100, hidden=8, layers=2, heads=2, kv_heads=1, head=4, intermediate=16, context=64, patch=14, merge=2, temporal=2,
+    vocab=100, hidden=8, layers=2, heads=2, kv_heads=1, head=4, intermediate=16, context=64, geometry=Geometry(),
     text_parameters=2000, vision_parameters=500,
 )  # fmt: skip
 LOAD = Workload(
@@ -47,7 +48,7 @@ def changed(**values: Any) -> Params:
 def test_the_embedded_model_is_read_without_its_weights() -> None:
     shape = read_model_shape(SHIPPED["embedded"])
     assert (shape.hidden, shape.layers, shape.heads, shape.kv_heads, shape.intermediate) == (128, 4, 4, 4, 384)
-    assert (shape.patch, shape.merge, shape.temporal, shape.context) == (14, 2, 2, 1024)
+    assert (shape.geometry, shape.context) == (Geometry(14, 2, 2), 1024)
     # 112 words and 4 layers of 128: (4 x 128 + 3 x 384) x 128 each, 3 biases and 2 norms; a last norm
     assert shape.text_parameters == 112 * 128 + 4 * (128 * (4 * 128 + 3 * 384) + 5 * 128) + 128
 
@@ -78,7 +79,7 @@ def test_a_model_without_weights_is_counted_by_its_config(
 def test_a_folder_that_describes_no_model_is_an_error(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "config.json").write_text(content)
-    with pytest.raises(LabError, match="does not describe a Qwen-VL"):
+    with pytest.raises(LabError, match="does not describe a model of a known family"):
         read_model_shape(tmp_path)
 
 

@@ -1,6 +1,7 @@
 """Every family against its own plain model and its makers' processor: nothing that is shared or skipped changes a number."""
 
 import dataclasses
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,22 +12,30 @@ from labkit.chain.anchors import parse
 from labkit.cli import main
 from labkit.data.video.frames import FrameCache
 from labkit.doctor.workload import read_model_shape
+from labkit.errors import LabError
 from labkit.policy import inputs
-from labkit.policy.families import FAMILIES, PLACEHOLDER, VIDEO_PAD
+from labkit.policy.families import FAMILIES, VIDEO_PAD, in_words, timestamped_spans
 from labkit.policy.generate import generate
 from labkit.policy.inputs import (
     FrameSampling,
+    begin_completion,
     encode_clip,
+    frames_to_patches,
     patchify,
+    position_ids,
     read_clip,
     rotary_positions,
     vision_kwargs,
 )
 from labkit.policy.model import Policy, add_lora, ignore_renames, load_policy, save_policy
 from labkit.policy.packed_logprobs import pack_shared_prefix
+from labkit.policy.prompt_source import PromptSource
+from labkit.policy.prompts import messages
 from labkit.stages.checkpoints import load_weights
+from labkit.stages.sft import collate
 from tests import tiny
 
+QWEN = [name for name, family in FAMILIES.items() if not family.frames_as_images]
 LENGTHS = [[7, 1, 5], [2, 4]]
 """Completions of two prompts of different lengths."""
 
@@ -59,14 +68,13 @@ def completions():
     ("at_once", "reason"), [(1, "a pair of frames at a time"), (48, "pieces that do not come out even")]
 )
 def test_a_long_clip_is_encoded_in_pieces_as_it_would_be_at_once(policy, monkeypatch, at_once, reason):
-    vision = policy.base.config.vision_config
-    sizes = (vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
-    height, width = (side * vision.patch_size * vision.spatial_merge_size for side in (2, 3))
+    patch, merge, temporal, side = policy.geometry
+    height, width = (side or tokens * patch * merge for tokens in (2, 3))
     rgb = torch.randint(
-        0, 256, (10, height, width, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+        0, 256, (5 * temporal, height, width, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
     ).numpy()
-    patches, grid = patchify(rgb, policy.family, *sizes)
-    clip = SimpleNamespace(patches=patches, grid=grid)
+    grid = (5, height // patch, width // patch)
+    clip = SimpleNamespace(patches=frames_to_patches(policy, rgb), grid=grid)
     whole = encode_clip(policy, clip)
     monkeypatch.setattr(inputs, "VISION_CHUNK", at_once)
     pieces = encode_clip(policy, clip)
@@ -78,7 +86,7 @@ def logits_of(policy, prompt, completion):
     """Logits (C, V) of each token of a completion, from one whole pass without cache, padding or neighbours."""
     ids, positions = tiny.append_completion(prompt, completion)
     shown = vision_kwargs([prompt], ids.device)
-    out = policy.model(input_ids=ids[None], position_ids=positions[:, None], use_cache=False, **shown)
+    out = policy.model(input_ids=ids[None], position_ids=position_ids(positions[:, None]), use_cache=False, **shown)
     return out.logits[0, len(prompt.ids) - 1 : -1]
 
 
@@ -125,7 +133,7 @@ def test_log_probs_and_gradients_equal_one_sample_at_a_time(policy, prompts, com
         if case == "checkpointed":
             policy.model.activation_checkpointing_disable()
     assert (logps - plain).abs().max() < 1e-4
-    assert found.keys() == expected.keys() and not any("visual" in name for name in found)
+    assert found.keys() == expected.keys() and not any(re.search("visual|vision", name) for name in found)
     assert max(each.abs().max() for each in expected.values()) > 0.1
     assert max((found[name] - expected[name]).abs().max() for name in found) < 1e-4
 
@@ -139,7 +147,7 @@ def test_greedy_answers_are_those_of_a_plain_pass_and_of_transformers(policy, pr
         assert logits.argmax(-1).tolist() == completion.ids
         theirs = policy.model.generate(
             input_ids=prompt.ids[None], attention_mask=torch.ones_like(prompt.ids)[None],
-            position_ids=prompt.positions[:, None], max_new_tokens=16, do_sample=False, pad_token_id=policy.pad_id,
+            position_ids=position_ids(prompt.positions[:, None]), max_new_tokens=16, do_sample=False, pad_token_id=policy.pad_id,
             eos_token_id=policy.eos_ids, suppress_tokens=policy.suppress_tokens,
             **vision_kwargs([prompt], prompt.ids.device),
         )  # fmt: skip
@@ -153,14 +161,17 @@ def test_a_group_is_sampled_alike_alone_and_in_a_batch(policy, prompts):
 
 def test_features_stand_in_for_the_pixels_exactly(policy, moments, prompts, tmp_path):
     """Deepstack's included: a pass over the patches computes all of them."""
-    prompt, side = prompts[0], 4 * policy.base.config.vision_config.patch_size
+    prompt, side = prompts[0], 4 * policy.geometry.patch
     clip = read_clip(policy, moments[0], FrameCache(tmp_path), FrameSampling(1.0, 32, side * side, side * side))
     assert prompt.features.shape[1:] == policy.family.feature_shape(policy.base.config)
-    common = {"input_ids": prompt.ids[None], "position_ids": prompt.positions[:, None]}
+    common = {"input_ids": prompt.ids[None], "position_ids": position_ids(prompt.positions[:, None])}
+    if policy.family.frames_as_images:
+        pixels = {"pixel_values": clip.patches[None] if policy.family.image_batches else clip.patches}
+    else:
+        pixels = {"pixel_values_videos": clip.patches, "video_grid_thw": torch.tensor([prompt.grid])}
     with torch.no_grad():
         ours = policy.base(**common, **vision_kwargs([prompt], policy.device)).logits
-        grid = torch.tensor([prompt.grid])
-        plain = policy.base(**common, pixel_values_videos=clip.patches, video_grid_thw=grid).logits
+        plain = policy.base(**common, **pixels).logits
         blind = dataclasses.replace(prompt, features=prompt.features.flip(0))
         other = policy.base(**common, **vision_kwargs([blind], policy.device)).logits
     assert (ours - plain).abs().max() < 1e-4
@@ -170,6 +181,9 @@ def test_features_stand_in_for_the_pixels_exactly(policy, moments, prompts, tmp_
 def test_positions_equal_those_of_transformers_up_to_the_text_behind_a_long_span(policy, prompts):
     """transformers 5 restarts text at the frame's side, which is behind the span only where a span is one frame."""
     for prompt in prompts:
+        if policy.family.frames_as_images:
+            assert prompt.positions.tolist() == [list(range(len(prompt.ids)))], "what transformers takes without any"
+            continue
         ids, is_video = prompt.ids[None], (prompt.ids == policy.base.config.video_token_id)[None].int()
         extra = {}
         if policy.base.config.model_type == "qwen2_5_vl":
@@ -181,7 +195,7 @@ def test_positions_equal_those_of_transformers_up_to_the_text_behind_a_long_span
         assert torch.equal(theirs[:, 0, : last + 1], prompt.positions[:, : last + 1])
         behind = prompt.positions[:, last + 1 :]
         assert behind[:, 0].tolist() == [int(prompt.positions[:, : last + 1].max()) + 1] * 3
-        if policy.base.config.model_type == "qwen3_vl":
+        if policy.family.render_video is timestamped_spans:
             assert torch.equal(theirs[:, 0], prompt.positions)
 
 
@@ -201,30 +215,54 @@ def test_spans_that_the_prompt_does_not_have_are_an_error():
         rotary_positions(torch.tensor([0, 1, 0, 1]).bool(), (2, 2, 2), merge=2, temporal_positions=[[0, 1]] * 2)
 
 
-PROCESSORS = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor"}
+PROCESSORS = {
+    "qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor",
+    "qwen3_5": "Qwen3VLProcessor", "smolvlm": "SmolVLMProcessor", "internvl": "InternVLProcessor",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("fps", [0.8, 1.0, 2.0, 4.0])
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_a_video_is_written_as_its_makers_processor_writes_it(family, fps):
+def test_a_prompt_is_that_of_its_makers_processor_token_by_token(family, fps, moments, tmp_path, monkeypatch):
+    """All of it: the chat template, the markers around the video, times, and what follows; only pixels are not theirs here."""
     import transformers
+    from transformers.models.smolvlm import processing_smolvlm
 
-    processor = getattr(transformers, PROCESSORS[family])
-    stamps = getattr(processor, "_calculate_timestamps", None)
-    stand_in = SimpleNamespace(
-        video_processor=SimpleNamespace(merge_size=2, temporal_patch_size=2), video_token=VIDEO_PAD,
-        vision_start_token="<|vision_start|>", vision_end_token="<|vision_end|>",
-        _calculate_timestamps=lambda *given: stamps(None, *given),
+    monkeypatch.setattr(processing_smolvlm, "num2words", in_words)  # a package for one line of one processor
+    policy = tiny.policy(family=family)
+    moment = dataclasses.replace(moments[1], duration=7.0)
+    prompt = tiny.source(policy, [moment], tmp_path, fps=fps)[moment.qid]
+    frames, entry = prompt.grid[0] * policy.geometry.temporal, FAMILIES[family]
+    processor = object.__new__(getattr(transformers, PROCESSORS[family]))
+    tokens = {"smolvlm": ("<video>", "<image>"), "internvl": ("<video>", "<IMG_CONTEXT>")}.get(
+        family, (VIDEO_PAD, "<|image_pad|>")
+    )
+    vars(processor).update(
+        video_token=tokens[0], image_token=tokens[1], image_seq_len=4, image_seq_length=4,
+        video_processor=SimpleNamespace(merge_size=2, temporal_patch_size=2),
+        vision_start_token="<|vision_start|>", vision_end_token="<|vision_end|>", start_image_token="<img>",
+        end_image_token="</img>", fake_image_token="<fake_token_around_image>", global_image_token="<global-img>",
     )  # fmt: skip
+    seconds = prompt.seconds_per_grid / policy.geometry.temporal
+    shown = SimpleNamespace(
+        fps=1 / seconds,
+        frames_indices=list(range(frames)),
+        timestamps=[k * seconds for k in range(frames)],
+        duration=7.0,
+    )
     video = {
-        "video_grid_thw": torch.tensor([[20, 4, 8]]),
-        "video_metadata": [SimpleNamespace(fps=fps, frames_indices=list(range(40)))],
-    }
-    theirs = processor.replace_video_token(stand_in, video, 0)
-    middles = [(4 * k + 1) / 2 / fps for k in range(20)]
-    ours = FAMILIES[family].render_video_tokens(middles, 8)
-    # The template's markers stay around Qwen2's; Qwen3-VL's bring their own, in place of the template's.
-    assert ours == (theirs if family == "qwen3_vl" else PLACEHOLDER.replace(VIDEO_PAD, theirs))
+        "video_grid_thw": torch.tensor([prompt.grid]), "video_metadata": [shown], "pixel_values": torch.zeros(1, frames),
+        "pixel_values_videos": torch.zeros(1, frames),
+    }  # fmt: skip
+    chat = processing_smolvlm.DEFAULT_CHAT_TEMPLATE if family == "smolvlm" else None
+    text = policy.tokenizer.apply_chat_template(
+        messages(moment, "query"), chat_template=chat, tokenize=False, add_generation_prompt=True
+    )
+    (theirs,), _ = processor.get_text_with_replacements(
+        [text], videos_replacements=[processor.replace_video_token(video, 0)]
+    )
+    assert policy.tokenizer(theirs, add_special_tokens=False)["input_ids"] == prompt.ids.tolist()
+    assert (prompt.ids == getattr(policy.base.config, entry.video_token)).sum() == prompt.features.shape[0]
 
 
 def test_qwen3_reads_the_seconds_of_its_frames(moments, tmp_path):
@@ -235,7 +273,7 @@ def test_qwen3_reads_the_seconds_of_its_frames(moments, tmp_path):
     assert (
         "".join(f"<{second}.2 seconds>{frame}" for second in range(8)) in text
     )  # 0 and 0.5 s have their middle at 0.25
-    assert text.count("<|vision_start|>") == 8
+    assert text.count("<|vision_start|>") == 9, "and the template's own around all of them"
 
 
 def test_patches_and_sizes_equal_those_of_qwen3s_processor():
@@ -265,10 +303,12 @@ def test_what_is_saved_is_what_is_loaded(family, rank, tmp_path):
     policy = load_policy(str(tmp_path / "base"), lora_rank=rank)
     assert policy.family is FAMILIES[family]
     trained = {name: weight for name, weight in policy.model.named_parameters() if weight.requires_grad}
-    assert trained and not any("visual" in name for name in trained)
+    assert trained and not any(re.search("visual|vision|projector|connector", name) for name in trained)
     if rank:
-        # Seven matrices of each of two layers, two factors each.
-        assert len(trained) == 2 * 7 * 2 and all("language_model" in name for name in trained)
+        # Seven matrices of each of two layers, or eight of a linear one, two factors each.
+        assert len(trained) == 2 * (15 if family == "qwen3_5" else 14) and all(
+            re.search("language_model|text_model", name) for name in trained
+        )
     with torch.no_grad():
         for weight in trained.values():
             weight.add_(0.1)
@@ -296,7 +336,7 @@ def test_an_untrained_base_writes_chains(family, moments, tmp_path):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--untrained", "--family", "bert"], "qwen2_vl, qwen2_5_vl, qwen3_vl"),  # the families are listed
+        (["--untrained", "--family", "bert"], ", ".join(FAMILIES)),  # the families are listed
         (["--family", "qwen3_vl"], "--untrained"),  # the recipe is for one family
     ],
 )
@@ -316,6 +356,11 @@ SHAPES = {
         {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "out_hidden_size": 2560,
          "deepstack_visual_indexes": [5, 11, 17]},
     ),  # 4B, whose heads are wider than their share of the model
+    "smolvlm": (
+        960, 32, 15, 5, 2560,
+        {"num_hidden_layers": 12, "hidden_size": 768, "intermediate_size": 3072, "image_size": 512, "patch_size": 16},
+    ),  # 500M
+    "internvl": (896, 24, 14, 2, 4864, {"num_hidden_layers": 24, "hidden_size": 1024, "intermediate_size": 4096}),  # 1B
 }  # fmt: skip
 """Hidden, layers, heads, heads of keys, intermediate, and the tower, at the size of a published model."""
 
@@ -329,13 +374,44 @@ def test_a_model_without_weights_is_counted_as_transformers_builds_it(family, tm
         "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads, "vocab_size": 151936,
         "num_key_value_heads": kv_heads, "intermediate_size": intermediate, "tie_word_embeddings": True,
     }  # fmt: skip
+    if FAMILIES[family].frames_as_images:
+        text |= {"model_type": {"smolvlm": "llama", "internvl": "qwen2"}[family], "pad_token_id": 0}
     model_class = getattr(transformers, FAMILIES[family].model_class)
     config = model_class.config_class(text_config=text, vision_config=vision, tie_word_embeddings=True)
     config.save_pretrained(tmp_path)
     shape = read_model_shape(tmp_path)
     with torch.device("meta"):
         model = model_class(config)
-    towers = sum(weight.numel() for weight in model.model.visual.parameters())
+    towers = sum(weight.numel() for tower in Policy(model, None, "").towers for weight in tower.parameters())
     assert shape.text_parameters == pytest.approx(sum(p.numel() for p in model.parameters()) - towers, rel=1e-3)
     assert shape.vision_parameters == pytest.approx(towers, rel=2e-2)  # patches, positions and biases are not counted
-    assert shape.patch == (16 if family == "qwen3_vl" else 14)
+    assert shape.geometry == FAMILIES[family].geometry(config)
+
+
+def test_frames_of_one_size_are_read_at_that_size_alone(moments, tmp_path):
+    policy = tiny.policy(family="smolvlm")
+    for low, high in ((3136, 3135), (3137, 4000)):  # 56 x 56 is too large, or too small
+        sampling = FrameSampling(1.0, 8, low, high)
+        source = PromptSource(policy, moments, template="query", sampling=sampling, cache=FrameCache(tmp_path))
+        with pytest.raises(LabError, match="SmolVLM2 reads every frame at 56x56.*set max_pixels to 3136"):
+            source[moments[0].qid]
+
+
+def test_a_thought_that_the_template_opens_is_the_completions_beginning(moments, tmp_path):
+    """As of Qwen3-VL's and Qwen3.5's checkpoints that always think: text behind it is the chain's, and no trace opens it again."""
+    policy = tiny.policy(family="qwen3_5")
+    policy.tokenizer.chat_template += "{% if add_generation_prompt %}<think>\n{% endif %}"
+    source = tiny.source(policy, moments, tmp_path)
+    prompt = source[moments[0].qid]
+    assert policy.tokenizer.decode(prompt.ids[-prompt.begun :]) == "<think>\n"
+    (completion,) = generate(policy, [prompt], max_new_tokens=4, greedy=True)
+    assert completion.text.startswith("<think>\n") and len(completion.ids) <= 4
+    for text in (
+        "<think>\n at first",
+        "<think> at first",
+    ):  # as it was written here, and by a harvester of another family
+        rows = [{"qid": prompt.qid, "text": text}]
+        learnt = policy.tokenizer.decode(collate(policy, source, rows)["labels"][0])
+        assert learnt.strip() == "at first<|im_end|>"
+    begun = begin_completion(policy, prompt, "<think>\n at")
+    assert policy.tokenizer.decode(begun.ids[-begun.begun :]) == "<think>\n at"

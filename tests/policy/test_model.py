@@ -110,7 +110,7 @@ def test_what_stands_for_pixels_is_never_written():
                 (folder / "config.json").write_text(json.dumps({"model_type": "bert"})),
                 (folder / "model.safetensors").write_bytes(b""),
             ],
-            "family 'bert', and labkit reads qwen2_vl, qwen2_5_vl, qwen3_vl",
+            "family 'bert', in which transformers has no model that reads images",
         ),
     ],
 )
