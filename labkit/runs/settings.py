@@ -99,8 +99,8 @@ class Setting:
         return spread_over_seeds(gaps) if gaps else None
 
     def spent(self, kind: str) -> Spread | None:
-        """`rollouts` or `cpu_seconds` over the seeds that have ended; None where none has a record of it."""
-        found = [getattr(run.spent, kind) for run in self.runs if run.spent]
+        """`rollouts` or `cpu_seconds` over the seeds whose final models have figures; None where none has a record of it."""
+        found = [getattr(run.spent, kind) for run in self.runs if run.spent and run.figures("grpo_final", "greedy")]
         values = [float(value) for value in found if value is not None]
         return spread_over_seeds(values) if values else None
 
