@@ -214,41 +214,40 @@ def slope(
     """Least-squares slope through the origin of `followed` over `moved`, with an interval for other clusters (videos).
 
     Where nothing is moved, nothing is expected to follow: there is no intercept. With `moved` at 1 it is the mean of `followed`.
-    The interval is that of a mean of each movement's influence on the slope (CR2, as above); where none departs from the
-    line, the videos count as that many trials that agreed. NaN without any movement, and the interval with one cluster.
+    The slope is the mean of the videos' own slopes, each weighed by its share of the squared movements, and so is its
+    interval's variance and degrees of freedom (CR2, as above); a movement of 0 says nothing and isn't counted. Where none departs
+    from the line, the videos count as that many trials that agreed. NaN without any movement, and the interval with one cluster.
     Raises: ValueError when the arguments differ in length.
 
-    >>> value, (low, high), n, videos = slope([1, -1, 2, -2], [0.5, -0.5, 1.5, -1.0], ["a", "a", "b", "b"])
+    >>> value, (low, high), n, videos = slope([1, -1, 2, -2, 0], [0.5, -0.5, 1.5, -1.0, 9.0], ["a", "a", "b", "b", "c"])
     >>> value, low < value < high, n, videos
     (0.6, True, 4, 2)
     """
     x, y = (np.asarray(values, dtype=np.float64) for values in (moved, followed))
     if x.shape != y.shape or x.ndim != 1:
         raise ValueError(f"movements of shapes {x.shape} and {y.shape}: give one number each")
-    unknown = Interval(math.nan, math.nan)
-    if not x.any():
-        return Slope(math.nan, unknown, len(x), len(set(clusters or ())))
-    square = float((x**2).mean())
-    value = float((x * y).mean()) / square
-    _, (variance,), videos, freedom = _means((value + x * (y - value * x) / square)[:, None], clusters, level)
+    index, _ = _numbered(clusters, len(x), level)
+    x, y, index = x[x != 0], y[x != 0], index[x != 0]
+    index, videos = np.unique(index, return_inverse=True)[1], len(np.unique(index))
+    if not videos:
+        return Slope(math.nan, Interval(math.nan, math.nan), 0, 0)
+    square = float((x**2).sum())
+    value = float((x * y).sum()) / square
     if videos < 2:
-        return Slope(value, unknown, len(x), videos)
+        return Slope(value, Interval(math.nan, math.nan), len(x), videos)
+    influence, shares = x * (y - value * x) / square, x**2 / square
+    weights: Floats = np.bincount(index, shares).astype(np.float64)
+    between = float((np.bincount(index, influence) ** 2 / (1 - weights)).sum())
+    variance = max(between, float((influence**2 / (1 - shares)).sum()))
     agreed = 1 - ((1 - level) / 2) ** (1 / videos)
-    reach = _t_quantile(level, freedom) * math.sqrt(variance) if variance > _EQUAL else agreed
+    reach = _t_quantile(level, _degrees_of_freedom(weights)) * math.sqrt(variance) if variance > _EQUAL else agreed
     return Slope(value, Interval(value - reach, value + reach), len(x), videos)
 
 
 def _means(matrix: Floats, clusters: Sequence[Hashable] | None, level: float) -> _Means:
     rows = len(matrix)
-    if clusters is not None and len(clusters) != rows:
-        raise ValueError(f"{rows} values and {len(clusters)} clusters: name one cluster for each value")
-    if not 0 < level < 1:
-        raise ValueError(f"level={level}: must lie between 0 and 1")
-    numbers: dict[Hashable, int] = {}
-    index = np.array(
-        [numbers.setdefault(name, len(numbers)) for name in (range(rows) if clusters is None else clusters)]
-    )
-    means, videos = matrix.mean(axis=0), len(numbers)
+    index, videos = _numbered(clusters, rows, level)
+    means = matrix.mean(axis=0)
     if videos < 2:
         return _Means(means, np.full(len(means), math.nan), videos, math.nan)
     weights = np.bincount(index) / rows
@@ -258,6 +257,17 @@ def _means(matrix: Floats, clusters: Sequence[Hashable] | None, level: float) ->
     # Videos that happen to agree don't make queries more certain than they are one by one.
     single = matrix.var(axis=0, ddof=1) / rows
     return _Means(means, np.maximum(between, single), videos, _degrees_of_freedom(weights))
+
+
+def _numbered(clusters: Sequence[Hashable] | None, rows: int, level: float) -> tuple[NDArray[np.int64], int]:
+    """Each row's cluster as a number from 0, in order of appearance, and how many clusters there are."""
+    if clusters is not None and len(clusters) != rows:
+        raise ValueError(f"{rows} values and {len(clusters)} clusters: name one cluster for each value")
+    if not 0 < level < 1:
+        raise ValueError(f"level={level}: must lie between 0 and 1")
+    numbers: dict[Hashable, int] = {}
+    named = range(rows) if clusters is None else clusters
+    return np.array([numbers.setdefault(name, len(numbers)) for name in named], np.int64), len(numbers)
 
 
 def _degrees_of_freedom(weights: Floats) -> float:

@@ -8,7 +8,15 @@ import time
 import numpy as np
 import pytest
 
-from labkit.scoring.bootstrap import few_videos, mean_interval, mean_intervals, paired_differences
+from labkit.scoring.bootstrap import (
+    _degrees_of_freedom,
+    _t_quantile,
+    few_videos,
+    mean_interval,
+    mean_intervals,
+    paired_differences,
+    slope,
+)
 
 
 def test_the_interval_covers_the_mean_and_is_the_same_each_time():
@@ -204,3 +212,65 @@ def test_what_is_not_the_same_questions_is_refused():
         paired_differences([[1.0]], [[1.0], [1.0]])
     with pytest.raises(ValueError, match="at least one"):
         mean_intervals([[]])
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [[2, 2, 2, 2, 2], [1, 2, 6, 3, 9, 1], [1] * 8],
+    ids=["equal videos", "unequal videos", "one movement a video"],
+)
+def test_a_slope_has_the_interval_of_cr2_with_satterthwaites_freedom(sizes):
+    """Held against the definition by matrices: residuals of each video by (I - H)^(-1/2), freedom where videos' slopes vary alike."""
+    rng = np.random.default_rng(len(sizes))
+    names = np.repeat(np.arange(len(sizes)), sizes)
+    x = rng.choice([-3.0, -1.0, 1.0, 2.0], len(names))
+    y = (0.4 + rng.normal(0, 1, len(sizes))[names]) * x + rng.normal(0, 0.1, len(names))
+    square = x @ x
+    value, meat, forms = x @ y / square, 0.0, []
+    for name in range(len(sizes)):
+        own = x * (names == name)
+        adjust = 1 / np.sqrt(1 - own @ own / square)  # x is an eigenvector of H
+        meat += (adjust * own @ (y - value * x) / square) ** 2
+        forms.append(adjust * (own - x * (own @ own) / square) / square)
+    # The variance is a quadratic form of y; where each video's own slope is equally uncertain, its covariance is that of
+    # x times a number a video.
+    loads = np.stack([x * (names == name) for name in range(len(sizes))], axis=1)
+    middle = np.stack(forms) @ loads
+    form = middle @ middle.T
+    freedom = np.trace(form) ** 2 / np.trace(form @ form)
+    found = slope(x, y, names.tolist())
+    assert found.value == pytest.approx(value)
+    assert found.interval.high - value == pytest.approx(_t_quantile(0.95, freedom) * np.sqrt(meat), rel=1e-6)
+
+
+def test_a_video_that_is_moved_far_counts_by_its_squared_movements_and_one_that_is_not_moved_not_at_all():
+    """Two videos of ten small movements, one of a single large one: by hand slope (10 * 0 + 10 * 1 + 100 * 0.5) / 120."""
+    x, names = [1.0] * 20 + [10.0], ["a"] * 10 + ["b"] * 10 + ["c"]
+    y = [0.0] * 10 + [1.0] * 10 + [5.0]
+    value, interval, n, videos = slope(x, y, names)
+    assert (value, n, videos) == (pytest.approx(0.5), 21, 3)
+    # Shares 1/12, 1/12 and 10/12; video a departs by 10 * -0.5 / 120, b by as much, c not at all.
+    variance = 2 * (5 / 120) ** 2 / (1 - 1 / 12)
+    freedom = _degrees_of_freedom(np.array([1, 1, 10]) / 12)
+    assert freedom == pytest.approx(1.08, abs=0.01), "so unequal are the shares"
+    assert interval.high - value == pytest.approx(_t_quantile(0.95, freedom) * variance**0.5)
+    still = slope([*x, 0.0], [*y, 7.0], [*names, "d"])
+    assert still == slope(x, y, names), "what was not moved says nothing"
+
+
+@pytest.mark.parametrize(
+    ("moved", "n", "videos"),
+    [([], 0, 0), ([0.0, 0.0], 0, 0), ([1.0, 2.0], 2, 1)],
+    ids=["nothing", "no movement", "one video"],
+)
+def test_a_slope_of_too_little_has_no_interval(moved, n, videos):
+    found = slope(moved, moved, ["a"] * len(moved))
+    assert (found.n, found.videos) == (n, videos) and np.isnan(found.interval.low)
+    assert np.isnan(found.value) == (n == 0)
+
+
+def test_a_slope_needs_a_movement_and_a_video_for_each():
+    with pytest.raises(ValueError, match="give one number each"):
+        slope([1.0], [1.0, 2.0])
+    with pytest.raises(ValueError, match="name one cluster for each"):
+        slope([1.0, 2.0], [1.0, 2.0], ["a"])
