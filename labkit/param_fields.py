@@ -18,7 +18,7 @@ WORLDS = {"world": 1, "world-2": 2}
 FIRST_EDITION_MODELS = ("embedded",)
 """Bases that know the words of the first edition alone."""
 
-AnswerReward = Literal["soft_iou", "iou", "timer1"]
+AnswerReward = Literal["soft_iou", "iou", "timer1", "f1", "wasserstein"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 
@@ -204,7 +204,9 @@ class RewardParams(ParamGroup):
     """Weight of each step coming closer to the truth: in full from a gain of 0.1 IoU and from an anchor of IoU 0.5 on, in
     proportion below. 0 turns the term off. Ours: at twice the weight, chains that narrow less than others earn too little."""
     answer_reward: AnswerReward = "soft_iou"
-    """How the answer is measured. Paper: soft IoU; `iou` is clamped at 0; `timer1` is Time-R1's."""
+    """How the answer is measured. Paper: soft IoU; `iou` is clamped at 0; `timer1` is Time-R1's. For answers of several
+    spans, of which soft IoU and IoU take the union, also `f1` (OMTG's, matched span to span) and `wasserstein` (TimeLens2's: by
+    how far its seconds lie off)."""
     min_anchors: int = Field(2, ge=0, le=16)
     """Anchors that a chain needs. Paper: two works best in its ablation. 0 is the control that asks for none."""
     max_anchors: int = Field(4, ge=0, le=16)

@@ -1,15 +1,18 @@
 """The anchor chain, and the one parser that reads it from a model's text.
 
 The form is `<think> ... <timestamp>a to b</timestamp> ... </think> <answer>a to b</answer>` with seconds as plain
-decimals. A question with options to choose from adds `<option>B</option>` behind the answer, which then is the span of
-the evidence. Reading is strict where a second reading would be possible and never guesses:
+decimals. What happens several times is `a to b, c to d`, in an anchor as in the answer. A question with options to choose from adds
+`<option>B</option>` behind the answer, which then is the span of the evidence. Reading is strict where a second reading would be
+possible and never guesses:
 
 - the thought runs from the first `<think>` to the first `</think>` behind it, or to the end of the text; where no `<think>`
   is written, to the first `</think>` from the text's beginning: the prompt has opened it, as Qwen3's thinking models have it;
-- an anchor is a `<timestamp>` in the thought, directly closed, around one span;
+- an anchor is a `<timestamp>` in the thought, directly closed, around a span or several;
 - the answer is the first closed `<answer>` behind the thought; a model that wrote no `<think>` at all is still read,
   but what stands in a thought that never ends is thought, not answer;
 - a span is `a to b`, ASCII digits, a < b. Anything else (a sign, a unit, a colon, an exponent) is not a span;
+- several spans stand with a comma between each two, in any order. Those that overlap or touch are one, since they leave out nothing
+  between them. Where one of them is no span none is read, and neither is `and`, brackets or a comma at the end;
 - the option is the first closed `<option>` behind the answer, or behind the thought where there is no answer, around one
   letter. Case and blanks don't matter, since a tokenizer may change both and neither makes another letter of it; a dot,
   a bracket or the option's words beside the letter are not read. Where no options were given, `<option>` is plain text;
@@ -29,7 +32,7 @@ from decimal import Decimal
 from itertools import accumulate, pairwise
 from typing import NamedTuple, Protocol
 
-from labkit.chain.spans import Span
+from labkit.chain.spans import Span, union
 
 STATUSES = (
     "ok",
@@ -47,9 +50,9 @@ STATUSES = (
 cut_off      the generation hit its token limit; first, because it explains every failure behind it
 no_think     not exactly one `<think>` followed by exactly one `</think>`; a thought that the prompt opened is read, but
              isn't labkit's form, whose own prompts leave the opening to the model
-bad_anchor   a `<timestamp>` that is unclosed, nested, outside the thought, or holds no span
+bad_anchor   a `<timestamp>` that is unclosed, nested, outside the thought, or holds anything but spans
 no_answer    no closed `<answer>` behind the thought
-bad_answer   the answer holds no span, or there are more answer tags than its two
+bad_answer   the answer holds anything but spans, or there are more answer tags than its two
 bad_option   options were given, and there is not exactly one `<option>`, closed, behind the answer, around the letter of one
 extra_text   something besides the thought, the answer and the option
 no_anchor    none of these, but the thought has no anchor: the form of a model that thinks without anchors
@@ -65,21 +68,22 @@ _TAG = _TAGS["timestamp"]
 _OPTION_TAG = re.compile(r"</?option>")
 # What was matched is never given back (`+` behind a quantifier), so a failing match gives up in linear time.
 _SECONDS = r"\d++(?:\.\d++)?+"
-_PAIR = rf"\s*+({_SECONDS})\s*+to\s*+({_SECONDS})\s*+"
-_SPAN = re.compile(_PAIR, re.ASCII)
-_ANCHOR = re.compile(rf"<timestamp>{_PAIR}</timestamp>", re.ASCII)
+_SPAN = re.compile(rf"\s*+({_SECONDS})\s*+to\s*+({_SECONDS})\s*+", re.ASCII)
+_PAIR = rf"\s*+{_SECONDS}\s*+to\s*+{_SECONDS}\s*+"
+_SPANS = rf"{_PAIR}(?:,{_PAIR})*+"
+_ANCHOR = re.compile(rf"<timestamp>({_SPANS})</timestamp>", re.ASCII)
 _END = rf"(?:(?:{'|'.join(map(re.escape, END_OF_TURN))})\s*+)*+"
 _ENDS = re.compile(rf"\s*+{_END}", re.ASCII)
 _WELL_FORMED = re.compile(
-    rf"\s*+<think>([^<]*+(?:<timestamp>\s*+{_SECONDS}\s*+to\s*+{_SECONDS}\s*+</timestamp>[^<]*+)*+)</think>"
-    rf"\s*+(<answer>{_PAIR}</answer>)\s*+{_END}",
+    rf"\s*+<think>([^<]*+(?:<timestamp>{_SPANS}</timestamp>[^<]*+)*+)</think>"
+    rf"\s*+(<answer>({_SPANS})</answer>)\s*+{_END}",
     re.ASCII,
 )
 _LETTER = re.compile(r"\s*([A-Za-z])\s*", re.ASCII)
 
 
 class Anchor(NamedTuple):
-    """One anchor: its span, and the characters [begin, end) of the whole tag in the chain's text."""
+    """One anchor: its span, a `SpanSet` where it names several, and the characters [begin, end) of the whole tag in the chain's text."""
 
     span: Span
     begin: int
@@ -90,6 +94,7 @@ class Anchor(NamedTuple):
 class AnchorChain:
     """What a model's text says: its anchors in order, then its answer, then the option that it chose.
 
+    `answer` is a `SpanSet` where several spans are named: `answer.parts` are its spans in any case.
     `answer_chars` and `option_chars` are the characters [begin, end) of the whole `<answer>` and `<option>` tag; None
     exactly when `answer` or `option` is. `option` counts from 0.
     """
@@ -172,6 +177,8 @@ def parse(text: str, *, finished: bool = True, options: int = 0, anchor_tag: str
     'cut_off'
     >>> parse("<think></think><answer>3 to 8</answer><option>b</option>", options=4).option
     1
+    >>> parse("<think></think><answer>12 to 15, 3 to 8</answer>").answer.parts
+    (Span(start=3.0, end=8.0), Span(start=12.0, end=15.0))
     """
     if anchor_tag != "timestamp":
         own = parse(text, finished=finished, options=options)
@@ -270,11 +277,11 @@ def _read_well_formed(text: str, whole: re.Match[str]) -> AnchorChain | None:
     thought_begin, thought_end = whole.span(1)
     anchors = []
     for tag in _ANCHOR.finditer(text, thought_begin, thought_end):
-        span = _span_of(tag[1], tag[2])
+        span = _read_span(tag[1])
         if span is None:
             return None
         anchors.append(Anchor(span, tag.start(), tag.end()))
-    answer = _span_of(whole[3], whole[4])
+    answer = _read_span(whole[3])
     if answer is None:
         return None
     return AnchorChain(text, tuple(anchors), answer, "ok" if anchors else "no_anchor", whole.span(2))
@@ -309,14 +316,18 @@ def _anchors_in(tags: _Tagged, anchor_tag: str) -> list[Anchor]:
 
 
 def _read_span(text: str) -> Span | None:
-    match = _SPAN.fullmatch(text)
-    return None if match is None else _span_of(match[1], match[2])
-
-
-def _span_of(first: str, second: str) -> Span | None:
-    start, end = float(first), float(second)
-    # Digits beyond the largest float read as infinity, which is no time either.
-    return Span(start, end) if start < end < math.inf else None
+    """The span or the set that a text is, None where it or a part of it is none."""
+    spans = []
+    for part in text.split(","):
+        match = _SPAN.fullmatch(part)
+        if match is None:
+            return None
+        start, end = float(match[1]), float(match[2])
+        # Digits beyond the largest float read as infinity, which is no time either.
+        if not start < end < math.inf:
+            return None
+        spans.append(Span(start, end))
+    return spans[0] if len(spans) == 1 else union(spans)
 
 
 def _read_option(text: str, begin: int, options: int) -> _Option | None:
@@ -333,6 +344,10 @@ def _read_option(text: str, begin: int, options: int) -> _Option | None:
 def _write_span(span: Span) -> str:
     if span.start < 0:
         raise ValueError(f"span {span.start} to {span.end} starts before the clip; clip it to the video first")
+    return ", ".join([f"{_write_seconds(part.start)} to {_write_seconds(part.end)}" for part in span.parts])
+
+
+def _write_seconds(value: float) -> str:
     # repr is the shortest text that reads back as the same float; Decimal spells out its exponent, and adding 0.0
     # takes the sign from -0.0.
-    return " to ".join(format(Decimal(repr(float(value) + 0.0)), "f") for value in (span.start, span.end))
+    return format(Decimal(repr(float(value) + 0.0)), "f")

@@ -1,7 +1,7 @@
 """Metrics of many chains: the field's figures, and those of the anchors.
 
 IoU is a fraction in [0, 1]. Predictions are cut to [0, duration], a missing answer counts 0, of several windows the
-best one counts, and a threshold is reached with `>=`.
+best one counts (those that are the truth together are one window, a set), and a threshold is reached with `>=`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from labkit.chain.anchors import STATUSES, AnchorChain
-from labkit.chain.spans import Span, best_value, clip_span, iou_array
+from labkit.chain.span_sets import THRESHOLDS, set_figures
+from labkit.chain.spans import Span, SpanSet, best_value, clip_span, iou_array
 from labkit.chain.steps import clip_spans, copies, is_step, narrows
-
-THRESHOLDS = (0.3, 0.5, 0.7)
 
 Reaches = Literal[">=", ">"]
 """How a threshold is reached: `>=` here, `>` by some of the field's programs."""
@@ -64,7 +63,13 @@ def many_chain_ious(
         gold = np.repeat([(window.start, window.end) for window in kth], sizes, axis=0)
         ious[there] = np.maximum(ious[there], iou_array(clipped, gold[there]))
     values = ious.tolist()
-    return [values[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
+    found = [values[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
+    for at, (spans, row) in enumerate(zip(steps, windows, strict=True)):
+        if any(
+            [type(span) is SpanSet for span in (*spans, *row)]
+        ):  # the arrays hold ends, which of a set say too little
+            found[at] = chain_ious(chains[at], row, durations[at])
+    return found
 
 
 def answer_iou(chain: AnchorChain, windows: Sequence[Span], duration: float) -> float:
@@ -108,7 +113,8 @@ def chain_figures(
     anchor, anchor_copy_rate that of chains with an anchor that copies another. non_decreasing_share takes any step that
     does not lose. iou_first, iou_last, iou_answer and gain are means over the chains with an anchor,
     iou_step_k over those with a k-th one. A mean over nothing is NaN.
-    oracle_miou takes each chain's best step; parse_failure_rate is the share without an answer.
+    oracle_miou takes each chain's best step; parse_failure_rate is the share without an answer. Where a truth is a
+    set of spans there are the figures of `labkit.chain.span_sets.set_figures` too, as means over all chains, and miou is of unions.
 
     Raises: ValueError when the arguments differ in length or are empty, or a chain has no window to be measured against.
     Source: mIoU and R1@m as published; the chain's figures are our choice.
@@ -125,13 +131,14 @@ def chain_figures(
     if not all(windows):
         raise ValueError("no ground-truth window to measure against; an open question has no figures")
     statuses = Counter(chain.status for chain in chains)
-    answers, anchors, best = [], [], []
+    answers, anchors, best, final = [], [], [], []
     answer_copies, anchor_copies = [], []
     for chain, gold, duration in zip(chains, windows, durations, strict=True):
         spans = [clip_span(span, duration) for span in chain.steps]
         ious = [_iou(span, gold) for span in spans]
         found = len(chain.anchors)
         answers.append(0.0 if chain.answer is None else ious[-1])
+        final.append(None if chain.answer is None else spans[-1])
         anchors.append(ious[:found])
         best.append(max(ious, default=0.0))
         copied = copies(clip_spans(chain.steps, duration))
@@ -166,6 +173,9 @@ def chain_figures(
         "oracle_miou": _mean(best),
         "parse_failure_rate": sum(chain.answer is None for chain in chains) / total,
     }
+    if any([type(window) is SpanSet for gold in windows for window in gold]):
+        of_sets = [set_figures(answer, gold) for answer, gold in zip(final, windows, strict=True)]
+        figures |= {name: _mean([each[name] for each in of_sets]) for name in of_sets[0]}
     for step in range(max(map(len, anchors))):
         figures[f"iou_step_{step + 1}"] = _mean([row[step] for row in anchors if len(row) > step])
     return figures | {f"status_{name}": statuses[name] / total for name in STATUSES}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from labkit.chain.anchors import AnchorChain
-from labkit.chain.spans import Span, best_value
+from labkit.chain.spans import Span, best_value, meeting
 
 GROUNDED = 0.5
 """IoP from which an answer counts as grounded. Source: NExT-GQA."""
@@ -23,7 +23,7 @@ def iop(pred: Span, gold: Span) -> float:
     >>> iop(Span(0, 10), Span(8, 20)), iop(Span(8, 20), Span(0, 10))
     (0.2, 0.16666666666666666)
     """
-    return max(0.0, min(pred.end, gold.end) - max(pred.start, gold.start)) / pred.length
+    return meeting(pred.parts, gold.parts)[0] / pred.length
 
 
 def answer_iop(chain: AnchorChain, windows: Sequence[Span]) -> float:

@@ -1,7 +1,7 @@
 """What a chain earns: five terms, each with a reason, and their weighted sum.
 
 format    1 or 0: the form was kept and there are at least `min_anchors` anchors
-answer    agreement of the answer with the truth, -1 without one
+answer    agreement of the answer with the truth, -1 without one; of several spans as a set
 anchors   soft IoU of the anchors, later ones weighted more, none above the answer's; -1 without one
 progress  mean score of the steps (anchor to anchor, last anchor to answer), as `labkit.chain.steps` defines it
 option    1 for the right option, 0 for a wrong one, none, or a question without options
@@ -18,6 +18,7 @@ No text can earn more than the sum of the weights (without that of `option` wher
 - No anchor counts for more than the answer. Who finds the truth on the way and answers something else has not narrowed, and
   who misses, or gives no answer, earns nothing in `progress`.
 - A better answer with the same anchors never earns less (measured by soft IoU or by IoU).
+- Naming more spans than there are is no second try: an answer of several is measured as a whole, against one window or a set of them.
 - A wrong option costs nothing against none, so choosing never pays less than keeping silent.
 
 A bad first anchor, in sums. Let two anchors tie at IoU q, with an answer at q + FULL_GAIN or better, and lower the first by d.
@@ -50,6 +51,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, get_args
 
 from labkit.chain.anchors import AnchorChain, option_letter
+from labkit.chain.span_sets import set_f1, wasserstein_score
 from labkit.chain.spans import Span, best_value, best_window, clip_span, iou, soft_iou
 from labkit.chain.steps import copies, step_scores
 from labkit.errors import LabError
@@ -60,7 +62,12 @@ TERMS = ("format", "answer", "anchors", "progress", "option")
 MISSING_PENALTY = -1.0
 """Value of a missing answer and of missing anchors: below every wrong one, so that leaving them out never pays."""
 
-_MEASURES: Mapping[str, Callable[[Span, Span], float]] = {"soft_iou": soft_iou, "iou": iou}
+_MEASURES: Mapping[str, Callable[[Span, Span], float]] = {
+    "soft_iou": soft_iou,
+    "iou": iou,
+    "f1": set_f1,
+    "wasserstein": wasserstein_score,
+}
 
 
 def _weights(params: RewardParams, final: bool) -> dict[str, float]:
@@ -166,7 +173,7 @@ class Asked(Protocol):
     @property
     def qid(self) -> str: ...  # noqa: D102
     @property
-    def windows(self) -> tuple[Span, ...]: ...  # noqa: D102
+    def targets(self) -> tuple[Span, ...]: ...  # noqa: D102
     @property
     def duration(self) -> float: ...  # noqa: D102
     @property
@@ -183,7 +190,7 @@ def check_names(own: Sequence[OwnFunction]) -> None:
 
 
 def timer1_iou(pred: Span, gold: Span, duration: float) -> float:
-    """IoU, made smaller by how far each end is off in parts of the video.
+    """IoU, made smaller by how far each end is off in parts of the video; of sets the ends of the whole count.
 
     Source: Time-R1's reward code (iou_v2).
 
@@ -202,6 +209,7 @@ def score_chain(
 ) -> RewardBreakdown:
     """Score one chain against the truth; of several windows the best one counts, for every step by itself.
 
+    What all together are the truth is one window, a `labkit.chain.spans.SpanSet`: see `labkit.Moment.targets`.
     `choice` is the right option, None for a moment without options; the chain must have been read with as many options
     as the moment has.
     Raises: ValueError when there is no window or the duration isn't above 0 (a fault of the data, never of the text).
@@ -243,7 +251,7 @@ def score_moment(
     >>> round(score_moment(parse("<think></think><answer>1 to 4</answer>"), moment, RewardSpec(min_anchors=0)).total, 2)
     2.25
     """
-    terms, reasons = _built_in(chain, moment.windows, moment.duration, spec, moment.choice)
+    terms, reasons = _built_in(chain, moment.targets, moment.duration, spec, moment.choice)
     for each in spec.own:
         if recorded and each.name in recorded:
             value, reason = recorded[each.name]
@@ -325,8 +333,8 @@ def _answer(
         )
     measure = partial(timer1_iou, duration=duration) if spec.answer == "timer1" else _MEASURES[spec.answer]
     if len(windows) == 1:
-        value = measure(span, windows[0])
-        return value, f"{spec.answer} {value:.3f}"
+        value, counts = measure(span, windows[0]), (len(span.parts), len(windows[0].parts))
+        return value, f"{spec.answer} {value:.3f}" + (f", spans {counts[0]} of {counts[1]}" if max(counts) > 1 else "")
     best = best_window(span, windows, measure)
     return best.value, f"{spec.answer} {best.value:.3f}, window {best.index + 1} of {len(windows)}"
 

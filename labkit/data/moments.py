@@ -11,6 +11,8 @@ A moments file is JSON Lines: UTF-8, one object a line, lines without any text a
     source    where the question comes from, free text (may be left out)
     options   ["...", ...] two or more answers to choose from, in grounded question answering (may be left out)
     choice    number of the right option, counted from 0; goes with options
+    as_set    true where an answer is to name all windows, which are then measured as one set; otherwise the best window counts
+              (may be left out)
 """
 
 from __future__ import annotations
@@ -24,14 +26,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labkit.chain.spans import Span
+from labkit.chain.spans import Span, union
 from labkit.data.rows import binary_kind, printable, short
 from labkit.data.video_index import is_foreign_path, local_path, stem_of, trim_window
 from labkit.errors import LabError, nearest
 from labkit.files import replacing
 
 REQUIRED = ("qid", "video", "query", "windows", "duration")
-FIELDS = (*REQUIRED, "clip", "source", "options", "choice")
+FIELDS = (*REQUIRED, "clip", "source", "options", "choice", "as_set")
 _CONVERT_HINT = "`labkit moments FILE --write NEW.jsonl` makes moments of it"
 SCORE_STEP = "`labkit score PREDICTIONS --moments FILE` scores them"
 ANSWERS = (
@@ -82,7 +84,8 @@ class Moment:
 
     `windows` are in seconds from the clip's beginning; `duration` is the clip's length; `clip` is the trim window in
     the source video, None when the clip is all of it; `video` is an absolute path. In grounded question answering
-    `query` is a question, `windows` are its evidence, and `options[choice]` is its answer. Without `windows` nobody has said
+    `query` is a question, `windows` are its evidence, and `options[choice]` is its answer. With `as_set` all windows
+    together are what is asked for; otherwise each of them is an answer. Without `windows` nobody has said
     when it happens: such a question can be asked (`labkit.ask`) and looked at, and nothing can be measured on it; files hold none.
 
     Raises BadField (a ValueError) that names the field, its value and what to write instead.
@@ -104,6 +107,7 @@ class Moment:
     source: str = ""
     options: tuple[str, ...] = ()
     choice: int | None = None
+    as_set: bool = False
 
     def __post_init__(self) -> None:
         """Check every field: a moment that exists can be used."""
@@ -136,6 +140,8 @@ class Moment:
             if abs(self.clip.length - self.duration) > FRAME:
                 wrong = f"is {self.clip.length:g} s long but duration is {self.duration:g} s"
                 raise BadField("clip", _pair(self.clip), wrong, "write the clip's own length as duration")
+        if type(self.as_set) is not bool:
+            raise BadField("as_set", self.as_set, "is neither true nor false", "write one of them, or leave it out")
         self._check_options()
 
     def _check_options(self) -> None:
@@ -160,6 +166,16 @@ class Moment:
     def has_truth(self) -> bool:
         """Whether somebody has said when it happens."""
         return bool(self.windows)
+
+    @property
+    def targets(self) -> tuple[Span, ...]:
+        """What a span is measured against: the windows, of which the best counts, or all of them as the one set that is asked for.
+
+        >>> moment = Moment("q1", "/v/a.mp4", "it blinks", (Span(1.0, 4.0), Span(7.0, 9.0)), 12.0, as_set=True)
+        >>> moment.targets[0].parts == moment.windows
+        True
+        """
+        return (union(self.windows),) if self.as_set and self.windows else self.windows
 
     @property
     def start(self) -> float:
@@ -266,6 +282,8 @@ def write_moments(moments: Iterable[Moment], path: str | Path) -> None:
         }
         if moment.options:
             row |= {"options": list(moment.options), "choice": moment.choice}
+        if moment.as_set:
+            row["as_set"] = True
         rows[moment.qid] = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
     if not rows:
         raise ValueError(f"no moment to write to {path}")
@@ -402,6 +420,7 @@ def moment_of(row: dict[str, Any], folder: Path) -> Moment:
         source=source,
         options=tuple(options),
         choice=row.get("choice"),
+        as_set=row.get("as_set", False),
     )
 
 

@@ -326,13 +326,13 @@ class Interventions:
     @functools.cached_property
     def _own_ious(self) -> dict[str, list[float]]:
         return {
-            qid: chain_ious(chain, self._by_qid[qid].windows, self._by_qid[qid].duration)
+            qid: chain_ious(chain, self._by_qid[qid].targets, self._by_qid[qid].duration)
             for qid, chain in self.chains["own"].items()
         }
 
     def _iou(self, variant: str, qid: str) -> float:
         moment = self._by_qid[qid]
-        return answer_iou(self.chains[variant][qid], moment.windows, moment.duration)
+        return answer_iou(self.chains[variant][qid], moment.targets, moment.duration)
 
 
 def as_plain(value: Any) -> Any:

@@ -101,7 +101,7 @@ def _tried(parameter: str, term: OwnFunction, kind: str) -> Iterator[None]:
 
 def _chains(moment: Moment) -> dict[str, AnchorChain]:
     """Chains that a term will meet, over this moment."""
-    answer, count = moment.windows[0], len(moment.options)
+    answer, count = moment.targets[0], len(moment.options)
     option = 0 if count else None
     narrowing = render([Span(0.0, moment.duration), answer], answer, option=option)
     return {

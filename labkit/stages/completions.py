@@ -73,6 +73,6 @@ def unpaid_rollout(
 
 def figures_of_chains(chains: Sequence[AnchorChain], moments: Sequence[Moment]) -> dict[str, float]:
     """Figures of chains, each beside its moment: `chain_figures`, and `answering_figures` where moments have options."""
-    windows = [moment.windows for moment in moments]
+    windows = [moment.targets for moment in moments]
     figures = chain_figures(chains, windows, [moment.duration for moment in moments])
     return figures | answering_figures(chains, windows, [moment.choice for moment in moments])

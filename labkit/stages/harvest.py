@@ -243,7 +243,7 @@ def filter_traces(
             moments.append(moment)
             chains.append(parse(rollout.text, finished=rollout.finished, options=len(moment.options)))
         measured = many_chain_ious(
-            chains, [moment.windows for moment in moments], [moment.duration for moment in moments]
+            chains, [moment.targets for moment in moments], [moment.duration for moment in moments]
         )
         for rollout, moment, chain, ious in zip(batch, moments, chains, measured, strict=True):
             reason = _reason(chain, ious, params, moment.choice) or _own_reason(rules, chain, moment, rollout)

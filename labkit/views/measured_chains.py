@@ -58,13 +58,13 @@ class MeasuredChain:
 
     @property
     def window(self) -> Span:
-        """The window that the chain is measured against: the best for its answer, else for its last anchor."""
+        """What the chain is measured against: the set of windows, or the best for its answer, else for its last anchor."""
         if not self.moment.has_truth:
             raise LabError(f"moment {self.moment.qid!r} has no window: this figure is of chains that can be measured")
         steps = self.chain.steps
         if not steps:
-            return self.moment.windows[0]
-        return max(self.moment.windows, key=lambda window: iou(steps[-1], window))
+            return self.moment.targets[0]
+        return max(self.moment.targets, key=lambda window: iou(steps[-1], window))
 
     @property
     def strict(self) -> bool:
@@ -95,7 +95,7 @@ def measure_chains(records: Iterable[ChainRecord], moments: Mapping[str, Moment]
     ious = iter(
         many_chain_ious(
             [chain for _, _, chain in told],
-            [moment.windows for _, moment, _ in told],
+            [moment.targets for _, moment, _ in told],
             # Some programs don't cut spans to the video.
             [_UNCUT if getattr(record, "clips", True) is False else moment.duration for record, moment, _ in told],
         )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from labkit.chain.anchors import STATUSES, option_letter, parse, render
 from labkit.chain.rewards import score_chain
-from labkit.chain.spans import Span
+from labkit.chain.spans import Span, SpanSet
 from labkit.data.moments import OPTION_LETTERS
 
 A, B = "<timestamp>2.0 to 28.0</timestamp>", "<timestamp>8.0 to 20.0</timestamp>"
@@ -18,6 +18,7 @@ ANSWER = "<answer>10.5 to 14.2</answer>"
 GOOD = f"<think>wide {A} closer {B} there</think>\n{ANSWER}"
 TWO, ONE, NONE = (Span(2, 28), Span(8, 20)), (Span(2, 28),), ()
 TRUE = Span(10.5, 14.2)
+TWICE = SpanSet(3, 15, (Span(3, 8), Span(12, 15)))
 
 
 def anchored(body: str) -> str:
@@ -97,6 +98,23 @@ READINGS = [
     (answered("9" * 400 + " to " + "9" * 401), "bad_answer", TWO, None, "both beyond it"),
     (answered("10.5 to 14.2\x00"), "bad_answer", TWO, None, "NUL"),
     (answered("the answer is 10.5 to 14.2"), "bad_answer", TWO, None, "words beside the span"),
+    # several spans
+    (answered("3 to 8, 12 to 15"), "ok", TWO, TWICE, "something that happens twice"),
+    (answered(" 12.0 to 15.0 ,\n3.0 to 8.0 "), "ok", TWO, TWICE, "in any order, with blanks around the comma"),
+    (answered("3 to 5, 12 to 15, 4 to 8, 3 to 8"), "ok", TWO, TWICE, "what overlaps is one span"),
+    (answered("10.5 to 12, 12 to 14.2"), "ok", TWO, TRUE, "what touches is one span"),
+    (anchored("<timestamp>3 to 8, 12 to 15</timestamp>"), "ok", (TWICE,), TRUE, "an anchor of two spans"),
+    (answered("3 to 8,"), "bad_answer", TWO, None, "a comma with nothing behind it"),
+    (answered(", 3 to 8"), "bad_answer", TWO, None, "or before it"),
+    (answered("3 to 8,, 12 to 15"), "bad_answer", TWO, None, "or between two"),
+    (answered("3 to 8, 15 to 12"), "bad_answer", TWO, None, "one of two is no span, so none is read"),
+    (answered("3 to 8 12 to 15"), "bad_answer", TWO, None, "without a comma"),
+    (answered("3 to 8 and 12 to 15"), "bad_answer", TWO, None, "`and` may also stand between two ends"),
+    (answered("3 to 8; 12 to 15"), "bad_answer", TWO, None, "another mark"),
+    (answered("[[3, 8], [12, 15]]"), "bad_answer", TWO, None, "another program's form"),
+    (answered("3 - 8, 12 - 15"), "bad_answer", TWO, None, "another program's form with dashes"),
+    (answered("3 to 8</answer> <answer>12 to 15"), "bad_answer", TWO, Span(3, 8), "a tag for each: the first one counts"),
+    (anchored(f"{A}<timestamp>3 to 8, 12</timestamp>"), "bad_anchor", ONE, TRUE, "an anchor that breaks off"),
     # text around the form
     (GOOD + " (the video runs 0.0 to 30.0)", "extra_text", TWO, TRUE, "what follows the answer changes nothing"),
     ("Sure! " + GOOD, "extra_text", TWO, TRUE, "a preamble"),

@@ -170,6 +170,8 @@ BAD = [
     (GOOD | {"clip": [3]}, "clip", "[3]", "is not a pair", "write [start, end]", "one number"),
     (GOOD | {"clip": [15, 3]}, "clip", "[15, 3]", "does not end after", "start below end", "backwards"),
     (GOOD | {"clip": [-1, 11]}, "clip", "[-1.0, 11.0]", "starts before the video", "count seconds", "negative"),
+    (GOOD | {"as_set": "yes"}, "as_set", "'yes'", "is neither true nor false", "write one", "a word"),
+    (GOOD | {"as_set": 1}, "as_set", "1", "is neither true nor false", "write one", "a number"),
     (GOOD | {"clip": [0, 9]}, "clip", "[0.0, 9.0]", "is 9 s long but duration is 12 s", "own length", "contradiction"),
 ]
 
@@ -382,3 +384,13 @@ def test_the_first_of_several_bad_videos_is_named_and_the_others_counted(tmp_pat
         LabError, match=r"0\.mp4 of question 'q0' is not there \(and 2 other videos are missing or empty\)"
     ):
         require_videos(rows)
+
+
+def test_windows_that_are_asked_for_together_are_measured_as_one_set(tmp_path: Path) -> None:
+    windows = (Span(1.0, 4.0), Span(6.0, 9.0))
+    apart, together = moment(windows=windows), moment(qid="q2", windows=windows, as_set=True)
+    assert apart.targets == windows and [target.parts for target in together.targets] == [windows]
+    assert moment(as_set=True).targets == moment().targets == (Span(1.0, 4.0),)
+    write_moments([apart, together], tmp_path / "moments.jsonl")
+    assert [row.targets for row in read_moments(tmp_path / "moments.jsonl")] == [apart.targets, together.targets]
+    assert ["as_set" in line for line in (tmp_path / "moments.jsonl").read_text().splitlines()] == [False, True]

@@ -289,7 +289,7 @@ def kind_of(kind: Kind, measured: MeasuredChain) -> str:
     """A chain's class of failure."""
     if kind is failure_kind or not measured.moment.has_truth:  # its IoUs are here already, or there are none
         return kind_by_ious(measured.chain, measured.ious, measured.moment.duration)
-    return kind(measured.chain, measured.moment.windows, measured.moment.duration)
+    return kind(measured.chain, measured.moment.targets, measured.moment.duration)
 
 
 def _in_order(found: Sequence[str], order: Sequence[str]) -> list[str]:
