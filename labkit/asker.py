@@ -101,7 +101,7 @@ class AskedChains:
         bars = BarLines(self.moment.duration, width, _LABEL, _SPAN, ascii_only)
 
         def seconds(span: Span) -> str:
-            return f"{span.start:.1f} {dash} {span.end:.1f} s"
+            return ", ".join(f"{part.start:.1f} {dash} {part.end:.1f}" for part in span.parts) + " s"
 
         def answer(label: str, chain: AnchorChain) -> str:
             if chain.answer is None:

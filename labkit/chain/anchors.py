@@ -50,9 +50,9 @@ STATUSES = (
 cut_off      the generation hit its token limit; first, because it explains every failure behind it
 no_think     not exactly one `<think>` followed by exactly one `</think>`; a thought that the prompt opened is read, but
              isn't labkit's form, whose own prompts leave the opening to the model
-bad_anchor   a `<timestamp>` that is unclosed, nested, outside the thought, or holds anything but spans
+bad_anchor   a `<timestamp>` that is unclosed, nested, outside the thought, or holds what is no span
 no_answer    no closed `<answer>` behind the thought
-bad_answer   the answer holds anything but spans, or there are more answer tags than its two
+bad_answer   the answer holds what is no span, or there are more answer tags than its two
 bad_option   options were given, and there is not exactly one `<option>`, closed, behind the answer, around the letter of one
 extra_text   something besides the thought, the answer and the option
 no_anchor    none of these, but the thought has no anchor: the form of a model that thinks without anchors
@@ -83,7 +83,7 @@ _LETTER = re.compile(r"\s*([A-Za-z])\s*", re.ASCII)
 
 
 class Anchor(NamedTuple):
-    """One anchor: its span, a `SpanSet` where it names several, and the characters [begin, end) of the whole tag in the chain's text."""
+    """One anchor: its span, or the set that it names, and the characters [begin, end) of the whole tag in the chain's text."""
 
     span: Span
     begin: int

@@ -91,7 +91,7 @@ def _share_before(spans: Span, places: np.ndarray) -> np.ndarray:
     """The share of a set's seconds that lies before each place."""
     ends = [end for part in spans.parts for end in (part.start, part.end)]
     seconds = np.cumsum([0.0, *[part.end - part.start for part in spans.parts]])
-    return np.interp(places, ends, np.repeat(seconds, 2)[1:-1] / seconds[-1])
+    return np.asarray(np.interp(places, ends, np.repeat(seconds, 2)[1:-1] / seconds[-1]))
 
 
 def set_figures(answer: Span | None, truths: Sequence[Span]) -> dict[str, float]:

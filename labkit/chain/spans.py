@@ -77,6 +77,16 @@ class SpanSet(Span):
         return sum([part.end - part.start for part in self.spans])
 
     @property
+    def middle(self) -> float:
+        """The second before which half of its seconds lie."""
+        left = self.length / 2
+        for part in self.spans:
+            if left <= part.length:
+                break
+            left -= part.length
+        return part.start + left
+
+    @property
     def parts(self) -> tuple[Span, ...]:
         """The spans, in order."""
         return self.spans

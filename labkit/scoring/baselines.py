@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from labkit.chain.spans import Span, iou_array
+from labkit.chain.spans import Span, SpanSet, iou_array
 
 Floats = NDArray[np.float64]
 
@@ -36,7 +36,7 @@ def constant_ious(constant: Constant, windows: Sequence[Sequence[Span]], duratio
     >>> constant_ious(WHOLE_VIDEO, [[Span(0, 10)], [Span(0, 10)]], [20.0, 40.0]).tolist()
     [0.5, 0.25]
     """
-    return _constant_ious(constant, padded_windows(windows, len(durations)), np.asarray(durations, dtype=np.float64))
+    return _constant_ious(constant, *_padded(windows, durations))
 
 
 def best_constant(windows: Sequence[Sequence[Span]], durations: Sequence[float], *, steps: int = 20) -> Constant:
@@ -47,9 +47,9 @@ def best_constant(windows: Sequence[Sequence[Span]], durations: Sequence[float],
     >>> best_constant([[Span(5, 10)], [Span(10, 20)]], [20.0, 40.0])
     Constant(start=0.25, end=0.5)
     """
-    gold, ends = padded_windows(windows, len(durations)), np.asarray(durations, dtype=np.float64)
+    padded = _padded(windows, durations)
     grid = [Constant(a / steps, b / steps) for a in range(steps) for b in range(a + 1, steps + 1)]
-    return max(grid, key=lambda constant: float(_constant_ious(constant, gold, ends).mean()))
+    return max(grid, key=lambda constant: float(_constant_ious(constant, *padded).mean()))
 
 
 def relative_spans(windows: Sequence[Sequence[Span]], durations: Sequence[float]) -> Floats:
@@ -76,18 +76,33 @@ def prior_ious(
     """
     if not len(prior):
         raise ValueError("no training window to draw from; give a training set with at least one")
-    gold, ends = padded_windows(windows, len(durations)), np.asarray(durations, dtype=np.float64)
+    gold, together, ends = _padded(windows, durations)
     picked = np.random.default_rng(seed).integers(0, len(prior), (len(ends), draws))
-    guesses = prior[picked] * ends[:, None, None]
-    ious = np.zeros(picked.shape)
-    # Window by window keeps memory at one array of guesses, however many windows a query has.
-    for window in np.moveaxis(gold, 1, 0):
-        np.fmax(ious, iou_array(guesses, window[:, None, :]), out=ious)
+    return window_ious(prior[picked] * ends[:, None, None], gold, together)
+
+
+def window_ious(spans: Floats, gold: Floats, together: NDArray[np.bool_]) -> Floats:
+    """IoU of spans (N, K, 2) with the best window of each query, of `padded_windows`, or with all where they are one set; (N, K).
+
+    >>> gold = padded_windows([[Span(0, 4), Span(6, 10)]] * 2, 2)
+    >>> window_ious(np.array([[[0.0, 4.0]]] * 2), gold, np.array([False, True])).tolist()
+    [[1.0], [0.5]]
+    """
+    ious, shared = np.zeros(spans.shape[:2]), np.zeros((int(together.sum()), spans.shape[1]))
+    # Window by window keeps memory at one array of spans, however many windows a query has. fmax passes over NaN.
+    for window in np.moveaxis(gold[:, :, None, :], 1, 0):
+        np.fmax(ious, iou_array(spans, window), out=ious)
+        ends, starts = (
+            of(spans[together, :, side], window[together, :, side]) for of, side in ((np.minimum, 1), (np.maximum, 0))
+        )
+        shared += np.fmax(0.0, ends - starts)
+    lengths = np.nansum(gold[together, :, 1] - gold[together, :, 0], axis=1)[:, None]
+    ious[together] = shared / (spans[together, :, 1] - spans[together, :, 0] + lengths - shared)
     return ious
 
 
 def padded_windows(windows: Sequence[Sequence[Span]], rows: int) -> Floats:
-    """The truth windows of all queries as one array, (N, most windows, 2), NaN where a query has fewer.
+    """The truth windows of all queries as one array, (N, most windows, 2), NaN where a query has fewer; a set's spans one by one.
 
     Raises: ValueError unless there is one list for each of `rows` queries, each with a window.
 
@@ -96,13 +111,20 @@ def padded_windows(windows: Sequence[Sequence[Span]], rows: int) -> Floats:
     """
     if len(windows) != rows or not rows or not all(windows):
         raise ValueError(f"{len(windows)} lists of windows for {rows} durations: need one list with a window for each")
-    most = max(map(len, windows))
-    nothing = [(np.nan, np.nan)] * most
-    table = [[(w.start, w.end) for w in gold] + nothing[len(gold) :] for gold in windows]
-    return np.array(table, dtype=np.float64)
+    table = [[(part.start, part.end) for window in gold for part in window.parts] for gold in windows]
+    nothing = [(np.nan, np.nan)] * max(map(len, table))
+    return np.array([row + nothing[len(row) :] for row in table], dtype=np.float64)
 
 
-def _constant_ious(constant: Constant, gold: Floats, durations: Floats) -> Floats:
-    pred = durations[:, None, None] * np.array(constant)
-    # fmax passes over the NaN rows that pad queries with fewer windows.
-    return np.asarray(np.fmax.reduce(iou_array(pred, gold), axis=1))
+def are_sets(windows: Sequence[Sequence[Span]]) -> NDArray[np.bool_]:
+    """Which queries' truth is a set of several spans."""
+    return np.array([type(gold[0]) is SpanSet for gold in windows], dtype=np.bool_)
+
+
+def _padded(windows: Sequence[Sequence[Span]], durations: Sequence[float]) -> tuple[Floats, NDArray[np.bool_], Floats]:
+    gold = padded_windows(windows, len(durations))
+    return gold, are_sets(windows), np.asarray(durations, dtype=np.float64)
+
+
+def _constant_ious(constant: Constant, gold: Floats, together: NDArray[np.bool_], durations: Floats) -> Floats:
+    return window_ious(durations[:, None, None] * np.array(constant), gold, together)[:, 0]

@@ -31,6 +31,8 @@ UNKNOWN = "not stated"
 class Protocol:
     """How a score was taken.
 
+    `several` are the questions with several windows, `as_sets` those that ask for all of theirs.
+
     `rows` are the questions that were scored, each counting the same: the usable ones of the `listed` in the moments' file.
     `missing` have no prediction and count 0; `extra` have no moment and aren't scored; `duplicates` are predictions on a
     question that had one already. `program` wrote the predictions, "" where it is labkit's own form, and `joined` counts them by
@@ -61,6 +63,8 @@ class Protocol:
     settings: Mapping[str, Any] = field(default_factory=dict)
     level: float = 0.95
     videos: int = 0
+    several: int = 0
+    as_sets: int = 0
 
     def lines(self) -> list[tuple[str, str]]:
         """Name and value of each line of the card, for a terminal or a page."""
@@ -88,7 +92,7 @@ class Protocol:
             ("nothing read", failures),
             ("read as", statuses or "no prediction"),
             ("threshold", f"IoU {self.reaches} m reaches R1@m"),
-            ("window rule", "of several truth windows the best one counts"),
+            ("window rule", self._window_rule()),
             ("cut to the video", "yes" if self.clips else "no"),
             ("interval", self._interval()),
         ]
@@ -116,6 +120,16 @@ class Protocol:
             )
             for name, value in lines
         )
+
+    def _window_rule(self) -> str:
+        best = "of several truth windows the best one counts"
+        if not self.several:
+            return best
+        by_set = f"set mIoU, tF1, C-Acc and EtF1: all windows as one set ({self.several:,} questions have several)"
+        if not self.as_sets:
+            return f"mIoU and R1: {best}; {by_set}"
+        asked = f"as the questions ask, {self.as_sets:,} of {self.rows:,} for all windows as one set"
+        return f"mIoU and R1: {asked}; best mIoU: {best}; {by_set}"
 
     def _interval(self) -> str:
         clusters = (

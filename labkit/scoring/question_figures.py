@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labkit.chain.anchors import AnchorChain
-from labkit.chain.metrics import THRESHOLDS, Reaches
+from labkit.chain.metrics import Reaches
 from labkit.chain.question_answering import GROUNDED, answer_iop
-from labkit.chain.spans import iou_array
+from labkit.chain.span_sets import THRESHOLDS, set_figures
+from labkit.chain.spans import Span, SpanSet, best_value, clip_span, union
 from labkit.data.moments import Moment
 from labkit.scoring.answers import PredictedRow
 from labkit.scoring.average_precision import AP_THRESHOLDS, LENGTH_CLASSES, average_precisions, class_precisions
-from labkit.scoring.baselines import padded_windows
+from labkit.scoring.baselines import are_sets, padded_windows, window_ious
 from labkit.scoring.predictions import Predictions
 from labkit.scoring.reading_rules import ReadingRule
 from labkit.scoring.readings import ReadAnswer
@@ -31,8 +32,17 @@ SCORE_THRESHOLDS = (*THRESHOLDS, 0.9)
 def question_figures(
     readings: Sequence[ReadAnswer], answers: Predictions, moments: Sequence[Moment], rule: ReadingRule
 ) -> dict[str, Floats]:
-    """The columns that these predictions and moments have, by the figure's name."""
-    columns = _recalls(_ious(readings, moments, rule.clips), rule.reaches)
+    """The columns that these predictions and moments have, by the figure's name.
+
+    Where a moment has several windows those of sets come along: set_miou and those of `labkit.chain.span_sets.set_figures`, of all
+    windows of a question. `miou` and R1 are by what the moments ask for, the best window or all as a set; where that is a set,
+    best_miou is by the best window.
+    """
+    columns = _recalls(_ious(readings, moments, [moment.targets for moment in moments], rule.clips), rule.reaches)
+    if any(len(moment.windows) > 1 for moment in moments):
+        if any(moment.as_set for moment in moments):
+            columns["best_miou"] = _ious(readings, moments, [moment.windows for moment in moments], rule.clips)
+        columns |= _of_sets(readings, moments, rule.clips)
     if answers.ranked:
         return columns | _precisions(answers, moments)
     if rule.name == "labkit":
@@ -40,14 +50,31 @@ def question_figures(
     return columns
 
 
-def _ious(readings: Sequence[ReadAnswer], moments: Sequence[Moment], clips: bool) -> Floats:
-    """IoU with the best window, 0 for nothing; as `labkit.scoring.reading_rules.rule_iou`, for all at once."""
-    gold = padded_windows([moment.windows for moment in moments], len(moments))
+def _ious(
+    readings: Sequence[ReadAnswer], moments: Sequence[Moment], truths: Sequence[Sequence[Span]], clips: bool
+) -> Floats:
+    """IoU with the best truth, 0 for nothing; as `labkit.scoring.reading_rules.rule_iou`, for all at once."""
+    gold = padded_windows(truths, len(moments))
     pairs = np.array([reading.pair or (np.nan, np.nan) for reading in readings], dtype=np.float64)
+    pairs[pairs[:, 0] >= pairs[:, 1]] = np.nan
     if clips:
         pairs = np.clip(pairs, 0.0, np.array([moment.duration for moment in moments])[:, None])
-    # NaN of a window or an answer that isn't there is passed over.
-    return np.asarray(np.fmax(0.0, np.fmax.reduce(iou_array(pairs[:, None, :], gold), axis=1)))
+    ious = np.nan_to_num(window_ious(pairs[:, None, :], gold, are_sets(truths))[:, 0])
+    for row, (reading, moment, truth) in enumerate(zip(readings, moments, truths, strict=True)):
+        if type(answer := reading.answer) is SpanSet:
+            cut = clip_span(answer, moment.duration) if clips else answer
+            ious[row] = 0.0 if cut is None else best_value(cut, truth)
+    return ious
+
+
+def _of_sets(readings: Sequence[ReadAnswer], moments: Sequence[Moment], clips: bool) -> dict[str, Floats]:
+    truths = [(union(moment.windows),) for moment in moments]
+    answers = [reading.answer for reading in readings]
+    if clips:
+        answers = [each and clip_span(each, moment.duration) for each, moment in zip(answers, moments, strict=True)]
+    rows = [set_figures(answer, truth) for answer, truth in zip(answers, truths, strict=True)]
+    names = {"set_miou": _ious(readings, moments, truths, clips)}
+    return names | {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
 def _recalls(ious: Floats, reaches: Reaches) -> dict[str, Floats]:

@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from labkit.chain.anchors import parse
 from labkit.chain.metrics import Reaches
-from labkit.chain.spans import Span
+from labkit.chain.spans import Span, union
 from labkit.errors import LabError, nearest
 
 Pair = tuple[float, float]
@@ -36,7 +36,8 @@ class ReadingRule:
     to the video; `note` is what to know when its scores differ from ours. `anchor_tag` is the tag that anchors of its
     models stand in, which labkit's own rewards never pay for. With `windows` a rule is for ranked windows and reads no text. With
     `hundredths` its pair is in hundredths of the video. With `any_numbers` it takes any two numbers for an answer, so that what it
-    finds in other models' texts says little.
+    finds in other models' texts says little. With `read_set` a rule takes several spans for one
+    answer, and `read` gives the first start and the last end of them.
     """
 
     name: str
@@ -49,6 +50,7 @@ class ReadingRule:
     windows: bool = False
     hundredths: bool = False
     any_numbers: bool = False
+    read_set: Callable[[str], Span | None] | None = None
 
     def read_seconds(self, text: str, duration: float) -> Pair | None:
         """What the rule reads in a text, in seconds of a video of that length."""
@@ -110,6 +112,12 @@ _THOUGHT_THEN_ANSWER = re.compile(r"</think>\s*+<answer>")
 _HUNDREDTHS = re.compile(r"(\d{2}) (?:to|and) (\d{2})")
 _DECIMAL_NUMBER = re.compile(r"\d++(?:\.\d++)?+")
 _BRACKETED = re.compile(r"[\[(]\s*+(\d++(?:\.\d++)?+)\s*+,\s*+(\d++(?:\.\d++)?+)\s*+[\])]")
+
+_TIME = r"(\d++(?::\d\d)*+(?:\.\d++)?+)"
+_UNIT = r"\s*+(?:s|secs?|seconds?)?+\s*+"
+_INTERVAL = re.compile(
+    rf"(?<![\d.:]){_TIME}{_UNIT}(?:[-–—~]|\bto\b|\band\b)\s*+{_TIME}|[\[(]\s*+{_TIME}{_UNIT},\s*+{_TIME}{_UNIT}[\])]"
+)
 
 _LMMS_EXAMPLE = "a specific example is : 20.8 - 30.0 seconds"
 _LMMS_CLOCKS = re.compile(r"\b(\d{1,2}:\d{2}(?::\d{2})?)\s*+[–-]\s*+(\d{1,2}:\d{2}(?::\d{2})?)\b")
@@ -186,6 +194,19 @@ def _vtimellm(text: str) -> Pair | None:
 def _bracketed(text: str) -> Pair | None:
     found = _BRACKETED.search(next(_answers(text), text))
     return None if found is None else _pair(found[1], found[2])
+
+
+def _intervals(text: str) -> Span | None:
+    behind = text.rpartition("</think>")[2]
+    found = _INTERVAL.finditer(next(_answers(behind), behind).lower())
+    pairs = [_finite(*(clock_seconds(end) for end in match.groups() if end)) for match in found]
+    spans = [Span(*pair) for pair in pairs if pair is not None and pair[0] < pair[1]]
+    return union(spans) if spans else None
+
+
+def _ends(text: str) -> Pair | None:
+    found = _intervals(text)
+    return None if found is None else (found.start, found.end)
 
 
 def _lmms_charades(text: str) -> Pair | None:
@@ -326,6 +347,25 @@ RULES: Mapping[str, ReadingRule] = MappingProxyType({rule.name: rule for rule in
 
 _OF_FILES = (
     ReadingRule(
+        "intervals",
+        "labkit, the field's ways to write several spans",
+        _ends,
+        ">=",
+        True,
+        "Takes every pair in the first <answer> behind the thought, or behind it without one (`[[a, b], [c, d]]`, `a - b, c - d`, "
+        "`between a and b seconds, and from c to d`, clock times) as one set; a pair that is reversed is left out.",
+        read_set=_intervals,
+    ),
+    ReadingRule(
+        "window-set",
+        "labkit, windows as one set",
+        lambda text: None,
+        ">=",
+        True,
+        "All windows of a row are one answer, whatever their order and scores.",
+        windows=True,
+    ),
+    ReadingRule(
         "qvhighlights",
         "QVHighlights, standalone evaluation",
         lambda text: None,
@@ -355,5 +395,5 @@ _OF_FILES = (
 )
 
 FILE_RULES: Mapping[str, ReadingRule] = MappingProxyType({rule.name: rule for rule in _OF_FILES})
-"""Rules for the files of one program, which no other model's answers are written for. Ranked windows are also read by labkit's
-own rules, which cut the first window to the video before R1."""
+"""Rules for the files of one program, which no other model's answers are written for, and two of ours that read sets. Ranked windows
+are also read by labkit's own rules, which cut the first window to the video before R1."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from labkit.chain.anchors import AnchorChain, parse
-from labkit.chain.spans import Span
+from labkit.chain.spans import Span, union
 from labkit.data.moments import Moment
 from labkit.data.video_index import stem_of
 from labkit.errors import LabError
@@ -42,12 +42,18 @@ _TIME = re.compile(r"\d++(?::\d\d)*+(?:\.\d++)?+", re.ASCII)
 class ReadAnswer(NamedTuple):
     """What a rule made of one prediction; `status` is "" where there is none.
 
-    `chain` is what labkit's parser read; other rules have none.
+    `chain` is what labkit's parser read; other rules have none. `spans` is the set that a rule read, whose ends are the pair.
     """
 
     pair: Pair | None
     status: str
     chain: AnchorChain | None = None
+    spans: Span | None = None
+
+    @property
+    def answer(self) -> Span | None:
+        """The answer's span or set of spans; None where there is none, or it is reversed."""
+        return self.chain.answer if self.chain is not None else self.spans or _span(self.pair)
 
 
 def match_questions(predictions: Answers, moments: Sequence[Moment]) -> Predictions:
@@ -202,7 +208,7 @@ def _chain(row: PredictedRow, moment: Moment, reading: ReadAnswer, rule: Reading
     if reading.chain is not None:
         return reading.chain
     own = parse(row.text, finished=row.finished, options=len(moment.options), anchor_tag=rule.anchor_tag)
-    answer = _span(reading.pair)
+    answer = reading.answer
     return replace(
         own,
         answer=answer,
@@ -213,12 +219,13 @@ def _chain(row: PredictedRow, moment: Moment, reading: ReadAnswer, rule: Reading
 
 def _of_windows(row: PredictedRow, reading: ReadAnswer) -> AnchorChain:
     lines = [f"{start:g} to {end:g}" for start, end in row.windows or ()]
-    answer = _span(reading.pair)
+    answer = reading.answer
     scores: Sequence[Any] = row.scores or [None] * len(lines)
     text = "\n".join(
         line if mark is None else f"{line}, score {mark:g}" for line, mark in zip(lines, scores, strict=True)
     )
-    return AnchorChain(text, (), answer, reading.status, None if answer is None else (0, len(lines[0])))
+    shown = len(text) if reading.spans else len(lines[0]) if answer else 0
+    return AnchorChain(text, (), answer, reading.status, None if answer is None else (0, shown))
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,16 +341,28 @@ def _read(row: PredictedRow | None, moment: Moment, rule: ReadingRule) -> ReadAn
     if row.text is None:
         if not row.windows:
             return ReadAnswer(None, "no window")
+        if rule.name == "window-set":
+            return _of_set([Span(start, end) for start, end in row.windows if start < end], "start not before end")
         start, end = row.windows[0]
         return ReadAnswer((start, end), "window") if start < end else ReadAnswer(None, "start not before end")
     if rule.name == "labkit":
         chain = parse(row.text, finished=row.finished, options=len(moment.options))
         answer = chain.answer
         return ReadAnswer(None if answer is None else (answer.start, answer.end), chain.status, chain)
+    if rule.read_set is not None:
+        found = rule.read_set(row.text)
+        return _of_set([] if found is None else [found], "nothing")
     pair = rule.read_seconds(row.text, moment.duration)
     if pair is None:
         return ReadAnswer(None, "nothing")
     return ReadAnswer(pair, "a span" if pair[0] < pair[1] else "start not before end")
+
+
+def _of_set(spans: Sequence[Span], without: str) -> ReadAnswer:
+    if not spans:
+        return ReadAnswer(None, without)
+    found = union(spans)
+    return ReadAnswer((found.start, found.end), "a span" if len(found.parts) == 1 else "several spans", None, found)
 
 
 def _span(pair: Pair | None) -> Span | None:

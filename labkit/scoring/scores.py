@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labkit.chain.metrics import Reaches, recall_figures
+from labkit.chain.span_sets import THRESHOLDS
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.scoring.average_precision import AP_THRESHOLDS
@@ -46,6 +47,11 @@ TITLES = {
     "r1@0.5": "R1@0.5",
     "r1@0.7": "R1@0.7",
     "r1@0.9": "R1@0.9",
+    "best_miou": "best mIoU",
+    "set_miou": "set mIoU",
+    **{f"tf1@{m}": f"tF1@{m}" for m in THRESHOLDS},
+    "etf1": "EtF1",
+    "count_accuracy": "C-Acc",
     "map": "mAP",
     "map_short": "mAP short, to 10 s",
     "map_middle": "mAP middle, to 30 s",
@@ -231,9 +237,10 @@ def score(
     """Score predictions, texts or ranked windows, on every moment; each counts the same.
 
     `rules` are labkit's by default, or those of the program that wrote the file. `train` is the training set, for the two
-    baselines that need one. Figures: miou, and r1@0.3 to r1@0.9; of ranked windows, of which the first one is the answer, map,
-    map_short, map_middle and map_long by the truth's length, and map@0.5 to
-    map@0.95; acc_qa, acc_gqa, miop, iop@0.3 and iop@0.5 over the moments with options, under labkit's rules.
+    baselines that need one. Figures: miou, and r1@0.3 to r1@0.9; those of sets where moments have several windows, see
+    `labkit.scoring.question_figures`; of ranked windows, of which the first one is the answer, map, map_short, map_middle and map_long
+    by the truth's length, and map@0.5 to map@0.95; acc_qa, acc_gqa, miop, iop@0.3 and iop@0.5 over the moments with options, under
+    labkit's rules.
     Raises: LabError for unknown rules, rules that read texts on windows, no moment, or predictions of which none is on any of
     these moments.
 
@@ -329,13 +336,13 @@ def _names(moments: Sequence[Moment]) -> tuple[str, ...]:
 def _baselines(
     moments: Sequence[Moment], train: Sequence[Moment] | None, reaches: Reaches
 ) -> dict[str, dict[str, float]]:
-    windows, durations = [moment.windows for moment in moments], [moment.duration for moment in moments]
+    windows, durations = [moment.targets for moment in moments], [moment.duration for moment in moments]
     ious = {
         "whole video": constant_ious(WHOLE_VIDEO, windows, durations),
         "centre half": constant_ious(CENTRE_HALF, windows, durations),
     }
     if train is not None:
-        seen = [moment.windows for moment in train], [moment.duration for moment in train]
+        seen = [moment.targets for moment in train], [moment.duration for moment in train]
         ious["best constant"] = constant_ious(best_constant(*seen), windows, durations)
         ious["training prior"] = prior_ious(relative_spans(*seen), windows, durations)
     # Who doesn't look can still pick an option, each with the same chance.
@@ -403,6 +410,8 @@ def _protocol(
         settings=answers.settings,
         level=LEVEL,
         videos=len({moment.source_video for moment in moments}),
+        several=sum(len(moment.windows) > 1 for moment in moments),
+        as_sets=sum(moment.as_set for moment in moments),
     )
 
 

@@ -49,9 +49,15 @@ def shuffled_chains(
 ) -> dict[str, Null]:
     """The figures `FIGURES` of chains with an anchor, each beside its moment; empty where fewer than two have one.
 
+    Chains and truths of several spans are left out.
+
     Source: a permutation test; that chains move as a whole is our choice.
     """
-    rows = [(chain, moment) for chain, moment in zip(chains, moments, strict=True) if chain.anchors]
+    rows = [
+        (chain, moment)
+        for chain, moment in zip(chains, moments, strict=True)
+        if chain.anchors and all(len(span.parts) == 1 for span in (*chain.steps, *moment.targets))
+    ]
     if len(rows) < 2:
         return {}
     most = max(len(chain.anchors) for chain, _ in rows)

@@ -44,6 +44,7 @@ PLACES = ("first", "last")
 FRAMES = ("hide inside", "hide elsewhere", "hide outside", "shuffle inside", "shuffle outside")
 """What is done to the frames of the last anchor. `elsewhere`: as long a stretch as the anchor, as far from it as the clip allows."""
 UNTAGGED = "without the tag"
+_SEVERAL = "an anchor of several spans"
 PLAN = "plan.json"
 """In the folder of the answers: which variants have all been asked."""
 
@@ -78,7 +79,7 @@ def plan(own: Sequence[Rollout], moments: Sequence[Moment], shifts: Sequence[flo
     """All variants of chains, each beside its moment; `shifts` are seconds, and the largest is what an anchor is widened by."""
     made, widen = Plan(), max(map(abs, shifts), default=0.0)
     chains = {each.qid: parse(each.text, finished=each.finished) for each in own}
-    anchored = [moment for moment in moments if chains[moment.qid].anchors]
+    anchored = [moment for moment in moments if chains[moment.qid].anchors and not _has_sets(chains[moment.qid])]
     partners = {
         place: swap_partners({
             moment.qid: (chains[moment.qid].spans[_number(chains[moment.qid], place)], moment.duration, moment.source_video)
@@ -98,6 +99,10 @@ def plan(own: Sequence[Rollout], moments: Sequence[Moment], shifts: Sequence[flo
     return made
 
 
+def _has_sets(chain: AnchorChain) -> bool:
+    return any(len(span.parts) > 1 for span in chain.spans)
+
+
 def _plan_edits(
     made: Plan, moment: Moment, chain: AnchorChain, place: str, shifts: Sequence[float], widen: float, partner: Span | None
 ) -> None:  # fmt: skip
@@ -111,6 +116,10 @@ def _plan_edits(
     if len(chain.anchors) < 1 + (place == "first"):
         for variant in (f"{place} again", *edits):
             made.leave_out(variant, "one anchor, which is the last" if chain.anchors else "no anchor")
+        return
+    if _has_sets(chain):
+        for variant in (f"{place} again", *edits):
+            made.leave_out(variant, _SEVERAL)
         return
     number = _number(chain, place)
     anchor = chain.anchors[number]
@@ -131,10 +140,11 @@ def _plan_edits(
 def _plan_frames(made: Plan, moment: Moment, chain: AnchorChain) -> None:
     """Variants in which the last anchor's frames are others: `answer` goes on behind the anchor, `anew` asks for a whole chain."""
     span = clip_span(chain.spans[-1], moment.duration) if chain.anchors else None
-    if span is None:
+    if span is None or _has_sets(chain):
+        why = _SEVERAL if span else "anchor outside of the clip" if chain.anchors else "no anchor"
         for what in FRAMES:
             for asked in ("answer", "anew"):
-                made.leave_out(f"{what}, {asked}", "anchor outside of the clip" if chain.anchors else "no anchor")
+                made.leave_out(f"{what}, {asked}", why)
         return
     begun = edited_anchor(chain, len(chain.anchors) - 1)
     for what in FRAMES:

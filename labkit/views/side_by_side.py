@@ -129,7 +129,7 @@ def _query(answers: dict[str, StagedChain], labels: Sequence[str], width: int, a
             lines.append(bars.line(short, (), "not answered"))
             continue
         answer, iou = row.measured.chain.answer, row.measured.answer_iou
-        said = "no answer" if answer is None else seconds([answer])
+        said = "no answer" if answer is None else seconds(answer.parts)
         said = said if math.isnan(iou) else f"{said:<17}IoU {iou:.2f}"
         lines.append(bars.line(short, [] if answer is None else [answer], said))
     return "\n".join([*lines, bars.axis()])

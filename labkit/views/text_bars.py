@@ -52,7 +52,7 @@ def bar(spans: Iterable[Span], duration: float, width: int, mark: str, rest: str
     ('..##....', '#......#', '....')
     """
     line = [rest] * width
-    for span in filter(None, (clip_span(span, duration) for span in spans)):
+    for span in (part for span in spans if (cut := clip_span(span, duration)) for part in cut.parts):
         begin = min(width - 1, int(span.start / duration * width))
         end = max(begin + 1, round(span.end / duration * width))
         line[begin:end] = mark * (end - begin)

@@ -288,7 +288,7 @@ def _moment(moment: Moment, clip: int, base: float | None) -> dict[str, Any]:
 def kind_of(kind: Kind, measured: MeasuredChain) -> str:
     """A chain's class of failure."""
     if kind is failure_kind or not measured.moment.has_truth:  # its IoUs are here already, or there are none
-        return kind_by_ious(measured.chain, measured.ious, measured.moment.duration)
+        return kind_by_ious(measured.chain, measured.ious, measured.moment.targets, measured.moment.duration)
     return kind(measured.chain, measured.moment.targets, measured.moment.duration)
 
 
@@ -396,18 +396,22 @@ class GzipStream:
             return b"".join(piece.result() for piece in self._pieces)
 
 
-def anchor_columns(chain: AnchorChain) -> list[list[float]]:
-    """Start, end, and the first and behind-last character of each anchor's tag as a page counts characters."""
+def anchor_columns(chain: AnchorChain) -> list[list[Any]]:
+    """Start, end, and the first and behind-last character of each anchor's tag as a page counts them; of a set also its spans."""
     place = _utf16(chain.text)
-    return [[span.start, span.end, place(begin), place(end)] for span, begin, end in chain.anchors]
+    return [[span.start, span.end, place(begin), place(end), *_spans(span)] for span, begin, end in chain.anchors]
 
 
-def answer_column(chain: AnchorChain) -> list[float] | None:
+def answer_column(chain: AnchorChain) -> list[Any] | None:
     """The same of the answer's tag; None without an answer."""
     if chain.answer is None or chain.answer_chars is None:
         return None
     place = _utf16(chain.text)
-    return [chain.answer.start, chain.answer.end, *map(place, chain.answer_chars)]
+    return [chain.answer.start, chain.answer.end, *map(place, chain.answer_chars), *_spans(chain.answer)]
+
+
+def _spans(span: Span) -> list[list[list[float]]]:
+    return [[[part.start, part.end] for part in span.parts]] if len(span.parts) > 1 else []
 
 
 def option_chars(chain: AnchorChain) -> list[int] | None:

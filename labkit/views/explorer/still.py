@@ -237,10 +237,8 @@ def _chain(
     for number, step in enumerate(steps):
         middle = first + 22 * number
         clipped = step.span and clip_span(step.span, moment.duration)
-        _line(pen, middle, step.name, [clipped] if clipped else [], step.color, at, left)
-        pen.text(
-            end + 12, middle, f"{step.span.start:.1f} to {step.span.end:.1f}" if step.span else "none", 11.5, SOFT, 70
-        )
+        _line(pen, middle, step.name, clipped.parts if clipped else [], step.color, at, left)
+        pen.text(end + 12, middle, _said(step.span), 11.5, SOFT, 70)
         if not moment.has_truth:
             continue
         pen.text(right - 12, middle, f"{step.iou:.2f}", 11.5, anchor="rm")
@@ -254,6 +252,12 @@ def _chain(
         pen.text(at(second), bottom + 12, f"{second:.1f}" + (" s" if k == 4 else ""), 10.5, SOFT, anchor="mm")
     for number, line in enumerate(words):
         pen.text(left, bottom + 34 + 18 * number, line, 12, most=right - left)
+
+
+def _said(span: Span | None) -> str:
+    if span is None:
+        return "none"
+    return f"{span.start:.1f} to {span.end:.1f}" if len(span.parts) == 1 else f"{len(span.parts)} spans"
 
 
 def draw_film(pen: Canvas, picture: Any, sheet: Sheet, duration: float, place: tuple[float, float, float]) -> None:

@@ -146,5 +146,6 @@ def _row(pen: Canvas, row: StagedChain, middle: float, at: Any, height: int, las
         pen.text(at(0) + 6, middle, "no span was read", 11, SOFT)
     for span, color, half in spans:
         if clipped := clip_span(span, row.measured.moment.duration):
-            begin, end = at(clipped.start), max(at(clipped.end), at(clipped.start) + 2)
-            pen.box(begin, middle - half, end, middle + half, color, min(half, 4))
+            for part in clipped.parts:
+                begin, end = at(part.start), max(at(part.end), at(part.start) + 2)
+                pen.box(begin, middle - half, end, middle + half, color, min(half, 4))

@@ -250,12 +250,14 @@ class _Block:
                 previous = None
                 continue
             if previous is not None and moment.has_truth:
-                self.funnel(previous, (row, clipped))
+                for upper, lower in _funnels(previous[1], clipped):
+                    self.funnel((previous[0], upper), (row, lower))
             previous = (row, clipped)
             words = f"<b>{step.name}</b>: {_times(step.span)} s" + (
                 f", IoU {step.iou:.3f}" if moment.has_truth else ""
             )
-            bars.append((row, clipped, step.color, "<br>".join([words, *words_before(measured, step.anchor)])))
+            said = "<br>".join([words, *words_before(measured, step.anchor)])
+            bars += [(row, part, step.color, said) for part in clipped.parts]
         self.fig.add_bar(
             base=[span.start for _, span, _, _ in bars],
             x=[span.length for _, span, _, _ in bars],
@@ -297,7 +299,8 @@ class _Block:
                 continue
             outside = clip_span(step.span, measured.moment.duration) is None
             value = _compared(step.iou, before) if windows else ""
-            rows.append(("outside the clip" if outside else f"{_times(step.span)} s", value))
+            several = f"{len(step.span.parts)} spans" if len(step.span.parts) > 1 else f"{_times(step.span)} s"
+            rows.append(("outside the clip" if outside else several, value))
             before = step.iou
         for row, (times, value) in enumerate(rows):
             middle = top + (row + 0.5) * _ROW
@@ -339,7 +342,14 @@ def _compared(iou: float, before: float | None) -> str:
 
 
 def _times(span: Span) -> str:
-    return f"{style.seconds(span.start)} to {style.seconds(span.end)}"
+    return ", ".join(f"{style.seconds(part.start)} to {style.seconds(part.end)}" for part in span.parts)
+
+
+def _funnels(above: Span, below: Span) -> list[tuple[Span, Span]]:
+    """The spans of two steps that a shade joins: each to its own where there are as many, else the whole of both."""
+    if len(above.parts) != len(below.parts):
+        return [(above, below)]
+    return list(zip(above.parts, below.parts, strict=True))
 
 
 def _rows(measured: MeasuredChain) -> int:

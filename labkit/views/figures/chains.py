@@ -226,7 +226,7 @@ def _steps(measured_chains: Sequence[MeasuredChain]) -> dict[str, list[tuple[flo
 
 
 def _scaled_steps(measured_chains: Sequence[MeasuredChain]) -> dict[str, list[tuple[float, float, MeasuredChain]]]:
-    """By step name: start and end of each chain in half-lengths of the truth, from its middle, and the chain."""
+    """By step name: start and end of each chain in half-lengths of the truth, from its middle, and the chain; sets as a whole."""
     steps: dict[str, list[tuple[float, float, MeasuredChain]]] = {}
     for measured in measured_chains:
         truth, chain = measured.window, measured.chain
@@ -234,7 +234,7 @@ def _scaled_steps(measured_chains: Sequence[MeasuredChain]) -> dict[str, list[tu
         if chain.answer is not None:
             spans.append(("answer", chain.answer))
         for name, span in spans:
-            start, end = ((time - truth.middle) / (truth.length / 2) for time in (span.start, span.end))
+            start, end = ((time - truth.middle) / ((truth.end - truth.start) / 2) for time in (span.start, span.end))
             # a model may write any number: far out is far out, and no infinity reaches the figure
             steps.setdefault(name, []).append((max(-_FAR, min(_FAR, start)), max(-_FAR, min(_FAR, end)), measured))
     return steps

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from labkit.chain.anchors import AnchorChain
 from labkit.chain.metrics import chain_ious
-from labkit.chain.spans import Span
+from labkit.chain.spans import Span, iou
 from labkit.chain.steps import COPY_IOU, CORRECT_IOU, clip_spans, copies
 from labkit.data.moments import Moment
 from labkit.views.figures import style
@@ -30,6 +30,8 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "past_the_end": "most of the answer lies behind the end of the clip",
         "copied_anchor": "the answer, or an anchor, repeats an earlier anchor",
         "right_then_left": "an anchor was right, the answer is not",
+        "too_few_spans": "the answer meets the truth in fewer spans than it happens",
+        "too_many_spans": "the answer meets the truth in more spans than it happens",
         "wrong_extent": "the right event: the answer meets the truth, but begins or ends at the wrong time",
         "narrowed_elsewhere": "the answer is shorter than the first anchor by more than a copy, and misses the truth",
         "never_narrowed": "the answer misses the truth, and nothing was narrowed on the way",
@@ -37,6 +39,7 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
 )
 """What each class of failure means."""
 KINDS = tuple(MEANINGS)
+_OF_SETS = ("too_few_spans", "too_many_spans")
 """The classes of failure, in the order in which they are looked for; the first one that fits is the chain's.
 
 First what left nothing to judge, then what went wrong on the way, then where the answer lies.
@@ -59,10 +62,12 @@ def failure_kind(chain: AnchorChain, windows: Sequence[Span], duration: float, *
     ('', 'narrowed_elsewhere')
     """
     ious = [] if chain.answer is None else chain_ious(chain, windows, duration)
-    return kind_by_ious(chain, ious, duration, right=right)
+    return kind_by_ious(chain, ious, windows, duration, right=right)
 
 
-def kind_by_ious(chain: AnchorChain, ious: Sequence[float], duration: float, *, right: float = CORRECT_IOU) -> str:
+def kind_by_ious(
+    chain: AnchorChain, ious: Sequence[float], windows: Sequence[Span], duration: float, *, right: float = CORRECT_IOU
+) -> str:
     """`failure_kind` of a chain whose steps have been measured; `ious` are those of `chain_ious`.
 
     Where they are NaN, since nobody has told the truth, only what is wrong whatever the truth is has a class.
@@ -83,7 +88,9 @@ def kind_by_ious(chain: AnchorChain, ious: Sequence[float], duration: float, *, 
     if max(ious) >= right:
         return "right_then_left"
     if value > 0:
-        return "wrong_extent"
+        happens = len(max(windows, key=lambda window: iou(answer, window)).parts)
+        found = len(answer.parts)
+        return "too_few_spans" if found < happens else "too_many_spans" if found > happens else "wrong_extent"
     # A span inside another has their ratio of lengths as IoU: what is longer than this would be a copy in its place.
     return "narrowed_elsewhere" if spans[-1].length < COPY_IOU * spans[0].length else "never_narrowed"
 
@@ -96,7 +103,8 @@ def failure_counts(chains: Iterable[MeasuredChain], *, right: float = CORRECT_IO
 def _by_kind(chains: Iterable[MeasuredChain], right: float) -> dict[str, list[MeasuredChain]]:
     found: dict[str, list[MeasuredChain]] = {kind: [] for kind in ("", *KINDS)}
     for each in chains:
-        found[kind_by_ious(each.chain, each.ious, each.moment.duration, right=right)].append(each)
+        kind = kind_by_ious(each.chain, each.ious, each.moment.targets, each.moment.duration, right=right)
+        found[kind].append(each)
     return found
 
 
@@ -198,7 +206,7 @@ def _caption(counts: Mapping[str, Mapping[str, int]], rows: Sequence[str], right
     wrong, most = sum(last[kind] for kind in rows), max(last[kind] for kind in rows)
     often = " and ".join(f"'{spoken(kind)}'" for kind in rows if last[kind] == most)
     most_often = f" Most often in {style.plain(label, 40)}, among {wrong:,} wrong: {often}." if wrong else ""
-    absent = [spoken(kind) for kind in KINDS if kind not in rows]
+    absent = [spoken(kind) for kind in KINDS if kind not in (*rows, *_OF_SETS)]
     return (
         f"Bars: share of all chains; numbers: chains. Wrong is an answer below IoU {right:g}; a wrong chain stands in the "
         f"first class that fits.{most_often}" + (f" No chain falls into: {', '.join(absent)}." if absent else "")

@@ -132,7 +132,8 @@ def _spread(items: Sequence[_Item], most: int) -> list[_Item]:
 
 def _borders(chains: Sequence[MeasuredChain], duration: float) -> Any:
     """The seconds at which a span begins or ends: between two of them no share changes."""
-    ends = {end for each in chains for span in each.chain.steps for end in (span.start, span.end)}
+    parts = [part for each in chains for span in each.chain.steps for part in span.parts]
+    ends = {end for part in parts for end in (part.start, part.end)}
     return np.array(sorted({0.0, duration, *(end for end in ends if 0 < end < duration)}))
 
 
@@ -144,7 +145,8 @@ def _share(chains: Sequence[MeasuredChain], name: str, seconds: Any) -> tuple[An
         anchors = each.chain.anchors
         span = each.chain.answer if place is None else anchors[place].span if place < len(anchors) else None
         if span is not None:
-            held += (seconds >= span.start) & (seconds < span.end)
+            for part in span.parts:
+                held += (seconds >= part.start) & (seconds < part.end)
             count += 1
     return held / len(chains), count
 

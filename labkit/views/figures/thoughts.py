@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 LINES = 4
 WIDTH = 112
 _HOVER_LINES, _HOVER_WIDTH = 6, 70
+_MOST_SPANS = 4
+"""Spans of an anchor or answer that are written out."""
 _ROW = 40
 
 
@@ -65,7 +67,8 @@ def thought_lines(measured: MeasuredChain, colors: Sequence[str]) -> list[str]:
 
 
 def _times(span: Span, color: str) -> _Word:
-    return _Word(f"[{style.seconds(span.start)} to {style.seconds(span.end)} s]", color)
+    parts = ", ".join(f"{style.seconds(part.start)} to {style.seconds(part.end)}" for part in span.parts[:_MOST_SPANS])
+    return _Word(f"[{parts}{', ...' if len(span.parts) > _MOST_SPANS else ''} s]", color)
 
 
 def words_before(measured: MeasuredChain, anchor: int | None) -> list[str]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from labkit.chain.anchors import AnchorChain, parse, render
 from labkit.chain.metrics import chain_figures
-from labkit.chain.spans import Span
+from labkit.chain.spans import Span, union
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.views.figures.failures import KINDS, MEANINGS, atlas, failure_counts, failure_kind, kind_by_ious
@@ -69,6 +69,7 @@ CASES = [
     ("wrong_extent", text((0, 40), (0, 30), (13, 16)), "3/10: too short"),
     ("wrong_extent", text((16, 26)), "4/16: too late"),
     ("wrong_extent", text((16, 43)), "past the end by 3 s, but most of it lies inside"),
+    ("too_many_spans", "<think></think><answer>10 to 14, 30 to 36</answer>", "4/16: of two spans one is of nothing"),
     # the wrong place
     ("narrowed_elsewhere", text((0, 40), (25, 39), (30, 35)), "40 s to 5 s, away from the truth"),
     ("narrowed_elsewhere", text((21, 30), (20, 28)), "8 s after 9 s; touching the truth at 20 is not meeting it"),
@@ -97,7 +98,25 @@ def test_a_chain_is_named_by_what_went_wrong_first(kind: str, text: str, reason:
 
 
 def test_the_table_has_every_class() -> None:
-    assert {kind.rstrip("!") for kind, _, _ in CASES} == {"", *KINDS}
+    assert {kind.rstrip("!") for kind, _, _ in CASES} == {"", *KINDS} - {"too_few_spans"}, (
+        "of a truth that happens once"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "reason"),
+    [
+        ("", "10 to 20, 32 to 38", "16 of 20 s"),
+        ("too_few_spans", "12 to 18", "6 of 20 s, one of two"),
+        ("too_many_spans", "10 to 12, 14 to 16, 30 to 32", "6 of 20 s, three of two"),
+        ("wrong_extent", "10 to 13, 30 to 33", "6 of 20 s, as many as there are"),
+        ("never_narrowed", "22 to 24, 26 to 28", "neither"),
+        ("past_the_end", "22 to 24, 50 to 60", "most of its seconds lie behind the end"),
+    ],
+)
+def test_of_what_happens_twice_a_span_too_few_or_too_many_has_a_class(kind: str, answer: str, reason: str) -> None:
+    truth = union([Span(10, 20), Span(30, 40)])
+    assert failure_kind(read(f"<think></think><answer>{answer}</answer>"), [truth], 40.0) == kind, reason
 
 
 def test_a_text_cut_off_behind_its_answer_is_judged_by_the_answer() -> None:

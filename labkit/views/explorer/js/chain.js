@@ -1,6 +1,6 @@
 /** What is shown of one chain, of its group and of its query through the stages: spans, text, reward terms. */
 
-import { clamp, EPSILON, h, safeText, letter, many, number, percent, CORRECT_IOU, signed, svg, times } from "./core.js";
+import { clamp, EPSILON, h, safeText, letter, many, number, parts, percent, CORRECT_IOU, signed, spans, svg, times } from "./core.js";
 import { MOST_STEPS } from "./chains.js";
 import { stageName } from "./stages.js";
 
@@ -14,19 +14,21 @@ export function steps(chains, i) {
   return found;
 }
 
-/** @returns {Bar} */
-function stepBar(chains, step, before, count) {
+/** A bar for each span of a step, the figures at the last. @returns {Bar[]} */
+function stepBars(chains, step, before, count, lane = 0) {
   const way = before === undefined ? "" : chains.way(before, step.iou);
   const mark = way && h("span", { class: { "▲": "lk-up", "▼": "lk-down" }[way] ?? "" }, ` ${way}`);
-  return {
-    span: step.at.slice(0, 2),
+  const note = step.iou === undefined ? null : [number(step.iou), ...(mark ? [mark] : [])];
+  return parts(step.at).map((span, k, all) => ({
+    span,
     look: step.look,
-    name: step.name,
+    name: all.length > 1 ? `${step.name}, span ${k + 1} of ${all.length}` : step.name,
     step: step.step,
     iou: step.iou,
     shade: step.look === "anchor" ? `${Math.round(58 + (42 * (step.step + 1)) / Math.max(1, count))}%` : null,
-    note: step.iou === undefined ? null : [number(step.iou), ...(mark ? [mark] : [])],
-  };
+    note: k + 1 === all.length ? note : null,
+    lane,
+  }));
 }
 
 /** The row of the truth, at whose end `end` may stand; no row where nobody has told it. */
@@ -45,8 +47,8 @@ export function chainRows(chains, i) {
   const shown = all.filter((step) => step.look === "answer" || step.step < MOST_STEPS);
   const rows = shown.map((step, k) => ({
     label: [step.name],
-    bars: [stepBar(chains, step, shown[k - 1]?.iou, Math.min(anchors.length, MOST_STEPS))],
-    end: [times(step.at)],
+    bars: stepBars(chains, step, shown[k - 1]?.iou, Math.min(anchors.length, MOST_STEPS)),
+    end: [spans(step.at)],
   }));
   if (anchors.length > MOST_STEPS) rows.splice(MOST_STEPS, 0, { label: [`${anchors.length - MOST_STEPS} more`], bars: [] });
   if (!chains.columns.answer[i]) rows.push({ label: ["answer"], bars: [], end: ["none"] });
@@ -57,7 +59,7 @@ export function chainRows(chains, i) {
 export function thinRow(chains, i, label, end, on, title) {
   const all = steps(chains, i).filter((step) => step.look === "answer" || step.step < 5);
   const count = all.filter((step) => step.look === "anchor").length;
-  return { label, end, on, thin: true, chain: i, title, bars: all.map((step, k) => stepBar(chains, step, all[k - 1]?.iou, count)) };
+  return { label, end, on, thin: true, chain: i, title, bars: all.flatMap((step, k) => stepBars(chains, step, all[k - 1]?.iou, count, k)) };
 }
 
 /** A chain's own words: its anchors and its answer as chips, tags only where they are what went wrong. */
@@ -80,7 +82,7 @@ export function chainText(chains, i, { live = null, same = 0 } = {}) {
   let at = 0;
   const chips = steps(chains, i).map((step) => {
     const made = (words) => (live ? chip(step, inSeconds(words, step.at), live) : h("span", { class: `lk-chip lk-${step.look}` }, inSeconds(words, step.at)));
-    return [...step.at.slice(2), made];
+    return [...step.at.slice(2, 4), made];
   });
   const option = chains.columns.option_chars?.[i];
   if (option) chips.push([...option, (words) => optionChip(chains, i, words)]);
@@ -95,10 +97,11 @@ export function chainText(chains, i, { live = null, same = 0 } = {}) {
 }
 
 /** A span's words with its unit; where a model counts otherwise (hundredths of the video), the seconds that they mean. */
-function inSeconds(words, [start, end]) {
-  const first = Number(words.match(/\d+(?:\.\d+)?/)?.[0] ?? start);
-  const means = words.includes(":") || [start, end].some((each) => Math.abs(each - first) < 0.01);
-  return means ? `${words} s` : `${words}: ${times([start, end])} s`;
+function inSeconds(words, at) {
+  const ends = parts(at).flat();
+  const first = Number(words.match(/\d+(?:\.\d+)?/)?.[0] ?? ends[0]);
+  const means = words.includes(":") || ends.some((each) => Math.abs(each - first) < 0.01);
+  return means ? `${words} s` : `${words}: ${parts(at).map(times).join(", ")} s`;
 }
 
 /** The option that was chosen, as it was written, and whether it is the right one. */
@@ -111,7 +114,7 @@ function optionChip(chains, i, words) {
 }
 
 function chip(step, words, { onHot, onBar, onPlay }) {
-  const bar = { span: step.at.slice(0, 2), step: step.step };
+  const bar = { span: parts(step.at)[0], step: step.step };
   const iou = step.iou === undefined ? "" : `, IoU ${number(step.iou)}`;
   return h(
     "button",
@@ -238,8 +241,8 @@ function why(chains, order, falls) {
   if (!(fall > EPSILON)) {
     sentences.unshift(`All earned ${number(chains.total[best])}: no advantage, nothing to learn from this group.`);
   } else {
-    const parts = falls.filter((each) => Math.abs(each.fall) > 0.005).sort((a, b) => Math.abs(b.fall) - Math.abs(a.fall));
-    const named = parts.slice(0, 2).map((each) => `${each.term} ${signed(-each.fall)}`);
+    const largest = falls.filter((each) => Math.abs(each.fall) > 0.005).sort((a, b) => Math.abs(b.fall) - Math.abs(a.fall));
+    const named = largest.slice(0, 2).map((each) => `${each.term} ${signed(-each.fall)}`);
     sentences.unshift(`From best to worst the reward falls by ${number(fall)}${named.length ? `: ${named.join(", then ")}` : ""}.`);
   }
   const broken = order.filter((each) => !["ok", "no_anchor"].includes(chains.name("status", each))).length;

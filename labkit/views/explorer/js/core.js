@@ -47,6 +47,9 @@ export const span = ([start, end]) => `${start.toFixed(1)} to ${end.toFixed(1)} 
 
 /** A span as short as it can be said. */
 export const times = ([start, end]) => (end < 1000 ? `${start.toFixed(1)}–${end.toFixed(1)}` : `${whole(start)}–${whole(end)}`);
+/** The spans of a step as Python packed it: of a set each of its own, else the one. */
+export const parts = (at) => at[4] ?? [at.slice(0, 2)];
+export const spans = (at) => (at[4] ? `${at[4].length} spans` : times(at));
 const whole = (seconds) => `${Math.floor(Math.round(seconds) / 60)}:${String(Math.round(seconds) % 60).padStart(2, "0")}`;
 
 /** Bytes of whatever carries them: base64 in a page, a DataView from a kernel. */

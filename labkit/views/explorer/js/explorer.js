@@ -1,6 +1,6 @@
 /** The chain explorer: filters, table and the selected chain. */
 
-import { clamp, h, safeText, later, letter, many, number, spaced, times } from "./core.js";
+import { clamp, h, safeText, later, letter, many, number, parts, spaced, spans } from "./core.js";
 import { Chains, REGRESSIONS } from "./chains.js";
 import { stageName } from "./stages.js";
 import { NOTE_DELAY, Player } from "./player.js";
@@ -395,7 +395,7 @@ export class Explorer {
 
   answered(i) {
     const answer = this.chains.columns.answer[i];
-    return answer ? times(answer) : "no answer";
+    return answer ? spans(answer) : "no answer";
   }
 
   drawStages(i) {
@@ -425,7 +425,7 @@ export class Explorer {
     const { anchors, answer } = this.chains.columns;
     for (const node of this.words.querySelectorAll("button[data-step]")) {
       const at = anchors[this.selected][node.dataset.step] ?? answer[this.selected];
-      node.classList.toggle("lk-now", Boolean(at) && time >= at[0] && time < at[1]);
+      node.classList.toggle("lk-now", Boolean(at) && parts(at).some(([start, end]) => time >= start && time < end));
     }
   }
 
@@ -441,7 +441,7 @@ export class Explorer {
     if (!all.length) return;
     const from = typeof this.step === "number" ? this.step : by > 0 ? -1 : all.length;
     const next = all[(from + by + all.length) % all.length];
-    this.go({ span: next.at.slice(0, 2), step: next.step });
+    this.go({ span: parts(next.at)[0], step: next.step });
     this.hot(next.step);
     this.player.setTime(next.at[0]);
   }
@@ -449,7 +449,7 @@ export class Explorer {
   playStep() {
     const all = steps(this.chains, this.selected);
     const chosen = all.find((each) => each.step === this.step) ?? all.at(-1);
-    const span = this.step === "truth" || !chosen ? this.chains.moment(this.selected).windows[0] : chosen.at.slice(0, 2);
+    const span = this.step === "truth" || !chosen ? this.chains.moment(this.selected).windows[0] : parts(chosen.at)[0];
     if (span) this.player.play(span);
   }
 
@@ -460,7 +460,7 @@ export class Explorer {
 
   answer() {
     const answer = this.chains.columns.answer[this.selected];
-    if (answer) this.go({ span: answer.slice(0, 2), step: this.chains.columns.anchors[this.selected].length });
+    if (answer) this.go({ span: parts(answer)[0], step: this.chains.columns.anchors[this.selected].length });
   }
 
   move(by) {

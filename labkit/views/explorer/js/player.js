@@ -9,10 +9,16 @@ export const NOTE_DELAY = 3000;
 
 /**
  * A bar of the tracks.
- * @typedef {{span: number[], look: string, name: string, step?: number, iou?: number, note?: string}} Bar
+ * @typedef {{span: number[], look: string, name: string, step?: number, iou?: number, note?: string, lane?: number}} Bar
  * A row of the tracks: a label, its bars, and what stands at its end. `thin` stacks the bars.
  * @typedef {{label: (Node|string)[], bars: Bar[], end?: string, thin?: boolean, chain?: number, title?: string}} TrackRow
  */
+
+/** Which spans of two steps are joined by a shade: each to its own where there are as many, else the whole of both. */
+function funnels(above, below) {
+  if (above.length === below.length) return above.map((span, k) => [span, below[k]]);
+  return above.length && below.length ? [[above, below].map((step) => [step[0][0], step.at(-1)[1]])] : [];
+}
 
 /** The frame, the scrub bar and the tracks under it: one clip, one time, any rows of bars. */
 export class Player {
@@ -224,18 +230,18 @@ export class Player {
 
   row(row) {
     const track = h("div", { class: row.thin ? "lk-track lk-thin" : "lk-track" });
-    track.append(...row.bars.flatMap((bar, at) => this.bar(bar, row, at)));
+    track.append(...row.bars.flatMap((bar) => this.bar(bar, row)));
     if (row.thin && !track.children.length) track.append(h("span", { class: "lk-outside" }, row.bars.length ? "outside the video" : "no span was read"));
     const label = row.chain === undefined
       ? h("span", { class: "lk-label" }, ...row.label)
       : h("button", { type: "button", class: "lk-label lk-pick", title: row.title, onclick: () => this.onRow(row.chain) }, ...row.label);
     const kept = ["lk-track-row", row.thin && "lk-thin-row", row.on && "lk-on", row.truth && "lk-truth-row"].filter(Boolean);
     const node = h("div", { class: kept.join(" "), "data-row-chain": row.chain }, label, track, h("span", { class: "lk-end" }, ...(row.end ?? [])));
-    if (row.thin) node.style.setProperty("--bars", Math.max(3, row.bars.length));
+    if (row.thin) node.style.setProperty("--bars", Math.max(3, ...row.bars.map((bar) => bar.lane + 1)));
     return node;
   }
 
-  bar(bar, row, at) {
+  bar(bar, row) {
     const [start, end] = bar.span;
     const name = `${bar.name}: ${span(bar.span)}${bar.iou === undefined ? "" : `, IoU ${number(bar.iou)}`}`;
     if (end <= 0 || start >= this.duration) {
@@ -243,7 +249,7 @@ export class Player {
     }
     if (row.thin) {
       const thin = h("div", { class: `lk-bar lk-${bar.look}`, title: name });
-      thin.style.setProperty("--at", at);
+      thin.style.setProperty("--at", bar.lane);
       if (bar.shade) thin.style.setProperty("--shade", bar.shade);
       this.place(thin, bar.span);
       return [thin];
@@ -276,17 +282,18 @@ export class Player {
   }
 
   drawFunnel(rows) {
-    const steps = rows.filter((row) => !row.truth).map((row) => row.bars[0]?.span);
+    const steps = rows.filter((row) => !row.truth).map((row) => row.bars.map((bar) => bar.span));
     const first = rows.findIndex((row) => !row.truth);
     const height = 28;
     this.funnel.setAttribute("viewBox", `0 0 1000 ${Math.max(1, rows.length * height)}`);
     const at = (time) => ((1000 * clamp(time, 0, this.duration)) / this.duration).toFixed(1);
     const shades = [];
     for (let k = 0; k + 1 < steps.length; k++) {
-      const [a, b] = [steps[k], steps[k + 1]];
-      if (!a || !b || Math.min(a[1], this.duration) <= a[0] || Math.min(b[1], this.duration) <= b[0]) continue;
       const [top, bottom] = [(first + k + 1) * height - 5, (first + k + 1) * height + 5];
-      shades.push(svg("polygon", { points: `${at(a[0])},${top} ${at(a[1])},${top} ${at(b[1])},${bottom} ${at(b[0])},${bottom}` }));
+      for (const [a, b] of funnels(steps[k], steps[k + 1])) {
+        if (Math.min(a[1], this.duration) <= a[0] || Math.min(b[1], this.duration) <= b[0]) continue;
+        shades.push(svg("polygon", { points: `${at(a[0])},${top} ${at(a[1])},${top} ${at(b[1])},${bottom} ${at(b[0])},${bottom}` }));
+      }
     }
     this.funnel.replaceChildren(...shades);
     this.funnel.style.height = `${rows.length * height}px`;

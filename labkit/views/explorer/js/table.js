@@ -1,6 +1,6 @@
 /** The virtual table of chains: only visible rows are in the document. */
 
-import { clamp, EPSILON, h, safeText, number, percent, CORRECT_IOU, signed, spaced, times } from "./core.js";
+import { clamp, EPSILON, h, safeText, number, percent, CORRECT_IOU, signed, spaced, spans } from "./core.js";
 import { READ } from "./chains.js";
 import { stageName } from "./stages.js";
 
@@ -25,7 +25,7 @@ export class Table {
       { name: "step", label: "step", width: "34px", cell: (i) => [chains.columns.step[i] || "–"], right: true, wide: true },
       { name: "query", label: "query", width: "minmax(120px, 3fr)", cell: (i) => [safeText(chains.moment(i).query)] },
       { name: "anchors", label: "anchors", width: "48px", cell: (i) => [chains.anchors[i]], right: true, down: true },
-      { name: "answer", label: "answer", width: "minmax(84px, 1fr)", cell: (i) => [chains.columns.answer[i] ? times(chains.columns.answer[i]) : "none"], right: true, off: chains.told },
+      { name: "answer", label: "answer", width: "minmax(84px, 1fr)", cell: (i) => [chains.columns.answer[i] ? spans(chains.columns.answer[i]) : "none"], right: true, off: chains.told },
       { name: "iou", label: "IoU", width: "62px", cell: (i) => iouCell(chains.iou[i]), right: true, down: true, off: !chains.told },
       { name: "gain", label: "gain", title: "IoU of the answer less that of the first anchor", width: "46px", cell: (i) => change(chains.gain[i]), right: true, down: true, wide: true, off: !chains.told },
       { name: "delta", label: chains.sources.length ? "vs first" : "vs base", title: `IoU less that of ${safeText(chains.reference)} on the same query`, width: "54px", cell: (i) => change(chains.delta[i]), right: true, down: true, off: !chains.compared },

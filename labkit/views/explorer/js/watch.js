@@ -137,9 +137,7 @@ export class Watch {
         stage = name;
       }
       const row = thinRow(chains, i, [`step ${chains.columns.step[i]}`], [], false, this.said(i));
-      row.bars.forEach((bar, k) => {
-        if (bar.look === "anchor") bar.shade = shade(k);
-      });
+      for (const bar of row.bars) if (bar.look === "anchor") bar.shade = shade(bar.lane);
       rows.push({ ...row, place: i });
     }
     this.player.load(this.clips.get(moment.clip), { ...moment, waiting: this.clips.waiting, film: (whole) => this.clips.film(moment.clip, whole) });
