@@ -232,6 +232,9 @@ def _parser() -> argparse.ArgumentParser:
                          "holds one span a query (default labkit)")  # fmt: skip
     moments.add_argument("--list", nargs="?", const="", metavar="KIND", dest="listing",
                          help="list what was found, or what was found of one kind")  # fmt: skip
+    moments.add_argument(
+        "--as-set", action="store_true", help="write moments that ask for all windows of a query as one answer"
+    )
     moments.add_argument("--strict", action="store_true", help="stop at the first fault")
     moments.set_defaults(command=cli_commands.moments)
 
@@ -244,8 +247,9 @@ def _parser() -> argparse.ArgumentParser:
     world.add_argument(
         "--task", choices=("grounding", "gqa"), default="grounding", help="what is asked (default grounding)"
     )
-    world.add_argument("--edition", type=int, default=2, choices=(1, 2),
-                       help="2: half of the queries take two looks (default); 1: one look is enough")  # fmt: skip
+    world.add_argument("--edition", type=int, default=2, choices=(1, 2, 3),
+                       help="2: half of the queries take two looks (default); 1: one look is enough; 3: half of them are for "
+                            "what happens twice")  # fmt: skip
     world.set_defaults(command=cli_commands.world)
 
     base = commands.add_parser("base", help="train the embedded base anew, about ten minutes on one CPU core")

@@ -223,7 +223,7 @@ def moments(options: argparse.Namespace) -> None:
 
     o = options
     say(moments_text(o.source, videos=o.videos, durations=o.durations, write=o.write, form=o.form,
-                     listing=o.listing, strict=o.strict))  # fmt: skip
+                     listing=o.listing, strict=o.strict, as_set=o.as_set))  # fmt: skip
 
 
 def world(options: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-WORLDS = {"world": 1, "world-2": 2}
+WORLDS = {"world": 1, "world-2": 2, "world-2-twice": 3}
 """The embedded world's editions by the names that `data` has for them."""
 FIRST_EDITION_MODELS = ("embedded",)
 """Bases that know the words of the first edition alone."""
@@ -127,7 +127,7 @@ class ModelParams(ParamGroup):
     lora_alpha: int = Field(32, ge=1, le=4096)
     """Scale of the LoRA adapters. Ours."""
     prompt: str = "query"
-    """The question: a template's name (query, anchors, answer, options), a text file of your own such as `my_prompt.txt`, or the
+    """The question: a template's name (query, anchors, answer, options, sets), a text file of your own such as `my_prompt.txt`, or the
     text itself. Your own holds `{query}`, and may hold `{video}`, `{duration}` and `{options}`. Ours: the paper's prompt is
     public, and we have not read it."""
 
@@ -151,7 +151,8 @@ class DataParams(ParamGroup):
     """What is asked and what is seen."""
 
     data: str = "world-2"
-    """`world-2`, the embedded world, half of whose queries take two looks; `world`, its first edition, where one look is enough; or
+    """`world-2`, the embedded world, half of whose queries take two looks; `world-2-twice`, where half of them are for something that
+    happens twice, an answer of two spans; `world`, its first edition, where one look is enough; or
     a folder with train.jsonl, validation.jsonl and test.jsonl. Ours."""
     task: Literal["grounding", "gqa"] = "grounding"
     """What the first edition of the embedded world asks: when something happens, or what happens with options to choose from and the

@@ -20,6 +20,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,15 +131,19 @@ def moments_text(
     form: str = "labkit",
     listing: str | None = None,
     strict: bool = False,
+    as_set: bool = False,
 ) -> str:
     """What `labkit moments` prints: counts, issues and how many videos are there; writes a file in one of WRITTEN if asked.
 
     `listing` is None for none, "" for every issue, or a kind of issue. With `strict` what `form` cannot hold is an error.
+    With `as_set` the written moments ask for all windows of a query together.
     """
     if form not in WRITTEN:
         raise LabError(f"form = {form!r} is none that labkit writes; the forms are {', '.join(WRITTEN)}")
     if write is None and form != WRITTEN[0]:
         raise LabError(f"form = {form!r} says how to write, and no file is named; add write= (--write)")
+    if as_set and (write is None or form != WRITTEN[0]):
+        raise LabError("as_set is written into labkit's own form; add write= (--write) and leave the form out")
     moments = load_moments(name_or_path, videos=videos, durations=durations, strict=strict)
     lines = [str(moments), _videos_line(moments)]
     if listing is not None:
@@ -147,7 +152,7 @@ def moments_text(
         left: list[str] = []
         try:
             if form == WRITTEN[0]:
-                write_moments(moments, write)
+                write_moments([replace(each, as_set=True) for each in moments] if as_set else moments, write)
             else:
                 left = write_timelens_bench(moments, write, strict)
         except OSError as error:

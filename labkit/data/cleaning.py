@@ -165,6 +165,10 @@ def repair_window(start: float, end: float, duration: float) -> tuple[Span | Non
     return Span(max(0.0, start), min(duration, end)), tuple(kind for kind, found in faults.items() if found)
 
 
+_SETS = ("timelens2",)
+"""Sources whose owners take all windows of a query as one answer."""
+
+
 class RowCleaner:
     """Turns the rows of one file into moments, in their order, and keeps the issues."""
 
@@ -220,7 +224,10 @@ class RowCleaner:
         windows = self._windows(row, labels, duration)
         options, choice = _options(row)
         try:
-            return Moment(qid, video.path, row.query.strip(), windows, duration, clip, row.source, options, choice)
+            return Moment(
+                qid, video.path, row.query.strip(), windows, duration, clip, row.source, options, choice,
+                as_set=row.source.partition("/")[0] in _SETS,
+            )  # fmt: skip
         except BadField as error:
             raise RowRejected("malformed row", error.value, str(error)) from None
 

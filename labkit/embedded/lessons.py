@@ -6,6 +6,7 @@ that the query means, and why, then where the event is in it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,24 +45,25 @@ def direct_lesson(
             if thing.name == query.thing.name and other.action == event.action
         ]
         event = same[int(rng.integers(len(same)))]
-    return f"<think> {_opening(query, rng, says_action)} </think> {_answer(event, rng, noise)}"
+    return f"<think> {_opening(query, rng, says_action)} </think> {_answer((event,), rng, noise)}"
 
 
 def chain_lesson(film: Film, query: Query, rng: np.random.Generator, noise: Noise, says_action: bool = False) -> str:
-    """A thought with one to three anchors from coarse to fine, and the answer; `says_action` as in `direct_lesson`."""
+    """A thought with one to three anchors from coarse to fine, and the answer; each of two spans where the query is for two times.
+
+    `says_action` as in `direct_lesson`.
+    """
     anchors = int(rng.choice([1, 2, 3], p=[0.15, 0.65, 0.2]))
-    near = _around(query, rng, 0.5, 2.0), _near_words(query, rng)
-    steps = [(_scene_span(query, rng, noise), _scene_words(film, query, rng)), near]
+    near = _around(film, query, rng, 0.5, 2.0), _near_words(query, rng)
+    steps = [(_scene_spans(film, query, rng, noise), _scene_words(film, query, rng)), near]
     if anchors == 3:
         steps.append(
-            (_around(query, rng, 0.0, 1.0), (("closer", "then more closely", "here")[int(rng.integers(3))], ""))
+            (_around(film, query, rng, 0.0, 1.0), (("closer", "then more closely", "here")[int(rng.integers(3))], ""))
         )
     if anchors == 1:
         steps = [steps[int(rng.integers(2))]]
-    said = "".join(
-        f" {lead} <timestamp> {start:.1f} to {end:.1f} </timestamp>{reason}." for (start, end), (lead, reason) in steps
-    )
-    return f"<think> {_opening(query, rng, says_action)}{said} </think> {_answer(query.event, rng, noise)}"
+    said = "".join(f" {lead} <timestamp> {_written(spans)} </timestamp>{reason}." for spans, (lead, reason) in steps)
+    return f"<think> {_opening(query, rng, says_action)}{said} </think> {_answer(query.events, rng, noise)}"
 
 
 def _opening(query: Query, rng: np.random.Generator, says_action: bool) -> str:
@@ -85,6 +87,8 @@ def _scene_words(film: Film, query: Query, rng: np.random.Generator) -> tuple[st
     """What stands before and behind the span of the scene: whose it is, and which."""
     seen = query.clue or query.thing
     lead = (f"{seen.name} is around", f"{seen.name} is in", f"{seen.name} there")[int(rng.integers(3))]
+    if query.again:
+        return lead, ""
     number = film.scenes.index(query.scene)
     cut = f"after the {ORDINALS[number - 1]} cut" if number else "before the first cut"
     return lead, ("", f", the {ORDINALS[number]} scene", f", {cut}")[int(rng.integers(3))]
@@ -99,20 +103,30 @@ def _near_words(query: Query, rng: np.random.Generator) -> tuple[str, str]:
     ]
 
 
-def _scene_span(query: Query, rng: np.random.Generator, noise: Noise) -> tuple[float, float]:
-    return jittered(query.scene.start, query.scene.end, noise.jitter / 2, rng)
+def _scene_spans(film: Film, query: Query, rng: np.random.Generator, noise: Noise) -> list[tuple[float, float]]:
+    scenes = [film.scene_at(event.start) for event in query.events]
+    return [jittered(scene.start, scene.end, noise.jitter / 2, rng) for scene in scenes]
 
 
-def _around(query: Query, rng: np.random.Generator, least: float, most: float) -> tuple[float, float]:
-    """The event with a margin, within its scene."""
-    before, after = rng.uniform(least, most, 2)
-    start, end = snapped(query.event.start - before, query.event.end + after)
-    return max(float(query.scene.start), start), min(float(query.scene.end), end)
+def _around(
+    film: Film, query: Query, rng: np.random.Generator, least: float, most: float
+) -> list[tuple[float, float]]:
+    """Each event with a margin, within its scene."""
+    spans = []
+    for event in query.events:
+        scene, (before, after) = film.scene_at(event.start), rng.uniform(least, most, 2)
+        start, end = snapped(event.start - before, event.end + after)
+        spans.append((max(float(scene.start), start), min(float(scene.end), end)))
+    return spans
 
 
-def _answer(event: Event, rng: np.random.Generator, noise: Noise) -> str:
-    start, end = jittered(event.start - noise.widen, event.end + noise.widen, noise.jitter, rng)
-    return f"<answer> {start:.1f} to {end:.1f} </answer>"
+def _answer(events: Sequence[Event], rng: np.random.Generator, noise: Noise) -> str:
+    spans = [jittered(event.start - noise.widen, event.end + noise.widen, noise.jitter, rng) for event in events]
+    return f"<answer> {_written(spans)} </answer>"
+
+
+def _written(spans: Sequence[tuple[float, float]]) -> str:
+    return ", ".join(f"{start:.1f} to {end:.1f}" for start, end in spans)
 
 
 def snapped(start: float, end: float) -> tuple[float, float]:

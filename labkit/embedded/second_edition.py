@@ -4,6 +4,9 @@ A clip of 24 seconds has three scenes with cuts between them. One thing is in al
 three; each scene also holds a thing that is in no other. So "when does the red circle blink beside the yellow square?" takes two
 looks: where the yellow square is, and when the red circle blinks there. The other half of the queries are about something that happens
 once in a clip, and take one look: "when does the yellow square grow?".
+
+Asked otherwise (`world-2-twice`), the thing does the same in exactly two scenes, and the query is for both times: an answer of two
+spans. Half of its queries are still about something that happens once, in the same words, so that how often has to be seen.
 """
 
 from __future__ import annotations
@@ -41,8 +44,8 @@ STATES = SECONDS * STATES_PER_SECOND
 SCENES = 3
 SHORTEST, LONGEST = 6, 10
 """Seconds of a scene."""
-SOURCE = "embedded world, second edition"
-"""What moments of this world say of where they come from."""
+SOURCES = {False: "embedded world, second edition", True: "embedded world, second edition, twice"}
+"""What moments of this world say of where they come from, by whether what happens twice is asked for."""
 ORDINALS = ("first", "second", "third")
 OPTIONS = 4
 """Of a question with options."""
@@ -76,6 +79,8 @@ class Film:
 
     seed: int
     scenes: tuple[Scene, ...]
+    twice: bool = False
+    """Whether queries are for both times of what happens twice, in place of those that take two looks."""
 
     def scene_at(self, second: float) -> Scene:
         """The scene that is shown at a second; the last one behind the end."""
@@ -90,21 +95,28 @@ class Query(NamedTuple):
     event: Event
     clue: Thing | None = None
     """None where the thing does this in one scene only: the query takes one look."""
+    again: Event | None = None
+    """The second time, where the query is for both."""
 
     @property
-    def window(self) -> Span:
-        """When the event is."""
-        return Span(self.event.start, self.event.end)
+    def events(self) -> tuple[Event, ...]:
+        """What is asked for: one event, or two."""
+        return (self.event,) if self.again is None else (self.event, self.again)
+
+    @property
+    def windows(self) -> tuple[Span, ...]:
+        """When that is."""
+        return tuple(Span(event.start, event.end) for event in self.events)
 
 
-def make_film(seed: int) -> Film:
-    """Draw a film."""
+def make_film(seed: int, twice: bool = False) -> Film:
+    """Draw a film; `twice`, one in which the thing of all scenes does the same in exactly two."""
     rng = np.random.default_rng([2, seed])
     lengths = _scene_lengths(rng)
     recurring, clues = _looks(rng)
     asked, home = str(rng.choice(LASTING_ACTIONS)), int(rng.integers(4))
     acting = rng.random(SCENES) < 0.85
-    while acting.sum() < 2:
+    while acting.sum() != 2 if twice else acting.sum() < 2:
         acting = rng.random(SCENES) < 0.85
     scenes, start = [], 0
     for number, length in enumerate(lengths):
@@ -121,7 +133,7 @@ def make_film(seed: int) -> Film:
         )
         scenes.append(Scene(start, start + length, things, *draw_background(rng)))
         start += length
-    return Film(seed, tuple(scenes))
+    return Film(seed, tuple(scenes), twice)
 
 
 def _scene_lengths(rng: np.random.Generator) -> list[int]:
@@ -200,11 +212,23 @@ def all_queries(film: Film) -> list[Query]:
     return found
 
 
+def repeated_queries(film: Film) -> list[Query]:
+    """Every query for both times of what a thing does exactly twice, in the film's order."""
+    found: dict[tuple[str, str], list[Query]] = {}
+    for scene in film.scenes:
+        for thing in scene.things:
+            for event in thing.events:
+                found.setdefault((thing.name, event.action), []).append(Query(scene, thing, event))
+    return [both[0]._replace(again=both[1].event) for both in found.values() if len(both) == 2]
+
+
 def queries(film: Film) -> list[Query]:
-    """Up to two queries that take one look and two that take two, drawn from the film's seed."""
+    """Up to two queries that take one look and two that take two, or are for two times, drawn from the film's seed."""
     rng = np.random.default_rng([2, film.seed, 2])
     found = all_queries(film)
     one, two = ([query for query in found if (query.clue is None) == easy] for easy in (True, False))
+    if film.twice:
+        two = repeated_queries(film)
     return [kind[int(at)] for kind in (one, two) for at in rng.permutation(len(kind))[:2]]
 
 
@@ -279,8 +303,9 @@ def clip_moments(film: Film, path: Path, task: str = "grounding") -> list[Moment
             text, choice["options"], choice["choice"] = option_question(film, query, rng)
         else:
             text = query_text(query, int(rng.integers(0, 3)))
+        name, seconds, source = f"{path.stem}-{number}", float(SECONDS), SOURCES[film.twice]
         moments.append(
-            Moment(f"{path.stem}-{number}", str(path), text, (query.window,), float(SECONDS), source=SOURCE, **choice)
+            Moment(name, str(path), text, query.windows, seconds, source=source, as_set=film.twice, **choice)
         )
     return moments
 
@@ -290,19 +315,20 @@ def asked_query(moment: Moment) -> tuple[Film, Query] | None:
 
     None for any other moment, and for one whose window is not what the seed draws: its clip then shows something else.
     """
-    named = clip_and_number(moment, SOURCE)
+    twice = moment.source == SOURCES[True]
+    named = clip_and_number(moment, SOURCES[twice])
     if named is None:
         return None
-    film = _known_film(named[0])
+    film = _known_film(named[0], twice)
     found = queries(film)
-    if named[1] >= len(found) or moment.windows != (found[named[1]].window,):
+    if named[1] >= len(found) or moment.windows != found[named[1]].windows:
         return None
     return film, found[named[1]]
 
 
 @functools.lru_cache(1024)
-def _known_film(seed: int) -> Film:
-    return make_film(seed)
+def _known_film(seed: int, twice: bool) -> Film:
+    return make_film(seed, twice)
 
 
 class FilmFacts(NamedTuple):

@@ -1,13 +1,15 @@
 """The embedded world: small video files in which things happen at known times.
 
 There are two editions of it. In the first (`labkit.embedded.first_edition`) a query takes one look at a clip of one scene. In the
-second (`labkit.embedded.second_edition`) half of the queries take two: in which of three scenes, and when in it.
+second (`labkit.embedded.second_edition`) half of the queries take two: in which of three scenes, and when in it. The third is
+the second with half of the queries for what happens twice.
 
 Everything follows from the seed. The splits draw from disjoint ranges of seeds, and so do the embedded bases' own trainings.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -53,12 +55,13 @@ EDITIONS = {
         ("grounding", "gqa"),
     ),
 }
+EDITIONS[3] = EDITIONS[2]._replace(draw=functools.partial(second_edition.make_film, twice=True), tasks=("grounding",))
 
 
 def find_edition(number: int, task: Task = "grounding") -> Edition:
     """An edition of the world by its number; raises LabError when there is none, or it has no such task."""
     if number not in EDITIONS:
-        raise LabError(f"edition is {number}; the embedded world has editions {' and '.join(map(str, EDITIONS))}")
+        raise LabError(f"edition is {number}; the embedded world has editions {', '.join(map(str, EDITIONS))}")
     if task not in EDITIONS[number].tasks:
         raise LabError(f"edition {number} of the embedded world has no questions of task {task}; take edition 2")
     return EDITIONS[number]
@@ -118,7 +121,7 @@ def write_world(
         seed: 0 to 999.
         progress: called with (clips done, clips in all).
         task: what is asked; the clips are the same.
-        edition: 1, whose queries take one look, or 2, where half of them take two.
+        edition: 1, whose queries take one look; 2, where half of them take two; or 3, where half of them are for two times.
 
     Raises:
         LabError: a count or the seed is out of range, there is no such edition, or it has no such task.

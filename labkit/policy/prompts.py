@@ -33,10 +33,24 @@ OPTIONS = (
     "<timestamp>start to end</timestamp>. Then give the exact span of the evidence as <answer>start to end</answer>, and last the "
     "letter of the right option as <option>letter</option>. All times are seconds from the beginning of the video, with one decimal."
 )
-TEMPLATES: dict[str, str] = {"query": "{query}", "anchors": ANCHORS, "answer": ANSWER, "options": OPTIONS}
+SETS = (
+    'To find every time that "{query}" happens in this video, narrow it down in steps. First think inside <think> </think>: name the '
+    "rough time spans, all of them in one <timestamp>start to end, start to end</timestamp>, look at their borders again, and give "
+    "tighter ones in a second <timestamp>start to end, start to end</timestamp>. Then answer with the exact spans as "
+    "<answer>start to end, start to end</answer>, or with one span where it happens once. All times are seconds from the beginning of "
+    "the video, with one decimal."
+)
+TEMPLATES: dict[str, str] = {
+    "query": "{query}",
+    "anchors": ANCHORS,
+    "answer": ANSWER,
+    "options": OPTIONS,
+    "sets": SETS,
+}
 """By name. `query`: the bare query, and its options if it has any, before the video, for models trained on one task only, such as the
 embedded ones. `anchors`: the two-step anchor prompt (our words). `answer`: the same without anchors, for controls. `options`: the two
-steps to the evidence, then a choice, for grounded question answering (our words)."""
+steps to the evidence, then a choice, for grounded question answering (our words). `sets`: the two steps where something may happen
+several times (our words)."""
 PLACEHOLDERS = ("query", "options", "duration", "video")
 """What a prompt of one's own may hold in braces: the query, which it must; the options, each on a line behind its letter; the clip's
 seconds, with one decimal; and where the video stands, which is otherwise first."""

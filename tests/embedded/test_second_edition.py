@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from labkit.chain.spans import Span
+from labkit.chain.anchors import parse
+from labkit.chain.spans import Span, iou, union
 from labkit.embedded import lessons
 from labkit.embedded.clips import PLACES, clip_and_number
 from labkit.embedded.second_edition import (
     LASTING_ACTIONS,
     SECONDS,
-    SOURCE,
+    SOURCES,
     all_queries,
     asked_query,
     clip_moments,
@@ -22,6 +23,7 @@ from labkit.embedded.second_edition import (
     queries,
     query_text,
     render_frames,
+    repeated_queries,
 )
 from labkit.embedded.second_pretraining import frame_labels
 from labkit.embedded.true_words import check_words, word_figures
@@ -116,7 +118,9 @@ def test_frames_show_what_the_labels_say():
 def test_a_moment_of_anything_else_is_about_nothing_known(changed, why):
     moment = moments_of(7)[0]
     film, query = asked_query(moment) or pytest.fail("unknown")
-    assert film == make_film(7) and moment.windows == (query.window,) and clip_and_number(moment, SOURCE) == (7, 0)
+    assert (
+        film == make_film(7) and moment.windows == query.windows and clip_and_number(moment, SOURCES[False]) == (7, 0)
+    )
     assert asked_query(replace(moment, **changed)) is None, why
 
 
@@ -183,8 +187,8 @@ def test_words_speak_of_the_thing_named_last_in_the_scene_of_the_last_anchor():
 def test_what_no_edition_has_is_refused(tmp_path):
     with pytest.raises(LabError, match="edition 1 of the embedded world has no questions of task gqa; take edition 2"):
         write_world(tmp_path, 1, 1, 1, task="gqa", edition=1)
-    with pytest.raises(LabError, match="edition is 3"):
-        write_world(tmp_path, 1, 1, 1, edition=3)
+    with pytest.raises(LabError, match="edition is 4"):
+        write_world(tmp_path, 1, 1, 1, edition=4)
 
 
 def test_a_world_is_written_with_clips_of_24_seconds(tmp_path):
@@ -202,3 +206,43 @@ def same_events(film, query):
         for event in thing.events
         if thing.name == query.thing.name and event.action == query.event.action
     ]
+
+
+# --- what happens twice
+
+TWICE = [make_film(seed, twice=True) for seed in range(60)]
+
+
+def test_what_is_asked_for_twice_happens_twice_and_in_the_words_of_what_happens_once():
+    for film in TWICE:
+        asked = queries(film)
+        repeated = [query for query in asked if query.again]
+        assert repeated and all(query.clue is None for query in asked)
+        for query in asked:
+            assert same_events(film, query) == list(query.events)
+        assert {query_text(query, 0).split()[:2] == ["when", "does"] for query in asked} == {True}
+
+
+def test_a_moment_that_happens_twice_asks_for_both_windows_as_one_set():
+    moments = [moment for film in TWICE for moment in clip_moments(film, Path(f"/w/test-00000-{film.seed}.mp4"))]
+    assert all(moment.as_set for moment in moments)
+    assert {len(moment.windows) for moment in moments} == {1, 2}
+    assert [len(moment.targets[0].parts) for moment in moments] == [len(moment.windows) for moment in moments]
+    for moment in moments:
+        film, query = asked_query(moment)
+        assert film.twice and query.windows == moment.windows
+    assert asked_query(replace(moments[-1], windows=moments[-1].windows[:1])) is None
+
+
+def test_a_lesson_for_both_times_has_both_in_each_anchor_and_in_the_answer():
+    rng = np.random.default_rng(0)
+    for film in TWICE[:20]:
+        for query in repeated_queries(film):
+            chain = parse(lessons.chain_lesson(film, query, rng, lessons.Noise()))
+            assert chain.status == "ok" and chain.answer == union(query.windows)
+            assert all(iou(span, union(query.windows)) > 0 for span in chain.spans)
+
+
+def test_the_second_edition_is_what_it_was():
+    assert not any(query.again for film in FILMS for query in queries(film))
+    assert not any(moment.as_set for moment in moments_of(7))

@@ -50,7 +50,7 @@ def test_placeholders_in_what_is_asked_stay_as_they_are():
         (ASKED, "anchors", "prompt 'anchors' does not fit moment 'q2', which has options; choose options or query"),
         (ASKED, "answer", "choose options or query"),
         (PLAIN, "options", "'q1', which has no options; choose anchors, answer or query"),
-        (PLAIN, "riddle", "prompt 'riddle' is not a template; choose one of query, anchors, answer, options"),
+        (PLAIN, "riddle", "prompt 'riddle' is not a template; choose one of query, anchors, answer, options, sets"),
     ],
 )
 def test_a_template_that_does_not_fit_is_refused(moment, template, says):
