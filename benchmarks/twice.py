@@ -22,6 +22,8 @@ import numpy as np
 from labkit.chain.anchors import parse
 from labkit.embedded.lessons import Noise, chain_lesson
 from labkit.embedded.second_edition import asked_query
+from labkit.embedded.world import world_folder, write_world
+from labkit.param_fields import WORLDS
 from labkit.params import Params
 from labkit.runs.workbench import Workbench
 
@@ -35,9 +37,9 @@ def main(clips: int, steps: int, lessons: int, answer_reward: str, outputs: str)
         run="twice", outputs=outputs, data="world-2-twice", world_train=clips, world_validation=10, world_test=50,
         traces=str(traces), final_steps=steps, answer_reward=answer_reward, probe_queries=0, save_steps=steps,
     )  # fmt: skip
-    world = Workbench(params, Path(outputs).resolve() / "twice", Path.cwd())
-    rng, moments = np.random.default_rng(0), world.moments("train")
-    rows = []
+    folder = Path(outputs).resolve() / world_folder(params.as_dict())
+    world = write_world(folder, clips, params.world_validation, params.world_test, edition=WORLDS[params.data])
+    rng, moments, rows = np.random.default_rng(0), world["train"], []
     for moment in moments[:lessons]:
         film, query = asked_query(moment) or (None, None)
         assert film and query

@@ -286,7 +286,7 @@ def _moment(moment: Moment, clip: int, base: float | None) -> dict[str, Any]:
 
 
 def kind_of(kind: Kind, measured: MeasuredChain) -> str:
-    """A chain's class of failure."""
+    """A chain's class of failure, against what its moment asks for."""
     if kind is failure_kind or not measured.moment.has_truth:  # its IoUs are here already, or there are none
         return kind_by_ious(measured.chain, measured.ious, measured.moment.targets, measured.moment.duration)
     return kind(measured.chain, measured.moment.targets, measured.moment.duration)

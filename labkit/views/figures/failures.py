@@ -68,7 +68,7 @@ def failure_kind(chain: AnchorChain, windows: Sequence[Span], duration: float, *
 def kind_by_ious(
     chain: AnchorChain, ious: Sequence[float], windows: Sequence[Span], duration: float, *, right: float = CORRECT_IOU
 ) -> str:
-    """`failure_kind` of a chain whose steps have been measured; `ious` are those of `chain_ious`.
+    """`failure_kind` of a chain whose steps have been measured against the windows; `ious` are those of `chain_ious`.
 
     Where they are NaN, since nobody has told the truth, only what is wrong whatever the truth is has a class.
     """
