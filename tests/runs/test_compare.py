@@ -233,6 +233,17 @@ def test_the_lab_shows_a_folder_of_runs_over_seeds_and_not_in_each_figure(projec
     assert lab.compared_runs() == {}
 
 
+def test_a_figure_that_a_seed_has_not_is_of_fewer_and_says_so(project):
+    for seed, rate in enumerate((0.4, None, 0.6)):
+        lab = make_run(f"r{seed}", 0.5 + seed / 100, seed=seed)
+        manifest = lab.manifest
+        manifest["stages"]["04_grpo_final"]["figures"]["grpo_final"]["greedy"]["anchor_rate"] = rate
+        (lab.path / "manifest.json").write_text(json.dumps(manifest))
+    # 0.4 and 0.6: sd 0.1414, 12.706 (t of 1 degree) * 0.1
+    text = str(compare_runs(["outputs"]))
+    assert "final 3 51.0 ±2.5".split() in [line[:4] for line in lines_of(text)] and "final  2  50.0 ±127.1" in text
+
+
 def test_a_seed_that_comes_twice_counts_once_and_is_named(project):
     make_run("r0", 0.5)
     make_run("copy", 0.9)
