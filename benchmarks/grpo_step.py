@@ -43,6 +43,7 @@ from labkit.policy.inputs import build_prompt, read_clip
 from labkit.policy.model import Policy
 from labkit.policy.prompt_source import PromptSource
 from labkit.stages import grpo
+from labkit.stages.arguments import checkpointing_argument
 from labkit.stages.experimental import vllm_generation
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -243,7 +244,7 @@ def run_stock(task: Task, checkpointing: bool) -> Found:
         arguments = GRPOConfig(
             output_dir=folder, max_steps=STEPS, per_device_train_batch_size=task.group, num_generations=task.group,
             max_completion_length=task.tokens, generation_kwargs=limits, beta=0.0, learning_rate=1e-6,
-            activation_checkpointing=checkpointing, bf16=policy.base.dtype == torch.bfloat16,
+            **{checkpointing_argument(): checkpointing}, bf16=policy.base.dtype == torch.bfloat16,
             use_cpu=task.device == "cpu", save_strategy="no", report_to=[], logging_steps=1, disable_tqdm=True,
         )  # fmt: skip
         trainer = StockOnVideos(

@@ -20,6 +20,14 @@ def test_conda_and_pip_install_the_same():
     assert pip["pip"][-1] == "-e ."
 
 
+def test_the_matrix_tests_both_ends_of_what_is_allowed():
+    pins = re.findall(r"^    (oldest|newest)\) pins=\((.*?)\)", (ROOT / ".ci" / "matrix").read_text(), re.MULTILINE)
+    oldest, newest = (dict(re.findall(r'"(\w+)(==\S+|<\S+)"', each)) for _, each in pins)
+    allowed = {line.split(">=")[0]: line.split(" ")[0] for line in PROJECT["dependencies"]}
+    for name in ("torch", "transformers", "trl"):
+        assert allowed[name] == f"{name}>={oldest[name][2:-2]},{newest[name]}"
+
+
 def test_every_public_name_loads():
     import labkit
 

@@ -136,6 +136,12 @@ def spread_out(made: Any, spread: float) -> None:
             tower.requires_grad_(False)
 
 
+def checkpoint_activations(model: Any, on: bool) -> None:
+    """Switch it, by the name that the transformers that is installed has for it."""
+    new, old = (f"{kind}_checkpointing_{'enable' if on else 'disable'}" for kind in ("activation", "gradient"))
+    getattr(model, new if hasattr(model, new) else old)()
+
+
 def policy(**shape: Any) -> Policy:
     tok = tokenizer(shape.get("family", "qwen2_5_vl"))
     return Policy(model(tok, **shape), tok, "tiny")

@@ -58,8 +58,8 @@ def page(body: str, title: str) -> str:
     head = (
         f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
     )
-    ground = ":root{color-scheme:light dark}body{margin:20px;font:14px system-ui,sans-serif;max-width:1100px}h1{font-size:18px}"
-    ground += "td,th{padding:2px 10px 2px 0;font-variant-numeric:tabular-nums}p{opacity:.8}"
+    ground = ":root{color-scheme:light dark}body{margin:20px;font:14px system-ui,sans-serif;max-width:1200px}h1{font-size:18px}"
+    ground += "td,th{padding:2px 10px 2px 0;white-space:nowrap;font-variant-numeric:tabular-nums}p{opacity:.8}"
     main = f"<main><h1>{html.escape(title)}</h1>{body}</main>"
     return f'<!DOCTYPE html><html lang="en"><head>{head}<style>{ground}</style></head><body>{main}</body></html>'
 

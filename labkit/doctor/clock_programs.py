@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from importlib.metadata import version as _version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,10 @@ from labkit.data.video.decoders import FrameClock, Times
 log = logging.getLogger(__name__)
 
 RULES = Path(__file__).with_name("clock_rules.yaml")
+
+
+_PACKAGES = {"transformers": "transformers", "vLLM": "vllm"}
+"""Whose code chooses the frames, where it is not qwen-vl-utils'."""
 
 
 class ToldFrames(NamedTuple):
@@ -42,7 +47,7 @@ def told_by_program(
     spacing = 1 / rule["told"] if isinstance(rule["told"], int) else total / len(numbers) / rate
     seconds = numbers / rate if rule["told"] == "number" else np.arange(len(numbers), dtype=np.float64) * spacing
     seconds = pad(np.asarray(seconds, np.float64), temporal)
-    by = "rule" if own is None else "own code"
+    by = "rule" if own is None else f"own code, {_version(_PACKAGES.get(way, 'qwen-vl-utils'))}"
     if per_second is None:
         middles = (seconds[::temporal] + seconds[temporal - 1 :: temporal]) / 2
         return ToldFrames(numbers, middles.round(1), by)
@@ -51,7 +56,7 @@ def told_by_program(
     if positions is None:
         positions = np.floor(np.arange(patches) * step * per_second)
     elif own is None:
-        by = "rule, own positions"
+        by = f"rule, positions of transformers {_version('transformers')}"
     return ToldFrames(numbers, positions / per_second, by)
 
 

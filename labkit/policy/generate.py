@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from labkit.policy.attention import install_attention, no_attention_mask
 from labkit.policy.forbidden_text import ForbiddenText
 from labkit.policy.inputs import Prompt, position_ids
-from labkit.policy.kv_cache import SharedPrefixCache
+from labkit.policy.kv_cache import SharedPrefixCache, cache_argument
 from labkit.policy.model import Policy
 from labkit.policy.packed_logprobs import pack_shared_prefix, prompt_token_indices
 from labkit.policy.plain import generate_plainly
@@ -187,8 +187,10 @@ class _DecodeLoop:
         one = torch.ones(len(prompts), 1, dtype=torch.long, device=policy.device)
         packed = pack_shared_prefix(prompts, one, one, [1] * len(prompts))
         self.cache = SharedPrefixCache()
-        keep = (packed.labels != -100)[None]
-        logits = self.model(**packed.inputs, cache=self.cache, use_cache=True, logits_to_keep=keep).logits
+        self.cached = {cache_argument(policy.base): self.cache, "use_cache": True}
+        """The model's arguments."""
+        keep = packed.labels != -100
+        logits = self.model(**packed.inputs, **self.cached, logits_to_keep=keep).logits
         self.cache.start_decoding(prompt_token_indices(prompts), num, length)
         self.active = torch.arange(len(prompts) * num)
         """(A,) indices of the rows that are not finished, on the CPU."""
@@ -235,9 +237,8 @@ class _DecodeLoop:
             input_ids=self.tokens.index_select(1, at),
             attention_mask=no_attention_mask(at.device),
             position_ids=position_ids(self.last_positions + at + 1),
-            cache=self.cache,
-            use_cache=True,
             logits_to_keep=1,
+            **self.cached,
         )
         at.add_(1)
         self._sample_next(out.logits[:, -1])

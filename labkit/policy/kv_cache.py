@@ -11,6 +11,7 @@ K key/value heads of width d, Q = H / K; R preallocated tokens of a row.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,8 +21,13 @@ if TYPE_CHECKING:
     import torch
 
 
+def cache_argument(model: Any) -> str:
+    """The name under which a Hugging Face model takes a cache: `cache`, or `past_key_values` before transformers had that."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
 class SharedPrefixCache:
-    """Passed to a transformers model as `cache`: first for the packed prefill of all prompts, then token by token."""
+    """Passed to a transformers model as its cache: first for the packed prefill of all prompts, then token by token."""
 
     def __init__(self) -> None:
         """Empty, for prefill."""

@@ -50,7 +50,7 @@ class PackedGroups(NamedTuple):
         install_attention(base)
         predicting = self.labels != -100
         with _log_probs_for_logits(base.get_output_embeddings(), self.labels[predicting], temperature, entropy):
-            scores = model(**self.inputs, use_cache=False, logits_to_keep=predicting[None]).logits
+            scores = model(**self.inputs, use_cache=False, logits_to_keep=predicting).logits
         entropies = self._scatter(scores[..., 1].detach().flatten()) if entropy else None
         return self._scatter(scores[..., 0].flatten()), entropies
 

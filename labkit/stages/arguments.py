@@ -6,6 +6,7 @@ TRL's defaults are those of its version, and some decide the gradient without a 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,14 @@ def sft_config(policy: Policy, folder: Path, params: Params, *, steps: int, seed
     )
 
 
+def checkpointing_argument() -> str:
+    """What transformers' training arguments call activation checkpointing: by this name, or before it had that, by the older one."""
+    from transformers import TrainingArguments
+
+    names = {field.name for field in fields(TrainingArguments)}
+    return "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
+
+
 def _common_arguments(
     policy: Policy, folder: Path, params: Params, steps: int, seed: int, learning_rate: float, *, min_lr_rate: float
 ) -> dict[str, Any]:
@@ -127,7 +136,7 @@ def _common_arguments(
         "adam_epsilon": 1e-8,
         "max_grad_norm": 1.0,
         "average_tokens_across_devices": True,
-        "activation_checkpointing": params.gradient_checkpointing,
+        checkpointing_argument(): params.gradient_checkpointing,
         "save_strategy": "steps",
         "save_steps": params.save_steps,
         "save_total_limit": 2,

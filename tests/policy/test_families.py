@@ -123,7 +123,7 @@ def test_log_probs_and_gradients_equal_one_sample_at_a_time(policy, prompts, com
     plain = one_at_a_time(policy, prompts, ids, mask)
     expected = gradients(policy, plain, mask)
     if case == "checkpointed":
-        policy.model.activation_checkpointing_enable()
+        tiny.checkpoint_activations(policy.model, True)
         policy.model.train()
     try:
         logps = packed(policy, prompts, ids, mask)
@@ -131,7 +131,7 @@ def test_log_probs_and_gradients_equal_one_sample_at_a_time(policy, prompts, com
     finally:
         policy.model.eval()
         if case == "checkpointed":
-            policy.model.activation_checkpointing_disable()
+            tiny.checkpoint_activations(policy.model, False)
     assert (logps - plain).abs().max() < 1e-4
     assert found.keys() == expected.keys() and not any(re.search("visual|vision", name) for name in found)
     assert max(each.abs().max() for each in expected.values()) > 0.1

@@ -83,7 +83,7 @@ def test_log_probs_and_gradients_equal_one_sample_at_a_time(policy, prompts, com
     plain, entropies = one_at_a_time(policy, prompts, ids, mask)
     expected = gradients(policy, plain, mask)
     if case == "checkpointed":
-        policy.model.activation_checkpointing_enable()
+        tiny.checkpoint_activations(policy.model, True)
         policy.model.train()
     try:
         logps, spread = packed(policy, prompts, ids, mask)
@@ -91,7 +91,7 @@ def test_log_probs_and_gradients_equal_one_sample_at_a_time(policy, prompts, com
     finally:
         policy.model.eval()
         if case == "checkpointed":
-            policy.model.activation_checkpointing_disable()
+            tiny.checkpoint_activations(policy.model, False)
     assert (logps - plain).abs().max() < TOLERANCE
     assert (spread - entropies).abs().max() < TOLERANCE
     assert not spread.requires_grad

@@ -2,7 +2,7 @@
 
 TRL keeps a vLLM engine beside the model on each GPU, puts the newest weights into it before rollouts are asked for, and corrects
 the loss for what vLLM's log-probs differ from ours. Here prompts are put as vLLM wants them: the video's placeholder once, the
-frames that our own tower saw, and the rate at which they were taken, from which vLLM counts the same seconds as we do.
+frames that our own tower saw, and the rate at which they were taken, from which vLLM (read: 0.33.0) counts the same seconds as we do.
 
 What has been run: the requests and the reading of answers, against an object that stands for vLLM. What has not: vLLM itself, its
 sync of weights, and the equality of its positions with ours on a GPU. Hold `sampling/sampling_logp_difference/mean` of TRL's log
@@ -120,7 +120,7 @@ def generate_with_vllm(
         clip = frames_for(prompt.qid)
         requests.append({
             "prompt_token_ids": collapse_placeholders(prompt.ids.tolist(), video),
-            "multi_modal_data": {"video": clip.rgb},
+            "multi_modal_data": {"video": (clip.rgb, frame_metadata(clip))},
             "mm_processor_kwargs": {"fps": clip.fps, "do_sample_frames": False},
         })  # fmt: skip
     sampling = [
@@ -142,6 +142,15 @@ def generate_with_vllm(
             for ids, answer in zip(rows, written, strict=True)
         ],
     )
+
+
+def frame_metadata(clip: ClipFrames) -> dict[str, Any]:
+    """When the frames were taken, as vLLM asks for it (0.33 refuses frames without): all of a film of `fps` frames a second."""
+    frames = len(clip.rgb)
+    return {
+        "fps": clip.fps, "total_num_frames": frames, "frames_indices": list(range(frames)), "duration": frames / clip.fps,
+        "video_backend": "labkit", "do_sample_frames": False,
+    }  # fmt: skip
 
 
 def collapse_placeholders(ids: Sequence[int], placeholder: int) -> list[int]:

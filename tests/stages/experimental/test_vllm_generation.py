@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers.video_utils import VideoMetadata
 
 from labkit.errors import LabError
 from labkit.policy.generate import generate
@@ -80,7 +81,11 @@ def test_each_prompt_is_asked_once_with_its_own_frames_and_rate(policy: Policy, 
     video = policy.base.config.video_token_id
     assert [request["prompt_token_ids"] for request in engine.asked] == [[50, video, 51]] * 2
     assert [request["mm_processor_kwargs"]["fps"] for request in engine.asked] == [2.0, 0.5]
-    assert [int(request["multi_modal_data"]["video"].max()) for request in engine.asked] == [0, 1]
+    shown = [request["multi_modal_data"]["video"] for request in engine.asked]
+    assert [int(rgb.max()) for rgb, _ in shown] == [0, 1]
+    # vLLM hands the metadata to transformers, whose processor computes the seconds between two patches from it.
+    for (_, metadata), rate in zip(shown, (2.0, 0.5), strict=True):
+        assert VideoMetadata(**{k: v for k, v in metadata.items() if k != "do_sample_frames"}).sampled_fps == rate
 
 
 @pytest.mark.usefixtures("vllm")
@@ -144,7 +149,7 @@ class Colocated:
         found = []
         for request, sampling in zip(requests, sampling_params, strict=True):
             prompt = self.prompts[tuple(request["prompt_token_ids"])]
-            assert request["multi_modal_data"]["video"].shape[1:] == (56, 56, 3)
+            assert request["multi_modal_data"]["video"][0].shape[1:] == (56, 56, 3)
             done = generate(self.policy, [prompt], sampling.n, max_new_tokens=sampling.max_tokens, seed=sampling.seed)
             ids = [torch.tensor(each.ids) for each in done]
             rows = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
