@@ -198,7 +198,7 @@ def positions_of_single_frames(vision: Any, patches: int, seconds: float) -> lis
 
 
 PLAIN = Family(
-    title="a model without an entry", model_class="AutoModelForImageTextToText", mean=_HALF, std=_HALF,
+    title="model of another family", model_class="AutoModelForImageTextToText", mean=_HALF, std=_HALF,
     geometry=lambda config: Geometry(2, 1, 1), render_video=numbered_frames,
 )  # fmt: skip
 """What the plain path takes from here: frames one by one, of any even size, which the model's own processor changes as it needs."""

@@ -35,7 +35,8 @@ def tower_digest(policy: Policy) -> str:
     digest.update(
         f"{policy.base.config.model_type} {computing} {policy.base.config.vision_config.to_json_string()}".encode()
     )
-    for name, weight in sorted(item for tower in policy.towers for item in tower.state_dict().items()):
+    weights = [item for tower in policy.towers for item in tower.state_dict().items()]
+    for name, weight in sorted(weights, key=lambda item: item[0]):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         digest.update(weight.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

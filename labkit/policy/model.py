@@ -148,7 +148,7 @@ def load_policy(
         kind = transformers.PretrainedConfig.get_config_dict(origin)[0].get("model_type")
         if kind not in FAMILIES:
             require_image_text(kind, name)
-        processor = None if kind in FAMILIES else load_processor(source, name)
+        processor = None if kind in FAMILIES else load_processor(origin, name)
         tokenizer = tokenizer_class(local).from_pretrained(source, padding_side="left")
         model: Any = getattr(transformers, FAMILIES.get(str(kind), PLAIN).model_class).from_pretrained(
             origin, dtype=getattr(torch, dtype), attn_implementation="sdpa"

@@ -129,6 +129,12 @@ class PromptSource(Mapping[str, Prompt]):
         """How many moments."""
         return len(self._moments)
 
+    def with_features(self, qid: str, features: torch.Tensor) -> Prompt:
+        """The prompt with other features of the same clip, such as those of edited frames. Raises as `source[qid]`."""
+        prompt = self[qid]
+        clip = ClipPatches(features, prompt.grid, prompt.seconds_per_grid)
+        return build_prompt(self.policy, self._moments[qid], self.template, clip, features)
+
     def frames_for(self, qid: str) -> ClipFrames:
         """The frames of the prompt's features. Raises as `source[qid]`."""
         moment = self._moments[qid]

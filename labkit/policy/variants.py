@@ -60,7 +60,9 @@ class VariantPrompts(Mapping[str, Prompt]):
         variant = self.variants[name]
         prompt = replace(self.source[variant.qid], qid=name)
         if variant.frames is not None:
-            prompt.features = self._features(variant.qid, variant.frames, prompt)
+            assert isinstance(self.source, PromptSource)
+            features = self._features(self.source, variant.qid, variant.frames, prompt)
+            prompt = replace(self.source.with_features(variant.qid, features), qid=name)
         return begin_completion(self.policy, prompt, variant.begun) if variant.begun else prompt
 
     def __iter__(self) -> Iterator[str]:
@@ -79,11 +81,10 @@ class VariantPrompts(Mapping[str, Prompt]):
         """Sixteen letters that are others once any variant is."""
         return hashlib.sha256(repr(sorted(self.variants.items(), key=lambda item: item[0])).encode()).hexdigest()[:16]
 
-    def _features(self, qid: str, edit: FrameEdit, prompt: Prompt) -> torch.Tensor:
+    def _features(self, source: PromptSource, qid: str, edit: FrameEdit, prompt: Prompt) -> torch.Tensor:
         """Features of the edited clip; the newest are kept, since two variants of them follow each other."""
         if self._newest is None or self._newest[0] != (qid, edit):
-            assert isinstance(self.source, PromptSource)
-            shown = self.source.frames_for(qid)
+            shown = source.frames_for(qid)
             times = np.arange(len(shown.rgb)) / shown.fps
             rgb = edit_frames(shown.rgb, times, edit, seed=zlib.crc32(qid.encode()))
             clip = ClipPatches(frames_to_patches(self.policy, rgb), prompt.grid, prompt.seconds_per_grid)

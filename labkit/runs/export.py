@@ -191,7 +191,7 @@ def export_model(folder: str | Path, target: str | Path, stage: str = "grpo_fina
     shutil.rmtree(draft, ignore_errors=True)
     merged = policy.model.merge_and_unload() if policy.has_adapter else policy.model
     merged.save_pretrained(draft, max_shard_size=SHARD)
-    policy.tokenizer.save_pretrained(draft)
+    (policy.processor or policy.tokenizer).save_pretrained(draft)
     copy_processor(policy, draft)
     write_processor(policy, run.params, draft)
     (draft / "README.md").write_text(model_card(run.path, stage, policy.family.title), encoding="utf-8")

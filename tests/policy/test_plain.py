@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.data.video.frames import FrameCache
 from labkit.errors import LabError
@@ -16,6 +17,7 @@ from labkit.policy.model import load_policy
 from labkit.policy.packed_logprobs import pack_shared_prefix
 from labkit.policy.plain import completion_logits, generate_plainly
 from labkit.policy.prompt_source import PromptSource
+from labkit.policy.variants import FrameEdit, Variant, VariantPrompts
 from labkit.stages.evaluate import evaluate
 from tests import tiny
 from tests.stages import small
@@ -142,6 +144,15 @@ def test_it_is_trained_evaluated_saved_and_loaded(kind, rank, moments, tmp_path)
     again = load_policy(str(tmp_path / "sft" / "final"))
     asked = [evaluate(each, source, moments[:2], max_new_tokens=6, batch_size=2).rollouts for each in (learner, again)]
     assert [each.text for each in asked[0]] == [each.text for each in asked[1]]
+
+
+def test_edited_frames_reach_the_processor(policy, source, moments):
+    edit = FrameEdit("hide", Span(0.0, 4.0))
+    variants = VariantPrompts(policy, source, {"dark": Variant(moments[0].qid, frames=edit)})
+    dark, shown = variants["dark"], source[moments[0].qid]
+    assert dark.qid == "dark" and torch.equal(dark.ids, shown.ids)
+    same = [torch.equal(a, b) for a, b in zip(dark.inputs["pixel_values"], shown.inputs["pixel_values"], strict=True)]
+    assert same == [False, False, True, True]
 
 
 def test_sharded_weights_are_refused(policy, source, moments, monkeypatch):
