@@ -129,7 +129,8 @@ def doctor(options: argparse.Namespace) -> int:
     if not o.params:
         raise LabError("doctor: give a params file, such as params/embedded.yaml, or --clock VIDEO")
     with _json_alone(o):
-        code = run_doctor(o.params, overrides(o), said.append, quick=o.quick, as_json=o.json)
+        code = run_doctor(o.params, overrides(o), said.append, quick=o.quick, as_json=o.json,
+                          rehearsed=o.rehearse)  # fmt: skip
     say("\n".join(said))
     return code
 

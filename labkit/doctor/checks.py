@@ -25,16 +25,20 @@ from labkit.doctor.environment import (
     machine_findings,
     machine_table,
     package_findings,
+    read_json,
     requirements,
 )
 from labkit.doctor.findings import DoctorReport, Finding
+from labkit.doctor.rehearsal import add_rehearsal
 from labkit.doctor.resources import add_resource_estimates, nearest_existing
+from labkit.doctor.tokenizer import tokenizer_findings
 from labkit.doctor.workload import Workload
 from labkit.errors import LabError
 from labkit.files import project_root, under
 from labkit.param_fields import WORLDS
 from labkit.params import Params, read_params, read_yaml
 from labkit.policy.families import Geometry
+from labkit.policy.inputs import chat_text
 from labkit.policy.prompts import require_fit
 from labkit.progress import Progress
 from labkit.runs.own_terms import OwnTerms, load_own_terms, try_own_terms, with_cells
@@ -48,13 +52,15 @@ _SAMPLE_SIZE = 400
 
 
 def examine(
-    params: Params, *, quick: bool = False, on_video: Callable[[int, int], None] | None = None
-) -> DoctorReport:
+    params: Params, *, quick: bool = False, rehearsed: bool = False,
+    on_video: Callable[[int, int], None] | None = None,
+) -> DoctorReport:  # fmt: skip
     """Check everything that a run of `params` will need.
 
     Args:
         params: of the run.
         quick: find videos without opening them, and measure nothing, so that hours are not estimated.
+        rehearsed: do every stage for one step with a small model of the same vocabulary (`labkit.doctor.rehearsal`).
         on_video: called with (done, all) after each video that had to be opened.
     """
     root = project_root()
@@ -88,6 +94,8 @@ def examine(
     if own and model and (harvester or not other) and all(data.clips.get(split) for split in ("train", "test")):
         # A checkpoint with a LoRA adapter trains that, whatever `lora_rank` is.
         params = params.replace(lora_rank=model.lora_rank or params.lora_rank)
+        config, asked = read_json(model.folder / "config.json"), [*data.moments["train"], *data.moments["test"]]
+        report.findings += tokenizer_findings(model.tokenizer, config, params, own.template, asked)
         workload, findings = _workload(params, own.template, model, data)
         report.findings += findings
         if workload:
@@ -96,19 +104,22 @@ def examine(
             add_resource_estimates(
                 report, params, [model, harvester] if harvester else [model], workload, data, machine, root, quick
             )
+    if rehearsed:
+        add_rehearsal(report, params, model, data, own, machine)
     return report
 
 
 def run_doctor(
     path: str | Path, overrides: Mapping[str, Any], write: Callable[[str], None], *, quick: bool = False,
-    as_json: bool = False,
+    as_json: bool = False, rehearsed: bool = False,
 ) -> int:  # fmt: skip
     """Examine a params file for the command line, and return the exit code: 1 when a run would fail.
 
     Raises LabError when the parameters themselves are bad.
     """
     begin = time.monotonic()
-    report = examine(read_params(path, overrides), quick=quick, on_video=None if as_json else _video_progress())
+    report = examine(read_params(path, overrides), quick=quick, rehearsed=rehearsed,
+                     on_video=None if as_json else _video_progress())  # fmt: skip
     report.data["seconds"] = round(time.monotonic() - begin, 1)
     write(json.dumps(report.as_dict(), indent=1, ensure_ascii=False) if as_json else str(report))
     return report.exit_code
@@ -249,9 +260,7 @@ def _workload(params: Params, template: str, model: Model, data: DataReport) -> 
 
 def _text_tokens(tokenizer: Any, moment: Moment, template: str) -> int:
     """Tokens of a prompt without its video."""
-    from labkit.policy.prompts import messages
-
-    text = tokenizer.apply_chat_template(messages(moment, template), tokenize=False, add_generation_prompt=True)
+    text = chat_text(tokenizer, moment, template)
     return len(tokenizer(text, add_special_tokens=False)["input_ids"]) - 1
 
 

@@ -257,6 +257,22 @@ def patch_middles(patches: int, seconds: float, temporal: int) -> list[float]:
     return [(k + k + last) * seconds / 2 for k in range(patches)]
 
 
+def chat_text(tokenizer: Any, moment: Moment, template: str, chat: str | None = None) -> str:
+    """A prompt's text as the tokenizer's chat template, or `chat`, writes it, one placeholder for the video.
+
+    Raises LabError when the tokenizer has no chat template or the prompt does not fit the moment.
+    """
+    if chat is None and tokenizer.chat_template is None:
+        raise LabError(
+            "the model's tokenizer has no chat template; copy chat_template.jinja of the published model into its folder"
+        )
+    return str(
+        tokenizer.apply_chat_template(
+            messages(moment, template), chat_template=chat, tokenize=False, add_generation_prompt=True
+        )
+    )
+
+
 def build_prompt(
     policy: Policy, moment: Moment, template: str, clip: ClipPatches, features: torch.Tensor | None = None
 ) -> Prompt:
@@ -279,9 +295,7 @@ def build_prompt(
         positions = torch.arange(len(ids))[None]
         return Prompt(moment.qid, ids, positions, clip.grid, clip.seconds_per_grid, features, inputs=inputs)
     chat = importlib.import_module(family.template_of).DEFAULT_CHAT_TEMPLATE if family.template_of else None
-    text = policy.tokenizer.apply_chat_template(
-        messages(moment, template), chat_template=chat, tokenize=False, add_generation_prompt=True
-    )
+    text = chat_text(policy.tokenizer, moment, template, chat)
     if text.count(family.placeholder) != 1:
         raise LabError(
             f"the prompt of {moment.qid!r} holds {text.count(family.placeholder)} video placeholders {family.placeholder} instead of "
@@ -311,7 +325,7 @@ def begin_completion(policy: Policy, prompt: Prompt, text: str) -> Prompt:
     import torch
 
     text = not_yet_begun(policy, prompt, text)
-    ids = torch.tensor(policy.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
+    ids = torch.tensor(policy.completion_ids(text), dtype=torch.long)
     following = prompt.positions[:, -1:] + 1 + torch.arange(len(ids))
     return replace(
         prompt, ids=torch.cat([prompt.ids, ids]), positions=torch.cat([prompt.positions, following], 1),

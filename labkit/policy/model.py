@@ -99,6 +99,10 @@ class Policy:
         pad = self.tokenizer.pad_token_id
         return self.tokenizer.eos_token_id if pad is None else pad
 
+    def completion_ids(self, text: str) -> list[int]:
+        """Token ids of a completion's text, in which no token is special: what a model spelt out letter by letter stays that."""
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
     @property
     def suppress_tokens(self) -> list[int]:
         """Token ids that are never sampled: placeholders of images and videos, padding."""

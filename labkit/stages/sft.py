@@ -188,8 +188,7 @@ def collate(policy: Policy, source: Mapping[str, Prompt], rows: Sequence[Mapping
     completions = []
     for row in rows:
         rest = not_yet_begun(policy, asked[row["qid"]], row["text"])
-        text = policy.tokenizer(rest, add_special_tokens=False)["input_ids"]
-        completions.append(torch.tensor([*text, policy.tokenizer.eos_token_id]))
+        completions.append(torch.tensor([*policy.completion_ids(rest), policy.tokenizer.eos_token_id]))
     labels = pad_sequence(completions, batch_first=True, padding_value=-100)
     # By this name, Trainer counts all of them; of `labels`, it would leave each row's first out.
     groups = [(asked[qid], len(list(same))) for qid, same in itertools.groupby(row["qid"] for row in rows)]
