@@ -2,9 +2,8 @@
 
 The shipped base has never written two spans. SFT on rough lessons of the simulator (ends off by a second and more, as in its own
 pretraining) shows it the form, and GRPO goes on from there. Half of the queries are for what happens once, in the same words, so that
-how often has to be seen. With the default answer reward GRPO unlearns the second span (benchmarks/RESULTS.md): one that is right is
-worth half by IoU of unions, and more than two rough ones. Printed are greedy figures of the test split after each step, and CPU
-seconds.
+how often has to be seen. So far GRPO unlearns the second span (benchmarks/RESULTS.md). Printed are greedy figures of the test split
+after each step, and CPU seconds.
 Run from the project's root, on one core:
 
     OMP_NUM_THREADS=1 python benchmarks/twice.py --steps 120
