@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,9 @@ from labkit.policy.model import Policy
 if TYPE_CHECKING:
     import torch
 
+FEATURES_FORMAT = 2
+"""Part of every file's name: raise it when `labkit.policy.inputs` would make other features of the same frames and tower."""
+
 log = logging.getLogger(__name__)
 
 
@@ -27,14 +31,16 @@ def tower_digest(policy: Policy) -> str:
     "" on a GPU and on the plain path, where nothing is kept.
     """
     import torch
+    import transformers
 
     if policy.device.type != "cpu" or policy.processor is not None:
         return ""
+    versions = (FEATURES_FORMAT, torch.__version__, transformers.__version__)
+    computing = (*versions, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
     digest = hashlib.blake2b(digest_size=20)
-    computing = (torch.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
-    digest.update(
-        f"{policy.base.config.model_type} {computing} {policy.base.config.vision_config.to_json_string()}".encode()
-    )
+    family, config = policy.family, policy.base.config
+    pixels = (config.model_type, family.mean, family.std, family.deepstack)
+    digest.update(f"{computing} {pixels} {config.vision_config.to_json_string()}".encode())
     weights = [item for tower in policy.towers for item in tower.state_dict().items()]
     for name, weight in sorted(weights, key=lambda item: item[0]):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
@@ -44,16 +50,27 @@ def tower_digest(policy: Policy) -> str:
 
 def kept_features(file: Path, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
     """What is in `file`, or what `compute` returns, which then is in `file`. A damaged file is written again."""
+    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load, save
 
     try:
-        return load(file.read_bytes())["features"]
+        kept = load(file.read_bytes())
+        if _checksum(kept["features"]) == int(kept["crc32"]):
+            return kept["features"]
+        log.warning("%s is damaged (its checksum is another); encoding its clip again", file)
     except FileNotFoundError:
         pass
     except (SafetensorError, KeyError) as error:
         log.warning("%s is damaged (%s); encoding its clip again", file, error)
-    features = compute()
+    features = compute().contiguous()
     with replacing(file) as draft:
-        draft.write_bytes(save({"features": features.contiguous()}))
+        draft.write_bytes(save({"features": features, "crc32": torch.tensor(_checksum(features))}))
     return features
+
+
+def _checksum(features: torch.Tensor) -> int:
+    """Of the bytes: safetensors has none, and a machine that crashed may leave a file as long as it should be, with zeros in it."""
+    import torch
+
+    return zlib.crc32(features.reshape(-1).view(torch.uint8).numpy().data)

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from labkit.data.moments import Moment
 from labkit.data.video import decode_worker
 from labkit.data.video.frames import BlackFrames, FrameCache
 from labkit.errors import LabError
-from labkit.policy import prompt_source
+from labkit.policy import kept_features, prompt_source
 from labkit.policy.inputs import FrameSampling
 from labkit.policy.kept_features import tower_digest
 from labkit.policy.model import Policy
@@ -88,9 +89,22 @@ def test_features_are_kept_beside_the_frames_for_each_tower(
     assert torch.equal(again[qid].features, features) and again[qid].grid == first[qid].grid
     assert (first.encoded, again.encoded, cache.hits) == (1, 0, 0)  # not even its frames are read
     (kept,) = tmp_path.glob("*.safetensors")
-    kept.write_bytes(kept.read_bytes()[:-1])
-    damaged = source(policy, moments, cache)
-    assert torch.equal(damaged[qid].features, features) and damaged.encoded == 1
+    whole = kept.read_bytes()
+    for damage, why in [
+        (whole[:-1], "cut off"),
+        (whole[:-8] + bytes(8), "as long as it was, with zeros at its end"),
+        (b"", "empty"),
+        (save({"features": features}), "of a version that noted no checksum"),
+    ]:
+        kept.write_bytes(damage)
+        damaged = source(policy, moments, cache)
+        assert torch.equal(damaged[qid].features, features) and damaged.encoded == 1, why
+        assert kept.read_bytes() == whole, f"{why}: it is written again"
+    monkeypatch.setattr(kept_features, "FEATURES_FORMAT", kept_features.FEATURES_FORMAT + 1)
+    assert source(policy, moments, cache)[qid].features is not None
+    assert len([*tmp_path.glob("*.safetensors")]) == 2, "code that makes other features reads no file of before"
+    monkeypatch.undo()
+    monkeypatch.setattr(prompt_source, "tower_digest", tower_digest)
     black = source(policy, moments, BlackFrames(tmp_path))
     assert not torch.equal(black[qid].features, features)
     with torch.no_grad():
