@@ -15,7 +15,8 @@ from typing import Any
 from labkit.embedded.clips import ACTIONS, COLORS, SHAPES, STATES_PER_SECOND
 from labkit.embedded.first_edition import STATES
 from labkit.errors import LabError
-from labkit.policy.families import FAMILIES
+from labkit.policy.families import FAMILIES, VIDEO_PAD, positions_in_seconds
+from labkit.policy.inputs import rotary_positions
 from labkit.policy.model import Policy, save_policy
 
 SPECIAL = (
@@ -289,3 +290,18 @@ def write_chains(model: Any, tokenizer: Any, before: str) -> None:
         table.normal_()  # wide enough that a word counts for more than what random layers say, and lasts some updates
         words = model.get_decoder().norm(table[tokenizer.convert_tokens_to_ids(list(rows))])
         model.lm_head.weight.copy_((torch.linalg.pinv(words) @ wanted).T)
+
+
+def question_ids(tokenizer: Any, query: str, seconds: int) -> list[int]:
+    """Token ids of a query about a clip of so many seconds, four video tokens each, as `build_prompt` of policies writes them."""
+    content = [{"type": "text", "text": query}, {"type": "video"}]
+    chat = tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    return list(tokenizer(chat.replace(VIDEO_PAD, VIDEO_PAD * 4 * seconds), add_special_tokens=False)["input_ids"])
+
+
+def clip_positions(config: Any, ids: Any, seconds: int) -> Any:
+    """Rotary positions (3, P) of ids (P,) that begin with such a question."""
+    ticks = positions_in_seconds(config.vision_config, seconds, 1.0)
+    return rotary_positions(ids == config.video_token_id, (seconds, 4, 4), merge=2, temporal_positions=ticks)

@@ -29,7 +29,7 @@ from labkit.embedded.first_edition import (
     render_frames,
     time_of,
 )
-from labkit.embedded.model import SIDE, TIMES, build_model, build_tokenizer
+from labkit.embedded.model import SIDE, TIMES, build_model, build_tokenizer, clip_positions, question_ids
 from labkit.embedded.vision_pretraining import (
     VisionRecipe,
     optimizer_step,
@@ -205,25 +205,15 @@ def _collate(model: Any, tokenizer: Any, batch: list[Target], features: torch.Te
     from torch.nn.utils.rnn import pad_sequence
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-    from labkit.policy.families import VIDEO_PAD, positions_in_seconds
-    from labkit.policy.inputs import rotary_positions
-
     config = model.config
     ids, labels, positions = [], [], []
     for _, _, query, completion in batch:
-        content = [{"type": "text", "text": query}, {"type": "video"}]
-        chat = tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
-        prompt = tokenizer(chat.replace(VIDEO_PAD, VIDEO_PAD * (SECONDS * 4)), add_special_tokens=False)["input_ids"]
+        prompt = question_ids(tokenizer, query, SECONDS)
         answer = tokenizer(completion, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
         row = torch.tensor(prompt + answer)
         ids.append(row)
         labels.append(torch.tensor([-100] * len(prompt) + answer))
-        ticks = positions_in_seconds(config.vision_config, SECONDS, 1.0)
-        positions.append(
-            rotary_positions(row == config.video_token_id, (SECONDS, 4, 4), merge=2, temporal_positions=ticks).T
-        )
+        positions.append(clip_positions(config, row, SECONDS).T)
     padded = pad_sequence(ids, batch_first=True, padding_value=tokenizer.pad_token_id)
     encoded: Any = list(features)  # one tensor per video, which the annotation of the field does not foresee
     video = BaseModelOutputWithPooling(pooler_output=encoded)

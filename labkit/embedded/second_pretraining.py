@@ -27,7 +27,14 @@ import numpy as np
 from labkit.chain.anchors import option_letter
 from labkit.embedded import lessons
 from labkit.embedded.clips import ACTIONS, COLORS, PLACES, SHAPES, STATES_PER_SECOND
-from labkit.embedded.model import SIDE, add_option_words, build_model, build_tokenizer
+from labkit.embedded.model import (
+    SIDE,
+    add_option_words,
+    build_model,
+    build_tokenizer,
+    clip_positions,
+    question_ids,
+)
 from labkit.embedded.option_warmup import OptionWarmup, draw_warmup, letters
 from labkit.embedded.second_edition import (
     SECONDS,
@@ -164,20 +171,9 @@ def film_prompt(model: Any, tokenizer: Any, qid: str, text: str, features: torch
     """The prompt of a query about a film, as `labkit.policy.inputs.build_prompt` would write it."""
     import torch
 
-    from labkit.policy.families import VIDEO_PAD, positions_in_seconds
-    from labkit.policy.inputs import rotary_positions
-
-    content = [{"type": "text", "text": text}, {"type": "video"}]
-    chat = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
-    ids = torch.tensor(
-        tokenizer(chat.replace(VIDEO_PAD, VIDEO_PAD * (SECONDS * 4)), add_special_tokens=False)["input_ids"]
-    )
-    is_video, grid = ids == model.config.video_token_id, (SECONDS, 4, 4)
-    ticks = positions_in_seconds(model.config.vision_config, SECONDS, 1.0)
-    positions = rotary_positions(is_video, grid, merge=2, temporal_positions=ticks)
-    return Prompt(qid, ids, positions, grid, 1.0, features, int(is_video.nonzero()[-1]) + 1)
+    ids = torch.tensor(question_ids(tokenizer, text, SECONDS))
+    end = int((ids == model.config.video_token_id).nonzero()[-1]) + 1
+    return Prompt(qid, ids, clip_positions(model.config, ids, SECONDS), (SECONDS, 4, 4), 1.0, features, end)
 
 
 def train_text(

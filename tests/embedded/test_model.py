@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from labkit.chain.anchors import parse
+from labkit.chain.spans import Span
+from labkit.data.moments import Moment
 from labkit.embedded import lessons, second_pretraining
 from labkit.embedded.clips import ACTIONS, Event, Thing
 from labkit.embedded.first_edition import grounding_query, make_scene
@@ -17,9 +19,12 @@ from labkit.embedded.model import (
     add_option_words,
     build_model,
     build_tokenizer,
+    clip_positions,
+    question_ids,
 )
 from labkit.embedded.pretraining import Recipe, frame_labels, make_clips, make_completion, train_base
 from labkit.embedded.second_edition import all_queries, make_film, query_text
+from labkit.policy.inputs import ClipPatches, build_prompt
 from labkit.policy.model import SHIPPED, load_policy
 
 THING = Thing("red", "circle", 1, 0.75, 0.25, 0.12, 1.0, 0, (Event("blinks", 4.0, 8.0),))
@@ -51,6 +56,15 @@ def test_text_comes_back_from_its_tokens_so_that_traces_can_be_learnt_from():
 def test_a_word_outside_the_world_becomes_unknown_and_no_error():
     tokenizer = build_tokenizer()
     assert tokenizer.unk_token_id in tokenizer("a person opens the fridge")["input_ids"]
+
+
+def test_the_recipes_ask_as_every_stage_does():
+    policy, clip = load_policy("embedded", device="cpu"), ClipPatches(torch.empty(0), (16, 4, 4), 1.0)
+    moment = Moment("q", "/v.mp4", grounding_query(THING, THING.events[0], 0), (Span(4.0, 8.0),), 16.0)
+    prompt = build_prompt(policy, moment, "query", clip, torch.empty(0))
+    ids = question_ids(policy.tokenizer, moment.query, 16)
+    assert prompt.ids.tolist() == ids
+    assert torch.equal(prompt.positions, clip_positions(policy.base.config, torch.tensor(ids), 16))
 
 
 def test_time_is_one_token_per_half_second_and_tags_survive_decoding():
