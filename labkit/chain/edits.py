@@ -89,11 +89,11 @@ def widened(span: Span, by: float, duration: float, digits: int) -> Span | None:
     return wide if wide != span else None
 
 
-def swap_partners(anchored: Mapping[str, tuple[Span, float, str]]) -> dict[str, Span]:
-    """For each query an anchor of another, of a clip that is as long to a second but not the same, where there is one it has room for.
+def swap_partners(anchored: Mapping[str, tuple[Span, float, str]]) -> dict[str, tuple[Span, Span]]:
+    """For each query two anchors of others, with different middles, where there are two that it has room for.
 
-    `anchored` holds a query's anchor, its clip's seconds, and its video. The next such query in the order of names is taken, so that
-    each anchor goes to one other query as far as possible.
+    The others' clips are as long to a second but not the same. `anchored` holds a query's anchor, its clip's seconds, and its video.
+    The next such queries in the order of names are taken, so that each anchor goes to two others as far as possible.
     """
     by_length: dict[int, list[str]] = {}
     for qid in sorted(anchored):
@@ -102,10 +102,15 @@ def swap_partners(anchored: Mapping[str, tuple[Span, float, str]]) -> dict[str, 
     for qids in by_length.values():
         for at, qid in enumerate(qids):
             span, duration, video = anchored[qid]
+            first: Span | None = None
             for other in (*qids[at + 1 :], *qids[:at]):
-                theirs = anchored[other]
-                if theirs[2] != video and theirs[0] != span and theirs[0].end <= duration:
-                    partners[qid] = theirs[0]
+                theirs, _, source = anchored[other]
+                if source == video or theirs == span or theirs.end > duration:
+                    continue
+                if first is None:
+                    first = theirs
+                elif abs(theirs.middle - first.middle) > 1e-6:
+                    partners[qid] = first, theirs
                     break
     return partners
 

@@ -37,12 +37,14 @@ if TYPE_CHECKING:
 
 
 class ClipFrames(NamedTuple):
-    """Frames of a clip, for an engine with a vision tower of its own, such as vLLM."""
+    """Frames of a clip, to be edited, or for an engine with a vision tower of its own, such as vLLM."""
 
     rgb: np.ndarray
     """(T, H, W, 3) uint8, at the model's size."""
     fps: float
     """Frames per second of video, from which the engine computes seconds."""
+    times: np.ndarray
+    """(T,) seconds from the clip's beginning at which each is shown; what fills up the last patch repeats the last one."""
 
 
 ClipKey = tuple[str, Span | None, float]
@@ -142,7 +144,8 @@ class PromptSource(Mapping[str, Prompt]):
             self.readers.wait_for(_key(moment), self._decode_task(moment))
         times, size = frame_times_and_size(self.policy, moment, self.cache, self.sampling)
         frames = self.cache.get(moment.video, times, size, moment.start)
-        return ClipFrames(frames.rgb, 1.0 / float(times[1] - times[0]) if len(times) > 1 else self.sampling.fps)
+        fps = 1.0 / float(times[1] - times[0]) if len(times) > 1 else self.sampling.fps
+        return ClipFrames(frames.rgb, fps, times)
 
     def prefetch(self, qids: Iterable[str]) -> None:
         """Decode the clips of the prompts that come next, in this order, in the background.

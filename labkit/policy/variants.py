@@ -85,8 +85,7 @@ class VariantPrompts(Mapping[str, Prompt]):
         """Features of the edited clip; the newest are kept, since two variants of them follow each other."""
         if self._newest is None or self._newest[0] != (qid, edit):
             shown = source.frames_for(qid)
-            times = np.arange(len(shown.rgb)) / shown.fps
-            rgb = edit_frames(shown.rgb, times, edit, seed=zlib.crc32(qid.encode()))
+            rgb = edit_frames(shown.rgb, shown.times, edit, seed=zlib.crc32(qid.encode()))
             clip = ClipPatches(frames_to_patches(self.policy, rgb), prompt.grid, prompt.seconds_per_grid)
             self._newest = (qid, edit), encode_clip(self.policy, clip)
         return self._newest[1]

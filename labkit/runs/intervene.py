@@ -2,7 +2,7 @@
 
     06_interventions/STAGE/          of a run's model; `interventions/` in the folder of an evaluation
         texts/, frames/, untagged/   rollout stores: what was answered to each variant
-        plan.json                    which variants these are, once all are answered
+        plan.json                    what decides which variants these are
         interventions.json           all figures, for a program
 
 Answers go to disk batch by batch, and what is there is not asked again.
@@ -24,12 +24,13 @@ from labkit.progress import Tally
 from labkit.runs.evaluate_model import evaluate_model, open_bench, write_json
 from labkit.runs.interventions import Interventions
 from labkit.runs.run import STAGE_LOCK
-from labkit.runs.workbench import Workbench
+from labkit.runs.workbench import Workbench, frame_sampling
 from labkit.runs.worker import do_task
 from labkit.stages.distributed.preemption import handle_preemption
 from labkit.stages.distributed.process_group import world_size
-from labkit.stages.interventions import PLAN, SHIFTS, Plan, plan, read_interventions
+from labkit.stages.interventions import SHIFTS, Plan, plan, read_interventions
 
+PLAN = "plan.json"
 PAGE = "06_interventions"
 """The page that shows them, and their folder in a run."""
 
@@ -87,36 +88,60 @@ def intervene_in(
 ) -> Interventions:
     """Ask a stage's model what has not been asked yet, and read all of it; the model is loaded only where that is needed."""
     require_shifts(shifts)
+    model = bench.params.model if folder else f"{bench.params.run}, {stage}"
     moments, folder = bench.moments("test"), folder or f"{PAGE}/{stage}"
     own, where = bench.greedy_chains(stage), bench.path / folder
-    planned = plan(own, moments, shifts)
+    planned = plan(own, moments, frame_sampling(bench.params), shifts)
     with locked(bench.path / STAGE_LOCK, "labkit interventions"):
-        if not _all_asked(where, planned):
-            where.mkdir(parents=True, exist_ok=True)
-            tally = Tally(len(planned.texts) + len(planned.frames) + len(moments), bench.progress_file)
-            with handle_preemption(bench.path / ".stop"):
-                bench.seed_everything()
-                policy = load() if world_size(bench.params.processes) == 1 else stage
-                do_task(
-                    bench,
-                    "interventions",
-                    policy,
-                    tally,
-                    where / "logs",
-                    stage=stage,
-                    folder=folder,
-                    shifts=list(shifts),
-                )
-        answers = read_interventions(where, moments, planned)
-        found = Interventions(bench.model_name(stage), moments, own, answers, planned)
+        require_same_plan(where, planned.note)
+        try:
+            answers = read_interventions(where, moments, planned)
+        except LabError:  # what is missing is asked, and what is wrong is said then
+            _ask(bench, stage, load, planned, len(moments), folder)
+            answers = read_interventions(where, moments, planned)
+        found = Interventions(model, moments, own, answers, planned)
         write_json(where / "interventions.json", found.as_dict())
     return found
 
 
+def _ask(bench: Workbench, stage: str, load: Callable[[], Policy], planned: Plan, count: int, folder: str) -> None:
+    """Have the model answer what is missing, in this process or by workers; `count` is that of the moments."""
+    tally = Tally(len(planned.texts) + len(planned.frames) + count, bench.progress_file)
+    with handle_preemption(bench.path / ".stop"):
+        bench.seed_everything()
+        policy = load() if world_size(bench.params.processes) == 1 else stage
+        arguments: dict[str, Any] = {"stage": stage, "folder": folder, "shifts": planned.note["shifts"]}
+        do_task(bench, "interventions", policy, tally, bench.path / folder / "logs", **arguments)
+
+
+def require_same_plan(where: Path, note: Mapping[str, Any]) -> None:
+    """Raise LabError, which names what differs, unless a folder holds answers to these very variants, or none."""
+    file, then = where / PLAN, "remove the folder to ask again"
+    try:
+        there = dict(json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        there = {"format": 1} if (where / "texts").is_dir() else {}
+    except (ValueError, TypeError) as error:
+        raise LabError(f"'{file}' is damaged ({error}); {then}") from None
+    if not there:
+        where.mkdir(parents=True, exist_ok=True)
+        return write_json(file, note)
+    if there.get("format", 1) != note["format"]:
+        raise LabError(f"'{where}' holds interventions of another version of labkit; {then}")
+    differing = [
+        f"{name}: there {there.get(name)}, here {note[name]}" for name in note if there.get(name) != note[name]
+    ]
+    if differing:
+        raise LabError(
+            f"'{where}' holds other interventions ({'; '.join(differing)}); {then}, or give the shifts, the limit and the "
+            "model that it was made with"
+        )
+
+
 def require_shifts(shifts: Sequence[float]) -> None:
-    """Raise LabError for shifts of anchors that are none."""
-    if not shifts or not all(math.isfinite(by) and by for by in shifts):
-        raise LabError(f"shifts {list(shifts)}: give seconds other than 0, such as 1,2")
+    """Raise LabError for shifts of anchors that are none, or fewer than two to hold against each other."""
+    if len({*shifts}) < 2 or not all(math.isfinite(by) and by for by in shifts):
+        raise LabError(f"shifts {list(shifts)}: give seconds other than 0, two at least, such as -1 and 1")
 
 
 def both_ways(text: str) -> list[float]:
@@ -126,16 +151,8 @@ def both_ways(text: str) -> list[float]:
     [-2.5, -1.0, 1.0, 2.5]
     """
     try:
-        values = sorted({abs(float(part)) for part in text.split(",")})
+        values = sorted({sign * abs(float(part)) for part in text.split(",") for sign in (-1, 1)})
     except ValueError:
         raise LabError(f"shifts '{text}': give seconds with commas between, such as 1,2") from None
     require_shifts(values)
-    return [*(-by for by in reversed(values)), *values]
-
-
-def _all_asked(where: Path, planned: Plan) -> bool:
-    """Whether a folder holds the answers to these very variants."""
-    try:
-        return bool(json.loads((where / PLAN).read_text(encoding="utf-8"))["digest"] == planned.digest())
-    except (FileNotFoundError, ValueError, LookupError, TypeError):
-        return False
+    return values

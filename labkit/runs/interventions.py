@@ -9,7 +9,7 @@ import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,12 +17,13 @@ import numpy as np
 
 from labkit.chain.anchors import AnchorChain, parse
 from labkit.chain.metrics import answer_iou, chain_ious
+from labkit.chain.spans import Span, clip_span
 from labkit.data.moments import Moment
 from labkit.scoring.bootstrap import Difference, Interval, Slope, few_videos, mean_interval, paired_differences, slope
 from labkit.scoring.predictions import as_predictions
 from labkit.scoring.scores import Paired, Score, between, compare, gap_cells, score
 from labkit.scoring.shuffled_chains import FIGURES, Null, shuffled_chains
-from labkit.stages.interventions import FRAMES, MOST_CUTS, PLACES, UNTAGGED, Plan
+from labkit.stages.interventions import ASKED, FRAMES, MOST_CUTS, PLACES, UNTAGGED, Plan
 from labkit.stages.rollouts import Rollout
 from labkit.table import Table, percent, repr_pretty
 
@@ -33,7 +34,10 @@ CONDITIONS = {
     "forced": "forced",
 }
 """Variants that are scored as a whole, and what they are called."""
-EDITS = ("shift", "swap", "widen")
+EDITS = {"shift": "shifted", "swap": "swapped", "widen": "widened"}
+"""What is done to an anchor, and what the anchor is then."""
+_Movement = tuple[float, float, float, str]
+"""Seconds that an anchor was to be shifted by, its movement, the answer's, and the qid."""
 _BARE_SPAN = re.compile(r"\d+(?:\.\d+)?\s*(?:to|-|–)\s*\d+(?:\.\d+)?")
 
 
@@ -53,13 +57,14 @@ class Follow(NamedTuple):
     """How far answers follow an edit of an anchor."""
 
     slope: Slope
-    """Movement of the answer's middle over that of the anchor's; of `widen`, of their lengths."""
+    """Movement of the answer's middle over that of the anchor's between shifts of a chain, and between its two swaps; of `widen` that
+    of their lengths, from the unedited ones."""
     doses: list[Dose]
     """By seconds; only of shifts."""
     left_out: dict[str, int]
-    """Why it was not done, or not read, with how many chains."""
+    """Why so many edits were not done, or not read."""
     cut_short: int
-    """Anchors that were shifted less far than asked, to the clip's end."""
+    """Anchors that were moved or widened less than asked, to the clip's border."""
 
 
 class Step(NamedTuple):
@@ -72,6 +77,8 @@ class Step(NamedTuple):
     """Of the newest anchor itself; NaN of none."""
     gain: Difference | None
     """Over the step before."""
+    unread: int
+    """Texts without an answer, which count 0."""
 
 
 class FrameChange(NamedTuple):
@@ -81,6 +88,8 @@ class FrameChange(NamedTuple):
     before: float
     difference: Difference
     n: int
+    unread: int
+    """Texts without an answer, which count 0."""
     left_out: dict[str, int]
 
 
@@ -132,33 +141,42 @@ class Interventions:
         return {f"{place} {edit}": self._follow(place, edit) for place in PLACES for edit in EDITS}
 
     def _follow(self, place: str, edit: str) -> Follow:
-        named = [*self.planned.left_out, *self.variants]
-        variants = sorted({name for name in named if name.startswith(f"{place} {edit}")}, key=_asked_seconds)
-        left_out: Counter[str] = Counter()
-        rows: list[tuple[float, float, float, str]] = []
-        for variant in variants:
-            left_out += self.planned.left_out.get(variant, Counter())
-            for qid, chain in self.chains.get(variant, {}).items():
-                own, again = self.chains["own"][qid], self.chains[f"{place} again"][qid]
-                number = 0 if place == "first" else len(own.anchors) - 1
-                span = self.planned.spans[f"{qid}/{variant}"]
-                if chain.spans[number : number + 1] != (span,):
+        variants = {f"{place} {edit}": 0.0}
+        if edit == "shift":
+            variants = {f"{place} shift {by:+g}": by for by in self.planned.note["shifts"]}
+        against = f"{place} {'other swap' if edit == 'swap' else 'again'}"
+        left_out = sum((self.planned.left_out.get(name, Counter()) for name in variants), Counter[str]())
+        rows: list[_Movement] = []
+        for variant, by in variants.items():
+            for qid in self.variants.get(variant, {}):
+                (new, new_answer), (old, old_answer) = (self._edited(name, qid, place) for name in (variant, against))
+                if new is None or old is None:
                     left_out["its vocabulary cannot write the times"] += 1
-                elif chain.answer is None or again.answer is None:
-                    left_out["no answer"] += 1
+                elif new_answer is None or old_answer is None:
+                    left_out["no answer in the clip"] += 1
                 else:
-                    pairs = ((span, own.spans[number]), (chain.answer, again.answer))
                     moved, followed = (
-                        new.length - old.length if edit == "widen" else new.middle - old.middle for new, old in pairs
+                        one.length - other.length if edit == "widen" else one.middle - other.middle
+                        for one, other in ((new, old), (new_answer, old_answer))
                     )
-                    rows.append((_asked_seconds(variant), moved, followed, self._by_qid[qid].source_video))
+                    rows.append((by, moved, followed, qid))
         doses = []
         for asked in dict.fromkeys(row[0] for row in rows) if edit == "shift" else ():
-            of_dose = [row for row in rows if row[0] == asked]
-            mean = slope([1.0] * len(of_dose), [row[2] for row in of_dose], [row[3] for row in of_dose])
-            doses.append(Dose(asked, float(np.mean([row[1] for row in of_dose])), mean.value, mean.interval, mean.n))
-        fitted = slope([row[1] for row in rows], [row[2] for row in rows], [row[3] for row in rows])
+            _, moves, answers, qids = zip(*(row for row in rows if row[0] == asked), strict=True)
+            mean = slope([1.0] * len(moves), answers, self._videos(qids))
+            doses.append(Dose(asked, float(np.mean(moves)), mean.value, mean.interval, mean.n))
+        if edit == "shift":
+            rows, alone = _between(rows)
+            left_out += Counter({"no other shift to hold it against": alone})
+        fitted = slope([row[1] for row in rows], [row[2] for row in rows], self._videos([row[3] for row in rows]))
         return Follow(fitted, doses, dict(left_out), sum(self.planned.cut_short[name] for name in variants))
+
+    def _edited(self, variant: str, qid: str, place: str) -> tuple[Span | None, Span | None]:
+        """An edited anchor, None where it was not written as planned; and the answer behind it, None where none is in the clip."""
+        chain, moment, planned = self.chains[variant][qid], self._by_qid[qid], self.planned.spans[f"{qid}/{variant}"]
+        number = 0 if place == "first" else len(self.chains["own"][qid].anchors) - 1
+        answer = None if chain.answer is None else clip_span(chain.answer, moment.duration)
+        return planned if chain.spans[number : number + 1] == (planned,) else None, answer
 
     @functools.cached_property
     def steps(self) -> list[Step]:
@@ -168,14 +186,16 @@ class Interventions:
             return []
         most = min(int(np.median([len(chain.anchors) for chain in own.values()])), MOST_CUTS)
         qids = [qid for qid, chain in own.items() if len(chain.anchors) >= most]
-        videos = [self._by_qid[qid].source_video for qid in qids]
+        videos = self._videos(qids)
         steps: list[Step] = []
         before: list[float] = []
         for k in range(most + 1):
-            ious = [self._iou("closed" if k == 0 else f"cut {k}", qid) for qid in qids]
+            name = f"cut {k}" if k else "closed"
+            ious = [self._iou(name, qid) for qid in qids]
             anchor = np.nan if k == 0 else float(np.mean([self._own_ious[qid][k - 1] for qid in qids]))
             gain = paired_differences(_column(ious), _column(before), videos)[0] if before else None
-            steps.append(Step(k, float(np.mean(ious)), mean_interval(ious, videos), anchor, gain))
+            miou, interval, unread = float(np.mean(ious)), mean_interval(ious, videos), self._unread(name, qids)
+            steps.append(Step(k, miou, interval, anchor, gain, unread))
             before = ious
         return steps
 
@@ -189,31 +209,27 @@ class Interventions:
     def frames(self) -> dict[str, FrameChange]:
         """By what was done to the last anchor's frames, and whether the `answer` was asked behind the anchors, or all `anew`."""
         found = {}
-        for what in FRAMES:
-            for asked in ("answer", "anew"):
-                name = f"{what}, {asked}"
-                left_out = dict(self.planned.left_out.get(name, {}))
-                if not (qids := list(self.variants.get(name, {}))):
-                    continue
-                pairs = [
-                    (self._iou(name, qid), self._iou("last again" if asked == "answer" else "own", qid))
-                    for qid in qids
-                ]
-                ours, theirs = zip(*pairs, strict=True)
-                videos = [self._by_qid[qid].source_video for qid in qids]
-                gap = paired_differences(_column(ours), _column(theirs), videos)[0]
-                found[name] = FrameChange(float(np.mean(ours)), float(np.mean(theirs)), gap, len(qids), left_out)
+        for name in (f"{what}, {asked}" for what in FRAMES for asked in ASKED if self.anchored):
+            left_out, qids = dict(self.planned.left_out.get(name, {})), list(self.variants.get(name, {}))
+            miou = before = math.nan
+            gap = Difference(math.nan, Interval(math.nan, math.nan), math.nan)
+            if qids:
+                again = "last again" if name.endswith("answer") else "own"
+                edited, own = (_column([self._iou(variant, qid) for qid in qids]) for variant in (name, again))
+                gap = paired_differences(edited, own, self._videos(qids))[0]
+                miou, before = float(edited.mean()), float(own.mean())
+            found[name] = FrameChange(miou, before, gap, len(qids), self._unread(name, qids), left_out)
         return found
 
     @functools.cached_property
     def elsewhere(self) -> dict[str, Difference]:
         """What hiding the anchor's frames costs beyond hiding as many elsewhere, on the same queries, by `answer` and `anew`."""
         found = {}
-        for asked in ("answer", "anew"):
+        for asked in ASKED:
             inside, other = (f"hide {where}, {asked}" for where in ("inside", "elsewhere"))
             if qids := list(self.variants.get(other, {})):
                 ours, theirs = (_column([self._iou(name, qid) for qid in qids]) for name in (inside, other))
-                videos = [self._by_qid[qid].source_video for qid in qids]
+                videos = self._videos(qids)
                 found[asked] = paired_differences(ours, theirs, videos)[0]
         return found
 
@@ -267,18 +283,23 @@ class Interventions:
             figures = [percent(self.scores[title].figures[key]) for key in ("miou", "r1@0.5", "r1@0.7")]
             share = sum(bool(chain.anchors) for chain in self.chains[name].values()) / len(self.moments)
             gap = None if name == "own" else self.against_own(name).differences["miou"]
-            rows.append((title, *figures, percent(share), "" if gap is None else _gap(gap)))
+            unread = sum(chain.answer is None for chain in self.chains[name].values())
+            rows.append((title, *figures, percent(share), "" if gap is None else _gap(gap), f"{unread:,}"))
         note = (
             f"Percent, {len(self.moments):,} queries; costs: mIoU by itself less the row's, with its 95 % interval by video.\n"
             f"{self.bare_spans:,} thoughts without the tag write times all the same. {few_videos(self.videos)}"
         ).rstrip()
         return Table(
-            "anchors forbidden and forced", ("", "mIoU", "R1@0.5", "R1@0.7", "anchors", "costs"), rows, note, "lr"
+            "anchors forbidden and forced",
+            ("", "mIoU", "R1@0.5", "R1@0.7", "anchors", "costs", "no answer"),
+            rows,
+            note,
+            "lr",
         )
 
     def _slopes(self) -> Table:
         rows = [
-            (name.replace("shift", "shifted").replace("swap", "swapped").replace("widen", "widened"),
+            (f"{name.split()[0]}, {EDITS[name.split()[1]]}",
              "-" if np.isnan(each.slope.value) else f"{each.slope.value:.2f}", _signed(each.slope.interval),
              f"{each.slope.n:,}", f"{each.cut_short:,}", _reasons(each.left_out))
             for name, each in self.follows.items()
@@ -294,22 +315,22 @@ class Interventions:
     def _steps(self) -> Table:
         rows = [
             (f"{step.anchors}", percent(step.miou), between(step.interval), percent(step.anchor_miou),
-             "" if step.gain is None else _gap(step.gain))
+             "" if step.gain is None else _gap(step.gain), f"{step.unread:,}")
             for step in self.steps
         ]  # fmt: skip
         note = f"Percent, the {self.step_queries:,} queries whose own chain has so many anchors."
-        head = ("anchors", "mIoU of the answer", "95 % interval", "of the anchor itself", "gain")
+        head = ("anchors", "mIoU of the answer", "95 % interval", "of the anchor itself", "gain", "no answer")
         return Table("thought closed behind so many anchors", head, rows, note, "r")
 
     def _frames(self) -> Table:
         rows = [
             (name, percent(each.before), percent(each.miou), _gap(each.difference),
-             f"{each.n:,}", _reasons(each.left_out))
+             f"{each.n:,}", f"{each.unread:,}", _reasons(each.left_out))
             for name, each in self.frames.items()
         ]  # fmt: skip
-        head = ("last anchor's frames", "own", "edited", "change", "queries", "left out")
+        head = ("last anchor's frames", "own", "edited", "change", "queries", "no answer", "left out")
         note = "mIoU, percent. answer: asked behind the model's own anchors; anew: the whole chain. elsewhere: as many frames beside."
-        return Table("frames edited", head, rows, note, "lrrrrl")
+        return Table("frames edited", head, rows, note, "lrrrrrl")
 
     def _null(self) -> Table:
         rows = [
@@ -330,6 +351,12 @@ class Interventions:
             for qid, chain in self.chains["own"].items()
         }
 
+    def _videos(self, qids: Iterable[str]) -> list[str]:
+        return [self._by_qid[qid].source_video for qid in qids]
+
+    def _unread(self, variant: str, qids: Sequence[str]) -> int:
+        return sum(self.chains[variant][qid].answer is None for qid in qids)
+
     def _iou(self, variant: str, qid: str) -> float:
         moment = self._by_qid[qid]
         return answer_iou(self.chains[variant][qid], moment.targets, moment.duration)
@@ -346,13 +373,21 @@ def as_plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _asked_seconds(variant: str) -> float:
-    """By how much a variant's anchors were to be shifted.
+def _between(rows: Sequence[_Movement]) -> tuple[list[_Movement], int]:
+    """Movements less their mean over the shifts of a chain, and how many there were without another; each has a qid.
 
-    >>> _asked_seconds("last shift -2"), _asked_seconds("last swap")
-    (-2.0, 0.0)
+    Behind any edited anchor an answer may go elsewhere, say to the middle of the clip; what it does alike behind all shifts of a chain
+    is no following, though at the clip's borders, where anchors can be shifted one way only, it would look like it.
     """
-    return float(variant.split()[-1]) if " shift " in variant else 0.0
+    chains: dict[str, list[_Movement]] = {}
+    for row in rows:
+        chains.setdefault(row[3], []).append(row)
+    found = []
+    for each in chains.values():
+        moved, followed = sum(row[1] for row in each) / len(each), sum(row[2] for row in each) / len(each)
+        if any(abs(row[1] - moved) > 1e-6 for row in each):
+            found += [(by, own - moved, answer - followed, qid) for by, own, answer, qid in each]
+    return found, len(rows) - len(found)
 
 
 def _column(values: Sequence[float]) -> Any:
@@ -362,7 +397,7 @@ def _column(values: Sequence[float]) -> Any:
 def _gap(gap: Difference) -> str:
     """A difference of fractions in points, with its interval."""
     value, interval, _ = gap_cells(gap)
-    return value if interval == "-" else f"{value} ({interval})"
+    return "-" if math.isnan(gap.value) else value if interval == "-" else f"{value} ({interval})"
 
 
 def _signed(interval: Interval) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
-import json
 import random
 import warnings
 from collections.abc import Callable, Sequence
@@ -22,7 +21,6 @@ from labkit.data.moments import Moment, read_moments, require_videos
 from labkit.data.video.frames import BlackFrames, FrameCache
 from labkit.embedded.world import moments_file, world_folder, write_world
 from labkit.errors import LabError
-from labkit.files import replacing
 from labkit.param_fields import WORLDS
 from labkit.params import Params
 from labkit.policy.inputs import FrameSampling
@@ -296,18 +294,12 @@ class Workbench(Run):
     def run_interventions(
         self, policy: Policy, on_event: EventListener, *, stage: str, folder: str, shifts: Sequence[float]
     ) -> None:
-        """Ask a stage's model all variants of its own chains, into `folder` in the run; events say how many are `done`.
-
-        `plan.json`, which is written last, says which they were.
-        """
-        p, here, moments, where = self.params, process_rank(), self.moments("test"), self.path / folder
-        planned = interventions.plan(self.greedy_chains(stage), moments, shifts)
+        """Ask a stage's model all variants of its own chains, into `folder` in the run; events say how many are `done`."""
+        p, here, moments = self.params, process_rank(), self.moments("test")
+        planned = interventions.plan(self.greedy_chains(stage), moments, frame_sampling(p), shifts)
         interventions.intervene(
-            policy, self.source(policy, "test"), moments, planned, where, max_new_tokens=p.max_new_tokens,
+            policy, self.source(policy, "test"), moments, planned, self.path / folder, max_new_tokens=p.max_new_tokens,
             batch_size=p.eval_batch, shard=(here.rank, here.world_size), run=p.run, stage=stage,
             on_batch=stop_between_parts(lambda done: on_event({"what": "interventions", "done": done})),
         )  # fmt: skip
         barrier()
-        if here.rank == 0:
-            with replacing(where / interventions.PLAN) as draft:
-                draft.write_text(json.dumps({"digest": planned.digest(), "shifts": list(shifts)}), encoding="utf-8")

@@ -9,20 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from labkit.chain.steps import LEAST_GAIN
 from labkit.data.moments import Moment
 from labkit.embedded.true_words import KINDS, check_words
+from labkit.runs.interventions import EDITS, Follow, Interventions
 from labkit.runs.results import ModelEvaluation
-from labkit.scoring.bootstrap import mean_interval, paired_differences
-from labkit.stages.interventions import UNTAGGED
+from labkit.scoring.bootstrap import Difference, Interval, mean_interval, paired_differences
+from labkit.stages.interventions import PLACES, UNTAGGED
 from labkit.stages.rollouts import Rollout
 from labkit.views.report.sanitize import escape_markdown
 
 if TYPE_CHECKING:
-    from labkit.runs.interventions import Follow, Interventions
-    from labkit.scoring.scores import Score
+    from labkit.scoring.scores import Paired, Score
     from labkit.stages.grpo_steps import GrpoResult
 
 ENOUGH_ANCHORS = 0.95
@@ -34,6 +34,8 @@ ENOUGH_GAIN = 0.25
 ENOUGH_TRUE = 0.9
 """Share of true words of a kind from which on a thought's words may be believed."""
 
+HARDLY = 0.1
+"""Seconds that an answer moves for each second of an anchor, up to which it hardly follows."""
 STAYED = 0.05
 """Words of a kind stayed as true where the interval of their change lies within so much of none."""
 
@@ -246,90 +248,103 @@ def _true_by_query(rollouts: Sequence[Rollout], moments: Moments) -> dict[str, d
 def after_interventions(found: Interventions) -> Conclusion:
     """Do anchors cause the answer? What each intervention says, in words that its interval allows."""
     claims = [
-        _costs("Without anchors, its thought closed where the first would begin, it answers worse", found, "closed"),
-        _costs("With the tag alone made impossible, it answers worse", found, UNTAGGED),
+        _changed(f"{how}, its answers are {{}}", _turned(found.against_own(condition)), hoped="worse")
+        for condition, how in (
+            ("closed", "Without anchors, its thought closed where the first would begin"),
+            (UNTAGGED, "With the tag alone made impossible"),
+        )
     ]
     if found.anchored < len(found.moments):
-        forced = found.against_own("forced").differences["miou"]
-        claims.append(
-            Claim(
-                "An anchor that is forced helps",
-                forced.interval.high < 0,
-                _points(-forced.value, -forced.interval.high, -forced.interval.low),
-            )
-        )
+        claims.append(_changed("With an anchor forced, its answers are {}", _turned(found.against_own("forced"))))
     if not found.anchored:
         return Conclusion([*claims, Claim("Nothing was edited", None, "none of its own chains has an anchor")])
+    claims += [_follows(place, edit, found.follows[f"{place} {edit}"]) for place in reversed(PLACES) for edit in EDITS]
     claims += [
-        _follows(f"the {place} anchor", found.follows[f"{place} shift"])
-        for place in ("last", "first")
-        if found.follows[f"{place} shift"].slope.n
+        _changed(f"Behind anchor {step.anchors} answers are {{}} than before it", step.gain)
+        for step in found.steps
+        if step.gain
     ]
-    for step in found.steps:
-        if step.gain is not None:
-            low, high = step.gain.interval
-            claims.append(
-                Claim(f"Anchor {step.anchors} makes the answer better", low > 0, _points(step.gain.value, low, high))
-            )
     for asked, gap in found.elsewhere.items():
-        what = "The answer rests on the anchor's frames" if asked == "answer" else "So does the chain as a whole"
-        low, high = gap.interval
+        what = "answers behind the own anchors" if asked == "answer" else "chains asked anew"
         claims.append(
-            Claim(what, high < 0, f"hiding them beside hiding as many elsewhere: {_points(gap.value, low, high)}")
+            _changed(f"Without the anchor's frames {what} are {{}} than without as many elsewhere", gap, hoped="worse")
         )
-    for name, null in found.null.items():
-        if name == "strict_share":
-            claims.append(
-                Claim(
-                    "Chains narrow towards their own query, and not towards any",
-                    null.observed > null.high,
-                    f"{100 * null.observed:.1f} % narrow; dealt to other queries {100 * null.mean:.1f} % would (95 % of shuffles: "
-                    f"{100 * null.low:.1f} to {100 * null.high:.1f})",
-                )
+    if null := found.null.get("strict_share"):
+        own = null.observed > null.high
+        claims.append(
+            Claim(
+                "Chains narrow towards their own query, and not towards any"
+                if own
+                else "Chains narrow no more than towards any query",
+                own,
+                f"{100 * null.observed:.1f} % narrow; dealt to other queries {100 * null.mean:.1f} % would (95 % of shuffles: "
+                f"{100 * null.low:.1f} to {100 * null.high:.1f})",
             )
+        )
     return Conclusion(claims)
 
 
-def _costs(text: str, found: Interventions, condition: str) -> Claim:
-    gap = found.against_own(condition).differences["miou"]
-    return Claim(text, gap.interval.low > 0, _points(-gap.value, -gap.interval.high, -gap.interval.low))
+def _turned(paired: Paired) -> Difference:
+    """MIoU of the second less the first."""
+    value, (low, high), p = paired.differences["miou"]
+    return Difference(-value, Interval(-high, -low), p)
 
 
-def _follows(anchor: str, follow: Follow) -> Claim:
-    """Whether the answer goes where an anchor is shifted to, and how far."""
-    value, (low, high), n, _ = follow.slope
-    evidence = (
-        f"it moves {value:.2f} s for each second of the anchor (95 % interval {low:.2f} to {high:.2f}, {n:,} edits)"
+def _changed(text: str, gap: Difference, hoped: Literal["better", "worse"] = "better") -> Claim:
+    """A claim on a change of mIoU, whose word says the interval: nothing is shown where it holds 0, or where there is none."""
+    low, high = gap.interval
+    word = "better" if low > 0 else "worse" if high < 0 else "the same" if low == high else ""
+    text = text.replace(" than ", " as ") if word == "the same" else text
+    words = word or "neither better nor worse, as far as can be told,"
+    return Claim(text.format(words).strip(","), word == hoped if word else None, _points(gap.value, low, high))
+
+
+def _follows(place: str, edit: str, follow: Follow) -> Claim:
+    """Whether the answer goes where an edited anchor goes, and how far."""
+    value, interval, n, _ = follow.slope
+    words, holds = follow_words(interval)
+    evidence = {
+        "shift": f"it moves {value:.2f} s for each second of the anchor",
+        "swap": f"it moves {value:.2f} s for each second between two other queries' anchors",
+        "widen": f"its length changes by {value:.2f} s for each second of the anchor's",
+    }[edit]
+    low, high = interval
+    known = f"95 % interval {low:.2f} to {high:.2f}" if not math.isnan(low) else "too few videos for an interval"
+    return Claim(
+        f"When the {place} anchor is {EDITS[edit]}, the answer {words}",
+        holds,
+        f"{evidence} ({known}, {n:,} edits)" if n else "there is no edit of which both answers can be read",
     )
+
+
+def follow_words(interval: Interval) -> tuple[str, bool | None]:
+    """What may be said of a slope by its interval, and whether that is following.
+
+    >>> [follow_words(Interval(*ends))[0] for ends in [(0.15, 0.26), (-0.02, 0.04), (-0.2, 0.9)]]
+    ['follows less than half the way', 'does not follow', 'is not shown to follow']
+    """
+    low, high = interval
     if math.isnan(low):
-        return Claim(
-            f"The answer follows {anchor}",
-            False,
-            f"it moves {value:.2f} s for each second, of too few videos for an interval",
-        )
+        return "is not shown to follow", None
+    if high < 0:
+        return "moves the other way", False
     if low <= 0:
-        return Claim(
-            f"The answer follows {anchor}",
-            False,
-            f"{evidence}, which may be chance" if high > 0.1 else f"{evidence}: hardly at all",
-        )
-    how = (
-        "all the way"
-        if high >= 1 and low > 0.5
-        else "more than half the way"
-        if low > 0.5
-        else "part of the way"
-        if high > 0.1
-        else "hardly"
-    )
-    return Claim(f"The answer follows {anchor}, {how}", how != "hardly", evidence)
+        return ("does not follow", False) if high <= HARDLY else ("is not shown to follow", None)
+    if high <= HARDLY:
+        return "hardly follows", False
+    if low > 1:
+        return "goes further than the anchor", True
+    if low > 0.5:
+        return "follows all the way, as far as can be told" if high >= 1 else "follows more than half the way", True
+    return "follows less than half the way" if high < 0.5 else "follows part of the way", True
 
 
 def _points(value: float, low: float, high: float) -> str:
     """A change of mIoU in points with its interval, and whether it may be chance."""
+    value, low, high = (0.0 if abs(each) < 5e-4 else each for each in (value, low, high))  # no -0.0
     if math.isnan(low):
         return f"mIoU {100 * value:+.1f}, of too few videos for an interval"
-    chance = ", which may be chance" if low <= 0 <= high else ""
+    chance = ", which may be chance" if low <= 0 <= high and low < high else ""
     return f"mIoU {100 * value:+.1f} (95 % interval {100 * low:+.1f} to {100 * high:+.1f}){chance}"
 
 

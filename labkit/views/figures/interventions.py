@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from labkit.runs.interventions import EDITS, Interventions
 from labkit.scoring.bootstrap import Interval, few_videos
 from labkit.scoring.shuffled_chains import FIGURES
 from labkit.stages.interventions import FRAMES, PLACES
@@ -18,11 +19,8 @@ from labkit.views.figures.scoreboard import scoreboard
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from labkit.runs.interventions import Interventions
-
 _INNER = 270
 _ROW = 30
-_EDITED = {"shift": "shifted", "swap": "swapped", "widen": "widened"}
 _NO_ANCHORS = "none of the model's own chains has an anchor"
 
 
@@ -39,8 +37,8 @@ def answer_follows(found: Interventions) -> go.Figure:
     names = [*(f"{place} anchor shifted" for place in reversed(PLACES)), "slope of every edit"]
     caption = (
         "Left, middle: seconds that the answer's middle moves when an anchor is shifted and the rest is written anew; on the dashed "
-        "line it goes as far as the anchor. Right: its movement over the anchor's (widened: lengths). 1 follows fully, 0 stays."
-        + _few(found)
+        "line it goes as far as the anchor. Right: its movement over the anchor's (widened: lengths; swapped: between two "
+        "swaps). 1 follows fully, 0 stays." + _few(found)
     )
     fig, places = style.panels(names, title, caption, _INNER, columns=3, gap=0.1)
     ends = [0.5]
@@ -71,7 +69,7 @@ def answer_follows(found: Interventions) -> go.Figure:
         )
     fig.update_yaxes(title_text="answer moved, s", title_standoff=2, row=1, col=1)
     row, col = places[2]
-    labels = {f"{place} {edit}": f"{place}, {_EDITED[edit]}" for place in reversed(PLACES) for edit in _EDITED}
+    labels = {f"{place} {edit}": f"{place}, {done}" for place in reversed(PLACES) for edit, done in EDITS.items()}
     rows = [
         (labels[name], each.slope.value, each.slope.interval,
          f"{style.count(each.slope.n, 'edit')}, {sum(each.left_out.values()):,} left out")
@@ -119,11 +117,11 @@ def answer_by_step(found: Interventions) -> go.Figure:
 def frames_edited(found: Interventions) -> go.Figure:
     """What hiding or shuffling the last anchor's frames costs, or those around it."""
     title = "Which frames does the answer rest on?"
-    if not found.frames:
-        return style.nothing(title, _NO_ANCHORS)
+    if not any(change.n for change in found.frames.values()):
+        return style.nothing(title, "none of the model's own chains ends with an anchor in the clip")
     caption = (
-        "Change of mIoU, in points, when frames inside the last anchor are black or in another order, or those outside; elsewhere is "
-        "a stretch as long, as far from the anchor as the clip allows. Where the anchor says what counts, only inside costs."
+        "Change of mIoU, in points, when frames inside the last anchor are black or in another order, or those outside; elsewhere are "
+        "as many beside it, as far away as the clip allows. Where the anchor says what counts, only inside costs."
         + _few(found)
     )
     names = {"answer": "answer asked behind the model's own anchors", "anew": "whole chain asked anew"}
@@ -132,7 +130,7 @@ def frames_edited(found: Interventions) -> go.Figure:
     )
     ends = [0.0]
     for (row, col), asked in zip(places, names, strict=True):
-        changes = [(what, found.frames[name]) for what in FRAMES if (name := f"{what}, {asked}") in found.frames]
+        changes = [(what, change) for what in FRAMES if (change := found.frames[f"{what}, {asked}"]).n]
         rows = [
             (what, 100 * each.difference.value, Interval(*(100 * bound for bound in each.difference.interval)),
              f"mIoU {100 * each.before:.1f} to {100 * each.miou:.1f} %, {style.count(each.n, 'query', 'queries')}")

@@ -65,8 +65,8 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def write(engine: Engine, policy: Policy, prompts: list[Prompt]) -> Any:
     frames = {
-        "a": ClipFrames(np.zeros((4, 56, 56, 3), np.uint8), 2.0),
-        "b": ClipFrames(np.ones((4, 56, 56, 3), np.uint8), 0.5),
+        "a": ClipFrames(np.zeros((4, 56, 56, 3), np.uint8), 2.0, np.arange(4) / 2.0),
+        "b": ClipFrames(np.ones((4, 56, 56, 3), np.uint8), 0.5, np.arange(4) / 0.5),
     }
     return generate_with_vllm(
         engine, policy, prompts, frames.__getitem__, 2, max_new_tokens=9, temperature=0.7, seed=3
