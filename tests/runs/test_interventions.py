@@ -192,6 +192,14 @@ def test_what_cannot_be_done_is_left_out_and_counted():
     )
 
 
+def test_an_anchor_of_several_spans_is_left_out_and_counted():
+    sets = "<think><timestamp>1.0 to 4.0, 8.0 to 9.0</timestamp></think>\n<answer>3.0 to 9.0</answer>"
+    assert len(parse(sets).spans[0].parts) == 2
+    found = ask_fake(MOMENTS, [rollout(MOMENTS[0].qid, sets), *OWN[1:]], lambda chain, frames: Span(5, 9))
+    assert found.follows["last widen"].left_out == {"an anchor of several spans": 1}
+    assert found.frames["shuffle inside, anew"].left_out == {"an anchor of several spans": 1}
+
+
 def test_frames_that_can_be_edited_of_no_chain_are_still_counted():
     own = [rollout(m.qid, render([Span(0, 20)], Span(3, 9))) for m in MOMENTS]  # each anchor fills its clip
     found = ask_fake(MOMENTS, own, copy_last)
