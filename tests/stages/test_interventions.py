@@ -113,8 +113,9 @@ def test_as_many_frames_elsewhere(times, span, elsewhere):
         assert inside.sum() == other.sum() and not (inside & other).any()
 
 
-def test_what_fills_up_the_last_patch_is_hidden_with_the_frame_that_it_repeats(policy, moments, tmp_path):
+def test_what_fills_up_the_last_patch_is_hidden_with_the_frame_that_it_repeats(tmp_path):
     """Of a clip of five frames, the last one is shown twice, at second 4 both times and not at 4 and 5."""
+    policy, moments = tiny.policy(), tiny.moments(tmp_path, clips=1, per_clip=1)
     clip = [replace(moments[0], duration=5.0, windows=(Span(1.0, 2.0),))]
     source = tiny.source(policy, clip, tmp_path)
     assert source.frames_for(clip[0].qid).times.tolist() == [0, 1, 2, 3, 4, 4]
