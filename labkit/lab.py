@@ -25,6 +25,7 @@ from labkit.runs.intervene import intervene_in
 from labkit.runs.interventions import Interventions
 from labkit.runs.results import MODELS, ModelEvaluation, is_evaluated, read_model_evaluation, require_evaluation
 from labkit.runs.run import NOTEBOOK_OF, STAGE_LOCK, read_manifest, runs_in
+from labkit.runs.second_process import SecondProcess, worth_it
 from labkit.runs.setting_tables import differences
 from labkit.runs.skipping import pass_over_cells
 from labkit.runs.trackers import StageLog, Trackers
@@ -59,6 +60,9 @@ class ModelRef(NamedTuple):
 class Lab(Workbench):
     """A run as notebooks see it; open it with `Lab.open(params)`."""
 
+    second: SecondProcess | None = None
+    """A process that shares evaluations and the harvest with this one, once a stage has started that is worth it."""
+
     def start(self, name: str) -> bool:
         """Claim the run for a notebook, as `Run.start`; set torch's threads and the seed, and silence the libraries.
 
@@ -67,6 +71,8 @@ class Lab(Workbench):
         finished = super().start(name)
         pass_over_cells(self.skipped(name))
         self.seed_everything()
+        if not finished and self.second is None and worth_it(self.params):
+            self.second = SecondProcess(self.params)
         return finished
 
     def policy(self, stage: str = "base") -> Policy | ModelRef:
@@ -268,10 +274,11 @@ class Lab(Workbench):
         """
         moments, store, samples = self.harvested_moments(), self.rollouts("distill"), self.params.harvest_samples
         # A policy that is here compares itself with the one that sampled; workers would each load one for that alone.
-        if isinstance(policy, ModelRef) and harvest_complete(store, moments, samples):
-            merge_shards(store, moments, samples)
-        else:
+        if not (isinstance(policy, ModelRef) and harvest_complete(store, moments, samples)):
             self._work("harvest", policy, Tally(len(moments), self.progress_file), "02_distill")
+        if self.second is not None:
+            self.second.settle()
+        merge_shards(store, moments, samples)
         return self.harvested()
 
     def train_sft(self, policy: Policy | ModelRef, kept: Sequence[Rollout]) -> SftResult:
@@ -342,6 +349,8 @@ class Lab(Workbench):
         """
         model = policy.stage if isinstance(policy, ModelRef) else policy
         with locked(self.path / STAGE_LOCK, "a notebook"):
+            if self.second is not None and task in ("evaluation", "harvest") and not isinstance(policy, ModelRef):
+                self.second.help(task, policy, arguments)
             do_task(self, task, model, on_event, self.folder(notebook) / "logs", **arguments)
 
     def _require_model_of(self, stage: str, policy: Policy | ModelRef) -> None:

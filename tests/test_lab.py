@@ -142,15 +142,23 @@ def test_workers_start_only_where_traces_are_missing(missing, joined, works, rea
     moments, store, calls = lab.harvested_moments(), lab.rollouts("distill"), []
     parts = [moments[begin : begin + 3] for begin in range(0, len(moments), 3)]
     assert len(parts) == 3
-    for step, asked in enumerate(parts[missing:], missing + 1):
-        store.write(step, [sampled(step, moment.qid, sample) for moment in asked for sample in (0, 1)])
+
+    def write(begin: int, end: int) -> None:
+        for step, asked in enumerate(parts[begin:end], begin + 1):
+            store.write(step, [sampled(step, moment.qid, sample) for moment in asked for sample in (0, 1)])
+
+    def work(task: str, *_: object, **__: object) -> None:
+        calls.append(task)
+        write(0, missing)
+
+    write(missing, 3)
     if joined:
         store.compact()
-    monkeypatch.setattr(lab, "_work", lambda task, *_, **__: calls.append(task))
+    monkeypatch.setattr(lab, "_work", work)
     harvest = lab.harvest(ModelRef("grpo", "embedded"))
     assert calls == ["harvest"] * works, reason
-    assert harvest.size == 2 * len([moment for asked in parts[missing:] for moment in asked])
-    assert works or [path.name for path in store.folder.iterdir()] == [JOINED]
+    assert harvest.size == 2 * len(moments)
+    assert [path.name for path in store.folder.iterdir()] == [JOINED]
 
 
 def sampled(step: int, qid: str, sample: int) -> Rollout:

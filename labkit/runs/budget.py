@@ -18,7 +18,17 @@ from labkit.runs.spent import Spent, read_spent, total
 
 COUNTED = ("grpo_steps", "stop_anchor_rate", "final_steps")
 """Parameters that are computed where `budget_of` is given."""
-_MAY_DIFFER = ("run", "outputs", "compare", "processes", "report_to", "budget_of", "pace_of", *COUNTED)
+_MAY_DIFFER = (
+    "run",
+    "outputs",
+    "compare",
+    "processes",
+    "second_process",
+    "report_to",
+    "budget_of",
+    "pace_of",
+    *COUNTED,
+)
 
 
 def named_run(name: str, params: Params, root: Path) -> Path:

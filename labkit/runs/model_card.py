@@ -131,7 +131,7 @@ def _history(manifest: Mapping[str, Any], params: Mapping[str, Any], stage: str)
             kept = f"{figures['harvest']['kept']:,.0f} of {figures['harvest']['harvested']:,.0f} chains kept"
         lines.append(f"`{name}`: {', '.join(filter(None, [kept, steps])) or 'finished'}.")
     here, defaults = (
-        ("run", "outputs", "compare", "report_to"),
+        ("run", "outputs", "compare", "second_process", "report_to"),
         DEFAULTS.as_dict(),
     )  # those of this machine are left out
     changed = {

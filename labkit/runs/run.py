@@ -31,7 +31,7 @@ NOTEBOOK_OF = {"grpo": "01_grpo", "distill": "02_distill", "sft": "03_sft", "grp
 """Where the rollouts of a stage stand."""
 STARTS = {"grpo_model": "02_distill", "traces": "03_sft", "sft_model": "04_grpo_final"}
 """The notebook that a run begins with where a parameter gives what those before would have made."""
-CHANGEABLE = ("run", "outputs", "compare", "processes", "report_to")
+CHANGEABLE = ("run", "outputs", "compare", "processes", "second_process", "report_to")
 """Parameters that may change in a run: what its folder is called and where it stands, what 05_analysis shows beside it, how
 many work on it, and who is told."""
 STAGE_LOCK = ".stage.lock"

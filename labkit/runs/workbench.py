@@ -246,45 +246,44 @@ class Workbench(Run):
             clips=clips if self.params.pack_clips else None,
         )  # fmt: skip
 
-    def run_harvest(self, policy: Policy, on_event: EventListener) -> None:
-        """Sample chains of the harvested queries; events say how many queries are `done`."""
+    def run_harvest(self, policy: Policy, on_event: EventListener, *, backwards: bool = False) -> None:
+        """Sample chains of the harvested queries; events say how many queries are `done`. `backwards` as `harvest` takes it."""
         p, here, moments, store = self.params, process_rank(), self.harvested_moments(), self.rollouts("distill")
         harvest.harvest(
             policy, self.source(policy, "train"), moments, store, spec=self.rewards(), samples=p.harvest_samples,
             temperature=p.temperature, max_new_tokens=p.max_new_tokens, seed=p.seed, run=p.run,
             on_part=stop_between_parts(lambda done, total: on_event({"what": "harvest", "done": done})),
-            shard=(here.rank, here.world_size),
+            shard=(here.rank, here.world_size), backwards=backwards,
         )  # fmt: skip
-        barrier()
-        if here.world_size > 1 and here.rank == 0:
-            harvest.merge_shards(store, moments, p.harvest_samples)
 
     def run_evaluation(
-        self, policy: Policy, on_event: EventListener, *, stage: str, notebook: str, parts: Sequence[Sequence[str]]
-    ) -> None:
+        self, policy: Policy, on_event: EventListener, *,
+        stage: str, notebook: str, parts: Sequence[Sequence[str]], backwards: bool = False,
+    ) -> None:  # fmt: skip
         """Answer the test split with a stage's model: into a rollout store, and the figures into a JSON file.
 
         Each of `parts` is the name of its result, the decoding, and the frames (see `source`). Events say how many queries are
-        `done`.
+        `done`. `backwards`, in a second process, answers from the end and leaves the figures to the first.
         """
         for name, decoding, frames in parts:
-            self._evaluate_part(policy, on_event, stage, notebook, name, decoding, frames)
+            self._evaluate_part(policy, on_event, stage, notebook, name, decoding, frames, backwards)
 
     def _evaluate_part(
-        self, policy: Policy, on_event: EventListener, stage: str, notebook: str, name: str, decoding: str, frames: str
-    ) -> None:
+        self, policy: Policy, on_event: EventListener, stage: str, notebook: str, name: str, decoding: str, frames: str,
+        backwards: bool,
+    ) -> None:  # fmt: skip
         p, here, moments = self.params, process_rank(), self.moments("test")
         folder = evaluation_folder(self.path, notebook, name)
         evaluate.evaluate(
             policy, self.source(policy, "test", frames), moments, greedy=decoding == "greedy",
             temperature=p.temperature, max_new_tokens=p.max_new_tokens, batch_size=p.eval_batch, seed=p.seed,
-            folder=folder, shard=(here.rank, here.world_size), run=p.run, stage=stage,
+            folder=folder, shard=(here.rank, here.world_size), backwards=backwards, run=p.run, stage=stage,
             on_batch=stop_between_parts(
                 lambda done: on_event({"what": f"evaluation, {decoding}", "done": done})
             ),
         )  # fmt: skip
         barrier()
-        if here.rank == 0:
+        if here.rank == 0 and not backwards:
             self.cached_json(notebook, name, lambda: {"figures": evaluate.read_evaluation(folder, moments).figures})
 
     def greedy_chains(self, stage: str) -> list[Rollout]:

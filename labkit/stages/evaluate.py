@@ -48,6 +48,7 @@ def evaluate(
     on_batch: Callable[[int], None] | None = None,
     folder: str | Path | None = None,
     shard: tuple[int, int] = UNSHARDED,
+    backwards: bool = False,
     run: str = "",
     stage: str = "",
     forbid: str = "",
@@ -71,6 +72,8 @@ def evaluate(
             again. Without it nothing is written.
         shard: (rank, processes): only every `processes`-th batch is answered, and the evaluation is that of these alone;
             `read_evaluation` puts all together when every process has ended.
+        backwards: Begin with the last batch: a second process meets the first in the middle, and each leaves out what the other
+            has written to `folder`.
         run: The run's name, for the record.
         stage: The stage whose model this is, for the record.
         forbid: Text that the model cannot write, as `generate` takes it.
@@ -94,7 +97,7 @@ def evaluate(
     if answers and on_batch is not None:
         on_batch(len(answers))
     prefetch(source, [moment.qid for batch in batches for moment in batch if moment.qid not in answers])
-    for batch in batches:
+    for batch in reversed(batches) if backwards else batches:
         missing = [moment for moment in batch if moment.qid not in answers]
         if not missing:
             continue
@@ -112,10 +115,10 @@ def evaluate(
             # Named by its questions: batches of any size and any process stand side by side.
             name = hashlib.sha256(repr([moment.qid for moment in missing]).encode()).hexdigest()[:16]
             files_read.append(store.write(0, rollouts, provenance.note(), batch=name))
-            if shard != UNSHARDED:  # what the other processes have answered meanwhile
-                new = [path for path in store.files() if path not in files_read]
-                answers |= _to_questions([each for path in new for each in read_file(path)], ordered)
-                files_read += new
+            # What other processes have answered meanwhile.
+            new = [path for path in store.files() if path not in files_read]
+            answers |= _to_questions([each for path in new for each in read_file(path)], ordered)
+            files_read += new
         if on_batch is not None:
             on_batch(len(answers))
     mine = {moment.qid for batch in batches for moment in batch}

@@ -92,6 +92,7 @@ def harvest(
     run: str,
     on_part: Callable[[int, int], None] = lambda done, total: None,
     shard: tuple[int, int] = UNSHARDED,
+    backwards: bool = False,
 ) -> None:
     """Sample chains of each moment into `store`, a part at a time; parts that are there already are not sampled again.
 
@@ -111,7 +112,9 @@ def harvest(
         run: The run's name, for the record.
         on_part: Called with (queries done, all): at first those on disk, and with several processes those of all.
         shard: (rank, processes): only every `processes`-th part is sampled. `merge_shards` ends the harvest then, when
-            every process has; a process that works alone does so itself.
+            every process has.
+        backwards: Begin with the last part: a second process meets the first in the middle, and each leaves out what the other
+            has stored.
 
     Raises:
         LabError: the store holds traces of other weights, another decoding or other queries.
@@ -135,8 +138,8 @@ def harvest(
     mine = set(shard_ranges(len(moments), PROMPTS_PER_PART, shard))
     mine -= {parts[part] for part in done}
     prefetch(source, [moment.qid for begin, end in sorted(mine) for moment in moments[begin:end]])
-    for part, (begin, end) in parts.items():
-        if (begin, end) not in mine:
+    for part, (begin, end) in reversed(parts.items()) if backwards else parts.items():
+        if (begin, end) not in mine or part in store.steps():
             continue
         begun, part_moments = time.process_time(), moments[begin:end]
         prompts = [source[moment.qid] for moment in part_moments]
@@ -155,8 +158,6 @@ def harvest(
             ))  # fmt: skip
         store.write(part, rollouts, provenance.note(), cpu_seconds=round(time.process_time() - begun, 3))
         report()
-    if shard[1] == 1:
-        store.compact()
 
 
 def harvest_complete(store: RolloutStore, moments: Sequence[Moment], samples: int) -> bool:
@@ -168,7 +169,7 @@ def harvest_complete(store: RolloutStore, moments: Sequence[Moment], samples: in
 
 
 def merge_shards(store: RolloutStore, moments: Sequence[Moment], samples: int) -> None:
-    """End a harvest that several processes worked on: check that it is complete, and join its parts into one file.
+    """End a harvest, once every process has: check that it is complete, and join its parts into one file.
 
     Raises LabError when a query's traces are missing, or when not all are of one policy and one decoding.
     """
