@@ -12,7 +12,6 @@ from labkit.policy.families import FAMILIES
 from labkit.runs.notebooks import run_notebooks
 from labkit.runs.results import read_results
 from labkit.runs.run import STAGES
-from tests import tiny
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("warm_kernels"), pytest.mark.usefixtures("in_warm_kernels")]
@@ -22,15 +21,10 @@ SMALL = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "family", ["plain", *sorted(FAMILIES.keys() - {"qwen2_5_vl"})]
-)  # which smoke.yaml itself walks
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"qwen2_5_vl"}))  # which smoke.yaml itself walks
 def test_all_five_notebooks_end_well(family, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    if family == "plain":
-        tiny.plain_checkpoint(tmp_path / "base", chains=True)
-    else:
-        write_untrained(tmp_path / "base", family)
+    write_untrained(tmp_path / "base", family)
     changes = {"outputs": str(tmp_path / "outputs"), "data": "world", "model": str(tmp_path / "base"), **SMALL}
     run = run_notebooks("params/smoke.yaml", changes, say=lambda line: None)
     for stage in STAGES:
