@@ -38,8 +38,8 @@ from labkit.progress import Progress, duration
 from labkit.runs.own_terms import OwnTerms
 from labkit.runs.results import evaluation_folder
 from labkit.runs.workbench import Workbench, prompt_source
-from labkit.stages.evaluate import read_evaluation_rollouts
-from labkit.stages.interventions import ANCHOR_BEGINS, without_tag
+from labkit.stages.evaluate import evaluate, read_evaluation_rollouts
+from labkit.stages.interventions import ANCHOR_BEGINS
 from labkit.stages.rollouts import Rollout
 from labkit.table import Table
 
@@ -184,9 +184,8 @@ def _evaluate(bench: Workbench, came_out: dict[str, Any]) -> None:
     bench.run_evaluation(policy, _ignore, stage="grpo_final", notebook="05_analysis", parts=parts)
     folders = [evaluation_folder(bench.path, "05_analysis", name) for name, _, _ in parts]
     _chains(came_out, [each for folder in folders for each in read_evaluation_rollouts(folder, moments)])
-    untagged = without_tag(
-        policy, bench.source(policy, "test"), moments[:2], max_new_tokens=p.max_new_tokens, batch_size=2
-    )
+    decoding: dict[str, Any] = {"max_new_tokens": p.max_new_tokens, "batch_size": 2, "forbid": ANCHOR_BEGINS}
+    untagged = evaluate(policy, bench.source(policy, "test"), moments[:2], **decoding).rollouts
     came_out["tags where they are forbidden"] = sum(ANCHOR_BEGINS in rollout.text for rollout in untagged)
 
 
