@@ -40,7 +40,7 @@ def answer_follows(found: Interventions) -> go.Figure:
         "line it goes as far as the anchor. Right: its movement over the anchor's (widened: lengths; swapped: between two "
         "swaps). 1 follows fully, 0 stays." + _few(found)
     )
-    fig, places = style.panels(names, title, caption, _INNER, columns=3, gap=0.1)
+    fig, places = style.panels(names, title, caption, _INNER, columns=3, gap=0.14)
     ends = [0.5]
     for (row, col), place in zip(places[:2], reversed(PLACES), strict=True):
         doses = found.follows[f"{place} shift"].doses
