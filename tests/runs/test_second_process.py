@@ -28,7 +28,7 @@ PARTS = [["base-greedy", "greedy", "own"]]
         ({"model": "models/mine"}, 2, 1.2, False),
     ],
     ids=[
-        "default",
+        "on",
         "busy cores",
         "one core",
         "off",
@@ -41,7 +41,7 @@ PARTS = [["base-greedy", "greedy", "own"]]
 def test_it_is_started_where_an_idle_core_has_enough_to_do(changes, cores, load, worth, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
     monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0), raising=False)
-    assert worth_it(DEFAULTS.replace(device="cpu", **changes)) is worth
+    assert worth_it(DEFAULTS.replace(**{"device": "cpu", "second_process": True} | changes)) is worth
 
 
 @pytest.fixture
