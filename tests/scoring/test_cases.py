@@ -102,7 +102,9 @@ def test_where_little_is_read_the_card_says_which_rule_reads_more():
     assert got.protocol.parse_failure_rate > 0.8
     assert "rules 'timelens' find a span in" in str(got).split("\n\n")[0]
     page = got._repr_html_()
-    assert "Nothing was read in 80 % of the predictions" in page, "37 of 46; two spans with a comma between them are read"
+    assert "Nothing was read in 80 % of the predictions" in page, (
+        "37 of 46; two spans with a comma between them are read"
+    )
 
 
 def test_what_labkit_reads_in_the_wild_is_what_its_writer_meant():

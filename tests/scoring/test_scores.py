@@ -14,7 +14,7 @@ import pytest
 from labkit.chain.anchors import parse, render
 from labkit.chain.metrics import chain_figures
 from labkit.chain.question_answering import answering_figures
-from labkit.chain.spans import Span
+from labkit.chain.spans import Span, union
 from labkit.data.benchmarks import load_moments
 from labkit.data.moments import Moment, write_moments
 from labkit.errors import LabError
@@ -479,8 +479,12 @@ def test_the_command_puts_all_rules_side_by_side(files):
 @pytest.mark.slow
 def test_the_truth_itself_scores_one_hundred_on_a_whole_benchmark(file):
     moments = load_moments(REAL / file)
-    perfect = score({m.qid: render([], m.windows[0]) for m in moments}, moments)
-    assert perfect.figures == pytest.approx(dict.fromkeys(perfect.figures, 1.0), abs=1e-9)
+    best = score({m.qid: render([], m.windows[0]) for m in moments}, moments).figures
+    whole = score({m.qid: render([], union(m.windows)) for m in moments}, moments).figures
+    of_sets = {name for name in best if name in ("set_miou", "etf1", "count_accuracy") or name.startswith("tf1@")}
+    assert bool(of_sets) == ("qvhighlights" in file), "a set is asked for where there are several windows"
+    perfect = {name: whole[name] if name in of_sets else best[name] for name in best}
+    assert perfect == pytest.approx(dict.fromkeys(best, 1.0), abs=1e-9)
     windows = {m.qid: PredictedRow(windows=tuple((w.start, w.end) for w in m.windows)) for m in moments}
     # Of 1,550 queries of QVHighlights 13 have more truth windows than the 10 predictions that its evaluator looks at.
     most = np.mean([min(10, len(m.windows)) / len(m.windows) for m in moments])
