@@ -216,7 +216,7 @@ def _by_labkit(family: Family, vision: Any, clock: FrameClock, params: Params) -
     times = sample_times(clock.end, params.fps, params.max_frames, vision.temporal_patch_size)
     step = float(times[1] - times[0]) * vision.temporal_patch_size
     numbers = np.searchsorted(clock.starts, times + PTS_TOLERANCE, side="right").astype(np.float64) - 1
-    middles = patch_middles(len(times) // vision.temporal_patch_size, step, vision.temporal_patch_size)
+    middles = patch_middles(len(times) // vision.temporal_patch_size, step, vision.temporal_patch_size, clock.end)
     told = told_seconds(family, vision, middles, step)
     assert told is not None
     note = f"fps {params.fps:g}, max_frames {params.max_frames}"

@@ -60,6 +60,8 @@ class Family:
     vision config, the number of temporal patches and the seconds between two. None where a token's position is its index."""
     placeholder: str = VIDEO_PAD
     """A video in the text of a chat template."""
+    template_span: str = _QWEN_SPAN
+    """What stands around it there."""
     video_token: str = "video_token_id"
     """Where the config names the token that features are put in place of."""
     markers: tuple[str, ...] = ()
@@ -221,13 +223,13 @@ FAMILIES: dict[str, Family] = {
     ),
     "smolvlm": Family(
         title="SmolVLM2", model_class="SmolVLMForConditionalGeneration", mean=_HALF, std=_HALF, geometry=smolvlm_geometry,
-        render_video=clocked_frames, placeholder="<video>", video_token="image_token_id", image_batches=True,
+        render_video=clocked_frames, placeholder="<video>", template_span="{}", video_token="image_token_id", image_batches=True,
         markers=("<fake_token_around_image>", "<global-img>"), template_of="transformers.models.smolvlm.processing_smolvlm",
     ),
     "internvl": Family(
         title="InternVL3", model_class="InternVLForConditionalGeneration", mean=_IMAGENET_MEAN, std=_IMAGENET_STD,
-        geometry=internvl_geometry, render_video=numbered_frames, placeholder="<video>", video_token="image_token_id",
-        markers=("<img>", "</img>"),
+        geometry=internvl_geometry, render_video=numbered_frames, placeholder="<video>", template_span="{}",
+        video_token="image_token_id", markers=("<img>", "</img>"),
     ),
 }  # fmt: skip
 """By `model_type`. Qwen2-VL's positions and InternVL's numbers count frames, not seconds: two clips sampled at different rates look

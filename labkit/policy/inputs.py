@@ -245,16 +245,21 @@ def bare_clip(policy: Policy, times: np.ndarray, size: tuple[int, int], sampling
     )
 
 
-def patch_middles(patches: int, seconds: float, temporal: int) -> list[float]:
+def patch_middles(patches: int, seconds: float, temporal: int, duration: float) -> list[float]:
     """Middle of each temporal patch, between its first frame and its last, in seconds.
 
-    `seconds` lie between two patches, which hold `temporal` frames each.
+    `seconds` lie between two patches, which hold `temporal` frames each. Where the frames of a clip of `duration` seconds do not fill
+    the last patch, the last one is repeated there (`sample_times`), at its own time.
 
-    >>> patch_middles(2, 1.0, 2)
-    [0.25, 1.25]
+    >>> patch_middles(2, 1.0, 2, 2.0), patch_middles(2, 1.0, 2, 1.5)
+    ([0.25, 1.25], [0.25, 1.0])
     """
     last = 1 - 1 / temporal  # offset of the last frame in a patch, in patches
-    return [(k + k + last) * seconds / 2 for k in range(patches)]
+    middles = [(k + k + last) * seconds / 2 for k in range(patches)]
+    frames = math.ceil(duration * temporal / seconds - 1e-6)
+    if frames < patches * temporal:
+        middles[-1] = ((patches - 1) * seconds + (frames - 1) * seconds / temporal) / 2
+    return middles
 
 
 def chat_text(tokenizer: Any, moment: Moment, template: str, chat: str | None = None) -> str:
@@ -289,17 +294,17 @@ def build_prompt(
     t, h, w = clip.grid
     if features is None:
         features = encode_clip(policy, clip)
-    middles = patch_middles(t, clip.seconds_per_grid, temporal)
+    middles = patch_middles(t, clip.seconds_per_grid, temporal, moment.duration)
     if policy.processor is not None:
         ids, inputs = processor_inputs(policy.processor, moment.qid, messages(moment, template), features, middles)
         positions = torch.arange(len(ids))[None]
         return Prompt(moment.qid, ids, positions, clip.grid, clip.seconds_per_grid, features, inputs=inputs)
     chat = importlib.import_module(family.template_of).DEFAULT_CHAT_TEMPLATE if family.template_of else None
     text = chat_text(policy.tokenizer, moment, template, chat)
-    if text.count(family.placeholder) != 1:
+    if text.count(family.placeholder) != 1 or family.template_span.format(family.placeholder) not in text:
         raise LabError(
-            f"the prompt of {moment.qid!r} holds {text.count(family.placeholder)} video placeholders {family.placeholder} instead of "
-            f"one; check its query {moment.query!r} and the tokenizer's chat template"
+            f"the prompt of {moment.qid!r} holds {text.count(family.placeholder)} video placeholders instead of one as "
+            f"{family.template_span.format(family.placeholder)!r}; check its query {moment.query!r} and the tokenizer's chat template"
         )
     text = text.replace(family.placeholder, family.render_video(middles, h * w // merge**2, moment.duration))
     ids = torch.tensor(policy.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -101,11 +101,11 @@ def processor_inputs(
 
 def _lacks_package(name: str, error: Exception) -> str:
     found = re.search(r"`?pip install (?:-U )?([\w.-]+)`?", str(error))
-    package = "torchvision" if "torchvision" in str(error).lower() else found[1] if found else error.__class__.__name__
-    return (
-        f"the processor of model {name!r} needs a package that is not installed ({_first_line(error)}); install it with "
-        f"'pip install {package}', in the build that fits torch"
+    package = (
+        "torchvision" if "torchvision" in str(error).lower() else found[1] if found else getattr(error, "name", None)
     )
+    how = f"with 'pip install {package}', in the build that fits torch" if package else "in the build that fits torch"
+    return f"the processor of model {name!r} needs a package that is not installed ({_first_line(error)}); install it {how}"
 
 
 def _first_line(error: Exception) -> str:

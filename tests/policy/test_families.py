@@ -244,10 +244,11 @@ def test_a_prompt_is_that_of_its_makers_processor_token_by_token(family, fps, mo
         end_image_token="</img>", fake_image_token="<fake_token_around_image>", global_image_token="<global-img>",
     )  # fmt: skip
     seconds = prompt.seconds_per_grid / policy.geometry.temporal
+    read = round(moment.duration / seconds)  # where that is odd, their processor repeats the last one itself
     shown = SimpleNamespace(
         fps=1 / seconds,
-        frames_indices=list(range(frames)),
-        timestamps=[k * seconds for k in range(frames)],
+        frames_indices=list(range(read)),
+        timestamps=[k * seconds for k in range(read)],
         duration=7.0,
     )
     video = {

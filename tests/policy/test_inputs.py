@@ -194,6 +194,13 @@ def test_a_query_cannot_smuggle_in_a_second_video(policy, moments, tmp_path):
         source(policy, [odd], tmp_path)["q"]
 
 
+def test_a_chat_template_without_the_vision_markers_is_refused(policy, moments, tmp_path, monkeypatch):
+    bare = policy.tokenizer.chat_template.replace("<|vision_start|>", "").replace("<|vision_end|>", "")
+    monkeypatch.setattr(policy.tokenizer, "chat_template", bare)
+    with pytest.raises(LabError, match=r"instead of one as '<\|vision_start\|>"):
+        source(policy, moments[:1], tmp_path)[moments[0].qid]
+
+
 @pytest.mark.parametrize("template", sorted(TEMPLATES))
 def test_every_template_asks_the_query_once_about_one_video(template):
     options = {"options": ("a", "b"), "choice": 0} if template == "options" else {}

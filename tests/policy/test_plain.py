@@ -177,12 +177,20 @@ def no_package(folder, monkeypatch):
     monkeypatch.setattr("transformers.AutoProcessor.from_pretrained", refuse)
 
 
+def no_module(folder, monkeypatch):
+    def refuse(*_):
+        raise ModuleNotFoundError("No module named 'sentencepiece'", name="sentencepiece")
+
+    monkeypatch.setattr("transformers.AutoProcessor.from_pretrained", refuse)
+
+
 @pytest.mark.parametrize(
     ("spoil", "named", "reason"),
     [
         (no_template, "chat_template.jinja", "a base checkpoint that was not tuned to instructions"),
         (no_images, "preprocessor_config.json", "only weights and tokenizer were copied"),
         (no_package, "pip install num2words", "a processor that needs a package which labkit does not"),
+        (no_module, "pip install sentencepiece", "an error that names the module alone"),
     ],
 )
 def test_a_processor_that_cannot_be_used_is_named(spoil, named, reason, tmp_path, monkeypatch):
