@@ -59,7 +59,7 @@ def test_a_question_without_truth_has_neither_iou_nor_reward_nor_a_class_that_wo
     assert columns["total"] == [None] * 4 and columns["earned"] == [[None] * 4] * 4
     assert [packed["names"]["kind"][at] for at in columns["kind"]] == ["", "", "no_answer", "past_the_end"]
     assert asked.explorer.selected == 0, "the greedy chain is shown first"
-    assert all(math.isnan(row.measured.answer_iou) for row in asked.explorer._rows)
+    assert all(math.isnan(row.answer_iou) for row in asked.explorer._rows)
     assert asked.explorer._poster(), "the still picture is drawn without a truth"
     words = json.dumps(chain_picture(asked.rollouts[0], asked.moment).to_plotly_json(), default=str)
     assert (

@@ -15,10 +15,9 @@ from labkit.files import replacing
 from labkit.scoring.answers import joined_by
 from labkit.scoring.predictions import Predictions, read_predictions
 from labkit.scoring.score_table import both_ends, labelled, score_table
-from labkit.views.explorer import packing
-from labkit.views.explorer.packing import StagedChain
 from labkit.views.explorer.page import widget_page
 from labkit.views.explorer.widget import explore
+from labkit.views.measured_chains import MeasuredChain, measure_chains, with_predictions
 from labkit.views.text_bars import BarLines
 
 _QUERIES = 3
@@ -48,8 +47,8 @@ def explore_files(
     if explorer is not None:
         rows = explorer.rows
     else:
-        chains, _ = packing.with_predictions(found, questions, rules)
-        rows = packing.staged_chains(chains, {moment.qid: moment for moment in questions})
+        chains, _ = with_predictions(found, questions, rules)
+        rows = measure_chains(chains, {moment.qid: moment for moment in questions})
     parts = [head, *_queries(rows, list(found), width, ascii_only)]
     if html is None or explorer is None:
         parts.append(
@@ -93,17 +92,17 @@ def _counted(label: str, predictions: Predictions) -> str:
     return f"{label}: {len(predictions.rows):,} answers, joined {joined_by(predictions.joined)}"
 
 
-def _queries(rows: Sequence[StagedChain], labels: Sequence[str], width: int, ascii_only: bool) -> list[str]:
+def _queries(rows: Sequence[MeasuredChain], labels: Sequence[str], width: int, ascii_only: bool) -> list[str]:
     """The queries on which models are furthest apart, or the worst of one model, as text; without truths the first ones."""
-    by_query: dict[str, dict[str, StagedChain]] = {}
+    by_query: dict[str, dict[str, MeasuredChain]] = {}
     for row in rows:
-        by_query.setdefault(row.measured.moment.qid, {}).setdefault(row.stage, row)  # the first sample
+        by_query.setdefault(row.moment.qid, {}).setdefault(row.stage, row)  # the first sample
 
-    def spread(answers: dict[str, StagedChain]) -> float:
-        ious = [row.measured.answer_iou for row in answers.values()]
+    def spread(answers: dict[str, MeasuredChain]) -> float:
+        ious = [row.answer_iou for row in answers.values()]
         return max(ious) - min(ious) if len(labels) > 1 else -ious[0]
 
-    told = [each for each in by_query.values() if next(iter(each.values())).measured.moment.has_truth]
+    told = [each for each in by_query.values() if next(iter(each.values())).moment.has_truth]
     chosen = (sorted(told, key=spread, reverse=True) or list(by_query.values()))[:_QUERIES]
     head = "The first queries:"
     if told:
@@ -111,8 +110,8 @@ def _queries(rows: Sequence[StagedChain], labels: Sequence[str], width: int, asc
     return [head, *(_query(answers, labels, width, ascii_only) for answers in chosen)]
 
 
-def _query(answers: dict[str, StagedChain], labels: Sequence[str], width: int, ascii_only: bool) -> str:
-    moment = next(iter(answers.values())).measured.moment
+def _query(answers: dict[str, MeasuredChain], labels: Sequence[str], width: int, ascii_only: bool) -> str:
+    moment = next(iter(answers.values())).moment
     bars = BarLines(moment.duration, width, _LABEL, _SPAN, ascii_only)
 
     def seconds(spans: Sequence[Span]) -> str:
@@ -128,7 +127,7 @@ def _query(answers: dict[str, StagedChain], labels: Sequence[str], width: int, a
         if row is None:
             lines.append(bars.line(short, (), "not answered"))
             continue
-        answer, iou = row.measured.chain.answer, row.measured.answer_iou
+        answer, iou = row.chain.answer, row.answer_iou
         said = "no answer" if answer is None else seconds(answer.parts)
         said = said if math.isnan(iou) else f"{said:<17}IoU {iou:.2f}"
         lines.append(bars.line(short, [] if answer is None else [answer], said))

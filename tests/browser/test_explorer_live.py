@@ -29,7 +29,7 @@ from labkit.chain.anchors import render
 from labkit.chain.spans import Span
 from labkit.data.moments import read_moments
 from labkit.views.explorer.widget import explore
-from labkit.views.explorer.packing import PlainRecord
+from labkit.views.measured_chains import PlainRecord
 
 moments = read_moments("moments.jsonl")
 rows = [PlainRecord(m.qid, render([Span(0, 8), Span(1, 2 + k)], Span(2, 4), ["far", "near", "so"])) for k, m in enumerate(moments)]

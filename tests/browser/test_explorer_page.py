@@ -22,10 +22,10 @@ from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.scoring.predictions import PredictedRow
 from labkit.stages.rollouts import Rollout
-from labkit.views.explorer.packing import PlainRecord
 from labkit.views.explorer.page import module_script, widget_page
 from labkit.views.explorer.scrubber import scrub
 from labkit.views.explorer.widget import explore
+from labkit.views.measured_chains import PlainRecord
 from tests.browser.attacks import PAYLOADS
 from tests.browser.conftest import CHROMIUM
 from tests.browser.pages import WatchedPage, drag_to_twenty_places

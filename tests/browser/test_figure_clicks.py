@@ -114,7 +114,7 @@ SETUP = """
 from labkit import explore, explore_figure, read_moments, views
 moments = read_moments("moments.jsonl")
 texts = ["<answer>2 to 4</answer>", "<answer>5 to 7</answer>", "<answer>5 to 6</answer>"]
-from labkit.views.explorer.packing import PlainRecord
+from labkit.views.measured_chains import PlainRecord
 records = {"mine": [PlainRecord(moment.qid, text) for moment, text in zip(moments, texts)]}
 explore_figure(views.atlas(records, {moment.qid: moment for moment in moments}), explore(records, moments))
 """

@@ -14,6 +14,7 @@ from labkit.scoring.reading_rules import RULES
 from labkit.scoring.score_table import score_text
 from labkit.scoring.scores import score
 from labkit.views.explorer import packing as packing
+from labkit.views.measured_chains import measure_chains, with_predictions
 
 CASES = Path(__file__).resolve().parents[2] / ".." / "shared" / "cases" / "predictions"
 pytestmark = pytest.mark.skipif(
@@ -132,9 +133,9 @@ def test_predictions_on_other_questions_are_an_error_that_shows_both():
 @pytest.mark.parametrize("file", [row[0] for row in READ])
 def test_what_is_scored_can_be_looked_at(file):
     moments = load_moments(CASES / (LIGHTHOUSE if "windows" in file else CHARADES))
-    chains, _ = packing.with_predictions(CASES / file, moments)
-    rows = packing.staged_chains(chains, {moment.qid: moment for moment in moments})
-    ious = {row.measured.moment.qid: row.measured.answer_iou for row in rows}
+    chains, _ = with_predictions(CASES / file, moments)
+    rows = measure_chains(chains, {moment.qid: moment for moment in moments})
+    ious = {row.moment.qid: row.answer_iou for row in rows}
     got = score(CASES / file, moments)
     expected = dict(zip(got.qids, got.columns["miou"], strict=True))
     assert ious == pytest.approx({qid: expected[qid] for qid in ious})

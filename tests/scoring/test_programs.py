@@ -24,6 +24,7 @@ from labkit.scoring.readings import disagreements
 from labkit.scoring.score_table import labelled, score_table, score_text
 from labkit.scoring.scores import score
 from labkit.views.explorer import packing
+from labkit.views.measured_chains import measure_chains, with_predictions
 
 MOMENTS = [
     Moment("door", "/v/AAAA1.mp4", "someone shuts a door.", (Span(2, 8),), 30.0),
@@ -281,9 +282,9 @@ def test_a_programs_file_is_scored_and_explored_under_its_own_rules(tmp_path, ca
     assert got.figures["miou"] == pytest.approx(expected, abs=1e-4), why
     assert (card.program, card.rules, card.joined) == (program, rules, {joined: 3}), why
     assert (card.missing, card.extra, card.first["missing"]) == (1, 0, ("sits",))
-    chains, note = packing.with_predictions(path, MOMENTS)
-    rows = packing.staged_chains(chains, {moment.qid: moment for moment in MOMENTS})
-    first = {row.measured.moment.qid: row.measured.answer_iou for row in reversed(rows)}
+    chains, note = with_predictions(path, MOMENTS)
+    rows = measure_chains(chains, {moment.qid: moment for moment in MOMENTS})
+    first = {row.moment.qid: row.answer_iou for row in reversed(rows)}
     assert sum(first.values()) / 4 == pytest.approx(expected, abs=1e-4), why
     assert note == ""
     packing.pack(rows)
@@ -436,7 +437,7 @@ def test_answers_that_meet_on_one_moment_are_counted(tmp_path):
 
 def test_what_little_is_read_of_is_counted_among_the_answers_that_have_a_moment():
     texts = {"door": UNREADABLE, "cup": UNREADABLE, "else": "<answer>1 to 2</answer>"}
-    assert packing.with_predictions(texts, MOMENTS)[1].startswith("Nothing was read in 2 of 2 predictions")
+    assert with_predictions(texts, MOMENTS)[1].startswith("Nothing was read in 2 of 2 predictions")
 
 
 BAD = [

@@ -21,8 +21,9 @@ from labkit.params import DEFAULTS
 from labkit.stages.completions import score_completion
 from labkit.stages.harvest import filter_traces
 from labkit.stages.rollouts import RolloutStore
-from labkit.views.explorer.packing import pack, staged_chains
+from labkit.views.explorer.packing import pack
 from labkit.views.figures.training import harvest_funnel, reward_lines, training_curves
+from labkit.views.measured_chains import measure_chains
 from tests.stages import small
 
 REFERENCE, FILTER = "tests/own_terms.py:boundary", "tests/own_terms.py:short_thoughts"
@@ -77,7 +78,7 @@ def test_training_pays_records_and_counts_an_own_term(policy, source, moments, t
     assert (rollouts[0].advantage > 0) == (rollouts[0].total > sum(group) / len(group))
     figure = training_curves(rollouts, asked)
     assert "boundary" in [trace.name for trace in figure.data] and "reward_boundary" in reward_lines(result.history)
-    packed = json.loads(gzip.decompress(pack(staged_chains(rollouts, asked)).data))
+    packed = json.loads(gzip.decompress(pack(measure_chains(rollouts, asked)).data))
     assert packed["terms"] == ["format", "answer", "anchors", "progress", "boundary"]
     assert packed["weights"][0]["boundary"] == 0.5 and set(packed["columns"]["weighed"]) == {1}
     reasons = [packed["names"]["reason"][row[-1]] for row in packed["columns"]["reasons"]]

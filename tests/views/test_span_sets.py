@@ -11,7 +11,7 @@ from labkit.chain.anchors import parse, render
 from labkit.chain.spans import Span, union
 from labkit.data.moments import Moment
 from labkit.views import Film, chain_picture
-from labkit.views.explorer.packing import anchor_columns, answer_column, pack, staged_chains
+from labkit.views.explorer.packing import anchor_columns, answer_column, pack
 from labkit.views.explorer.still import draw_still
 from labkit.views.figures.ridgelines import _borders, _share
 from labkit.views.measured_chains import measure_chains
@@ -66,5 +66,5 @@ def test_text_ridgelines_and_pictures_leave_the_gap_empty() -> None:
     seconds = _borders(chains, 36.0)
     share, count = _share(chains, "answer", seconds)
     assert count == 1 and seconds[share > 0].tolist() == [4.0, 21.0]
-    rows = staged_chains([Record("q", TEXT)], {"q": MOMENT})
+    rows = measure_chains([Record("q", TEXT)], {"q": MOMENT})
     assert draw_still(rows, 0, None, "1 chain").startswith(b"\x89PNG") and pack(rows).rows == rows

@@ -57,13 +57,11 @@ def places_of(explorer: ChainExplorer, keys: Sequence[ChainKey]) -> list[int]:
     for key in keys:
         wanted.setdefault((key.qid, key.step, key.sample), []).append(key)
     found = []
-    for place, (stage, measured) in enumerate(explorer.rows):
-        record = measured.record
-        run = str(getattr(record, "run", ""))
-        for key in wanted.get((record.qid, getattr(record, "step", 0), getattr(record, "sample", 0)), ()):
-            same_run = not (key.run and run) or key.run == run
-            same_stage = not stage or stage in (key.label, key.stage)
-            if same_run and same_stage and key.digest in (None, text_digest(record.text)):
+    for place, row in enumerate(explorer.rows):
+        for key in wanted.get((row.record.qid, row.step, row.sample), ()):
+            same_run = not (key.run and row.run) or key.run == row.run
+            same_stage = not row.stage or row.stage in (key.label, key.stage)
+            if same_run and same_stage and key.digest in (None, text_digest(row.record.text)):
                 found.append(place)
                 break
     if keys and not found:

@@ -6,15 +6,14 @@ cannot read one chain in two ways. Packing thirty thousand chains takes as long 
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
-import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import accumulate
-from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from pathlib import PurePath
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import orjson
@@ -24,39 +23,15 @@ from labkit.chain.rewards import TERMS, OwnValue, RewardSpec, score_moment
 from labkit.chain.spans import Span
 from labkit.chain.steps import LEAST_GAIN, narrows
 from labkit.data.moments import Moment
-from labkit.errors import LabError
-from labkit.scoring.predictions import Answers
-from labkit.scoring.readings import PredictedChain, are_predictions, predicted_chains
-from labkit.scoring.score_table import labelled
-from labkit.stages.rollouts import LATER, NAMES, Rollout
+from labkit.scoring.readings import PredictedChain
 from labkit.views.figures.failures import KINDS, MEANINGS, failure_kind, kind_by_ious
-from labkit.views.figures.style import in_stage_order
-from labkit.views.measured_chains import ChainRecord, MeasuredChain, Records, measure_chains
-
-if TYPE_CHECKING:
-    import pandas
+from labkit.views.figures.style import STAGES, in_order
+from labkit.views.measured_chains import ChainRecord, MeasuredChain, Records
 
 Kind: TypeAlias = Callable[[AnchorChain, Sequence[Span], float], str]
 """Names what is wrong with a chain, given the windows and the duration; "" for nothing."""
-Chains: TypeAlias = "Records | pandas.DataFrame"
-"""Rollouts or predictions, by stage or not, or a table of them."""
 Specs: TypeAlias = RewardSpec | Mapping[str, RewardSpec]
 """What was paid: in every stage the same, or by stage."""
-
-
-class PlainRecord(NamedTuple):
-    """A chain of a table that doesn't hold whole rollouts: a prediction."""
-
-    qid: str
-    text: str
-    status: str = ""
-
-
-class StagedChain(NamedTuple):
-    """One chain of the page: the stage it is shown under, the record as handed in, and how it was read."""
-
-    stage: str
-    measured: MeasuredChain
 
 
 class VideoClip(NamedTuple):
@@ -71,58 +46,14 @@ class PackedChains(NamedTuple):
     """Chains ready for a page: gzipped columns, the chains in their order, and the clips by the key a page asks with."""
 
     data: bytes
-    rows: list[StagedChain]
+    rows: list[MeasuredChain]
     clips: list[VideoClip]
     clip_of: list[int]
     """The clip of each chain."""
 
 
-def with_predictions(
-    records: Chains | Answers, moments: Sequence[Moment], rules: str | None = None
-) -> tuple[Chains, str]:
-    """Records with predictions in the place of what `labkit.score` takes, and what to say where little was read of it.
-
-    With `rules` all records are read as predictions, by stage or not. Several files are told apart by their names.
-    """
-    if isinstance(records, list | tuple) and (files := [each for each in records if isinstance(each, str | Path)]):
-        records = labelled(files)
-    if are_predictions(records):
-        return predicted_chains(records, moments, rules)
-    if isinstance(records, Mapping):
-        found: dict[str, Any] = dict(records)
-        notes = dict.fromkeys([""])
-        for stage, each in found.items():
-            if rules is not None or are_predictions(each):
-                found[stage], note = predicted_chains(each, moments, rules)
-                notes[note] = None
-        return found, " ".join(filter(None, notes))
-    if rules is None:
-        return records, ""
-    return predicted_chains(
-        [r for _, r in _of_table(records)] if hasattr(records, "columns") else records, moments, rules
-    )
-
-
-def staged_chains(records: Chains, moments: Mapping[str, Moment]) -> list[StagedChain]:
-    """Records with their stage, read against their moments, in the order in which they came.
-
-    `records` are rollouts, predictions, either of them by stage, or a table of `RolloutStore.frame()`. A table of
-    predictions needs `qid` and `text`; `status` and `stage` are used when they are there. Raises LabError for a table
-    without them, and when a record's qid is not among the moments.
-    """
-    groups: list[tuple[str, ChainRecord]]
-    if isinstance(records, Mapping):
-        groups = [(stage, record) for stage, each in records.items() for record in each]
-    elif hasattr(records, "columns"):
-        groups = _of_table(records)
-    else:
-        groups = [(str(getattr(record, "stage", "")), record) for record in records]
-    measured_chains = measure_chains([record for _, record in groups], moments)
-    return [StagedChain(stage, measured) for (stage, _), measured in zip(groups, measured_chains, strict=True)]
-
-
 def pack(
-    rows: Sequence[StagedChain],
+    rows: Sequence[MeasuredChain],
     *,
     base: Mapping[str, float] | None = None,
     spec: Specs | None = None,
@@ -139,46 +70,37 @@ def pack(
     `spec`, and without that by the default one. Weights are given only where they explain its recorded total, and the
     reason of a term only where it explains the recorded term.
     """
-    moments: dict[str, int] = {}
-    used: list[Moment] = []
-    clips: dict[VideoClip, int] = {}
-    for row in rows:
-        moment = row.measured.moment
-        if moment.qid not in moments:
-            moments[moment.qid] = len(used)
-            used.append(moment)
-            clips.setdefault(clip_of(moment), len(clips))
+    used = list({row.moment.qid: row.moment for row in rows}.values())
+    places = {moment.qid: place for place, moment in enumerate(used)}
+    clips = {clip: place for place, clip in enumerate(dict.fromkeys(map(clip_of, used)))}
     clip_at = [clips[clip_of(moment)] for moment in used]
-    file = GzipStream()
-    file.add(b'{"columns":{"text":' + as_json([row.measured.record.text for row in rows]))
     columns: dict[str, Any] = {
-        "moment": [moments[row.measured.moment.qid] for row in rows],
-        "anchors": [anchor_columns(row.measured.chain) for row in rows],
-        "answer": [answer_column(row.measured.chain) for row in rows],
-        "ious": rounded([row.measured.ious for row in rows]),
-        "option": [row.measured.chain.option for row in rows],
+        "text": [row.record.text for row in rows],
+        "moment": [places[row.moment.qid] for row in rows],
+        "anchors": [anchor_columns(row.chain) for row in rows],
+        "answer": [answer_column(row.chain) for row in rows],
+        "ious": rounded([row.ious for row in rows]),
+        "option": [row.chain.option for row in rows],
+        "step": [row.step for row in rows],
+        "sample": [row.sample for row in rows],
     }
     if any(moment.options for moment in used):
-        columns["option_chars"] = [option_chars(row.measured.chain) for row in rows]
-    names: dict[str, list[str]] = {
-        "stage": in_stage_order(row.stage for row in rows),
-        "status": list(dict.fromkeys(row.measured.chain.status for row in rows)),
-        "run": list(dict.fromkeys(str(getattr(row.measured.record, "run", "")) for row in rows)),
-    }
-    columns["stage"] = indices(names["stage"], [row.stage for row in rows])
-    columns["status"] = indices(names["status"], [row.measured.chain.status for row in rows])
-    columns["run"] = indices(names["run"], [str(getattr(row.measured.record, "run", "")) for row in rows])
-    kinds = [kind_of(kind, each) for _, each in rows]
-    names["kind"] = _in_order(kinds, KINDS)
-    columns["kind"] = indices(names["kind"], kinds)
-    for name in ("step", "sample"):
-        columns[name] = [getattr(row.measured.record, name, 0) for row in rows]
+        columns["option_chars"] = [option_chars(row.chain) for row in rows]
+    names: dict[str, list[str]] = {}
+    for name, order, values in (
+        ("stage", STAGES, [row.stage for row in rows]),
+        ("status", (), [row.chain.status for row in rows]),
+        ("run", (), [row.run for row in rows]),
+        ("kind", KINDS, [kind_of(kind, row) for row in rows]),
+    ):
+        names[name] = in_order(values, order)
+        place = {value: at for at, value in enumerate(names[name])}
+        columns[name] = [place[value] for value in values]
     columns["completion_tokens"] = [
-        None if paid_total(row.measured.record) is None else getattr(row.measured.record, "completion_tokens", None)
-        for row in rows
+        None if paid_total(row.record) is None else getattr(row.record, "completion_tokens", None) for row in rows
     ]
     # Harvested chains compete with nobody, and carry a 0 where an advantage would stand.
-    trained = [None if row.stage == "distill" else getattr(row.measured.record, "advantage", None) for row in rows]
+    trained = [None if row.stage == "distill" else getattr(row.record, "advantage", None) for row in rows]
     (columns["advantage"],) = rounded([trained])
     # A choice is paid only where there is one.
     terms = [term for term in TERMS if term != "option" or any(moment.options for moment in used)]
@@ -186,6 +108,7 @@ def pack(
     ledgers, weights = _reward_columns(rows, spec, names, terms)
     columns |= ledgers
     page = {
+        "columns": columns,
         "format": 1,
         "terms": terms,
         "names": names,
@@ -200,11 +123,11 @@ def pack(
         page["sources"] = list(sources)
     if left_out:
         page["left_out"] = dict(left_out)
-    file.add(b"," + as_json(columns)[1:] + b"," + as_json(page)[1:])
-    return PackedChains(file.close(), list(rows), list(clips), [clip_at[moment] for moment in columns["moment"]])
+    data = gzip.compress(as_json(page), 4, mtime=0)
+    return PackedChains(data, list(rows), list(clips), [clip_at[moment] for moment in columns["moment"]])
 
 
-def sources_of(records: Chains) -> list[str]:
+def sources_of(records: Records) -> list[str]:
     """The labels of several models' predictions, in their order; none where the records are of a run, or of one model."""
     if not isinstance(records, Mapping) or len(records) < 2:
         return []
@@ -212,23 +135,23 @@ def sources_of(records: Chains) -> list[str]:
     return list(records) if several else []
 
 
-def base_ious(rows: Sequence[StagedChain], reference: str = "base") -> dict[str, float]:
+def base_ious(rows: Sequence[MeasuredChain], reference: str = "base") -> dict[str, float]:
     """The mean answer IoU by qid of the base model, or of another one that is the `reference` for the others."""
     found: dict[str, list[float]] = {}
     for row in rows:
-        if row.stage == reference and row.measured.moment.has_truth:
-            found.setdefault(row.measured.moment.qid, []).append(row.measured.answer_iou)
+        if row.stage == reference and row.moment.has_truth:
+            found.setdefault(row.moment.qid, []).append(row.answer_iou)
     return {qid: math.fsum(ious) / len(ious) for qid, ious in found.items()}
 
 
-def first_to_show(rows: Sequence[StagedChain]) -> int:
+def first_to_show(rows: Sequence[MeasuredChain]) -> int:
     """The chain to open with: of those that narrow at every step, the one that gains most; -1 when there is none.
 
     Among chains without a truth that is the first.
     """
 
     def gain(index: int) -> float:
-        measured = rows[index].measured
+        measured = rows[index]
         steps = measured.ious
         if not measured.moment.has_truth:
             return -1.0
@@ -238,34 +161,18 @@ def first_to_show(rows: Sequence[StagedChain]) -> int:
     return max(range(len(rows)), key=gain, default=-1)
 
 
-def most_disputed(rows: Sequence[StagedChain]) -> int:
+def most_disputed(rows: Sequence[MeasuredChain]) -> int:
     """The chain to open with where several models are compared: the best on the query on which they are furthest apart."""
     found: dict[str, list[tuple[float, int]]] = {}
     for place, row in enumerate(rows):
-        iou = row.measured.answer_iou if row.measured.moment.has_truth else 0.0
-        found.setdefault(row.measured.moment.qid, []).append((iou, -place))
+        iou = row.answer_iou if row.moment.has_truth else 0.0
+        found.setdefault(row.moment.qid, []).append((iou, -place))
     return -max(max(found.values(), key=lambda ious: max(ious)[0] - min(ious)[0]))[1] if found else -1
 
 
 def clip_of(moment: Moment) -> VideoClip:
     """The clip that a moment is about."""
     return VideoClip(moment.video, moment.start, moment.duration)
-
-
-def _of_table(table: pandas.DataFrame) -> list[tuple[str, ChainRecord]]:
-    names = list(table.columns)
-    if not {"qid", "text"} <= set(names):
-        raise LabError(f"a table of chains needs the columns qid and text; this one has {', '.join(map(str, names))}")
-    columns = {name: table[name].tolist() for name in names}
-    stages = columns.get("stage", [""] * len(table))
-    if set(NAMES) - set(LATER) <= set(names):
-        known = [name for name in NAMES if name in names]
-        values = zip(*(columns[name] for name in known), strict=True)
-        rollouts = (Rollout(**dict(zip(known, row, strict=True))) for row in values)
-        return [(rollout.stage, rollout) for rollout in rollouts]
-    statuses = columns.get("status", [""] * len(table))
-    rows = zip(columns["qid"], columns["text"], statuses, strict=True)
-    return [(str(stage), PlainRecord(*map(str, row))) for stage, row in zip(stages, rows, strict=True)]
 
 
 def _moment(moment: Moment, clip: int, base: float | None) -> dict[str, Any]:
@@ -292,13 +199,8 @@ def kind_of(kind: Kind, measured: MeasuredChain) -> str:
     return kind(measured.chain, measured.moment.targets, measured.moment.duration)
 
 
-def _in_order(found: Sequence[str], order: Sequence[str]) -> list[str]:
-    """The different names that were found, those of `order` first and in that order."""
-    return sorted(dict.fromkeys(found), key=lambda name: order.index(name) if name in order else len(order))
-
-
 def _reward_columns(
-    rows: Sequence[StagedChain], spec: Specs | None, names: dict[str, list[str]], terms: Sequence[str]
+    rows: Sequence[MeasuredChain], spec: Specs | None, names: dict[str, list[str]], terms: Sequence[str]
 ) -> tuple[dict[str, list[Any]], list[dict[str, float]]]:
     """What each chain earned by term, in total, by which weights, and why; then the weights that explain any.
 
@@ -312,8 +214,8 @@ def _reward_columns(
     assumed = {stage: _spec(spec, stage) for stage in names["stage"]}
     columns = [(term, f"reward_{term}") for term in terms]
     weights: list[dict[str, float]] = []
-    for stage, measured in rows:
-        record, moment = measured.record, measured.moment
+    for row in rows:
+        record, moment = row.record, row.moment
         # Nobody paid for a prediction, and its rules may not be labkit's; without a truth nothing can be paid.
         if isinstance(record, PredictedChain) or not moment.has_truth:
             earned.append([math.nan] * len(terms))
@@ -321,10 +223,9 @@ def _reward_columns(
             totals.append(math.nan)
             weighed.append(0)
             continue
-        paid: RewardSpec = getattr(record, "spec", None) or assumed[stage]
+        paid: RewardSpec = getattr(record, "spec", None) or assumed[row.stage]
         own: Mapping[str, OwnValue] = getattr(record, "own", {})
-        place = f"step {getattr(record, 'step', 0)}, sample {getattr(record, 'sample', 0)}"
-        breakdown = score_moment(measured.chain, moment, paid, place, own)
+        breakdown = score_moment(row.chain, moment, paid, f"step {row.step}, sample {row.sample}", own)
         recorded = paid_total(record)
         total = breakdown.total if recorded is None else recorded
         explained = 0.0
@@ -347,12 +248,12 @@ def _reward_columns(
     return {"earned": rounded(earned), "total": total_column, "weighed": weighed, "reasons": reasons}, weights
 
 
-def _own_terms(rows: Sequence[StagedChain], spec: Specs | None) -> list[str]:
+def _own_terms(rows: Sequence[MeasuredChain], spec: Specs | None) -> list[str]:
     """The user's own terms that any chain was paid by, or would be."""
     specs: dict[int, RewardSpec | None] = (
         {id(each): each for each in (spec or {}).values()} if isinstance(spec, Mapping) else {0: spec}
     )
-    specs |= {id(paid): paid for row in rows if (paid := getattr(row.measured.record, "spec", None)) is not None}
+    specs |= {id(paid): paid for row in rows if (paid := getattr(row.record, "spec", None)) is not None}
     return list(dict.fromkeys(each.name for paid in specs.values() if paid for each in paid.own))
 
 
@@ -374,26 +275,6 @@ def _spec(spec: Specs | None, stage: str) -> RewardSpec:
     if isinstance(spec, RewardSpec):
         return spec
     return (spec or {}).get(stage) or RewardSpec()
-
-
-class GzipStream:
-    """A gzip file in memory, compressed in a thread of its own while the next piece is being made."""
-
-    def __init__(self) -> None:
-        """Begin with nothing."""
-        self._thread = ThreadPoolExecutor(1)
-        self._file = zlib.compressobj(4, wbits=zlib.MAX_WBITS | 16)  # 16: with gzip's header
-        self._pieces: list[Future[bytes]] = []
-
-    def add(self, piece: bytes) -> None:
-        """Take the next piece; its turn comes when those before it are done."""
-        self._pieces.append(self._thread.submit(self._file.compress, piece))
-
-    def close(self) -> bytes:
-        """The whole file, when its last piece is done."""
-        self._pieces.append(self._thread.submit(self._file.flush))
-        with self._thread:
-            return b"".join(piece.result() for piece in self._pieces)
 
 
 def anchor_columns(chain: AnchorChain) -> list[list[Any]]:
@@ -429,12 +310,6 @@ def _utf16(text: str) -> Callable[[int], int]:
         return int
     wide = [place for place, char in enumerate(text) if ord(char) > 0xFFFF]
     return lambda place: place + bisect_left(wide, place)
-
-
-def indices(names: Sequence[str], values: Sequence[str]) -> list[int]:
-    """Where each value stands among the names."""
-    place = {name: index for index, name in enumerate(names)}
-    return [place[value] for value in values]
 
 
 def rounded(rows: Sequence[Sequence[float | None]]) -> list[list[float | None]]:

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 
 from labkit.chain.spans import Span, clip_span
-from labkit.views.explorer.packing import StagedChain, paid_total
+from labkit.views.explorer.packing import paid_total
 from labkit.views.explorer.sprites import Sheet
 from labkit.views.figures import style
+from labkit.views.measured_chains import MeasuredChain
 from labkit.views.report.sanitize import safe_text
 
 WIDTH = 960
@@ -43,13 +44,13 @@ class _StepBar(NamedTuple):
 
 
 def draw_still(
-    rows: Sequence[StagedChain], chosen: int, sheet: Sheet | None, caption: str, problem: str = ""
+    rows: Sequence[MeasuredChain], chosen: int, sheet: Sheet | None, caption: str, problem: str = ""
 ) -> bytes:
     """A PNG of an explorer of `rows` with the chain at place `chosen`; `caption` is the line above it.
 
     `sheet` are its clip's frames; without them `problem` says why in their place.
     """
-    measured = rows[chosen].measured
+    measured = rows[chosen]
     steps = step_bars(measured)
     words = textwrap.wrap(plain_words(safe_text(measured.record.text), measured.chain.status), 96)
     if len(words) > 5:
@@ -150,9 +151,9 @@ def step_bars(measured: Any) -> list[_StepBar]:
     return [*found, _StepBar("answer", measured.chain.answer, measured.answer_iou, style.ANSWER)]
 
 
-def _table(pen: Canvas, rows: Sequence[StagedChain], chosen: int, most: int) -> None:
+def _table(pen: Canvas, rows: Sequence[MeasuredChain], chosen: int, most: int) -> None:
     """The rows around the chosen one, by IoU as the explorer opens."""
-    ious = [row.measured.answer_iou for row in rows]
+    ious = [row.answer_iou for row in rows]
     order = sorted(range(len(rows)), key=lambda at: (math.inf if math.isnan(ious[at]) else -ious[at], at))
     spot = order.index(chosen)
     begin = max(0, min(spot - most // 2, len(order) - most))
@@ -174,7 +175,7 @@ def _table(pen: Canvas, rows: Sequence[StagedChain], chosen: int, most: int) -> 
             pen.box(12, middle - 4, 20, middle + 4, looks[row.stage].color, 2)
             pen.text(25, middle, row.stage, 12, most=62)
         iou = ious[at]
-        pen.text(query, middle, row.measured.moment.query, 12, most=_TABLE - 132 - query)
+        pen.text(query, middle, row.moment.query, 12, most=_TABLE - 132 - query)
         if math.isnan(iou):  # nobody has told the truth
             continue
         pen.box(_TABLE - 124, middle - 3, _TABLE - 94, middle + 3, LINE, 3)
@@ -187,27 +188,27 @@ def _table(pen: Canvas, rows: Sequence[StagedChain], chosen: int, most: int) -> 
             3,
         )
         pen.text(_TABLE - 66, middle, f"{iou:.2f}", 12, anchor="rm")
-        total = paid_total(row.measured.record)
+        total = paid_total(row.record)
         pen.text(_TABLE - 12, middle, "-" if total is None else f"{total:.2f}", 12, anchor="rm")
 
 
 def _chain(
-    pen: Canvas, row: StagedChain, steps: Sequence[_StepBar], sheet: Sheet | None, problem: str, words: Sequence[str]
+    pen: Canvas, row: MeasuredChain, steps: Sequence[_StepBar], sheet: Sheet | None, problem: str, words: Sequence[str]
 ) -> None:
-    moment, left, right = row.measured.moment, _TABLE + 14, WIDTH - 14
-    record: Any = row.measured.record
+    moment, left, right = row.moment, _TABLE + 14, WIDTH - 14
+    record: Any = row.record
     pen.text(left, 52, f"“{moment.query}”", 15, most=right - left)
     facts = [
         row.stage,
         moment.qid,
         f"step {record.step}" if getattr(record, "step", 0) else "",
-        row.measured.chain.status,
+        row.chain.status,
     ]
     pen.text(left, 71, "   ".join(filter(None, facts)), 11.5, SOFT, right - left)
     picture = None if sheet is None else Image.open(io.BytesIO(sheet.webp)).convert("RGB")
     wide = 224 if sheet is None else min(250.0, 140 * sheet.width / sheet.height)
     pen.box(left, 84, left + wide, 224, _SCREEN, 6)
-    shown = [*filter(None, [row.measured.chain.answer]), *moment.windows, *row.measured.chain.steps]
+    shown = [*filter(None, [row.chain.answer]), *moment.windows, *row.chain.steps]
     if sheet is None:
         for number, line in enumerate(textwrap.wrap(problem, 34)[:6]):
             pen.text(left + wide / 2, 110 + 16 * number, line, 11, "#d5dae0", wide - 12, "mm")

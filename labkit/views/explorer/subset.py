@@ -11,7 +11,8 @@ from pathlib import PurePath
 from typing import Any
 
 from labkit.chain.steps import LEAST_GAIN
-from labkit.views.explorer.packing import PackedChains, StagedChain
+from labkit.views.explorer.packing import PackedChains
+from labkit.views.measured_chains import MeasuredChain
 
 MOST_CHAINS = 12_000
 """Chains that are saved at most: a page draws as many within a second."""
@@ -26,23 +27,22 @@ _MOST_STEPS = 12
 """Steps that a page looks at for the best one of a chain, as MOST_STEPS in js/chains.js."""
 
 
-def groups(rows: Sequence[StagedChain]) -> list[list[int]]:
+def groups(rows: Sequence[MeasuredChain]) -> list[list[int]]:
     """Places of the chains by what they competed in: run, stage, step and query, as the Group view shows them."""
     found: dict[tuple[str, str, int, str], list[int]] = {}
-    for place, (stage, measured) in enumerate(rows):
-        record = measured.record
-        key = (getattr(record, "run", ""), stage, getattr(record, "step", 0), measured.moment.qid)
+    for place, row in enumerate(rows):
+        key = (row.run, row.stage, row.step, row.moment.qid)
         found.setdefault(key, []).append(place)
     return list(found.values())
 
 
 def choose_subset(
-    rows: Sequence[StagedChain],
+    rows: Sequence[MeasuredChain],
     first: int,
     base: Mapping[str, float],
     *,
     most: int = MOST_CHAINS,
-    kept: Callable[[StagedChain], bool] | None = None,
+    kept: Callable[[MeasuredChain], bool] | None = None,
     among: Iterable[int] | None = None,
 ) -> list[int]:
     """Places, in order, of up to `most` chains that stand for all: whole groups, unless one alone is larger.
@@ -55,7 +55,7 @@ def choose_subset(
         return list(range(len(rows)))
     wanted = None if among is None else set(among)
     all_groups = [group for group in groups(rows) if wanted is None or not wanted.isdisjoint(group)]
-    answers = [row.measured.answer_iou for row in rows]
+    answers = [row.answer_iou for row in rows]
 
     def value(places: list[int], of: Callable[[int], float], best: Callable[..., float]) -> float:
         return best(of(place) for place in places if wanted is None or place in wanted)
@@ -88,12 +88,12 @@ def choose_subset(
     return sorted(chosen)
 
 
-def iou_loss(row: StagedChain, base: Mapping[str, float]) -> float:
+def iou_loss(row: MeasuredChain, base: Mapping[str, float]) -> float:
     """IoU that a chain's answer lost against the base model, or where there is none, since its best step."""
-    before = base.get(row.measured.moment.qid)
+    before = base.get(row.moment.qid)
     if before is None or row.stage == "base":
-        before = max(row.measured.ious, default=0.0)
-    return before - row.measured.answer_iou
+        before = max(row.ious, default=0.0)
+    return before - row.answer_iou
 
 
 def clips_to_embed(packed: PackedChains, first: int, base: Mapping[str, float], most: int) -> list[int]:
@@ -101,7 +101,7 @@ def clips_to_embed(packed: PackedChains, first: int, base: Mapping[str, float], 
 
     A chain regresses as `iou_loss` says.
     """
-    answers = [row.measured.answer_iou for row in packed.rows]
+    answers = [row.answer_iou for row in packed.rows]
     order = sorted(range(len(packed.rows)), key=answers.__getitem__)
     regressed = sorted(order, key=lambda at: iou_loss(packed.rows[at], base), reverse=True)
     chosen = dict.fromkeys([packed.clip_of[first]] if first >= 0 else [])
@@ -114,7 +114,7 @@ def clips_to_embed(packed: PackedChains, first: int, base: Mapping[str, float], 
 
 
 def matching(
-    rows: Sequence[StagedChain], kinds: Sequence[str], base: Mapping[str, float], asked: Mapping[str, Any]
+    rows: Sequence[MeasuredChain], kinds: Sequence[str], base: Mapping[str, float], asked: Mapping[str, Any]
 ) -> list[int]:
     """Places of the chains that pass the filters of a page, by the same rules as the page's own.
 
@@ -126,9 +126,8 @@ def matching(
     low, high = float(asked.get("low") or 0), float(1 if asked.get("high") is None else asked["high"])
     course = str(asked.get("regress") or "")
 
-    def passes(place: int, row: StagedChain) -> bool:
-        measured = row.measured
-        chain, moment, iou = measured.chain, measured.moment, measured.answer_iou
+    def passes(place: int, row: MeasuredChain) -> bool:
+        chain, moment, iou = row.chain, row.moment, row.answer_iou
         own = {"stage": row.stage, "status": chain.status, "kind": kinds[place]}
         if any(each and own[name] != each for name, each in equal.items()):
             return False
@@ -137,25 +136,25 @@ def matching(
         if anchors and (len(chain.anchors) < 4 if anchors == "4" else str(len(chain.anchors)) != anchors):
             return False
         if course == "step" and not any(
-            before - after >= LEAST_GAIN - _EPSILON for before, after in pairwise(measured.ious)
+            before - after >= LEAST_GAIN - _EPSILON for before, after in pairwise(row.ious)
         ):
             return False
-        if course == "answer" and not max([0.0, *measured.ious[:_MOST_STEPS]]) - iou > _EPSILON:
+        if course == "answer" and not max([0.0, *row.ious[:_MOST_STEPS]]) - iou > _EPSILON:
             return False
         if course == "base" and not (moment.qid in base and iou - base[moment.qid] < -_EPSILON):
             return False
         name = PurePath(moment.video).name
-        return not needle or needle in f"{moment.query}\n{moment.qid}\n{name}\n{measured.record.text}".lower()
+        return not needle or needle in f"{moment.query}\n{moment.qid}\n{name}\n{row.record.text}".lower()
 
     return [place for place, row in enumerate(rows) if passes(place, row)]
 
 
-def _by_step(rows: Sequence[StagedChain], all_groups: Sequence[Sequence[int]]) -> list[int]:
+def _by_step(rows: Sequence[MeasuredChain], all_groups: Sequence[Sequence[int]]) -> list[int]:
     """Groups such that every step of every stage comes once before any comes twice."""
     steps: dict[tuple[str, int], list[int]] = {}
     for at, group in enumerate(all_groups):
         row = rows[group[0]]
-        steps.setdefault((row.stage, getattr(row.measured.record, "step", 0)), []).append(at)
+        steps.setdefault((row.stage, row.step), []).append(at)
     # Where there are more steps than room, those that come are spread over the whole stage.
     turns = [at for turn in zip_longest(*steps.values()) for at in turn if at is not None]
     first, rest = turns[: len(steps)], turns[len(steps) :]

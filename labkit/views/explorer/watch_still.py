@@ -10,7 +10,6 @@ from typing import Any
 from PIL import Image
 
 from labkit.chain.spans import Span, clip_span
-from labkit.views.explorer.packing import StagedChain
 from labkit.views.explorer.sprites import Sheet
 from labkit.views.explorer.still import (
     BAND,
@@ -26,6 +25,7 @@ from labkit.views.explorer.still import (
     step_bars,
 )
 from labkit.views.figures import style
+from labkit.views.measured_chains import MeasuredChain
 from labkit.views.report.sanitize import safe_text
 
 _LEFT, _RIGHT, _HEAD = 84, 150, 26
@@ -37,12 +37,14 @@ _SHADES = ("#b0d1ef", "#72afe0", style.ANCHOR)
 """Of a first anchor, a second and so on."""
 
 
-def draw_watch(line: Sequence[StagedChain], sheet: Sheet | None, problem: str = "", shown: int | None = None) -> bytes:
+def draw_watch(
+    line: Sequence[MeasuredChain], sheet: Sheet | None, problem: str = "", shown: int | None = None
+) -> bytes:
     """A PNG of one query's chains in the order of training, the first `shown` of them, with the words of the last."""
-    moment = line[0].measured.moment
+    moment = line[0].moment
     shown = len(line) if shown is None else shown
     last = line[max(0, shown - 1)]
-    words = textwrap.wrap(plain_words(safe_text(last.measured.record.text), last.measured.chain.status), 145)[:2]
+    words = textwrap.wrap(plain_words(safe_text(last.record.text), last.chain.status), 145)[:2]
     heads = _heads(line)
     height = 20 if len(line) <= _MANY else 13
     top = 92 + FILM + 6
@@ -56,7 +58,7 @@ def draw_watch(line: Sequence[StagedChain], sheet: Sheet | None, problem: str = 
 
     pen.text(14, 26, f"“{moment.query}”", 17, most=WIDTH - 28)
     pen.text(14, 48, "its chain at each step of training", 12, SOFT, WIDTH - 28)
-    _legend(pen, begin, 74, max((len(row.measured.chain.anchors) for row in line), default=0))
+    _legend(pen, begin, 74, max((len(row.chain.anchors) for row in line), default=0))
     if sheet is None:
         pen.box(begin, 92, end, 92 + FILM, RAISED, 4)
         pen.text((begin + end) / 2, 92 + FILM / 2, problem, 11, SOFT, end - begin - 20, "mm")
@@ -85,7 +87,7 @@ def draw_watch(line: Sequence[StagedChain], sheet: Sheet | None, problem: str = 
         if number < shown:
             middle = y + height / 2
             _row(pen, row, middle, at, height, number == shown - 1)
-            here = (zero + row.measured.answer_iou * (one - zero), middle)
+            here = (zero + row.answer_iou * (one - zero), middle)
             if before is not None and moment.has_truth:
                 pen.stroke(before, here, "#f0bf80")
             before = here
@@ -93,7 +95,7 @@ def draw_watch(line: Sequence[StagedChain], sheet: Sheet | None, problem: str = 
     y = float(top)
     for number, row in enumerate(line[:shown] if moment.has_truth else ()):
         y += _HEAD * len(heads.get(number, ()))
-        x, iou = zero + row.measured.answer_iou * (one - zero), row.measured.answer_iou
+        x, iou = zero + row.answer_iou * (one - zero), row.answer_iou
         pen.box(x - 3, y + height / 2 - 3, x + 3, y + height / 2 + 3, style.ANSWER, 3)
         ink = INK if number == shown - 1 else SOFT
         pen.text(WIDTH - 14, y + height / 2, f"{iou:.2f}", min(12, height - 2), ink, anchor="rm")
@@ -103,14 +105,14 @@ def draw_watch(line: Sequence[StagedChain], sheet: Sheet | None, problem: str = 
         pen.box(at(second) - 0.5, bottom, at(second) + 0.5, bottom + 4, SOFT)
         pen.text(at(second), bottom + 12, f"{second:.1f}" + (" s" if k == 4 else ""), 10.5, SOFT, anchor="mm")
     pen.box(14, bottom + 27, WIDTH - 14, bottom + 28, LINE)
-    pen.text(14, bottom + 46, f"step {getattr(last.measured.record, 'step', 0)}", 12)
+    pen.text(14, bottom + 46, f"step {getattr(last.record, 'step', 0)}", 12)
     for number, each in enumerate(words):
         pen.text(begin, bottom + 46 + 18 * number, each, 12, most=WIDTH - begin - 14)
     pen.frame(0, 0, WIDTH, bottom + 84, LINE)
     return pen.png()
 
 
-def _heads(line: Sequence[StagedChain]) -> dict[int, list[tuple[str, str]]]:
+def _heads(line: Sequence[MeasuredChain]) -> dict[int, list[tuple[str, str]]]:
     """By the place of a stage's first row, what stands above it, with its colour."""
     looks = style.looks(dict.fromkeys(("sft", *(row.stage for row in line))))
     heads: dict[int, list[tuple[str, str]]] = {}
@@ -129,12 +131,10 @@ def _legend(pen: Canvas, x: float, y: float, anchors: int) -> None:
         x += 18 + 6 + pen.text(x + 24, y, name, 12, SOFT) + 18
 
 
-def _row(pen: Canvas, row: StagedChain, middle: float, at: Any, height: int, last: bool) -> None:
+def _row(pen: Canvas, row: MeasuredChain, middle: float, at: Any, height: int, last: bool) -> None:
     """One chain: the answer within its anchors, as they should lie within one another."""
-    pen.text(
-        14, middle, f"step {getattr(row.measured.record, 'step', 0)}", min(11.5, height - 2), INK if last else SOFT
-    )
-    steps = step_bars(row.measured)
+    pen.text(14, middle, f"step {getattr(row.record, 'step', 0)}", min(11.5, height - 2), INK if last else SOFT)
+    steps = step_bars(row)
     spans: list[tuple[Span, str, float]] = [
         (step.span, _SHADES[min(k, len(_SHADES) - 1)], max(3.0, 0.4 * height - 2 * k))
         for k, step in enumerate(steps[:-1])
@@ -145,7 +145,7 @@ def _row(pen: Canvas, row: StagedChain, middle: float, at: Any, height: int, las
     if not spans:
         pen.text(at(0) + 6, middle, "no span was read", 11, SOFT)
     for span, color, half in spans:
-        if clipped := clip_span(span, row.measured.moment.duration):
+        if clipped := clip_span(span, row.moment.duration):
             for part in clipped.parts:
                 begin, end = at(part.start), max(at(part.end), at(part.start) + 2)
                 pen.box(begin, middle - half, end, middle + half, color, min(half, 4))

@@ -25,15 +25,14 @@ from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.scoring.predictions import Answers
 from labkit.stages.rollouts import gc_paused
-from labkit.views.explorer import packing as packing
-from labkit.views.explorer import subset
-from labkit.views.explorer.packing import Chains, Kind, Specs, StagedChain, VideoClip
+from labkit.views.explorer import packing, subset
+from labkit.views.explorer.packing import Kind, Specs, VideoClip
 from labkit.views.explorer.page import PageWidget, with_still
 from labkit.views.explorer.sprites import SHARP_WIDTH, WIDTH, OnProgress, Sheet, SheetCache
 from labkit.views.explorer.still import draw_still
 from labkit.views.figures.failures import failure_kind
 from labkit.views.figures.style import count, in_stage_order
-from labkit.views.measured_chains import ChainRecord
+from labkit.views.measured_chains import ChainRecord, MeasuredChain, Records, measure_chains, with_predictions
 
 PROGRESS_SECONDS = 0.2
 """Between two messages of how far a clip's pictures are."""
@@ -55,7 +54,7 @@ class Context(NamedTuple):
     """What an explorer knows besides the chains it shows."""
 
     moments: Mapping[str, Moment]
-    base: list[StagedChain]
+    base: list[MeasuredChain]
     spec: Specs | None
     kind: Kind
     kept: frozenset[tuple[str, str]]
@@ -88,7 +87,7 @@ class ChainExplorer(PageWidget):
     page_name = "explorer"
     """What of js/index.js draws it."""
 
-    def __init__(self, rollouts: Chains, context: Context, cache: SheetCache, clips: int, height: int) -> None:
+    def __init__(self, rollouts: Records, context: Context, cache: SheetCache, clips: int, height: int) -> None:
         """Take what `explore` was given."""
         self._lock = threading.RLock()
         self._context = context
@@ -105,7 +104,7 @@ class ChainExplorer(PageWidget):
         return f"ChainExplorer({self._counted()}, {count(len(self.clips), 'clip')} inside)"
 
     def _counted(self) -> str:
-        queries = len({row.measured.moment.qid for row in self._rows})
+        queries = len({row.moment.qid for row in self._rows})
         counted = f"{count(len(self), 'chain')} of {count(queries, 'query', 'queries')}"
         return (
             counted
@@ -117,7 +116,7 @@ class ChainExplorer(PageWidget):
         return len(self._rows)
 
     @property
-    def rows(self) -> list[StagedChain]:
+    def rows(self) -> list[MeasuredChain]:
         """All chains as they were read, in their places."""
         return self._rows
 
@@ -127,7 +126,7 @@ class ChainExplorer(PageWidget):
         with self._lock:
             if self.selected < 0:
                 return None
-            measured = self._rows[self.selected].measured
+            measured = self._rows[self.selected]
             return Selection(measured.record, measured.moment, measured.chain)
 
     def find(self, **wanted: object) -> list[int]:
@@ -136,13 +135,13 @@ class ChainExplorer(PageWidget):
         `stage` is the stage a chain is listed under. Each place can be assigned to `selected`.
         """
 
-        def value(row: StagedChain, name: str) -> object:
-            return row.stage if name == "stage" else getattr(row.measured.record, name, None)
+        def value(row: MeasuredChain, name: str) -> object:
+            return row.stage if name == "stage" else getattr(row.record, name, None)
 
         rows = self._rows
         return [at for at, row in enumerate(rows) if all(value(row, name) == each for name, each in wanted.items())]
 
-    def update(self, rollouts: Chains, clips: int = 1) -> None:
+    def update(self, rollouts: Records, clips: int = 1) -> None:
         """Show other chains of the same moments, as a run does that is still going on; a page keeps its filters.
 
         `clips` of them are saved with it: while a cell runs, the kernel can't be asked for more.
@@ -158,12 +157,12 @@ class ChainExplorer(PageWidget):
             self.selected = self._first
             self.data = self._packed.data
 
-    def _read(self, rollouts: Chains) -> None:
+    def _read(self, rollouts: Records) -> None:
         """Measure all chains, and pack the subset that is saved."""
         context = self._context
         with gc_paused():
-            self._rows = packing.staged_chains(rollouts, context.moments) + context.base
-            self._kinds = [packing.kind_of(context.kind, row.measured) for row in self._rows]
+            self._rows = measure_chains(rollouts, context.moments) + context.base
+            self._kinds = [packing.kind_of(context.kind, row) for row in self._rows]
             self._base = packing.base_ious(self._rows, *context.sources[:1])
         self._first = self._first_to_show()
         self._pack(self._first)
@@ -206,7 +205,7 @@ class ChainExplorer(PageWidget):
         kept = self._context.kept
         return subset.choose_subset(
             self._rows, first, self._base, most=most, among=found,
-            kept=lambda row: (row.measured.moment.qid, row.measured.record.text) in kept,
+            kept=lambda row: (row.moment.qid, row.record.text) in kept,
         )  # fmt: skip
 
     def _left_out(self, found: Sequence[int] | None) -> dict[str, Any] | None:
@@ -215,7 +214,7 @@ class ChainExplorer(PageWidget):
             return None
         here, every = f"{len(self._places):,}", f"{len(self._rows):,}"
         if found is None:
-            runs = dict.fromkeys(str(getattr(row.measured.record, "run", "")) for row in self._rows)
+            runs = dict.fromkeys(row.run for row in self._rows)
             where = " and ".join(f"run '{run}'" for run in list(runs)[:3] if run)
             kept = "kept, " if self._context.kept else ""
             text = (
@@ -231,7 +230,7 @@ class ChainExplorer(PageWidget):
             text = f"None of {every} chains passes these filters."
         names = {
             "stage": in_stage_order(row.stage for row in self._rows),
-            "status": list(dict.fromkeys(row.measured.chain.status for row in self._rows)),
+            "status": list(dict.fromkeys(row.chain.status for row in self._rows)),
             "kind": list(dict.fromkeys(self._kinds)),
         }
         return {
@@ -278,7 +277,7 @@ class ChainExplorer(PageWidget):
 
     @traitlets.observe("chosen")
     def _include_chosen(self, change: Any) -> None:
-        """Chains that were chosen from Python, and are not in the subset, are put there, and later the others again."""
+        """Records that were chosen from Python, and are not in the subset, are put there, and later the others again."""
         with self._lock:
             if not self._here.issuperset(change["new"]):
                 self._repack(change["new"][0])
@@ -389,7 +388,7 @@ class ChainExplorer(PageWidget):
 
 
 def explore(
-    rollouts: Chains | Answers,
+    rollouts: Records | Answers,
     moments: Sequence[Moment],
     *,
     rules: str | None = None,
@@ -401,7 +400,7 @@ def explore(
     kept: Sequence[ChainRecord] = (),
     height: int = 700,
 ) -> ChainExplorer:
-    """Chains to look at: a table of all, and one over its video with every anchor, reward and sibling.
+    """Records to look at: a table of all, and one over its video with every anchor, reward and sibling.
 
     `rollouts` may also be predictions, either of them by stage, or a table of `RolloutStore.frame()`; `moments` are
     those they were made from. `base` are the base model's chains, shown as the stage `base`, which the others are
@@ -418,12 +417,12 @@ def explore(
     label, stand side by side, query by query, and are compared with the first.
     """
     by_qid = {moment.qid: moment for moment in moments}
-    records, note = packing.with_predictions(rollouts, moments, rules)
+    records, note = with_predictions(rollouts, moments, rules)
     if note:
         logging.getLogger("labkit.views").warning("%s", note)
-    compared = packing.with_predictions(base, moments, rules)[0] if base else []
+    compared = with_predictions(base, moments, rules)[0] if base else []
     context = Context(
-        by_qid, packing.staged_chains({"base": compared}, by_qid), spec, kind,
+        by_qid, measure_chains({"base": compared}, by_qid), spec, kind,
         frozenset((record.qid, record.text) for record in kept), [] if compared else packing.sources_of(records),
     )  # fmt: skip
     return ChainExplorer(records, context, SheetCache(folder), clips, height)

@@ -13,12 +13,18 @@ from labkit.chain.steps import step_direction
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.scoring.predictions import Answers
-from labkit.scoring.readings import are_predictions, predicted_chains
 from labkit.views.figures import style
 from labkit.views.figures.frames import HEIGHT as _STRIP
 from labkit.views.figures.frames import Film, data_uri, film, places
 from labkit.views.figures.thoughts import thought_lines, words_before
-from labkit.views.measured_chains import ChainRecord, MeasuredChain, Records, measure_chains, measure_groups
+from labkit.views.measured_chains import (
+    ChainRecord,
+    MeasuredChain,
+    Records,
+    measure_chains,
+    measure_groups,
+    with_predictions,
+)
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -64,15 +70,14 @@ def gallery(
     title. Frames are read from the moments' videos. Whatever `labkit.score` takes is shown as its `rules` read it.
     """
     by_qid = moments if isinstance(moments, Mapping) else {moment.qid: moment for moment in moments}
-    predicted = rules is not None or are_predictions(records)
-    shown: tuple[Any, str] = predicted_chains(records, list(by_qid.values()), rules) if predicted else (records, "")
+    chains, note = with_predictions(records, list(by_qid.values()), rules)
     ranks = {"best": 1.0, "median": 0.5, "worst": 0.0} if ranks is None else ranks
     if wrong := [name for name, rank in ranks.items() if not 0 <= rank <= 1]:
         raise LabError(f"rank '{wrong[0]}' of a gallery is {ranks[wrong[0]]}; give a place from 0 (worst) to 1 (best)")
     if not title:
         names = _listed(list(ranks))
         title = f"{names[:1].upper()}{names[1:]} of the chains" if names else "Chains"
-    measured_chains = sorted(measure_chains(shown[0], by_qid), key=lambda r: (r.answer_iou, _gain(r), r.record.qid))
+    measured_chains = sorted(measure_chains(chains, by_qid), key=lambda r: (r.answer_iou, _gain(r), r.record.qid))
     if not measured_chains or not ranks:
         return style.nothing(style.plain(title), "there are no chains")
     chosen: dict[int, str] = {}
@@ -91,7 +96,7 @@ def gallery(
         blocks.append((header, measured, frames))
     caption = (
         f"Of {style.count(len(measured_chains), 'chain')}, ranked by the answer's IoU. Bars: the anchors in order, then the answer; "
-        f"green: the truth. {style.plain(shown[1])}"
+        f"green: the truth. {style.plain(note)}"
     ).rstrip()
     return _blocks(style.plain(title), caption, blocks)
 

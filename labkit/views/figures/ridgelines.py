@@ -10,7 +10,7 @@ import numpy as np
 from labkit.chain.anchors import ChainRecord
 from labkit.data.moments import Moment
 from labkit.views.figures import style
-from labkit.views.measured_chains import MeasuredChain, Records, measure_chains, step_names
+from labkit.views.measured_chains import MeasuredChain, Records, by_stage, measure_chains, step_names
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -92,12 +92,8 @@ def ridgelines(records: Records, moments: Mapping[str, Moment], qid: str = "") -
 
 def _times(records: Records) -> dict[str, dict[_Time, list[ChainRecord]]]:
     """By qid, what was sampled each time that it was asked, in the order of training."""
-    groups: list[tuple[str, ChainRecord]]
-    if isinstance(records, Mapping):
-        groups = [(stage, record) for stage, each in records.items() for record in each]
-    else:
-        groups = [(record.stage, record) for record in records]
-    stages = style.in_stage_order(dict.fromkeys(stage for stage, _ in groups))
+    groups = by_stage(records)
+    stages = style.in_stage_order(stage for stage, _ in groups)
     found: dict[str, dict[_Time, list[ChainRecord]]] = {}
     for stage, record in groups:
         step = 0 if stage == "distill" else getattr(record, "step", 0)

@@ -78,10 +78,15 @@ def looks(labels: Iterable[str]) -> dict[str, Look]:
     return given
 
 
-def in_stage_order(labels: Iterable[str]) -> list[str]:
-    """Labels with the stages first, in the order of training, then the others as they came."""
+def in_order(labels: Iterable[str], order: Sequence[str]) -> list[str]:
+    """The different labels, those of `order` first and in that order, then the others as they came."""
     unique = list(dict.fromkeys(labels))
-    return [s for s in STAGES if s in unique] + [label for label in unique if label not in STAGES]
+    return [label for label in order if label in unique] + [label for label in unique if label not in order]
+
+
+def in_stage_order(labels: Iterable[str]) -> list[str]:
+    """Labels with the stages first, in the order of training."""
+    return in_order(labels, STAGES)
 
 
 def rgba(color: str, alpha: float) -> str:

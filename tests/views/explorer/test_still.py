@@ -12,10 +12,10 @@ from PIL import Image
 from labkit.chain.anchors import render
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
-from labkit.views.explorer.packing import PlainRecord, staged_chains
 from labkit.views.explorer.sprites import SheetCache
 from labkit.views.explorer.still import WIDTH, draw_still
 from labkit.views.explorer.widget import explore
+from labkit.views.measured_chains import PlainRecord, measure_chains
 from tests.data.films import CONSTANT, film
 
 GREEN, BLUE, ORANGE = (0, 158, 115), (47, 134, 209), (224, 123, 0)
@@ -38,7 +38,7 @@ def columns_of(picture: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
 
 
 def test_truth_and_answer_lie_over_the_same_seconds(moment: Moment) -> None:
-    rows = staged_chains({"sft": [PlainRecord("q", render([Span(0, 8)], Span(2, 4)))]}, {"q": moment})
+    rows = measure_chains({"sft": [PlainRecord("q", render([Span(0, 8)], Span(2, 4)))]}, {"q": moment})
     picture = pixels(draw_still(rows, 0, SheetCache().get(moment.video, 8.0), "1 chain"))
     assert picture.shape[1] == 2 * WIDTH
     truth, answer, anchor = (columns_of(picture, color) for color in (GREEN, ORANGE, BLUE))
@@ -47,7 +47,7 @@ def test_truth_and_answer_lie_over_the_same_seconds(moment: Moment) -> None:
 
 
 def test_the_frame_is_that_of_the_answer(moment: Moment) -> None:
-    rows = staged_chains({"sft": [PlainRecord("q", render([], Span(start, 8))) for start in (1, 6)]}, {"q": moment})
+    rows = measure_chains({"sft": [PlainRecord("q", render([], Span(start, 8))) for start in (1, 6)]}, {"q": moment})
     sheet = SheetCache().get(moment.video, 8.0)
     first, second = (pixels(draw_still(rows, at, sheet, "2 chains"))[170:440, 770:1200] for at in (0, 1))
     assert (first != second).any(), "another second, another frame"
@@ -63,7 +63,7 @@ def test_the_frame_is_that_of_the_answer(moment: Moment) -> None:
     ],
 )
 def test_any_chain_can_be_drawn(moment: Moment, text: str, why: str) -> None:
-    rows = staged_chains({"sft": [PlainRecord("q", text)]}, {"q": moment})
+    rows = measure_chains({"sft": [PlainRecord("q", text)]}, {"q": moment})
     assert draw_still(rows, 0, None, "1 chain", "its video is gone").startswith(b"\x89PNG"), why
 
 

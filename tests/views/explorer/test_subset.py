@@ -16,8 +16,8 @@ from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.stages.rollouts import Rollout
 from labkit.views.explorer import subset
-from labkit.views.explorer.packing import PlainRecord, staged_chains
 from labkit.views.explorer.widget import ChainExplorer, explore
+from labkit.views.measured_chains import PlainRecord, measure_chains
 
 GROUP, STEPS = 4, 10
 NEAR = Span(3, 7)
@@ -91,7 +91,7 @@ def test_kept_chains_travel_before_others(many: list[Rollout], monkeypatch: pyte
 
 def test_one_query_asked_without_end_is_thinned_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subset, "MOST_CHAINS", 30)
-    rows = staged_chains(
+    rows = measure_chains(
         {"sft": [PlainRecord("q0", render([], Span(k % 5, 8))) for k in range(100)]}, {"q0": MOMENTS[0]}
     )
     chosen = subset.choose_subset(rows, 2, {}, most=30)
@@ -151,7 +151,7 @@ def test_the_kernel_filters_as_the_page_does(filters: dict[str, Any], passes: se
             PlainRecord("q1", render([Span(1, 5)], Span(0.9, 5.1))),  # IoU 2/4, then 2/4.2
         ],
     }
-    rows = staged_chains(chains, {m.qid: m for m in MOMENTS})
+    rows = measure_chains(chains, {m.qid: m for m in MOMENTS})
     base = {"q0": 1 / 3, "q1": 0.1}
     assert set(subset.matching(rows, ["", "", "never_narrowed", "", ""], base, filters)) == passes
 

@@ -55,7 +55,7 @@ def rollouts() -> list[Rollout]:
 def test_chains_stand_in_the_order_of_training_one_a_step(rollouts: list[Rollout], moments: list[Moment]) -> None:
     shown = watch(rollouts, moments)
     assert learnt_lines(shown._rows) == {"learns": [3, 6, 2, 0], "stays": [1, 4]}
-    assert [(row.stage, row.measured.record.step) for row in shown.line()] == [  # type: ignore[attr-defined]
+    assert [(row.stage, row.record.step) for row in shown.line()] == [  # type: ignore[attr-defined]
         ("grpo", 0), ("grpo", 2), ("grpo", 10), ("grpo_final", 0),
     ]  # fmt: skip
     assert repr(shown) == "QueryWatch(2 queries at 4 steps of training)"

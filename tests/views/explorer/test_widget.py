@@ -21,9 +21,9 @@ from labkit.errors import LabError
 from labkit.scoring.predictions import PredictedRow, read_predictions, write_predictions
 from labkit.scoring.scores import score
 from labkit.stages.rollouts import UNPAID, Rollout, RolloutStore
-from labkit.views.explorer.packing import PlainRecord
 from labkit.views.explorer.page import widget_page
 from labkit.views.explorer.widget import ChainExplorer, explore
+from labkit.views.measured_chains import PlainRecord
 from tests.data.films import CONSTANT, film
 
 TRUTH = Span(2.0, 4.0)

@@ -121,7 +121,7 @@ def test_a_click_in_a_notebook_lists_the_chains_of_that_point() -> None:
     box = explore_figure(figure, explorer)
     bars = [at for at, drawn in enumerate(figure.data) if drawn.type == "bar"]
     click(box, bars[1], list(figure.data[bars[1]].meta["names"]).index("narrowed elsewhere"))
-    assert [explorer.rows[place].measured.record for place in explorer.chosen] == [RECORDS["grpo"][3]]
+    assert [explorer.rows[place].record for place in explorer.chosen] == [RECORDS["grpo"][3]]
     assert explorer.chosen == [7] and explorer.page_state()["chosen"] == [7]
     assert box.children[1].value == ""
     explorer.chosen = []
@@ -163,7 +163,7 @@ def test_a_search_among_all_while_a_choice_stands_looks_among_the_chosen_ones(mo
     explorer = explore([rollout(qid, Span(5, 6 + step % 4), step) for step in range(1, 6) for qid in ANSWERS], MOMENTS)
     explorer.chosen = [1, 6, 17]
     explorer._answer(None, {"ask": "chains", "filters": {"low": 0.5}}, [])
-    ious = [explorer.rows[place].measured.answer_iou for place in explorer.chosen]
+    ious = [explorer.rows[place].answer_iou for place in explorer.chosen]
     assert ious == [0.4, 0.6, 0.4]
     assert set(explorer._places) - {explorer.selected} == {6}
 
