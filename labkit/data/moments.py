@@ -258,6 +258,27 @@ def read_lines(path: Path) -> Iterator[tuple[int, Moment | BadField]]:
         first = False
 
 
+def moment_row(moment: Moment) -> dict[str, Any]:
+    """A moment as plain data, the object that stands on its line of a file; its video is as the moment has it.
+
+    >>> row = moment_row(Moment("q1", "/v/a.mp4", "it blinks", (Span(1.0, 4.0), Span(7.0, 9.0)), 12.0, as_set=True))
+    >>> row["windows"], row["as_set"]
+    ([[1.0, 4.0], [7.0, 9.0]], True)
+    """
+    row = {
+        "qid": moment.qid,
+        "video": moment.video,
+        "query": moment.query,
+        "windows": [_pair(window) for window in moment.windows],
+        "duration": moment.duration,
+        "clip": None if moment.clip is None else _pair(moment.clip),
+        "source": moment.source,
+    }
+    if moment.options:
+        row |= {"options": list(moment.options), "choice": moment.choice}
+    return row | ({"as_set": True} if moment.as_set else {})
+
+
 def write_moments(moments: Iterable[Moment], path: str | Path) -> None:
     """Write a file that `read_moments` reads back equal; it appears whole or not at all.
 
@@ -271,19 +292,7 @@ def write_moments(moments: Iterable[Moment], path: str | Path) -> None:
     for moment in moments:
         if moment.qid in rows:
             raise ValueError(f"qid {moment.qid!r} is given twice; give every question a qid of its own")
-        row = {
-            "qid": moment.qid,
-            "video": _below(moment.video, folder),
-            "query": moment.query,
-            "windows": [_pair(window) for window in moment.windows],
-            "duration": moment.duration,
-            "clip": None if moment.clip is None else _pair(moment.clip),
-            "source": moment.source,
-        }
-        if moment.options:
-            row |= {"options": list(moment.options), "choice": moment.choice}
-        if moment.as_set:
-            row["as_set"] = True
+        row = moment_row(moment) | {"video": _below(moment.video, folder)}
         rows[moment.qid] = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
     if not rows:
         raise ValueError(f"no moment to write to {path}")

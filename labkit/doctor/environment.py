@@ -241,7 +241,10 @@ def find_model(name: str, root: Path) -> tuple[Model | None, list[Finding]]:
         family = read_json(folder / "config.json").get("model_type")
         if family not in FAMILIES:
             require_image_text(family, name)
-            message = f"is of the family {family!r}, which is read by the plain path: nothing is shared, and its cost is not estimated"
+            message = (
+                f"is of the family {family!r}, which is read by the plain path: nothing is shared, and a step of GRPO takes about "
+                "3 to 5 times as long (8 completions, tiny models, benchmarks/families.py); hours and memory are not estimated"
+            )
             step = f"for shared prefixes take one of {', '.join(FAMILIES)}"
             return None, [*findings, Finding("warning", "model", subject, message, step)]
         return Model(folder, read_model_shape(folder), rank, _tokenizer(own), not missing_weights(folder)), findings

@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from labkit.data.moments import Moment
+from labkit.data.moments import Moment, moment_row
 from labkit.errors import LabError
 from labkit.files import apply_umask, project_root, replacing
 from labkit.params import Params, read_params
@@ -83,17 +83,8 @@ def export_traces(folder: str | Path, file: str | Path, form: str) -> str:
 
 
 def _plain(row: Rollout, moment: Moment, prompt: str) -> dict[str, Any]:
-    """A form of our own, which a run's `traces` takes."""
-    windows = [[window.start, window.end] for window in moment.windows]
-    made = {
-        "qid": row.qid,
-        "text": row.text,
-        "prompt": _prompt(moment, prompt)[0],
-        "video": moment.video,
-        "query": moment.query,
-    }
-    clip = {} if moment.clip is None else {"clip": [moment.clip.start, moment.clip.end]}
-    return {**made, "windows": windows, "duration": moment.duration, **clip}
+    """A form of our own, which a run's `traces` takes: the trace, its prompt, and all that the moment says."""
+    return {"qid": row.qid, "text": row.text, "prompt": _prompt(moment, prompt)[0]} | moment_row(moment)
 
 
 def _trl(row: Rollout, moment: Moment, prompt: str) -> dict[str, Any]:

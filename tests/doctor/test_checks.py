@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,6 +204,15 @@ def other_family(folder: Path) -> dict[str, Any]:
     (model / "config.json").write_text('{"model_type": "llama"}')
     (model / "model.safetensors").touch()
     return {"model": str(model)}
+
+
+def test_a_family_without_an_entry_is_told_what_the_plain_path_costs(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llava"}')
+    model, findings = environment.find_model(str(tmp_path), tmp_path)
+    page = Path(__file__).parents[2] / "docs" / "families.md"
+    assert model is None and "a step of GRPO takes about 3 to 5 times as long" in findings[-1].message
+    ratios = [float(each) for each in re.findall(r"\| (\d\.\d) \(\d+ tokens\) \|", page.read_text())]
+    assert (round(min(ratios)), round(max(ratios))) == (3, 5) and len(ratios) == 6, "what docs/families.md measured"
 
 
 def broken_download(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import threading
@@ -14,8 +15,9 @@ import pytest
 import torch
 
 from labkit import files
+from labkit.chain.spans import Span
 from labkit.cli import main
-from labkit.data.moments import write_moments
+from labkit.data.moments import FIELDS, moment_of, read_moments, write_moments
 from labkit.errors import LabError
 from labkit.params import DEFAULTS
 from labkit.policy.model import Policy, add_lora, ignore_renames, load_policy, save_policy
@@ -125,10 +127,6 @@ def test_trl_trains_a_step_on_the_text_of_exported_traces(run, tmp_path):
 
 
 def test_windows_of_longer_videos_are_refused_where_a_form_cannot_say_them(run, clips, tmp_path, monkeypatch):
-    import dataclasses
-
-    from labkit.chain.spans import Span
-
     cut = [dataclasses.replace(moment, clip=Span(0, 8)) for moment in clips[1]]
     monkeypatch.setattr(Run, "moments", lambda self, split: cut, raising=False)
     monkeypatch.setattr("labkit.runs.workbench.Workbench.moments", lambda self, split: cut)
@@ -136,6 +134,20 @@ def test_windows_of_longer_videos_are_refused_where_a_form_cannot_say_them(run, 
         export_traces(run.path, tmp_path / "f", "swift")
     export_traces(run.path, tmp_path / "f", "jsonl")
     assert rows_of(tmp_path / "f")[0]["clip"] == [0, 8]
+
+
+def test_a_trace_in_our_own_form_says_all_of_its_moment(run, clips, tmp_path, monkeypatch):
+    two = (Span(1.0, 2.5), Span(4.0, 7.0))
+    asked = [
+        dataclasses.replace(moment, windows=two, as_set=at > 0, source="own") for at, moment in enumerate(clips[1])
+    ]
+    monkeypatch.setattr("labkit.runs.workbench.Workbench.moments", lambda self, split: asked)
+    export_traces(run.path, tmp_path / "f", "jsonl")
+    rows = rows_of(tmp_path / "f")
+    read = [moment_of({name: row[name] for name in FIELDS if name in row}, tmp_path) for row in rows]
+    assert read == asked and "as_set" not in rows[0] and rows[1]["as_set"] is True
+    write_moments(read, tmp_path / "again.jsonl")
+    assert read_moments(tmp_path / "again.jsonl") == asked
 
 
 # --- models
