@@ -35,7 +35,7 @@ _HOMES = {
     "evaluate_model": "labkit.runs.evaluate_model",
     "examine": "labkit.doctor.checks",
     "explore": "labkit.views.explorer.widget",
-    "explore_figure": "labkit.views.explorer.linked",
+    "explore_figure": "labkit.views.explorer.widget",
     "harvest_filter": "labkit.own_code",
     "intervene": "labkit.runs.intervene",
     "iou": "labkit.chain.spans",

@@ -316,7 +316,7 @@ class Lab(Workbench):
 
     def _trackers(self, stage: str, moments: Sequence[Moment] = ()) -> Trackers:
         """Those that `report_to` names, for a stage of GRPO with chains of its newest step; without `moments` there are none."""
-        from labkit.views.tracked_chains import tracked_chains
+        from labkit.views.monitor import tracked_chains
 
         store = self.rollouts(stage)
         where = StageLog(self.path, NOTEBOOK_OF[stage], self.params.as_dict(), str(self.manifest.get("created")))

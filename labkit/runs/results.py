@@ -23,11 +23,8 @@ from labkit.table import Table, percent
 MODELS = {"base": "base", "grpo": "stage 1", "sft": "sft", "grpo_final": "final"}
 """The models that are evaluated, in the order in which they come to be, and what the table calls them."""
 DECODINGS = ("greedy", "sampled")
-COLUMNS = {
-    "miou": "mIoU",
-    "r1@0.3": "R1@0.3",
-    "r1@0.5": "R1@0.5",
-    "r1@0.7": "R1@0.7",
+SCORES = {"miou": "mIoU", "r1@0.3": "R1@0.3", "r1@0.5": "R1@0.5", "r1@0.7": "R1@0.7"}
+COLUMNS = SCORES | {
     "anchor_rate": "anchors",
     "strict_share": "strict",
     "iou_first": "first",

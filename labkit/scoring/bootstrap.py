@@ -30,10 +30,22 @@ _EQUAL = 1e-18
 
 
 class Interval(NamedTuple):
-    """Where a figure would fall for other videos."""
+    """Where a figure would fall for other videos; NaN where nothing can be said."""
 
     low: float
     high: float
+
+    def times(self, unit: float) -> Interval:
+        """The same in another unit."""
+        return Interval(unit * self.low, unit * self.high)
+
+    def text(self, form: str = ".1f") -> str:
+        """Both ends; "" where nothing can be said.
+
+        >>> Interval(0.312, 0.4).times(100).text(), Interval(-0.1, 0.2).text("+.2f"), Interval(math.nan, math.nan).text()
+        ('31.2 to 40.0', '-0.10 to +0.20', '')
+        """
+        return "" if math.isnan(self.low) else f"{self.low:{form}} to {self.high:{form}}"
 
 
 class Difference(NamedTuple):

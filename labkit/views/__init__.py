@@ -1,10 +1,9 @@
 """How records are looked at: figures of training, of stages and of single chains. Views read records, never train."""
 
 from labkit.views.figures.answers import answer_places, before_after, lengths
-from labkit.views.figures.chain_strip import chain_picture, gallery, through_stages
+from labkit.views.figures.chain_strip import Film, chain_picture, film, gallery, through_stages
 from labkit.views.figures.chains import funnel, iou_by_step, r1_curves
 from labkit.views.figures.failures import atlas
-from labkit.views.figures.frames import Film, film
 from labkit.views.figures.interventions import (
     anchors_forbidden,
     answer_by_step,
@@ -14,11 +13,9 @@ from labkit.views.figures.interventions import (
 )
 from labkit.views.figures.renderer import setup, show
 from labkit.views.figures.ridgelines import ridgelines
-from labkit.views.figures.scoreboard import scoreboard, under_rules
-from labkit.views.figures.seeds import over_seeds
-from labkit.views.figures.thoughts import true_words, words_table
+from labkit.views.figures.scoreboard import over_seeds, scoreboard, under_rules
 from labkit.views.figures.training import blindness, harvest_funnel, sft_loss, stage_comparison, training_curves
-from labkit.views.figures.training_words import words_along_training
+from labkit.views.figures.words import true_words, words_along_training, words_table
 
 __all__ = [
     "Film",

@@ -22,7 +22,7 @@ from labkit.stages.rollouts import Rollout
 from labkit.views.report.sanitize import escape_markdown
 
 if TYPE_CHECKING:
-    from labkit.scoring.scores import Paired, Score
+    from labkit.scoring.scores import Paired
     from labkit.stages.grpo_steps import GrpoResult
 
 ENOUGH_ANCHORS = 0.95
@@ -133,8 +133,6 @@ def after_final(
     now = final.figures["greedy"]
     first, last, answer = (_value(now, key) for key in ("iou_first", "iou_last", "iou_answer"))
     strict = _value(now, "strict_share")
-    gained = _better("", "r1@0.7", first_model, final, moments)
-    gain = _difference(first_model, final, "r1@0.7", moments, "greedy")
     return Conclusion(
         [
             _anchored("Chains have anchors", first_model, final, "greedy"),
@@ -150,9 +148,9 @@ def after_final(
                 f"mean IoU {first:.3f} at the first anchor, {last:.3f} at the last, {answer:.3f} in the answer, over the "
                 f"{_count(now, 'anchor_rate'):,} chains with anchors",
             ),
-            Claim(
-                f"R1@0.7 has gained at least {100 * ENOUGH_GAIN:.0f} points since {since}", gain.low >= ENOUGH_GAIN,
-                gained.evidence + (", which may be less" if gain.low < ENOUGH_GAIN <= gain.value else ""),
+            _better(
+                f"R1@0.7 has gained at least {100 * ENOUGH_GAIN:.0f} points since {since}", "r1@0.7", first_model, final, moments,
+                least=ENOUGH_GAIN,
             ),
             _better(f"Stage 3 adds to {'what it began from' if base is None else 'SFT'}", "miou", sft, final, moments),
             *_words_kept("stage 3", sft, final, moments),
@@ -222,7 +220,7 @@ def _words_kept(stage: str, before: ModelEvaluation, after: ModelEvaluation, mom
         word = "fell" if high < 0 else "rose" if low > 0 else "stayed" if stayed else "may have moved"
         fell, open_ = fell or high < 0, open_ or word == "may have moved"
         shares = " to ".join(f"{100 * sum(row[0] for row in each) / len(each):.1f}" for each in (theirs, ours))
-        interval = "" if math.isnan(low) else f", 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
+        interval = "" if math.isnan(low) else f", {_interval(gap.interval, '+.1f')}"
         parts.append(f"{KINDS[kind]} {word}, {shares} % ({100 * gap.value:+.1f}{interval}; {len(shared):,} queries)")
     if not parts:
         return []
@@ -308,8 +306,7 @@ def _follows(place: str, edit: str, follow: Follow) -> Claim:
         "swap": f"it moves {value:.2f} s for each second between two other queries' anchors",
         "widen": f"its length changes by {value:.2f} s for each second of the anchor's",
     }[edit]
-    low, high = interval
-    known = f"95 % interval {low:.2f} to {high:.2f}" if not math.isnan(low) else "too few videos for an interval"
+    known = f"95 % interval {ends}" if (ends := interval.text(".2f")) else "too few videos for an interval"
     return Claim(
         f"When the {place} anchor is {EDITS[edit]}, the answer {words}",
         holds,
@@ -344,8 +341,8 @@ def _points(value: float, low: float, high: float) -> str:
     value, low, high = (0.0 if abs(each) < 5e-4 else each for each in (value, low, high))  # no -0.0
     if math.isnan(low):
         return f"mIoU {100 * value:+.1f}, of too few videos for an interval"
-    chance = ", which may be chance" if low <= 0 <= high and low < high else ""
-    return f"mIoU {100 * value:+.1f} (95 % interval {100 * low:+.1f} to {100 * high:+.1f}){chance}"
+    interval = Interval(low, high)
+    return f"mIoU {100 * value:+.1f} ({_interval(interval, '+.1f')}){_chance(interval) if low < high else ''}"
 
 
 def _words(base: ModelEvaluation | None, final: ModelEvaluation, moments: Moments) -> list[Claim]:
@@ -357,10 +354,10 @@ def _words(base: ModelEvaluation | None, final: ModelEvaluation, moments: Moment
     for kind, words in check_words({row.qid: row.text for row in final.greedy}, list(moments.values())).items():
         if not words:
             continue
-        low, high = mean_interval([word.true for word in words], [word.video for word in words])
+        interval = mean_interval([word.true for word in words], [word.video for word in words])
         true = sum(word.true for word in words)
         evidence = f"{true:,} of {len(words):,} are, {100 * true / len(words):.1f} %"
-        evidence += "" if math.isnan(low) else f" (95 % interval {100 * low:.1f} to {100 * high:.1f})"
+        evidence += "" if math.isnan(interval.low) else f" ({_interval(interval)})"
         evidence += f", {100 * _value(now, f'chance_{kind}'):.1f} by chance; {100 * ENOUGH_TRUE:.0f} % is the target"
         if before.get(f"said_{kind}"):
             evidence += f"; the base: {100 * _value(before, f'true_{kind}'):.1f} % of {before[f'said_{kind}']:,.0f}"
@@ -373,54 +370,48 @@ def _words(base: ModelEvaluation | None, final: ModelEvaluation, moments: Moment
     return [*claims, Claim("Distinct thoughts, once object words and numbers are blanked", None, distinct)]
 
 
-class _Change(NamedTuple):
-    """By how much a figure moved over the same queries, NaN where there is nothing to take it of."""
-
-    before: float
-    after: float
-    value: float
-    low: float
-    high: float
-    queries: int
-
-
-def _difference(before: ModelEvaluation, after: ModelEvaluation, key: str, moments: Moments, decoding: str) -> _Change:
-    from labkit.scoring.scores import compare
-
-    if not moments or not _rollouts(before, decoding) or not _rollouts(after, decoding):
-        return _Change(math.nan, math.nan, math.nan, math.nan, math.nan, 0)
-    first, second = (_scored(model, moments, decoding) for model in (before, after))
-    gap = compare(second, first).differences[key]
-    return _Change(first.figures[key], second.figures[key], gap.value, *gap.interval, len(first.qids))
-
-
-def _scored(model: ModelEvaluation, moments: Moments, decoding: str) -> Score:
-    from labkit.scoring.predictions import as_predictions
-    from labkit.scoring.scores import score
-
-    return score(as_predictions(_rollouts(model, decoding), {}), list(moments.values()))
-
-
 def _rollouts(model: ModelEvaluation, decoding: str) -> Sequence[Rollout]:
     return model.greedy if decoding == "greedy" else model.sampled
 
 
 def _better(
-    text: str, key: str, before: ModelEvaluation, after: ModelEvaluation, moments: Moments, decoding: str = "greedy"
+    text: str,
+    key: str,
+    before: ModelEvaluation,
+    after: ModelEvaluation,
+    moments: Moments,
+    decoding: str = "greedy",
+    least: float = 0.0,
 ) -> Claim:
-    """Whether a figure rose by more than chance explains."""
+    """Whether a figure rose by more than chance explains, or by `least` at least, over the same queries."""
+    from labkit.scoring.predictions import as_predictions
+    from labkit.scoring.scores import compare, score
+
     name = {"miou": "mIoU", "r1@0.7": "R1@0.7"}[key]
-    change = _difference(before, after, key, moments, decoding)
-    if not change.queries:
+    asked = [_rollouts(model, decoding) for model in (before, after)]
+    if not moments or not all(asked):
         return Claim(text, False, f"there is no {decoding} {name} of both")
-    evidence = f"{decoding} {name} {100 * change.before:.1f} to {100 * change.after:.1f} %, {100 * change.value:+.1f}"
-    if math.isnan(change.low):
-        evidence += f" on {change.queries:,} queries, of too few videos for an interval"
+    first, second = (score(as_predictions(rollouts, {}), list(moments.values())) for rollouts in asked)
+    gap = compare(second, first).differences[key]
+    low, high = gap.interval
+    queries = f"{len(first.qids):,} queries"
+    evidence = f"{decoding} {name} {100 * first.figures[key]:.1f} to {100 * second.figures[key]:.1f} %, {100 * gap.value:+.1f}"
+    if math.isnan(low):
+        evidence += f" on {queries}, of too few videos for an interval"
     else:
-        evidence += f" (95 % interval {100 * change.low:+.1f} to {100 * change.high:+.1f}, {change.queries:,} queries)"
-        if change.low <= 0 <= change.high:
-            evidence += ", which may be chance"
-    return Claim(text, change.low > 0, evidence)
+        evidence += f" ({_interval(gap.interval, '+.1f')}, {queries}){_chance(gap.interval)}"
+    if least and low < least <= gap.value:
+        evidence += ", which may be less"
+    return Claim(text, low >= least if least else low > 0, evidence)
+
+
+def _interval(interval: Interval, form: str = ".1f") -> str:
+    """An interval of fractions, in percent."""
+    return f"95 % interval {interval.times(100).text(form)}"
+
+
+def _chance(interval: Interval) -> str:
+    return ", which may be chance" if interval.low <= 0 <= interval.high else ""
 
 
 def _anchored(text: str, before: ModelEvaluation, after: ModelEvaluation, decoding: str) -> Claim:

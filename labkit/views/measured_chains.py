@@ -40,6 +40,15 @@ class PlainRecord(NamedTuple):
     status: str = ""
 
 
+class StepBar(NamedTuple):
+    """A step as it is drawn; `anchor` is its place among the anchors, None for the answer, whose span is None when none was read."""
+
+    name: str
+    span: Span | None
+    iou: float
+    anchor: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class MeasuredChain:
     """One chain as figures and pages see it; times in seconds from the clip's beginning."""
@@ -78,6 +87,12 @@ class MeasuredChain:
     def anchor_ious(self) -> list[float]:
         """IoU of each anchor."""
         return self.ious[: len(self.chain.anchors)]
+
+    def bars(self, most: int) -> list[StepBar]:
+        """Its first `most` anchors, then its answer."""
+        anchors = zip(self.chain.anchors[:most], self.anchor_ious, strict=False)
+        bars = [StepBar(f"anchor {k + 1}", anchor.span, iou, k) for k, (anchor, iou) in enumerate(anchors)]
+        return [*bars, StepBar("answer", self.chain.answer, self.answer_iou, None)]
 
     @property
     def window(self) -> Span:

@@ -7,19 +7,26 @@ the time gone by. At the end it always draws.
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from labkit.chain.rewards import RewardSpec
 from labkit.data.moments import Moment
-from labkit.stages.rollouts import RolloutStore
+from labkit.errors import LabError
+from labkit.runs.trackers import TrackedChain
+from labkit.stages.rollouts import Rollout, RolloutStore
+from labkit.views.explorer.sprites import SheetCache
+from labkit.views.explorer.still import draw_still
 from labkit.views.explorer.widget import ChainExplorer, explore
+from labkit.views.figures import style
 from labkit.views.figures.renderer import setup
 from labkit.views.figures.style import count
-from labkit.views.monitor_panels import panels_figure, panels_svg
+from labkit.views.figures.training import REWARDS, SHARES, Curve, curve, draw_curve, reward_lines
+from labkit.views.measured_chains import measure_chains
 
 SHARE = 0.015
 """Of the time gone by, the most that is drawn in."""
@@ -144,3 +151,223 @@ def _bundle(explorer: ChainExplorer, poster: bool) -> dict[str, Any]:
     bundle: Any = explorer._repr_mimebundle_() if poster else super(ChainExplorer, explorer)._repr_mimebundle_()
     data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
     return {"obj": data, "metadata": metadata}
+
+
+def tracked_chains(rollouts: Sequence[Rollout], moments: Sequence[Moment], sheets: Path) -> list[TrackedChain]:
+    """The best, the median and the worst of a step's rollouts by the IoU of the answer; `sheets` keeps the clips' pictures."""
+    rows = measure_chains(rollouts, {moment.qid: moment for moment in moments})
+    order = sorted(range(len(rows)), key=lambda at: (-rows[at].answer_iou, at))
+    cache, shown = SheetCache(sheets), []
+    for name, place in {"best": 0, "median": len(order) // 2, "worst": -1}.items() if order else ():
+        row = rows[order[place]]
+        moment, sheet, problem = row.moment, None, ""
+        try:
+            sheet = cache.get(moment.video, moment.duration, moment.start)
+        except LabError as error:  # the rest of the picture is as good without its frames
+            problem = str(error)
+        caption = f"step {rollouts[0].step}: the {name} of {len(rows):,} chains"
+        picture = draw_still(rows, order[place], sheet, caption, problem)
+        text = f"{moment.query}\n{row.record.text}\nIoU {row.answer_iou:.2f}"
+        shown.append(TrackedChain(name, text, picture))
+    return shown
+
+
+class Panel(NamedTuple):
+    """One panel: what stands above it, and its lines by their names in a history."""
+
+    title: str
+    lines: Mapping[str, tuple[str, style.Look]]
+    range: tuple[float, float] | None = None
+    """None: what the lines need."""
+    percent: bool = False
+
+
+PANELS = (
+    Panel("mean reward by term", REWARDS),
+    Panel(
+        "IoU of each step, in chains with anchors",
+        {
+            "iou_first": ("first", style.Look("#4aa5dd", "circle", "dot")),
+            "iou_last": ("last anchor", style.Look("#2563b8", "circle", "dash")),
+            "iou_answer": ("answer", style.Look(style.ANSWER, "circle", "solid")),
+        },
+        (0, 1),
+    ),
+    Panel("share of chains that", SHARES, (0, 100), percent=True),
+    Panel("entropy of a token", {"entropy": ("nats", style.Look("#3a9c9c", "circle", "solid"))}),
+    Panel(
+        "groups that teach nothing",
+        {"silent_share": ("all earn the same", style.Look("#7b62c9", "circle", "solid"))},
+        (0, 100),
+        percent=True,
+    ),
+)
+_PLACES = ((1, 0.0, 0.46), (1, 0.55, 1.0), (2, 0.0, 0.27), (2, 0.365, 0.635), (2, 0.73, 1.0))
+"""Row of each, and where across the whole width it begins and ends."""
+_STROKES = {"solid": "", "dash": "6 4", "dot": "2 3", "dashdot": "7 3 2 3", "longdash": "10 4"}
+_SAMPLES = {"solid": "━", "dash": "╍", "dot": "┅", "dashdot": "╍·", "longdash": "━╸"}
+_LEFT, _ACROSS, _RIGHT = 44, 740, 36
+"""Pixels of a picture's width: the numbers of the first panel, all panels, and room for names that are longer than theirs."""
+_ABOVE, _INNER, _BELOW = 60, 130, 28
+"""Pixels of a row of panels: names, panels, steps."""
+
+
+class PanelLine(NamedTuple):
+    """A line of a panel."""
+
+    label: str
+    look: style.Look
+    curve: Curve
+
+
+def panels_figure(title: str, history: Sequence[Mapping[str, Any]], why: str = "") -> style.Figure:
+    """The panels of a stage that has ended; `history` has a row a step, as `GrpoResult.history`, `why` says what ended it."""
+    drawn = [list(_lines(panel, history)) for panel in PANELS]
+    if not any(drawn):
+        return style.nothing(style.plain(title), "no step was recorded")
+    caption = f"{style.plain(why[:1].upper() + why[1:])}. " if why else ""
+    caption += (
+        "Dots: each step; lines: smoothed, and the number is where a line ends. The policy learns nothing from a group whose "
+        "chains all earned the same, and explores no more once the entropy is gone."
+    )
+    fig, _ = style.panels(
+        [
+            _heading(panel, lines, end - begin)
+            for panel, lines, (_, begin, end) in zip(PANELS, drawn, _PLACES, strict=True)
+        ],
+        style.plain(title),
+        caption,
+        150,
+        columns=3,
+        between=92,
+        specs=[[{}, None, {}], [{}, {}, {}]],
+    )
+    for number, (panel, lines, (_, begin, end)) in enumerate(zip(PANELS, drawn, _PLACES, strict=True), 1):
+        axes = {"xaxis": f"x{number}", "yaxis": f"y{number}"}
+        unit = " %" if panel.percent else ""
+        for label, look, drawn_curve in lines:
+            draw_curve(fig, drawn_curve, label, look, unit, bold=label == "total", **axes)
+        fig.update_layout({f"xaxis{number}": {"domain": (begin, end)}})
+        fig.layout.annotations[number - 1].update(x=begin, xanchor="left", align="left")
+        limits: dict[str, Any] = {"nticks": 6, "rangemode": "tozero"}
+        if panel.range is not None:
+            low, high = panel.range
+            limits = {"dtick": (high - low) / 2, "range": [low - 0.03 * high, 1.05 * high]}
+        fig.update_layout({f"yaxis{number}": {"ticksuffix": unit, **limits}})
+    fig.update_xaxes(title_text="training step", row=2)
+    return fig.update_layout(showlegend=False, margin_r=_RIGHT)
+
+
+def panels_svg(history: Sequence[Mapping[str, Any]], steps: int) -> str:
+    """The panels of a stage that is to take `steps` steps, as HTML that can be drawn after every one of them."""
+    parts = []
+    for panel, (row, begin, end) in zip(PANELS, _PLACES, strict=True):
+        x, y = _LEFT + begin * _ACROSS, row * (_ABOVE + _INNER + _BELOW) - _INNER - _BELOW
+        drawn = _panel_svg(panel, list(_lines(panel, history)), (end - begin) * _ACROSS, steps)
+        parts.append(f'<g transform="translate({x:.1f} {y})">{drawn}</g>')
+    width, height = _LEFT + _ACROSS + _RIGHT, 2 * (_ABOVE + _INNER + _BELOW)
+    font = "font-family:system-ui,-apple-system,'Segoe UI',sans-serif;font-size:11.5px"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'style="width:100%;max-width:{width}px;{font}" fill="{style.TEXT}" '
+        f'role="img" aria-label="rewards and chains over the training steps">{"".join(parts)}</svg>'
+    )
+
+
+def _lines(panel: Panel, history: Sequence[Mapping[str, Any]]) -> Iterator[PanelLine]:
+    lines = reward_lines(history) if panel.lines is REWARDS else panel.lines
+    for name, (label, look) in lines.items():
+        found = curve(((row["step"], _value(row, name)) for row in history), 100 if panel.percent else 1)
+        if len(found.steps):
+            yield PanelLine(label, look, found)
+
+
+def _value(row: Mapping[str, Any], name: str) -> Any:
+    if name != "silent_share":
+        return row.get(name)
+    return row["zero_variance_groups"] / row["groups"] if row.get("groups") else None
+
+
+def _heading(panel: Panel, lines: Sequence[PanelLine], share: float) -> str:
+    """What a panel of a figure shows, and under it its lines with the value at which each ends."""
+    rows = [
+        "  ".join(
+            f'<span style="color:{each.look.color}">{_SAMPLES[each.look.dash]} {each.label}</span> <b>{_ending(panel, each)}</b>'
+            for each in row
+        )
+        for row in _wrapped(panel, lines, share * style.WIDTH)
+    ]
+    return "<br>".join([panel.title, *(rows or ["no step has a value"])])
+
+
+def _wrapped(panel: Panel, lines: Sequence[PanelLine], width: float) -> list[list[PanelLine]]:
+    """The names of lines in as many rows as they need; letters are taken for wide ones."""
+    rows: list[list[PanelLine]] = []
+    left = 0.0
+    for each in lines:
+        needed = 7.2 * len(f"{each.label} {_ending(panel, each)}") + 26
+        if not rows or needed > left:
+            rows.append([])
+            left = width + _RIGHT
+        rows[-1].append(each)
+        left -= needed
+    return rows
+
+
+def _ending(panel: Panel, line: PanelLine) -> str:
+    last = line.curve.smooth[-1]
+    return f"{last:.0f} %" if panel.percent else f"{last:.2f}".replace("-", "−")
+
+
+def _panel_svg(panel: Panel, lines: Sequence[PanelLine], width: float, steps: int) -> str:
+    """A panel of the quick picture, its upper left corner at 0, 0; names stand above that."""
+    values = [value for line in lines for value in (*line.curve.raw, *line.curve.smooth)]
+    if panel.range is None:
+        ticks = _ticks(min([0.0, *values]), max([0.1, *values]))
+    else:
+        ticks = [panel.range[0], sum(panel.range) / 2, panel.range[1]]
+    low, high = ticks[0], ticks[-1]
+
+    def x(step: float) -> float:
+        return width * (step - 1) / max(1, steps - 1)
+
+    def y(value: float) -> float:
+        return _INNER * (high - value) / (high - low)
+
+    rows = _wrapped(panel, lines, width)
+    parts = [f'<text y="{-8 - 15 * len(rows)}">{panel.title}</text>']
+    parts += [f'<text y="{-8 - 15 * (len(rows) - at)}">{_names(panel, row)}</text>' for at, row in enumerate(rows, 1)]
+    for tick in ticks:
+        text = f"{tick:g}".replace("-", "−") + (" %" if panel.percent else "")
+        parts.append(f'<path d="M0 {y(tick):.1f}H{width:.1f}" stroke="{style.GRID}"/>')
+        parts.append(f'<text x="-6" y="{y(tick) + 4:.1f}" text-anchor="end">{text}</text>')
+    for step in dict.fromkeys((1, (1 + steps) // 2, steps)):
+        parts.append(f'<text x="{x(step):.1f}" y="{_INNER + 18}" text-anchor="middle">{step}</text>')
+    for label, look, (at, raw, smooth) in lines:
+        dots = "".join(f"M{x(step):.1f} {y(value):.1f}h0" for step, value in zip(at, raw, strict=True))
+        line = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in zip(at, smooth, strict=True))
+        faint = 'stroke-opacity=".4" stroke-width="3" stroke-linecap="round"'
+        stroke = f'stroke-width="{2.6 if label == "total" else 2}" stroke-dasharray="{_STROKES[look.dash]}"'
+        parts.append(f'<path d="{dots}" stroke="{look.color}" {faint}/>')
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{look.color}" {stroke}/>')
+    return "".join(parts)
+
+
+def _names(panel: Panel, lines: Sequence[PanelLine]) -> str:
+    return " ".join(
+        f'<tspan fill="{each.look.color}" dx="{6 if at else 0}">{_SAMPLES[each.look.dash]} {each.label}</tspan>'
+        f' <tspan font-weight="600">{_ending(panel, each)}</tspan>'
+        for at, each in enumerate(lines)
+    )
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Three to seven round values from `low` or below to `high` or above.
+
+    >>> _ticks(0, 0.7), _ticks(-0.9, 3.3)
+    ([0.0, 0.2, 0.4, 0.6, 0.8], [-1.0, 0.0, 1.0, 2.0, 3.0, 4.0])
+    """
+    rough = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = power * next(each for each in (1, 2, 5, 10) if each * power >= rough)
+    return [round(k * step, 9) for k in range(math.floor(low / step), math.ceil(high / step) + 1)]

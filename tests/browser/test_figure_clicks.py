@@ -14,8 +14,8 @@ from labkit.chain.anchors import parse, render
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.stages.rollouts import UNPAID, Rollout
-from labkit.views.report.html_page import report_page
 from labkit.views.report.notebook_html import read_chapter
+from labkit.views.report.report import report_page
 from tests.browser.conftest import CHROMIUM
 from tests.browser.pages import WatchedPage, run_in_jupyterlab, write_notebook
 from tests.data.films import CONSTANT, film

@@ -13,9 +13,8 @@ from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.stages.rollouts import Rollout
 from labkit.views.report import sanitize
-from labkit.views.report.html_page import report_page
 from labkit.views.report.notebook_html import read_chapter
-from labkit.views.report.report import write_report
+from labkit.views.report.report import report_page, write_report
 from tests.browser.attacks import PAYLOADS
 from tests.browser.conftest import CHROMIUM
 from tests.browser.pages import WatchedPage, drag_to_twenty_places

@@ -21,8 +21,7 @@ from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.stages.rollouts import Rollout, RolloutStore
 from labkit.views import monitor as views
-from labkit.views.monitor import EVERY, SHARE, Monitor
-from labkit.views.monitor_panels import PANELS, panels_figure, panels_svg
+from labkit.views.monitor import EVERY, PANELS, SHARE, Monitor, panels_figure, panels_svg
 from tests.data.films import CONSTANT, film
 
 PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"

@@ -6,15 +6,18 @@ import base64
 import functools
 import html
 import json
+import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from shlex import quote as shell_quote
 from typing import Any
+from urllib.parse import quote
 
 import anywidget
 import traitlets
 
-from labkit.views.explorer.films import film_beside, film_for_browser
 from labkit.views.explorer.packing import VideoClip
 from labkit.views.explorer.still import WIDTH as STILL_WIDTH
 
@@ -142,3 +145,89 @@ def with_still(bundle: Any, text: str, poster: Callable[[], bytes | None] | None
         data["image/png"] = base64.b64encode(picture).decode("ascii")
         metadata = {**metadata, "image/png": {"width": STILL_WIDTH}}
     return data, metadata
+
+
+_SAVE_STATE = re.compile(r'"saveState"\s*:\s*true')
+_MANAGER = "@jupyter-widgets/jupyterlab-manager"
+_LABKIT_OVERRIDES = Path(__file__).parents[3] / "share/jupyter/lab/settings/overrides.d/labkit.json"
+PLAYED = frozenset({".mp4", ".m4v", ".mov", ".webm", ".mkv", ".ogv"})
+"""Endings of files that some browser plays; of the others, such as .avi and .wmv, the sheet is shown."""
+MOST_FILM_BYTES = 32 << 20
+"""Of a video that is sent by the kernel: the browser holds all of it in memory."""
+
+
+def film_for_browser(clip: VideoClip, server_root: str = "") -> tuple[dict[str, Any], list[bytes]]:
+    """What a page is answered that asks for a clip's video, and the bytes that go with it.
+
+    `path` is the video's below `server_root`, the folder of the Jupyter server, which then sends it bit by bit; "" is no server. A
+    video that lies elsewhere comes as bytes where it has at most `MOST_FILM_BYTES`. Of any other, `why` says why it is not played.
+    """
+    video = Path(clip.video)
+    if video.suffix.lower() not in PLAYED:
+        return {"why": f"browsers do not play {video.suffix or 'files without an ending'}"}, []
+    if server_root and (path := _below(video, Path(os.path.expanduser(server_root)))):
+        return {"path": path, "start": clip.start}, []
+    try:
+        size = video.stat().st_size
+        if size > MOST_FILM_BYTES:
+            return {"why": f"{size / 1e6:.0f} MB, and not below the folder of the Jupyter server"}, []
+        return {"start": clip.start}, [video.read_bytes()]
+    except OSError as error:
+        return {"why": str(error.strerror)}, []
+
+
+def film_beside(clip: VideoClip, page: Path) -> dict[str, Any] | None:
+    """Where a page that is written to `page` looks for a clip's video; None where no browser plays it.
+
+    That is where it lies now if both are below the working folder. Otherwise it is beside the page: a path says where somebody's
+    files lie, and the name is enough for a page that is sent along with its video.
+    """
+    video, here = Path(clip.video).absolute(), Path.cwd()
+    if video.suffix.lower() not in PLAYED:
+        return None
+    folder = page.absolute().parent
+    near = video.is_relative_to(here) and folder.is_relative_to(here)
+    path = os.path.relpath(video, folder) if near else video.name
+    return {"src": quote(path.replace(os.sep, "/")), "start": clip.start}
+
+
+def _below(video: Path, root: Path) -> str:
+    """The path of a URL from `root` to a video; "" where it is not below, or where a server refuses it as hidden."""
+    for file, folder in ((video.absolute(), root.absolute()), (video.resolve(), root.resolve())):
+        if file.is_relative_to(folder):
+            parts = file.relative_to(folder).parts
+            return "" if any(part.startswith(".") for part in parts) else quote("/".join(parts))
+    return ""
+
+
+def saving_hint() -> str:
+    """What to do so that this environment's JupyterLab saves widgets with a notebook; "" where it does, or isn't here.
+
+    A plain install brings the setting along, an editable one cannot. The reader's own settings count, too.
+    """
+    lab = Path(os.environ.get("JUPYTERLAB_DIR") or Path(sys.prefix, "share/jupyter/lab"))
+    if not lab.is_dir():
+        return ""  # the kernel of a JupyterLab that lives elsewhere, whose settings cannot be seen from here
+    from jupyter_core.paths import jupyter_config_dir
+
+    own = os.environ.get("JUPYTERLAB_SETTINGS_DIR") or Path(jupyter_config_dir(), "lab/user-settings")
+    files = [
+        *(lab / "settings").glob("overrides.json*"),
+        *(lab / "settings").glob("overrides.d/*.json*"),
+        *Path(own, _MANAGER).glob("plugin.jupyterlab-settings"),
+    ]
+    if any(_SAVE_STATE.search(file.read_text(encoding="utf-8", errors="replace")) for file in files):
+        return ""
+    target = lab / "settings/overrides.d"
+    how = (
+        f"mkdir -p {shell_quote(str(target))} && cp {shell_quote(str(_LABKIT_OVERRIDES))} {shell_quote(str(target))}"
+        if _LABKIT_OVERRIDES.is_file()
+        else f"pip install labkit into {sys.prefix}"
+    )
+    return f"JupyterLab saves notebooks without what widgets show; to keep it, once: {how}"
+
+
+@functools.cache
+def saving_hint_of_server() -> str:
+    """The same, where somebody works in JupyterLab; "" in a batch, whose notebooks keep their widgets anyway."""
+    return saving_hint() if "JPY_SESSION_NAME" in os.environ else ""

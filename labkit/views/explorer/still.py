@@ -12,7 +12,7 @@ import math
 import re
 import textwrap
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -20,7 +20,7 @@ from labkit.chain.spans import Span, clip_span
 from labkit.views.explorer.packing import paid_total
 from labkit.views.explorer.sprites import Sheet
 from labkit.views.figures import style
-from labkit.views.measured_chains import MeasuredChain
+from labkit.views.measured_chains import MeasuredChain, StepBar
 from labkit.views.report.sanitize import safe_text
 
 WIDTH = 960
@@ -31,16 +31,9 @@ INK, SOFT, LINE, _GROUND, RAISED, _CHOSEN, _SCREEN = (
     "#1b2026", "#59616b", "#dfe3e8", "#ffffff", "#f5f7f9", "#dcebf9", "#0d1117",
 )  # fmt: skip
 BAND = "#d4efe7"
-_MOST_STEPS = 5
+MOST_STEPS = 5
 _LABEL, _VALUE = 68, 118
 FILM = 44
-
-
-class _StepBar(NamedTuple):
-    name: str
-    span: Span | None
-    iou: float
-    color: str
 
 
 def draw_still(
@@ -51,7 +44,7 @@ def draw_still(
     `sheet` are its clip's frames; without them `problem` says why in their place.
     """
     measured = rows[chosen]
-    steps = step_bars(measured)
+    steps = measured.bars(MOST_STEPS)
     words = textwrap.wrap(plain_words(safe_text(measured.record.text), measured.chain.status), 96)
     if len(words) > 5:
         words = [*words[:4], words[4][:88] + " …"]
@@ -130,6 +123,46 @@ class Canvas:
         return file.getvalue()
 
 
+class Timeline:
+    """The seconds of a clip across a canvas, from pixel `begin` to `end`, which a film, bars and an axis share."""
+
+    def __init__(self, pen: Canvas, begin: float, end: float, duration: float) -> None:
+        """Of a clip of `duration` seconds."""
+        self.pen, self.begin, self.end, self.duration = pen, begin, end, duration
+
+    def at(self, second: float) -> float:
+        """The pixel of a second; what lies outside the clip is at its ends."""
+        return self.begin + (self.end - self.begin) / self.duration * min(max(second, 0.0), self.duration)
+
+    def film(self, top: float, sheet: Sheet | None, problem: str = "") -> None:
+        """As many frames as fit side by side, each from the middle of its seconds; without a sheet what is wrong."""
+        if sheet is None:
+            self.pen.box(self.begin, top, self.end, top + FILM, RAISED, 4)
+            middle, most = (self.begin + self.end) / 2, self.end - self.begin - 20
+            self.pen.text(middle, top + FILM / 2, problem, 11, SOFT, most, "mm")
+            return
+        picture = sheet_picture(sheet)
+        count = max(1, round((self.end - self.begin) / (FILM * sheet.width / sheet.height)))
+        each = (self.end - self.begin) / count
+        for k in range(count):
+            second = (k + 0.5) * self.duration / count
+            if second < sheet.frames * sheet.step:
+                self.pen.paste(_frame(picture, sheet, second), self.begin + k * each, top, each, FILM)
+
+    def spans(self, spans: Sequence[Span], middle: float, half: float, color: str, radius: float = 3) -> None:
+        """Spans as bars around a line, each at least two pixels wide."""
+        for span in spans:
+            begin = self.at(span.start)
+            self.pen.box(begin, middle - half, max(self.at(span.end), begin + 2), middle + half, color, radius)
+
+    def axis(self, y: float) -> None:
+        """Seconds at the quarters of the clip."""
+        for k in range(5):
+            second = k * self.duration / 4
+            self.pen.box(self.at(second) - 0.5, y, self.at(second) + 0.5, y + 4, SOFT)
+            self.pen.text(self.at(second), y + 12, f"{second:.1f}" + (" s" if k == 4 else ""), 10.5, SOFT, anchor="mm")
+
+
 @functools.cache
 def _font(size: float) -> Any:
     return ImageFont.load_default(size * _SCALE)
@@ -142,13 +175,6 @@ def plain_words(text: str, status: str) -> str:
         text = re.sub(r"<answer>\s*(.*?)\s*</answer>", r"Answer: [\1 s]", text, flags=re.DOTALL)
         text = re.sub(r"</?(?:think|option)>", " ", text)
     return " ".join(text.split())
-
-
-def step_bars(measured: Any) -> list[_StepBar]:
-    """The bars of a chain: its first anchors, then its answer."""
-    anchors = list(zip(measured.chain.anchors, measured.anchor_ious, strict=True))[:_MOST_STEPS]
-    found = [_StepBar(f"anchor {k}", anchor.span, iou, style.ANCHOR) for k, (anchor, iou) in enumerate(anchors, 1)]
-    return [*found, _StepBar("answer", measured.chain.answer, measured.answer_iou, style.ANSWER)]
 
 
 def _table(pen: Canvas, rows: Sequence[MeasuredChain], chosen: int, most: int) -> None:
@@ -193,7 +219,7 @@ def _table(pen: Canvas, rows: Sequence[MeasuredChain], chosen: int, most: int) -
 
 
 def _chain(
-    pen: Canvas, row: MeasuredChain, steps: Sequence[_StepBar], sheet: Sheet | None, problem: str, words: Sequence[str]
+    pen: Canvas, row: MeasuredChain, steps: Sequence[StepBar], sheet: Sheet | None, problem: str, words: Sequence[str]
 ) -> None:
     moment, left, right = row.moment, _TABLE + 14, WIDTH - 14
     record: Any = row.record
@@ -205,7 +231,6 @@ def _chain(
         row.chain.status,
     ]
     pen.text(left, 71, "   ".join(filter(None, facts)), 11.5, SOFT, right - left)
-    picture = None if sheet is None else Image.open(io.BytesIO(sheet.webp)).convert("RGB")
     wide = 224 if sheet is None else min(250.0, 140 * sheet.width / sheet.height)
     pen.box(left, 84, left + wide, 224, _SCREEN, 6)
     shown = [*filter(None, [row.chain.answer]), *moment.windows, *row.chain.steps]
@@ -213,33 +238,27 @@ def _chain(
         for number, line in enumerate(textwrap.wrap(problem, 34)[:6]):
             pen.text(left + wide / 2, 110 + 16 * number, line, 11, "#d5dae0", wide - 12, "mm")
     else:
-        pen.paste(_frame(picture, sheet, shown[0].start if shown else 0.0), left, 84, wide, 140)
+        pen.paste(_frame(sheet_picture(sheet), sheet, shown[0].start if shown else 0.0), left, 84, wide, 140)
     _earned(pen, record, left + wide + 18, right)
-    # Film, truth, bars and axis share their seconds.
-    begin, end, top = left + _LABEL, right - _VALUE, 236
-    scale = (end - begin) / moment.duration
-
-    def at(second: float) -> float:
-        return begin + scale * min(max(second, 0.0), moment.duration)
-
-    if sheet is not None:
-        draw_film(pen, picture, sheet, moment.duration, (begin, top, end))
-    else:
-        pen.box(begin, top, end, top + FILM, RAISED, 4)
+    top = 236
+    time = Timeline(pen, left + _LABEL, right - _VALUE, moment.duration)
+    time.film(top, sheet)
     first = top + FILM + 15 + (22 if moment.has_truth else 0)
     bottom = first - 11 + 22 * len(steps)
     for window in moment.windows:
-        pen.box(at(window.start), top + FILM + 4, at(window.end), bottom, BAND)
+        pen.box(time.at(window.start), top + FILM + 4, time.at(window.end), bottom, BAND)
     if moment.has_truth:
-        _line(pen, top + FILM + 15, "truth", moment.windows, style.TRUTH, at, left)
+        pen.text(left, top + FILM + 15, "truth", 12, SOFT)
+        time.spans(moment.windows, top + FILM + 15, 7, style.TRUTH)
         value = f"{moment.windows[0].start:.1f} to {moment.windows[0].end:.1f}" if len(moment.windows) == 1 else ""
-        pen.text(end + 12, top + FILM + 15, value or f"{len(moment.windows)} windows", 11.5, SOFT)
+        pen.text(time.end + 12, top + FILM + 15, value or f"{len(moment.windows)} windows", 11.5, SOFT)
     before: float | None = None
     for number, step in enumerate(steps):
         middle = first + 22 * number
-        clipped = step.span and clip_span(step.span, moment.duration)
-        _line(pen, middle, step.name, clipped.parts if clipped else [], step.color, at, left)
-        pen.text(end + 12, middle, _said(step.span), 11.5, SOFT, 70)
+        pen.text(left, middle, step.name, 12, SOFT)
+        if step.span and (clipped := clip_span(step.span, moment.duration)):
+            time.spans(clipped.parts, middle, 7, style.ANSWER if step.anchor is None else style.ANCHOR)
+        pen.text(time.end + 12, middle, _said(step.span), 11.5, SOFT, 70)
         if not moment.has_truth:
             continue
         pen.text(right - 12, middle, f"{step.iou:.2f}", 11.5, anchor="rm")
@@ -247,10 +266,7 @@ def _chain(
             better = step.iou > before
             pen.mark(right - 5, middle, better, style.BETTER if better else style.WORSE)
         before = step.iou
-    for k in range(5):
-        second = k * moment.duration / 4
-        pen.box(at(second) - 0.5, bottom, at(second) + 0.5, bottom + 4, SOFT)
-        pen.text(at(second), bottom + 12, f"{second:.1f}" + (" s" if k == 4 else ""), 10.5, SOFT, anchor="mm")
+    time.axis(bottom)
     for number, line in enumerate(words):
         pen.text(left, bottom + 34 + 18 * number, line, 12, most=right - left)
 
@@ -259,23 +275,6 @@ def _said(span: Span | None) -> str:
     if span is None:
         return "none"
     return f"{span.start:.1f} to {span.end:.1f}" if len(span.parts) == 1 else f"{len(span.parts)} spans"
-
-
-def draw_film(pen: Canvas, picture: Any, sheet: Sheet, duration: float, place: tuple[float, float, float]) -> None:
-    """As many frames as fit side by side, each from the middle of its seconds; `place` is left, top and right."""
-    begin, top, end = place
-    count = max(1, round((end - begin) / (FILM * sheet.width / sheet.height)))
-    each = (end - begin) / count
-    for k in range(count):
-        second = (k + 0.5) * duration / count
-        if second < sheet.frames * sheet.step:
-            pen.paste(_frame(picture, sheet, second), begin + k * each, top, each, FILM)
-
-
-def _line(pen: Canvas, middle: float, name: str, spans: Sequence[Span], color: str, at: Any, left: float) -> None:
-    pen.text(left, middle, name, 12, SOFT)
-    for span in spans:
-        pen.box(at(span.start), middle - 7, max(at(span.end), at(span.start) + 2), middle + 7, color, 3)
 
 
 def _earned(pen: Canvas, record: Any, left: float, right: float) -> None:
@@ -295,6 +294,11 @@ def _earned(pen: Canvas, record: Any, left: float, right: float) -> None:
         end = zero + max(-1.0, min(1.0, value)) * (right - left - 108) / 2
         pen.box(min(zero, end), middle - 5, max(zero, end), middle + 5, style.ANCHOR if value > 0 else style.WORSE)
         pen.box(zero - 0.5, middle - 8, zero + 0.5, middle + 8, SOFT)
+
+
+def sheet_picture(sheet: Sheet) -> Any:
+    """The frames of a sheet as one picture."""
+    return Image.open(io.BytesIO(sheet.webp)).convert("RGB")
 
 
 def _frame(picture: Any, sheet: Sheet, second: float) -> Any:

@@ -6,17 +6,13 @@ answers when a clip is asked for that was not saved with it. A step of the scrub
 
 from __future__ import annotations
 
-import functools
+import html
 import logging
-import os
-import re
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from shlex import quote
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import traitlets
 
@@ -27,19 +23,20 @@ from labkit.scoring.predictions import Answers
 from labkit.stages.rollouts import gc_paused
 from labkit.views.explorer import packing, subset
 from labkit.views.explorer.packing import Kind, Specs, VideoClip
-from labkit.views.explorer.page import PageWidget, with_still
+from labkit.views.explorer.page import PageWidget, saving_hint_of_server, with_still
 from labkit.views.explorer.sprites import SHARP_WIDTH, WIDTH, OnProgress, Sheet, SheetCache
 from labkit.views.explorer.still import draw_still
 from labkit.views.figures.failures import failure_kind
-from labkit.views.figures.style import count, in_stage_order
+from labkit.views.figures.held_chains import ChainKey, held_by, text_digest
+from labkit.views.figures.style import Figure, count, in_stage_order
 from labkit.views.measured_chains import ChainRecord, MeasuredChain, Records, measure_chains, with_predictions
+
+if TYPE_CHECKING:
+    import ipywidgets
 
 PROGRESS_SECONDS = 0.2
 """Between two messages of how far a clip's pictures are."""
 VIEWS = ("chain", "group", "stages")
-_SAVE_STATE = re.compile(r'"saveState"\s*:\s*true')
-_MANAGER = "@jupyter-widgets/jupyterlab-manager"
-_LABKIT_OVERRIDES = Path(__file__).parents[3] / "share/jupyter/lab/settings/overrides.d/labkit.json"
 
 
 class Selection(NamedTuple):
@@ -440,34 +437,57 @@ def _one_of(name: str, value: str, allowed: Sequence[str]) -> str:
     return value
 
 
-def saving_hint() -> str:
-    """What to do so that this environment's JupyterLab saves widgets with a notebook; "" where it does, or isn't here.
+def explore_figure(figure: Figure, explorer: ChainExplorer) -> ipywidgets.VBox:
+    """A figure over an explorer of the same chains: a click on a point or a bar lists those that it holds.
 
-    A plain install brings the setting along, an editable one cannot. The reader's own settings count, too.
+    `explore_figure(views.atlas(records, by_qid), explore(records, moments))`. A click sets `explorer.chosen`; set it to [] for
+    all chains again. Where the explorer has none of them, a line between the two says so. Raises LabError for a figure whose
+    points don't say which chains they hold.
     """
-    lab = Path(os.environ.get("JUPYTERLAB_DIR") or Path(sys.prefix, "share/jupyter/lab"))
-    if not lab.is_dir():
-        return ""  # the kernel of a JupyterLab that lives elsewhere, whose settings cannot be seen from here
-    from jupyter_core.paths import jupyter_config_dir
+    import ipywidgets
+    import plotly.graph_objects as go
 
-    own = os.environ.get("JUPYTERLAB_SETTINGS_DIR") or Path(jupyter_config_dir(), "lab/user-settings")
-    files = [
-        *(lab / "settings").glob("overrides.json*"),
-        *(lab / "settings").glob("overrides.d/*.json*"),
-        *Path(own, _MANAGER).glob("plugin.jupyterlab-settings"),
-    ]
-    if any(_SAVE_STATE.search(file.read_text(encoding="utf-8", errors="replace")) for file in files):
-        return ""
-    target = lab / "settings/overrides.d"
-    how = (
-        f"mkdir -p {quote(str(target))} && cp {quote(str(_LABKIT_OVERRIDES))} {quote(str(target))}"
-        if _LABKIT_OVERRIDES.is_file()
-        else f"pip install labkit into {sys.prefix}"
-    )
-    return f"JupyterLab saves notebooks without what widgets show; to keep it, once: {how}"
+    if "chains" not in (figure.layout.meta or {}):
+        raise LabError(
+            "this figure's points don't say which chains they hold; those of chains do, such as views.atlas, before_after, "
+            "lengths, funnel, iou_by_step, r1_curves, scoreboard, and training_curves of rollouts"
+        )
+    alive = go.FigureWidget(figure)
+    note = ipywidgets.HTML()
+
+    def choose(trace: Any, points: Any, _: Any) -> None:
+        if not points.point_inds:
+            return
+        try:
+            explorer.chosen = places_of(explorer, held_by(figure, points.trace_index, points.point_inds[0]))
+            note.value = ""
+        except LabError as error:  # raised in a callback, it would be seen by nobody
+            note.value = html.escape(str(error))
+
+    for trace in alive.data:
+        if "held" in (trace.meta or {}):
+            trace.on_click(choose)
+    return ipywidgets.VBox([alive, note, explorer])
 
 
-@functools.cache
-def saving_hint_of_server() -> str:
-    """The same, where somebody works in JupyterLab; "" in a batch, whose notebooks keep their widgets anyway."""
-    return saving_hint() if "JPY_SESSION_NAME" in os.environ else ""
+def places_of(explorer: ChainExplorer, keys: Sequence[ChainKey]) -> list[int]:
+    """Places of the chains among those of an explorer, as js/held.js finds them; those that it doesn't have are left out.
+
+    Raises LabError when it has none of them.
+    """
+    wanted: dict[tuple[str, int, int], list[ChainKey]] = {}
+    for key in keys:
+        wanted.setdefault((key.qid, key.step, key.sample), []).append(key)
+    found = []
+    for place, row in enumerate(explorer.rows):
+        for key in wanted.get((row.record.qid, row.step, row.sample), ()):
+            same_run = not (key.run and row.run) or key.run == row.run
+            same_stage = not row.stage or row.stage in (key.label, key.stage)
+            if same_run and same_stage and key.digest in (None, text_digest(row.record.text)):
+                found.append(place)
+                break
+    if keys and not found:
+        raise LabError(
+            f"none of the {len(keys)} chains of this point is in the explorer; explore the records that the figure was made from"
+        )
+    return found

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from labkit.chain.spans import Span, clip_span
 from labkit.data.moments import Moment
+from labkit.scoring.bootstrap import Interval
 from labkit.views.figures import style
 from labkit.views.figures.held_chains import HeldChains
 from labkit.views.measured_chains import ChainRecord, MeasuredChain, Records, measure_chains, measure_groups
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 MOST_POINTS = 150
 """Chains drawn as single dots in a panel; medians are always of all."""
@@ -27,7 +25,7 @@ def before_after(
     after: Sequence[ChainRecord],
     moments: Mapping[str, Moment],
     names: tuple[str, str] = ("before", "after"),
-) -> go.Figure:
+) -> style.Figure:
     """The same queries before and after: IoU against IoU, and the distribution of the change.
 
     Several chains of one query count by their mean. Queries that only one side has are left out and counted.
@@ -113,7 +111,7 @@ def before_after(
     return held.write(fig.update_layout(showlegend=False))
 
 
-def lengths(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
+def lengths(records: Records, moments: Mapping[str, Moment]) -> style.Figure:
     """Length of the answer against length of the truth, in seconds: binned medians over single chains."""
     title = "Are answers as long as the truth?"
     groups, bare = _answers(records, moments)
@@ -146,7 +144,7 @@ def lengths(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
         fig.add_scatter(
             x=[float(np.median(truth[b])) for b in bins],
             y=middle,
-            error_y=style.error_bars(middle, zip(low, high, strict=True)),
+            error_y=style.error_bars(middle, map(Interval, low, high)),
             mode="lines+markers",
             line={"color": look[label].color, "width": 2},
             marker={"size": 9, "symbol": look[label].symbol},
@@ -163,7 +161,7 @@ def lengths(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
     return held.write(fig.update_yaxes(title_text="answer's length (s)", col=1).update_layout(showlegend=False))
 
 
-def answer_places(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
+def answer_places(records: Records, moments: Mapping[str, Moment]) -> style.Figure:
     """Where in the video answers fall against where the truth lies, middles in percent of the duration."""
     title = "Where answers fall against the truth"
     groups, bare = _answers(records, moments)
@@ -222,7 +220,7 @@ def _titles(groups: Mapping[str, Sequence[object]]) -> list[str]:
     return [f"<b>{style.plain(label, 24)}</b><br>{style.count(len(g), 'answer')}" for label, g in groups.items()]
 
 
-def _diagonal(fig: go.Figure, top: float, width: float, color: str, *, row: int, col: int) -> None:
+def _diagonal(fig: style.Figure, top: float, width: float, color: str, *, row: int, col: int) -> None:
     """The dotted line from (0, 0) to (top, top), on which both axes say the same."""
     line = {"dash": "dot", "width": width, "color": color}
     fig.add_scatter(x=[0, top], y=[0, top], mode="lines", line=line, hoverinfo="skip", row=row, col=col)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,9 +20,6 @@ from labkit.scoring.bootstrap import few_videos, mean_interval, mean_intervals
 from labkit.views.figures import style
 from labkit.views.figures.held_chains import HeldChains
 from labkit.views.measured_chains import MeasuredChain, Records, measure_groups, step_names
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 MOST_ANCHORS = 6
 """Anchors drawn of a chain; later ones are left out, which the caption then says."""
@@ -38,7 +35,7 @@ NARROWING = "Do anchors narrow toward the truth?"
 """Title of `funnel`, by which a report finds it for its first page."""
 
 
-def iou_by_step(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
+def iou_by_step(records: Records, moments: Mapping[str, Moment]) -> style.Figure:
     """Mean IoU of anchor 1, anchor 2, ... and the answer, for each stage.
 
     Only chains with anchors count, and at each step those that have it; one that has no answer counts 0 there. Where
@@ -56,16 +53,20 @@ def iou_by_step(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
     names = _named(steps.values())
     caption = (
         "Each step should lie above the one before it. Mean and 95 % interval over the chains with anchors, at each step those "
-        "that have it; no answer counts 0."
-        + (" Where fewer than 5 % have any, the answers of all are shown." if min(shares.values()) < RARE else "")
-        + _few_videos_note(groups)
+        "that have it; no answer counts 0. "
+        + ("Where fewer than 5 % have any, the answers of all are shown. " if min(shares.values()) < RARE else "")
+        + f"{_few_videos(groups)} {_left_out(groups)}"
     )
-    fig = style.figure(title, caption + _left_out(groups), _INNER)
+    fig = style.figure(title, caption, _INNER)
     look, held = style.looks(groups), HeldChains(groups)
     for label, rows in steps.items():
         present = [name for name in names if name in rows]
-        means = [float(np.mean([value for value, *_ in rows[name]])) for name in present]
-        bounds = [_bounds(*mean_interval(*list(zip(*rows[name], strict=True))[:2])) for name in present]
+        values = [[value for value, _ in rows[name]] for name in present]
+        means = [float(np.mean(each)) for each in values]
+        intervals = [
+            mean_interval(each, [measured.moment.source_video for _, measured in rows[name]])
+            for each, name in zip(values, present, strict=True)
+        ]
         fig.add_scatter(
             x=present,
             y=means,
@@ -74,15 +75,12 @@ def iou_by_step(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
             offsetgroup=label,
             line={"color": look[label].color, "dash": look[label].dash, "width": 2},
             marker={"symbol": look[label].symbol, "size": 9},
-            error_y=style.error_bars(means, bounds),
+            error_y=style.error_bars(means, intervals),
             customdata=[
-                f"{_bounds_text(*bound)}<br>{style.count(len(rows[name]), 'chain')}"
-                for name, bound in zip(present, bounds, strict=True)
+                f"{style.interval_text(interval, '.3f')}<br>{style.count(len(rows[name]), 'chain')}"
+                for name, interval in zip(present, intervals, strict=True)
             ],
-            meta=held.points(
-                [[measured for *_, measured in rows[name]] for name in present],
-                present,
-            ),
+            meta=held.points([[measured for _, measured in rows[name]] for name in present], present),
             hovertemplate="%{x}: IoU %{y:.3f}<br>%{customdata}",
         )
     fig.update_layout(scattermode="group", scattergap=0.6)
@@ -90,7 +88,7 @@ def iou_by_step(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
     return held.write(fig.update_yaxes(title_text="mean IoU", range=[0, 1.02], dtick=0.2))
 
 
-def funnel(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
+def funnel(records: Records, moments: Mapping[str, Moment]) -> style.Figure:
     """Where anchors and answers start and end, each chain shifted and scaled so that the truth is -1 to 1.
 
     x = (time - middle of the truth) / half its length; lines are medians, bands hold the middle half of the chains.
@@ -113,7 +111,9 @@ def funnel(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
     )
     if bare := len(found) - len(groups):
         caption += f" {bare} of {len(found)} have nothing left to draw."
-    fig, places = style.panels(titles, title, caption + _left_out(groups), 40 + 56 * len(names), shared_yaxes=True)
+    fig, places = style.panels(
+        titles, title, f"{caption} {_left_out(groups)}", 40 + 56 * len(names), shared_yaxes=True
+    )
     reach, held = 2.0, HeldChains(groups)
     for (row, column), steps in zip(places, scaled.values(), strict=True):
         present = [name for name in names if name in steps]
@@ -126,17 +126,7 @@ def funnel(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
             ).T
             reach = max(reach, *np.abs(low), *np.abs(high))
             shared: dict[str, Any] = {"row": row, "col": column, "legendgroup": name}
-            fig.add_scatter(
-                x=[*low, *high[::-1]],
-                y=[*present, *present[::-1]],
-                fill="toself",
-                fillcolor=style.rgba(color, 0.2),
-                line={"width": 0},
-                mode="lines",
-                hoverinfo="skip",
-                showlegend=False,
-                **shared,
-            )
+            style.shade(fig, [*low, *high[::-1]], [*present, *present[::-1]], color, 0.2, **shared)
             fig.add_scatter(
                 x=middle,
                 y=present,
@@ -164,36 +154,26 @@ def funnel(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
     )  # fmt: skip
 
 
-def r1_curves(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
+def r1_curves(records: Records, moments: Mapping[str, Moment]) -> style.Figure:
     """R1@m over the threshold m for each label, with intervals; the benchmark's three thresholds are marked."""
     title = "R1@m: how many answers are good enough"
     groups = measure_groups(records, moments)
     if not groups:
         return style.nothing(title, "there are no chains")
     caption = "Share of answers whose IoU reaches m; higher is better everywhere. Shades: 95 % interval, by video."
-    caption += _few_videos_note(groups)
-    fig = style.figure(title, caption, _INNER)
+    fig = style.figure(title, f"{caption} {_few_videos(groups)}", _INNER)
     thresholds = np.round(np.arange(0.05, 0.96, 0.05), 2)
     look, held = style.looks(groups), HeldChains(groups)
     for label, measured_chains in groups.items():
         ious = np.array([r.answer_iou for r in measured_chains])
         hits = (ious[:, None] >= thresholds - 1e-9) * 100.0
         videos = [r.moment.source_video for r in measured_chains]
-        bounds = [_bounds(*bound, 100.0) for bound in mean_intervals(hits / 100.0, videos)]
-        low, high = zip(*bounds, strict=True)
+        intervals = [interval.times(100) for interval in mean_intervals(hits / 100.0, videos)]
         shape = look[label]
-        if None not in low:
-            fig.add_scatter(
-                x=[*thresholds, *thresholds[::-1]],
-                y=[*high, *low[::-1]],
-                fill="toself",
-                fillcolor=style.rgba(shape.color, 0.16),
-                line={"width": 0},
-                mode="lines",
-                hoverinfo="skip",
-                showlegend=False,
-                legendgroup=label,
-            )
+        if not math.isnan(intervals[0].low):
+            low, high = zip(*intervals, strict=True)
+            outline = ([*thresholds, *thresholds[::-1]], [*high, *low[::-1]])
+            style.shade(fig, *outline, shape.color, 0.16, legendgroup=label)
         fig.add_scatter(
             x=thresholds,
             y=hits.mean(axis=0),
@@ -202,7 +182,7 @@ def r1_curves(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
             mode="lines+markers",
             line={"color": shape.color, "dash": shape.dash, "width": 2},
             marker={"symbol": shape.symbol, "size": 6},
-            customdata=[_bounds_text(*bound, digits=1) for bound in bounds],
+            customdata=[style.interval_text(interval) for interval in intervals],
             meta=held.points(
                 [[each for each, hit in zip(measured_chains, column, strict=True) if hit] for column in hits.T],
                 [f"IoU {threshold:g} or more" for threshold in thresholds],
@@ -215,13 +195,13 @@ def r1_curves(records: Records, moments: Mapping[str, Moment]) -> go.Figure:
     return held.write(fig.update_yaxes(title_text="share of queries", range=[0, 102], ticksuffix=" %"))
 
 
-def _steps(measured_chains: Sequence[MeasuredChain]) -> dict[str, list[tuple[float, str, MeasuredChain]]]:
-    """By step name: IoU and video of each chain that has the step, and the chain; a missing answer counts 0."""
-    steps: dict[str, list[tuple[float, str, MeasuredChain]]] = {}
+def _steps(measured_chains: Sequence[MeasuredChain]) -> dict[str, list[tuple[float, MeasuredChain]]]:
+    """By step name: IoU of each chain that has the step, and the chain; a missing answer counts 0."""
+    steps: dict[str, list[tuple[float, MeasuredChain]]] = {}
     for measured in measured_chains:
         named = zip(step_names(MOST_ANCHORS), measured.anchor_ious[:MOST_ANCHORS], strict=False)
         for name, value in (*named, ("answer", measured.answer_iou)):
-            steps.setdefault(name, []).append((value, measured.moment.source_video, measured))
+            steps.setdefault(name, []).append((value, measured))
     return steps
 
 
@@ -251,24 +231,11 @@ def _common(steps: dict[str, list[_T]], chains: int) -> dict[str, list[_T]]:
     return {name: rows for name, rows in steps.items() if name == "answer" or len(rows) >= RARE * chains}
 
 
-_Bound: TypeAlias = float | None
-
-
-def _bounds(low: float, high: float, unit: float = 1.0) -> tuple[_Bound, _Bound]:
-    """Both ends of an interval; None where all chains are of one video, of which nothing can be said."""
-    return (None, None) if math.isnan(low) else (unit * low, unit * high)
-
-
-def _few_videos_note(groups: Mapping[str, Sequence[MeasuredChain]]) -> str:
+def _few_videos(groups: Mapping[str, Sequence[MeasuredChain]]) -> str:
     """What to say of the label with the fewest videos, where they are few."""
-    fewest = min(len({r.moment.source_video for r in measured_chains}) for measured_chains in groups.values())
-    return f" {note}" if (note := few_videos(fewest)) else ""
-
-
-def _bounds_text(low: _Bound, high: _Bound, digits: int = 3) -> str:
-    return "one video, so no interval" if low is None else f"95 % interval {low:.{digits}f} to {high:.{digits}f}"
+    return few_videos(min(len({r.moment.source_video for r in chains}) for chains in groups.values()))
 
 
 def _left_out(groups: Mapping[str, Sequence[MeasuredChain]]) -> str:
     long = sum(len(r.chain.anchors) > MOST_ANCHORS for g in groups.values() for r in g)
-    return f" Of {style.count(long, 'long chain')} only the first {MOST_ANCHORS} anchors are drawn." if long else ""
+    return f"Of {style.count(long, 'long chain')} only the first {MOST_ANCHORS} anchors are drawn." if long else ""

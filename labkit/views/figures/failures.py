@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from labkit.chain.anchors import AnchorChain
 from labkit.chain.metrics import chain_ious
@@ -19,9 +19,6 @@ from labkit.data.moments import Moment
 from labkit.views.figures import style
 from labkit.views.figures.held_chains import HeldChains
 from labkit.views.measured_chains import MeasuredChain, Records, measure_groups
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 MEANINGS: Mapping[str, str] = MappingProxyType(
     {
@@ -108,7 +105,7 @@ def _by_kind(chains: Iterable[MeasuredChain], right: float) -> dict[str, list[Me
     return found
 
 
-def atlas(records: Records, moments: Mapping[str, Moment], *, right: float = CORRECT_IOU) -> go.Figure:
+def atlas(records: Records, moments: Mapping[str, Moment], *, right: float = CORRECT_IOU) -> style.Figure:
     """Counts of the classes of failure, a panel for each stage; classes that no chain falls into are only named.
 
     Bars are shares of all chains of the stage, right ones included, so that stages with fewer failures look like it.

@@ -10,13 +10,11 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from labkit.runs.run import NOTEBOOK_OF
+from labkit.views.figures.style import Figure
 from labkit.views.measured_chains import MeasuredChain
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 MOST_NAMED = 20_000
 """Chains that a figure names at most; of more every so many, and a click says of how many they are."""
@@ -81,7 +79,7 @@ class HeldChains:
         places = [[first + at for at in each] for each in held]
         return _meta(places, list(map(len, places)), names)
 
-    def write(self, fig: go.Figure) -> go.Figure:
+    def write(self, fig: Figure) -> Figure:
         """Put the chains' names into the figure."""
         qids = {qid: at for at, qid in enumerate(dict.fromkeys(key.qid for key in self._keys))}
         labels: dict[tuple[str, str, str], int] = {}
@@ -108,7 +106,7 @@ class HeldChains:
         return fig
 
 
-def held_by(figure: go.Figure, trace: int, point: int | tuple[int, int]) -> list[ChainKey]:
+def held_by(figure: Figure, trace: int, point: int | tuple[int, int]) -> list[ChainKey]:
     """The chains that a point of a figure holds; none where it doesn't say."""
     table = (figure.layout.meta or {}).get("chains")
     meta = figure.data[trace].meta or {}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from labkit.runs.interventions import EDITS, Interventions
 from labkit.scoring.bootstrap import Interval, few_videos
@@ -16,20 +16,17 @@ from labkit.stages.interventions import FRAMES, PLACES
 from labkit.views.figures import style
 from labkit.views.figures.scoreboard import scoreboard
 
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
 _INNER = 270
 _ROW = 30
 _NO_ANCHORS = "none of the model's own chains has an anchor"
 
 
-def anchors_forbidden(found: Interventions) -> go.Figure:
+def anchors_forbidden(found: Interventions) -> style.Figure:
     """The model by itself, with anchors forbidden in two ways, and forced, beside answers that never look."""
     return scoreboard(found.scores, "Anchors forbidden and forced")
 
 
-def answer_follows(found: Interventions) -> go.Figure:
+def answer_follows(found: Interventions) -> style.Figure:
     """How far the answer moves when the last, or the first, anchor is moved; and the slope of every edit."""
     title = "Does the answer follow an edited anchor?"
     if not found.anchored:
@@ -38,7 +35,7 @@ def answer_follows(found: Interventions) -> go.Figure:
     caption = (
         "Left, middle: seconds that the answer's middle moves when an anchor is shifted and the rest is written anew; on the dashed "
         "line it goes as far as the anchor. Right: its movement over the anchor's (widened: lengths; swapped: between two "
-        "swaps). 1 follows fully, 0 stays." + _few(found)
+        "swaps). 1 follows fully, 0 stays. " + few_videos(found.videos)
     )
     fig, places = style.panels(names, title, caption, _INNER, columns=3, gap=0.14)
     ends = [0.5]
@@ -55,8 +52,10 @@ def answer_follows(found: Interventions) -> go.Figure:
         fig.add_scatter(
             x=moved, y=followed, mode="lines+markers", showlegend=False,
             line={"color": style.ANCHOR, "width": 2}, marker={"size": 9, "color": style.ANCHOR},
-            error_y=style.error_bars(followed, [_known(dose.interval) for dose in doses]),
-            customdata=[[f"{dose.asked:+g}", style.count(dose.n, "chain"), _between(dose.interval)] for dose in doses],
+            error_y=style.error_bars(followed, [dose.interval for dose in doses]),
+            customdata=[
+                [f"{dose.asked:+g}", style.count(dose.n, "chain"), style.interval_text(dose.interval, ".2f")] for dose in doses
+            ],
             hovertemplate="asked %{customdata[0]} s, moved %{x:.2f} s<br>answer: %{y:.2f} s, %{customdata[2]}"
             "<br>%{customdata[1]}<extra></extra>",
             row=row, col=col,
@@ -84,7 +83,7 @@ def answer_follows(found: Interventions) -> go.Figure:
     )
 
 
-def answer_by_step(found: Interventions) -> go.Figure:
+def answer_by_step(found: Interventions) -> style.Figure:
     """IoU of the answer when the thought is closed behind no anchor, one, two, ...; and of these anchors themselves."""
     title = "What does each anchor add?"
     if not (steps := found.steps):
@@ -92,15 +91,15 @@ def answer_by_step(found: Interventions) -> go.Figure:
     caption = (
         "The thought is closed behind so many of the model's own anchors, and the answer forced: "
         f"{style.count(found.step_queries, 'query', 'queries')} whose chains have as many. The line of answers should rise; "
-        "beside it the anchors themselves." + _few(found)
+        "beside it the anchors themselves. " + few_videos(found.videos)
     )
     fig = style.figure(title, caption, _INNER)
     places = [step.anchors for step in steps]
     values = [100 * step.miou for step in steps]
     fig.add_scatter(
         x=places, y=values, name="answer", mode="lines+markers", line={"color": style.ANSWER, "width": 2.5}, marker={"size": 10},
-        error_y=style.error_bars(values, [_known(step.interval, 100) for step in steps]),
-        customdata=[_between(step.interval, 100) for step in steps],
+        error_y=style.error_bars(values, [step.interval.times(100) for step in steps]),
+        customdata=[style.interval_text(step.interval.times(100), ".2f") for step in steps],
         hovertemplate="behind %{x} anchors: mIoU %{y:.1f} %<br>%{customdata}<extra></extra>",
     )  # fmt: skip
     fig.add_scatter(
@@ -114,15 +113,15 @@ def answer_by_step(found: Interventions) -> go.Figure:
     return fig.update_yaxes(title_text="mean IoU", range=[0, 102], ticksuffix=" %")
 
 
-def frames_edited(found: Interventions) -> go.Figure:
+def frames_edited(found: Interventions) -> style.Figure:
     """What hiding or shuffling the last anchor's frames costs, or those around it."""
     title = "Which frames does the answer rest on?"
     if not any(change.n for change in found.frames.values()):
         return style.nothing(title, "none of the model's own chains ends with an anchor in the clip")
     caption = (
         "Change of mIoU, in points, when frames inside the last anchor are black or in another order, or those outside; elsewhere are "
-        "as many beside it, as far away as the clip allows. Where the anchor says what counts, only inside costs."
-        + _few(found)
+        "as many beside it, as far away as the clip allows. Where the anchor says what counts, only inside costs. "
+        + few_videos(found.videos)
     )
     names = {"answer": "answer asked behind the model's own anchors", "anew": "whole chain asked anew"}
     fig, places = style.panels(
@@ -132,7 +131,7 @@ def frames_edited(found: Interventions) -> go.Figure:
     for (row, col), asked in zip(places, names, strict=True):
         changes = [(what, change) for what in FRAMES if (change := found.frames[f"{what}, {asked}"]).n]
         rows = [
-            (what, 100 * each.difference.value, Interval(*(100 * bound for bound in each.difference.interval)),
+            (what, 100 * each.difference.value, each.difference.interval.times(100),
              f"mIoU {100 * each.before:.1f} to {100 * each.miou:.1f} %, {style.count(each.n, 'query', 'queries')}")
             for what, each in changes
         ]  # fmt: skip
@@ -143,7 +142,7 @@ def frames_edited(found: Interventions) -> go.Figure:
     return fig
 
 
-def shuffled_null(found: Interventions) -> go.Figure:
+def shuffled_null(found: Interventions) -> style.Figure:
     """The chains' figures beside those of the same chains dealt to other queries."""
     title = "Would chains narrow towards anything?"
     if not found.null:
@@ -165,43 +164,23 @@ def shuffled_null(found: Interventions) -> go.Figure:
             showlegend=place == 0, name="as they are", legendgroup="own",
             hovertemplate=f"{FIGURES[name]}: {here:.1f} %, p = {null.p:.3f}<extra></extra>",
         )  # fmt: skip
-    fig.update_yaxes(
-        tickvals=list(range(len(found.null))), ticktext=[FIGURES[name] for name in found.null],
-        range=[len(found.null) - 0.4, -0.6], showgrid=False, zeroline=False,
-    )  # fmt: skip
+    style.name_rows(fig, [FIGURES[name] for name in found.null])
     return fig.update_xaxes(title_text="mean IoU, and share of chains", range=[0, 102], ticksuffix=" %")
 
 
 def _dots(
-    fig: go.Figure, rows: Sequence[tuple[str, float, Interval, str]], row: int, col: int, color: str, digits: int
+    fig: style.Figure, rows: Sequence[tuple[str, float, Interval, str]], row: int, col: int, color: str, digits: int
 ) -> None:  # fmt: skip
     """A line for each row: name, value, interval and what else there is to say."""
     values = [value for _, value, _, _ in rows]
-    bounds = [_known(interval) for _, _, interval, _ in rows]
     fig.add_scatter(
         x=values, y=list(range(len(rows))), mode="markers+text", showlegend=False, marker={"size": 9, "color": color},
-        error_x=style.error_bars(values, bounds), text=[f"{round(value, digits) + 0.0:.{digits}f}" for value in values],
+        error_x=style.error_bars(values, [interval for _, _, interval, _ in rows]),
+        text=[f"{round(value, digits) + 0.0:.{digits}f}" for value in values],
         textposition="top center",
         textfont={"size": 11, "color": style.TEXT},
-        customdata=[[name, _between(interval, digits=digits), more] for name, _, interval, more in rows],
+        customdata=[[name, style.interval_text(interval, f".{digits}f"), more] for name, _, interval, more in rows],
         hovertemplate=f"%{{customdata[0]}}: %{{x:.{digits}f}}, %{{customdata[1]}}<br>%{{customdata[2]}}<extra></extra>",
         row=row, col=col,
     )  # fmt: skip
-    fig.update_yaxes(
-        tickvals=list(range(len(rows))), ticktext=[name for name, *_ in rows], range=[len(rows) - 0.4, -0.8], showgrid=False,
-        zeroline=False, row=row, col=col,
-    )  # fmt: skip
-
-
-def _known(interval: Interval, unit: float = 1.0) -> tuple[float | None, float | None]:
-    """Both ends; None where there is no interval."""
-    return (None, None) if math.isnan(interval.low) else (unit * interval.low, unit * interval.high)
-
-
-def _between(interval: Interval, unit: float = 1.0, digits: int = 2) -> str:
-    low, high = _known(interval, unit)
-    return "no interval" if low is None else f"95 % interval {low:.{digits}f} to {high:.{digits}f}"
-
-
-def _few(found: Interventions) -> str:
-    return f" {note}" if (note := few_videos(found.videos)) else ""
+    style.name_rows(fig, [name for name, *_ in rows], above=0.8, row=row, col=col)

@@ -5,20 +5,17 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from labkit.progress import say
 from labkit.quick_imports import quick_nbformat
-from labkit.views.figures.style import WIDTH
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
+from labkit.views.figures.style import WIDTH, Figure
 
 _MIMETYPE = "application/vnd.plotly.v1+json"
 _PICTURE_SECONDS = 60
 
 
-def show(*figures: go.Figure) -> None:
+def show(*figures: Figure) -> None:
     """Show figures in a notebook: alive where plotly runs, as a picture and a line of text where it doesn't.
 
     The picture needs a browser for kaleido; without one the figures are still alive in JupyterLab and VS Code.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -11,9 +11,6 @@ from labkit.chain.anchors import ChainRecord
 from labkit.data.moments import Moment
 from labkit.views.figures import style
 from labkit.views.measured_chains import MeasuredChain, Records, by_stage, measure_chains, step_names
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 MOST_RIDGES = 8
 """Of more times of asking, as many are drawn, spread over the training."""
@@ -27,7 +24,7 @@ _Time: TypeAlias = tuple[str, int]
 """A stage and a step of it; of a harvest, which is no training, all of it."""
 
 
-def ridgelines(records: Records, moments: Mapping[str, Moment], qid: str = "") -> go.Figure:
+def ridgelines(records: Records, moments: Mapping[str, Moment], qid: str = "") -> style.Figure:
     """Where the samples of one query lay each time it was asked: anchor 1, anchor 2 and the answer, downwards in training.
 
     A ridge is as high as the share of samples whose span holds that second. `qid` names the query; without it, of those that

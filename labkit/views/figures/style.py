@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import functools
 import html
+import math
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from labkit.scoring.bootstrap import Interval
 from labkit.views.report.sanitize import safe_text
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+Figure: TypeAlias = "go.Figure"
 TEXT = "#767c85"
 """About 4.3:1 against white and against JupyterLab's #111111 alike."""
 FAINT = "rgba(128, 134, 143, 0.62)"
@@ -126,16 +130,44 @@ def seconds(value: float) -> str:
     return f"{value:.1f}" if abs(value) < 1e5 else f"{value:.2g}"
 
 
-def error_bars(middle: Iterable[Any], bounds: Iterable[Any]) -> dict[str, Any]:
-    """Plotly's error bars from values and their (low, high); None anywhere leaves the bar out."""
-    pairs = list(zip(middle, bounds, strict=True))
+def error_bars(middle: Sequence[float], intervals: Iterable[Interval]) -> dict[str, Any]:
+    """Plotly's error bars around values; an interval of which nothing is known leaves its bar out."""
+    pairs = list(zip(middle, intervals, strict=True))
     return {
         "type": "data",
-        "array": [None if m is None or high is None else high - m for m, (_, high) in pairs],
-        "arrayminus": [None if m is None or low is None else m - low for m, (low, _) in pairs],
+        "array": [None if math.isnan(high) else high - value for value, (_, high) in pairs],
+        "arrayminus": [None if math.isnan(low) else value - low for value, (low, _) in pairs],
         "thickness": 1.4,
         "width": 3,
     }
+
+
+def interval_text(interval: Interval, form: str = ".1f") -> str:
+    """An interval as hovering says it.
+
+    >>> interval_text(Interval(31.2, 40))
+    '95 % interval 31.2 to 40.0'
+    """
+    return f"95 % interval {ends}" if (ends := interval.text(form)) else "one video, so no interval"
+
+
+def name_rows(fig: Figure, names: Sequence[str], *, above: float = 0.6, below: float = 0.4, **where: int) -> None:
+    """Names of the rows 0, 1, ... down the left side, with room above the first and below the last."""
+    rows = {"tickvals": list(range(len(names))), "ticktext": list(names), "range": [len(names) - below, -above]}
+    fig.update_yaxes(**rows, showgrid=False, zeroline=False, **where)
+
+
+def mark(look: Look, edge: float = 2) -> dict[str, Any]:
+    """A marker that stands for a value."""
+    return {"symbol": look.symbol, "size": 9, "color": look.color, "line": {"width": edge, "color": look.color}}
+
+
+def shade(fig: Figure, x: Sequence[Any], y: Sequence[Any], color: str, opacity: float, **where: Any) -> None:
+    """A filled shape without an outline, for what lies between two lines."""
+    fig.add_scatter(
+        x=x, y=y, fill="toself", fillcolor=rgba(color, opacity), line={"width": 0}, mode="lines", hoverinfo="skip",
+        showlegend=False, **where,
+    )  # fmt: skip
 
 
 def count(number: int, one: str, many: str = "") -> str:
@@ -166,16 +198,15 @@ def figure(
     bottom: int = 48,
     extra: int = 0,
     **layout: Any,
-) -> go.Figure:
+) -> Figure:
     """An empty figure in the house's look with a plot area `inner` pixels high, and `extra` pixels above that.
 
     `title` and `caption` are markup (escape data with `plain`). The caption stands under the title, says what to see
     and is wrapped. Both are also kept as plain text in `layout.meta["alt"]`, for static viewers.
     """
-    import textwrap
-
     import plotly.graph_objects as go
 
+    caption = " ".join(caption.split())
     lines = textwrap.wrap(caption, _CAPTION_WIDTH, break_long_words=False, break_on_hyphens=False)
     top = 52 + 17 * len(lines) + extra
     height = top + inner + bottom
@@ -207,7 +238,7 @@ def panels(
     between: int = 84,
     bottom: int = 56,
     **subplots: Any,
-) -> tuple[go.Figure, list[tuple[int, int]]]:
+) -> tuple[Figure, list[tuple[int, int]]]:
     """A figure with one named panel for each of `names` (markup), and each panel's (row, column).
 
     `inner` is the height in pixels of one row of panels, `between` the space between two rows.
@@ -231,7 +262,7 @@ def panels(
     return fig, [(k // columns + 1, k % columns + 1) for k in range(len(names))]
 
 
-def nothing(title: str, why: str) -> go.Figure:
+def nothing(title: str, why: str) -> Figure:
     """An honest figure for input that holds nothing to draw; `why` is markup and says what was missing."""
     fig = figure(title, f"Nothing to show: {why}.", 10, bottom=16)
     return fig.update_xaxes(visible=False).update_yaxes(visible=False)

@@ -5,20 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from labkit.data.moments import Moment
 from labkit.errors import LabError
+from labkit.runs.results import ANSWERED
+from labkit.stages.rollouts import Rollout
 from labkit.views.figures import style
 from labkit.views.figures.held_chains import HeldChains
 from labkit.views.measured_chains import MeasuredChain, measure_chains
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
-    from labkit.stages.rollouts import Rollout
 
 MOST_POINTS = 200
 """Steps drawn singly; a longer run is averaged into this many pieces."""
@@ -45,8 +42,6 @@ _COMPARED = {
     "anchor_rate": "anchor rate",
     "strict_share": "strict share",
 }
-_ANSWERED = {"acc_qa": "Acc@QA", "acc_gqa": "Acc@GQA"}
-"""What is compared beside these where moments have options."""
 
 
 class Curve(NamedTuple):
@@ -59,7 +54,7 @@ class Curve(NamedTuple):
 
 def training_curves(
     records: Sequence[Rollout] | Sequence[Mapping[str, Any]], moments: Mapping[str, Moment] | None = None
-) -> go.Figure:
+) -> style.Figure:
     """Rewards over the steps of one stage, and under them the shares of chains with anchors and of narrowing ones.
 
     `records` are the stage's Rollouts (then `moments` are needed), or a history: one dict a step with `step` and any
@@ -93,7 +88,9 @@ def training_curves(
         upper = name in rewards
         label, look = (rewards if upper else SHARES)[name]
         values = [(row["step"], _number(row.get(name))) for row in rows]
-        _curve(fig, values, label, look, scale=1 if upper else 100, unit="" if upper else " %", row=1 if upper else 2)
+        where = {"row": 1, "legend": "legend"} if upper else {"row": 2, "legend": "legend2"}
+        drawn_curve = curve(values, 1 if upper else 100)
+        draw_curve(fig, drawn_curve, label, look, "" if upper else " %", bold=name == "total", col=1, **where)
         if held:
             fig.data[-1].meta = held.points(*_chains_of_points(values, chains))
     if held:
@@ -105,7 +102,7 @@ def training_curves(
     return fig.update_xaxes(title_text="training step", row=2)
 
 
-def sft_loss(history: Sequence[Mapping[str, Any]]) -> go.Figure:
+def sft_loss(history: Sequence[Mapping[str, Any]]) -> style.Figure:
     """Loss over the steps of SFT; rows without a `loss` (a trainer's summary) are passed over."""
     title = "Loss while the fresh base reads the kept traces"
     losses = [
@@ -118,12 +115,12 @@ def sft_loss(history: Sequence[Mapping[str, Any]]) -> go.Figure:
         f"line: smoothed over about {_span(len(losses))} steps."
     )
     fig = style.figure(title, caption, 220, showlegend=False)
-    _curve(fig, losses, "loss", style.looks(["sft"])["sft"]._replace(dash="solid"))
+    draw_curve(fig, curve(losses), "loss", style.looks(["sft"])["sft"]._replace(dash="solid"))
     fig.update_xaxes(title_text="training step")
     return fig.update_yaxes(title_text="loss (nats per token)", rangemode="tozero")
 
 
-def harvest_funnel(funnel: Sequence[tuple[str, int]]) -> go.Figure:
+def harvest_funnel(funnel: Sequence[tuple[str, int]]) -> style.Figure:
     """How many traces each rule of the harvest dropped, in the order of the rules, and how many are left.
 
     `funnel` holds (reason, dropped) pairs and ends with ('kept', number kept).
@@ -166,11 +163,11 @@ def harvest_funnel(funnel: Sequence[tuple[str, int]]) -> go.Figure:
     )  # fmt: skip
     for row, (a, b, note) in enumerate(zip(left, dropped, notes, strict=True)):
         fig.add_annotation(x=a + b, y=row, text=note, xanchor="left", xshift=6)
-    fig.update_yaxes(tickvals=rows, ticktext=names, range=[len(names) - 0.4, -0.6], showgrid=False, zeroline=False)
+    style.name_rows(fig, names)
     return fig.update_xaxes(title_text="chains", range=[0, total * 1.16], tickformat=",")
 
 
-def stage_comparison(figures: Mapping[str, Mapping[str, float]]) -> go.Figure:
+def stage_comparison(figures: Mapping[str, Mapping[str, float]]) -> style.Figure:
     """Stages and runs side by side in the figures that matter: mIoU, R1@0.5, R1@0.7, anchors, strict narrowing.
 
     `figures` holds `labkit.chain.metrics.chain_figures` by label; a figure that is absent or NaN shows as a dash.
@@ -190,7 +187,7 @@ def stage_comparison(figures: Mapping[str, Mapping[str, float]]) -> go.Figure:
         "more, each better than the one before. Both are shares of all chains."
     )
     compared = _COMPARED | {
-        key: name for key, name in _ANSWERED.items() if any(key in each for each in figures.values())
+        key: name for key, name in ANSWERED.items() if any(key in each for each in figures.values())
     }
     fig, _ = style.panels(
         list(compared.values()), title, caption, 34 * len(labels), columns=len(compared), bottom=36, shared_yaxes=True
@@ -222,12 +219,12 @@ def stage_comparison(figures: Mapping[str, Mapping[str, float]]) -> go.Figure:
             row=1,
             col=column,
         )
-    fig.update_yaxes(tickvals=rows, ticktext=names, range=[len(labels) - 0.5, -0.5], showgrid=False, zeroline=False)
+    style.name_rows(fig, names, above=0.5, below=0.5)
     fig.update_xaxes(range=[0, 145], tickvals=[0, 50, 100])
     return fig.update_layout(showlegend=False)
 
 
-def blindness(seeing: float, blind: Mapping[str, float], constant: float) -> go.Figure:
+def blindness(seeing: float, blind: Mapping[str, float], constant: float) -> style.Figure:
     """Greedy mIoU of a model with the query's own frames against frames of other kinds, and the best constant answer.
 
     All are fractions; `blind` holds them by kind of frames.
@@ -247,10 +244,7 @@ def blindness(seeing: float, blind: Mapping[str, float], constant: float) -> go.
             hovertemplate=f"{style.plain(name)}: mIoU %{{x:.1f}} %<extra></extra>",
         )  # fmt: skip
     fig.add_vline(x=100 * constant, line={"color": style.TEXT, "dash": "dash", "width": 1.5})
-    names = [f"{style.plain(name)}  <b>{100 * value:.1f}</b>" for name, value in rows.items()]
-    fig.update_yaxes(
-        tickvals=list(range(len(rows))), ticktext=names, range=[len(rows) - 0.4, -0.6], showgrid=False, zeroline=False
-    )
+    style.name_rows(fig, [f"{style.plain(name)}  <b>{100 * value:.1f}</b>" for name, value in rows.items()])
     highest = 100 * max(constant, *rows.values())
     return fig.update_xaxes(title_text="mIoU, percent", range=[0, highest * 1.15 or 1])
 
@@ -301,36 +295,21 @@ def _chains_of_points(
     return [[each for step in piece.tolist() for each in chains[step]] for piece in pieces], names
 
 
-def _curve(
-    fig: go.Figure,
-    values: Sequence[tuple[float, float | None]],
-    label: str,
-    look: style.Look,
-    *,
-    scale: float = 1,
-    unit: str = "",
-    row: int | None = None,
+def draw_curve(
+    fig: style.Figure, drawn: Curve, label: str, look: style.Look, unit: str = "", *, bold: bool = False, **where: Any
 ) -> None:
     """Add one quantity over steps: faint single steps and a smoothed line."""
-    x, raw, line = curve(values, scale)
-    where: dict[str, Any] = (
-        {} if row is None else {"row": row, "col": 1, "legend": "legend" if row == 1 else "legend2"}
-    )
+    steps, raw = drawn.steps.round(1), drawn.raw.round(4)
     fig.add_scatter(
-        x=x.round(1), y=raw.round(4), mode="markers", marker={"size": 3.5, "color": style.rgba(look.color, 0.4)},
-        hoverinfo="skip", showlegend=False, legendgroup=label, **where,
+        x=steps, y=raw, mode="markers", marker={"size": 3.5, "color": style.rgba(look.color, 0.4)}, hoverinfo="skip",
+        showlegend=False, legendgroup=label, **where,
     )  # fmt: skip
     fig.add_scatter(
-        x=x.round(1),
-        y=line.round(4),
-        name=label,
-        legendgroup=label,
-        mode="lines" if len(x) > 1 else "markers",
-        line={"color": look.color, "dash": look.dash, "width": 3 if label == "total" else 2.2},
-        customdata=raw.round(4),
+        x=steps, y=drawn.smooth.round(4), name=label, legendgroup=label, mode="lines" if len(steps) > 1 else "markers",
+        line={"color": look.color, "dash": look.dash, "width": 3 if bold else 2.2}, customdata=raw,
         hovertemplate=f"step %{{x}}: {label} %{{y:.3g}}{unit}, this step alone %{{customdata:.3g}}{unit}<extra></extra>",
         **where,
-    )
+    )  # fmt: skip
 
 
 def curve(values: Iterable[tuple[float, Any]], scale: float = 1) -> Curve:

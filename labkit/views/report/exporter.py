@@ -6,8 +6,8 @@ from typing import Any
 
 from nbconvert.exporters.exporter import Exporter
 
-from labkit.views.report.html_page import report_page
 from labkit.views.report.notebook_html import read_chapter
+from labkit.views.report.report import report_page
 
 
 class ReportExporter(Exporter):

@@ -9,18 +9,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from labkit.runs.results import MODELS
+from labkit.runs.results import ANSWERED, MODELS, SCORES
 from labkit.views.figures.chains import NARROWING
 from labkit.views.report.notebook_html import PLOTLY, Chapter, join_streams, read_chapter, text_of
 
-SCORED = {
-    "miou": "mIoU",
-    "r1@0.3": "R1@0.3",
-    "r1@0.5": "R1@0.5",
-    "r1@0.7": "R1@0.7",
-    "acc_qa": "Acc@QA",
-    "acc_gqa": "Acc@GQA",
-}
+SCORED = SCORES | ANSWERED
 """Figures that stand on the first page."""
 
 _LINE = re.compile(r"<li>(?:<strong>(?P<word>Yes\.|No\.)</strong> )?(?P<claim>[^<:]+): (?P<evidence>[^<]*)</li>")

@@ -27,7 +27,7 @@ from labkit.views.explorer import widget as explorer_module
 from labkit.views.explorer.scrubber import scrub
 from labkit.views.explorer.sprites import SheetCache
 from labkit.views.explorer.widget import explore
-from labkit.views.figures.frames import film as strip
+from labkit.views.figures.chain_strip import film as strip
 from tests.data.films import CONSTANT, film, numbers
 
 ODD = """

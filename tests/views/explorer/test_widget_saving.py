@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from labkit.views.explorer.widget import explore, saving_hint, saving_hint_of_server
+from labkit.views.explorer.page import saving_hint, saving_hint_of_server
+from labkit.views.explorer.widget import explore
 
 KEEPS = '{"@jupyter-widgets/jupyterlab-manager:plugin": {"saveState": true}}'
 

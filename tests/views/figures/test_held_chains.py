@@ -130,7 +130,7 @@ def test_a_click_in_a_notebook_lists_the_chains_of_that_point() -> None:
 
 
 def test_chains_that_an_explorer_does_not_have_are_refused_by_the_next_step() -> None:
-    from labkit.views.explorer.linked import places_of
+    from labkit.views.explorer.widget import places_of
 
     figure = views.atlas(RECORDS, BY_QID)
     bars = [at for at, drawn in enumerate(figure.data) if drawn.type == "bar"]

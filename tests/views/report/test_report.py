@@ -15,10 +15,9 @@ import pytest
 
 from labkit.errors import LabError
 from labkit.views.explorer.page import PageWidget
-from labkit.views.report import html_page, notebook_html
-from labkit.views.report.html_page import report_page
+from labkit.views.report import notebook_html, report
 from labkit.views.report.notebook_html import read_chapter, script_json
-from labkit.views.report.report import report_text, write_report
+from labkit.views.report.report import report_page, report_text, write_report
 from tests.executed import PNG, code, failure, figure, notebook, output, run, stream, words
 
 ROOT = Path(__file__).parents[3]
@@ -269,6 +268,6 @@ def test_jupyterlab_is_told_of_the_exporter_and_to_save_widgets() -> None:
 
 
 def test_scripts_of_the_package_stay_inside_their_element() -> None:
-    own = (html_page.HERE / "report.js").read_bytes().decode()
+    own = (report.HERE / "report.js").read_bytes().decode()
     for script in (own, PageWidget._esm):
         assert not re.search(r"</script|<!--", script, re.IGNORECASE) and "\r" not in script

@@ -1,19 +1,20 @@
-"""Words of thoughts along training: the share of true ones by kind, beside what the policy is paid and how well it answers."""
+"""Whether the words of thoughts are true, by kind: of each model, and along training beside what is paid and how well it answers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from labkit.embedded.true_words import KINDS
+from labkit.data.moments import Moment
+from labkit.embedded.true_words import KINDS, word_figures
+from labkit.runs import results
+from labkit.runs.results import DECODINGS, ModelEvaluation
+from labkit.table import Table
 from labkit.views.figures import style
 from labkit.views.figures.training import Curve, curve, share_curve
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 Rows: TypeAlias = Sequence[Mapping[str, Any]]
 Histories: TypeAlias = Mapping[str, Sequence[Mapping[str, Rows]]]
@@ -21,6 +22,7 @@ Histories: TypeAlias = Mapping[str, Sequence[Mapping[str, Rows]]]
 
 LEAST_WORDS = 20
 """Where fewer were said within the reach of the smoothing, no line is drawn."""
+_ROW = 40
 MOST_SETTINGS = 5
 """More lines than there are looks cannot be told apart: of more settings the first are drawn."""
 _STAGES = {"grpo": "stage 1", "grpo_final": "stage 3"}
@@ -39,7 +41,7 @@ class _Line(NamedTuple):
     runs: list[Curve]
 
 
-def words_along_training(histories: Histories) -> go.Figure | None:
+def words_along_training(histories: Histories) -> style.Figure | None:
     """Share of true words by kind over the steps of stages 1 and 3, beside reward, IoU and how much thoughts differ.
 
     A setting's line is over all words of its runs, and ends where the first of them does; thin lines are single ones where there are
@@ -119,7 +121,7 @@ def _curve(name: str, rows: Rows, what: str = "true") -> Curve | None:
 
 
 def _draw(
-    fig: go.Figure, line: _Line, name: str, begin: float, legend: bool, several: bool, *, row: int, col: int
+    fig: style.Figure, line: _Line, name: str, begin: float, legend: bool, several: bool, *, row: int, col: int
 ) -> None:
     where = {"row": row, "col": col, "legendgroup": line.label}
     color, unit = line.look.color, "" if name == "total" else " %"
@@ -181,4 +183,72 @@ def _caption(lines: Sequence[_Line], several: bool, undrawn: Sequence[str]) -> s
         "Distinct: thoughts that differ once object words and numbers are blanked."
         + " Settings that pay otherwise have rewards of another scale." * several
         + (f" Not drawn: {', '.join(style.plain(label, 40) for label in undrawn)}." if undrawn else "")
+    )
+
+
+def true_words(figures: Mapping[str, Mapping[str, float | None]], title: str = "Are the words true?") -> style.Figure:
+    """Share of true words by kind, one line for each label, with a bar where chance is; `figures` are flat ones by label.
+
+    Figures are those of `labkit.embedded.true_words.word_figures`; a label without them is left out, and a kind that no label says.
+    """
+    shown = {label: each for label, each in figures.items() if "distinct_thoughts" in each}
+    if not shown:
+        return style.nothing(title, "only clips of the embedded world say what is true of them")
+    labels = style.in_stage_order(shown)
+    looks = style.looks(labels)
+    kinds = [kind for kind in KINDS if any(each.get(f"said_{kind}") for each in shown.values())] or list(KINDS)
+    caption = (
+        "Words that are true of what the clip shows, in percent of all of their kind. Hollow bars: what the same words would "
+        "have, dealt out at random among the queries. Colour and shape stand in the query, and so does the action unless there are "
+        "options; the others do not. No reward reads any of them. "
+        f"Distinct thoughts, object words and numbers blanked: {_distinct(shown, labels)}."
+    )
+    fig, places = style.panels(
+        [KINDS[kind] for kind in kinds], title, caption, _ROW * len(labels) + 6, columns=min(5, len(kinds)), gap=0.035,
+        shared_yaxes=True,
+    )  # fmt: skip
+    for kind, (row, col) in zip(kinds, places, strict=True):
+        for place, label in enumerate(labels):
+            true, said = shown[label].get(f"true_{kind}"), shown[label].get(f"said_{kind}")
+            chance = shown[label].get(f"chance_{kind}")
+            if true is None or chance is None or not said:
+                fig.add_annotation(
+                    x=0, y=place, text="none said", xanchor="left", font={"size": 10.5}, row=row, col=col
+                )
+                continue
+            fig.add_bar(
+                x=[100 * chance], y=[place], orientation="h", width=0.42, showlegend=False, hoverinfo="skip",
+                marker={"color": "rgba(0, 0, 0, 0)", "line": {"color": style.FAINT, "width": 1}}, row=row, col=col,
+            )  # fmt: skip
+            fig.add_scatter(
+                x=[100 * true], y=[place], mode="markers+text", text=[f"{100 * true:.1f} of {said:,.0f}"],
+                textposition="top left" if true > 0.7 else "top center",
+                textfont={"size": 10.5, "color": style.TEXT}, showlegend=False, cliponaxis=False,
+                marker=style.mark(looks[label]),
+                hovertemplate=f"{style.plain(label)}: %{{x:.1f}} % of {said:,.0f} true, {100 * chance:.1f} % by chance"
+                "<extra></extra>", row=row, col=col,
+            )  # fmt: skip
+        fig.update_xaxes(range=[0, 125], tickvals=[0, 50, 100], row=row, col=col, zeroline=False)
+    names = [style.plain(label, 40) for label in labels]
+    style.name_rows(fig, names, above=0.8)
+    return fig.update_layout(barmode="overlay")
+
+
+def words_table(models: Mapping[str, ModelEvaluation], moments: Mapping[str, Moment]) -> Table | None:
+    """Shares of true words by label with intervals by video, counted anew from the answers; None on other data."""
+    counted = {
+        label: {
+            decoding: word_figures({row.qid: row.text for row in rows}, [moments[row.qid] for row in rows])
+            | {"n": float(len(rows))}
+            for decoding, rows in zip(DECODINGS, (model.greedy, model.sampled), strict=True)
+        }
+        for label, model in models.items()
+    }
+    return results.words_table(counted)
+
+
+def _distinct(shown: Mapping[str, Mapping[str, float | None]], labels: list[str]) -> str:
+    return ", ".join(
+        f"{style.plain(label, 40)} {shown[label]['distinct_thoughts']:,.0f} of {shown[label]['n']:,.0f}"
+        for label in labels
     )
