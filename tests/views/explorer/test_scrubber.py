@@ -12,7 +12,6 @@ import pytest
 
 from labkit.chain.spans import Span
 from labkit.errors import LabError
-from labkit.views.explorer import page
 from labkit.views.explorer.packing import VideoClip
 from labkit.views.explorer.page import film_beside, film_for_browser
 from labkit.views.explorer.scrubber import scrub
@@ -80,7 +79,7 @@ def test_a_video_below_the_servers_folder_is_sent_by_the_server(tmp_path: Path) 
 def test_a_video_that_no_browser_gets_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     video = tmp_path / "a.mp4"
     video.write_bytes(b"too long")
-    monkeypatch.setattr(page, "MOST_FILM_BYTES", 3)
+    monkeypatch.setattr("labkit.views.explorer.page.MOST_FILM_BYTES", 3)
     for path, why in ((video, "not below the folder"), (tmp_path / "b.avi", "do not play .avi"),
                       (tmp_path / "gone.mp4", "No such file")):  # fmt: skip
         found, content = film_for_browser(VideoClip(str(path), 0.0, 5.0))
