@@ -144,6 +144,8 @@ def _parser() -> argparse.ArgumentParser:
                         "qwen2_5_vl (default: every family that is told seconds)")  # fmt: skip
     doctor.add_argument("--html", type=_path, metavar="FILE", help="with --clock: write a page with the picture")
     doctor.add_argument("--quick", action="store_true", help="open no video and measure nothing")
+    doctor.add_argument("--gpu", metavar="NAMExN", help="estimate memory and hours on these GPUs, such as h100x8, by their data "
+                        "sheet; the model and the data need not be here")  # fmt: skip
     doctor.add_argument("--rehearse", action="store_true", help="do every stage for one step, all real but the model's depth, "
                         "width and weights: its config and tokenizer suffice")  # fmt: skip
     doctor.add_argument("--json", action="store_true", help="everything, for a program")

@@ -126,11 +126,13 @@ def doctor(options: argparse.Namespace) -> int:
         return _clock(o)
     if lost := [name for name in ("model", "html") if getattr(o, name)]:
         raise LabError(f"doctor: --{lost[0]} goes with --clock VIDEO; a run's model stands in its params file")
+    if o.gpu and o.rehearse:
+        raise LabError("doctor: --rehearse runs here and --gpu plans for elsewhere; give one of them")
     if not o.params:
         raise LabError("doctor: give a params file, such as params/embedded.yaml, or --clock VIDEO")
     with _json_alone(o):
         code = run_doctor(o.params, overrides(o), said.append, quick=o.quick, as_json=o.json,
-                          rehearsed=o.rehearse)  # fmt: skip
+                          rehearsed=o.rehearse, gpu=o.gpu or "")  # fmt: skip
     say("\n".join(said))
     return code
 

@@ -29,6 +29,7 @@ from labkit.doctor.environment import (
     requirements,
 )
 from labkit.doctor.findings import DoctorReport, Finding
+from labkit.doctor.planned import find_gpus, find_planned_model, known_data, planned_machine
 from labkit.doctor.rehearsal import add_rehearsal
 from labkit.doctor.resources import add_resource_estimates, nearest_existing
 from labkit.doctor.tokenizer import tokenizer_findings
@@ -53,7 +54,7 @@ _SAMPLE_SIZE = 400
 
 def examine(
     params: Params, *, quick: bool = False, rehearsed: bool = False,
-    on_video: Callable[[int, int], None] | None = None,
+    gpu: str = "", on_video: Callable[[int, int], None] | None = None,
 ) -> DoctorReport:  # fmt: skip
     """Check everything that a run of `params` will need.
 
@@ -61,26 +62,34 @@ def examine(
         params: of the run.
         quick: find videos without opening them, and measure nothing, so that hours are not estimated.
         rehearsed: do every stage for one step with a small model of the same vocabulary (`labkit.doctor.rehearsal`).
+        gpu: estimate for GPUs of another machine, such as `h100x8`; the model and the data need not be here (`labkit.doctor.planned`).
         on_video: called with (done, all) after each video that had to be opened.
     """
     root = project_root()
     report = DoctorReport(f"doctor: run '{params.run}'" + (", quick" if quick else ""))
     python, packages = requirements()
     report.findings += package_findings(python, packages)
-    machine = find_machine(params.device)
+    machine, planned_gpu = find_machine(params.device), None
+    if gpu:
+        planned_gpu, count = find_gpus(gpu)
+        machine = planned_machine(planned_gpu, count, params.threads)
+        report.title += f", planned for {count} x {planned_gpu.name}"
+        params = params.replace(processes=count, device="cuda")
     report.tables.append(machine_table(machine, packages, report.findings))
     report.findings += launcher_findings() + machine_findings(machine, params)
     own, params, findings = _own_terms(params, root)
     report.findings += findings + _run_findings(params, own, root)
-    model, findings = find_model(params.start_model("sft_model") or params.model, root)
+    find = find_planned_model if gpu else find_model
+    model, findings = find(params.start_model("sft_model") or params.model, root)
     report.findings += findings
     harvester = None
     if other := params.harvester or params.start_model("grpo_model"):
-        harvester, findings = find_model(other, root)
+        harvester, findings = find(other, root)
         kind = "harvester" if params.harvester else "grpo_model"
         report.findings += [each._replace(kind=kind) for each in findings]
     vision = model.shape.geometry if model else Geometry()
-    data = _inspect(params, root, vision, quick, on_video)
+    here = not gpu or params.data in WORLDS or under(root, params.data).is_dir()
+    data = _inspect(params, root, vision, quick, on_video) if here else known_data(params, vision)
     report.findings += data.findings
     report.tables.append(data.table())
     if own and (asked := [moment for split in SPLITS for moment in data.moments.get(split, ())]):
@@ -94,15 +103,24 @@ def examine(
     if own and model and (harvester or not other) and all(data.clips.get(split) for split in ("train", "test")):
         # A checkpoint with a LoRA adapter trains that, whatever `lora_rank` is.
         params = params.replace(lora_rank=model.lora_rank or params.lora_rank)
-        config, asked = read_json(model.folder / "config.json"), [*data.moments["train"], *data.moments["test"]]
-        report.findings += tokenizer_findings(model.tokenizer, config, params, own.template, asked)
+        if model.tokenizer:
+            config, asked = read_json(model.folder / "config.json"), [*data.moments["train"], *data.moments["test"]]
+            report.findings += tokenizer_findings(model.tokenizer, config, params, own.template, asked)
         workload, findings = _workload(params, own.template, model, data)
         report.findings += findings
         if workload:
-            if not quick:
+            if not quick and not gpu:
                 report.findings += load_findings(machine)
             add_resource_estimates(
-                report, params, [model, harvester] if harvester else [model], workload, data, machine, root, quick
+                report,
+                params,
+                [model, harvester] if harvester else [model],
+                workload,
+                data,
+                machine,
+                root,
+                quick,
+                planned_gpu,
             )
     if rehearsed:
         add_rehearsal(report, params, model, data, own, machine)
@@ -111,14 +129,14 @@ def examine(
 
 def run_doctor(
     path: str | Path, overrides: Mapping[str, Any], write: Callable[[str], None], *, quick: bool = False,
-    as_json: bool = False, rehearsed: bool = False,
+    as_json: bool = False, rehearsed: bool = False, gpu: str = "",
 ) -> int:  # fmt: skip
     """Examine a params file for the command line, and return the exit code: 1 when a run would fail.
 
     Raises LabError when the parameters themselves are bad.
     """
     begin = time.monotonic()
-    report = examine(read_params(path, overrides), quick=quick, rehearsed=rehearsed,
+    report = examine(read_params(path, overrides), quick=quick, rehearsed=rehearsed, gpu=gpu,
                      on_video=None if as_json else _video_progress())  # fmt: skip
     report.data["seconds"] = round(time.monotonic() - begin, 1)
     write(json.dumps(report.as_dict(), indent=1, ensure_ascii=False) if as_json else str(report))
@@ -259,7 +277,9 @@ def _workload(params: Params, template: str, model: Model, data: DataReport) -> 
 
 
 def _text_tokens(tokenizer: Any, moment: Moment, template: str) -> int:
-    """Tokens of a prompt without its video."""
+    """Tokens of a prompt without its video; four characters each where there is no tokenizer."""
+    if tokenizer is None:
+        return len(template + moment.query) // 4
     text = chat_text(tokenizer, moment, template)
     return len(tokenizer(text, add_special_tokens=False)["input_ids"]) - 1
 

@@ -14,11 +14,14 @@ from labkit.doctor.dataset import DataReport
 from labkit.doctor.environment import Machine, Model, target_machine
 from labkit.doctor.findings import DoctorReport, Finding, size_text
 from labkit.doctor.memory import OTHER_PROCESSES, stage_memory
+from labkit.doctor.planned import PlannedGPU
 from labkit.doctor.runtime import stage_seconds
 from labkit.doctor.throughput import (
+    DATASHEET_EFFICIENCY,
     MAX_MEASURED_PARAMETERS,
     Throughput,
     estimate_throughput,
+    measure_operations,
     measure_throughput,
     timer_for,
 )
@@ -51,17 +54,26 @@ _MEMORY_NEXT_STEPS = {
 
 def add_resource_estimates(
     report: DoctorReport, params: Params, models: Sequence[Model], workload: Workload, data: DataReport, machine: Machine, root: Path,
-    quick: bool,
+    quick: bool, gpu: PlannedGPU | None = None,
 ) -> None:  # fmt: skip
-    """Add the estimates for a run of `models`, the base and the harvester if there is one; without `quick` also the hours."""
+    """Add the estimates for a run of `models`, the base and the harvester if there is one; without `quick` also the hours.
+
+    Of a `gpu` elsewhere they follow from its data sheet.
+    """
     planned, world = target_machine(machine, params)
     shapes = [model.shape for model in models]
     harvester = shapes[1] if len(shapes) > 1 else None
     memory = stage_memory(shapes[0], params, workload, planned.device, harvester=harvester, world=world)
     seconds: dict[str, dict[str, float]] = {}
     throughputs: list[Throughput] = []
-    if not quick and planned is machine:
+    if gpu:
+        basis = f"{gpu.name}'s data sheet, of whose operations a model is taken to reach {DATASHEET_EFFICIENCY:.0%}; "
+        basis += "reading of videos is not counted"
+        rates = DATASHEET_EFFICIENCY * gpu.operations, gpu.bandwidth, basis
+        throughputs = [estimate_throughput(shape, params, *rates, gpu=True) for shape in shapes]
+    elif not quick and planned is machine:
         throughputs = [_find_throughput(params, model, workload, data, machine, world) for model in models]
+    if throughputs:
         other = (shapes[1], throughputs[1]) if harvester else None
         seconds = stage_seconds(shapes[0], params, workload, throughputs[0], harvester=other, world=world)
     skipped = {name.partition("_")[2] for name in skipped_stages(params)}
@@ -88,11 +100,10 @@ def add_resource_estimates(
     report.tables.append(Table("estimate", tuple(head), lines, note))
     disk = disk_bytes(shapes[0], params, workload, harvester=harvester, world=world)
     place = nearest_existing(under(root, params.outputs))
-    free = float(shutil.disk_usage(place).free)
-    sizes = [(name, size_text(size)) for name, size in (*disk.items(), ("free", free))]
-    report.tables.append(
-        Table(f"disk at {place}", ("", "size"), sizes, "at its peak: two saved checkpoints and a third being written")
-    )
+    free = 0.0 if gpu else float(shutil.disk_usage(place).free)
+    sizes = [(name, size_text(size)) for name, size in (*disk.items(), *([] if gpu else [("free", free)]))]
+    title, note = "disk" if gpu else f"disk at {place}", "at its peak: two saved checkpoints and a third being written"
+    report.tables.append(Table(title, ("", "size"), sizes, note))
     report.findings += [
         Finding(
             "note", "chains not in the notebook", each.stage,
@@ -127,7 +138,8 @@ def _find_throughput(
 
     vision = model.shape.geometry
     if not model.has_weights or model.shape.text_parameters + model.shape.vision_parameters > MAX_MEASURED_PARAMETERS:
-        throughput = estimate_throughput(model.shape, params, machine.device)
+        rates = measure_operations(model.shape, params, machine.device)
+        throughput = estimate_throughput(model.shape, params, *rates, gpu=machine.device == "cuda")
     else:
         policy = load_policy(
             str(model.folder), dtype=params.dtype, device=machine.device, lora_rank=params.lora_rank,

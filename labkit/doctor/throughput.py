@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from labkit.doctor.workload import COMPLETION_FRACTION, ModelShape, Workload
+from labkit.doctor.workload import BYTES_PER_PARAMETER, COMPLETION_FRACTION, ModelShape, Workload
 from labkit.params import Params
 from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy
@@ -21,6 +21,13 @@ _MIN_REPEATS, _MIN_SECONDS = 2, 0.4
 """Of each measurement, at least: quick parts are repeated more often."""
 MATMUL_EFFICIENCY = 0.5
 """Fraction of a matrix product's speed that a whole model reaches. A rule of thumb, ours; not compared with a large model."""
+
+
+DATASHEET_EFFICIENCY = 0.3
+"""Fraction of a data sheet's operations a second that a pass reaches: 0.21 and 0.30 were measured with a 3B on an H200."""
+LAYER_SECONDS = 0.17e-3
+"""Seconds of a layer for one more token of all chains on a GPU, beside the reading of its weights: the starts of its kernels.
+Measured: 7.4 ms a token of 36 layers on an H200, of which its weights take 1.3 (benchmarks/RESULTS.md)."""
 
 
 class Throughput(NamedTuple):
@@ -130,14 +137,40 @@ def _measure_throughput(policy: Policy, p: Params, workload: Workload, grid: tup
     )  # fmt: skip
 
 
-def estimate_throughput(shape: ModelShape, params: Params, device: str) -> Throughput:
-    """The throughput of a model that is too large to be measured, from its operations and bytes.
+def estimate_throughput(
+    shape: ModelShape, params: Params, operations: float, copied: float, basis: str, gpu: bool
+) -> Throughput:
+    """The throughput of a model that is not loaded, from the operations a second of its passes and the bytes a second of a copy."""
+    bytes_each = BYTES_PER_PARAMETER[params.dtype]
+    matrices = shape.layers * shape.layer_parameters + shape.vocab * shape.hidden
+    forward = 2 * matrices / operations
+    trained = shape.lora_parameters(params.lora_rank) if params.lora_rank else shape.text_parameters
+    # Backwards, activations and weights have a gradient each; below adapters the weights have none.
+    learning = forward * (2 if params.lora_rank else 3)
+    # Weight, gradient and two moments are read, and all but the gradient written.
+    each = 4 if params.lora_rank else bytes_each
+    vision = 2 * shape.vision_parameters * shape.geometry.merge**2 / operations
+    step = shape.text_parameters * bytes_each / copied + (shape.layers * LAYER_SECONDS if gpu else 0.0)
+    return Throughput(
+        forward,
+        step,
+        forward,
+        forward,
+        learning,
+        7 * each * trained / copied,
+        vision,
+        basis + "; the model was not loaded",
+    )
+
+
+def measure_operations(shape: ModelShape, params: Params, device: str) -> tuple[float, float, str]:
+    """Operations a second that a model reaches on this machine, bytes a second of a copy, and how that is known.
 
     One matrix product and one copy, at the model's widths and number type, take about a second in all.
     """
     import torch
 
-    dtype, bytes_each = getattr(torch, params.dtype), 2 if params.dtype == "bfloat16" else 4
+    dtype = getattr(torch, params.dtype)
     threads = torch.get_num_threads()
     torch.set_num_threads(params.threads)
     try:
@@ -156,19 +189,9 @@ def estimate_throughput(shape: ModelShape, params: Params, device: str) -> Throu
         copied = 2.0 * 4 * block.numel() / _timed(lambda: block.add_(1.0), torch.device(device), params.threads)
     finally:
         torch.set_num_threads(threads)
-    matrices = shape.layers * shape.layer_parameters + shape.vocab * shape.hidden
-    forward = 2 * matrices / (MATMUL_EFFICIENCY * operations)
-    trained = shape.lora_parameters(params.lora_rank) if params.lora_rank else shape.text_parameters
-    # Backwards, activations and weights have a gradient each; below adapters the weights have none.
-    learning = forward * (2 if params.lora_rank else 3)
-    # Weight, gradient and two moments are read, and all but the gradient written.
-    each = 4 if params.lora_rank else bytes_each
-    vision = 2 * shape.vision_parameters * shape.geometry.merge**2 / (MATMUL_EFFICIENCY * operations)
-    return Throughput(
-        forward, shape.text_parameters * bytes_each / copied, forward, forward, learning, 7 * each * trained / copied, vision,
-        f"operations and bytes, at {operations / 1e12:.2f} TFLOP/s of a matrix product and {copied / 1e9:,.0f} GB/s of a copy, both "
-        f"measured on {device} just now, of which a model is taken to reach {MATMUL_EFFICIENCY:.0%}; the model was not loaded",
-    )  # fmt: skip
+    basis = f"operations and bytes, at {operations / 1e12:.2f} TFLOP/s of a matrix product and {copied / 1e9:,.0f} GB/s of a copy, "
+    basis += f"both measured on {device} just now, of which a model is taken to reach {MATMUL_EFFICIENCY:.0%}"
+    return MATMUL_EFFICIENCY * operations, copied, basis
 
 
 def _without_eos(policy: Policy) -> Policy:

@@ -97,30 +97,34 @@ def read_model_shape(folder: Path) -> ModelShape:
             import transformers
 
             made = transformers.AutoConfig.from_pretrained(folder)
-            config, geometry = made.to_dict(), family.geometry(made)
-        else:
-            vision = config["vision_config"]
-            patch = vision.get("patch_size", 16 if "deepstack_visual_indexes" in vision else 14)
-            geometry = Geometry(patch, vision.get("spatial_merge_size", 2), vision.get("temporal_patch_size", 2))
-        text, vision = config.get("text_config") or config, config["vision_config"]
-        shape = {
-            "vocab": text["vocab_size"], "hidden": text["hidden_size"], "layers": text["num_hidden_layers"],
-            "heads": text["num_attention_heads"], "kv_heads": text["num_key_value_heads"],
-            "head": text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"],
-            "intermediate": text["intermediate_size"], "context": text.get("max_position_embeddings", 32768),
-        }  # fmt: skip
+            return shape_of_config(made.to_dict(), count_parameters(folder), family.geometry(made))
+        return shape_of_config(config, count_parameters(folder))
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise LabError(
             f"'{path}' does not describe a model of a known family ({error!r}); give a folder that holds one"
         ) from None
-    counted = count_parameters(folder)
+
+
+def shape_of_config(
+    config: Mapping[str, Any], counted: tuple[int, int] = (0, 0), geometry: Geometry | None = None
+) -> ModelShape:
+    """The shape that a config.json describes; weights that were not `counted` (text, vision) follow from its widths.
+
+    Raises KeyError for what the config lacks.
+    """
+    text, vision = config.get("text_config") or config, config["vision_config"]
+    if geometry is None:
+        patch = vision.get("patch_size", 16 if "deepstack_visual_indexes" in vision else 14)
+        geometry = Geometry(patch, vision.get("spatial_merge_size", 2), vision.get("temporal_patch_size", 2))
+    shape = {
+        "vocab": text["vocab_size"], "hidden": text["hidden_size"], "layers": text["num_hidden_layers"],
+        "heads": text["num_attention_heads"], "kv_heads": text["num_key_value_heads"],
+        "head": text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"],
+        "intermediate": text["intermediate_size"], "context": text.get("max_position_embeddings", 32768),
+    }  # fmt: skip
     if not sum(counted):
-        counted = _by_formula(
-            shape | {"merge": geometry.merge},
-            text,
-            vision,
-            bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
-        )
+        tied = bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
+        counted = _by_formula(shape | {"merge": geometry.merge}, text, vision, tied)
     levels = 1 + len(vision.get("deepstack_visual_indexes", ()))
     return ModelShape(
         **shape, geometry=geometry, text_parameters=counted[0], vision_parameters=counted[1], levels=levels

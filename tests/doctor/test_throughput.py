@@ -52,10 +52,11 @@ def test_adapters_are_rehearsed_too() -> None:
 
 def test_a_large_model_is_counted_not_loaded() -> None:
     shape, threads = read_model_shape(SHIPPED["embedded"]), torch.get_num_threads()
-    measured = throughput.estimate_throughput(shape, PARAMS, "cpu")
+    rates = throughput.measure_operations(shape, PARAMS, "cpu")
+    measured = throughput.estimate_throughput(shape, PARAMS, *rates, gpu=False)
     assert all(getattr(measured, part) > 0 for part in SECONDS)
     assert measured.learning == pytest.approx(3 * measured.forward)
     assert "not loaded" in measured.basis and "TFLOP/s" in measured.basis
-    adapted = throughput.estimate_throughput(shape, Params(lora_rank=4), "cpu")
+    adapted = throughput.estimate_throughput(shape, Params(lora_rank=4), *rates, gpu=False)
     assert adapted.learning == pytest.approx(2 * adapted.forward)
     assert torch.get_num_threads() == threads
