@@ -57,9 +57,8 @@ def find_gpus(text: str) -> tuple[PlannedGPU, int]:
         raise LabError(
             f"--gpu {text!r} is not known{near}; write one of {', '.join(gpus)}, with x8 behind it for eight of them"
         )
-    return PlannedGPU(**{key: value if key == "name" else float(value) for key, value in gpus[name].items()}), int(
-        count
-    )
+    sheet = gpus[name]
+    return PlannedGPU(sheet["name"], sheet["memory"], sheet["operations"], sheet["bandwidth"]), int(count)
 
 
 def planned_machine(gpu: PlannedGPU, count: int, threads: int) -> Machine:
