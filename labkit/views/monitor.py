@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 from labkit.chain.rewards import RewardSpec
 from labkit.data.moments import Moment
-from labkit.errors import LabError
 from labkit.runs.trackers import TrackedChain
 from labkit.stages.rollouts import Rollout, RolloutStore
 from labkit.views.explorer.sprites import SheetCache
@@ -160,11 +159,8 @@ def tracked_chains(rollouts: Sequence[Rollout], moments: Sequence[Moment], sheet
     cache, shown = SheetCache(sheets), []
     for name, place in {"best": 0, "median": len(order) // 2, "worst": -1}.items() if order else ():
         row = rows[order[place]]
-        moment, sheet, problem = row.moment, None, ""
-        try:
-            sheet = cache.get(moment.video, moment.duration, moment.start)
-        except LabError as error:  # the rest of the picture is as good without its frames
-            problem = str(error)
+        moment = row.moment
+        sheet, problem = cache.get_or_problem(moment.video, moment.duration, moment.start)
         caption = f"step {rollouts[0].step}: the {name} of {len(rows):,} chains"
         picture = draw_still(rows, order[place], sheet, caption, problem)
         text = f"{moment.query}\n{row.record.text}\nIoU {row.answer_iou:.2f}"

@@ -24,7 +24,7 @@ from labkit.chain.spans import Span
 from labkit.chain.steps import LEAST_GAIN, narrows
 from labkit.data.moments import Moment
 from labkit.scoring.readings import PredictedChain
-from labkit.views.figures.failures import KINDS, MEANINGS, failure_kind, kind_by_ious
+from labkit.views.figures.failures import KINDS, MEANINGS, failure_kind
 from labkit.views.figures.style import STAGES, in_order
 from labkit.views.measured_chains import ChainRecord, MeasuredChain, Records
 
@@ -57,7 +57,7 @@ def pack(
     *,
     base: Mapping[str, float] | None = None,
     spec: Specs | None = None,
-    kind: Kind = failure_kind,
+    kind: Kind | None = None,
     left_out: Mapping[str, Any] | None = None,
     sources: Sequence[str] = (),
 ) -> PackedChains:
@@ -192,10 +192,10 @@ def _moment(moment: Moment, clip: int, base: float | None) -> dict[str, Any]:
     return packed
 
 
-def kind_of(kind: Kind, measured: MeasuredChain) -> str:
-    """A chain's class of failure, against what its moment asks for."""
-    if kind is failure_kind or not measured.moment.has_truth:  # its IoUs are here already, or there are none
-        return kind_by_ious(measured.chain, measured.ious, measured.moment.targets, measured.moment.duration)
+def kind_of(kind: Kind | None, measured: MeasuredChain) -> str:
+    """A chain's class of failure, by the user's own `kind` where there is one and the truth is known."""
+    if kind is None or not measured.moment.has_truth:
+        return failure_kind(measured)
     return kind(measured.chain, measured.moment.targets, measured.moment.duration)
 
 

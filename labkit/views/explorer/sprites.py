@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from labkit.data.video.frames import fingerprint, probe, sample_times, thumbnails
+from labkit.errors import LabError
 from labkit.files import replacing
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("labkit.views")
 
 FPS = 2.0
 WIDTH = 224
@@ -66,8 +66,7 @@ class SheetCache:
         self.folder = None if folder is None else Path(folder)
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-        self.hits = 0
-        self.made = 0
+        self.hits = self.made = 0
         self._lock = threading.Lock()
 
     def get(
@@ -98,6 +97,16 @@ class SheetCache:
                     temporary.write_bytes(head.encode() + b"\n" + sheet.webp)
             return sheet
 
+    def get_or_problem(self, video: str, *clip: Any) -> tuple[Sheet | None, str]:
+        """The sheet that `get` finds, or what is wrong with the video: thousands of other chains are still to be seen."""
+        try:
+            return self.get(video, *clip), ""
+        except LabError as error:
+            return None, str(error)
+        except Exception as error:  # one that nobody foresaw is this clip's
+            log.warning("%s: no frames", video, exc_info=True)
+            return None, f"video {video} cannot be shown ({type(error).__name__}: {error}); replace it"
+
 
 def sheet_columns(count: int, width: int, height: int) -> int:
     """How many frames stand side by side, so that the sheet is about square: its sides then keep below WebP's 16,383.
@@ -116,6 +125,8 @@ def _make(
     folder: Path | None,
     on_progress: OnProgress | None,
 ) -> Sheet:
+    from PIL import Image
+
     info = probe(video)
     length = duration if duration is not None else max(info.duration - start, 1 / FPS)
     fitting = math.sqrt(MOST_PIXELS / max(1.0, length * FPS) * info.width / info.height)
@@ -132,27 +143,18 @@ def _make(
         if on_progress is not None:
             on_progress(min(frames, len(times)), len(times))
 
-    frames = _even(thumbnails(video, times + start, width, folder=folder, on_frames=done))
+    frames = thumbnails(video, times + start, width, folder=folder, on_frames=done)
+    if frames.shape[1] % 2:  # the last row repeated
+        frames = np.concatenate([frames, frames[:, -1:]], axis=1)
     count, height, width = frames.shape[:3]
     columns = sheet_columns(count, width, height)
     rows = -(-count // columns)
     grid = np.zeros((rows * columns, height, width, 3), np.uint8)
     grid[:count] = frames
     picture = grid.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, columns * width, 3)
-    return Sheet(_webp(picture), count, columns, width, height, step)
-
-
-def _even(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Frames whose height is even: the last row repeated where it isn't."""
-    return np.concatenate([frames, frames[:, -1:]], axis=1) if frames.shape[1] % 2 else frames
-
-
-def _webp(picture: NDArray[np.uint8]) -> bytes:
-    from PIL import Image
-
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "WEBP", quality=_QUALITY, method=2)
-    return file.getvalue()
+    return Sheet(file.getvalue(), count, columns, width, height, step)
 
 
 def _load(file: Path) -> Sheet | None:

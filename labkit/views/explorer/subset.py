@@ -115,8 +115,8 @@ def clips_to_embed(packed: PackedChains, first: int, base: Mapping[str, float], 
 
 def matching(
     rows: Sequence[MeasuredChain], kinds: Sequence[str], base: Mapping[str, float], asked: Mapping[str, Any]
-) -> list[int]:
-    """Places of the chains that pass the filters of a page, by the same rules as the page's own.
+) -> list[int] | None:
+    """Places of the chains that pass the filters of a page, by the same rules as the page's own; None where nothing is filtered.
 
     `asked` holds text, stage, status, kind, anchors, regress, low and high; what is missing or empty lets all pass.
     """
@@ -125,6 +125,8 @@ def matching(
     anchors = str(asked.get("anchors") or "")
     low, high = float(asked.get("low") or 0), float(1 if asked.get("high") is None else asked["high"])
     course = str(asked.get("regress") or "")
+    if not (needle or anchors or course or low > 0 or high < 1 or any(equal.values())):
+        return None
 
     def passes(place: int, row: MeasuredChain) -> bool:
         chain, moment, iou = row.chain, row.moment, row.answer_iou

@@ -16,7 +16,6 @@ from labkit.views.explorer.sprites import Sheet, SheetCache
 from labkit.views.explorer.still import BAND, FILM, INK, LINE, MOST_STEPS, SOFT, WIDTH, Canvas, Timeline, plain_words
 from labkit.views.explorer.widget import ChainExplorer, Context
 from labkit.views.figures import style
-from labkit.views.figures.failures import failure_kind
 from labkit.views.figures.style import count, in_stage_order
 from labkit.views.measured_chains import MeasuredChain, Records
 from labkit.views.report.sanitize import safe_text
@@ -54,7 +53,7 @@ class QueryWatch(ChainExplorer):
         line = self.line()
         if not line:
             raise LabError("there is no chain to draw")
-        return draw_watch(line, *self._sheet_or_problem(packing.clip_of(line[0].moment)), shown)
+        return draw_watch(line, *self._sheet(packing.clip_of(line[0].moment)), shown)
 
     def _saved(self, first: int, found: Sequence[int] | None, most: int) -> list[int]:
         """What the page shows: whole lines, none of them without a step; of very many those that learnt most."""
@@ -96,9 +95,7 @@ def watch(
     runs. Raises LabError when there is no chain, none of `qid`, or a chain's moment isn't there.
     """
     by_qid = {moment.qid: moment for moment in moments}
-    widget = QueryWatch(
-        rollouts, Context(by_qid, [], None, failure_kind, frozenset(), []), SheetCache(folder), len(by_qid), 0
-    )
+    widget = QueryWatch(rollouts, Context(by_qid), SheetCache(folder), len(by_qid), 0)
     if not len(widget):
         raise LabError("there is no chain to watch; give the rollouts of probe queries, as lab.probes('grpo').read()")
     if qid:

@@ -26,7 +26,6 @@ from labkit.views.explorer.packing import Kind, Specs, VideoClip
 from labkit.views.explorer.page import PageWidget, saving_hint_of_server, with_still
 from labkit.views.explorer.sprites import SHARP_WIDTH, WIDTH, OnProgress, Sheet, SheetCache
 from labkit.views.explorer.still import draw_still
-from labkit.views.figures.failures import failure_kind
 from labkit.views.figures.held_chains import ChainKey, held_by, text_digest
 from labkit.views.figures.style import Figure, count, in_stage_order
 from labkit.views.measured_chains import ChainRecord, MeasuredChain, Records, measure_chains, with_predictions
@@ -51,12 +50,12 @@ class Context(NamedTuple):
     """What an explorer knows besides the chains it shows."""
 
     moments: Mapping[str, Moment]
-    base: list[MeasuredChain]
-    spec: Specs | None
-    kind: Kind
-    kept: frozenset[tuple[str, str]]
+    base: Sequence[MeasuredChain] = ()
+    spec: Specs | None = None
+    kind: Kind | None = None
+    kept: frozenset[tuple[str, str]] = frozenset()
     """Query and text of the chains that are saved before others."""
-    sources: list[str]
+    sources: Sequence[str] = ()
     """Labels of the models whose predictions are compared, the first with the others; none of a run's chains."""
 
 
@@ -87,14 +86,13 @@ class ChainExplorer(PageWidget):
     def __init__(self, rollouts: Records, context: Context, cache: SheetCache, clips: int, height: int) -> None:
         """Take what `explore` was given."""
         self._lock = threading.RLock()
-        self._context = context
-        self._cache = cache
+        self._context, self._cache = context, cache
         self._read(rollouts)
         layouts, sheets = self._clips_to_embed(clips)
-        data = self._packed.data
-        first = self._first
-        super().__init__(shows=self.page_name, data=data, clips=layouts, sheets=sheets, selected=first, height=height,
-                         view="stages" if context.sources else "chain")  # fmt: skip
+        super().__init__(
+            shows=self.page_name, data=self._packed.data, clips=layouts, sheets=sheets, selected=self._first, height=height,
+            view="stages" if context.sources else "chain",
+        )  # fmt: skip
         self.hint = saving_hint_of_server()
 
     def __repr__(self) -> str:
@@ -103,11 +101,8 @@ class ChainExplorer(PageWidget):
     def _counted(self) -> str:
         queries = len({row.moment.qid for row in self._rows})
         counted = f"{count(len(self), 'chain')} of {count(queries, 'query', 'queries')}"
-        return (
-            counted
-            if len(self._places) == len(self)
-            else f"{counted}, {len(self._places):,} of the chains are saved with it"
-        )
+        saved = len(self._places)
+        return counted if saved == len(self) else f"{counted}, {saved:,} of the chains are saved with it"
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -158,7 +153,7 @@ class ChainExplorer(PageWidget):
         """Measure all chains, and pack the subset that is saved."""
         context = self._context
         with gc_paused():
-            self._rows = measure_chains(rollouts, context.moments) + context.base
+            self._rows = [*measure_chains(rollouts, context.moments), *context.base]
             self._kinds = [packing.kind_of(context.kind, row) for row in self._rows]
             self._base = packing.base_ious(self._rows, *context.sources[:1])
         self._first = self._first_to_show()
@@ -182,13 +177,9 @@ class ChainExplorer(PageWidget):
                 self._places = self._saved(first, found, most)
                 saved = rows if len(self._places) == len(rows) else [rows[place] for place in self._places]
                 self._packed = packing.pack(
-                    saved,
-                    base=self._base,
-                    spec=context.spec,
-                    kind=context.kind,
-                    left_out=self._left_out(found),
+                    saved, base=self._base, spec=context.spec, kind=context.kind, left_out=self._left_out(found),
                     sources=context.sources,
-                )
+                )  # fmt: skip
                 size = len(self._packed.data)
                 fewer = max(subset.FEWEST_CHAINS, int(0.95 * len(saved) * subset.MOST_BYTES / size))
                 if size <= subset.MOST_BYTES or len(saved) <= subset.FEWEST_CHAINS or fewer >= most:
@@ -274,7 +265,7 @@ class ChainExplorer(PageWidget):
 
     @traitlets.observe("chosen")
     def _include_chosen(self, change: Any) -> None:
-        """Records that were chosen from Python, and are not in the subset, are put there, and later the others again."""
+        """Chains that were chosen from Python, and are not in the subset, are put there, and later the others again."""
         with self._lock:
             if not self._here.issuperset(change["new"]):
                 self._repack(change["new"][0])
@@ -296,35 +287,24 @@ class ChainExplorer(PageWidget):
             return index
         raise LabError(f"chain {index} is not among the {len(self):,} of this explorer; give 0 to {len(self) - 1}")
 
-    @traitlets.validate("stage")
-    def _check_stage(self, proposal: Any) -> str:
-        stages = dict.fromkeys(row.stage for row in self._rows)
-        return _one_of("stage", proposal["value"], ("", *stages))
+    @traitlets.validate("stage", "kind", "view")
+    def _check_word(self, proposal: Any) -> str:
+        name, value = proposal["trait"].name, str(proposal["value"])
+        known = {"stage": [row.stage for row in self._rows], "kind": filter(None, self._kinds), "view": VIEWS}[name]
+        allowed = dict.fromkeys(known if name == "view" else ["", *known])
+        if value not in allowed:
+            raise LabError(f"{name} {value!r} is not one of {', '.join(map(repr, allowed))}")
+        return value
 
-    @traitlets.validate("kind")
-    def _check_kind(self, proposal: Any) -> str:
-        return _one_of("kind", proposal["value"], ("", *dict.fromkeys(filter(None, self._kinds))))
-
-    @traitlets.validate("view")
-    def _check_view(self, proposal: Any) -> str:
-        return _one_of("view", proposal["value"], VIEWS)
-
-    def _sheet(self, clip: VideoClip, on_progress: OnProgress | None = None) -> Sheet:
-        """A clip's pictures, sharper where it is the only one."""
+    def _sheet(self, clip: VideoClip, on_progress: OnProgress | None = None) -> tuple[Sheet | None, str]:
+        """A clip's pictures, sharper where it is the only one, or what is wrong with it: the rest is as good without."""
         width = SHARP_WIDTH if len(self._packed.clips) == 1 else WIDTH
-        return self._cache.get(clip.video, clip.duration, clip.start, width, on_progress)
+        return self._cache.get_or_problem(clip.video, clip.duration, clip.start, width, on_progress)
 
     def _clip(self, clip: VideoClip, on_progress: OnProgress | None = None) -> dict[str, Any]:
         """A clip as the page takes it; what is wrong with a video is shown in the place of its frames."""
-        try:
-            sheet = self._sheet(clip, on_progress)
-        except LabError as error:
-            return {"error": str(error)}
-        except Exception as error:
-            # An error nobody foresaw is this clip's: thousands of other chains are still to be seen.
-            logging.getLogger("labkit.views").warning("%s: no frames", clip.video, exc_info=True)
-            return {"error": f"video {clip.video} cannot be shown ({type(error).__name__}: {error}); replace it"}
-        return {**sheet.meta(), "sheet": sheet.webp}
+        sheet, problem = self._sheet(clip, on_progress)
+        return {"error": problem} if sheet is None else {**sheet.meta(), "sheet": sheet.webp}
 
     @property
     def clip_sources(self) -> Sequence[VideoClip]:
@@ -342,7 +322,7 @@ class ChainExplorer(PageWidget):
             return
         if message.get("ask") == "chains" and isinstance(message.get("filters"), dict):
             with self._lock:
-                self._repack(self.selected, message["filters"] if _narrows(message["filters"]) else None)
+                self._repack(self.selected, message["filters"])
         if message.get("ask") != "clip":
             return
         key = message.get("key")
@@ -373,15 +353,8 @@ class ChainExplorer(PageWidget):
                 return None
             place = self._places.index(self.selected) if self.selected in self._here else 0
             packed = self._packed
-            sheet, problem = self._sheet_or_problem(packed.clips[packed.clip_of[place]])
+            sheet, problem = self._sheet(packed.clips[packed.clip_of[place]])
             return draw_still(packed.rows, place, sheet, self._counted(), problem)
-
-    def _sheet_or_problem(self, clip: VideoClip) -> tuple[Sheet | None, str]:
-        """A clip's frames, or what is wrong with it: the rest of a picture is as good without."""
-        try:
-            return self._sheet(clip), ""
-        except LabError as error:
-            return None, str(error)
 
 
 def explore(
@@ -393,11 +366,11 @@ def explore(
     spec: Specs | None = None,
     folder: str | Path | None = None,
     clips: int = 20,
-    kind: Kind = failure_kind,
+    kind: Kind | None = None,
     kept: Sequence[ChainRecord] = (),
     height: int = 700,
 ) -> ChainExplorer:
-    """Records to look at: a table of all, and one over its video with every anchor, reward and sibling.
+    """Chains to look at: a table of all, and one over its video with every anchor, reward and sibling.
 
     `rollouts` may also be predictions, either of them by stage, or a table of `RolloutStore.frame()`; `moments` are
     those they were made from. `base` are the base model's chains, shown as the stage `base`, which the others are
@@ -407,7 +380,8 @@ def explore(
     the notebook: those of the worst, the best and the most regressed chains; the kernel makes the others on demand.
     Up to `labkit.views.explorer.subset.MOST_CHAINS` chains are saved, too: whole groups of each step, and those with the worst, the
     best and the most regressed chain and with one that was `kept`; the page finds the others with the kernel's help.
-    `kind` names a chain's class of failure, "" for none. Raises LabError when a chain's moment isn't there.
+    `kind` names a chain's class of failure from its windows and duration, "" for none, in the place of labkit's own.
+    Raises LabError when a chain's moment isn't there.
 
     Whatever `labkit.score` takes is shown as its `rules` read it, one chain a question: of ranked windows the first is the
     answer, anchors are those of the rules' own models, and nothing has a reward. Several files, or several models' predictions by
@@ -423,18 +397,6 @@ def explore(
         frozenset((record.qid, record.text) for record in kept), [] if compared else packing.sources_of(records),
     )  # fmt: skip
     return ChainExplorer(records, context, SheetCache(folder), clips, height)
-
-
-def _narrows(filters: Mapping[str, Any]) -> bool:
-    """Whether a page's filters keep any chain out."""
-    bounds = (filters.get("low") or 0) > 0 or (1 if filters.get("high") is None else filters["high"]) < 1
-    return bounds or any(filters.get(name) for name in ("text", "stage", "status", "kind", "anchors", "regress"))
-
-
-def _one_of(name: str, value: str, allowed: Sequence[str]) -> str:
-    if value not in allowed:
-        raise LabError(f"{name} {value!r} is not one of {', '.join(repr(each) for each in allowed)}")
-    return value
 
 
 def explore_figure(figure: Figure, explorer: ChainExplorer) -> ipywidgets.VBox:

@@ -16,6 +16,7 @@ from labkit.views.measured_chains import ChainRecord, MeasuredChain, Records, me
 
 MOST_POINTS = 150
 """Chains drawn as single dots in a panel; medians are always of all."""
+_TENTHS = np.arange(1, 10) / 10
 SAME = 0.05
 """IoU changes up to this size count as no change."""
 
@@ -32,10 +33,9 @@ def before_after(
     """
     first, second = style.plain(names[0], 30), style.plain(names[1], 30)
     title = f"The same queries: {first} against {second}"
-    groups = {
-        f"{side}{name}": measure_chains(records, moments)
-        for side, name, records in (("", names[0], before), (" " * (names[0] == names[1]), names[1], after))
-    }
+    # Both sides may have one name: a blank tells their chains apart.
+    labels = (names[0], f" {names[1]}" if names[0] == names[1] else names[1])
+    groups = {label: measure_chains(side, moments) for label, side in zip(labels, (before, after), strict=True)}
     by_query = [_by_query(chains) for chains in groups.values()]
     old, new = (
         {qid: float(np.mean([each.answer_iou for each in chains])) for qid, chains in side.items()}
@@ -62,23 +62,23 @@ def before_after(
         """Both sides' chains of the chosen queries."""
         return [each for at in np.flatnonzero(chosen) for side in by_query for each in side[both[at]]]
 
-    bins = np.linspace(0, 1 + 1e-9, 11)
-    counts, _, _ = np.histogram2d(x, y, bins=bins)
-    across, down = (np.digitize(values, bins) - 1 for values in (x, y))
-    cells = [(i, j) for i in range(10) for j in range(10) if counts[i, j]]
+    across, down = np.digitize([x, y], _TENTHS)
+    cells = sorted(set(zip(across.tolist(), down.tolist(), strict=True)))
+    inside = [(across == i) & (down == j) for i, j in cells]
+    counts = [int(each.sum()) for each in inside]
     fig.add_scatter(
         x=[(i + 0.5) / 10 for i, _ in cells],
         y=[(j + 0.5) / 10 for _, j in cells],
         mode="markers",
         marker={
-            "size": [4 + 24 * float(np.sqrt(counts[c] / counts.max())) for c in cells],
-            "color": [style.BETTER if j > i else style.WORSE if j < i else style.NEUTRAL for i, j in cells],
+            "size": [4 + 24 * (n / max(counts)) ** 0.5 for n in counts],
+            "color": [_color(j - i) for i, j in cells],
             "opacity": 0.85,
             "line": {"width": 0},
         },
-        customdata=[[int(counts[c]), i / 10, (i + 1) / 10, j / 10, (j + 1) / 10] for c in cells for i, j in [c]],
+        customdata=[[n, i / 10, (i + 1) / 10, j / 10, (j + 1) / 10] for n, (i, j) in zip(counts, cells, strict=True)],
         meta=held.points(
-            [chains_of((across == i) & (down == j)) for i, j in cells],
+            map(chains_of, inside),
             [f"IoU {i / 10:.1f} to {(i + 1) / 10:.1f}, then {j / 10:.1f} to {(j + 1) / 10:.1f}" for i, j in cells],
         ),
         hovertemplate="%{customdata[0]} queries<br>before %{customdata[1]:.1f} to %{customdata[2]:.1f}, "
@@ -88,18 +88,15 @@ def before_after(
     )
     _diagonal(fig, 1, 1.2, style.FAINT, row=1, col=1)
     edges = np.round(np.arange(-1.05, 1.06, 0.1), 2)
-    heights, _ = np.histogram(change, bins=edges)
     middles = np.round((edges[:-1] + edges[1:]) / 2, 1)
     slots = np.digitize(change, edges) - 1
+    changed = [slots == slot for slot in range(len(middles))]
     fig.add_bar(
         x=middles,
-        y=heights,
+        y=[int(each.sum()) for each in changed],
         width=0.088,
-        marker={"color": [style.BETTER if m > 0 else style.WORSE if m < 0 else style.NEUTRAL for m in middles]},
-        meta=held.points(
-            [chains_of(slots == slot) for slot in range(len(middles))],
-            [f"IoU changed by about {m:+.1f}" for m in middles],
-        ),
+        marker={"color": [_color(m) for m in middles]},
+        meta=held.points(map(chains_of, changed), [f"IoU changed by about {m:+.1f}" for m in middles]),
         hovertemplate="change about %{x:+.1f}: %{y} queries<extra></extra>",
         row=1,
         col=2,
@@ -114,7 +111,7 @@ def before_after(
 def lengths(records: Records, moments: Mapping[str, Moment]) -> style.Figure:
     """Length of the answer against length of the truth, in seconds: binned medians over single chains."""
     title = "Are answers as long as the truth?"
-    groups, bare = _answers(records, moments)
+    groups, bare = _answered(records, moments)
     if not groups:
         return style.nothing(title, "there are no chains with an answer")
     caption = (
@@ -122,11 +119,10 @@ def lengths(records: Records, moments: Mapping[str, Moment]) -> style.Figure:
         "chains; dots: single chains." + bare
     )
     fig, places = style.panels(_titles(groups), title, caption, 230, shared_yaxes=True)
-    top = max(max(truth.length, answer.length) for g in groups.values() for truth, answer, _ in g) * 1.06
-    look = style.looks(groups)
-    held = HeldChains({label: [measured for *_, measured in g] for label, g in groups.items()})
-    for (row, column), (label, answers) in zip(places, groups.items(), strict=True):
-        truth, given = np.array([(t.length, a.length) for t, a, _ in answers]).T
+    top = max(span.length for g in groups.values() for chain in g for span in _spans(chain)) * 1.06
+    look, held = style.looks(groups), HeldChains(groups)
+    for (row, column), (label, chains) in zip(places, groups.items(), strict=True):
+        truth, given = np.array([[span.length for span in _spans(chain)] for chain in chains]).T
         chosen = np.linspace(0, len(truth) - 1, min(MOST_POINTS, len(truth))).round().astype(int)
         where: dict[str, Any] = {"row": row, "col": column}
         _diagonal(fig, top, 1.4, style.TRUTH, **where)
@@ -135,7 +131,7 @@ def lengths(records: Records, moments: Mapping[str, Moment]) -> style.Figure:
             y=given[chosen].round(2),
             mode="markers",
             marker={"size": 4, "color": style.rgba(look[label].color, 0.4)},
-            meta=held.points([[answers[at][2]] for at in chosen]),
+            meta=held.points([[chains[at]] for at in chosen]),
             hovertemplate="truth %{x:.1f} s, answer %{y:.1f} s<extra></extra>",
             **where,
         )
@@ -149,7 +145,7 @@ def lengths(records: Records, moments: Mapping[str, Moment]) -> style.Figure:
             line={"color": look[label].color, "width": 2},
             marker={"size": 9, "symbol": look[label].symbol},
             meta=held.points(
-                [[answers[at][2] for at in b] for b in bins],
+                [[chains[at] for at in b] for b in bins],
                 [f"truth about {np.median(truth[b]):.1f} s long" for b in bins],
             ),
             hovertemplate="truth about %{x:.1f} s: median answer %{y:.1f} s<extra></extra>",
@@ -164,7 +160,7 @@ def lengths(records: Records, moments: Mapping[str, Moment]) -> style.Figure:
 def answer_places(records: Records, moments: Mapping[str, Moment]) -> style.Figure:
     """Where in the video answers fall against where the truth lies, middles in percent of the duration."""
     title = "Where answers fall against the truth"
-    groups, bare = _answers(records, moments)
+    groups, bare = _answered(records, moments)
     if not groups:
         return style.nothing(title, "there are no chains with an answer")
     caption = (
@@ -172,39 +168,24 @@ def answer_places(records: Records, moments: Mapping[str, Moment]) -> style.Figu
         "Stronger colour: more chains." + bare
     )
     fig, places = style.panels(_titles(groups), title, caption, 230, gap=0.035, between=104, shared_yaxes=True)
-    edges = np.linspace(0, 100, 11)
-    held = HeldChains({label: [measured for *_, measured in g] for label, g in groups.items()})
-    for (row, column), answers in zip(places, groups.values(), strict=True):
-        x, y = np.array(
-            [
-                (100 * t.middle / m.duration, 100 * a.middle / m.duration)
-                for t, a, each in answers
-                for m in [each.moment]
-            ]
-        ).T
-        counts, _, _ = np.histogram2d(np.clip(x, 0, 100), y, bins=edges)
-        across, down = (np.clip(np.digitize(values, edges) - 1, 0, 9) for values in (x, y))
+    held, percents = HeldChains(groups), np.arange(5, 100, 10)
+    for (row, column), chains in zip(places, groups.values(), strict=True):
+        middles = np.array([[span.middle / chain.moment.duration for span in _spans(chain)] for chain in chains]).T
+        across, down = np.digitize(middles, _TENTHS)
+        cells = [np.flatnonzero((across == i) & (down == j)) for j in range(10) for i in range(10)]
         where: dict[str, Any] = {"row": row, "col": column}
         fig.add_heatmap(
-            x=edges[:-1] + 5,
-            y=edges[:-1] + 5,
-            z=counts.T.astype(int).tolist(),
+            x=percents,
+            y=percents,
+            z=np.reshape([len(cell) for cell in cells], (10, 10)).tolist(),
             colorscale=[[0, style.rgba(style.ANCHOR, 0)], [0.02, style.rgba(style.ANCHOR, 0.12)], [1, style.ANCHOR]],
             zmin=0,
             showscale=False,
             xgap=1,
             ygap=1,
             meta=held.points(
-                [
-                    [answers[at][2] for at in np.flatnonzero((across == i) & (down == j))]
-                    for j in range(10)
-                    for i in range(10)
-                ],
-                [
-                    f"truth about {10 * i + 5} %, answer about {10 * j + 5} % of the video"
-                    for j in range(10)
-                    for i in range(10)
-                ],
+                [[chains[at] for at in cell] for cell in cells],
+                [f"truth about {x} %, answer about {y} % of the video" for y in percents for x in percents],
             )
             | {"columns": 10},
             hovertemplate="truth about %{x:.0f} %, answer about %{y:.0f} % of the video: %{z} chains<extra></extra>",
@@ -226,17 +207,20 @@ def _diagonal(fig: style.Figure, top: float, width: float, color: str, *, row: i
     fig.add_scatter(x=[0, top], y=[0, top], mode="lines", line=line, hoverinfo="skip", row=row, col=col)
 
 
-def _answers(
-    records: Records, moments: Mapping[str, Moment]
-) -> tuple[dict[str, list[tuple[Span, Span, MeasuredChain]]], str]:
-    """By label: truth, answer clipped to the clip, and every chain that has an answer; how many labels have none."""
+def _color(change: float) -> str:
+    return style.BETTER if change > 0 else style.WORSE if change < 0 else style.NEUTRAL
+
+
+def _spans(chain: MeasuredChain) -> list[Span]:
+    """The truth, and the answer as far as it lies in the clip, if any of it does."""
+    answer = chain.chain.answer and clip_span(chain.chain.answer, chain.moment.duration)
+    return [chain.window, answer] if answer else []
+
+
+def _answered(records: Records, moments: Mapping[str, Moment]) -> tuple[dict[str, list[MeasuredChain]], str]:
+    """By label every chain that has an answer within the clip; how many labels have none."""
     read = measure_groups(records, moments)
-    groups: dict[str, list[tuple[Span, Span, MeasuredChain]]] = {}
-    for label, measured_chains in read.items():
-        for measured in measured_chains:
-            answer = measured.chain.answer and clip_span(measured.chain.answer, measured.moment.duration)
-            if answer:
-                groups.setdefault(label, []).append((measured.window, answer, measured))
+    groups = {label: answered for label, chains in read.items() if (answered := list(filter(_spans, chains)))}
     bare = len(read) - len(groups)
     return groups, f" {bare} of {len(read)} have no answer to draw." if bare else ""
 

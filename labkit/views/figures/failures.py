@@ -11,9 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from labkit.chain.anchors import AnchorChain
-from labkit.chain.metrics import chain_ious
-from labkit.chain.spans import Span, iou
+from labkit.chain.spans import iou
 from labkit.chain.steps import COPY_IOU, CORRECT_IOU, clip_spans, copies
 from labkit.data.moments import Moment
 from labkit.views.figures import style
@@ -45,63 +43,43 @@ _ROW = 46
 """Pixels of a class in the figure: a line of words, and the bars under it."""
 
 
-def failure_kind(chain: AnchorChain, windows: Sequence[Span], duration: float, *, right: float = CORRECT_IOU) -> str:
+def failure_kind(measured: MeasuredChain, *, right: float = CORRECT_IOU) -> str:
     """What is wrong with a chain, one of `KINDS`; "" when its answer reaches the IoU `right` with the best window.
 
     A chain is judged as it is scored: cut to the clip. So an answer that is complete and right stays right where the
-    text behind it was cut off, and an answer that only ends behind the clip is judged by what lies inside.
-    Raises: ValueError when there is no window to compare an answer with.
+    text behind it was cut off, and an answer that only ends behind the clip is judged by what lies inside. Where nobody has told
+    the truth, only what is wrong whatever the truth is has a class.
     Source: our choice.
-
-    >>> from labkit.chain.anchors import parse, render
-    >>> chain = parse(render([Span(0, 30), Span(4, 12)], Span(5, 11)))
-    >>> failure_kind(chain, [Span(5, 10)], 30.0), failure_kind(chain, [Span(20, 25)], 30.0)
-    ('', 'narrowed_elsewhere')
     """
-    ious = [] if chain.answer is None else chain_ious(chain, windows, duration)
-    return kind_by_ious(chain, ious, windows, duration, right=right)
-
-
-def kind_by_ious(
-    chain: AnchorChain, ious: Sequence[float], windows: Sequence[Span], duration: float, *, right: float = CORRECT_IOU
-) -> str:
-    """`failure_kind` of a chain whose steps have been measured against the windows; `ious` are those of `chain_ious`.
-
-    Where they are NaN, since nobody has told the truth, only what is wrong whatever the truth is has a class.
-    """
+    chain, ious, moment = measured.chain, measured.ious, measured.moment
     answer = chain.answer
     if answer is None:
         return "cut_off" if chain.status == "cut_off" else "no_answer"
     value = ious[-1]
     if value >= right:
         return ""
-    if answer.middle > duration:
+    if answer.middle > moment.duration:
         return "past_the_end"
     if math.isnan(value):
         return ""
-    spans = clip_spans(chain.steps, duration)
+    spans = clip_spans(chain.steps, moment.duration)
     if any(copies(spans)):
         return "copied_anchor"
     if max(ious) >= right:
         return "right_then_left"
     if value > 0:
-        happens = len(max(windows, key=lambda window: iou(answer, window)).parts)
+        happens = len(max(moment.targets, key=lambda window: iou(answer, window)).parts)
         found = len(answer.parts)
         return "too_few_spans" if found < happens else "too_many_spans" if found > happens else "wrong_extent"
     # A span inside another has their ratio of lengths as IoU: what is longer than this would be a copy in its place.
     return "narrowed_elsewhere" if spans[-1].length < COPY_IOU * spans[0].length else "never_narrowed"
 
 
-def failure_counts(chains: Iterable[MeasuredChain], *, right: float = CORRECT_IOU) -> dict[str, int]:
-    """How many chains are right ("", first) and how many fall into each class, 0 too, in the order of `KINDS`."""
-    return {kind: len(found) for kind, found in _by_kind(chains, right).items()}
-
-
-def _by_kind(chains: Iterable[MeasuredChain], right: float) -> dict[str, list[MeasuredChain]]:
+def by_failure(chains: Iterable[MeasuredChain], *, right: float = CORRECT_IOU) -> dict[str, list[MeasuredChain]]:
+    """The chains that are right ("", first) and those of each class, in the order of `KINDS`; none too."""
     found: dict[str, list[MeasuredChain]] = {kind: [] for kind in ("", *KINDS)}
     for each in chains:
-        kind = kind_by_ious(each.chain, each.ious, each.moment.targets, each.moment.duration, right=right)
-        found[kind].append(each)
+        found[failure_kind(each, right=right)].append(each)
     return found
 
 
@@ -112,7 +90,7 @@ def atlas(records: Records, moments: Mapping[str, Moment], *, right: float = COR
     """
     title = "Failure atlas: how wrong chains go wrong"
     groups = measure_groups(records, moments)
-    classed = {label: _by_kind(chains, right) for label, chains in groups.items()}
+    classed = {label: by_failure(chains, right=right) for label, chains in groups.items()}
     counts = {label: {kind: len(found) for kind, found in each.items()} for label, each in classed.items()}
     if not counts:
         return style.nothing(title, "there are no chains")
@@ -164,10 +142,7 @@ def atlas(records: Records, moments: Mapping[str, Moment], *, right: float = COR
             textfont={"color": style.TEXT},
             cliponaxis=False,
             customdata=[[spoken(kind), each[kind], total] for kind in rows],
-            meta=held.points(
-                [classed[label][kind] for kind in rows],
-                [*map(spoken, rows)],
-            ),
+            meta=held.points([classed[label][kind] for kind in rows], [*map(spoken, rows)]),
             hovertemplate=hover,
             **where,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit.chain.anchors import AnchorChain, parse, render
-from labkit.chain.metrics import chain_figures
+from labkit.chain.metrics import chain_figures, chain_ious
 from labkit.chain.spans import Span, union
 from labkit.data.moments import Moment
 from labkit.errors import LabError
-from labkit.views.figures.failures import KINDS, MEANINGS, atlas, failure_counts, failure_kind, kind_by_ious
+from labkit.views.figures.failures import KINDS, MEANINGS, atlas, by_failure, failure_kind
 from labkit.views.measured_chains import MeasuredChain, measure_chains
 
 TRUTH = [Span(10, 20)]
@@ -92,9 +92,15 @@ def measured(texts: Iterable[tuple[str, bool]]) -> list[MeasuredChain]:
     return measure_chains(records, {"q": Moment("q", "/v.mp4", "it opens", tuple(TRUTH), 40.0)})
 
 
+def kind_of(chain: AnchorChain, windows: Sequence[Span], right: float = 0.5) -> str:
+    moment = Moment("q", "/v.mp4", "it opens", tuple(windows), 40.0)
+    ious = [] if chain.answer is None else chain_ious(chain, windows, 40.0)
+    return failure_kind(MeasuredChain(Record("q", chain.text), moment, chain, ious), right=right)
+
+
 @pytest.mark.parametrize(("kind", "text", "reason"), CASES)
 def test_a_chain_is_named_by_what_went_wrong_first(kind: str, text: str, reason: str) -> None:
-    assert failure_kind(read(text, kind), TRUTH, 40.0) == kind.rstrip("!"), reason
+    assert kind_of(read(text, kind), TRUTH) == kind.rstrip("!"), reason
 
 
 def test_the_table_has_every_class() -> None:
@@ -116,44 +122,46 @@ def test_the_table_has_every_class() -> None:
 )
 def test_of_what_happens_twice_a_span_too_few_or_too_many_has_a_class(kind: str, answer: str, reason: str) -> None:
     truth = union([Span(10, 20), Span(30, 40)])
-    assert failure_kind(read(f"<think></think><answer>{answer}</answer>"), [truth], 40.0) == kind, reason
+    assert kind_of(read(f"<think></think><answer>{answer}</answer>"), [truth]) == kind, reason
 
 
 def test_a_text_cut_off_behind_its_answer_is_judged_by_the_answer() -> None:
-    assert failure_kind(parse("<think></think><answer>10 to 20</answer> and", finished=False), TRUTH, 40.0) == ""
-    assert failure_kind(parse("<think></think><answer>30 to 35</answer> and", finished=False), TRUTH, 40.0) == (
-        "never_narrowed"
-    )
+    assert kind_of(parse("<think></think><answer>10 to 20</answer> and", finished=False), TRUTH) == ""
+    assert kind_of(parse("<think></think><answer>30 to 35</answer> and", finished=False), TRUTH) == ("never_narrowed")
 
 
 def test_of_several_windows_the_best_one_counts() -> None:
     windows = [Span(0, 5), Span(30, 40)]
-    assert failure_kind(read(text((0, 20), (29, 39))), windows, 40.0) == ""
+    assert kind_of(read(text((0, 20), (29, 39))), windows) == ""
     # the anchor was right about the first window, the answer meets the second a little: 2/14
-    assert failure_kind(read(text((0, 4), (26, 32))), windows, 40.0) == "right_then_left"
+    assert kind_of(read(text((0, 4), (26, 32))), windows) == "right_then_left"
 
 
 def test_what_is_right_is_a_matter_of_the_threshold() -> None:
     chain = read(text((0, 40), (10, 16)))  # IoU 0.6
-    assert [failure_kind(chain, TRUTH, 40.0, right=m) for m in (0.3, 0.6, 0.7)] == ["", "", "wrong_extent"]
+    assert [kind_of(chain, TRUTH, right=m) for m in (0.3, 0.6, 0.7)] == ["", "", "wrong_extent"]
+
+
+def count(chains: Iterable[MeasuredChain], **right: float) -> dict[str, int]:
+    return {kind: len(found) for kind, found in by_failure(chains, **right).items()}
 
 
 def test_counts_have_a_place_for_every_class_and_lose_no_chain() -> None:
-    counts = failure_counts(measured((text, kind.endswith("!")) for kind, text, _ in CASES))
+    counts = count(measured((text, kind.endswith("!")) for kind, text, _ in CASES))
     assert list(counts) == ["", *KINDS] and sum(counts.values()) == len(CASES)
     assert counts[""] == 4 and counts["cut_off"] == 2 and counts["right_then_left"] == 2
-    assert set(failure_counts([]).values()) == {0}
+    assert set(count([]).values()) == {0}
 
 
 def test_the_atlas_classes_each_chain_once(monkeypatch: pytest.MonkeyPatch) -> None:
     chains = measured((text, kind.endswith("!")) for kind, text, _ in CASES)
-    classed: list[AnchorChain] = []
+    classed: list[MeasuredChain] = []
 
-    def counted(chain: AnchorChain, *given: Any, **named: Any) -> str:
+    def counted(chain: MeasuredChain, **named: Any) -> str:
         classed.append(chain)
-        return kind_by_ious(chain, *given, **named)
+        return failure_kind(chain, **named)
 
-    monkeypatch.setattr("labkit.views.figures.failures.kind_by_ious", counted)
+    monkeypatch.setattr("labkit.views.figures.failures.failure_kind", counted)
     atlas({"sft": [each.record for each in chains]}, {each.moment.qid: each.moment for each in chains})
     assert len(classed) == len(CASES)
 
@@ -164,7 +172,7 @@ spans = st.tuples(st.integers(0, 50), st.integers(1, 30)).map(lambda pair: (pair
 @given(st.lists(st.lists(spans, min_size=1, max_size=4), min_size=1, max_size=8), st.sampled_from([0.3, 0.5, 0.7]))
 def test_the_share_of_right_chains_is_r1(chains: list[list[tuple[int, int]]], right: float) -> None:
     measured_chains = measured((text(*chain), False) for chain in chains)
-    counts = failure_counts(measured_chains, right=right)
+    counts = count(measured_chains, right=right)
     rows = ([TRUTH] * len(chains), [40.0] * len(chains))
     figures = chain_figures([each.chain for each in measured_chains], *rows)
     assert counts[""] / len(chains) == pytest.approx(figures[f"r1@{right}"])
@@ -177,7 +185,7 @@ pieces = st.sampled_from(
 
 @given(st.lists(pieces, max_size=30).map("".join), st.booleans())
 def test_any_text_has_exactly_one_class(text: str, finished: bool) -> None:
-    assert failure_kind(parse(text, finished=finished), TRUTH, 40.0) in ("", *KINDS)
+    assert kind_of(parse(text, finished=finished), TRUTH) in ("", *KINDS)
 
 
 MOMENTS = {qid: Moment(qid, f"/videos/{qid}.mp4", "the door opens", (Span(10, 20),), 40.0) for qid in "abcd"}
