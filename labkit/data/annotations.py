@@ -34,11 +34,15 @@ from 0. What is missing or ill-typed stays as it is, for `labkit.data.cleaning` 
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,23 +58,26 @@ from labkit.data.nested_forms import (
 )
 from labkit.data.rows import (
     TIME,
+    Again,
     AnnotationFile,
     InvalidLine,
     RepeatedKey,
     Row,
     RowFile,
     has,
-    read_encoded,
     read_object,
     read_table,
     read_text,
     refuse_repeated_keys,
     short,
+    text_lines,
     to_seconds,
 )
-from labkit.data.video_index import is_foreign_path, local_path, stem_of, trim_window
+from labkit.data.video_index import stem_of, trim_window
 from labkit.errors import LabError
 
+HEAD = 1000
+"""Objects by which a file's form is guessed before all are gone through."""
 DURATIONS = ("Charades_v1_train.csv", "Charades_v1_test.csv")
 """Charades' own tables, with a column length."""
 CHARADES = "charades-sta"
@@ -83,6 +90,10 @@ _WINDOW_IN_NAME = re.compile(r"(.+)_(\d+(?:\.\d+)?)_(\d+(?:\.\d+)?)", re.ASCII)
 _SENTENCES = ("sentence", "caption", "query")
 _CAPTIONS = {("timestamps", "sentences"): "ActivityNet-Captions", ("spans", "queries"): "TimeLens-Bench"}
 _TIMELENS = (CHARADES, "activitynet", "qvhighlights")
+
+
+class AnotherForm(Exception):
+    """A file's later rows have another form than its first ones."""
 
 
 class _Form(NamedTuple):
@@ -98,26 +109,40 @@ class _Form(NamedTuple):
     accepts: Callable[[Any], bool] = bool
 
 
-def read_rows(path: Path, durations: str | Path | None = None) -> AnnotationFile:
+def read_rows(path: Path, durations: str | Path | None = None, whole: bool = True) -> AnnotationFile:
     """Recognise a file and read its rows; `durations` is a csv with columns id and length, for rows without.
+
+    A file of objects is recognised by all of them or, not `whole`, by the first ones: going through the rows then raises
+    AnotherForm where a later object tells better, and the file has to be read again as a whole.
 
     Raises LabError when the file, or one that belongs to it, is missing, unreadable or in none of the formats; where it is
     known what the file is instead, that is said.
     """
-    text, encoding = read_encoded(path)
-    if not text.strip() or text.split() in (["[]"], ["{}"]):
+    lines, encoding = text_lines(path)
+    texts = (line for line in lines if not line.isspace())
+    first, more = next(texts, ""), next(texts, None)
+    texts.close()
+    begins_json = first.lstrip().startswith(("{", "["))
+    document: Any = InvalidLine()
+    # Where a line holds a value and another one follows, the file cannot be one document.
+    if begins_json and (more is None or isinstance(read_object(first), InvalidLine)):
+        text = "".join(lines)
+        first = "" if text.split() in (["[]"], ["{}"]) else first
+        with suppress(ValueError, RecursionError):
+            document = json.loads(text, object_pairs_hook=refuse_repeated_keys)
+        del text
+    if not first:
         raise LabError(f"{path} holds no row; download it again")
-    try:
-        document = json.loads(text, object_pairs_hook=refuse_repeated_keys)
-    except (ValueError, RecursionError) as error:
-        table = _lines(path, text)
-        if table is None and isinstance(error, RepeatedKey):
-            raise LabError(f"{path}: {error} in one object; keep one of the two") from None
-        if table is None and text.lstrip().startswith(("{", "[")):
-            raise LabError(f"{path} is not JSON ({error}); download it again") from None
-    else:
-        table = _document(path, document)
+    table = (
+        _lines(path, first, lines, whole) if isinstance(document, InvalidLine) else _document(path, document, whole)
+    )
     if table is None:
+        try:
+            json.loads("".join(lines) if begins_json else "0", object_pairs_hook=refuse_repeated_keys)
+        except RepeatedKey as error:
+            raise LabError(f"{path}: {error} in one object; keep one of the two") from None
+        except (ValueError, RecursionError) as error:
+            raise LabError(f"{path} is not JSON ({error}); download it again") from None
         titles = (
             "Charades-STA",
             *_CAPTIONS.values(),
@@ -130,89 +155,139 @@ def read_rows(path: Path, durations: str | Path | None = None) -> AnnotationFile
     return table._replace(rows=with_durations(table.rows, path, durations), encoding=encoding)
 
 
-def _document(path: Path, document: Any) -> AnnotationFile | None:
+def _document(path: Path, document: Any, whole: bool) -> AnnotationFile | None:
     if isinstance(document, list):
-        return _objects(path, [(f"row {k}", row) for k, row in enumerate(document)])
+        return _objects(path, Again(lambda: ((f"row {k}", row) for k, row in enumerate(document))), whole)
     if not isinstance(document, dict):
         return None
     for labels, title in _CAPTIONS.items():
         if any(has(value, *labels) for value in document.values()):
-            return _with_sources(path, title, list(_captions(document, *labels)))
+            return _with_sources(path, title, Again(partial(_captions, document, *labels)), whole)
     if is_hirest(document):
-        return _with_sources(path, "HiREST", list(hirest(document)))
+        return _with_sources(path, "HiREST", Again(lambda: hirest(document)), whole)
     if any(">>>" in key for key in document):
         raise LabError(
             f"{path} holds predictions (as TimeLens and lmms-eval write them), no annotations; {SCORE_STEP}"
         )
-    return _objects(path, [(1, document)])
+    return _objects(path, [(1, document)], whole)
 
 
-def _lines(path: Path, text: str) -> AnnotationFile | None:
+def _lines(path: Path, first: str, lines: Iterable[str], whole: bool) -> AnnotationFile | None:
     """A file that is not one JSON document: JSON Lines, a table, or Charades-STA's text."""
     # Not splitlines, which also breaks at marks that a sentence may hold.
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not lines[0][1].lstrip().startswith(("{", "[")):
-        if any("##" in line for _, line in lines):
-            return _with_sources(path, "Charades-STA txt", list(charades(lines)))
+    if not first.lstrip().startswith(("{", "[")):
+        if any("##" in line for line in lines):
+            return _with_sources(path, "Charades-STA txt", Again(lambda: charades(enumerate(lines, 1))), whole)
         try:
-            head, cells = read_table(text.lstrip("\n"))
-        except ValueError:
-            head, cells = (), []
-        if set(QUESTIONS) <= set(head):
-            return AnnotationFile("NExT-GQA", list(nextgqa(path, head, cells)))
-        if len(head) > 1 and (table := _objects(path, list(cells))):
-            return table
-    return _objects(path, [(number, read_object(line)) for number, line in lines])
+            head, cells = read_table(lines)
+            if set(QUESTIONS) <= set(head):
+                return AnnotationFile("NExT-GQA", list(nextgqa(path, head, list(cells))))
+            if len(head) > 1 and (table := _objects(path, Again(lambda: read_table(lines)[1]), whole)):
+                return table
+        except csv.Error:
+            pass
+    objects = Again(lambda: ((k, read_object(line)) for k, line in enumerate(lines, 1) if not line.isspace()))
+    return _objects(path, objects, whole)
 
 
-def _objects(path: Path, objects: list[tuple[int | str, Any]]) -> AnnotationFile | None:
+def _objects(path: Path, objects: Iterable[tuple[int | str, Any]], whole: bool) -> AnnotationFile | None:
     """Rows of the first form that any object has; what is no object becomes a row with a fault."""
-    for form in FORMS:
-        if any(has(row, *form.fields) and form.accepts(row) for _, row in objects):
-            file = RowFile(path)
-            rows = [row for k, (line, each) in enumerate(objects) for row in _checked(form, file, line, k, each)]
-            return (
-                AnnotationFile(form.title, rows) if form.title == "moments" else _with_sources(path, form.title, rows)
-            )
+    for part in (objects,) if whole else (islice(objects, HEAD), objects):
+        known: dict[tuple[str, ...], list[int]] = {}
+        best = min((_form_of(row, known) for _, row in part), default=len(FORMS))
+        if best < len(FORMS):
+            title, rows = FORMS[best].title, Again(partial(_rows, best, path, objects))
+            return AnnotationFile(title, rows) if title == "moments" else _with_sources(path, title, rows, whole)
     for fields, what in _OTHERS:
-        if any(has(row, *fields) for _, row in objects):
+        if any(set(fields).issubset(names) for names in known):
             raise LabError(f"{path} holds {what}")
     return None
 
 
-def _checked(form: _Form, file: RowFile, line: int | str, number: int, row: Any) -> Iterable[Row]:
-    """The form's rows where the object has the fields that no row may lack."""
-    if not isinstance(row, dict):
-        return [Row(line, "", fault=row if isinstance(row, InvalidLine) else f"{short(row)} is not an object")]
-    if missing := [field for field in form.needed if row.get(field) is None]:
-        own = row.get("qid")
-        return [Row(line, own if isinstance(own, str) else "", fault=f"{', '.join(missing)} missing")]
-    return form.read(file, line, number, row)
+def _form_of(row: Any, known: dict[tuple[str, ...], list[int]]) -> int:
+    """The number of the first form that an object has; `known` are those that have the fields, by an object's names."""
+    names = tuple(row) if isinstance(row, dict) else ()
+    if names not in known:
+        known[names] = [k for k, form in enumerate(FORMS) if has(row, *form.fields)]
+    for k in known[names]:
+        if FORMS[k].accepts(row):
+            return k
+    return len(FORMS)
 
 
-def _with_sources(path: Path, title: str, rows: list[Row]) -> AnnotationFile:
-    """The rows with their sources, and the benchmark that they are of: the form's own, or another one in its form."""
-    benchmarks = benchmarks_by_id(row.cut or row.video for row in rows if row.video)
+def _rows(best: int, path: Path, objects: Iterable[tuple[int | str, Any]]) -> Iterator[Row]:
+    """The form's rows, where an object has the fields that no row may lack. Raises AnotherForm at an object of an earlier one."""
+    form, file = FORMS[best], RowFile(path)
+    known: dict[tuple[str, ...], list[int]] = {}
+    settled: set[tuple[str, ...]] = set()
+    for number, (line, row) in enumerate(objects):
+        if not isinstance(row, dict):
+            yield Row(line, "", fault=row if isinstance(row, InvalidLine) else f"{short(row)} is not an object")
+            continue
+        if (names := tuple(row)) not in settled:
+            if _form_of(row, known) < best:
+                raise AnotherForm
+            if all(k >= best for k in known[names]):
+                settled.add(names)
+        if None in map(row.get, form.needed):
+            own = row.get("qid")
+            missing = ", ".join(field for field in form.needed if row.get(field) is None)
+            yield Row(line, own if isinstance(own, str) else "", fault=f"{missing} missing")
+        else:
+            yield from form.read(file, line, number, row)
+
+
+_Kind = tuple[str, str, bool]
+"""What a row's source depends on: its own, the video's name, and whether its windows are seconds."""
+
+
+def _with_sources(path: Path, form: str, rows: Iterable[Row], whole: bool) -> AnnotationFile:
+    """The rows with their sources, and the benchmark that they are of: the form's own, or another one in its form.
+
+    Not `whole`, sources are guessed video by video; AnotherForm comes after the last row where all videos together tell better.
+    """
+    found = _sources(path, form, map(_kind, rows if whole else islice(rows, HEAD)))
+    title = _title(form, found)
+
+    def with_source() -> Iterator[Row]:
+        for row in rows:
+            kind = _kind(row)
+            if kind not in found:
+                found.update(_sources(path, form, [kind]))
+            row.source = found[kind]
+            yield row
+        if not whole and (found != _sources(path, form, found) or title != _title(form, found)):
+            raise AnotherForm
+
+    return AnnotationFile(title, Again(with_source))
+
+
+def _kind(row: Row) -> _Kind:
+    return row.source, row.cut or row.video, row.rate is None
+
+
+def _sources(path: Path, form: str, kinds: Iterable[_Kind]) -> dict[_Kind, str]:
+    kinds = dict.fromkeys(kinds)
+    benchmarks = benchmarks_by_id(video for _, video, _ in kinds if video)
     name = path.name.removesuffix(".gz").partition(".")[0]
 
-    def source(row: Row) -> str:
-        if row.source or not row.video:
-            return row.source
-        benchmark = benchmarks[row.cut or row.video]
+    def source(own: str, video: str, in_seconds: bool) -> str:
+        if own or not video:
+            return own
         # Charades' labels are seconds: five characters may be anybody's id.
-        benchmark = "" if benchmark == CHARADES and row.rate is not None else benchmark
-        return (
-            f"timelens-bench/{benchmark}"
-            if title == "TimeLens-Bench" and benchmark in _TIMELENS
-            else benchmark or name
-        )
+        benchmark = benchmarks[video] if in_seconds or benchmarks[video] != CHARADES else ""
+        within = form == "TimeLens-Bench" and benchmark in _TIMELENS
+        return f"timelens-bench/{benchmark}" if within else benchmark or name
 
-    rows = [replace(row, source=source(row)) for row in rows]
-    sources = list(dict.fromkeys(row.source for row in rows if row.source))
+    return {kind: source(*kind) for kind in kinds}
+
+
+def _title(form: str, found: dict[_Kind, str]) -> str:
+    sources = list(dict.fromkeys(filter(None, found.values())))
     own = {_TITLES.get(each.partition("/")[0], "") for each in sources}
-    if title == "ActivityNet-Captions" and own == {"Charades-STA txt"}:
-        return AnnotationFile("Charades-STA json", rows)
-    return AnnotationFile(title if own <= {title} else ", ".join(sources[:3]), rows)
+    if form == "ActivityNet-Captions" and own == {"Charades-STA txt"}:
+        return "Charades-STA json"
+    return form if own <= {form} else ", ".join(sources[:3])
 
 
 _TITLES = {
@@ -303,19 +378,19 @@ def _qaego4d(file: RowFile, line: int | str, number: int, row: dict[str, Any]) -
     yield Row(line, qid, video, row["question"], [window], row.get("duration"), rate=row.get("fps") or "")
 
 
-def _moment(file: RowFile, line: int | str, number: int, row: dict[str, Any]) -> Iterator[Row]:
+def _moment(file: RowFile, line: int | str, number: int, row: dict[str, Any]) -> list[Row]:
     video, source = row["video"], row.get("source")
     if not isinstance(video, str) or not video.strip():
-        yield Row(line, row["qid"], fault=f"video = {short(video)} is no path")
-        return
-    yield Row(
+        return [Row(line, row["qid"], fault=f"video = {short(video)} is no path")]
+    return [Row(
         line, row["qid"], video, row["query"], row.get("windows"), row.get("duration"), row.get("clip"),
-        path="" if is_foreign_path(video) else local_path(video, file.path.parent),
+        path=file.local(video),
         source=source if isinstance(source, str) else "", options=row.get("options"), choice=row.get("choice"),
-        unknown=tuple(sorted(set(row) - set(FIELDS))),
-    )  # fmt: skip
+        unknown=() if row.keys() <= _OWN else tuple(sorted(row.keys() - _OWN)),
+    )]  # fmt: skip
 
 
+_OWN = set(FIELDS)
 FORMS = (
     _Form("QVHighlights", ("vid", "query", "relevant_windows"), ("qid", "vid", "query"), _qvhighlights),
     _Form("TVGBench", ("path", "question", "answer"), ("path", "question", "answer"), _tvgbench),
@@ -363,10 +438,12 @@ def _near(value: Any, seconds: float) -> bool:
     return given is not None and abs(given - seconds) <= FRAME
 
 
-def charades(lines: list[tuple[int, str]]) -> Iterator[Row]:
+def charades(lines: Iterable[tuple[int, str]]) -> Iterator[Row]:
     """Rows of numbered lines of Charades-STA's txt, which holds no durations."""
     count: Counter[str] = Counter()
     for number, line in lines:
+        if line.isspace():
+            continue
         head, mark, sentence = line.partition("##")
         parts = head.split()
         if not mark or len(parts) != 3:
@@ -378,34 +455,38 @@ def charades(lines: list[tuple[int, str]]) -> Iterator[Row]:
         count[stem] += 1
 
 
-def with_durations(rows: list[Row], path: Path, durations: str | Path | None) -> list[Row]:
+def with_durations(rows: Iterable[Row], path: Path, durations: str | Path | None) -> Iterable[Row]:
     """The rows, with seconds for those that lack them, of the csv `durations` or else of Charades' own beside `path`.
 
     What neither knows may yet be measured.
     """
-    beside = [path.parent / f"{name}{packed}" for name in DURATIONS for packed in ("", ".gz")]
-    lengths: dict[str, float] = {}
-    if durations is not None:
-        lengths = _lengths(Path(durations))
-    elif any(row.duration is None and row.source == CHARADES for row in rows):
-        for file in filter(Path.is_file, beside):
-            lengths |= _lengths(file)
-    return [
-        replace(row, duration=lengths.get(stem_of(row.video)[0])) if row.duration is None and lengths else row
-        for row in rows
-    ]
+    given = None if durations is None else _lengths(Path(durations))
+
+    def with_duration() -> Iterator[Row]:
+        lengths = given
+        for row in rows:
+            if row.duration is None:
+                if lengths is None:
+                    of_charades = any(each.duration is None and each.source == CHARADES for each in rows)
+                    beside = [path.parent / f"{name}{packed}" for name in DURATIONS for packed in ("", ".gz")]
+                    lengths = {}
+                    for file in filter(Path.is_file, beside if of_charades else ()):
+                        lengths |= _lengths(file)
+                row.duration = lengths.get(stem_of(row.video)[0])
+            yield row
+
+    return Again(with_duration)
 
 
 def _lengths(path: Path) -> dict[str, float]:
+    step = "give Charades_v1_train.csv or Charades_v1_test.csv"
     try:
-        head, rows = read_table(read_text(path))
-    except ValueError as error:
-        if isinstance(error, LabError):
-            raise
-        raise LabError(f"{path} {error}; give Charades_v1_train.csv or Charades_v1_test.csv") from None
-    if not {"id", "length"} <= set(head):
-        raise LabError(f"{path} has no columns id and length; give Charades_v1_train.csv or Charades_v1_test.csv")
-    read = ((row["id"], to_seconds(row["length"])) for _, row in rows if isinstance(row["id"], str))
+        head, rows = read_table(text_lines(path)[0])
+        if not {"id", "length"} <= set(head):
+            raise LabError(f"{path} has no columns id and length; {step}")
+        read = [(row["id"], to_seconds(row["length"])) for _, row in rows if isinstance(row["id"], str)]
+    except csv.Error as error:
+        raise LabError(f"{path} is no table ({error}); {step}") from None
     return {stem_of(video)[0]: length for video, length in read if length is not None}
 
 

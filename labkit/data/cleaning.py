@@ -14,13 +14,14 @@ import html
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, overload
 
 from labkit.chain.spans import Span
-from labkit.data.moments import FRAME, OPTION_LETTERS, ROUNDING, BadField, Moment
+from labkit.data.moments import FRAME, OPTION_LETTERS, ROUNDING, BadField, Fields, Moment, MomentColumns, made_of
 from labkit.data.rows import Row, printable, to_seconds
 from labkit.data.video import decode_worker
 from labkit.data.video_index import VideoFile, VideoFolder, is_foreign_path, stem_of
@@ -87,9 +88,12 @@ class Moments(Sequence[Moment]):
     `rows` counts the queries that the file holds; `source` names the benchmark or the format, and the file.
     """
 
-    def __init__(self, moments: Sequence[Moment], rows: int, issues: Sequence[Issue], source: str) -> None:
+    def __init__(
+        self, moments: Sequence[Moment] | MomentColumns, rows: int, issues: Sequence[Issue], source: str
+    ) -> None:
         """Keep copies; `load_moments` makes one from a file."""
-        self._moments, self.issues = tuple(moments), tuple(issues)
+        self._moments = moments if isinstance(moments, MomentColumns) else tuple(moments)
+        self.issues = tuple(issues)
         self.rows, self.source = rows, source
 
     def __len__(self) -> int:
@@ -102,10 +106,11 @@ class Moments(Sequence[Moment]):
     def __getitem__(self, index: slice) -> list[Moment]: ...
 
     def __getitem__(self, index: int | slice) -> Moment | list[Moment]:
-        return list(self._moments[index]) if isinstance(index, slice) else self._moments[index]
+        places = range(len(self))[index]
+        return [self._moments[k] for k in places] if isinstance(places, range) else self._moments[places]
 
     def __iter__(self) -> Iterator[Moment]:
-        return iter(self._moments)
+        return map(self._moments.__getitem__, range(len(self)))
 
     def counts(self) -> dict[str, int]:
         """How many issues there are of each kind, in the order of RULES; kinds that did not occur are left out."""
@@ -153,6 +158,8 @@ def repair_window(start: float, end: float, duration: float) -> tuple[Span | Non
     >>> repair_window(8.0, 7.0, 30.0)
     (None, ('start after end',))
     """
+    if 0 <= start < end <= duration:
+        return Span(start, end), ()
     if start > end:
         return None, ("start after end",)
     if start >= duration:
@@ -172,7 +179,7 @@ _SETS = ("timelens2",)
 class RowCleaner:
     """Turns the rows of one file into moments, in their order, and keeps the issues."""
 
-    def __init__(self, file: Path, videos: VideoFolder, strict: bool, rows: Sequence[Row] = ()) -> None:
+    def __init__(self, file: Path, videos: VideoFolder, strict: bool, rows: Iterable[Row] = ()) -> None:
         """With `strict` the first fault raises LabError; `rows` are all of the file's, to compare one with."""
         self.file, self.videos, self.strict = str(file), videos, strict
         self.issues: list[Issue] = []
@@ -182,19 +189,28 @@ class RowCleaner:
         self._mostly_clips: bool | None = None
         self._headers: dict[str, float] = {}
         self._measured: dict[str, tuple[float, float]] = {}
+        # Whether it is there is looked at where it has to be measured.
+        self._at = cache(lambda path: VideoFile(os.path.abspath(path), False))
+        self._find = cache(videos.find)
+        self._is_foreign = cache(is_foreign_path)
 
     def moment(self, row: Row) -> Moment | None:
         """The row's moment, or None when it is dropped: then exactly one issue says "dropped"."""
+        fields = self.fields(row)
+        return None if fields is None else made_of(fields)
+
+    def fields(self, row: Row) -> Fields | None:
+        """What `moment` makes a Moment of."""
         begun = len(self.issues)
         try:
-            return self._moment(row)
+            return self._fields(row)
         except RowRejected as rejected:
             # Repairs do not matter any more: of a dropped row only the reason counts.
             self.issues[begun:] = [issue for issue in self.issues[begun:] if issue.action == "noted"]
             self._record(row, rejected.kind, "dropped", rejected.value, rejected.note)
             return None
 
-    def _moment(self, row: Row) -> Moment:
+    def _fields(self, row: Row) -> Fields:
         if row.fault:
             raise RowRejected("malformed row", None, row.fault)
         qid = _qid(row.qid)
@@ -217,37 +233,43 @@ class RowCleaner:
         for field in row.unknown:
             self._record_once(row, "unknown field", field, field)
         video, clip = self._video(row)
-        labels = self._labels(row, video)
-        duration = self._duration(row, video, clip)
-        if clip is not None:
-            clip, duration = self._clip(row, clip, duration)
-        windows = self._windows(row, labels, duration)
-        options, choice = _options(row)
-        try:
-            return Moment(
-                qid, video.path, row.query.strip(), windows, duration, clip, row.source, options, choice,
-                as_set=row.source.partition("/")[0] in _SETS,
-            )  # fmt: skip
-        except BadField as error:
-            raise RowRejected("malformed row", error.value, str(error)) from None
+        if clip is None and row.rate is None and _is_plain(row.windows, row.duration):
+            windows: Any = row.windows
+            duration: Any = row.duration
+        else:
+            labels = self._labels(row, video)
+            duration = self._duration(row, video, clip)
+            if clip is not None:
+                clip, duration = self._clip(row, clip, duration)
+            windows = self._windows(row, labels, duration)
+        query, (options, choice) = row.query.strip(), _options(row)
+        as_set = row.source.partition("/")[0] in _SETS
+        fields = (qid, video.path, query, windows, duration, clip, row.source, options, choice, as_set)
+        # Of what has come here only a text may be refused yet, for a character that no file or no path can hold.
+        plain = qid.isascii() and query.isascii() and video.path.isascii() and row.source.isascii()
+        if options or not plain or "\0" in video.path:
+            try:
+                made_of(fields)
+            except BadField as error:
+                raise RowRejected("malformed row", error.value, str(error)) from None
+        return fields
 
     def _video(self, row: Row) -> tuple[VideoFile, Span | None]:
         """The video to look at, and the trim window in it: none where the file holds the clip alone."""
         clip = None if row.clip is None else _clip_of(row.clip)
         if row.path:
-            own = os.path.abspath(row.path)
             # A folder given by the user goes before where the file says its videos lie.
-            found = VideoFile(own, os.path.exists(own)) if self.videos.implied else self.videos.find(row.video)
-        elif row.cut and ((whole := self.videos.find(row.cut)).there or not self.videos.find(row.video).there):
+            found = self._at(row.path) if self.videos.implied else self._find(row.video)
+        elif row.cut and ((whole := self._find(row.cut)).there or not self._find(row.video).there):
             found, clip = whole, None
-        elif clip is not None and (alone := self.videos.find(_clip_file_name(row.video, clip))).there:
+        elif clip is not None and (alone := self._find(_clip_file_name(row.video, clip))).there:
             found, clip = alone, None
         else:
-            found = self.videos.find(row.video)
+            found = self._find(row.video)
             if clip is not None and found.there and self._is_clip_file(row, found.path, clip):
                 self._record(row, "already cut", "noted", f"{clip.start:g} to {clip.end:g}")
                 clip = None
-        if is_foreign_path(row.video):
+        if self._is_foreign(row.video):
             self._record_once(row, "foreign path", "foreign path", row.video)
         if found.others:
             self._record_once(row, "duplicate video names", found.path, [found.path, *found.others])
@@ -285,7 +307,7 @@ class RowCleaner:
         if self._mostly_clips is None:
             kinds: Counter[str] = Counter()
             for row in self._rows:
-                pair, found = _pair(row.clip), self.videos.find(row.video)
+                pair, found = _pair(row.clip), self._find(row.video)
                 if not row.cut and not row.path and found.there and pair and 0 <= pair[0] < pair[1]:
                     kinds[self._clip_or_whole(row, found.path, Span(*pair))] += 1
             self._mostly_clips = kinds["clip"] > kinds["whole"]
@@ -296,8 +318,8 @@ class RowCleaner:
             self._headers[path] = decode_worker.header_seconds(path)
         return self._headers[path]
 
-    def _labels(self, row: Row, video: VideoFile) -> object:
-        """The row's windows as numbers, in seconds where they count frames."""
+    def _labels(self, row: Row, video: VideoFile) -> list[tuple[object, tuple[float, float] | None]]:
+        """The row's windows as they are shown, and as seconds where they are pairs of them."""
         rate = 1.0 if row.rate is None else to_seconds(row.rate)
         if rate is None and video.there:
             rate = self._probe(row, "no frame rate", video.path)[1]
@@ -306,9 +328,7 @@ class RowCleaner:
             raise RowRejected("no frame rate", row.windows, f"{video.path} is not there to be measured")
         # One label may stand without a list around it.
         windows = [row.windows] if _pair(row.windows) else row.windows
-        if not isinstance(windows, list):
-            return windows
-        return [_in_seconds(window, pair, rate) if (pair := _pair(window)) else window for window in windows]
+        return [_label(window, rate) for window in windows] if isinstance(windows, list) else []
 
     def _probe(self, row: Row, kind: str, path: str) -> tuple[float, float]:
         """A video's seconds and frames a second; the row is dropped where it cannot be read."""
@@ -330,13 +350,13 @@ class RowCleaner:
         if clip is None and row.clip is not None and not video.there:
             clip = _clip_of(row.clip)
         if clip is not None:
-            ends = self._header(video.path) if video.there else 0.0
+            ends = self._header(video.path) if os.path.exists(video.path) else 0.0
             if clip.start < ends < clip.end:
                 self._record(row, "no duration", "repaired", row.duration, f"the video ends at {ends:.2f} s")
                 return ends - clip.start
             self._record(row, "no duration", "repaired", row.duration, "the trim window's length is taken")
             return clip.length
-        if not video.there:
+        if not os.path.exists(video.path):
             raise RowRejected("no duration", row.duration, f"{video.path} is not there to be measured")
         measured = self._probe(row, "no duration", video.path)[0]
         if measured <= 0:
@@ -352,13 +372,14 @@ class RowCleaner:
         self._record(row, "clip window", "repaired", reason)
         return (clip, clip.length) if clip.length < duration else (Span(clip.start, clip.start + duration), duration)
 
-    def _windows(self, row: Row, labels: object, duration: float) -> tuple[Span, ...]:
-        if not isinstance(labels, list) or not labels:
-            raise RowRejected("no window", labels)
-        kept: list[Span] = []
+    def _windows(
+        self, row: Row, labels: list[tuple[object, tuple[float, float] | None]], duration: float
+    ) -> list[tuple[float, float]]:
+        if not labels:
+            raise RowRejected("no window", row.windows)
+        kept: list[tuple[float, float]] = []
         unusable: list[tuple[str, object]] = []
-        for window in labels:
-            pair = _pair(window)
+        for window, pair in labels:
             if pair is None:
                 unusable.append(("malformed row", window))
                 continue
@@ -366,18 +387,20 @@ class RowCleaner:
             if span is None:
                 unusable.append((faults[0], window))
                 continue
-            kept.append(span)
+            kept.append((span.start, span.end))
             for kind in faults:
                 self._record(row, kind, "repaired", _value_of_duration(window, duration))
         if not kept:
             kind, window = unusable[0]
             note = f"{_value_text(window)} is no pair of seconds" if kind == "malformed row" else ""
-            raise RowRejected(kind, _value_of_duration(labels if len(labels) > 1 else window, duration), note)
+            raise RowRejected(
+                kind, _value_of_duration([each for each, _ in labels] if len(labels) > 1 else window, duration), note
+            )
         for kind, window in unusable:
             self._record(
                 row, kind, "repaired", _value_of_duration(window, duration), "this label is left out, the others stand"
             )
-        return tuple(kept)
+        return kept
 
     def _record(self, row: Row, kind: str, action: str, value: object, note: str = "") -> None:
         rule = RULES[kind]
@@ -408,17 +431,36 @@ def _qid(value: object) -> str:
     return value if isinstance(value, str) and value.strip() else ""
 
 
+_SECONDS = frozenset((float, int))
+
+
+def _is_plain(windows: Any, duration: Any) -> bool:
+    """Whether labels are as most are, numbers of seconds in order and inside the clip, so that nothing is to be settled."""
+    if type(windows) is not list or not windows or type(duration) not in _SECONDS or duration >= 1e9:
+        return False
+    for window in windows:
+        if type(window) is not list or len(window) != 2:
+            return False
+        start, end = window
+        if type(start) not in _SECONDS or type(end) not in _SECONDS or not 0 <= start < end <= duration:
+            return False
+    return True
+
+
 def _pair(value: object) -> tuple[float, float] | None:
     if not isinstance(value, list) or len(value) != 2:
         return None
-    start, end = map(to_seconds, value)
+    start, end = to_seconds(value[0]), to_seconds(value[1])
     return None if start is None or end is None else (start, end)
 
 
-def _in_seconds(window: list[object], pair: tuple[float, float], rate: float) -> list[Any]:
-    """A label as numbers of seconds; what is that already stays as it was written."""
-    written = rate == 1.0 and not any(isinstance(at, str) for at in window)
-    return window if written else [at / rate for at in pair]
+def _label(window: Any, rate: float) -> tuple[Any, tuple[float, float] | None]:
+    """A label and its pair, as numbers of seconds; what is that already is shown as it was written."""
+    pair = _pair(window)
+    if pair is None or rate == 1.0 and str not in map(type, window):
+        return window, pair
+    pair = pair[0] / rate, pair[1] / rate
+    return list(pair), pair
 
 
 def _clip_of(value: object) -> Span:

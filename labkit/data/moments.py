@@ -21,8 +21,10 @@ import json
 import math
 import os
 import re
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -111,18 +113,18 @@ class Moment:
 
     def __post_init__(self) -> None:
         """Check every field: a moment that exists can be used."""
-        for field in ("qid", "video", "query"):
-            value = getattr(self, field)
+        for field, value in (("qid", self.qid), ("video", self.video), ("query", self.query)):
             if not isinstance(value, str):
                 raise BadField(field, value, "is not text", f'write it as "{field}": "..."')
-            if not value.strip():
+            if not value or value.isspace():
                 raise BadField(field, value, "is empty", "fill it in or take the line out")
-        named = (("qid", self.qid), ("video", self.video), ("query", self.query), ("source", self.source))
-        for field, text in (*named, *(("options", option) for option in self.options)):
-            if isinstance(text, str) and (half := _SURROGATE.search(text)):
+        texts = {"qid": self.qid, "video": self.video, "query": self.query, "source": self.source}
+        for k, text in enumerate((*texts.values(), *self.options)):
+            if isinstance(text, str) and not text.isascii() and (half := _SURROGATE.search(text)):
+                field = [*texts, "options"][min(k, len(texts))]
                 step = f"write the character that {ascii(half[0])} is half of, or take it out"
                 raise BadField(field, text, "holds half a character, which no file can", step)
-        if "\0" in self.video or not os.path.isabs(self.video):
+        if not _is_absolute(self.video):
             raise BadField("video", self.video, "is no absolute path", "resolve it against the moments file's folder")
         if not (math.isfinite(self.duration) and self.duration > 0):
             raise BadField("duration", self.duration, "is not a length", "write the clip's seconds, above 0")
@@ -194,6 +196,58 @@ class Moment:
         stem, _ = stem_of(self.video)
         window = trim_window(stem)
         return os.path.join(os.path.dirname(self.video), window[0] if window else stem)
+
+
+@lru_cache(1 << 12)
+def _is_absolute(video: str) -> bool:
+    return "\0" not in video and os.path.isabs(video)
+
+
+Fields = tuple[str, str, str, Sequence[Sequence[float]], float, Span | None, str, tuple[str, ...], int | None, bool]
+"""What a Moment is made of, in its order; windows as pairs of seconds."""
+
+
+def made_of(fields: Fields) -> Moment:
+    """The moment. Raises BadField."""
+    qid, video, query, windows, *others = fields
+    return Moment(qid, video, query, tuple([Span(*pair) for pair in windows]), *others)  # type: ignore[arg-type]
+
+
+class MomentColumns:
+    """Moments of a file of any length, kept as columns; each is made anew, and checked, when it is asked for.
+
+    >>> moments = MomentColumns([("q1", "/videos/a.mp4", "it blinks", [[1.0, 4.0]], 12.0, None, "", (), None, False)])
+    >>> moments[0].windows, moments[0] is moments[0]
+    ((Span(start=1.0, end=4.0),), False)
+    """
+
+    def __init__(self, moments: Iterable[Fields]) -> None:
+        """Take their fields one by one."""
+        self._qids: list[str] = []
+        self._queries: list[str] = []
+        self._durations, self._ends, self._stops = array("d"), array("d"), array("q", [0])
+        # What the queries of one video have in common is kept once.
+        self._rest: list[tuple[Any, ...]] = []
+        known: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+        for fields in moments:
+            qid, _, query, windows, duration = fields[:5]
+            self._qids.append(qid)
+            self._queries.append(query)
+            self._durations.append(duration)
+            for pair in windows:
+                self._ends.extend(pair)
+            self._stops.append(len(self._ends))
+            rest = fields[1], *fields[5:]
+            self._rest.append(known.setdefault(rest, rest))
+
+    def __len__(self) -> int:
+        return len(self._qids)
+
+    def __getitem__(self, k: int) -> Moment:
+        ends = self._ends[self._stops[k] : self._stops[k + 1]]
+        video, *rest = self._rest[k]
+        windows = tuple(map(Span, ends[::2], ends[1::2]))
+        return Moment(self._qids[k], video, self._queries[k], windows, self._durations[k], *rest)
 
 
 def read_moments(path: str | Path) -> list[Moment]:

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 import json
-import math
 import re
 import zlib
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from labkit.data.video_index import stem_of
+import orjson
+
+from labkit.data.video_index import is_foreign_path, local_path, stem_of
 from labkit.errors import LabError
 
 NUMBER = r"[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?"
@@ -36,7 +38,20 @@ _MARKED = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "U
 _NAMES = {"ISO-8859-1": "Latin-1", "WINDOWS-1252": "Windows-1252"}
 
 
-@dataclass(frozen=True, slots=True)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Again(Generic[T]):
+    """What is made anew each time that it is gone through, so that rows of a file of any length are never held at once."""
+
+    begin: Callable[[], Iterator[T]]
+
+    def __iter__(self) -> Iterator[T]:
+        return self.begin()
+
+
+@dataclass(slots=True)
 class Row:
     """A query as it stands in a file; fields of type object may hold anything, None where there is nothing.
 
@@ -67,10 +82,11 @@ class Row:
 
 @dataclass
 class RowFile:
-    """What a reader knows of its file beside the row: its path, and how often a video was asked about."""
+    """What a reader knows of its file beside the row: its path, how often a video was asked about, and where videos lie."""
 
     path: Path = Path()
     asked: Counter[str] = field(default_factory=Counter)
+    paths: dict[str, str] = field(default_factory=dict)
 
     def qid(self, video: str) -> str:
         """The next question's id of a video, where the file gives none."""
@@ -78,13 +94,22 @@ class RowFile:
         self.asked[stem] += 1
         return f"{stem}-{self.asked[stem] - 1}"
 
+    def local(self, video: str) -> str:
+        """The path that the file means by `video`; "" where it is one of another system."""
+        if video not in self.paths:
+            self.paths[video] = "" if is_foreign_path(video) else local_path(video, self.path.parent)
+        return self.paths[video]
+
 
 class AnnotationFile(NamedTuple):
     """A file's rows, its format or benchmark as `title`, and its encoding."""
 
     title: str
-    rows: list[Row]
+    rows: Iterable[Row]
     encoding: str = "UTF-8"
+
+
+_IDS = ("qid", "annotation_id", "sample_id")
 
 
 class InvalidLine(str):
@@ -106,6 +131,13 @@ def refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def read_object(line: str) -> Any:
     """What one line of JSON Lines holds, or InvalidLine."""
+    try:
+        row = orjson.loads(line)
+        # No name can stand there twice where there are no more colons than names; orjson makes long numbers floats, ids too.
+        if isinstance(row, dict) and line.count(":") == len(row) and float not in map(type, map(row.get, _IDS)):
+            return row
+    except ValueError:
+        pass  # NaN, half a character, or a fault that json words better
     try:
         return json.loads(line, object_pairs_hook=refuse_repeated_keys)
     except RepeatedKey as error:
@@ -157,6 +189,37 @@ def read_encoded(path: Path) -> tuple[str, str]:
     return (text if "\n" in text else text.replace("\r", "\n")), encoding or "UTF-8"
 
 
+def text_lines(path: Path) -> tuple[Iterable[str], str]:
+    r"""A file's lines as `read_encoded` would give them, each with its "\n", and its encoding.
+
+    Plain UTF-8, gzip or not, is read line by line each time that the lines are gone through; other files are held. Raises
+    what `read_encoded` raises, which may be when the lines are gone through.
+    """
+    opened: Callable[..., Any] = open
+    head = b""
+    try:
+        with open(path, "rb") as packed:
+            opened = gzip.open if packed.read(2) == _GZIP else open
+        with opened(path, "rb") as file:
+            head = file.read(1 << 20)
+    except (OSError, EOFError, zlib.error):
+        pass  # `read_encoded` says what is wrong
+    if b"\n" not in head or b"\0" in head or _begun(head, _BINARY | _MARKED):
+        text, encoding = read_encoded(path)
+        return Again(lambda: (match[0] for match in re.finditer(r".*\n|.+", text))), encoding
+
+    def lines() -> Iterator[str]:
+        try:
+            with opened(path, "rt", encoding="utf-8-sig", newline="\n") as file:
+                for line in file:
+                    yield line.replace("\r\n", "\n")
+        except (UnicodeDecodeError, OSError, EOFError, zlib.error):
+            read_encoded(path)
+            raise
+
+    return Again(lines), "UTF-8"
+
+
 def binary_kind(raw: bytes) -> str:
     """What a file is, by its first bytes, where these are not of UTF-8 text; else ""."""
     return _begun(raw, {_GZIP: "gzip"} | _BINARY | _MARKED)
@@ -188,27 +251,29 @@ def _encoding(raw: bytes) -> str:
     return "ISO-8859-1"
 
 
-def read_table(text: str) -> tuple[tuple[str, ...], list[tuple[int, dict[str, Any]]]]:
+def read_table(lines: Iterable[str]) -> tuple[tuple[str, ...], Iterator[tuple[int, dict[str, Any]]]]:
     r"""Column names, and rows by their line, of a table whose cells are parted by comma, semicolon or tab.
 
-    A cell that a row lacks is None. Raises ValueError when the text is no table.
+    A cell that a row lacks is None. Raises csv.Error when the lines are no table, which may be at any of them.
 
-    >>> read_table("id;length\nAMT7R;30,08")
+    >>> names, rows = read_table(["id;length\n", "AMT7R;30,08"])
+    >>> names, list(rows)
     (('id', 'length'), [(2, {'id': 'AMT7R', 'length': '30.08'})])
     """
-    head = text.partition("\n")[0]
+    lines = iter(lines)
+    head = next((line for line in lines if line != "\n"), "")
     delimiter = max(",;\t", key=head.count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    try:
-        names = tuple(name.strip() for name in reader.fieldnames or ())
-        reader.fieldnames = names
-        rows = [(reader.line_num, row) for row in reader]
-    except csv.Error as error:
-        raise ValueError(f"is no table ({error})") from None
-    if delimiter == ";":
-        # Where cells are parted by semicolons the comma is the decimal point.
-        rows = [(line, {name: _decimal(cell) for name, cell in row.items()}) for line, row in rows]
-    return names, rows
+    reader = csv.DictReader(chain([head], lines), delimiter=delimiter)
+    names = tuple(name.strip() for name in reader.fieldnames or ())
+    reader.fieldnames = names
+
+    def rows() -> Iterator[tuple[int, dict[str, Any]]]:
+        for row in reader:
+            # Where cells are parted by semicolons the comma is the decimal point.
+            cells = {name: _decimal(cell) for name, cell in row.items()} if delimiter == ";" else row
+            yield reader.line_num, cells
+
+    return names, rows()
 
 
 def _decimal(cell: Any) -> Any:
@@ -226,13 +291,15 @@ def to_seconds(value: object) -> float | None:
     >>> to_seconds("24.3"), to_seconds("01:02:03.5"), to_seconds("24,3"), to_seconds(True)
     (24.3, 3723.5, None, None)
     """
+    if (type(value) is float or type(value) is int) and -1e9 < value < 1e9:
+        return float(value)
     if isinstance(value, str) and _WHOLE_TIME.fullmatch(value.strip()):
         *clock, last = value.strip().split(":")
         minutes = 0
         for part in clock:
             minutes = minutes * 60 + int(part)
         value = minutes * 60 + float(last)
-    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9 and math.isfinite(value):
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9:
         return float(value)
     return None
 

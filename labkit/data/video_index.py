@@ -6,6 +6,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -61,6 +62,7 @@ class VideoFolder:
         return VideoFile(best, True, tuple(others))
 
 
+@lru_cache(1 << 12)
 def stem_of(name: str) -> tuple[str, str]:
     """A video's base name, and its suffix if it has one; folders are left out.
 
