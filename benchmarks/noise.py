@@ -6,7 +6,9 @@ Neither weights nor videos are fetched; shapes and lengths are those of the real
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
+import tempfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,10 +36,15 @@ class Noise:
     def __init__(self, side: int) -> None:
         """Frames of `side` x `side` pixels."""
         self.side = side
+        self.folder, self.files = tempfile.TemporaryDirectory(), itertools.count()
 
     def info(self, video: str) -> Any:
         """Height and width."""
         return SimpleNamespace(height=self.side, width=self.side)
+
+    def file_beside(self, *_: Any) -> Path:
+        """A new file each time, so that no features are found that an earlier step has left."""
+        return Path(self.folder.name) / f"{next(self.files)}.safetensors"
 
     def get(self, video: str, times: Sequence[float], size: tuple[int, int], offset: float) -> Any:
         """The same noise for the same name."""
