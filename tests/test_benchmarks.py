@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.slow
 def test_a_step_is_timed_beside_both_baselines() -> None:
-    command = [sys.executable, "benchmarks/grpo_step.py", "--tokens", "32", "--new", "2", "--group", "2"]
+    command = [sys.executable, "benchmarks/grpo_step.py", "--tokens", "32", "--new", "4", "--group", "2"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     [whole] = [line for line in done.stdout.splitlines() if line.startswith("whole step")]
