@@ -18,6 +18,7 @@ from pathlib import Path
 
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
+from labkit.stages.completions import Provenance, question_digest
 from labkit.stages.evaluate import (
     evaluate,
     evaluate_answers,
@@ -25,7 +26,6 @@ from labkit.stages.evaluate import (
     read_evaluation,
     read_evaluation_rollouts,
 )
-from labkit.stages.provenance import Provenance, question_digest
 from labkit.stages.rollouts import UNPAID, Rollout, RolloutStore
 
 QUESTIONS, VIDEOS, BATCH = 17_031, 4_885, 64

@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 
 from labkit.chain.anchors import parse
-from labkit.embedded.lessons import Noise, chain_lesson
 from labkit.embedded.second_edition import asked_query
 from labkit.embedded.world import world_folder, write_world
 from labkit.param_fields import WORLDS
 from labkit.params import Params
 from labkit.runs.workbench import Workbench
+from labkit_recipes.lessons import Noise, chain_lesson
 
 SHOWN = ("miou", "etf1", "count_accuracy", "tf1@0.5", "r1@0.5", "anchor_rate", "strict_share")
 

@@ -25,23 +25,25 @@ import ipywidgets as widgets
 from labkit.chain.anchors import AnchorChain, parse
 from labkit.chain.spans import Span, iou
 from labkit.chain.steps import CORRECT_IOU
-from labkit.data.moments import Moment
+from labkit.data.moments import BadField, Moment
 from labkit.data.video.frames import FrameCache
 from labkit.data.video_index import SUFFIXES, walk
 from labkit.errors import LabError
 from labkit.files import project_root, replacing, under
 from labkit.params import Params
+from labkit.policy.generate import generate
 from labkit.policy.model import Policy, load_policy
-from labkit.policy.prompts import read_template
-from labkit.runs.asking import ask_model, open_question
-from labkit.runs.evaluation_bench import is_small, params_for
-from labkit.runs.workbench import seed_everything
+from labkit.policy.prompts import read_template, require_fit
+from labkit.runs.evaluate_model import is_small, params_for
+from labkit.runs.workbench import prompt_source, seed_everything
+from labkit.stages.completions import unpaid_rollout
 from labkit.stages.distributed.launcher_variables import single_process
 from labkit.stages.rollouts import Rollout
 from labkit.views.explorer.page import widget_page
 from labkit.views.explorer.widget import ChainExplorer, explore
 from labkit.views.text_bars import BarLines
 
+MOST_SAMPLES = 256
 TOY = (
     "{model} is of the embedded lab's size: it knows only its toy world of coloured shapes. What it says of any "
     "other video means nothing; give a model that has learnt from videos (--model, model=)."
@@ -156,11 +158,37 @@ class Asker:
     @single_process()
     def ask(self, load: Callable[[], Policy], video: str | Path, sentence: str, samples: int = 0) -> AskedChains:
         """Ask, see `ask`; the model is had by `load` once the question is known to be one."""
-        moment = open_question(video, sentence, samples, self.template, self.cache)
-        policy, params = load(), self.params
-        stage = Path(params.model).name
-        rollouts = ask_model(policy, params, self.template, moment, self.cache, samples=samples, stage=stage)
-        return AskedChains(moment, rollouts, params, self.sheets)
+        moment = self._question(video, sentence, samples)
+        return AskedChains(moment, self._answers(load(), moment, samples), self.params, self.sheets)
+
+    def _question(self, video: str | Path, sentence: str, samples: int) -> Moment:
+        """The moment of a sentence about a whole video, as long as the video is; it has no windows."""
+        if not 0 <= samples <= MOST_SAMPLES:
+            raise LabError(
+                f"samples = {samples} is out of range [0, {MOST_SAMPLES}]; give the number of sampled chains"
+            )
+        path = os.path.abspath(os.path.expanduser(video))
+        if not os.path.isfile(path):
+            what = "is a folder" if os.path.isdir(path) else "is not there"
+            raise LabError(f"video '{video}' {what}; give a video file")
+        try:
+            moment = Moment("asked", path, " ".join(sentence.split()), (), self.cache.info(path).duration)
+        except BadField as error:
+            raise LabError(f"the question cannot be asked: {error}") from None
+        require_fit(self.template, [moment])
+        return moment
+
+    def _answers(self, policy: Policy, moment: Moment, samples: int) -> list[Rollout]:
+        """The greedy chain, then the sampled ones, numbered from 1. Nothing is paid for them."""
+        p = self.params
+        prompts = [prompt_source(p.replace(readers=0), policy, [moment], self.cache, self.template)[moment.qid]]
+        chains = generate(policy, prompts, max_new_tokens=p.max_new_tokens, greedy=True)
+        if samples:
+            chains += generate(
+                policy, prompts, samples, max_new_tokens=p.max_new_tokens, temperature=p.temperature, seed=p.seed
+            )
+        origin: dict[str, Any] = {"run": "", "stage": Path(p.model).name, "seed": p.seed, "checkpoint": policy.name}
+        return [unpaid_rollout(moment, prompts[0], each, sample=k, **origin) for k, each in enumerate(chains)]
 
 
 def ask(

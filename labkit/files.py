@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import secrets
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from labkit.errors import LabError
 
@@ -56,6 +58,33 @@ def replacing(path: str | Path) -> Iterator[Path]:
         _replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any, indent: int | None = 1) -> None:
+    """Write plain data into a file, whole or not at all."""
+    with replacing(path) as draft:
+        draft.write_text(json.dumps(value, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, next_step: str) -> dict[str, Any]:
+    """The object in a JSON file, empty where there is no file. Raises LabError with the `next_step` where it is damaged."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError) as error:
+        raise LabError(f"'{path}' is damaged ({error}); {next_step}") from None
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """What of `here` was noted otherwise `there`, in words; "" where all agrees.
+
+    >>> differences({"seed": 0, "model": "a"}, {"seed": 1, "model": "a"})
+    'seed: there 0, here 1'
+    """
+    return "; ".join(
+        f"{name}: there {there.get(name)}, here {here[name]}" for name in here if there.get(name) != here[name]
+    )
 
 
 REPLACE_TIMEOUT = 2.0

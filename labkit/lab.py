@@ -11,7 +11,7 @@ import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from labkit.asker import AskedChains, Asker
 from labkit.data.moments import Moment
@@ -23,30 +23,32 @@ from labkit.progress import Progress, Tally, say
 from labkit.runs.compare import Comparison, RunsOfOneTest, compare_runs, moments_of
 from labkit.runs.intervene import intervene_in
 from labkit.runs.interventions import Interventions
+from labkit.runs.notebooks import pass_over_cells
 from labkit.runs.results import MODELS, ModelEvaluation, is_evaluated, read_model_evaluation, require_evaluation
 from labkit.runs.run import NOTEBOOK_OF, STAGE_LOCK, read_manifest, runs_in
 from labkit.runs.second_process import SecondProcess, worth_it
-from labkit.runs.setting_tables import differences
-from labkit.runs.skipping import pass_over_cells
+from labkit.runs.settings import differences
 from labkit.runs.trackers import StageLog, Trackers
 from labkit.runs.workbench import Workbench, answer_settings
 from labkit.runs.worker import do_task
 from labkit.scoring.predictions import Predictions, as_predictions, write_predictions
 from labkit.scoring.scores import Score, score
-from labkit.stages.checkpoints import read_result
+from labkit.stages.checkpoints import read_result, require_final_weights
 from labkit.stages.distributed.process_group import world_size
 from labkit.stages.grpo_steps import GrpoResult, stage_params
 from labkit.stages.harvest import Harvest, harvest_complete, merge_shards
 from labkit.stages.interventions import SHIFTS
 from labkit.stages.rollouts import Rollout
 from labkit.stages.sft import SftResult, sft_batch_size, sft_steps
-from labkit.stages.start import require_final_weights
 from labkit.stages.words_by_step import word_history
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from labkit.views.explorer.watch import QueryWatch
+
+
+Result = TypeVar("Result", GrpoResult, SftResult)
 
 
 class ModelRef(NamedTuple):
@@ -257,12 +259,7 @@ class Lab(Workbench):
                 monitor(event["row"])
                 trackers(event["row"])
 
-        if (result := read_result(self.stage_folder(stage), GrpoResult)) is None:
-            trackers.open()
-            self._work("grpo", policy, on_event, NOTEBOOK_OF[stage], stage=stage)
-            result = read_result(self.stage_folder(stage), GrpoResult)
-        assert result is not None  # written last of all by what has just ended
-        trackers.end(result.history)
+        result = self._train("grpo", GrpoResult, stage, policy, on_event, trackers, stage=stage)
         progress.end(result.end_reason)
         monitor.end(result.history, result.end_reason if result.stopped_by == "condition" else "")
         return result
@@ -302,16 +299,24 @@ class Lab(Workbench):
             progress(int(event["row"]["step"]), f"loss {float(event['row']['loss']):.3f}")
 
         traces = [(rollout.qid, rollout.text) for rollout in kept]
-        if (result := read_result(self.folder("03_sft"), SftResult)) is None:
-            if 0 < batch < min(p.sft_batch, len(kept)):
-                few = f"sft: {len(kept)} traces are fewer than sft_batch, {p.sft_batch}"
-                say(f"{few}; {world} processes take {batch} a step, {steps} times")
+        if 0 < batch < min(p.sft_batch, len(kept)) and read_result(self.stage_folder("sft"), SftResult) is None:
+            few = f"sft: {len(kept)} traces are fewer than sft_batch, {p.sft_batch}"
+            say(f"{few}; {world} processes take {batch} a step, {steps} times")
+        result = self._train("sft", SftResult, "sft", policy, on_event, trackers, traces=traces)
+        progress.end()
+        return result
+
+    def _train(
+        self, task: str, kind: type[Result], stage: str, policy: Policy | ModelRef,
+        on_event: Callable[[int, dict[str, Any]], None], trackers: Trackers, /, **arguments: Any,
+    ) -> Result:  # fmt: skip
+        """Do a stage of training that has not ended, and read its result."""
+        if (result := read_result(self.stage_folder(stage), kind)) is None:
             trackers.open()
-            self._work("sft", policy, on_event, "03_sft", traces=traces)
-            result = read_result(self.folder("03_sft"), SftResult)
+            self._work(task, policy, on_event, NOTEBOOK_OF[stage], **arguments)
+            result = read_result(self.stage_folder(stage), kind)
         assert result is not None  # written last of all by what has just ended
         trackers.end(result.history)
-        progress.end()
         return result
 
     def _trackers(self, stage: str, moments: Sequence[Moment] = ()) -> Trackers:

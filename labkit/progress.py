@@ -1,4 +1,4 @@
-"""Progress of long work: a bar in a notebook, plain lines with the time left in a batch log, and a file for `labkit status`."""
+"""Progress of long work: a bar in a notebook, plain lines with the time left in a log, and files for `labkit status`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from labkit.files import replacing
+from labkit.files import write_json
 
 LOG_INTERVAL = 10.0
 """Seconds between two lines, at least, and between two writes of the progress file."""
@@ -34,7 +34,12 @@ class Step(NamedTuple):
     note: str | None
     """Figures of the last step."""
     time: str
-    """When that was, ISO 8601 in UTC."""
+    """When that was, as `now` says it."""
+
+
+def now() -> str:
+    """The time, ISO 8601 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def duration(seconds: float) -> str:
@@ -116,9 +121,9 @@ class Progress:
     def _write(self, done: int, left: str | None, note: str) -> None:
         if self.file is None:
             return
-        step = Step(self.what, done, self.total, left, note or None, datetime.now(UTC).isoformat(timespec="seconds"))
-        with contextlib.suppress(OSError), replacing(self.file) as draft:  # a status that is lost ends no training
-            draft.write_text(json.dumps(step._asdict(), ensure_ascii=False), encoding="utf-8")
+        step = Step(self.what, done, self.total, left, note or None, now())
+        with contextlib.suppress(OSError):  # a status that is lost ends no training
+            write_json(self.file, step._asdict(), indent=None)
 
 
 class Tally:
@@ -211,3 +216,29 @@ def _bar() -> Any:
     if get_ipython() is None:
         return None
     return display(_Bar(0, 1, "..."), display_id=True)
+
+
+LOG_FILE = "log.txt"
+TAIL_BYTES = 65_536
+"""Bytes at a log's end that are read: some hundreds of lines."""
+
+
+def tee(folder: Path, say: Callable[[str], None]) -> Callable[[str], None]:
+    """`say`, with each line also appended to the log of the run in `folder`."""
+    path = folder / LOG_FILE
+
+    def log(line: str) -> None:
+        with path.open("a", encoding="utf-8", errors="replace") as file:
+            file.write(f"{now()} {line}\n")
+        say(line)
+
+    return log
+
+
+def tail(path: Path, count: int = 0) -> list[str]:
+    """The last `count` lines of a text file, or all of its last `TAIL_BYTES`; none when it is not there."""
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        return file.read().decode("utf-8", errors="replace").splitlines()[-count:]

@@ -17,7 +17,7 @@ ROOMS = (
     "errors", "files", "quick_imports", "own_code", "progress", "table",
     "param_fields", "params",
     "chain", "data", "scoring", "policy", "embedded", "stages", "runs", "views", "doctor",
-    "asker", "lab", "cli_commands", "cli", "__main__",
+    "asker", "lab", "cli", "__main__",
 )  # fmt: skip
 
 
@@ -100,3 +100,9 @@ def rings(graph: dict[str, set[str]]) -> list[list[str]]:
     reached = {name: reach(name) for name in graph}
     parts = {frozenset(other for other in reached[name] if name in reached[other]) for name in graph}
     return sorted(sorted(part) for part in parts if len(part) > 1)
+
+
+def test_the_recipes_of_the_shipped_bases_are_loaded_by_no_module_but_the_command_line():
+    using = {path.name for path in (ROOT / "labkit").rglob("*.py") if "import labkit_recipes" in (text := path.read_text())
+             or "from labkit_recipes" in text}  # fmt: skip
+    assert using == {"cli.py"}

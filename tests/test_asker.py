@@ -132,9 +132,7 @@ def test_a_run_is_asked_with_the_prompt_that_it_has_kept(text, folder, tmp_path,
     lab = labkit.Lab.open(Params(run="r", model=str(folder / "standin"), prompt="mine.txt", max_new_tokens=8))
     prompt.unlink() if text is None else prompt.write_text(text)
     shown = []
-    monkeypatch.setattr(
-        "labkit.asker.ask_model", lambda policy, params, template, *_, **__: shown.append(template) or []
-    )
+    monkeypatch.setattr("labkit.asker.Asker._answers", lambda self, *_: shown.append(self.template) or [])
     lab.ask(folder / "film.mp4", "a door opens", lab.load("base"))
     assert shown == ["When does {query} happen?"]
 

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit.cli import _parser, main
-from labkit.cli_commands import overrides
+from labkit.cli import _parser, main, overrides
 from labkit.data.moments import read_moments
 from labkit.params import DEFAULTS, PROTOCOLS
 from labkit.runs.results import read_results

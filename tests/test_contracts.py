@@ -143,7 +143,7 @@ KEYWORDS = [
     ("trl:GRPOTrainer._get_per_token_logps_and_entropies", "compute_entropy", "stages/grpo: entropies when wanted"),
     ("peft:PeftModel.save_pretrained", "selected_adapters", "policy/model: without the reference adapter"),
     ("transformers:PreTrainedModel.save_pretrained", "state_dict", "policy/model: weights that were sharded"),
-    ("transformers:PreTrainedModel.from_pretrained", "config", "stages/start: a frozen copy from a state dict"),
+    ("transformers:PreTrainedModel.from_pretrained", "config", "stages/checkpoints: a frozen copy from a state dict"),
     (
         "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl:Qwen2_5_VLForConditionalGeneration.forward",
         "position_ids attention_mask cache|past_key_values use_cache logits_to_keep",
@@ -217,7 +217,7 @@ def test_fsdp_ignores_modules_that_are_named():
 
 
 def test_configurations_of_transformers_and_peft_have_a_class_in_common():
-    """stages/start finds by it the configurations that a training may have changed."""
+    """stages/checkpoints finds by it the configurations that a training may have changed."""
     from peft import LoraConfig
     from transformers import PretrainedConfig
     from transformers.utils import PushToHubMixin

@@ -23,8 +23,8 @@ from labkit.params import DEFAULTS
 from labkit.runs.results import evaluation_folder
 from labkit.scoring.predictions import read_predictions
 from labkit.stages import harvest as distill
+from labkit.stages.completions import question_digest
 from labkit.stages.grpo_steps import GrpoResult
-from labkit.stages.provenance import question_digest
 from labkit.stages.rollouts import JOINED, UNPAID, Rollout, RolloutStore
 
 SMALL = DEFAULTS.replace(world_train=2, world_validation=1, world_test=2)

@@ -12,7 +12,7 @@ import pytest
 
 from labkit.cli import main
 from labkit.errors import LabError
-from labkit.runs.project import lay_out
+from labkit.runs.notebooks import lay_out
 
 ROOT = Path(__file__).parents[1]
 BUILT_FROM = (

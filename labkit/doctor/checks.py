@@ -42,8 +42,8 @@ from labkit.policy.families import Geometry
 from labkit.policy.inputs import chat_text
 from labkit.policy.prompts import require_fit
 from labkit.progress import Progress
+from labkit.runs.notebooks import notebooks_of
 from labkit.runs.own_terms import OwnTerms, load_own_terms, try_own_terms, with_cells
-from labkit.runs.project import notebooks_of
 from labkit.runs.run import changed_texts, differing, kept_texts, read_manifest, runs_in
 from labkit.runs.trackers import require_trackers
 from labkit.stages.traces import read_traces

@@ -177,6 +177,16 @@ def place_events(
     return tuple(events)
 
 
+def sentence(thing: Thing, event: Event, form: int, beside: str = "") -> str:
+    """When a thing does something, `beside` another: a question, an order, or a statement that ends in a question."""
+    verb, participle = ACTIONS[event.action]
+    return (
+        f"when does {thing.name} {verb} {beside}".rstrip() + "?",
+        f"find when {thing.name} is {participle} {beside}".rstrip(),
+        f"{beside} {thing.name} is {participle} when?".lstrip(),
+    )[form]
+
+
 def write_mp4(path: Path, states: np.ndarray) -> None:
     """H.264, each state shown for half a second."""
     import av

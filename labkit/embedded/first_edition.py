@@ -2,8 +2,7 @@
 
 A clip shows two or three coloured shapes for 16 seconds, see `labkit.embedded.clips`. Now and then one blinks, slides, bounces, grows,
 or is there only for a while; each such event, 2 to 8 seconds long and on half-second borders, is a moment to be found by its sentence.
-Shapes of one clip often share colour, form or action, so that a query is only answered by reading all three. The same clips carry a
-second task, grounded question answering: what a shape does, with four options, and when.
+Shapes of one clip often share colour, form or action, so that a query is only answered by reading all three.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ from labkit.embedded.clips import (
     paint_background,
     paint_thing,
     place_events,
+    sentence,
 )
 
 SECONDS = 16
@@ -41,8 +41,6 @@ TIMES_OF_CLIP = ("early", "in the middle", "late")
 """Words for when an event is, by its middle."""
 SOURCE = "embedded world"
 """What moments of this world say of where they come from."""
-
-"""Options of a question: one that the thing does, and three that it does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +54,7 @@ class Scene:
     """Brightness over the frame's width and height."""
 
 
+@functools.lru_cache(1024)
 def make_scene(seed: int) -> Scene:
     """Draw a scene."""
     rng = np.random.default_rng(seed)
@@ -110,9 +109,7 @@ def grounding_query(thing: Thing, event: Event, form: int) -> str:
     >>> [grounding_query(thing, thing.events[0], form) for form in range(3)]
     ['when does the red circle blink?', 'find when the red circle is blinking', 'the red circle is blinking when?']
     """
-    name = f"the {thing.color} {thing.shape}"
-    verb, participle = ACTIONS[event.action]
-    return (f"when does {name} {verb}?", f"find when {name} is {participle}", f"{name} is {participle} when?")[form]
+    return sentence(thing, event, form)
 
 
 def scene_moments(scene: Scene, path: Path) -> list[Moment]:
@@ -155,17 +152,12 @@ def queried_event(moment: Moment) -> tuple[Thing, Event] | None:
     named = clip_and_number(moment, SOURCE)
     if named is None:
         return None
-    scene = _known_scene(named[0])
+    scene = make_scene(named[0])
     events = [(thing, event) for thing in scene.things for event in thing.events]
     if named[1] >= len(events):
         return None
     thing, event = events[named[1]]
     return (thing, event) if moment.windows == (Span(event.start, event.end),) else None
-
-
-@functools.lru_cache(1024)
-def _known_scene(seed: int) -> Scene:
-    return make_scene(seed)
 
 
 class SceneFacts(NamedTuple):

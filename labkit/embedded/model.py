@@ -1,7 +1,7 @@
 """The embedded base: a tiny, real Qwen2.5-VL that answers on the embedded world.
 
 1.4 million parameters, a vocabulary of whole words, weights shipped with the package. It plays the base model's part: it finds
-events, but roughly, and it rarely writes anchors. `labkit.embedded.pretraining` is the recipe that made it. `write_untrained` writes
+events, but roughly, and it rarely writes anchors. `labkit_recipes.first_base` is the recipe that made it. `write_untrained` writes
 the same shape in any model family, with random weights.
 """
 
@@ -15,8 +15,7 @@ from typing import Any
 from labkit.embedded.clips import ACTIONS, COLORS, SHAPES, STATES_PER_SECOND
 from labkit.embedded.first_edition import STATES
 from labkit.errors import LabError
-from labkit.policy.families import FAMILIES, VIDEO_PAD, positions_in_seconds
-from labkit.policy.inputs import rotary_positions
+from labkit.policy.families import FAMILIES
 from labkit.policy.model import Policy, save_policy
 
 SPECIAL = (
@@ -35,8 +34,6 @@ WORDS = (
     "user assistant when does find is the it to then from about around more closely refine check here look at i see on "
     "in early late middle top bottom left right and , . ?"
 ).split()
-GQA_WORDS = ("<option>", "</option>", "what", "do", "a", "b", "c", "d")
-"""What questions with options add to the vocabulary, behind all other words."""
 SIDE = 56
 """Pixels of a frame's side as the model reads it: 2 x 2 tokens, one per quadrant, for each second."""
 CHAT_TEMPLATE = (
@@ -124,7 +121,7 @@ def build_model(tokenizer: Any, seed: int = 0, family: str = "qwen2_5_vl", tied:
     width, heads = 128, 4
     half = width // heads // 2
     text = {
-        "vocab_size": _embedding_rows(tokenizer),
+        "vocab_size": embedding_rows(tokenizer),
         "hidden_size": width,
         "intermediate_size": 3 * width,
         "num_hidden_layers": layers,
@@ -228,26 +225,7 @@ def family_config(
     )  # fmt: skip
 
 
-def add_option_words(model: Any, known_words: Sequence[str] = (), seed: int = 0) -> Any:
-    """Give a model rows for `GQA_WORDS` behind the `known_words` that its tokenizer was built with, in place; return the tokenizer.
-
-    New rows are drawn wider than the old ones, so that the words are told apart from the first step on.
-    """
-    import torch
-
-    tokenizer = build_tokenizer((*known_words, *GQA_WORDS))
-    known = len(build_tokenizer(known_words))
-    if model.config.text_config.vocab_size < len(tokenizer):
-        model.resize_token_embeddings(_embedding_rows(tokenizer), mean_resizing=False)
-    table = model.model.language_model.embed_tokens.weight
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        noise = torch.randn(len(table) - known, table.shape[1], generator=generator)
-        table[known:] = 1.5 * table[:known].std() * noise
-    return tokenizer
-
-
-def _embedding_rows(tokenizer: Any) -> int:
+def embedding_rows(tokenizer: Any) -> int:
     """Rows of the embedding table: a multiple of 16."""
     return math.ceil(len(tokenizer) / 16) * 16
 
@@ -290,18 +268,3 @@ def write_chains(model: Any, tokenizer: Any, before: str) -> None:
         table.normal_()  # wide enough that a word counts for more than what random layers say, and lasts some updates
         words = model.get_decoder().norm(table[tokenizer.convert_tokens_to_ids(list(rows))])
         model.lm_head.weight.copy_((torch.linalg.pinv(words) @ wanted).T)
-
-
-def question_ids(tokenizer: Any, query: str, seconds: int) -> list[int]:
-    """Token ids of a query about a clip of so many seconds, four video tokens each, as `build_prompt` of policies writes them."""
-    content = [{"type": "text", "text": query}, {"type": "video"}]
-    chat = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
-    return list(tokenizer(chat.replace(VIDEO_PAD, VIDEO_PAD * 4 * seconds), add_special_tokens=False)["input_ids"])
-
-
-def clip_positions(config: Any, ids: Any, seconds: int) -> Any:
-    """Rotary positions (3, P) of ids (P,) that begin with such a question."""
-    ticks = positions_in_seconds(config.vision_config, seconds, 1.0)
-    return rotary_positions(ids == config.video_token_id, (seconds, 4, 4), merge=2, temporal_positions=ticks)

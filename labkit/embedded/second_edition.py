@@ -37,6 +37,7 @@ from labkit.embedded.clips import (
     paint_background,
     paint_thing,
     place_events,
+    sentence,
 )
 
 SECONDS = 24
@@ -109,6 +110,7 @@ class Query(NamedTuple):
         return tuple(Span(event.start, event.end) for event in self.events)
 
 
+@functools.lru_cache(1024)
 def make_film(seed: int, twice: bool = False) -> Film:
     """Draw a film; `twice`, one in which the thing of all scenes does the same in exactly two."""
     rng = np.random.default_rng([2, seed])
@@ -241,14 +243,7 @@ def query_text(query: Query, form: int) -> str:
     >>> query_text(query, 2)
     'beside the yellow triangle the red triangle is sliding when?'
     """
-    verb, participle = ACTIONS[query.event.action]
-    beside = f" beside {query.clue.name}" if query.clue else ""
-    name = query.thing.name
-    return (
-        f"when does {name} {verb}{beside}?",
-        f"find when {name} is {participle}{beside}",
-        f"{beside[1:]} {name} is {participle} when?".strip(),
-    )[form]
+    return sentence(query.thing, query.event, form, f"beside {query.clue.name}" if query.clue else "")
 
 
 class OptionQuestion(NamedTuple):
@@ -319,16 +314,11 @@ def asked_query(moment: Moment) -> tuple[Film, Query] | None:
     named = clip_and_number(moment, SOURCES[twice])
     if named is None:
         return None
-    film = _known_film(named[0], twice)
+    film = make_film(named[0], twice)
     found = queries(film)
     if named[1] >= len(found) or moment.windows != found[named[1]].windows:
         return None
     return film, found[named[1]]
-
-
-@functools.lru_cache(1024)
-def _known_film(seed: int, twice: bool) -> Film:
-    return make_film(seed, twice)
 
 
 class FilmFacts(NamedTuple):

@@ -113,18 +113,9 @@ def write_world(
     A clip that is already there is kept, and each moments file is written after its clips: a call that was killed is
     finished by the same call.
 
-    Args:
-        folder: made if it is not there.
-        train: clips in the split, about four queries each.
-        validation: as `train`.
-        test: as `train`.
-        seed: 0 to 999.
-        progress: called with (clips done, clips in all).
-        task: what is asked; the clips are the same.
-        edition: 1, whose queries take one look; 2, where half of them take two; or 3, where half of them are for two times.
-
-    Raises:
-        LabError: a count or the seed is out of range, there is no such edition, or it has no such task.
+    `train`, `validation` and `test` are clips in the split, about four queries each; `seed` is 0 to 999. `progress` is called with
+    (clips done, clips in all). Of edition 1 queries take one look, of 2 half of them two, of 3 half of them are for two times.
+    Raises LabError where a count or the seed is out of range, there is no such edition, or it has no such task.
     """
     folder, world = Path(folder).resolve(), find_edition(edition, task)
     counts = {"train": train, "validation": validation, "test": test}

@@ -66,19 +66,20 @@ def generate(
 
     if not prompts:
         return []
-    uniforms = None
-    if not greedy:
-        uniforms = torch.cat([_uniforms(seed, prompt.qid, num, max_new_tokens) for prompt in prompts]).to(
-            policy.device
-        )
+
+    def choice(asked: Sequence[Prompt]) -> _TokenChoice:
+        uniforms = None if greedy else torch.cat([_uniforms(seed, each.qid, num, max_new_tokens) for each in asked])
+        return _TokenChoice(policy, [each for each in asked for _ in range(num)], temperature, uniforms, forbid)
+
     training = policy.model.training
     policy.model.eval()  # gradient checkpointing refuses a cache in training mode
     try:
         with torch.no_grad():
-            if prompts[0].inputs is not None:
-                rows = _without_sharing(policy, prompts, num, max_new_tokens, temperature, uniforms, forbid)
-            else:
-                rows = _DecodeLoop(policy, prompts, num, max_new_tokens, temperature, uniforms, forbid).run()
+            if prompts[0].inputs is None:
+                rows = _DecodeLoop(policy, prompts, num, max_new_tokens, choice(prompts)).run()
+            else:  # the plain path, prompt by prompt
+                plain = [generate_plainly(policy, each, num, max_new_tokens, choice([each])) for each in prompts]
+                rows = [row for each in plain for row in each]
     finally:
         policy.model.train(training)
     ends = set(policy.eos_ids)
@@ -110,7 +111,8 @@ class _TokenChoice:
     ) -> None:
         import torch
 
-        self.temperature, self.uniforms = temperature, uniforms
+        self.temperature = temperature
+        self.uniforms = None if uniforms is None else uniforms.to(policy.device)
         self.suppressed = torch.tensor(policy.suppress_tokens, device=policy.device)
         self.forbidden = None
         if forbid:
@@ -144,44 +146,14 @@ class _TokenChoice:
         self.uniforms = None if self.uniforms is None else self.uniforms[index]
 
 
-def _without_sharing(
-    policy: Policy,
-    prompts: Sequence[Prompt],
-    num: int,
-    length: int,
-    temperature: float,
-    uniforms: torch.Tensor | None,
-    forbid: str,
-) -> list[list[int]]:
-    """As the decode loop's, on the plain path, prompt by prompt."""
-    rows = []
-    for place, prompt in enumerate(prompts):
-        own = None if uniforms is None else uniforms[place * num : (place + 1) * num]
-        choice = _TokenChoice(policy, [prompt] * num, temperature, own, forbid)
-        rows += generate_plainly(policy, prompt, num, length, choice)
-    return rows
-
-
 class _DecodeLoop:
     """The decode loop: active rows, their cache and generated tokens."""
 
-    def __init__(
-        self,
-        policy: Policy,
-        prompts: Sequence[Prompt],
-        num: int,
-        length: int,
-        temperature: float,
-        uniforms: torch.Tensor | None,
-        forbid: str,
-    ) -> None:
+    def __init__(self, policy: Policy, prompts: Sequence[Prompt], num: int, length: int, choice: _TokenChoice) -> None:
         """Prefill, and the first token of each row."""
         import torch
 
-        self.model, self.length = policy.model, length
-        self.choice = _TokenChoice(
-            policy, [prompt for prompt in prompts for _ in range(num)], temperature, uniforms, forbid
-        )
+        self.model, self.length, self.choice = policy.model, length, choice
         self.ends = torch.tensor(policy.eos_ids, device=policy.device)
         install_attention(policy.base)
         one = torch.ones(len(prompts), 1, dtype=torch.long, device=policy.device)

@@ -14,18 +14,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
 from labkit.errors import LabError, Stopped
 from labkit.files import locked, project_root, under
 from labkit.params import Params, read_params, read_yaml
-from labkit.progress import duration
+from labkit.progress import duration, now, tail
 from labkit.runs.budget import COUNTED, as_counted, named_run, other_training
-from labkit.runs.log import tail
+from labkit.runs.notebooks import notebooks_of
 from labkit.runs.own_terms import OwnTerms, with_cells
-from labkit.runs.project import notebooks_of
 from labkit.runs.run import STAGES, changed_texts, check_inputs, differing, read_manifest
 from labkit.runs.slurm_job import SHUTDOWN_GRACE
 from labkit.runs.submit import minutes
@@ -235,7 +233,7 @@ def _next(waiting: Sequence[Planned], running: Sequence[_Attempt]) -> Planned | 
 
 def _begin(run: Planned) -> subprocess.Popen[bytes]:
     with run.log.open("ab") as log:
-        log.write(f"{ATTEMPT}{datetime.now(UTC).isoformat(timespec='seconds')}\n".encode())
+        log.write(f"{ATTEMPT}{now()}\n".encode())
         log.flush()
         return subprocess.Popen(
             run.command(), cwd=project_root(), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT

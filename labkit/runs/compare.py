@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,35 +20,39 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from labkit.data.moments import Moment, read_moments
+from labkit.embedded.true_words import KINDS
 from labkit.embedded.world import moments_file, world_folder
 from labkit.errors import LabError
 from labkit.files import project_root, under
 from labkit.param_fields import WORLDS
 from labkit.runs.results import (
+    ANSWERED,
+    COLUMNS,
     DECODINGS,
     DISTINCT,
     LEGEND,
     MODELS,
     TRUE_WORDS,
-    columns_of,
     read_model_evaluation,
-    words_columns,
 )
 from labkit.runs.run import read_manifest, runs_in
-from labkit.runs.setting_tables import (
+from labkit.runs.settings import (
     COST,
     FINAL,
     HALF,
+    RunRecord,
+    Setting,
     differences,
     final_tables,
     less,
     less_table,
     made_with,
+    read_run,
     runs_tables,
+    settings_of,
     stage_tables,
 )
-from labkit.runs.settings import RunRecord, Setting, read_run, settings_of
-from labkit.scoring.bootstrap import Difference, Spread, few_videos, paired_differences
+from labkit.scoring.bootstrap import Difference, Spread, few_videos, known, paired_differences
 from labkit.scoring.predictions import as_predictions
 from labkit.scoring.scores import gap_cells, score
 from labkit.table import Table, repr_pretty
@@ -93,13 +96,8 @@ class RunsOfOneTest:
     @cached_property
     def figures(self) -> dict[str, str]:
         """Names and titles of the figures that any run has a value of."""
-        models: dict[str, Any] = {}
-        for number, run in enumerate(self.runs):
-            models |= {f"{number} {model}": decodings for model, decodings in run.results["models"].items()}
-        words = {key: f"true {name}" for key, name in words_columns(models.values()).items()}
-        titles = (
-            columns_of(models) | words | ({"distinct_share": "distinct", "true_words": "true words"} if words else {})
-        )
+        words = {f"true_{kind}": f"true {name}" for kind, name in KINDS.items()}
+        titles = COLUMNS | ANSWERED | words | {"distinct_share": "distinct", "true_words": "true words"}
         each = [run.figures(model, decoding) for run in self.runs for model in MODELS for decoding in DECODINGS]
         return {name: title for name, title in titles.items() if any(one.get(name) is not None for one in each)}
 
@@ -168,10 +166,7 @@ class RunsOfOneTest:
                 "rows": [
                     {
                         "label": each.label, "model": each.model, "better": each.better, "worse": each.worse, "same": each.same,
-                        "differences": {
-                            name: {"value": gap.value, "interval": [*map(_known, gap.interval)], "p": _known(gap.p)}
-                            for name, gap in each.differences.items()
-                        },
+                        "differences": {name: gap.as_dict() for name, gap in each.differences.items()},
                     }
                     for each in paired.rows
                 ],
@@ -343,11 +338,7 @@ def _legend(tests: Sequence[RunsOfOneTest]) -> str:
 
 def _plain(spreads: Mapping[str, Spread | None]) -> dict[str, Any]:
     return {
-        name: {"mean": each.mean, "sd": _known(each.sd), "interval": [*map(_known, each.interval)], "n": each.n}
+        name: {"mean": each.mean, "sd": known(each.sd), "interval": [*map(known, each.interval)], "n": each.n}
         for name, each in spreads.items()
         if each
     }
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value

@@ -11,10 +11,11 @@ Answers go to disk batch by batch, and what is there is not asked again: killed 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,18 +24,18 @@ from labkit.data.benchmarks import load_moments
 from labkit.data.cleaning import Moments
 from labkit.data.moments import Moment, require_videos, write_moments
 from labkit.errors import LabError
-from labkit.files import locked, project_root, replacing, under
-from labkit.param_fields import WORLDS
+from labkit.files import differences, locked, project_root, read_json, under, write_json
+from labkit.param_fields import FIRST_EDITION_MODELS, WORLDS
 from labkit.params import DEFAULTS, Params
+from labkit.policy.model import SHIPPED, Policy, adapter_base, cached_folder, is_path
 from labkit.policy.prompts import is_file, require_fit
 from labkit.progress import Tally
-from labkit.runs.evaluation_bench import ANSWERS, MOMENTS, EvaluationBench, params_for
 from labkit.runs.results import evaluation_folder
-from labkit.runs.run import STAGE_LOCK
-from labkit.runs.workbench import Workbench, answer_settings
+from labkit.runs.run import STAGE_LOCK, check_inputs
+from labkit.runs.workbench import ANSWERS, MOMENTS, EvaluationBench, Workbench, answer_settings
 from labkit.runs.worker import do_task
 from labkit.scoring.predictions import as_predictions, write_predictions
-from labkit.scoring.published import published_figures
+from labkit.scoring.score_table import published_figures
 from labkit.scoring.scores import Score, score
 from labkit.stages.distributed.preemption import handle_preemption
 from labkit.stages.distributed.process_group import world_size
@@ -42,6 +43,15 @@ from labkit.stages.evaluate import Evaluation, read_evaluation
 from labkit.table import Table
 
 PREDICTIONS = "predictions.jsonl"
+REAL_MODEL: Mapping[str, Any] = {
+    "prompt": "anchors", "dtype": "bfloat16", "fps": 2.0, "max_frames": 72, "min_pixels": 12544, "max_pixels": 50176,
+    "max_new_tokens": 512, "eval_batch": 16, "threads": 4,
+}  # fmt: skip
+"""Parameters of a published model where they are not given: those of params/qwen2.5-vl-3b-lora.yaml, which says whose they are.
+
+A model of the embedded size is asked by the defaults, which are the embedded lab's."""
+SMALL_WIDTH = 512
+"""Width of a language model up to which it is taken for one of the embedded size: that has 128, the smallest published one 1,536."""
 WORLD_TESTS = {f"{world}/test": world for world in WORLDS}
 """Names under which the test splits of the embedded world's editions are asked, which are written under `outputs` where they are not
 there."""
@@ -94,14 +104,10 @@ def evaluate_model(
 ) -> EvaluatedModel:
     """Have a model answer moments greedily, and score the answers; everything is checked before any work.
 
-    Args:
-        model: a name of shipped weights, a hub id or a folder, also of a LoRA adapter.
-        moments: a benchmark's name, an annotation file, or `world-2/test`.
-        videos: folder of the videos.
-        present: ask only about the videos that are there; how many that leaves stands on the card.
-        limit: ask the first so many; 0 means all.
-        folder: where everything goes; by default below `outputs`, named after model and moments.
-        overrides: parameters that go before the defaults, by name.
+    `model` is a name of shipped weights, a hub id or a folder, also of a LoRA adapter; `moments` a benchmark's name, an annotation
+    file, or `world-2/test`. With `present`, only the videos that are there are asked about, and how many that leaves stands on the
+    card; `limit` asks the first so many, 0 all. Everything goes into `folder`, by default one below `outputs` that is named after
+    model and moments. `overrides` are parameters by name, which go before the defaults.
 
     Raises LabError for bad input, and when the folder holds answers of other parameters or weights.
     """
@@ -112,10 +118,42 @@ def evaluate_model(
         write_moments(asked, bench.path / MOMENTS)
         answers = evaluation_folder(bench.path, ".", ANSWERS)
         if (evaluation := _complete(answers, asked, bench)) is None:
-            _answer(bench, len(asked))
+            # The bench's own figures are of the moments of then.
+            (bench.path / f"{ANSWERS}.json").unlink(missing_ok=True)
+            arguments: dict[str, Any] = {"notebook": ".", "parts": [(ANSWERS, "greedy", "own")]}
+            load = functools.partial(bench.load, "base")
+            do_missing(bench, "evaluation", "base", load, len(asked), bench.path / "logs", **arguments)
             evaluation = read_evaluation(answers, asked)
             write_json(bench.path / "evaluation.json", _deciding(bench) | {"files": _files(bench)})
         return _score(bench, evaluation, asked)
+
+
+def params_for(model: str, overrides: Mapping[str, Any]) -> Params:
+    """The parameters that a model is asked with outside of a run; `overrides` go before everything.
+
+    Raises LabError for a parameter that is unknown or out of its range, and for a model that is visibly not there.
+    """
+    root = project_root()
+    # What is asked is given apart; `data` names the world that the model knows, if it is a toy.
+    world = "world" if model in FIRST_EDITION_MODELS else "world-2"
+    params = Params.build({"model": model, **overrides, "data": world})
+    check_inputs(params.replace(compare=()), root)
+    return params if is_small(model) else Params.build({**REAL_MODEL, **overrides, "model": model})
+
+
+def is_small(model: str) -> bool:
+    """Whether a model has the size of the embedded one, by its configuration; a hub's model that is not here yet has not."""
+    folder: Path | None = under(project_root(), model)
+    if model in SHIPPED or folder is None:
+        return model in SHIPPED
+    if not folder.is_dir():
+        folder = None if is_path(model) else cached_folder(model)
+    if folder is not None and (folder / "adapter_config.json").is_file():
+        return is_small(adapter_base(str(folder)))
+    if folder is None or not (folder / "config.json").is_file():
+        return False
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return int(config.get("text_config", config).get("hidden_size") or SMALL_WIDTH + 1) <= SMALL_WIDTH
 
 
 def open_bench(
@@ -175,8 +213,7 @@ def _require_videos(moments: list[Moment], videos: str | Path | None) -> None:
 
 def _complete(answers: Path, moments: Moments, bench: EvaluationBench) -> Evaluation | None:
     """The evaluation where every moment has been answered by this very model, so that none needs to be loaded."""
-    noted = _read_json(bench.path / "evaluation.json")
-    if noted.get("files") != _files(bench):
+    if _noted(bench).get("files") != _files(bench):
         return None
     try:
         return read_evaluation(answers, moments)
@@ -184,17 +221,15 @@ def _complete(answers: Path, moments: Moments, bench: EvaluationBench) -> Evalua
         return None  # what is missing is asked, and what is wrong is said then
 
 
-def _answer(bench: EvaluationBench, count: int) -> None:
-    """Have the model answer what is missing, in this process or by workers."""
-    # The bench's own figures are of the moments of then.
-    (bench.path / f"{ANSWERS}.json").unlink(missing_ok=True)
+def do_missing(
+    bench: Workbench, task: str, stage: str, load: Callable[[], Policy], count: int, logs: Path, **arguments: Any
+) -> None:
+    """Have a stage's model do what is missing of a task, in this process or by workers; `count` parts are the whole."""
     tally = Tally(count, bench.progress_file)
-    parts = [(ANSWERS, "greedy", "own")]
     with handle_preemption(bench.path / ".stop"):
         bench.seed_everything()
-        policy = bench.load("base") if world_size(bench.params.processes) == 1 else "base"
-        arguments: dict[str, Any] = {"stage": "base", "notebook": ".", "parts": parts}
-        do_task(bench, "evaluation", policy, tally, bench.path / "logs", **arguments)
+        policy = load() if world_size(bench.params.processes) == 1 else stage
+        do_task(bench, task, policy, tally, logs, stage=stage, **arguments)
 
 
 def _score(bench: EvaluationBench, evaluation: Evaluation, moments: Moments) -> EvaluatedModel:
@@ -226,15 +261,17 @@ def _deciding(bench: EvaluationBench) -> dict[str, Any]:
 
 
 def _require_same_parameters(bench: EvaluationBench) -> None:
-    folder, noted, here = bench.path, _read_json(bench.path / "evaluation.json"), _deciding(bench)
+    folder, noted, here = bench.path, _noted(bench), _deciding(bench)
     # What a parameter that is newer than the folder was then is its default.
     there = {name: noted.get(name, getattr(DEFAULTS, name)) for name in here} if noted else here
-    if differing := [f"{name}: there {there[name]}, here {here[name]}" for name in here if there[name] != here[name]]:
-        raise LabError(
-            f"'{folder}' is an evaluation with other parameters ({'; '.join(differing)}); give another folder with -o"
-        )
+    if other := differences(there, here):
+        raise LabError(f"'{folder}' is an evaluation with other parameters ({other}); give another folder with -o")
     if not noted:
         write_json(folder / "evaluation.json", here)
+
+
+def _noted(bench: EvaluationBench) -> dict[str, Any]:
+    return read_json(bench.path / "evaluation.json", "remove it, and the same command goes on")
 
 
 def _files(bench: EvaluationBench) -> list[list[Any]]:
@@ -244,21 +281,6 @@ def _files(bench: EvaluationBench) -> list[list[Any]]:
         return []
     stats = {path.name: path.stat() for path in sorted(folder.iterdir()) if path.is_file()}
     return [[name, each.st_size, each.st_mtime_ns] for name, each in stats.items()]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise LabError(f"'{path}' is damaged ({error}); remove it, and the same command goes on") from None
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write plain data into a file, whole or not at all."""
-    with replacing(path) as draft:
-        draft.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _slug(name: str) -> str:

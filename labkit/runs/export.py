@@ -1,8 +1,8 @@
-"""What leaves a run: its kept traces as data for other trainers, and its model as a folder that other programs load.
+"""What leaves a run: kept traces as data for other trainers, its model for other programs or the hub, or a small copy of its figures.
 
 Traces are JSON Lines in the form of a trainer, with videos as absolute paths and the very text of the prompt. A model is whole:
 adapters merged, weights in safetensors under their published names, and beside them the files of tokenizer, processor and
-generation, as transformers and vLLM look for them.
+generation, as transformers and vLLM look for them. From a small copy, another machine makes tables, paired tests and budgets.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from labkit.data.moments import Moment, moment_row
 from labkit.errors import LabError
-from labkit.files import apply_umask, project_root, replacing
+from labkit.files import apply_umask, project_root, replacing, write_json
 from labkit.params import Params, read_params
 from labkit.policy.families import Family
 from labkit.policy.model import Policy, copy_processor, load_policy
 from labkit.policy.prompts import messages
-from labkit.runs.hub import open_repository, push
+from labkit.runs.budget import KEPT_SPENT, read_spent
 from labkit.runs.model_card import model_card
 from labkit.runs.own_terms import load_own_terms
-from labkit.runs.run import NOTEBOOK_OF, kept_texts, read_manifest
+from labkit.runs.run import NOTEBOOK_OF, STAGES, kept_texts, read_manifest, runs_in
 from labkit.runs.workbench import Workbench, frame_sampling
 from labkit.stages.rollouts import Rollout
 
@@ -84,7 +84,7 @@ def export_traces(folder: str | Path, file: str | Path, form: str) -> str:
 
 def _plain(row: Rollout, moment: Moment, prompt: str) -> dict[str, Any]:
     """A form of our own, which a run's `traces` takes: the trace, its prompt, and all that the moment says."""
-    return {"qid": row.qid, "text": row.text, "prompt": _prompt(moment, prompt)[0]} | moment_row(moment)
+    return {"qid": row.qid, "text": row.text, "prompt": _prompt(moment, prompt)} | moment_row(moment)
 
 
 def _trl(row: Rollout, moment: Moment, prompt: str) -> dict[str, Any]:
@@ -99,9 +99,8 @@ def _trl(row: Rollout, moment: Moment, prompt: str) -> dict[str, Any]:
 
 def _tagged(row: Rollout, moment: Moment, prompt: str) -> dict[str, Any]:
     """Messages of plain text with <video> where the video stands: ms-swift's and LLaMA-Factory's."""
-    text, video = _prompt(moment, prompt)
-    turns = [{"role": "user", "content": text}, {"role": "assistant", "content": row.text}]
-    return {"messages": turns, "videos": [video]}
+    turns = [{"role": "user", "content": _prompt(moment, prompt)}, {"role": "assistant", "content": row.text}]
+    return {"messages": turns, "videos": [moment.video]}
 
 
 FORMS: dict[str, Callable[[Rollout, Moment, str], dict[str, Any]]] = {
@@ -113,10 +112,10 @@ FORMS: dict[str, Callable[[Rollout, Moment, str], dict[str, Any]]] = {
 """What a trace is written as, by the trainer that reads it."""
 
 
-def _prompt(moment: Moment, prompt: str) -> tuple[str, str]:
-    """The prompt with <video> where the video stands, and the video's path."""
+def _prompt(moment: Moment, prompt: str) -> str:
+    """The prompt with <video> where the video stands."""
     parts = messages(moment, prompt)[0]["content"]
-    return "".join("<video>" if part["type"] == "video" else part["text"] for part in parts), moment.video
+    return "".join("<video>" if part["type"] == "video" else part["text"] for part in parts)
 
 
 def _register(file: Path) -> str:
@@ -130,8 +129,7 @@ def _register(file: Path) -> str:
         }  # fmt: skip
     except (ValueError, TypeError) as error:
         raise LabError(f"'{path}' is no table of data sets ({error}); mend it, or export to another folder") from None
-    with replacing(path) as draft:
-        draft.write_text(json.dumps(known, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, known, indent=2)
     return f"'{file.stem}' in {path}"
 
 
@@ -146,7 +144,7 @@ def export(
 ) -> None:
     """Export a stage's model to the folder `target`, to the repository `hub`, or to both, and `say` what was done.
 
-    Raises what `export_model` and `labkit.runs.hub` do; the hub is asked first.
+    Raises what `export_model` and `labkit.runs.export` do; the hub is asked first.
     """
     _trained_model(open_run(folder), stage)
     if hub:
@@ -237,3 +235,106 @@ def _processor_class(family: Family) -> str:
 def _budget(params: Params, frames: int) -> dict[str, int]:
     most = frame_sampling(params).pixels(frames)
     return {"shortest_edge": frames * params.min_pixels, "longest_edge": int(frames * most)}
+
+
+_STEPS = {
+    401: "log in with 'hf auth login', or set HF_TOKEN to a token that may write",
+    403: "your token may not write there: take one with write access, or ask the organization for the right",
+    404: "there is no such owner or repository for your token; check the id, and that the token may see it",
+}
+"""What to do where the hub refuses, by HTTP status."""
+
+
+def open_repository(repository: str, public: bool) -> None:
+    """Make a model repository on the hub unless it is there: what refuses, refuses before anything is exported."""
+    from huggingface_hub import HfApi
+
+    with _refusals(repository):
+        HfApi().create_repo(repository, private=not public, exist_ok=True)
+
+
+def push(folder: Path, repository: str, message: str) -> str:
+    """Upload a folder to a repository that is there, and return its address; files that the hub has already are not sent again."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    with _refusals(repository):
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
+    return f"{api.endpoint}/{repository}"
+
+
+@contextmanager
+def _refusals(repository: str) -> Iterator[None]:
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+    network_error: Any = HfHubHTTPError.__bases__[
+        0
+    ]  # of the HTTP library that the hub's client is built on: another one by version
+    try:
+        yield
+    except HFValidationError as error:
+        raise LabError(f"hub: {repository!r} is no id of a repository ({error}); write OWNER/NAME") from None
+    except OfflineModeIsEnabled:
+        raise LabError("hub: HF_HUB_OFFLINE forbids to push; unset it where there is a network") from None
+    except LocalTokenNotFoundError:
+        raise LabError(f"hub: there is no token; {_STEPS[401]}") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        step = _STEPS.get(status, "try again later; nothing was lost, and what was sent is not sent again")
+        reason = error.server_message or f"HTTP {status}"
+        raise LabError(f"hub: {constants.ENDPOINT} refuses '{repository}' ({status}: {reason}); {step}") from None
+    except (network_error, ConnectionError) as error:
+        raise LabError(
+            f"hub: {constants.ENDPOINT} cannot be reached ({error}); check network and HF_ENDPOINT, then give the command again"
+        ) from None
+    except RuntimeError as error:  # what the client makes of a file that did not come through
+        raise LabError(
+            f"hub: {error} ({error.__cause__}); give the command again, what was sent is not sent again"
+        ) from error
+
+
+FILES = (
+    "manifest.json", "params.yaml", "*/start.json", "*/result.json", "*/words.json", "*/grpo_final-greedy.json",
+    "*/evaluations/grpo_final-greedy/*.parquet",
+)  # fmt: skip
+STAYED = "The model stayed where this run was made; this is a small copy, by `labkit export --figures`.\n"
+
+
+def carry(folder: str | Path, target: str | Path) -> str:
+    """Copy the run in `folder`, or all finished ones that it holds, into `target`; returns what was copied and left out.
+
+    A copy that is there is replaced. Raises LabError where none is finished, and where a run's name is taken by anything but a copy.
+    """
+    runs, target = runs_in(Path(folder)), Path(target)
+    left_out = {}
+    for run in runs:
+        states = {stage: entry["state"] for stage, entry in read_manifest(run)["stages"].items()}
+        if here := next((stage for stage in STAGES if states.get(stage) not in ("finished", "skipped")), ""):
+            left_out[run] = f"{run.resolve().name} at {here}"
+    if not (finished := [run for run in runs if run not in left_out]):
+        raise LabError(f"none of the {len(runs)} runs of '{folder}' is finished ({', '.join(left_out.values())})")
+    size = sum(_copy(run, target / run.resolve().name) for run in finished)
+    text = f"{target}: {len(finished)} run{'s' * (len(finished) > 1)}, {size / 1e6:.2f} MB"
+    return text + (f"; left out, unfinished: {', '.join(left_out.values())}" if left_out else "")
+
+
+def _copy(run: Path, place: Path) -> int:
+    """Copy one run and return how many bytes that takes."""
+    if place.exists() and not (place / KEPT_SPENT).is_file():
+        raise LabError(f"'{place}' is there and is no small copy of a run; give another folder")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".") as scratch:
+        draft = Path(scratch) / place.name
+        for file in (file for pattern in FILES for file in run.glob(pattern)):
+            to = draft / file.relative_to(run)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, to)
+        for final in run.glob("*/final"):  # by which a stage has ended
+            (draft / final.relative_to(run)).mkdir()
+            (draft / final.relative_to(run) / "README.txt").write_text(STAYED, encoding="utf-8")
+        (draft / KEPT_SPENT).write_text(json.dumps(read_spent(run)), encoding="utf-8")
+        if place.exists():
+            shutil.rmtree(place)
+        draft.rename(place)
+    return sum(file.stat().st_size for file in place.rglob("*") if file.is_file())

@@ -10,25 +10,20 @@ Answers go to disk batch by batch, and what is there is not asked again.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabError
-from labkit.files import locked, project_root, under
+from labkit.files import differences, locked, project_root, read_json, under, write_json
 from labkit.params import Params, read_yaml
 from labkit.policy.model import Policy
-from labkit.progress import Tally
-from labkit.runs.evaluate_model import evaluate_model, open_bench, write_json
+from labkit.runs.evaluate_model import do_missing, evaluate_model, open_bench
 from labkit.runs.interventions import Interventions
 from labkit.runs.run import STAGE_LOCK
 from labkit.runs.workbench import Workbench, frame_sampling
-from labkit.runs.worker import do_task
-from labkit.stages.distributed.preemption import handle_preemption
-from labkit.stages.distributed.process_group import world_size
-from labkit.stages.interventions import SHIFTS, Plan, plan, read_interventions
+from labkit.stages.interventions import SHIFTS, plan, read_interventions
 
 PLAN = "plan.json"
 PAGE = "06_interventions"
@@ -49,16 +44,8 @@ def intervene(
 ) -> Interventions:
     """Intervene on the anchors of a model's own chains, and measure what its answers do; everything is checked before any work.
 
-    Args:
-        model: a run's folder, or a model as `evaluate_model` takes it.
-        moments: what a model is asked, as `evaluate_model` takes it; a run has its own.
-        stage: of a run, whose model it is; it must have been evaluated.
-        shifts: by how many seconds anchors are shifted; the largest is what they are widened by.
-        videos: of a model outside of a run, as are the others; all as `evaluate_model` takes them.
-        present: ask only about the videos that are there.
-        limit: ask the first so many; 0 means all.
-        folder: where everything goes.
-        overrides: parameters by name.
+    `model` is a run's folder, which has its own moments and a `stage` that must have been evaluated; or a model as `evaluate_model`
+    takes it, with the arguments behind `shifts`. Anchors are shifted by so many seconds, and widened by the largest.
 
     Raises LabError for bad input, and as `evaluate_model`.
     """
@@ -97,43 +84,27 @@ def intervene_in(
         try:
             answers = read_interventions(where, moments, planned)
         except LabError:  # what is missing is asked, and what is wrong is said then
-            _ask(bench, stage, load, planned, len(moments), folder)
+            count, logs = len(planned.texts) + len(planned.frames) + len(moments), where / "logs"
+            shifts = planned.note["shifts"]
+            do_missing(bench, "interventions", stage, load, count, logs, folder=folder, shifts=shifts)
             answers = read_interventions(where, moments, planned)
         found = Interventions(model, moments, own, answers, planned)
         write_json(where / "interventions.json", found.as_dict())
     return found
 
 
-def _ask(bench: Workbench, stage: str, load: Callable[[], Policy], planned: Plan, count: int, folder: str) -> None:
-    """Have the model answer what is missing, in this process or by workers; `count` is that of the moments."""
-    tally = Tally(len(planned.texts) + len(planned.frames) + count, bench.progress_file)
-    with handle_preemption(bench.path / ".stop"):
-        bench.seed_everything()
-        policy = load() if world_size(bench.params.processes) == 1 else stage
-        arguments: dict[str, Any] = {"stage": stage, "folder": folder, "shifts": planned.note["shifts"]}
-        do_task(bench, "interventions", policy, tally, bench.path / folder / "logs", **arguments)
-
-
 def require_same_plan(where: Path, note: Mapping[str, Any]) -> None:
     """Raise LabError, which names what differs, unless a folder holds answers to these very variants, or none."""
     file, then = where / PLAN, "remove the folder to ask again"
-    try:
-        there = dict(json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        there = {"format": 1} if (where / "texts").is_dir() else {}
-    except (ValueError, TypeError) as error:
-        raise LabError(f"'{file}' is damaged ({error}); {then}") from None
+    there = read_json(file, then) or ({"format": 1} if (where / "texts").is_dir() else {})
     if not there:
         where.mkdir(parents=True, exist_ok=True)
         return write_json(file, note)
     if there.get("format", 1) != note["format"]:
         raise LabError(f"'{where}' holds interventions of another version of labkit; {then}")
-    differing = [
-        f"{name}: there {there.get(name)}, here {note[name]}" for name in note if there.get(name) != note[name]
-    ]
-    if differing:
+    if other := differences(there, note):
         raise LabError(
-            f"'{where}' holds other interventions ({'; '.join(differing)}); {then}, or give the shifts, the limit and the "
+            f"'{where}' holds other interventions ({other}); {then}, or give the shifts, the limit and the "
             "model that it was made with"
         )
 

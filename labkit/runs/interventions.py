@@ -19,10 +19,10 @@ from labkit.chain.anchors import AnchorChain, parse
 from labkit.chain.metrics import answer_iou, chain_ious
 from labkit.chain.spans import Span, clip_span
 from labkit.data.moments import Moment
+from labkit.scoring.baselines import SHUFFLED_FIGURES, Null, shuffled_chains
 from labkit.scoring.bootstrap import Difference, Interval, Slope, few_videos, mean_interval, paired_differences, slope
 from labkit.scoring.predictions import as_predictions
 from labkit.scoring.scores import Paired, Score, between, compare, gap_cells, score
-from labkit.scoring.shuffled_chains import FIGURES, Null, shuffled_chains
 from labkit.stages.interventions import ASKED, FRAMES, MOST_CUTS, PLACES, UNTAGGED, Plan
 from labkit.stages.rollouts import Rollout
 from labkit.table import Table, percent, repr_pretty
@@ -335,7 +335,7 @@ class Interventions:
     def _null(self) -> Table:
         rows = [
             (title, percent(each.observed), percent(each.mean), f"{percent(each.low)} to {percent(each.high)}", f"{each.p:.3f}")
-            for name, title in FIGURES.items() if (each := self.null.get(name))
+            for name, title in SHUFFLED_FIGURES.items() if (each := self.null.get(name))
         ]  # fmt: skip
         head = ("", "as they are", "shuffled", "95 % of shuffles", "p")
         return Table("chains dealt to other queries", head, rows, "Percent, chains with an anchor.", "lr")

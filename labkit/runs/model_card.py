@@ -19,7 +19,7 @@ from labkit.runs.run import NOTEBOOK_OF, STARTS, read_manifest
 from labkit.runs.versions import version_text
 from labkit.scoring.protocol import Protocol
 from labkit.scoring.scores import TITLES
-from labkit.table import Table
+from labkit.table import Table, percent
 
 _LOAD = """```python
 from transformers import AutoModelForImageTextToText, AutoTokenizer
@@ -66,8 +66,8 @@ def _anchors(evaluation: Mapping[str, Any] | None) -> str:
     if figures.get("anchor_rate") is None or figures.get("strict_share") is None:
         return ""
     return (
-        f"Of its greedy answers to {figures['n']:,.0f} test queries, {_percent(figures['anchor_rate'])} % hold timestamp anchors in "
-        f"the thought, and in {_percent(figures['strict_share'])} % each of two or more gains at least {LEAST_GAIN:g} IoU on the one "
+        f"Of its greedy answers to {figures['n']:,.0f} test queries, {percent(figures['anchor_rate'])} % hold timestamp anchors in "
+        f"the thought, and in {percent(figures['strict_share'])} % each of two or more gains at least {LEAST_GAIN:g} IoU on the one "
         "before. "
     )
 
@@ -91,11 +91,11 @@ def _score(scores: Mapping[str, Any], stage: str) -> str:
         interval = "-" if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f}"
         cells = [
             title,
-            _percent(figures[name]),
+            percent(figures[name]),
             interval,
-            *(_percent(each.get(name)) for each in score["baselines"].values()),
+            *(percent(each.get(name)) for each in score["baselines"].values()),
         ]
-        rows.append(cells + ([_percent(others.get(name))] if others else []))
+        rows.append(cells + ([percent(others.get(name))] if others else []))
     table = Table("", [*head, *([MODELS[first]] if others else [])], rows, align="lr").markdown()
     words = (
         f"In percent, greedy answers to {card.rows:,} queries of {card.videos:,} videos. {_against(score, constant)}"
@@ -112,9 +112,9 @@ def _against(score: Mapping[str, Any], constant: Mapping[str, Any]) -> str:
     if value is None:
         return ""
     if low is None or high is None:
-        return f"There are too few videos for an interval; the best constant answer has an mIoU of {_percent(value)}."
+        return f"There are too few videos for an interval; the best constant answer has an mIoU of {percent(value)}."
     lies = "above" if low > value else "below" if high < value else "around"
-    text = f"The interval of the mIoU lies {lies} what the best constant answer, which never looks, has: {_percent(value)}."
+    text = f"The interval of the mIoU lies {lies} what the best constant answer, which never looks, has: {percent(value)}."
     return text if lies == "above" else f"{text} So it is not shown that the model looks at the video."
 
 
@@ -151,7 +151,3 @@ def _public(value: Any) -> str:
     if isinstance(value, str) and "/" in value and not _is_hub_id(value):
         return f".../{Path(value).name}"
     return format_value(tuple(value) if isinstance(value, list) else value)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"

@@ -1,15 +1,18 @@
-"""Execution of a run's five notebooks in sequence by Papermill, with this interpreter as the kernel.
+"""The five notebooks of a run: laid out in a project, executed in sequence by Papermill, and passed over where a stage is skipped.
 
+A checkout holds notebooks/ and params/ at its root; a wheel has a copy in labkit/project_files, made when it is built (setup.py).
 Papermill alone takes whatever kernel is registered as `python3`, which may belong to another environment; and after a
 killed kernel it saves a notebook that calls cells completed that never ran, and shows no error.
 """
 
 from __future__ import annotations
 
+import ast
 import builtins
 import logging
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -19,12 +22,10 @@ from typing import Any
 
 from labkit.errors import NEXT_STEPS, LabError, NotebookError, Stopped, Terminated
 from labkit.files import lock, replacing, unlock
-from labkit.params import read_params
-from labkit.progress import duration
+from labkit.params import assigned_names, names, read_params
+from labkit.progress import duration, tee
 from labkit.progress import say as to_stdout
 from labkit.quick_imports import quick_nbformat
-from labkit.runs.log import tee
-from labkit.runs.project import notebooks_of
 from labkit.runs.run import STAGES, Run
 from labkit.stages.distributed.launcher_variables import launcher_variables
 from labkit.stages.distributed.preemption import handle_preemption, stop_requested
@@ -251,3 +252,91 @@ class _LineWriter:
         if self.rest.strip():
             self.say(self.rest)
         self.rest = ""
+
+
+PARTS = {"notebooks": ("[!.]*.ipynb",), "params": ("[!.]*.yaml", "controls/[!.]*.yaml")}
+"""The folders of a project, and what belongs to each."""
+_PACKAGE = Path(__file__).parents[1]
+
+
+def lay_out(folder: str | Path) -> list[Path]:
+    """Write notebooks/ and params/ into `folder`, made if it is not there, and return the files.
+
+    Raises LabError, with nothing written, when one of the two is there already or `folder` is no folder, and when this labkit has
+    lost them.
+    """
+    folder = Path(folder)
+    home = _PACKAGE / "project_files"
+    if not home.is_dir():
+        home = _PACKAGE.parent
+    sources = {
+        name: [file for pattern in patterns for file in sorted((home / name).glob(pattern))]
+        for name, patterns in PARTS.items()
+    }
+    if lost := [name for name, files in sources.items() if not files]:
+        raise LabError(f"'{home}' holds no {' and no '.join(lost)}; install labkit again")
+    if folder.exists() and not folder.is_dir():
+        raise LabError(f"'{folder}' is a file; name a folder")
+    if there := [str(folder / name) for name in sources if (folder / name).exists()]:
+        raise LabError(f"{' and '.join(map(repr, there))} exist already; name a folder without them")
+    written = []
+    for name, files in sources.items():
+        (folder / name).mkdir(parents=True)
+        for source in files:
+            target = folder / source.relative_to(home)
+            target.parent.mkdir(exist_ok=True)
+            with replacing(target) as draft:
+                shutil.copyfile(source, draft)  # not the rights of an installed file, which may be read-only
+            written.append(target)
+    return written
+
+
+def notebooks_of(root: Path) -> dict[str, Path]:
+    """The five notebooks of the project in `root`, by stage; raises LabError when one is not there."""
+    sources = {name: root / "notebooks" / f"{name}.ipynb" for name in STAGES}
+    for source in sources.values():
+        if not source.is_file():
+            raise LabError(
+                f"there is no notebook '{source}'; run labkit inside a project, such as the one that `labkit new FOLDER` "
+                "lays out"
+            )
+    return sources
+
+
+class _PassOver(ast.NodeTransformer):
+    """Empties each cell that IPython runs, but those of parameters and those that open a lab."""
+
+    def visit(self, node: ast.AST) -> Any:
+        if not isinstance(node, ast.Module):
+            return node
+        source = ast.unparse(node)
+        if "from_notebook" not in source and not _is_of_parameters(node, assigned_names(source)):
+            node.body = []
+        return node
+
+
+def _is_of_parameters(cell: ast.Module, assigned: set[str]) -> bool:
+    """Whether a cell assigns parameters, and needs nothing of cells that are passed over: a variable may be called like one."""
+    found = [each for each in ast.walk(cell) if isinstance(each, ast.Name)]
+    read = {each.id for each in found if isinstance(each.ctx, ast.Load)}
+    own = assigned | {each.id for each in found if not isinstance(each.ctx, ast.Load)}
+    return bool(assigned & set(names())) and read <= {*own, *names(), *dir(builtins)}
+
+
+def pass_over_cells(why: str) -> None:
+    """Say `why` the notebook's stage is skipped, and have its later cells do nothing until a lab is opened anew.
+
+    With no reason they are run as usual; outside of a notebook nothing happens.
+    """
+    if "IPython" not in sys.modules:
+        return
+    from IPython import get_ipython
+    from IPython.display import Markdown, display
+
+    shell = get_ipython()
+    if shell is None:
+        return
+    shell.ast_transformers[:] = [each for each in shell.ast_transformers if not isinstance(each, _PassOver)]
+    if why:
+        shell.ast_transformers.append(_PassOver())
+        display(Markdown(f"**{why}** The cells below do nothing."))

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from labkit.errors import LabError
-from labkit.files import lock, locked, project_root, replacing, under, unlock
+from labkit.files import lock, locked, project_root, replacing, under, unlock, write_json
 from labkit.param_fields import WORLDS
 from labkit.params import DEFAULTS, Params, read_yaml
-from labkit.runs.budget import as_counted, count_budget
+from labkit.progress import now
+from labkit.runs.budget import CHANGEABLE, as_counted, count_budget
 from labkit.runs.own_terms import OwnTerms, load_own_terms, only_cells_differ, try_own_terms, with_cells
 from labkit.runs.trackers import require_trackers
 from labkit.runs.versions import package_version, package_versions, source_version
@@ -31,9 +32,6 @@ NOTEBOOK_OF = {"grpo": "01_grpo", "distill": "02_distill", "sft": "03_sft", "grp
 """Where the rollouts of a stage stand."""
 STARTS = {"grpo_model": "02_distill", "traces": "03_sft", "sft_model": "04_grpo_final"}
 """The notebook that a run begins with where a parameter gives what those before would have made."""
-CHANGEABLE = ("run", "outputs", "compare", "processes", "second_process", "report_to")
-"""Parameters that may change in a run: what its folder is called and where it stands, what 05_analysis shows beside it, how
-many work on it, and who is told."""
 STAGE_LOCK = ".stage.lock"
 """Held by the process that works on a stage."""
 MANIFEST_LOCK_TIMEOUT = 60.0
@@ -143,7 +141,7 @@ class Run:
         if self.finished(name):  # by another process, for which the lock had to be waited for
             unlock(self.path / STAGE_LOCK)
             return True
-        entry = {"state": "running", "started": _now()}
+        entry = {"state": "running", "started": now()}
         self._update(name, {**entry, **source_version()})
         return False
 
@@ -158,7 +156,7 @@ class Run:
         if entry is None:
             raise ValueError(f"{name} cannot be finished: it has not started")
         seconds = (datetime.now(UTC) - datetime.fromisoformat(entry["started"])).total_seconds()
-        self._update(name, {**entry, "state": "finished", "finished": _now(), "seconds": round(seconds, 1),
+        self._update(name, {**entry, "state": "finished", "finished": now(), "seconds": round(seconds, 1),
                             "figures": _plain(figures)})  # fmt: skip
         unlock(self.path / STAGE_LOCK)
 
@@ -166,9 +164,7 @@ class Run:
         """Do `work` once: its result, plain data, is stored as 01_grpo/`what`.json and read from there next time."""
         path = self.folder(name) / f"{what}.json"
         if not path.exists():
-            result = _plain(work())
-            with replacing(path) as temporary:
-                temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
+            write_json(path, _plain(work()))
         return json.loads(path.read_text(encoding="utf-8"))
 
     def fingerprint(self, name: str, path: str | Path) -> None:
@@ -195,8 +191,7 @@ class Run:
         return [p.name for p in self.path.iterdir() if p.name != "params.yaml" and not p.name.startswith(".")]
 
     def _write(self, manifest: Mapping[str, Any]) -> None:
-        with replacing(self._manifest_path) as temporary:
-            temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(self._manifest_path, manifest)
 
     def _create(self) -> bool:
         """Write parameters and manifest of a new run; False where another process has done so in the meantime."""
@@ -205,7 +200,7 @@ class Run:
             if new:
                 self._write_params()
                 skipped = {name: {"state": "skipped", "why": why} for name, why in skipped_stages(self.params).items()}
-                self._write({"labkit": package_version("labkit"), **source_version(), "created": _now(),
+                self._write({"labkit": package_version("labkit"), **source_version(), "created": now(),
                              "versions": package_versions(), "seed": self.params.seed, "data": {}, "stages": skipped,
                              **self._own_notes()})  # fmt: skip
         return new
@@ -380,7 +375,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -23,7 +23,7 @@ from labkit.params import Params
 from labkit.policy.model import SHIPPED, Policy, load_policy
 from labkit.progress import say
 from labkit.runs.workbench import Workbench
-from labkit.stages.provenance import weights_digest
+from labkit.stages.completions import weights_digest
 
 WORTH = 300
 """Test queries from which its start, some seconds of another core, is worth it."""

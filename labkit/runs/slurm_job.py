@@ -17,11 +17,11 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from labkit.files import no_locks_error, open_lock
+from labkit.progress import now
 
 EVENTS_FILE = "job.jsonl"
 """In a run's directory: a line of JSON for each event of its jobs."""
@@ -170,7 +170,7 @@ def _exit_status(process: int) -> int | None:
 
 def record_event(folder: Path, event: str, **details: Any) -> None:
     """Append an event to job.jsonl of the run in `folder`: what happened, when, and to which job."""
-    line = {"event": event, "time": datetime.now(UTC).isoformat(timespec="seconds"), **details}
+    line = {"event": event, "time": now(), **details}
     with (folder / EVENTS_FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 

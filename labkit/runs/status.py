@@ -12,8 +12,7 @@ from typing import Any
 
 from labkit.errors import LabError
 from labkit.files import is_locked
-from labkit.progress import PROGRESS_FILE, duration, read_step
-from labkit.runs.log import LOG_FILE, tail
+from labkit.progress import LOG_FILE, PROGRESS_FILE, duration, read_step, tail
 from labkit.runs.results import MODELS
 from labkit.runs.run import STAGE_LOCK, STAGES, read_manifest
 from labkit.runs.slurm_job import read_job

@@ -22,7 +22,7 @@ from typing import Any
 
 from labkit.errors import LabError
 from labkit.params import Params, read_params
-from labkit.runs.project import notebooks_of
+from labkit.runs.notebooks import notebooks_of
 from labkit.runs.run import STAGES, Run
 from labkit.runs.slurm_job import RunJob, read_job, record_event
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from labkit.errors import LabError
-from labkit.files import replacing
+from labkit.files import write_json
 from labkit.progress import say
 
 CHAINS_EVERY = 10
@@ -140,8 +140,7 @@ class Trackers:
             self.last[name] = step
             if shown:
                 self._careful(name, lambda tracker: tracker.show(step, shown), step)
-        with replacing(self.where.note) as draft:
-            draft.write_text(json.dumps(self.last), encoding="utf-8")
+        write_json(self.where.note, self.last)
 
     def _chains(self, step: int) -> Sequence[TrackedChain]:
         try:

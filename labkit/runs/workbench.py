@@ -14,29 +14,31 @@ import random
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from labkit.chain.rewards import RewardSpec
 from labkit.data.moments import Moment, read_moments, require_videos
 from labkit.data.video.frames import BlackFrames, FrameCache
 from labkit.embedded.world import moments_file, world_folder, write_world
 from labkit.errors import LabError
+from labkit.files import project_root, under
 from labkit.param_fields import WORLDS
 from labkit.params import Params
 from labkit.policy.inputs import FrameSampling
 from labkit.policy.model import Policy, load_policy
 from labkit.policy.prompt_source import PromptSource
+from labkit.policy.prompts import read_template
 from labkit.progress import PROGRESS_FILE, Progress
 from labkit.runs.own_terms import OwnTerms
 from labkit.runs.results import evaluation_folder, read_model_evaluation
 from labkit.runs.run import NOTEBOOK_OF, Run
 from labkit.stages import evaluate, grpo, harvest, interventions, sft
+from labkit.stages.checkpoints import stage_seed
 from labkit.stages.distributed.launcher_variables import single_process
 from labkit.stages.distributed.preemption import stop_between_parts
 from labkit.stages.distributed.process_group import barrier, process_rank
 from labkit.stages.probes import Probes, choose_probes
 from labkit.stages.rollouts import Rollout
-from labkit.stages.start import stage_seed
 from labkit.stages.traces import import_traces
 
 EventListener: TypeAlias = Callable[[dict[str, Any]], None]
@@ -302,3 +304,41 @@ class Workbench(Run):
             on_batch=stop_between_parts(lambda done: on_event({"what": "interventions", "done": done})),
         )  # fmt: skip
         barrier()
+
+
+MOMENTS = "moments.jsonl"
+"""In the folder of an evaluation: what is asked."""
+ANSWERS = "greedy"
+"""Name of such an evaluation, whose decoding is greedy."""
+
+
+class EvaluationBench(Workbench):
+    """A folder in which one model answers one file of moments: a workbench without stages, the test split being that file.
+
+    The folder is `run` under `outputs`, as a run's is; frames are cached beside it, where runs look for them.
+    """
+
+    @classmethod
+    def open(cls, params: Params, check: Any = None) -> Self:
+        """Open the folder that `params` names, or make it. Raises LabError when it is a run's, or none of labkit's."""
+        root = project_root()
+        folder = under(root, params.outputs) / params.run
+        if folder.exists() and not folder.is_dir():
+            raise LabError(f"'{folder}' is a file; give another folder with -o")
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / MOMENTS).is_file():
+            raise LabError(f"'{folder}' is not empty, and no evaluation is in it; give another folder with -o")
+        own = OwnTerms(read_template(params.prompt, root, {}))
+        folder.mkdir(parents=True, exist_ok=True)
+        return cls(params, folder, root, own)
+
+    def moments(self, split: str) -> list[Moment]:
+        """The moments that are asked, whatever the split is called."""
+        return read_moments(self.path / MOMENTS)
+
+    def data_folder(self) -> Path:
+        """The folder itself."""
+        return self.path
+
+    def greedy_chains(self, stage: str) -> list[Rollout]:
+        """What the model has answered; it has one stage."""
+        return evaluate.read_evaluation_rollouts(evaluation_folder(self.path, ".", ANSWERS), self.moments("test"))

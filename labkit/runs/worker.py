@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 from labkit.files import replacing
 from labkit.params import Params
 from labkit.policy.model import Policy
-from labkit.runs.evaluation_bench import EvaluationBench
-from labkit.runs.workbench import Workbench
+from labkit.runs.workbench import EvaluationBench, Workbench
 from labkit.stages.distributed.launch import launch
 from labkit.stages.distributed.launcher_variables import WORKER_FOLDER_VARIABLE, single_process
 from labkit.stages.distributed.process_group import process_group, world_size

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,6 +27,11 @@ FEW_VIDEOS = 20
 """Below so many videos cards add a note on how far intervals can be relied on."""
 _EQUAL = 1e-18
 """A variance up to this is rounding: all values are equal."""
+
+
+def known(value: float) -> float | None:
+    """A number for a program: None for NaN."""
+    return None if math.isnan(value) else value
 
 
 class Interval(NamedTuple):
@@ -54,6 +59,10 @@ class Difference(NamedTuple):
     value: float
     interval: Interval
     p: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The difference for a program; what cannot be said is None."""
+        return {"value": self.value, "interval": [*map(known, self.interval)], "p": known(self.p)}
 
 
 class Slope(NamedTuple):

@@ -105,10 +105,7 @@ Answers = Predictions | str | Path | Mapping[str, str | PredictedRow] | Iterable
 """What can be scored: predictions, the path of their file, texts by qid, chains on record, or a file's rows."""
 
 
-def as_predictions(
-    source: Answers,
-    settings: Mapping[str, Any] | None = None,
-) -> Predictions:
+def as_predictions(source: Answers, settings: Mapping[str, Any] | None = None) -> Predictions:
     """Predictions of what a notebook has at hand: texts by qid, or records such as an evaluation's predictions.
 
     Of several records on one question the first counts; the others are duplicates. `settings` go before those at hand.
@@ -154,11 +151,7 @@ def read_predictions(path: str | Path) -> Predictions:
     return replace(reader.predictions(), file=str(path), cut_line=cut_line)
 
 
-def write_predictions(
-    path: str | Path,
-    source: Answers,
-    settings: Mapping[str, Any] | None = None,
-) -> None:
+def write_predictions(path: str | Path, source: Answers, settings: Mapping[str, Any] | None = None) -> None:
     """Write predictions that `read_predictions` reads back, whole or not at all; duplicates are left out.
 
     The rules that they are read under go along, where these aren't labkit's.

@@ -58,24 +58,6 @@ class ReadingRule:
         return (pair[0] * duration / 100, pair[1] * duration / 100) if pair is not None and self.hundredths else pair
 
 
-def rule_iou(pair: Pair | None, windows: Sequence[Span]) -> float:
-    """IoU of what a rule read with the best window; 0 for nothing, for a miss and for a reversed pair.
-
-    >>> rule_iou((0.0, 10.0), [Span(5, 20), Span(0, 8)]), rule_iou((10.0, 0.0), [Span(0, 10)]), rule_iou(None, [])
-    (0.8, 0.0, 0.0)
-    """
-    if pair is None:
-        return 0.0
-    start, end = pair
-    return max(
-        0.0,
-        max(
-            (min(end, window.end) - max(start, window.start)) / (max(end, window.end) - min(start, window.start))
-            for window in windows
-        ),
-    )
-
-
 def find_rule(name: str) -> ReadingRule:
     """The rule of that name.
 
@@ -259,140 +241,55 @@ def _finite(start: float, end: float) -> Pair | None:
 
 
 _ALL = (
-    ReadingRule(
-        "labkit",
-        "labkit, everywhere",
-        _labkit,
-        ">=",
-        True,
-        "Reads the closed <answer> behind the thought and nothing else; what is no span in seconds is counted, not guessed.",
-    ),
-    ReadingRule(
-        "timer1",
-        "Time-R1, evaluation",
-        _last_spaced,
-        ">",
-        False,
+    ReadingRule("labkit", "labkit, everywhere", _labkit, ">=", True,
+        "Reads the closed <answer> behind the thought and nothing else; what is no span in seconds is counted, not guessed."),
+    ReadingRule("timer1", "Time-R1, evaluation", _last_spaced, ">", False,
         "Takes the last `a to b` or `a and b` anywhere: a cut-off thought is scored by its last anchor, and a remark "
         "behind the answer replaces it. An IoU equal to the threshold does not reach it.",
-        anchor_tag="timestep",
-    ),
-    ReadingRule(
-        "timer1-reward",
-        "Time-R1, training reward",
-        _last_in_last_answer,
-        ">",
-        False,
+        anchor_tag="timestep"),
+    ReadingRule("timer1-reward", "Time-R1, training reward", _last_in_last_answer, ">", False,
         "Takes the last `a to b` or `a and b` in the last <answer>: another program than its evaluation.",
-        anchor_tag="timestep",
-    ),
-    ReadingRule(
-        "videochat-r1",
-        "VideoChat-R1, evaluation",
-        _last_spaced,
-        ">=",
-        False,
+        anchor_tag="timestep"),
+    ReadingRule("videochat-r1", "VideoChat-R1, evaluation", _last_spaced, ">=", False,
         "Reads as Time-R1's evaluation does, with the other threshold operator.",
-        anchor_tag="timestep",
-    ),
-    ReadingRule(
-        "timelens",
-        "TimeLens, evaluation",
-        _timelens,
-        ">=",
-        False,
+        anchor_tag="timestep"),
+    ReadingRule("timelens", "TimeLens, evaluation", _timelens, ">=", False,
         "Takes the first pair of the whole text (clock times, else `a - b`, else `a to b`, else the first two numbers): "
         "a chain is scored by its first and widest anchor. Copies of its script also round both ends to whole seconds, which "
-        "is left out here.",
-    ),
-    ReadingRule(
-        "timelens-reward",
-        "TimeLens, training reward",
-        _timelens_reward,
-        ">=",
-        False,
-        "Takes the first pair of the <answer> when a thought and an answer open the text, else of the whole text.",
-    ),
-    ReadingRule(
-        "lmms-eval",
-        "lmms-eval, Charades-STA task",
-        _lmms_charades,
-        ">=",
-        False,
+        "is left out here."),
+    ReadingRule("timelens-reward", "TimeLens, training reward", _timelens_reward, ">=", False,
+        "Takes the first pair of the <answer> when a thought and an answer open the text, else of the whole text."),
+    ReadingRule("lmms-eval", "lmms-eval, Charades-STA task", _lmms_charades, ">=", False,
         "Takes the first pair of the sentences that speak of a start or an end (`to` is read as a dash), turns it around "
-        "when reversed, and stops generation at 50 tokens, where few chains have come to their answer.",
-    ),
-    ReadingRule(
-        "lmms-eval-timelens",
-        "lmms-eval, TimeLens tasks",
-        _timelens,
-        ">=",
-        False,
-        "Reads as TimeLens' evaluation does, and stops generation at 50 tokens.",
-    ),
-    ReadingRule(
-        "taro",
-        "TaRO, evaluation",
-        _taro,
-        ">=",
-        False,
+        "when reversed, and stops generation at 50 tokens, where few chains have come to their answer."),
+    ReadingRule("lmms-eval-timelens", "lmms-eval, TimeLens tasks", _timelens, ">=", False,
+        "Reads as TimeLens' evaluation does, and stops generation at 50 tokens."),
+    ReadingRule("taro", "TaRO, evaluation", _taro, ">=", False,
         "Takes the last two numbers of the whole text, whatever stands between them, and turns them around when reversed.",
-        anchor_tag="timestep",
-        any_numbers=True,
-    ),
-)
+        anchor_tag="timestep", any_numbers=True),
+)  # fmt: skip
 
 RULES: Mapping[str, ReadingRule] = MappingProxyType({rule.name: rule for rule in _ALL})
 """Every rule that reads texts by name, ours first. Source: the projects' own programs, read in 2025 and 2026."""
 
 _OF_FILES = (
-    ReadingRule(
-        "intervals",
-        "labkit, the field's ways to write several spans",
-        _ends,
-        ">=",
-        True,
+    ReadingRule("intervals", "labkit, the field's ways to write several spans", _ends, ">=", True,
         "Takes every pair in the first <answer> behind the thought, or behind it without one (`[[a, b], [c, d]]`, `a - b, c - d`, "
         "`between a and b seconds, and from c to d`, clock times) as one set; a pair that is reversed is left out.",
-        read_set=_intervals,
-    ),
-    ReadingRule(
-        "window-set",
-        "labkit, windows as one set",
-        lambda text: None,
-        ">=",
-        True,
+        read_set=_intervals),
+    ReadingRule("window-set", "labkit, windows as one set", lambda text: None, ">=", True,
         "All windows of a row are one answer, whatever their order and scores.",
-        windows=True,
-    ),
-    ReadingRule(
-        "qvhighlights",
-        "QVHighlights, standalone evaluation",
-        lambda text: None,
-        ">=",
-        False,
+        windows=True),
+    ReadingRule("qvhighlights", "QVHighlights, standalone evaluation", lambda text: None, ">=", False,
         "The first window of each question in the file is its answer, not cut to the video.",
-        windows=True,
-    ),
-    ReadingRule(
-        "vtimellm",
-        "VTimeLLM, evaluation",
-        _vtimellm,
-        ">=",
-        False,
+        windows=True),
+    ReadingRule("vtimellm", "VTimeLLM, evaluation", _vtimellm, ">=", False,
         "Takes the first two-digit `a to b` or `a and b`, in hundredths of the video. Its own log rounds each IoU to two decimals.",
-        hundredths=True,
-    ),
-    ReadingRule(
-        "videochat-r1.5",
-        "VideoChat-R1.5, evaluation",
-        _bracketed,
-        ">=",
-        False,
+        hundredths=True),
+    ReadingRule("videochat-r1.5", "VideoChat-R1.5, evaluation", _bracketed, ">=", False,
         "Takes the first `(a, b)` of the first <answer>, or of the text without one. Of several spans the first counts here, where "
-        "its evaluation takes the IoU of their union.",
-    ),
-)
+        "its evaluation takes the IoU of their union."),
+)  # fmt: skip
 
 FILE_RULES: Mapping[str, ReadingRule] = MappingProxyType({rule.name: rule for rule in _OF_FILES})
 """Rules for the files of one program, which no other model's answers are written for, and two of ours that read sets. Ranked windows

@@ -23,19 +23,11 @@ from labkit.chain.metrics import Reaches, recall_figures
 from labkit.chain.span_sets import THRESHOLDS
 from labkit.data.moments import Moment
 from labkit.errors import LabError
-from labkit.scoring.average_precision import AP_THRESHOLDS
-from labkit.scoring.baselines import (
-    CENTRE_HALF,
-    WHOLE_VIDEO,
-    best_constant,
-    constant_ious,
-    prior_ious,
-    relative_spans,
-)
-from labkit.scoring.bootstrap import Difference, Interval, few_videos, mean_intervals, paired_differences
+from labkit.scoring.baselines import CENTRE_HALF, WHOLE_VIDEO, best_constant, constant_ious, prior_ious, relative_spans
+from labkit.scoring.bootstrap import Difference, Interval, few_videos, known, mean_intervals, paired_differences
 from labkit.scoring.predictions import Answers, Predictions
 from labkit.scoring.protocol import Protocol
-from labkit.scoring.question_figures import SCORE_THRESHOLDS, Floats, question_figures
+from labkit.scoring.question_figures import AP_THRESHOLDS, SCORE_THRESHOLDS, Floats, question_figures
 from labkit.scoring.reading_rules import RULES, ReadingRule, find_rule
 from labkit.scoring.readings import EXAMPLES, ReadAnswer, better_rule, match_questions, read_answers
 from labkit.table import Table, percent, repr_pretty
@@ -92,8 +84,8 @@ class Score:
     def as_dict(self) -> dict[str, Any]:
         """Figures, intervals, baselines and protocol for a program; a value that doesn't exist is None."""
         return {
-            "figures": {name: _known(value) for name, value in self.figures.items()},
-            "intervals": {name: [_known(low), _known(high)] for name, (low, high) in self.intervals.items()},
+            "figures": {name: known(value) for name, value in self.figures.items()},
+            "intervals": {name: [known(low), known(high)] for name, (low, high) in self.intervals.items()},
             "baselines": self.baselines,
             "protocol": self.protocol.as_dict(),
         }
@@ -153,10 +145,7 @@ class Paired:
     def as_dict(self) -> dict[str, Any]:
         """The differences for a program; a value that doesn't exist is None."""
         return {
-            "differences": {
-                name: {"value": gap.value, "interval": [*map(_known, gap.interval)], "p": _known(gap.p)}
-                for name, gap in self.differences.items()
-            },
+            "differences": {name: gap.as_dict() for name, gap in self.differences.items()},
             "wins": self.wins,
             "losses": self.losses,
             "ties": self.ties,
@@ -228,11 +217,7 @@ class RuleScores(dict[str, Score]):
 
 
 def score(
-    predictions: Answers,
-    moments: Sequence[Moment],
-    *,
-    rules: str | None = None,
-    train: Sequence[Moment] | None = None,
+    predictions: Answers, moments: Sequence[Moment], *, rules: str | None = None, train: Sequence[Moment] | None = None
 ) -> Score:
     """Score predictions, texts or ranked windows, on every moment; each counts the same.
 
@@ -374,11 +359,7 @@ def _intervals(columns: Mapping[str, Floats], videos: Sequence[str]) -> dict[str
 
 
 def _protocol(
-    answers: Predictions,
-    moments: Sequence[Moment],
-    rule: ReadingRule,
-    readings: Sequence[ReadAnswer],
-    unread: str,
+    answers: Predictions, moments: Sequence[Moment], rule: ReadingRule, readings: Sequence[ReadAnswer], unread: str
 ) -> Protocol:
     known = {moment.qid for moment in moments}
     missing = [moment.qid for moment in moments if moment.qid not in answers.rows]
@@ -426,10 +407,6 @@ def _window_rule(rule: ReadingRule) -> str:
         f"{first} For mAP its first 10 windows count, ordered by score where they have one, not cut to the video, as "
         "QVHighlights' evaluator does."
     )
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def between(interval: Interval | None) -> str:

@@ -19,8 +19,15 @@ from labkit.policy.generate import generate
 from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy
 from labkit.policy.prompt_source import prefetch
-from labkit.stages.completions import figures_of_chains, unpaid_rollout
-from labkit.stages.provenance import UNSHARDED, Provenance, question_digest, require_same_provenance, shard_ranges
+from labkit.stages.completions import (
+    UNSHARDED,
+    Provenance,
+    figures_of_chains,
+    question_digest,
+    require_same_provenance,
+    shard_ranges,
+    unpaid_rollout,
+)
 from labkit.stages.rollouts import Rollout, RolloutStore, read_file
 
 
@@ -58,28 +65,13 @@ def evaluate(
     What is answered depends neither on the batch size nor on the order of the moments nor on how many processes ask: when
     sampling, each moment draws from a stream of its own.
 
-    Args:
-        policy: The policy to evaluate.
-        source: Ready prompts by qid; read a batch at a time.
-        moments: The questions, each qid once.
-        greedy: Decode greedily; otherwise sample at `temperature` with `seed`.
-        temperature: Of sampling.
-        max_new_tokens: Where an answer is cut off.
-        batch_size: Questions that are answered together, and what a kill costs at most.
-        seed: Of sampling.
-        on_batch: Called with the number of answers so far: at first those on disk, and with several processes those of all.
-        folder: A rollout store, to which each batch is written once it is answered; what is there already is not generated
-            again. Without it nothing is written.
-        shard: (rank, processes): only every `processes`-th batch is answered, and the evaluation is that of these alone;
-            `read_evaluation` puts all together when every process has ended.
-        backwards: Begin with the last batch: a second process meets the first in the middle, and each leaves out what the other
-            has written to `folder`.
-        run: The run's name, for the record.
-        stage: The stage whose model this is, for the record.
-        forbid: Text that the model cannot write, as `generate` takes it.
-
-    Raises:
-        LabError: `folder` holds answers of other weights, or of another decoding.
+    `source` holds ready prompts by qid. Each batch is written to the rollout store in `folder`, if one is given, once it is answered,
+    and what is there already is not generated again. `on_batch` is told the number of answers so far: at first those on disk, and
+    with several processes those of all. Of a `shard`, (rank, processes), only every `processes`-th batch is answered, and the
+    evaluation is that of these alone; `read_evaluation` puts all together when every process has ended. `backwards` begins with the
+    last batch: a second process meets the first in the middle, and each leaves out what the other has written. `run` and `stage` are
+    for the record; text to `forbid` is as `generate` takes it.
+    Raises LabError where `folder` holds answers of other weights, or of another decoding.
     """
     ordered = in_evaluation_order(moments)
     batches = [ordered[begin:end] for begin, end in shard_ranges(len(ordered), batch_size, shard)]

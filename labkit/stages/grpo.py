@@ -24,7 +24,18 @@ from labkit.policy.model import Policy, ignore_renames
 from labkit.policy.packed_logprobs import pack_shared_prefix
 from labkit.policy.prompt_source import prefetch
 from labkit.stages.arguments import grpo_config
-from labkit.stages.checkpoints import finish_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
+from labkit.stages.checkpoints import (
+    finish_stage,
+    frozen_copy,
+    newest_checkpoint,
+    preserve_model_state,
+    read_result,
+    require_same_start,
+    resumable,
+    shuffled_order,
+    stage_seed,
+    step_of,
+)
 from labkit.stages.completions import ScoredCompletion, score_completion
 from labkit.stages.distributed.launcher_variables import single_process
 from labkit.stages.distributed.preemption import stop_callback
@@ -41,7 +52,6 @@ from labkit.stages.grpo_steps import (
 from labkit.stages.probes import Probes, probe_callback
 from labkit.stages.rollouts import RolloutStore
 from labkit.stages.sharding import ignore_vision_modules, require_same_sharding, require_sharding
-from labkit.stages.start import frozen_copy, preserve_model_state, require_same_start, stage_seed
 
 LOGGED = ("loss", "entropy", "kl", "grad_norm", "learning_rate", "step_time", "cpu_seconds")
 """What a step's history takes over from TRL's log."""

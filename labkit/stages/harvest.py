@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from labkit.chain.anchors import AnchorChain, parse
 from labkit.chain.metrics import many_chain_ious
@@ -20,13 +20,12 @@ from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.own_code import OwnFunction
 from labkit.params import DEFAULTS, Params
-from labkit.stages.completions import score_completion
-from labkit.stages.provenance import UNSHARDED, Provenance, require_same_provenance, shard_ranges
+from labkit.policy.generate import generate
+from labkit.policy.inputs import Prompt
+from labkit.policy.model import Policy
+from labkit.policy.prompt_source import prefetch
+from labkit.stages.completions import UNSHARDED, Provenance, require_same_provenance, score_completion, shard_ranges
 from labkit.stages.rollouts import ROWS, Rollout, RolloutStore, gc_paused
-
-if TYPE_CHECKING:
-    from labkit.policy.inputs import Prompt
-    from labkit.policy.model import Policy
 
 PROMPTS_PER_PART = 24
 """Queries that are sampled together and stored as one part: what a kill costs at most."""
@@ -65,6 +64,14 @@ class Harvest:
     reasons: dict[tuple[str, int, int], str] = field(repr=False)
     filter_counts: list[FilterCount]
 
+    @classmethod
+    def of(cls, kept: list[Rollout], reasons: dict[tuple[str, int, int], str], names: Iterable[str]) -> Harvest:
+        """With the counts of its reasons, in the order of their `names`."""
+        counts = Counter(reasons.values())
+        return cls(
+            kept, reasons, [*(FilterCount(name, counts[name]) for name in names), FilterCount("kept", len(kept))]
+        )
+
     @property
     def size(self) -> int:
         """Traces that went in: kept and dropped together."""
@@ -99,29 +106,11 @@ def harvest(
     A part's number stands as `step` in its rollouts. What is sampled for a query depends on the policy, the seed and
     the query alone, so that a harvest that was killed, or that several processes work on, ends with the same traces.
 
-    Args:
-        policy: The policy that writes the chains.
-        source: Ready prompts by qid; read a part at a time.
-        moments: The questions, each qid once.
-        store: Where the traces go.
-        spec: What each trace is scored with.
-        samples: Traces of each moment.
-        temperature: Of sampling.
-        max_new_tokens: Where a trace is cut off.
-        seed: Of sampling.
-        run: The run's name, for the record.
-        on_part: Called with (queries done, all): at first those on disk, and with several processes those of all.
-        shard: (rank, processes): only every `processes`-th part is sampled. `merge_shards` ends the harvest then, when
-            every process has.
-        backwards: Begin with the last part: a second process meets the first in the middle, and each leaves out what the other
-            has stored.
-
-    Raises:
-        LabError: the store holds traces of other weights, another decoding or other queries.
+    `source` holds ready prompts by qid, `spec` is what each trace is scored with, and `samples` are those of each moment. `on_part`
+    is told (queries done, all): at first those on disk, and with several processes those of all. `shard` and `backwards` are as
+    `evaluate` takes them; `merge_shards` ends the harvest when every process has.
+    Raises LabError where the store holds traces of other weights, another decoding or other queries.
     """
-    from labkit.policy.generate import generate
-    from labkit.policy.prompt_source import prefetch
-
     provenance = Provenance.of(
         policy, source, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, samples=samples
     )
@@ -265,13 +254,11 @@ def filter_traces(
             else:
                 texts.add(text)
                 kept.append(rollout)
-    counts = Counter(reasons.values())
     has_options = any(moment.options for moment in moments_by_qid.values())
     checked = [reason for reason in REASONS if has_options or reason != "wrong option"]
     at = checked.index("duplicate")
     checked[at:at] = rules
-    filter_counts = [FilterCount(reason, counts[reason]) for reason in checked] + [FilterCount("kept", len(kept))]
-    return Harvest(sorted(kept, key=lambda rollout: rollout.key), reasons, filter_counts)
+    return Harvest.of(sorted(kept, key=lambda rollout: rollout.key), reasons, checked)
 
 
 @gc_paused()
@@ -292,11 +279,7 @@ def draw_traces(rollouts: Iterable[Rollout], filtered: Harvest, seed: int) -> Ha
     drawn = random.Random(seed).sample(list(readable.values()), len(filtered.kept))
     kept = {_key(rollout) for rollout in drawn}
     reasons |= {_key(rollout): "not drawn" for rollout in readable.values() if _key(rollout) not in kept}
-    counts = Counter(reasons.values())
-    filter_counts = [FilterCount(reason, counts[reason]) for reason in (*BROKEN, "duplicate", "not drawn")]
-    return Harvest(
-        sorted(drawn, key=lambda rollout: rollout.key), reasons, [*filter_counts, FilterCount("kept", len(drawn))]
-    )
+    return Harvest.of(sorted(drawn, key=lambda rollout: rollout.key), reasons, (*BROKEN, "duplicate", "not drawn"))
 
 
 def filter_rules(filters: Sequence[OwnFunction]) -> dict[str, OwnFunction]:

@@ -20,15 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labkit.chain.anchors import AnchorChain, parse
-from labkit.chain.edits import (
-    closed_thought,
-    decimals,
-    edited_anchor,
-    forced_anchor,
-    shifted,
-    swap_partners,
-    widened,
-)
+from labkit.chain.edits import closed_thought, decimals, edited_anchor, forced_anchor, shifted, swap_partners, widened
 from labkit.chain.spans import Span, clip_span
 from labkit.data.moments import Moment
 from labkit.data.video.frames import sample_times

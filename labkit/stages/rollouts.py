@@ -33,7 +33,7 @@ JOINED = "rollouts.parquet"
 ROWS = 4096
 """Rows that are read, and joined, at a time."""
 PROVENANCE = b"labkit.origin"
-"""Key of a file's metadata for what its rollouts depend on (`labkit.stages.provenance.Provenance`)."""
+"""Key of a file's metadata for what its rollouts depend on (`labkit.stages.completions.Provenance`)."""
 REWARD = b"labkit.reward"
 """Key of a file's metadata for the reward that its rollouts were scored with."""
 CPU_SECONDS = b"labkit.cpu_seconds"
@@ -82,7 +82,7 @@ class Rollout:
     finished: bool
     """False when the token limit cut the text off."""
     question: str = ""
-    """Of an evaluation: `labkit.stages.provenance.question_digest` of the moment, by which a changed question is asked again."""
+    """Of an evaluation: `labkit.stages.completions.question_digest` of the moment, by which a changed question is asked again."""
     spec: RewardSpec | None = field(default=None, compare=False, repr=False)
     """What it was paid by; None where that was not recorded. A store keeps it once a file."""
     own: Mapping[str, OwnValue] = field(default_factory=dict, hash=False)

@@ -22,12 +22,21 @@ from labkit.policy.model import Policy, ignore_renames
 from labkit.policy.packed_logprobs import pack_shared_prefix
 from labkit.policy.prompt_source import prefetch
 from labkit.stages.arguments import sft_config
-from labkit.stages.checkpoints import finish_stage, newest_checkpoint, read_result, resumable, shuffled_order, step_of
+from labkit.stages.checkpoints import (
+    finish_stage,
+    newest_checkpoint,
+    preserve_model_state,
+    read_result,
+    require_same_start,
+    resumable,
+    shuffled_order,
+    stage_seed,
+    step_of,
+)
 from labkit.stages.distributed.launcher_variables import single_process
 from labkit.stages.distributed.preemption import stop_callback
 from labkit.stages.distributed.process_group import process_rank
 from labkit.stages.sharding import ignore_vision_modules, require_same_sharding, require_sharding
-from labkit.stages.start import preserve_model_state, require_same_start, stage_seed
 
 
 class Trace(NamedTuple):

@@ -7,7 +7,6 @@ moment there may be several. Other fields are passed over, and so is a first lin
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from labkit.data.moments import Moment
 from labkit.data.rows import InvalidLine, read_object, read_text
 from labkit.errors import LabError
 from labkit.progress import say
-from labkit.stages.harvest import FilterCount, Harvest
+from labkit.stages.harvest import Harvest
 from labkit.stages.rollouts import UNPAID, Rollout
 from labkit.stages.sft import Trace
 
@@ -84,13 +83,11 @@ def import_traces(path: Path, moments: Sequence[Moment], run: str) -> Harvest:
             f"traces: none of the {total:,} traces of '{path}' asks for a training moment (there '{strangers[0]}', here "
             f"'{moments[0].qid}'); give the qids of the training split"
         )
-    counts = Counter(reasons.values())
-    dropped = ", ".join(f"{counts[reason]:,} {reason}" for reason in REASONS)
+    found = Harvest.of(kept, reasons, REASONS)
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in found.filter_counts[:-1])
     first = f" (the first: '{strangers[0]}')" if strangers else ""
     say(f"traces: {len(kept):,} of {total:,} in '{path.name}' are learnt from; {dropped}{first}")
-    return Harvest(
-        kept, reasons, [*(FilterCount(reason, counts[reason]) for reason in REASONS), FilterCount("kept", len(kept))]
-    )
+    return found
 
 
 def _fault(row: Any) -> str:

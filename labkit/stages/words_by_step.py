@@ -14,7 +14,7 @@ import numpy as np
 
 from labkit.data.moments import Moment
 from labkit.embedded.true_words import KINDS, blanked, check_words, thought, word_chances
-from labkit.files import replacing
+from labkit.files import write_json
 from labkit.stages.checkpoints import read_result
 from labkit.stages.grpo_steps import GrpoResult
 from labkit.stages.rollouts import Rollout, RolloutStore
@@ -83,10 +83,7 @@ def word_history(folder: Path, moments: Callable[[], Sequence[Moment]], keep: bo
     if rows is None:
         rows = words_by_step(RolloutStore(folder / "rollouts").stream(), moments())
         if rows and keep:
-            with replacing(file) as temporary:
-                temporary.write_text(
-                    json.dumps({"rules": _RULES, "kinds": list(KINDS), "rows": rows}), encoding="utf-8"
-                )
+            write_json(file, {"rules": _RULES, "kinds": list(KINDS), "rows": rows}, indent=None)
     steps = {row["step"]: row for row in result.history}
     return [{key: steps.get(row["step"], {}).get(key) for key in ("total", "miou")} | row for row in rows]
 

@@ -8,24 +8,22 @@ import torch
 from labkit.chain.anchors import parse
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
-from labkit.embedded import lessons, second_pretraining
 from labkit.embedded.clips import ACTIONS, Event, Thing
 from labkit.embedded.first_edition import grounding_query, make_scene
 from labkit.embedded.model import (
-    GQA_WORDS,
     SPECIAL,
     TAGS,
     TIMES,
-    add_option_words,
     build_model,
     build_tokenizer,
-    clip_positions,
-    question_ids,
 )
-from labkit.embedded.pretraining import Recipe, frame_labels, make_clips, make_completion, train_base
 from labkit.embedded.second_edition import all_queries, make_film, query_text
 from labkit.policy.inputs import ClipPatches, build_prompt
 from labkit.policy.model import SHIPPED, load_policy
+from labkit_recipes import lessons, second_base
+from labkit_recipes.first_base import Recipe, frame_labels, make_clips, make_completion, train_base
+from labkit_recipes.option_warmup import GQA_WORDS, add_option_words
+from labkit_recipes.shared import clip_positions, question_ids
 
 THING = Thing("red", "circle", 1, 0.75, 0.25, 0.12, 1.0, 0, (Event("blinks", 4.0, 8.0),))
 TINY = Recipe(clips=12, vision_steps=2, vision_batch=8, text_steps=4, text_batch=4)
@@ -134,7 +132,7 @@ def test_the_shipped_base_is_the_recipes_model():
 
 
 def second_tokenizer():
-    return build_tokenizer((*second_pretraining.TIMES, *lessons.WORDS))
+    return build_tokenizer((*second_base.TIMES, *lessons.WORDS))
 
 
 def test_everything_that_the_second_edition_asks_and_its_base_is_taught_is_in_the_vocabulary():
@@ -149,9 +147,9 @@ def test_everything_that_the_second_edition_asks_and_its_base_is_taught_is_in_th
 
 
 def test_the_second_editions_recipe_runs_and_writes_a_checkpoint_that_loads(tmp_path):
-    recipe = second_pretraining.Recipe(clips=4, vision_steps=2, clean_steps=2, rough_steps=2, prompts=4)
+    recipe = second_base.Recipe(clips=4, vision_steps=2, clean_steps=2, rough_steps=2, prompts=4)
     lines = []
-    folder = second_pretraining.train_second_base(tmp_path / "base", recipe=recipe, report=lines.append)
+    folder = second_base.train_second_base(tmp_path / "base", recipe=recipe, report=lines.append)
     policy, shipped = load_policy(str(folder)), load_policy("embedded-2")
     shapes = {name: weight.shape for name, weight in shipped.base.state_dict().items()}
     assert {name: weight.shape for name, weight in policy.base.state_dict().items()} == shapes
@@ -160,7 +158,7 @@ def test_the_second_editions_recipe_runs_and_writes_a_checkpoint_that_loads(tmp_
 
 
 def test_the_shipped_base_of_the_second_edition_is_the_recipes_model():
-    policy, recipe = load_policy("embedded-2"), second_pretraining.Recipe()
+    policy, recipe = load_policy("embedded-2"), second_base.Recipe()
     fresh = build_model(second_tokenizer(), layers=recipe.layers)
     shapes = {name: weight.shape for name, weight in policy.base.state_dict().items()}
     assert policy.name == "embedded-2"
@@ -185,7 +183,7 @@ def test_every_shipped_base_loads_by_transformers_alone(name):
 
 
 def options_tokenizer():
-    return build_tokenizer((*second_pretraining.TIMES, *lessons.WORDS, *GQA_WORDS))
+    return build_tokenizer((*second_base.TIMES, *lessons.WORDS, *GQA_WORDS))
 
 
 def test_lessons_with_options_are_in_the_larger_vocabulary_and_answer_what_was_asked():
@@ -194,7 +192,7 @@ def test_lessons_with_options_are_in_the_larger_vocabulary_and_answer_what_was_a
     for seed in range(50):
         film = make_film(seed)
         for query in all_queries(film):
-            asked, option = second_pretraining._question(film, query, rng, "gqa")
+            asked, option = second_base._question(film, query, rng, "gqa")
             completion = lessons.chain_lesson(film, query, rng, lessons.Noise()) + option
             ids = tokenizer(completion)["input_ids"]
             assert unknown not in tokenizer(asked)["input_ids"] + ids
@@ -208,7 +206,7 @@ def test_lessons_with_options_are_in_the_larger_vocabulary_and_answer_what_was_a
 
 def test_more_words_keep_every_old_one_and_its_row():
     before, model = load_policy("embedded-2"), load_policy("embedded-2").model
-    tokenizer = add_option_words(model, (*second_pretraining.TIMES, *lessons.WORDS))
+    tokenizer = add_option_words(model, (*second_base.TIMES, *lessons.WORDS))
     words = before.tokenizer.get_vocab()
     assert {word: number for word, number in tokenizer.get_vocab().items() if word in words} == words
     assert len(tokenizer) == len(words) + len(set(GQA_WORDS) - set(words))
@@ -220,10 +218,8 @@ def test_more_words_keep_every_old_one_and_its_row():
 
 
 def test_the_recipe_teaches_a_base_with_more_words(tmp_path):
-    recipe = second_pretraining.GQA._replace(
-        clips=4, clean_steps=2, rough_steps=2, prompts=4, warmup_steps=2, warmup_batch=4
-    )
-    folder = second_pretraining.train_second_base(tmp_path / "base", recipe=recipe, task="gqa")
+    recipe = second_base.GQA._replace(clips=4, clean_steps=2, rough_steps=2, prompts=4, warmup_steps=2, warmup_batch=4)
+    folder = second_base.train_second_base(tmp_path / "base", recipe=recipe, task="gqa")
     policy = load_policy(str(folder))
     assert policy.tokenizer.get_vocab() == options_tokenizer().get_vocab()
     seen = [each.base.model.visual.state_dict() for each in (policy, load_policy("embedded-2"))]
@@ -232,10 +228,10 @@ def test_the_recipe_teaches_a_base_with_more_words(tmp_path):
 
 def test_the_shipped_base_with_options_is_the_recipes_model():
     policy, wider = load_policy("embedded-gqa"), load_policy("embedded-2").model
-    tokenizer = add_option_words(wider, (*second_pretraining.TIMES, *lessons.WORDS))
+    tokenizer = add_option_words(wider, (*second_base.TIMES, *lessons.WORDS))
     shapes = {name: weight.shape for name, weight in policy.base.state_dict().items()}
     assert shapes == {name: weight.shape for name, weight in wider.state_dict().items()}
     assert policy.tokenizer.get_vocab() == tokenizer.get_vocab()
     assert sum(path.stat().st_size for path in SHIPPED["embedded-gqa"].iterdir()) < 3_000_000
     noted = json.loads((SHIPPED["embedded-gqa"] / "recipe.json").read_text())
-    assert noted == {"seed": 0, **second_pretraining.GQA._asdict()}
+    assert noted == {"seed": 0, **second_base.GQA._asdict()}

@@ -7,9 +7,9 @@ import torch
 
 from labkit.chain.anchors import option_letter, parse
 from labkit.embedded.clips import ACTIONS
-from labkit.embedded.model import GQA_WORDS, add_option_words, build_tokenizer
-from labkit.embedded.option_warmup import LONG, SHORT, OptionWarmup, draw_warmup, letters
+from labkit.embedded.model import build_tokenizer
 from labkit.policy.model import load_policy
+from labkit_recipes.option_warmup import GQA_WORDS, LONG, SHORT, OptionWarmup, add_option_words, draw_warmup, letters
 
 
 def test_a_warmup_text_gives_each_action_the_letter_of_its_own_option():
@@ -63,6 +63,6 @@ def test_a_closed_warmup_removes_its_hook():
     model = load_policy("embedded", device="cpu").model
     warmup = OptionWarmup(model, add_option_words(model))
     warmup.close()
-    with pytest.raises(KeyError):
+    with pytest.raises(AttributeError, match="hidden"):
         warmup.loss([draw_warmup(np.random.default_rng(0))])
     assert not model.model.language_model.layers[0]._forward_hooks

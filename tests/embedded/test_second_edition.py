@@ -10,7 +10,6 @@ import pytest
 
 from labkit.chain.anchors import parse
 from labkit.chain.spans import Span, iou, union
-from labkit.embedded import lessons
 from labkit.embedded.clips import PLACES, clip_and_number
 from labkit.embedded.second_edition import (
     LASTING_ACTIONS,
@@ -25,10 +24,11 @@ from labkit.embedded.second_edition import (
     render_frames,
     repeated_queries,
 )
-from labkit.embedded.second_pretraining import frame_labels
 from labkit.embedded.true_words import check_words, word_figures
 from labkit.embedded.world import clip_seed, write_world
 from labkit.errors import LabError
+from labkit_recipes import lessons
+from labkit_recipes.second_base import frame_labels
 
 FILMS = [make_film(seed) for seed in range(120)]
 

@@ -11,9 +11,8 @@ import yaml
 
 from labkit.errors import LabError
 from labkit.params import DEFAULTS, Params
-from labkit.runs.budget import count_budget
+from labkit.runs.budget import Spent, count_budget, read_spent, total
 from labkit.runs.run import Run
-from labkit.runs.spent import Spent, read_spent, total
 from labkit.stages.rollouts import UNPAID, Rollout, RolloutStore
 
 STEP = 12 * 8

@@ -17,9 +17,9 @@ from labkit.params import DEFAULTS
 from labkit.runs.compare import compare_runs
 from labkit.runs.results import evaluation_folder
 from labkit.runs.run import Run
-from labkit.runs.setting_tables import differences
+from labkit.runs.settings import differences
 from labkit.scoring.bootstrap import spread_over_seeds
-from labkit.stages.provenance import question_digest
+from labkit.stages.completions import question_digest
 from labkit.stages.rollouts import UNPAID, Rollout, RolloutStore
 from labkit.views import over_seeds
 from tests.runs.test_budget import ended, sampled

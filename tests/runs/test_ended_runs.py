@@ -15,8 +15,7 @@ import nbformat
 import pytest
 
 from labkit.errors import NotebookError, Terminated
-from labkit.progress import say
-from labkit.runs.log import tee
+from labkit.progress import say, tee
 from labkit.runs.notebooks import BANNER_TAG, run_notebooks
 from labkit.stages.distributed import preemption
 from tests.runs.test_run import kernels_find_labkit, only, project, write_notebooks

@@ -21,9 +21,9 @@ from labkit.embedded.model import write_untrained
 from labkit.errors import LabError
 from labkit.params import Params
 from labkit.policy.model import load_policy, save_policy
-from labkit.runs.evaluate_model import evaluate_model
-from labkit.runs.evaluation_bench import REAL_MODEL, EvaluationBench, params_for
-from labkit.scoring.published import published_figures
+from labkit.runs.evaluate_model import REAL_MODEL, evaluate_model, params_for
+from labkit.runs.workbench import EvaluationBench
+from labkit.scoring.score_table import published_figures
 from labkit.stages import evaluate as stage
 
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,7 @@ from labkit.cli import main
 from labkit.errors import LabError
 from labkit.files import locked
 from labkit.params import DEFAULTS, read_params
-from labkit.runs.log import tee
+from labkit.progress import tee
 from labkit.runs.results import read_results
 from labkit.runs.run import STAGES, Run
 from labkit.runs.versions import source_version, version_text

@@ -11,10 +11,9 @@ from labkit import files
 from labkit.embedded.model import write_untrained
 from labkit.errors import LabError
 from labkit.params import DEFAULTS
-from labkit.runs.notebooks import _write_skipped
+from labkit.runs.notebooks import _PassOver, _write_skipped
 from labkit.runs.results import read_results, results_text
 from labkit.runs.run import STAGES, Run
-from labkit.runs.skipping import _PassOver
 from labkit.runs.status import read_status, status_text
 from labkit.runs.workbench import Workbench
 from tests.stages.small import ROOT

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from labkit.chain.spans import Span
-from labkit.scoring.average_precision import AP_THRESHOLDS, MOST_WINDOWS, average_precisions
+from labkit.scoring.question_figures import AP_THRESHOLDS, MOST_WINDOWS, average_precisions
 
 A, B = Span(0, 10), Span(20, 30)
 

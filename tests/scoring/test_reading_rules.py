@@ -10,8 +10,11 @@ from hypothesis import strategies as st
 
 from labkit.chain.anchors import parse, render
 from labkit.chain.spans import Span, best_window, iou
+from labkit.data.moments import Moment
 from labkit.errors import LabError
-from labkit.scoring.reading_rules import FILE_RULES, RULES, find_rule, rule_iou
+from labkit.scoring.question_figures import _ious
+from labkit.scoring.reading_rules import FILE_RULES, RULES, find_rule
+from labkit.scoring.readings import ReadAnswer
 
 NAMES = (
     "labkit", "timer1-reward", "timer1", "videochat-r1", "timelens", "timelens-reward", "lmms-eval", "lmms-eval-timelens",
@@ -124,6 +127,12 @@ def test_a_rule_reads_as_its_program_does(name, text, pair, why):
     assert find_rule(name).read(text) == pair, why
 
 
+def pair_iou(pair, windows) -> float:
+    """What a score takes for the IoU of a pair that a rule has read, not cut to the video."""
+    moment = Moment("q", "/v/a.mp4", "a door opens", tuple(windows), 100.0)
+    return float(_ious([ReadAnswer(pair, "")], [moment], [windows], False)[0])
+
+
 @pytest.mark.parametrize(
     ("pair", "windows", "value"),
     [
@@ -136,7 +145,7 @@ def test_a_rule_reads_as_its_program_does(name, text, pair, why):
     ],
 )
 def test_the_iou_of_a_rules_pair(pair, windows, value):
-    assert rule_iou(pair, windows) == value
+    assert pair_iou(pair, windows) == value
 
 
 @given(st.tuples(*[st.floats(0, 100)] * 4))
@@ -144,8 +153,8 @@ def test_the_iou_of_a_rules_pair(pair, windows, value):
 def test_a_pair_in_order_has_the_iou_of_its_span(ends):
     (a, b), (c, d) = sorted(ends[:2]), sorted(ends[2:])
     if a < b and c < d:
-        assert rule_iou((a, b), [Span(c, d)]) == iou(Span(a, b), Span(c, d))
-        assert rule_iou((a, b), [Span(c, d), Span(0, 50)]) == best_window(Span(a, b), [Span(c, d), Span(0, 50)]).value
+        assert pair_iou((a, b), [Span(c, d)]) == iou(Span(a, b), Span(c, d))
+        assert pair_iou((a, b), [Span(c, d), Span(0, 50)]) == best_window(Span(a, b), [Span(c, d), Span(0, 50)]).value
 
 
 @given(st.floats(0, 1000), st.floats(0.5, 100))

@@ -11,8 +11,8 @@ from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.policy.generate import generate
 from labkit.stages import evaluate as module
+from labkit.stages.completions import weights_digest
 from labkit.stages.evaluate import evaluate, in_evaluation_order, read_evaluation
-from labkit.stages.provenance import weights_digest
 from labkit.stages.rollouts import UNPAID, RolloutStore
 
 SHORT = {"max_new_tokens": 8, "batch_size": 4}

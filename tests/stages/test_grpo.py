@@ -10,11 +10,11 @@ from labkit.errors import LabError
 from labkit.policy.generate import generate
 from labkit.policy.model import load_policy
 from labkit.stages import completions, grpo
+from labkit.stages.checkpoints import stage_seed
 from labkit.stages.completions import score_completion
 from labkit.stages.experimental import vllm_generation
 from labkit.stages.grpo_steps import should_stop, step_figures
 from labkit.stages.rollouts import RolloutStore
-from labkit.stages.start import stage_seed
 from tests.stages import small
 from tests.stages.small import distance, farthest, plain_log_probs, weights
 

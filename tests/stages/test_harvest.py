@@ -15,10 +15,9 @@ from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.params import DEFAULTS, Params
-from labkit.policy import generate as generation
 from labkit.stages import harvest as module
+from labkit.stages.completions import Provenance
 from labkit.stages.harvest import REASONS, FilterCount, draw_traces, filter_traces, merge_shards
-from labkit.stages.provenance import Provenance
 from labkit.stages.rollouts import JOINED, Rollout, RolloutStore
 from tests.stages import small
 
@@ -302,9 +301,9 @@ def test_a_harvest_that_was_broken_off_samples_only_what_is_missing(
 
     with pytest.raises(KeyboardInterrupt):
         harvest(policy, source, moments, tmp_path / "broken", on_part=interrupt)
-    real = generation.generate
+    real = module.generate
     monkeypatch.setattr(
-        generation, "generate", lambda p, prompts, *a, **k: asked.extend(prompts) or real(p, prompts, *a, **k)
+        module, "generate", lambda p, prompts, *a, **k: asked.extend(prompts) or real(p, prompts, *a, **k)
     )
     again = harvest(policy, source, moments, tmp_path / "broken", on_part=lambda done, _: heard.append(done))
     assert [prompt.qid for prompt in asked] == [moment.qid for moment in moments[8:]]

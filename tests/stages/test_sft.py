@@ -7,9 +7,8 @@ from labkit.errors import LabError
 from labkit.params import DEFAULTS
 from labkit.policy.model import load_policy
 from labkit.stages import arguments
-from labkit.stages.checkpoints import shuffled_order
+from labkit.stages.checkpoints import shuffled_order, stage_seed
 from labkit.stages.sft import Trace, collate, sft_batch_size, train_sft
-from labkit.stages.start import stage_seed
 from tests.stages import small
 from tests.stages.small import distance, farthest, plain_log_probs, weights
 

@@ -13,18 +13,18 @@ from trl.trainer.utils import add_fused_lm_head
 from labkit.errors import LabError
 from labkit.policy.generate import generate
 from labkit.policy.model import load_policy
-from labkit.stages.checkpoints import read_result
-from labkit.stages.experimental import vllm_generation
-from labkit.stages.rollouts import RolloutStore
-from labkit.stages.start import (
+from labkit.stages.checkpoints import (
     START,
     _modules_and_configs,
     frozen_copy,
     preserve_model_state,
+    read_result,
     require_final_weights,
     require_same_start,
     stage_seed,
 )
+from labkit.stages.experimental import vllm_generation
+from labkit.stages.rollouts import RolloutStore
 from tests.stages import small
 from tests.stages.small import farthest, plain_log_probs, weights
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from labkit.runs.interventions import EDITS, Interventions
+from labkit.scoring.baselines import SHUFFLED_FIGURES
 from labkit.scoring.bootstrap import Interval, few_videos
-from labkit.scoring.shuffled_chains import FIGURES
 from labkit.stages.interventions import FRAMES, PLACES
 from labkit.views.figures import style
 from labkit.views.figures.scoreboard import scoreboard
@@ -162,9 +162,9 @@ def shuffled_null(found: Interventions) -> style.Figure:
         fig.add_scatter(
             x=[here], y=[place], mode="markers", marker={"size": 11, "color": style.ANCHOR, "symbol": "diamond"},
             showlegend=place == 0, name="as they are", legendgroup="own",
-            hovertemplate=f"{FIGURES[name]}: {here:.1f} %, p = {null.p:.3f}<extra></extra>",
+            hovertemplate=f"{SHUFFLED_FIGURES[name]}: {here:.1f} %, p = {null.p:.3f}<extra></extra>",
         )  # fmt: skip
-    style.name_rows(fig, [FIGURES[name] for name in found.null])
+    style.name_rows(fig, [SHUFFLED_FIGURES[name] for name in found.null])
     return fig.update_xaxes(title_text="mean IoU, and share of chains", range=[0, 102], ticksuffix=" %")
 
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit.runs.compare import MANY, Comparison, RunsOfOneTest
 from labkit.runs.results import MODELS, SCORES
-from labkit.runs.setting_tables import COMPARED, WORDS
-from labkit.runs.settings import Setting
+from labkit.runs.settings import COMPARED, WORDS, Setting
 from labkit.scoring.bootstrap import Interval, few_videos
 from labkit.views.figures import style
 from labkit.views.figures.held_chains import HeldChains

@@ -16,8 +16,6 @@ sees all that there is to be asked.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,17 +23,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from labkit.chain.anchors import option_letter
-from labkit.embedded import lessons
 from labkit.embedded.clips import ACTIONS, COLORS, PLACES, SHAPES, STATES_PER_SECOND
-from labkit.embedded.model import (
-    SIDE,
-    add_option_words,
-    build_model,
-    build_tokenizer,
-    clip_positions,
-    question_ids,
-)
-from labkit.embedded.option_warmup import OptionWarmup, draw_warmup, letters
+from labkit.embedded.model import SIDE, build_model, build_tokenizer
 from labkit.embedded.second_edition import (
     SECONDS,
     STATES,
@@ -47,17 +36,23 @@ from labkit.embedded.second_edition import (
     query_text,
     render_frames,
 )
-from labkit.embedded.vision_pretraining import (
-    EMBEDDING_SCALE,
-    VisionRecipe,
-    encode_clips,
-    optimizer_step,
-    scale_embeddings,
-    train_vision,
-)
 from labkit.embedded.world import Task, clip_seed
 from labkit.policy.inputs import Prompt
 from labkit.policy.prompts import one_line
+from labkit_recipes import lessons
+from labkit_recipes.option_warmup import OptionWarmup, add_option_words, draw_warmup, letters
+from labkit_recipes.shared import (
+    LayerOutput,
+    VisionRecipe,
+    clip_positions,
+    encode_clips,
+    init_embeddings,
+    optimizer_step,
+    question_ids,
+    text_rate,
+    train_vision,
+    write_base,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +69,7 @@ class Recipe(NamedTuple):
     layers: int = 3
     """Of the language model."""
     one_look: bool = True
-    """Whether answers without anchors are taught as one look gives them: see `labkit.embedded.lessons.direct_lesson`."""
+    """Whether answers without anchors are taught as one look gives them: see `labkit_recipes.lessons.direct_lesson`."""
     vision_steps: int = 200
     vision_rate: float = 3e-3
     clean_steps: int = 1700
@@ -91,7 +86,7 @@ class Recipe(NamedTuple):
     anchor_share: float = 0.06
     """Share of thoughts with anchors in the rough steps."""
     warmup_steps: int = 0
-    """Steps of `labkit.embedded.option_warmup` on short texts before the first lesson; where questions have options."""
+    """Steps of `labkit_recipes.option_warmup` on short texts before the first lesson; where questions have options."""
     warmup_batch: int = 0
     """Texts in one of these steps; half as many, every other one long, beside each batch of lessons."""
     choice_weight: float = 0.0
@@ -120,7 +115,7 @@ def train_second_base(
     import torch
 
     from labkit.data.video.frames import resize
-    from labkit.policy.model import Policy, load_policy, save_policy
+    from labkit.policy.model import load_policy
 
     gqa = task == "gqa"
     recipe = recipe or (GQA if gqa else Recipe())
@@ -133,7 +128,7 @@ def train_second_base(
         tokenizer = build_tokenizer(words)
         model = build_model(tokenizer, seed, layers=recipe.layers)
         model.model.visual.load_state_dict(load_policy("embedded", device="cpu").model.model.visual.state_dict())
-        _init_embeddings(model, tokenizer)
+        init_embeddings(model, tokenizer, TIMES, SECONDS)
     films = [make_film(clip_seed("base", index, seed)) for index in range(recipe.clips)]
     frames = np.stack([resize(render_frames(film), (SIDE, SIDE)) for film in films])
     report(f"{len(films)} clips rendered")
@@ -144,11 +139,8 @@ def train_second_base(
         vision = VisionRecipe(recipe.vision_steps, 320, recipe.vision_rate)
         features = train_vision(model.model.visual, frames, labels, vision, seed, report)
     train_text(model, tokenizer, films, features, recipe, seed, report, task)
-    save_policy(Policy(model.to(torch.float16), tokenizer, "embedded-gqa" if gqa else "embedded-2"), Path(folder))
-    (Path(folder) / "recipe.json").write_text(
-        json.dumps({"seed": seed, **recipe._asdict()}, indent=1) + "\n", encoding="utf-8"
-    )
-    return Path(folder)
+    name = "embedded-gqa" if gqa else "embedded-2"
+    return write_base(folder, name, model, tokenizer, {"seed": seed, **recipe._asdict()})
 
 
 def frame_labels(film: Film) -> np.ndarray:
@@ -202,19 +194,14 @@ def train_text(
         weights += warmup.weights
         warmup.train(weights, recipe.warmup_steps, recipe.warmup_batch, recipe.rate, rng, report)
     optimizer = torch.optim.AdamW(weights, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.01)
-    hidden: list[torch.Tensor] = []
-    hook = model.model.language_model.layers[model.config.text_config.num_hidden_layers - 2].register_forward_hook(
-        lambda module, inputs, output: hidden.append(output[0] if isinstance(output, tuple) else output)
-    )
+    middle = LayerOutput(model, model.config.text_config.num_hidden_layers - 2)
     token_place = torch.arange(4).repeat(SECONDS).repeat(recipe.prompts)
     token_second = torch.arange(SECONDS).repeat_interleave(4).repeat(recipe.prompts)
     steps, losses, choices = recipe.clean_steps + recipe.rough_steps, [], []
     chosen_letters = letters(tokenizer) if task == "gqa" else torch.tensor([])
     for step in range(steps):
         done = step / steps
-        rate = min(1, (step + 1) / 40) * (
-            1 if done < 0.3 else max(0.05, 0.5 * (1 + math.cos(math.pi * (done - 0.3) / 0.7)))
-        )
+        rate = text_rate(step, done, least=0.05)
         chosen = [asked[int(at)] for at in rng.choice(len(asked), recipe.prompts, replace=False)]
         asked_texts = [_question(films[number], query, rng, task) for number, query in chosen]
         prompts = [
@@ -233,7 +220,6 @@ def train_text(
         ids = pad_sequence(rows, batch_first=True)
         mask = torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
         packed = pack_shared_prefix(prompts, ids, mask, [2] * len(prompts))
-        hidden.clear()
         log_probs, _ = packed.log_probs(model)
         loss = -log_probs[mask].mean()
         losses.append(loss.item())
@@ -243,7 +229,7 @@ def train_text(
             loss = loss - recipe.choice_weight * letter.mean()
         if step < recipe.heads * recipe.clean_steps:
             is_video = packed.inputs["input_ids"][0] == model.config.video_token_id
-            seen, place, second = heads(hidden[0][0][is_video]).split((_SEEN, len(PLACES), SECONDS), -1)
+            seen, place, second = heads(middle.hidden[0][is_video]).split((_SEEN, len(PLACES), SECONDS), -1)
             wanted = torch.cat([_frame_targets(films[number], query) for number, query in chosen])
             loss = loss + binary_cross_entropy_with_logits(seen, wanted, pos_weight=torch.tensor(3.0))
             loss = loss + 0.3 * cross_entropy(second, token_second) + 0.3 * cross_entropy(place, token_place)
@@ -253,7 +239,7 @@ def train_text(
         if step % 100 == 99 or step == steps - 1:
             right = f", right option {np.mean(choices[-100:]):.3f}" if choices else ""
             report(f"text {step + 1}: loss {np.mean(losses[-100:]):.3f}{right}")
-    hook.remove()
+    middle.close()
     if warmup:
         warmup.close()
 
@@ -264,20 +250,6 @@ def _question(film: Film, query: Query, rng: np.random.Generator, task: Task) ->
         return query_text(query, int(rng.integers(3))), ""
     text, options, choice = option_question(film, query, rng)
     return one_line(text, options), f" <option> {option_letter(choice).lower()} </option>"
-
-
-def _init_embeddings(model: Any, tokenizer: Any) -> None:
-    """Scale the embeddings, and give those of times values that say which is near which."""
-    import torch
-
-    scale_embeddings(model)
-    table = model.model.language_model.embed_tokens.weight
-    times = torch.tensor(tokenizer.convert_tokens_to_ids(list(TIMES)))
-    waves = torch.exp(torch.linspace(0, math.log(24.0), table.shape[1] // 2))
-    angles = 2 * torch.linspace(0, SECONDS / 16, len(TIMES))[:, None] * waves
-    places = torch.cat([torch.sin(angles), torch.cos(angles)], 1)
-    with torch.no_grad():
-        table[times] = places / places.std() * EMBEDDING_SCALE
 
 
 def _balanced(film: Film, rng: np.random.Generator) -> list[Query]:

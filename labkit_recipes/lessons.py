@@ -129,15 +129,18 @@ def _written(spans: Sequence[tuple[float, float]]) -> str:
     return ", ".join(f"{start:.1f} to {end:.1f}" for start, end in spans)
 
 
-def snapped(start: float, end: float) -> tuple[float, float]:
-    """To half seconds within the clip."""
+def snapped(start: float, end: float, seconds: int = SECONDS) -> tuple[float, float]:
+    """To half seconds within a clip."""
     start, end = (round(second * STATES_PER_SECOND) / STATES_PER_SECOND for second in (start, end))
-    return max(0.0, start), min(float(SECONDS), end)
+    return max(0.0, start), min(float(seconds), end)
 
 
-def jittered(start: float, end: float, sigma: float, rng: np.random.Generator) -> tuple[float, float]:
+def jittered(
+    start: float, end: float, sigma: float, rng: np.random.Generator, seconds: int = SECONDS
+) -> tuple[float, float]:
     """Both ends moved at random; at least a second is left."""
     while True:
-        moved = snapped(start + rng.normal(0, sigma), end + rng.normal(0, sigma)) if sigma else snapped(start, end)
+        by = rng.normal(0, sigma, 2) if sigma else (0.0, 0.0)
+        moved = snapped(start + by[0], end + by[1], seconds)
         if moved[1] - moved[0] >= 1:
             return moved

@@ -11,8 +11,6 @@ it look at the video (their weights are thrown away, the checkpoint is a plain H
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,23 +18,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from labkit.embedded.clips import ACTIONS, COLORS, PLACES, SHAPES, STATES_PER_SECOND, Event, Thing, action_at, is_shown
-from labkit.embedded.first_edition import (
-    SECONDS,
-    STATES,
-    Scene,
-    grounding_query,
-    make_scene,
-    render_frames,
-    time_of,
-)
-from labkit.embedded.model import SIDE, TIMES, build_model, build_tokenizer, clip_positions, question_ids
-from labkit.embedded.vision_pretraining import (
-    VisionRecipe,
-    optimizer_step,
-    scale_embeddings,
-    train_vision,
-)
+from labkit.embedded.first_edition import SECONDS, STATES, Scene, grounding_query, make_scene, render_frames, time_of
+from labkit.embedded.model import SIDE, TIMES, build_model, build_tokenizer
 from labkit.embedded.world import clip_seed
+from labkit_recipes.lessons import jittered, snapped
+from labkit_recipes.shared import (
+    LayerOutput,
+    VisionRecipe,
+    clip_positions,
+    init_embeddings,
+    optimizer_step,
+    question_ids,
+    text_rate,
+    train_vision,
+    write_base,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -117,10 +113,6 @@ def train_base(
     Raises:
         LabError: `folder` exists already.
     """
-    import torch
-
-    from labkit.policy.model import Policy, save_policy
-
     recipe = recipe or Recipe()
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, seed)
@@ -128,16 +120,9 @@ def train_base(
     report(f"{len(clips.scenes)} clips rendered")
     vision = VisionRecipe(recipe.vision_steps, recipe.vision_batch, recipe.vision_rate)
     features = train_vision(model.model.visual, clips.frames, clips.labels, vision, seed, report)
-    scale_embeddings(model)
-    _init_time_embeddings(model, tokenizer)
+    init_embeddings(model, tokenizer, TIMES, SECONDS)
     train_text(model, tokenizer, clips, features, recipe, seed, report)
-    # Halves the package; float16 keeps more digits than bfloat16 at these small values.
-    model = model.to(torch.float16)
-    save_policy(Policy(model, tokenizer, "embedded"), Path(folder))
-    (Path(folder) / "recipe.json").write_text(
-        json.dumps({"seed": seed, **recipe._asdict()}, indent=1) + "\n", encoding="utf-8"
-    )
-    return Path(folder)
+    return write_base(folder, "embedded", model, tokenizer, {"seed": seed, **recipe._asdict()})
 
 
 def train_text(
@@ -158,18 +143,13 @@ def train_text(
     heads = torch.nn.Linear(width, 6 + SECONDS)
     weights = [p for p in model.parameters() if p.requires_grad] + list(heads.parameters())
     optimizer = torch.optim.AdamW(weights, lr=recipe.text_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    middle: dict[str, torch.Tensor] = {}
-    hook = model.model.language_model.layers[1].register_forward_hook(
-        lambda module, inputs, output: middle.update(hidden=output[0] if isinstance(output, tuple) else output)
-    )
+    middle = LayerOutput(model, 1)
     frame_second = torch.arange(SECONDS).repeat_interleave(4)
     askable = [i for i, scene in enumerate(clips.scenes) for thing in scene.things if thing.events]
     losses: list[float] = []
     for step in range(recipe.text_steps):
         done = step / recipe.text_steps
-        rate = min(1, (step + 1) / 40) * (
-            1 if done < 0.3 else max(0.03, 0.5 * (1 + math.cos(math.pi * (done - 0.3) / 0.7)))
-        )
+        rate = text_rate(step, done, least=0.03)
         chosen = rng.choice(askable, recipe.text_batch)
         thought = done >= recipe.answers_only
         batch = [draw_target(clips.scenes[i], rng, recipe, thought) for i in chosen]
@@ -180,7 +160,7 @@ def train_text(
         loss = cross_entropy(scores, words)
         losses.append(loss.item())
         if done < recipe.heads:
-            seen = heads(middle["hidden"][rows.is_video].view(len(batch), SECONDS * 4, -1))
+            seen = heads(middle.hidden[rows.is_video].view(len(batch), SECONDS * 4, -1))
             match = torch.stack(
                 [_frame_targets(clips.labels[i], *target[:2]) for i, target in zip(chosen, batch, strict=True)]
             )
@@ -189,7 +169,7 @@ def train_text(
         optimizer_step([optimizer], recipe.text_rate * rate, loss, weights)
         if step % 40 == 39 or step == recipe.text_steps - 1:
             report(f"text {step + 1}: loss {np.mean(losses[-40:]):.3f}")
-    hook.remove()
+    middle.close()
 
 
 class Batch(NamedTuple):
@@ -240,20 +220,6 @@ def _frame_targets(labels: np.ndarray, thing: Thing, event: Event) -> torch.Tens
     return torch.from_numpy(found).view(SECONDS * 4, 6)
 
 
-def _init_time_embeddings(model: Any, tokenizer: Any) -> None:
-    """Give the time tokens embeddings that say which is near which."""
-    import torch
-
-    table = model.model.language_model.embed_tokens.weight
-    times = torch.tensor(tokenizer.convert_tokens_to_ids(list(TIMES)))
-    place = torch.linspace(0, 1, len(TIMES))[:, None] * torch.exp(
-        torch.linspace(0, math.log(24.0), table.shape[1] // 2)
-    )
-    waves = torch.cat([torch.sin(2 * place), torch.cos(2 * place)], 1)
-    with torch.no_grad():
-        table[times] = waves / waves.std() * 0.1
-
-
 Target = tuple[Thing, Event, str, str]
 """What is asked for, the query, the completion."""
 
@@ -268,7 +234,7 @@ def draw_target(scene: Scene, rng: np.random.Generator, recipe: Recipe, thought:
 
 def make_completion(thing: Thing, event: Event, rng: np.random.Generator, recipe: Recipe, thought: bool = True) -> str:
     """A completion in the base's own style: a free thought, now and then with noisy anchors, and a rough answer."""
-    start, end = _jittered(event.start - recipe.widen, event.end + recipe.widen, recipe.jitter, rng)
+    start, end = jittered(event.start - recipe.widen, event.end + recipe.widen, recipe.jitter, rng, SECONDS)
     words = ""
     if thought:
         words = _opening(thing, event, rng)
@@ -294,21 +260,8 @@ def _anchors(event: Event, rng: np.random.Generator) -> str:
         lead = ("around", "then more closely", "refine")[number]
         if number == 0:
             before, after = rng.uniform(0.5, 4.0, 2)
-            start, end = _snapped(event.start - before, event.end + after)
+            start, end = snapped(event.start - before, event.end + after, SECONDS)
         else:
-            start, end = _jittered(event.start, event.end, 1.5, rng)
+            start, end = jittered(event.start, event.end, 1.5, rng, SECONDS)
         text += f" {lead} <timestamp> {start:.1f} to {end:.1f} </timestamp>."
     return text
-
-
-def _snapped(start: float, end: float) -> tuple[float, float]:
-    """To half seconds within the clip."""
-    return max(0.0, round(start * 2) / 2), min(float(SECONDS), round(end * 2) / 2)
-
-
-def _jittered(start: float, end: float, sigma: float, rng: np.random.Generator) -> tuple[float, float]:
-    """Both ends moved at random; at least a second is left."""
-    while True:
-        moved = _snapped(start + rng.normal(0, sigma), end + rng.normal(0, sigma))
-        if moved[1] - moved[0] >= 1:
-            return moved

@@ -7,19 +7,23 @@ put the words between that stand there in a target.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from labkit.chain.anchors import option_letter
 from labkit.embedded.clips import ACTIONS, COLORS, SHAPES
+from labkit.embedded.model import build_tokenizer, embedding_rows
 from labkit.embedded.second_edition import OPTIONS, SECONDS
 from labkit.policy.prompts import one_line
+from labkit_recipes.shared import LayerOutput
 
 if TYPE_CHECKING:
     import torch
 
+GQA_WORDS = ("<option>", "</option>", "what", "do", "a", "b", "c", "d")
+"""What questions with options add to the vocabulary, behind all other words."""
 SHORT, LONG = 6, 3
 """Actions that a warm-up text names, some of them twice."""
 
@@ -54,6 +58,25 @@ def letters(tokenizer: Any) -> torch.Tensor:
     return torch.tensor(tokenizer.convert_tokens_to_ids([option_letter(number).lower() for number in range(OPTIONS)]))
 
 
+def add_option_words(model: Any, known_words: Sequence[str] = (), seed: int = 0) -> Any:
+    """Give a model rows for `GQA_WORDS` behind the `known_words` that its tokenizer was built with, in place; return the tokenizer.
+
+    New rows are drawn wider than the old ones, so that the words are told apart from the first step on.
+    """
+    import torch
+
+    tokenizer = build_tokenizer((*known_words, *GQA_WORDS))
+    known = len(build_tokenizer(known_words))
+    if model.config.text_config.vocab_size < len(tokenizer):
+        model.resize_token_embeddings(embedding_rows(tokenizer), mean_resizing=False)
+    table = model.model.language_model.embed_tokens.weight
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        noise = torch.randn(len(table) - known, table.shape[1], generator=generator)
+        table[known:] = 1.5 * table[:known].std() * noise
+    return tokenizer
+
+
 class OptionWarmup:
     """The loss of the warm-up, and two auxiliary heads on its first layer, which are thrown away.
 
@@ -72,12 +95,7 @@ class OptionWarmup:
         self._meaning = torch.full((len(tokenizer),), -100)
         for number, (verb, (word, _)) in enumerate(ACTIONS.items()):
             self._meaning[tokenizer.convert_tokens_to_ids([verb, word])] = number
-        self._first: dict[str, torch.Tensor] = {}
-        self._hook = model.model.language_model.layers[0].register_forward_hook(
-            lambda module, inputs, output: self._first.update(
-                hidden=output[0] if isinstance(output, tuple) else output
-            )
-        )
+        self._first = LayerOutput(model, 0)
 
     @property
     def weights(self) -> list[torch.nn.Parameter]:
@@ -100,7 +118,7 @@ class OptionWarmup:
             input_ids=ids, attention_mask=(ids != self._tokenizer.pad_token_id).long(),
             position_ids=torch.arange(ids.shape[1]).expand(3, *ids.shape), use_cache=False,
         ).last_hidden_state  # fmt: skip
-        first, before, after = self._first["hidden"], ids[:, :-1], ids[:, 1:]
+        first, before, after = self._first.hidden, ids[:, :-1], ids[:, 1:]
         letter_next = (before == self._tokenizer.convert_tokens_to_ids("<option>")) & torch.isin(after, self._letters)
         action_next = torch.isin(before, self._letters) & (self._meaning[after] >= 0)
         right = torch.searchsorted(self._letters, after[letter_next])
@@ -138,4 +156,4 @@ class OptionWarmup:
 
     def close(self) -> None:
         """Remove the hook."""
-        self._hook.remove()
+        self._first.close()

@@ -1,15 +1,22 @@
-"""The vision half of pretraining: the tower learns to name what each frame token shows, and then stays frozen."""
+"""What the recipes share: the vision half, in which the tower learns to name what each frame token shows; prompts, steps, the end.
+
+The tower then stays frozen.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from labkit.embedded.clips import ACTIONS, COLORS, PLACES, SHAPES, STATES_PER_SECOND
 from labkit.embedded.model import SIDE
+from labkit.policy.families import VIDEO_PAD, positions_in_seconds
+from labkit.policy.inputs import rotary_positions
 
 if TYPE_CHECKING:
     import torch
@@ -31,12 +38,7 @@ class VisionRecipe(NamedTuple):
 
 
 def train_vision(
-    visual: Any,
-    frames: np.ndarray,
-    labels: np.ndarray,
-    recipe: VisionRecipe,
-    seed: int,
-    report: Callable[[str], None],
+    visual: Any, frames: np.ndarray, labels: np.ndarray, recipe: VisionRecipe, seed: int, report: Callable[[str], None]
 ) -> torch.Tensor:
     """Teach the vision tower to name what each token shows, freeze it, and return the features of all clips (N, tokens, width).
 
@@ -95,13 +97,18 @@ def _encode_frames(visual: Any, rgb: np.ndarray) -> torch.Tensor:
     return visual(patches, grid_thw=grid).pooler_output.view(len(rgb), 4, -1)
 
 
-def scale_embeddings(model: Any) -> None:
-    """Set the scale of a language model's embeddings, in place."""
+def init_embeddings(model: Any, tokenizer: Any, times: Sequence[str], seconds: int) -> None:
+    """Scale a language model's embeddings, and give those of `times`, up to `seconds`, values that say which is near which."""
     import torch
 
     table = model.model.language_model.embed_tokens.weight
+    numbers = torch.tensor(tokenizer.convert_tokens_to_ids(list(times)))
+    waves = torch.exp(torch.linspace(0, math.log(24.0), table.shape[1] // 2))
+    angles = 2 * torch.linspace(0, seconds / 16, len(times))[:, None] * waves
+    places = torch.cat([torch.sin(angles), torch.cos(angles)], 1)
     with torch.no_grad():
         table.mul_(EMBEDDING_SCALE / table.std())
+        table[numbers] = places / places.std() * EMBEDDING_SCALE
 
 
 def optimizer_step(
@@ -122,3 +129,54 @@ def optimizer_step(
         torch.nn.utils.clip_grad_norm_(clipped, 1.0)
     for optimizer in optimizers:
         optimizer.step()
+
+
+def question_ids(tokenizer: Any, query: str, seconds: int) -> list[int]:
+    """Token ids of a query about a clip of so many seconds, four video tokens each, as `build_prompt` of policies writes them."""
+    content = [{"type": "text", "text": query}, {"type": "video"}]
+    chat = tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    return list(tokenizer(chat.replace(VIDEO_PAD, VIDEO_PAD * 4 * seconds), add_special_tokens=False)["input_ids"])
+
+
+def clip_positions(config: Any, ids: Any, seconds: int) -> Any:
+    """Rotary positions (3, P) of ids (P,) that begin with such a question."""
+    ticks = positions_in_seconds(config.vision_config, seconds, 1.0)
+    return rotary_positions(ids == config.video_token_id, (seconds, 4, 4), merge=2, temporal_positions=ticks)
+
+
+class LayerOutput:
+    """What a layer of a model's language model has put out last."""
+
+    hidden: torch.Tensor
+
+    def __init__(self, model: Any, number: int) -> None:
+        """Hooks the layer until it is closed."""
+        self._hook = model.model.language_model.layers[number].register_forward_hook(self._keep)
+
+    def _keep(self, module: Any, inputs: Any, output: Any) -> None:
+        self.hidden = output[0] if isinstance(output, tuple) else output
+
+    def close(self) -> None:
+        """Remove the hook."""
+        self._hook.remove()
+
+
+def text_rate(step: int, done: float, least: float) -> float:
+    """Share of the learning rate in a text step, of which a share is `done`: a rise, a plateau, and a cosine down to `least`."""
+    return min(1, (step + 1) / 40) * (
+        1 if done < 0.3 else max(least, 0.5 * (1 + math.cos(math.pi * (done - 0.3) / 0.7)))
+    )
+
+
+def write_base(folder: str | Path, name: str, model: Any, tokenizer: Any, recipe: dict[str, Any]) -> Path:
+    """Write a trained base, and how it was trained. Raises LabError where `folder` exists."""
+    import torch
+
+    from labkit.policy.model import Policy, save_policy
+
+    # Halves the package; float16 keeps more digits than bfloat16 at these small values.
+    save_policy(Policy(model.to(torch.float16), tokenizer, name), Path(folder))
+    (Path(folder) / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n", encoding="utf-8")
+    return Path(folder)

@@ -1,0 +1,1 @@
+"""How the bases of the embedded lab were made, whose weights labkit ships; `labkit base` makes them anew."""
