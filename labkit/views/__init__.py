@@ -2,7 +2,7 @@
 
 from labkit.views.figures.answers import answer_places, before_after, lengths
 from labkit.views.figures.chain_strip import Film, chain_picture, film, gallery, through_stages
-from labkit.views.figures.chains import funnel, iou_by_step, r1_curves
+from labkit.views.figures.chains import funnel, iou_by_step, r1_curves, ridgelines
 from labkit.views.figures.failures import atlas
 from labkit.views.figures.interventions import (
     anchors_forbidden,
@@ -12,7 +12,6 @@ from labkit.views.figures.interventions import (
     shuffled_null,
 )
 from labkit.views.figures.renderer import setup, show
-from labkit.views.figures.ridgelines import ridgelines
 from labkit.views.figures.scoreboard import over_seeds, scoreboard, under_rules
 from labkit.views.figures.training import blindness, harvest_funnel, sft_loss, stage_comparison, training_curves
 from labkit.views.figures.words import true_words, words_along_training, words_table

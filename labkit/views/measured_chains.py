@@ -201,12 +201,3 @@ def _of_table(table: pandas.DataFrame) -> list[tuple[str, ChainRecord]]:
     statuses = columns.get("status", [""] * len(table))
     rows = zip(columns["qid"], columns["text"], statuses, strict=True)
     return [(str(stage), PlainRecord(*map(str, row))) for stage, row in zip(stages, rows, strict=True)]
-
-
-def step_names(anchors: int) -> list[str]:
-    """Names of a chain's steps.
-
-    >>> step_names(2)
-    ['anchor 1', 'anchor 2', 'answer']
-    """
-    return [f"anchor {k}" for k in range(1, anchors + 1)] + ["answer"]

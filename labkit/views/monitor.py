@@ -147,8 +147,7 @@ def _place(text: str) -> Any:
 
 def _bundle(explorer: ChainExplorer, poster: bool) -> dict[str, Any]:
     """What a notebook shows of a widget, as a display takes it; the poster takes as long as a step."""
-    bundle: Any = explorer._repr_mimebundle_() if poster else super(ChainExplorer, explorer)._repr_mimebundle_()
-    data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
+    data, metadata = explorer.bundle(explorer._poster() if poster else None)
     return {"obj": data, "metadata": metadata}
 
 

@@ -42,22 +42,17 @@ def explore_files(
     """
     questions = load_moments(moments, videos=videos)
     found = {label: read_predictions(path).on(questions) for label, path in labelled(files).items()}
-    head = _scores(found, questions, rules)
-    explorer = None if html is None else explore(found, questions, rules=rules)
-    if explorer is not None:
-        rows = explorer.rows
-    else:
-        chains, _ = with_predictions(found, questions, rules)
-        rows = measure_chains(chains, {moment.qid: moment for moment in questions})
-    parts = [head, *_queries(rows, list(found), width, ascii_only)]
-    if html is None or explorer is None:
+    chains, _ = with_predictions(found, questions, rules)
+    rows = measure_chains(chains, {moment.qid: moment for moment in questions})
+    parts = [_scores(found, questions, rules), *_queries(rows, list(found), width, ascii_only)]
+    if html is None:
         parts.append(
             "--html PAGE.html writes a page to look through all of them, which needs neither kernel nor network."
         )
     else:
         of = Path(moments).name if Path(moments).is_file() else moments  # no path of somebody's disk in a page
         title = ", ".join(found) if len(found) < 4 else f"{len(found)} models"
-        page = widget_page(explorer, f"{title} on {of}", path=html)
+        page = widget_page(explore(found, questions, rules=rules), f"{title} on {of}", path=html)
         try:
             with replacing(html) as draft:
                 draft.write_text(page, encoding="utf-8")

@@ -13,7 +13,7 @@ from labkit.data.moments import Moment
 from labkit.views import Film, chain_picture
 from labkit.views.explorer.packing import anchor_columns, answer_column, pack
 from labkit.views.explorer.still import draw_still
-from labkit.views.figures.ridgelines import _borders, _share
+from labkit.views.figures.chains import _borders, _share
 from labkit.views.measured_chains import measure_chains
 from labkit.views.text_bars import bar
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import base64
 import functools
 import html
-import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote as shell_quote
 from typing import Any
@@ -20,6 +19,7 @@ import traitlets
 
 from labkit.views.explorer.packing import VideoClip
 from labkit.views.explorer.still import WIDTH as STILL_WIDTH
+from labkit.views.report.sanitize import script_json
 
 HERE = Path(__file__).parent
 MODULES = (
@@ -72,6 +72,25 @@ class PageWidget(anywidget.AnyWidget):
         """The clips by the key that a page asks with."""
         return ()
 
+    def _poster(self) -> bytes | None:
+        """A still picture for viewers that run nothing; None where there is none."""
+        return None
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        return self.bundle(self._poster(), **kwargs)
+
+    def bundle(self, picture: bytes | None, **kwargs: Any) -> Any:
+        """The widget as a notebook takes it, and what viewers show that run nothing: a line of text, and the picture."""
+        bundle = super()._repr_mimebundle_(**kwargs)
+        if bundle is None:
+            return None
+        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
+        data["text/plain"] = f"{self!r}. Alive in JupyterLab, once the notebook is trusted, and in the report."
+        if picture:
+            data["image/png"] = base64.b64encode(picture).decode("ascii")
+            metadata = {**metadata, "image/png": {"width": STILL_WIDTH}}
+        return data, metadata
+
     def _answer(self, _: Any, message: Any, __: Any) -> None:
         """A page asks for the video behind a clip, and always gets an answer."""
         if not isinstance(message, dict) or message.get("ask") != "film":
@@ -103,6 +122,7 @@ def widget_page(
 
     A page that will lie at `path` plays the videos that lie there, too, and shows their sheets where they don't.
     """
+    state = script_json(widget.page_state(None if path is None else Path(path)))
     named = html.escape(title)
     told = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{named}</title>'
@@ -110,22 +130,14 @@ def widget_page(
     ground += "main>p{margin:6px 0;opacity:.8}"
     return (
         f'<!DOCTYPE html><html lang="en"><head>{head}<style>{ground}\n{PageWidget._css}</style></head><body><main>'
-        f"<h1>{named}</h1>{told}{widget_fragment(widget, path)}</main>{module_script()}</body></html>"
+        f'<h1>{named}</h1>{told}<div data-labkit><script type="application/json">{state}</script></div></main>'
+        f"{module_script()}</body></html>"
     )
-
-
-def widget_fragment(widget: PageWidget, path: str | Path | None = None) -> str:
-    """A widget's state as an element of a page; `module` anywhere behind it brings all fragments to life."""
-    # Inside a script element only "<" could end it or open a comment: JSON has another way to write it.
-    state = json.dumps(widget.page_state(None if path is None else Path(path)), allow_nan=False).replace(
-        "<", "\\u003c"
-    )
-    return f'<div data-labkit><script type="application/json">{state}</script></div>'
 
 
 @functools.cache
 def module_script() -> str:
-    """The ES module as an inline script that mounts every fragment of the page; needed once a page."""
+    """The ES module as an inline script that mounts every state in the page; needed once a page."""
     return f'<script type="module">{PageWidget._esm}\nmountAll(document);\n</script>'
 
 
@@ -133,18 +145,6 @@ def _as_json(value: Any) -> Any:
     if isinstance(value, (bytes, memoryview)):
         return base64.b64encode(value).decode("ascii")
     return {key: _as_json(each) for key, each in value.items()} if isinstance(value, dict) else value
-
-
-def with_still(bundle: Any, text: str, poster: Callable[[], bytes | None] | None = None) -> Any:
-    """A widget's bundle with what viewers show that run nothing: a still picture, and a line of text."""
-    if bundle is None:
-        return None
-    data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
-    data["text/plain"] = f"{text}. Alive in JupyterLab, once the notebook is trusted, and in the report."
-    if poster is not None and (picture := poster()):
-        data["image/png"] = base64.b64encode(picture).decode("ascii")
-        metadata = {**metadata, "image/png": {"width": STILL_WIDTH}}
-    return data, metadata
 
 
 _SAVE_STATE = re.compile(r'"saveState"\s*:\s*true')

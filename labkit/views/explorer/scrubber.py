@@ -17,7 +17,7 @@ from labkit.data.video.frames import probe
 from labkit.errors import LabError
 from labkit.progress import Progress
 from labkit.views.explorer.packing import VideoClip
-from labkit.views.explorer.page import PageWidget, with_still
+from labkit.views.explorer.page import PageWidget
 from labkit.views.explorer.sprites import SHARP_WIDTH, Sheet, SheetCache
 
 TRUTH = "truth"
@@ -50,9 +50,6 @@ class Scrubber(PageWidget):
 
     def __repr__(self) -> str:
         return f"Scrubber('{self._name}', {self._seconds:.1f} s)"
-
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        return with_still(super()._repr_mimebundle_(**kwargs), repr(self))
 
 
 def scrub(

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import traitlets
 
-from labkit.chain.anchors import AnchorChain
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.scoring.predictions import Answers
 from labkit.stages.rollouts import gc_paused
 from labkit.views.explorer import packing, subset
 from labkit.views.explorer.packing import Kind, Specs, VideoClip
-from labkit.views.explorer.page import PageWidget, saving_hint_of_server, with_still
+from labkit.views.explorer.page import PageWidget, saving_hint_of_server
 from labkit.views.explorer.sprites import SHARP_WIDTH, WIDTH, OnProgress, Sheet, SheetCache
 from labkit.views.explorer.still import draw_still
 from labkit.views.figures.held_chains import ChainKey, held_by, text_digest
@@ -36,14 +35,6 @@ if TYPE_CHECKING:
 PROGRESS_SECONDS = 0.2
 """Between two messages of how far a clip's pictures are."""
 VIEWS = ("chain", "group", "stages")
-
-
-class Selection(NamedTuple):
-    """A chain of the explorer: the record as it was handed in, what was asked, and how the text was read."""
-
-    record: ChainRecord
-    moment: Moment
-    chain: AnchorChain
 
 
 class Context(NamedTuple):
@@ -113,13 +104,10 @@ class ChainExplorer(PageWidget):
         return self._rows
 
     @property
-    def selection(self) -> Selection | None:
-        """The selected chain with its moment; None when none is selected."""
+    def selection(self) -> MeasuredChain | None:
+        """The selected chain: `record` as it was handed in, its `moment`, and the `chain` as it was read; None when none is."""
         with self._lock:
-            if self.selected < 0:
-                return None
-            measured = self._rows[self.selected]
-            return Selection(measured.record, measured.moment, measured.chain)
+            return None if self.selected < 0 else self._rows[self.selected]
 
     def find(self, **wanted: object) -> list[int]:
         """Places of the chains whose record, or moment, has these values: `find(qid="q1", sample=0)`.
@@ -343,11 +331,7 @@ class ChainExplorer(PageWidget):
         sheet = clip.pop("sheet", None)
         self.send({"clip": key, **clip}, [] if sheet is None else [sheet])
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        return with_still(super()._repr_mimebundle_(**kwargs), repr(self), self._poster)
-
     def _poster(self) -> bytes | None:
-        """A still picture for viewers that run nothing; None where there is no chain."""
         with self._lock:
             if self.selected < 0:
                 return None

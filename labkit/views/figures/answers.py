@@ -16,7 +16,8 @@ from labkit.views.measured_chains import ChainRecord, MeasuredChain, Records, me
 
 MOST_POINTS = 150
 """Chains drawn as single dots in a panel; medians are always of all."""
-_TENTHS = np.arange(1, 10) / 10
+_TENTHS = np.linspace(0, 1 + 1e-9, 11)[1:-1]
+"""Borders between ten bins from 0 to 1."""
 SAME = 0.05
 """IoU changes up to this size count as no change."""
 

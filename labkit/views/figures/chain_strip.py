@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -85,9 +87,6 @@ def places(aspect: float) -> int:
 
 def data_uri(rgb: NDArray[np.uint8]) -> str:
     """A frame as a JPEG inside the figure (a few kB)."""
-    import base64
-    import io
-
     from PIL import Image
 
     file = io.BytesIO()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import io
 import logging
+import queue
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +15,7 @@ from labkit.progress import say
 from labkit.quick_imports import quick_nbformat
 from labkit.views.figures.style import WIDTH, Figure
 
+log = logging.getLogger("labkit.views")
 _MIMETYPE = "application/vnd.plotly.v1+json"
 _PICTURE_SECONDS = 60
 
@@ -58,7 +63,7 @@ def setup() -> str:
                     bundle["image/png"] = _picture(bundle[_MIMETYPE], layout.get("height", 450))
                 except Exception as error:  # a browser that dies must not end a notebook whose training is done
                     self.draws = False
-                    _log().warning("figures from here on without a static picture: %r", error)
+                    log.warning("figures from here on without a static picture: %r", error)
             return bundle
 
     pio.renderers["labkit"] = LabRenderer()
@@ -68,8 +73,6 @@ def setup() -> str:
 
 def _picture(fig: dict[str, Any], height: float) -> str:
     """A figure as PNG in base64."""
-    import base64
-
     import kaleido
 
     # Not plotly.io.to_image: it asks for MathJax from a CDN, and warns that a server won't hear of it.
@@ -80,8 +83,6 @@ def _picture(fig: dict[str, Any], height: float) -> str:
 
 def reduce_colors(png: bytes) -> bytes:
     """The same PNG in 256 colours, transparent where it was: a fifth of the bytes, which are most of a notebook's."""
-    import io
-
     from PIL import Image
 
     file = io.BytesIO()
@@ -100,7 +101,7 @@ def _browser_works() -> bool:
         # Not through the server, whose caller waits for ever when its thread finds no browser.
         _within(kaleido.calc_fig_sync, {"data": [], "layout": {}}, opts={"format": "png"}, kopts={"mathjax": False})
     except Exception as error:  # whatever the reason, there are no pictures here
-        _log().info("no static pictures: %r", error)
+        log.info("no static pictures: %r", error)
         return False
     kaleido.start_sync_server(mathjax=False, timeout=_PICTURE_SECONDS, silence_warnings=True)
     return True
@@ -108,9 +109,6 @@ def _browser_works() -> bool:
 
 def _within(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call with a deadline: a browser that hangs must not hang a run. Raises `queue.Empty` when it is over."""
-    import queue
-    import threading
-
     box: queue.Queue[tuple[Any, Exception | None]] = queue.Queue(1)
 
     def work() -> None:
@@ -124,7 +122,3 @@ def _within(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if error is not None:
         raise error
     return value
-
-
-def _log() -> logging.Logger:
-    return logging.getLogger("labkit.views")

@@ -192,33 +192,21 @@ def stage_comparison(figures: Mapping[str, Mapping[str, float]]) -> style.Figure
     fig, _ = style.panels(
         list(compared.values()), title, caption, 34 * len(labels), columns=len(compared), bottom=36, shared_yaxes=True
     )
-    rows = list(range(len(labels)))
+    colors = [look[label].color for label in labels]
     for column, key in enumerate(compared, 1):
         values = [_number(figures[label].get(key)) for label in labels]
-        percents = [None if value is None else 100 * value for value in values]
-        for row, (label, percent) in enumerate(zip(labels, percents, strict=True)):
-            line = {"color": style.rgba(look[label].color, 0.55), "width": 3}
-            fig.add_scatter(
-                x=[0, percent or 0], y=[row, row], mode="lines", line=line, hoverinfo="skip", row=1, col=column
-            )
+        percents = [0 if value is None else 100 * value for value in values]
+        where: dict[str, Any] = {"y": list(range(len(labels))), "row": 1, "col": column}
+        fig.add_bar(
+            x=percents, orientation="h", width=0.09, hoverinfo="skip",
+            marker={"color": [style.rgba(color, 0.55) for color in colors], "line": {"width": 0}}, **where,
+        )  # fmt: skip
         fig.add_scatter(
-            x=[percent or 0 for percent in percents],
-            y=rows,
-            mode="markers+text",
-            text=["–" if percent is None else f"  {percent:.1f}" for percent in percents],
-            textposition="middle right",
-            textfont={"color": style.TEXT},
-            cliponaxis=False,
-            marker={
-                "size": 10,
-                "color": [look[label].color for label in labels],
-                "opacity": [0 if percent is None else 1 for percent in percents],
-            },
-            customdata=names,
-            hovertemplate=f"%{{customdata}}: {compared[key]} %{{x:.1f}} %<extra></extra>",
-            row=1,
-            col=column,
-        )
+            x=percents, mode="markers+text", textposition="middle right", textfont={"color": style.TEXT}, cliponaxis=False,
+            text=["–" if value is None else f"  {100 * value:.1f}" for value in values],
+            marker={"size": 10, "color": colors, "opacity": [0 if value is None else 1 for value in values]},
+            customdata=names, hovertemplate=f"%{{customdata}}: {compared[key]} %{{x:.1f}} %<extra></extra>", **where,
+        )  # fmt: skip
     style.name_rows(fig, names, above=0.5, below=0.5)
     fig.update_xaxes(range=[0, 145], tickvals=[0, 50, 100])
     return fig.update_layout(showlegend=False)

@@ -6,12 +6,12 @@ The score of the final model with its interval, what each notebook concluded, an
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from labkit.runs.results import ANSWERED, MODELS, SCORES
 from labkit.views.figures.chains import NARROWING
-from labkit.views.report.notebook_html import PLOTLY, Chapter, join_streams, read_chapter, text_of
+from labkit.views.report.notebook_html import PLOTLY, Chapter, read_chapter, text_of
 
 SCORED = SCORES | ANSWERED
 """Figures that stand on the first page."""
@@ -94,10 +94,10 @@ def tiles(scores: Mapping[str, Any]) -> list[Tile]:
         if (value := last["figures"].get(key)) is None:
             continue
         low, high = last["intervals"].get(key) or (None, None)
-        beside = [] if len(models) == 1 else [f"{MODELS[models[0]]} {_percent(base['figures'].get(key))}"]
-        beside += [f"best constant {_percent(constant[key])}"] if key in constant else []
-        interval = "" if low is None or high is None else f"{_percent(low)} to {_percent(high)}"
-        made.append(Tile(name, _percent(value), interval, beside))
+        beside = [] if len(models) == 1 else [f"{MODELS[models[0]]} {percent(base['figures'].get(key))}"]
+        beside += [f"best constant {percent(constant[key])}"] if key in constant else []
+        interval = "" if low is None or high is None else f"{percent(low)} to {percent(high)}"
+        made.append(Tile(name, percent(value), interval, beside))
     return made
 
 
@@ -121,9 +121,10 @@ def notebook_conclusions(notebooks: Mapping[str, Any], titles: Mapping[str, str]
 def narrowing(notebooks: Mapping[str, Any]) -> tuple[str, Any] | None:
     """The newest figure of how chains narrow: its notebook's name, and its output by mime type."""
     for name, notebook in reversed(list(notebooks.items())):
-        for output in _outputs(notebook):
-            if shows_narrowing(data := output.get("data", {})):
-                return name, data
+        for cell in notebook.cells:
+            for output in cell.get("outputs", []):
+                if shows_narrowing(data := output.get("data", {})):
+                    return name, data
     return None
 
 
@@ -145,16 +146,11 @@ def _marked(html: str) -> str:
     return _LINE.sub(line, html)
 
 
-def _outputs(notebook: Any) -> Iterator[Any]:
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            yield from join_streams(cell.get("outputs", []))
-
-
 def _markdown(output: Any) -> str:
     data = output.get("data", {})
     return text_of(data, "text/markdown") if isinstance(data, dict) else ""
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """A fraction as a page shows it, a dash where there is none."""
     return "–" if value is None else f"{100 * value:.1f}"

@@ -7,7 +7,6 @@ import binascii
 import functools
 import io
 import json
-import math
 import re
 import struct
 from collections.abc import Mapping
@@ -67,27 +66,6 @@ def read_chapter(notebook: Any, name: str, *, shift: int = 0, seen: set[str] | N
     tables of a page, which a chapter adds its own to: one that stands there already, as the parameters do, is folded.
     """
     return _Writer(notebook, name, shift, set() if seen is None else seen).chapter()
-
-
-def script_json(value: Any) -> str:
-    r"""Plain data as JSON that no script element can be ended by, and that is one line of ASCII.
-
-    >>> script_json({"a": "</script>\u2028"})
-    '{"a":"\\u003c/script>\\u2028"}'
-    """
-    try:
-        text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    except ValueError:  # Python writes NaN, which is no JSON; figures leave a gap for null
-        text = json.dumps(_finite(value), separators=(",", ":"))
-    return text.replace("<", "\\u003c")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class _Writer:
@@ -202,7 +180,7 @@ class _Writer:
         self.made.plots = True
         meta = figure.get("layout", {}).get("meta")
         self.made.holds_chains |= isinstance(meta, dict) and "chains" in meta
-        key = self.keep(script_json({"data": figure["data"], "layout": figure.get("layout", {})}))
+        key = self.keep(sanitize.script_json({"data": figure["data"], "layout": figure.get("layout", {})}))
         height = figure.get("layout", {}).get("height")
         height = height if isinstance(height, (int, float)) and 0 < height < 5000 else 450
         return (
@@ -224,7 +202,7 @@ class _Writer:
         self.made.explorers = True
         state = {name: value for name, value in model["state"].items() if not name.startswith("_")}
         buffers = [each for each in model.get("buffers", []) if _current(each, state)]
-        key = self.keep(script_json({"state": state, "buffers": buffers}))
+        key = self.keep(sanitize.script_json({"state": state, "buffers": buffers}))
         still = poster or f'<p class="aside">{escape_html(text_of(data, "text/plain") or "Chains to explore.")}</p>'
         height = {"explorer": 720, "watch": 640}.get(str(state.get("shows")), 200)
         return (

@@ -11,7 +11,7 @@ import functools
 import gzip
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from labkit.runs.results import DECODINGS, LEGEND, MODELS, columns_of, read_resu
 from labkit.runs.run import STAGES, read_manifest
 from labkit.runs.versions import version_text
 from labkit.views.explorer.page import PageWidget
-from labkit.views.report.front import FrontPage
+from labkit.views.report.front import FrontPage, percent
 from labkit.views.report.notebook_html import Chapter, read_chapter
 from labkit.views.report.sanitize import safe_text
 
@@ -64,8 +64,10 @@ def report_page(
     # The explorer's module hands its entry point to the page's own script.
     mount = f"{PageWidget._esm}\nglobalThis.labkit = {{ mountFromState, chainsOf, heldBy, findHeld }};\n"
     scripts = [*([mount] if explorers else []), _read("report.js")]
-    hashes = [_hash(each) for each in scripts] + ([_hash(_plotly())] if plots else [])
-    policy = "; ".join([*COMMON_POLICY, f"script-src {' '.join(hashes)}"])
+    plotly_hash, plotly = _plotly() if plots else ("", "")
+    hashes = " ".join([*map(_hash, scripts), plotly_hash]).strip()
+    policy = "; ".join([*COMMON_POLICY, f"script-src {hashes}"])
+    sheets = [_read("report.css"), *([PageWidget._css] if explorers else [])]
     text: str = _template().render(
         title=safe_text(title),
         chapters=chapters,
@@ -74,9 +76,9 @@ def report_page(
         front=front,
         links=links,
         policy=policy,
-        style=_style(explorers),
+        style="\n".join(sheets).replace("</", "<\\/"),
         scripts=scripts,
-        plotly=_packed_plotly() if plots else "",
+        plotly=plotly,
         data={key: value for chapter in drawn for key, value in chapter.data.items()},
     )
     # A lone surrogate of a damaged notebook can't be written as UTF-8.
@@ -97,22 +99,13 @@ def _read(name: str) -> str:
     return (HERE / name).read_text(encoding="utf-8")
 
 
-def _style(explorers: bool) -> str:
-    sheets = [_read("report.css"), *([PageWidget._css] if explorers else [])]
-    return "\n".join(sheets).replace("</", "<\\/")
-
-
 @functools.cache
-def _plotly() -> str:
+def _plotly() -> tuple[str, str]:
+    """Plotly's script as a policy names it, and compressed."""
     from plotly.offline import get_plotlyjs
 
-    source: str = get_plotlyjs()
-    return source
-
-
-@functools.cache
-def _packed_plotly() -> str:
-    return base64.b64encode(gzip.compress(_plotly().encode(), 9, mtime=0)).decode("ascii")
+    source = str(get_plotlyjs())
+    return _hash(source), base64.b64encode(gzip.compress(source.encode(), 9, mtime=0)).decode("ascii")
 
 
 def _hash(script: str) -> str:
@@ -193,7 +186,7 @@ def read_notebook(path: Path) -> Any:
 def summary(folder: Path) -> dict[str, Any]:
     """What report.html.j2 shows of a run above its chapters."""
     manifest, results = read_manifest(folder), read_results(folder)
-    parameters = _parameters(folder)
+    parameters, defaults = _parameters(folder), DEFAULTS.as_dict()
     stages = results["stages"]
     open_stages = [name for name, entry in stages.items() if entry["state"] not in ("finished", "skipped")]
     seconds = sum(entry["seconds"] or 0 for entry in stages.values())
@@ -221,12 +214,14 @@ def summary(folder: Path) -> dict[str, Any]:
         "parameters": [
             {
                 "name": name,
-                "value": format_value(_plain_value(value)),
+                "value": format_value(tuple(map(str, value)) if isinstance(value, list) else value),
                 "default": format_value(getattr(DEFAULTS, name)) if name in documentation() else "unknown here",
                 # What stands between two backticks is code: every second piece.
                 "meaning": documentation().get(name, "").split("`"),
             }
-            for name, value in _changed(parameters)
+            # A run of another version may have some that are unknown here.
+            for name, value in parameters.items()
+            if defaults.get(name) != value
         ],
     }
 
@@ -246,41 +241,23 @@ def _parameters(folder: Path) -> dict[str, Any]:
     return values | {"run": folder.resolve().name} if "run" in values else values
 
 
-def _changed(parameters: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
-    """Parameters whose values differ from the defaults; a run of another version may have some unknown here."""
-    defaults = DEFAULTS.as_dict()
-    return ((name, value) for name, value in parameters.items() if defaults.get(name) != value)
-
-
-def _plain_value(value: Any) -> Any:
-    return tuple(map(str, value)) if isinstance(value, list) else value
-
-
 def _results(models: Mapping[str, Any], decoding: str) -> dict[str, Any] | None:
     """One table of results: models down, figures across in percent, the best of each marked."""
     rows = {label: models[name][decoding] for name, label in MODELS.items() if models.get(name, {}).get(decoding)}
     if not rows:
         return None
     columns = columns_of(models)
-    known = {key: [row[key] for row in rows.values() if row.get(key) is not None] for key in columns}
+    known = {key: {row[key] for row in rows.values() if row.get(key) is not None} for key in columns}
     # Where all are equal none is marked.
-    best = {key: max(values) for key, values in known.items() if len(set(values)) > 1}
+    best = {key: max(values) for key, values in known.items() if len(values) > 1}
+
+    def cells(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return [{"text": percent(row.get(key)), "best": key in best and row.get(key) == best[key]} for key in columns]
+
     return {
         "title": f"{decoding} decoding",
         "columns": list(columns.values()),
-        "rows": [
-            {
-                "name": label,
-                "cells": [
-                    {
-                        "text": "–" if row.get(key) is None else f"{100 * row[key]:.1f}",
-                        "best": key in best and row.get(key) == best[key],
-                    }
-                    for key in columns
-                ],
-            }
-            for label, row in rows.items()
-        ],
+        "rows": [{"name": label, "cells": cells(row)} for label, row in rows.items()],
     }
 
 

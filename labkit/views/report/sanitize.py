@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import html
+import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -161,6 +163,27 @@ def highlight_code(source: str, language: str = "python") -> str:
     except ClassNotFound:
         return f'<div class="highlight"><pre>{escape_html(source)}</pre></div>'
     return str(highlight(safe_text(source), lexer, HtmlFormatter()))
+
+
+def script_json(value: Any) -> str:
+    r"""Plain data as JSON that no script element can be ended by, and that is one line of ASCII.
+
+    >>> script_json({"a": "</script>\u2028"})
+    '{"a":"\\u003c/script>\\u2028"}'
+    """
+    try:
+        text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    except ValueError:  # Python writes NaN, which is no JSON; figures leave a gap for null
+        text = json.dumps(_finite(value), separators=(",", ":"))
+    return text.replace("<", "\\u003c")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def slug(text: str) -> str:

@@ -16,8 +16,9 @@ import pytest
 from labkit.errors import LabError
 from labkit.views.explorer.page import PageWidget
 from labkit.views.report import notebook_html, report
-from labkit.views.report.notebook_html import read_chapter, script_json
+from labkit.views.report.notebook_html import read_chapter
 from labkit.views.report.report import report_page, report_text, write_report
+from labkit.views.report.sanitize import script_json
 from tests.executed import PNG, code, failure, figure, notebook, output, run, stream, words
 
 ROOT = Path(__file__).parents[3]
