@@ -117,7 +117,7 @@ def test_a_funnel_that_does_not_end_with_what_was_kept_is_an_error() -> None:
 def test_comparison_is_in_percent_and_shows_a_dash_for_what_is_not_known() -> None:
     figures = {"sft": {"miou": 0.5, "r1@0.7": 0.25, "n": 8.0}, "base": {"miou": 0.125, "strict_share": math.nan}}
     fig = stage_comparison(figures)
-    markers = [trace for trace in fig.data if trace.mode == "markers+text"]
+    markers = [trace for trace in fig.data if trace.type == "scatter"]
     assert list(fig.layout.yaxis.ticktext) == ["base", "sft"]
     assert list(markers[0].x) == [12.5, 50] and list(markers[0].text) == ["  12.5", "  50.0"]
     assert list(markers[2].text) == ["–", "  25.0"] and list(markers[4].text) == ["–", "–"]
