@@ -172,13 +172,15 @@ class Panel(NamedTuple):
 
     title: str
     lines: Mapping[str, tuple[str, style.Look]]
+    place: tuple[int, float, float]
+    """Its row, and where across the whole width it begins and ends."""
     range: tuple[float, float] | None = None
     """None: what the lines need."""
     percent: bool = False
 
 
 PANELS = (
-    Panel("mean reward by term", REWARDS),
+    Panel("mean reward by term", REWARDS, (1, 0.0, 0.46)),
     Panel(
         "IoU of each step, in chains with anchors",
         {
@@ -186,19 +188,19 @@ PANELS = (
             "iou_last": ("last anchor", style.Look("#2563b8", "circle", "dash")),
             "iou_answer": ("answer", style.Look(style.ANSWER, "circle", "solid")),
         },
+        (1, 0.55, 1.0),
         (0, 1),
     ),
-    Panel("share of chains that", SHARES, (0, 100), percent=True),
-    Panel("entropy of a token", {"entropy": ("nats", style.Look("#3a9c9c", "circle", "solid"))}),
+    Panel("share of chains that", SHARES, (2, 0.0, 0.27), (0, 100), percent=True),
+    Panel("entropy of a token", {"entropy": ("nats", style.Look("#3a9c9c", "circle", "solid"))}, (2, 0.365, 0.635)),
     Panel(
         "groups that teach nothing",
         {"silent_share": ("all earn the same", style.Look("#7b62c9", "circle", "solid"))},
+        (2, 0.73, 1.0),
         (0, 100),
         percent=True,
     ),
 )
-_PLACES = ((1, 0.0, 0.46), (1, 0.55, 1.0), (2, 0.0, 0.27), (2, 0.365, 0.635), (2, 0.73, 1.0))
-"""Row of each, and where across the whole width it begins and ends."""
 _STROKES = {"solid": "", "dash": "6 4", "dot": "2 3", "dashdot": "7 3 2 3", "longdash": "10 4"}
 _SAMPLES = {"solid": "━", "dash": "╍", "dot": "┅", "dashdot": "╍·", "longdash": "━╸"}
 _LEFT, _ACROSS, _RIGHT = 44, 740, 36
@@ -225,19 +227,11 @@ def panels_figure(title: str, history: Sequence[Mapping[str, Any]], why: str = "
         "Dots: each step; lines: smoothed, and the number is where a line ends. The policy learns nothing from a group whose "
         "chains all earned the same, and explores no more once the entropy is gone."
     )
-    fig, _ = style.panels(
-        [
-            _heading(panel, lines, end - begin)
-            for panel, lines, (_, begin, end) in zip(PANELS, drawn, _PLACES, strict=True)
-        ],
-        style.plain(title),
-        caption,
-        150,
-        columns=3,
-        between=92,
-        specs=[[{}, None, {}], [{}, {}, {}]],
-    )
-    for number, (panel, lines, (_, begin, end)) in enumerate(zip(PANELS, drawn, _PLACES, strict=True), 1):
+    headings = [_heading(panel, lines) for panel, lines in zip(PANELS, drawn, strict=True)]
+    grid = [[{}, None, {}], [{}, {}, {}]]
+    fig, _ = style.panels(headings, style.plain(title), caption, 150, columns=3, between=92, specs=grid)
+    for number, (panel, lines) in enumerate(zip(PANELS, drawn, strict=True), 1):
+        _, begin, end = panel.place
         axes = {"xaxis": f"x{number}", "yaxis": f"y{number}"}
         unit = " %" if panel.percent else ""
         for label, look, drawn_curve in lines:
@@ -256,7 +250,8 @@ def panels_figure(title: str, history: Sequence[Mapping[str, Any]], why: str = "
 def panels_svg(history: Sequence[Mapping[str, Any]], steps: int) -> str:
     """The panels of a stage that is to take `steps` steps, as HTML that can be drawn after every one of them."""
     parts = []
-    for panel, (row, begin, end) in zip(PANELS, _PLACES, strict=True):
+    for panel in PANELS:
+        row, begin, end = panel.place
         x, y = _LEFT + begin * _ACROSS, row * (_ABOVE + _INNER + _BELOW) - _INNER - _BELOW
         drawn = _panel_svg(panel, list(_lines(panel, history)), (end - begin) * _ACROSS, steps)
         parts.append(f'<g transform="translate({x:.1f} {y})">{drawn}</g>')
@@ -283,14 +278,14 @@ def _value(row: Mapping[str, Any], name: str) -> Any:
     return row["zero_variance_groups"] / row["groups"] if row.get("groups") else None
 
 
-def _heading(panel: Panel, lines: Sequence[PanelLine], share: float) -> str:
+def _heading(panel: Panel, lines: Sequence[PanelLine]) -> str:
     """What a panel of a figure shows, and under it its lines with the value at which each ends."""
     rows = [
         "  ".join(
             f'<span style="color:{each.look.color}">{_SAMPLES[each.look.dash]} {each.label}</span> <b>{_ending(panel, each)}</b>'
             for each in row
         )
-        for row in _wrapped(panel, lines, share * style.WIDTH)
+        for row in _wrapped(panel, lines, (panel.place[2] - panel.place[1]) * style.WIDTH)
     ]
     return "<br>".join([panel.title, *(rows or ["no step has a value"])])
 

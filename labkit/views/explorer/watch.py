@@ -166,8 +166,8 @@ def draw_watch(
         pen.text(one, bottom + 12, "1", 10.5, SOFT, anchor="mm")
         for share in (0.0, 0.5, 1.0):
             pen.box(zero + share * (one - zero) - 0.5, top, zero + share * (one - zero) + 0.5, bottom, LINE)
-    y, before = float(top), None
-    for number, row in enumerate(line):
+    y, middles = float(top), []
+    for number in range(len(line)):
         for text, color in heads.get(number, ()):
             pen.box(begin, y + _HEAD / 2, WIDTH - 14, y + _HEAD / 2 + 1, LINE)
             pen.box(14, y + _HEAD / 2 - 4, 22, y + _HEAD / 2 + 4, color, 2)
@@ -175,26 +175,23 @@ def draw_watch(
             if 28 + width > begin:  # a line of words, before which the rule would stand
                 pen.box(begin, y + _HEAD / 2 - 8, 32 + width, y + _HEAD / 2 + 9, "#ffffff")
                 pen.text(28, y + _HEAD / 2, text, 12, SOFT)
-            y, before = y + _HEAD, None
-        if number < shown:
-            middle = y + height / 2
-            _row(time, row, middle, height, number == shown - 1)
-            here = (zero + row.answer_iou * (one - zero), middle)
-            if before is not None and moment.has_truth:
-                pen.stroke(before, here, "#f0bf80")
-            before = here
+            y += _HEAD
+        middles.append(y + height / 2)
         y += height
-    y = float(top)
-    for number, row in enumerate(line[:shown] if moment.has_truth else ()):
-        y += _HEAD * len(heads.get(number, ()))
-        x, iou = zero + row.answer_iou * (one - zero), row.answer_iou
-        pen.box(x - 3, y + height / 2 - 3, x + 3, y + height / 2 + 3, style.ANSWER, 3)
-        ink = INK if number == shown - 1 else SOFT
-        pen.text(WIDTH - 14, y + height / 2, f"{iou:.2f}", min(12, height - 2), ink, anchor="rm")
-        y += height
+    seen = list(zip(line[:shown], middles, strict=False))
+    for number, (row, middle) in enumerate(seen):
+        _row(time, row, middle, height, number == shown - 1)
+    dots = [(zero + row.answer_iou * (one - zero), middle) for row, middle in seen if moment.has_truth]
+    for number, dot in enumerate(dots):
+        if number not in heads:
+            pen.stroke(dots[number - 1], dot, "#f0bf80")
+    for number, (x, middle) in enumerate(dots):
+        pen.box(x - 3, middle - 3, x + 3, middle + 3, style.ANSWER, 3)
+        ink, said = INK if number == shown - 1 else SOFT, f"{line[number].answer_iou:.2f}"
+        pen.text(WIDTH - 14, middle, said, min(12, height - 2), ink, anchor="rm")
     time.axis(bottom)
     pen.box(14, bottom + 27, WIDTH - 14, bottom + 28, LINE)
-    pen.text(14, bottom + 46, f"step {getattr(last.record, 'step', 0)}", 12)
+    pen.text(14, bottom + 46, f"step {last.step}", 12)
     for number, each in enumerate(words):
         pen.text(begin, bottom + 46 + 18 * number, each, 12, most=WIDTH - begin - 14)
     pen.frame(0, 0, WIDTH, bottom + 84, LINE)

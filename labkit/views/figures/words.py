@@ -208,25 +208,23 @@ def true_words(figures: Mapping[str, Mapping[str, float | None]], title: str = "
         shared_yaxes=True,
     )  # fmt: skip
     for kind, (row, col) in zip(kinds, places, strict=True):
+        where = {"row": row, "col": col, "showlegend": False}
         for place, label in enumerate(labels):
-            true, said = shown[label].get(f"true_{kind}"), shown[label].get(f"said_{kind}")
-            chance = shown[label].get(f"chance_{kind}")
+            true, said, chance = (shown[label].get(f"{what}_{kind}") for what in ("true", "said", "chance"))
             if true is None or chance is None or not said:
-                fig.add_annotation(
-                    x=0, y=place, text="none said", xanchor="left", font={"size": 10.5}, row=row, col=col
-                )
+                none = {"text": "none said", "xanchor": "left", "font": {"size": 10.5}}
+                fig.add_annotation(x=0, y=place, row=row, col=col, **none)
                 continue
             fig.add_bar(
-                x=[100 * chance], y=[place], orientation="h", width=0.42, showlegend=False, hoverinfo="skip",
-                marker={"color": "rgba(0, 0, 0, 0)", "line": {"color": style.FAINT, "width": 1}}, row=row, col=col,
+                x=[100 * chance], y=[place], orientation="h", width=0.42, hoverinfo="skip",
+                marker={"color": "rgba(0, 0, 0, 0)", "line": {"color": style.FAINT, "width": 1}}, **where,
             )  # fmt: skip
             fig.add_scatter(
                 x=[100 * true], y=[place], mode="markers+text", text=[f"{100 * true:.1f} of {said:,.0f}"],
-                textposition="top left" if true > 0.7 else "top center",
-                textfont={"size": 10.5, "color": style.TEXT}, showlegend=False, cliponaxis=False,
-                marker=style.mark(looks[label]),
+                textposition="top left" if true > 0.7 else "top center", textfont={"size": 10.5, "color": style.TEXT},
+                cliponaxis=False, marker=style.mark(looks[label]),
                 hovertemplate=f"{style.plain(label)}: %{{x:.1f}} % of {said:,.0f} true, {100 * chance:.1f} % by chance"
-                "<extra></extra>", row=row, col=col,
+                "<extra></extra>", **where,
             )  # fmt: skip
         fig.update_xaxes(range=[0, 125], tickvals=[0, 50, 100], row=row, col=col, zeroline=False)
     names = [style.plain(label, 40) for label in labels]
