@@ -7,7 +7,7 @@ that was broken off generates only what is missing, and several processes work o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,7 +129,7 @@ def read_evaluation_rollouts(folder: str | Path, moments: Sequence[Moment]) -> l
     """The rollouts of an evaluation in the moments' order. Raises as `read_evaluation`."""
     store = RolloutStore(folder)
     require_same_provenance(store.provenances(), store.folder)
-    answers = _to_questions(store.read(), moments)
+    answers = _to_questions(store.stream(), moments)
     missing = [moment.qid for moment in moments if moment.qid not in answers]
     if missing:
         raise LabError(
@@ -139,7 +139,7 @@ def read_evaluation_rollouts(folder: str | Path, moments: Sequence[Moment]) -> l
     return list(answers.values())
 
 
-def _to_questions(rollouts: Sequence[Rollout], moments: Sequence[Moment]) -> dict[str, Rollout]:
+def _to_questions(rollouts: Iterable[Rollout], moments: Sequence[Moment]) -> dict[str, Rollout]:
     """The rollouts that answer these moments, by qid in their order; not those of a question that has changed since."""
     digests = {moment.qid: question_digest(moment) for moment in moments}
     found = {rollout.qid: rollout for rollout in rollouts if digests.get(rollout.qid) == rollout.question}

@@ -120,7 +120,7 @@ def train_grpo(
     asked = {moment.qid: moment for moment in moments}
     terms = reward_terms(moments, spec.terms)
     order = shuffled_order(list(asked), params.grpo_steps * size, seed, block=size)
-    figures = recorded_figures(store.read(), asked, spec, params.group_size)
+    figures = recorded_figures(store.stream(), asked, spec, params.group_size)
     # A run that was killed between its last step and its end has no step left to take.
     steps = step_of(checkpoint) if should_stop(figures, step_of(checkpoint), params) else params.grpo_steps
     arguments = grpo_config(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 from labkit.chain.rewards import TERMS, RewardSpec
@@ -81,16 +83,18 @@ def step_figures(completions: Sequence[ScoredCompletion], group_size: int) -> di
 
 
 def recorded_figures(
-    rollouts: Sequence[Rollout], moments: Mapping[str, Moment], spec: RewardSpec, group_size: int
+    rollouts: Iterable[Rollout], moments: Mapping[str, Moment], spec: RewardSpec, group_size: int
 ) -> dict[int, dict[str, float]]:
-    """`step_figures` of each step that has been recorded, by step: what a resumed run has behind it."""
-    steps: dict[int, list[ScoredCompletion]] = {}
-    for r in rollouts:
-        again = score_completion(
-            moments[r.qid], r.sample, r.text, r.completion_tokens, r.finished, spec, step=r.step, recorded=r.own
+    """`step_figures` of each step of rollouts that come by step, as a store's do: what a resumed run has behind it."""
+
+    def again(r: Rollout) -> ScoredCompletion:
+        asked = moments[r.qid]
+        return score_completion(
+            asked, r.sample, r.text, r.completion_tokens, r.finished, spec, step=r.step, recorded=r.own
         )
-        steps.setdefault(r.step, []).append(again)
-    return {step: step_figures(completions, group_size) for step, completions in steps.items()}
+
+    by_step = groupby(rollouts, key=attrgetter("step"))
+    return {step: step_figures([again(each) for each in group], group_size) for step, group in by_step}
 
 
 def should_stop(figures: Mapping[int, Mapping[str, float]], step: int, params: GrpoParams) -> bool:

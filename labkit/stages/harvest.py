@@ -218,18 +218,18 @@ def filter_traces(
     rules = filter_rules(filters)
     reasons: dict[tuple[str, int, int], str] = {}
     candidates: dict[str, list[tuple[tuple[float, ...], Rollout]]] = {}
-    seen: set[tuple[str, int, int]] = set()
     stream = iter(rollouts)
     while batch := list(islice(stream, ROWS)):
         moments, chains = [], []
         for rollout in batch:
             key = _key(rollout)
-            if key in seen:
+            if key in reasons:
                 raise LabError(f"rollout {key} (qid, sample, step) came twice; harvest each folder of rollouts once")
-            seen.add(key)
             moment = moments_by_qid.get(rollout.qid)
             if moment is None:
                 raise LabError(f"rollout {key} (qid, sample, step) asks for a moment that is not in the moments file")
+            # By the moment's own text, of which a million keys hold no copy.
+            reasons[moment.qid, rollout.sample, rollout.step] = ""
             moments.append(moment)
             chains.append(parse(rollout.text, finished=rollout.finished, options=len(moment.options)))
         measured = many_chain_ious(
@@ -237,9 +237,8 @@ def filter_traces(
         )
         for rollout, moment, chain, ious in zip(batch, moments, chains, measured, strict=True):
             reason = _reason(chain, ious, params, moment.choice) or _own_reason(rules, chain, moment, rollout)
-            if reason:
-                reasons[_key(rollout)] = reason
-            else:
+            reasons[_key(rollout)] = reason or ""
+            if not reason:
                 rank = (-ious[-1], -math.fsum(step_scores(ious)) / len(ious), rollout.step, rollout.sample)
                 candidates.setdefault(rollout.qid, []).append((rank, rollout))
     kept = []
@@ -254,6 +253,7 @@ def filter_traces(
             else:
                 texts.add(text)
                 kept.append(rollout)
+                del reasons[_key(rollout)]
     has_options = any(moment.options for moment in moments_by_qid.values())
     checked = [reason for reason in REASONS if has_options or reason != "wrong option"]
     at = checked.index("duplicate")
