@@ -61,10 +61,12 @@ from labkit.data.rows import (
     Again,
     AnnotationFile,
     InvalidLine,
+    PlainRow,
     RepeatedKey,
     Row,
     RowFile,
     has,
+    is_plain,
     read_object,
     read_table,
     read_text,
@@ -378,12 +380,22 @@ def _qaego4d(file: RowFile, line: int | str, number: int, row: dict[str, Any]) -
     yield Row(line, qid, video, row["question"], [window], row.get("duration"), rate=row.get("fps") or "")
 
 
-def _moment(file: RowFile, line: int | str, number: int, row: dict[str, Any]) -> list[Row]:
-    video, source = row["video"], row.get("source")
+def _moment(file: RowFile, line: int | str, number: int, row: dict[str, Any]) -> list[Any]:
+    qid, video, query, source = row["qid"], row["video"], row["query"], row.get("source", "")
+    windows, duration = row.get("windows"), row.get("duration")
+    plain = row.keys() <= _PLAIN and row.get("clip") is None and is_plain(windows, duration)
+    if (
+        plain
+        and type(qid) is type(video) is type(query) is type(source) is str
+        and f"{qid}{video}{query}{source}".isascii()
+    ):
+        path = file.local(video) if qid.strip() and video.strip() and query.strip() == query != "" else ""
+        if path and path.isascii() and "\0" not in path:
+            return [PlainRow(line, qid, video, query, windows, duration, path, source)]
     if not isinstance(video, str) or not video.strip():
-        return [Row(line, row["qid"], fault=f"video = {short(video)} is no path")]
+        return [Row(line, qid, fault=f"video = {short(video)} is no path")]
     return [Row(
-        line, row["qid"], video, row["query"], row.get("windows"), row.get("duration"), row.get("clip"),
+        line, qid, video, query, windows, duration, row.get("clip"),
         path=file.local(video),
         source=source if isinstance(source, str) else "", options=row.get("options"), choice=row.get("choice"),
         unknown=() if row.keys() <= _OWN else tuple(sorted(row.keys() - _OWN)),
@@ -391,6 +403,7 @@ def _moment(file: RowFile, line: int | str, number: int, row: dict[str, Any]) ->
 
 
 _OWN = set(FIELDS)
+_PLAIN = {*REQUIRED, "clip", "source"}
 FORMS = (
     _Form("QVHighlights", ("vid", "query", "relevant_windows"), ("qid", "vid", "query"), _qvhighlights),
     _Form("TVGBench", ("path", "question", "answer"), ("path", "question", "answer"), _tvgbench),

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 from labkit.data.annotations import CHARADES, DURATIONS, AnotherForm, read_rows
 from labkit.data.cleaning import Moments, RowCleaner
 from labkit.data.moments import Moment, MomentColumns, write_moments
-from labkit.data.rows import AnnotationFile, Row
+from labkit.data.rows import AnnotationFile, Row, gc_paused
 from labkit.data.video_index import VideoFolder, stem_of, walk
 from labkit.errors import LabError, nearest
 from labkit.files import project_root, replacing
@@ -77,6 +77,7 @@ BENCHMARKS = {
 will do where no folder is asked for: charades-timelens is timelens-bench/charades."""
 
 
+@gc_paused()
 def load_moments(
     name_or_path: str | Path,
     *,
@@ -112,7 +113,7 @@ def _load(
 ) -> Moments:
     table = read_rows(path, durations, whole)
     cleaner = RowCleaner(path, folder, strict, table.rows)
-    usable = MomentColumns(fields for row in _in_parts(table.rows) if (fields := cleaner.fields(row)) is not None)
+    usable = MomentColumns(filter(None, map(cleaner.fields, _in_parts(table.rows))))
     encoding = "" if table.encoding == "UTF-8" else f", {table.encoding}"
     rows = len(usable) + sum(issue.action == "dropped" for issue in cleaner.issues)
     moments = Moments(usable, rows, cleaner.issues, f"{title or table.title} ({path}{encoding})")

@@ -22,7 +22,7 @@ from typing import Any, overload
 
 from labkit.chain.spans import Span
 from labkit.data.moments import FRAME, OPTION_LETTERS, ROUNDING, BadField, Fields, Moment, MomentColumns, made_of
-from labkit.data.rows import Row, printable, to_seconds
+from labkit.data.rows import PlainRow, Row, is_plain, printable, to_seconds
 from labkit.data.video import decode_worker
 from labkit.data.video_index import VideoFile, VideoFolder, is_foreign_path, stem_of
 from labkit.errors import LabError
@@ -193,14 +193,19 @@ class RowCleaner:
         self._at = cache(lambda path: VideoFile(os.path.abspath(path), False))
         self._find = cache(videos.find)
         self._is_foreign = cache(is_foreign_path)
+        self._asks_for_all = cache(lambda source: source.partition("/")[0] in _SETS)
 
     def moment(self, row: Row) -> Moment | None:
         """The row's moment, or None when it is dropped: then exactly one issue says "dropped"."""
         fields = self.fields(row)
         return None if fields is None else made_of(fields)
 
-    def fields(self, row: Row) -> Fields | None:
+    def fields(self, row: Any) -> Fields | None:
         """What `moment` makes a Moment of."""
+        if type(row) is PlainRow and self.videos.implied and row.qid not in self._lines:
+            self._lines[row.qid] = row.line
+            as_set = self._asks_for_all(row.source)
+            return row.qid, row.path, row.query, row.windows, row.duration, None, row.source, (), None, as_set
         begun = len(self.issues)
         try:
             return self._fields(row)
@@ -233,7 +238,7 @@ class RowCleaner:
         for field in row.unknown:
             self._record_once(row, "unknown field", field, field)
         video, clip = self._video(row)
-        if clip is None and row.rate is None and _is_plain(row.windows, row.duration):
+        if clip is None and row.rate is None and is_plain(row.windows, row.duration):
             windows: Any = row.windows
             duration: Any = row.duration
         else:
@@ -243,7 +248,7 @@ class RowCleaner:
                 clip, duration = self._clip(row, clip, duration)
             windows = self._windows(row, labels, duration)
         query, (options, choice) = row.query.strip(), _options(row)
-        as_set = row.source.partition("/")[0] in _SETS
+        as_set = self._asks_for_all(row.source)
         fields = (qid, video.path, query, windows, duration, clip, row.source, options, choice, as_set)
         # Of what has come here only a text may be refused yet, for a character that no file or no path can hold.
         plain = qid.isascii() and query.isascii() and video.path.isascii() and row.source.isascii()
@@ -429,22 +434,6 @@ def _qid(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     return value if isinstance(value, str) and value.strip() else ""
-
-
-_SECONDS = frozenset((float, int))
-
-
-def _is_plain(windows: Any, duration: Any) -> bool:
-    """Whether labels are as most are, numbers of seconds in order and inside the clip, so that nothing is to be settled."""
-    if type(windows) is not list or not windows or type(duration) not in _SECONDS or duration >= 1e9:
-        return False
-    for window in windows:
-        if type(window) is not list or len(window) != 2:
-            return False
-        start, end = window
-        if type(start) not in _SECONDS or type(end) not in _SECONDS or not 0 <= start < end <= duration:
-            return False
-    return True
 
 
 def _pair(value: object) -> tuple[float, float] | None:

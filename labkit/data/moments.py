@@ -223,22 +223,21 @@ class MomentColumns:
 
     def __init__(self, moments: Iterable[Fields]) -> None:
         """Take their fields one by one."""
-        self._qids: list[str] = []
-        self._queries: list[str] = []
-        self._durations, self._ends, self._stops = array("d"), array("d"), array("q", [0])
+        self._qids, self._queries = qids, queries = list[str](), list[str]()
+        self._durations, self._ends, self._stops = durations, ends, stops = array("d"), array("d"), array("q", [0])
         # What the queries of one video have in common is kept once.
-        self._rest: list[tuple[Any, ...]] = []
+        self._rest = rests = list[tuple[Any, ...]]()
         known: dict[tuple[Any, ...], tuple[Any, ...]] = {}
-        for fields in moments:
-            qid, _, query, windows, duration = fields[:5]
-            self._qids.append(qid)
-            self._queries.append(query)
-            self._durations.append(duration)
-            for pair in windows:
-                self._ends.extend(pair)
-            self._stops.append(len(self._ends))
-            rest = fields[1], *fields[5:]
-            self._rest.append(known.setdefault(rest, rest))
+        for qid, video, query, windows, duration, clip, source, options, choice, as_set in moments:
+            qids.append(qid)
+            queries.append(query)
+            durations.append(duration)
+            for start, end in windows:
+                ends.append(start)
+                ends.append(end)
+            stops.append(len(ends))
+            rest = (video, clip, source, options, choice, as_set)
+            rests.append(known.setdefault(rest, rest))
 
     def __len__(self) -> int:
         return len(self._qids)

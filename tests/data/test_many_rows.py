@@ -63,6 +63,34 @@ def test_a_row_takes_few_bytes_while_it_is_read_and_afterwards(tmp_path: Path) -
     assert len(moments) == 3000 and held < 3000 * 300 and peak < 3000 * 300 + 1_000_000
 
 
+@pytest.mark.parametrize(
+    ("change", "kinds", "reason"),
+    [
+        ({}, [], "nothing to settle"),
+        ({"qid": "q0"}, ["duplicate id"], "seen before"),
+        ({"qid": " "}, ["malformed row"], "no name"),
+        ({"video": ""}, ["malformed row"], "no video"),
+        ({"video": "a\0.mp4"}, ["malformed row"], "no path"),
+        ({"video": "s3://a/b.mp4"}, ["foreign path"], "looked for by its name"),
+        ({"query": " "}, ["empty query"], "nothing to find"),
+        ({"query": "\ud83d"}, ["malformed row"], "half a character"),
+        ({"windows": [[1, 10]]}, ["end past the clip"], "cut"),
+        ({"windows": [[1, 2], [3, 3]]}, ["point"], "the second of two"),
+        ({"windows": [[1, True]]}, ["malformed row"], "no number"),
+        ({"duration": 1e9}, ["no duration"], "no length of a video"),
+        ({"clip": [3, 14]}, ["clip window"], "does not fit the duration"),
+        ({"options": ["a", "b"]}, ["options"], "which one is right?"),
+        ({"weight": 1}, ["unknown field"], "not used"),
+        ({"source": None}, [], "may be null"),
+    ],
+)
+def test_a_row_that_is_nearly_plain_is_cleaned_like_any_other(
+    tmp_path: Path, change: dict[str, Any], kinds: list[str], reason: str
+) -> None:
+    moments = load_moments(lines(tmp_path / "m.jsonl", [OURS[0], OURS[1] | change]))
+    assert (list(moments.counts()), moments.rows) == (kinds, 2), reason
+
+
 def test_moments_are_as_the_file_has_them_however_they_are_asked_for(tmp_path: Path) -> None:
     several = OURS[1] | {"windows": [[1, 4], [6.5, 9.0]], "options": ["a", "b"], "choice": 1, "source": "mine"}
     moments = load_moments(lines(tmp_path / "m.jsonl", [OURS[0], several, OURS[2] | {"clip": [10.0, 19.0]}]))
