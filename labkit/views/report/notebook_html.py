@@ -9,6 +9,7 @@ import io
 import json
 import re
 import struct
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -146,9 +147,8 @@ class _Writer:
         shown = text_of(data, "text/html")
         if shown.lstrip().startswith("<progress"):
             return ""  # where a bar stood still when its work was stopped; the printed lines say so too
-        if shown.startswith(
-            "<svg"
-        ):  # the panels of a stage that was stopped: markup that a page takes as a picture alone
+        if shown.startswith("<svg"):
+            # The panels of a stage that was stopped: markup that a page takes as a picture alone.
             data = {**data, "image/svg+xml": shown}
         elif (made := sanitize.sanitize_html(shown)) and _tells(made):
             return self.table(made)
@@ -212,10 +212,8 @@ class _Writer:
 
     def keep(self, text: str) -> str:
         """A key for a JSON text; the same text, such as an explorer shown twice, keeps its key."""
-        for key, known in self.made.data.items():
-            if known == text:
-                return key
-        key = f"{self.prefix}{len(self.made.data)}"
+        new = f"{self.prefix}{len(self.made.data)}"
+        key = next((key for key, known in self.made.data.items() if known == text), new)
         self.made.data[key] = text
         return key
 
@@ -233,10 +231,8 @@ def join_streams(outputs: list[Any]) -> list[Any]:
     joined: list[Any] = []
     for output in outputs:
         last = joined[-1] if joined else {}
-        if output.get("output_type") == "stream" and (last.get("output_type"), last.get("name")) == (
-            "stream",
-            output.get("name"),
-        ):
+        streams = last.get("output_type") == output.get("output_type") == "stream"
+        if streams and last.get("name") == output.get("name"):
             joined[-1] = {**last, "text": "".join(last["text"]) + "".join(output["text"])}
         else:
             joined.append(output)
@@ -326,23 +322,16 @@ def to_webp(png: bytes) -> bytes:
     """
     from PIL import Image
 
-    if _pixels(png) > MOST_PIXELS:
-        raise ValueError(f"its {_pixels(png):,} pixels are too many")
     try:
-        with Image.open(io.BytesIO(png), formats=("PNG",)) as opened:
+        # Opened means that its head was read: what it claims to be is known before it is decoded.
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(png), formats=("PNG",)) as opened:
+            if (pixels := opened.width * opened.height) > MOST_PIXELS:
+                raise ValueError(f"its {pixels:,} pixels are too many")
             picture = opened.convert("RGBA")
-    except (OSError, SyntaxError, struct.error) as error:  # what Pillow raises for a file that is none, or cut off
+    except (OSError, SyntaxError, struct.error, Image.DecompressionBombError) as error:  # it is none, or cut off
         raise ValueError(f"not a picture: {error}") from None
     exact, close = io.BytesIO(), io.BytesIO()
     picture.save(exact, "WEBP", lossless=True, quality=90, method=4)
     picture.save(close, "WEBP", quality=_QUALITY, method=4)
     smaller = 3 * close.tell() < 2 * exact.tell()
     return (close if smaller else exact).getvalue()
-
-
-def _pixels(png: bytes) -> int:
-    """How many pixels a PNG says that it has; 0 for what is none."""
-    if not png.startswith(b"\x89PNG\r\n\x1a\n") or len(png) < 24:
-        return 0
-    width, height = struct.unpack(">II", png[16:24])
-    return int(width * height)
