@@ -34,6 +34,7 @@ from labkit.runs.worker import do_task
 from labkit.scoring.predictions import Predictions, as_predictions, write_predictions
 from labkit.scoring.scores import Score, score
 from labkit.stages.checkpoints import read_result, require_final_weights
+from labkit.stages.distributed.launch import end_workers
 from labkit.stages.distributed.process_group import world_size
 from labkit.stages.grpo_steps import GrpoResult, stage_params
 from labkit.stages.harvest import Harvest, harvest_complete, merge_shards
@@ -76,6 +77,11 @@ class Lab(Workbench):
         if not finished and self.second is None and worth_it(self.params):
             self.second = SecondProcess(self.params)
         return finished
+
+    def finish(self, name: str, figures: Mapping[str, Any]) -> None:
+        """As `Run.finish`; workers that wait for another task hold memory of the GPUs, and end."""
+        end_workers()
+        super().finish(name, figures)
 
     def policy(self, stage: str = "base") -> Policy | ModelRef:
         """The `base`, the `harvester` before its training (the base, where none is named), or what a stage ended with.

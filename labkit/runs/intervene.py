@@ -84,7 +84,7 @@ def intervene_in(
         try:
             answers = read_interventions(where, moments, planned)
         except LabError:  # what is missing is asked, and what is wrong is said then
-            count, logs = len(planned.texts) + len(planned.frames) + len(moments), where / "logs"
+            count, logs = len(planned.texts) + len(planned.frames) + len(moments), where.parent / "logs"
             shifts = planned.note["shifts"]
             do_missing(bench, "interventions", stage, load, count, logs, folder=folder, shifts=shifts)
             answers = read_interventions(where, moments, planned)

@@ -1,49 +1,25 @@
-"""A worker process: joins the process group, does its shard of a task on a workbench, and reports events.
+"""A worker process: joins the process group, and does its shard of each task on a workbench that it opens for it.
 
-`do_task` writes the task's file and launches the workers, for `labkit.lab` and `labkit.runs.evaluate_model`.
+`do_task` has the workers do a task, for `labkit.lab` and `labkit.runs.evaluate_model`.
 
-python -m labkit.runs.worker TASK.json
+python -m labkit.runs.worker DEVICE
 """
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from labkit.files import replacing
 from labkit.params import Params
 from labkit.policy.model import Policy
 from labkit.runs.workbench import EvaluationBench, Workbench
 from labkit.stages.distributed.launch import launch
-from labkit.stages.distributed.launcher_variables import WORKER_FOLDER_VARIABLE, single_process
-from labkit.stages.distributed.process_group import process_group, world_size
+from labkit.stages.distributed.launcher_variables import single_process
+from labkit.stages.distributed.process_group import EventWriter, report_stillness, serve, world_size
 
-BENCHES: dict[str, type[Workbench]] = {each.__name__: each for each in (Workbench, EvaluationBench)}
-
-
-class WorkerTask(NamedTuple):
-    """A task for several workers: plain data, which they read from a JSON file."""
-
-    task: str
-    """As `Workbench.run_task` takes it."""
-    stage: str
-    """The stage whose model it is done with."""
-    params: dict[str, Any]
-    arguments: dict[str, Any]
-    """The task's own."""
-    bench: str = Workbench.__name__
-    """Name of the class among `BENCHES` that the worker opens."""
-
-    def command(self, folder: Path) -> list[str]:
-        """Write the file into `folder`, and return the command of a worker."""
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / "task.json") as draft:
-            draft.write_text(json.dumps(self._asdict(), ensure_ascii=False), encoding="utf-8")
-        return [sys.executable, "-m", "labkit.runs.worker", str(folder / "task.json")]
+BENCHES: dict[bool, type[Workbench]] = {False: Workbench, True: EvaluationBench}
 
 
 def do_task(
@@ -55,7 +31,7 @@ def do_task(
     /,
     **arguments: Any,
 ) -> None:
-    """Do a task with a policy that is here, or have workers load that of the stage named, and do it.
+    """Do a task, as `Workbench.run_task` takes it, with a policy that is here, or have workers load that of the stage named.
 
     `on_event` takes their events with their ranks; `logs` is the workers' folder.
     """
@@ -64,20 +40,20 @@ def do_task(
             bench.run_task(task, policy, lambda event: on_event(0, event), **arguments)
         return
     bench.data_folder()  # written by one process, before several look for it
-    kind = EvaluationBench if isinstance(bench, EvaluationBench) else Workbench
-    command = WorkerTask(task, policy, bench.params.as_dict(), arguments, kind.__name__).command(logs)
-    launch(command, world_size(bench.params.processes), logs, on_event=on_event, cwd=bench.root)
+    asked: dict[str, Any] = {"task": task, "stage": policy, "params": bench.params.as_dict(), "arguments": arguments}
+    asked["outside"] = isinstance(bench, EvaluationBench)
+    command = [sys.executable, "-m", "labkit.runs.worker", bench.params.device]
+    launch(command, world_size(bench.params.processes), logs, asked, on_event=on_event, cwd=bench.root)
 
 
-def main(file: Path) -> None:
-    """Do this worker's shard of the task in `file`."""
-    task = WorkerTask(**json.loads(file.read_text(encoding="utf-8")))
-    with process_group(Path(os.environ[WORKER_FOLDER_VARIABLE]), task.params["device"]) as events:
-        bench: Workbench = BENCHES[task.bench].open(Params.build(task.params))
-        bench.seed_everything()
-        bench.run_task(task.task, bench.load(task.stage), events, **task.arguments)
-        events({"result": None})
+def work(asked: dict[str, Any], events: EventWriter) -> None:
+    """Do this worker's shard of a task."""
+    bench: Workbench = BENCHES[asked["outside"]].open(Params.build(asked["params"]))
+    bench.seed_everything()
+    policy = bench.load(asked["stage"])
+    with report_stillness(events):
+        bench.run_task(asked["task"], policy, events, **asked["arguments"])
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    serve(work, sys.argv[1])

@@ -1,15 +1,13 @@
 """Train as one of several workers, on the models of `tests.stages.small`, so that they can be compared with one process.
 
-python -m tests.stages.several WORLD FOLDER PLAN: the plan is a list of stages, JSON, each with a name for its folder.
+python -m tests.stages.several; a task is the world's folder, that of the stages, and a list of these, each with a name for its folder.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,12 @@ import torch
 
 from labkit.data.moments import read_moments
 from labkit.policy.model import load_policy
-from labkit.stages.distributed.process_group import process_group, process_rank
+from labkit.stages.distributed.process_group import process_rank, serve
 from tests.stages import small
 
 
-def main(world: Path, folder: Path, plan: list[dict[str, Any]]) -> dict[str, Any]:
+def main(task: tuple[str, str, list[dict[str, Any]]], report: Any) -> dict[str, Any]:
+    world, folder, plan = Path(task[0]), Path(task[1]), task[2]
     torch.set_num_threads(1)
     moments = read_moments(world / "train.jsonl")
     found = {}
@@ -68,10 +67,12 @@ def shard_on_cpus() -> None:
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
 
-    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
-    PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
+    def backend(state: Any, *_: Any) -> tuple[str, DistributedType]:
+        state.device = torch.device("cpu")
+        return "gloo", DistributedType.MULTI_GPU
+
+    PartialState._prepare_backend = backend
 
 
 if __name__ == "__main__":
-    with process_group(Path(os.environ["LABKIT_WORKERS"]), "cpu") as report:
-        report({"result": main(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))})
+    serve(main, "cpu")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -42,8 +41,8 @@ RESUMED = ("all weights, ddp", "small steps, broken off", "all weights, fsdp2")
 def together(world: Path, folder: Path, plan: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What two workers report of stages that they train together."""
     named = [{"name": name, **changes} for name, changes in plan.items()]
-    command = [sys.executable, "-m", "tests.stages.several", str(world), str(folder), json.dumps(named)]
-    return launch(command, 2, folder / "logs", cwd=small.ROOT)
+    command = [sys.executable, "-m", "tests.stages.several"]
+    return launch(command, 2, folder / "logs", [str(world), str(folder), named], cwd=small.ROOT)
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,12 @@
-"""Launching workers: several processes that do one piece of a notebook's work together, a GPU each, as torchrun would.
+"""Launching workers: several processes that do a notebook's tasks together, a GPU each, as torchrun would.
 
-The notebook's process starts them, reads the events that they report, and terminates all of them when one fails or the cell is
-interrupted. `process_group` is the workers' side.
+The notebook's process starts them with its first task and sends them the next ones, reads the events that they report, and
+terminates all of them when one fails or the cell is interrupted. `process_group` is the workers' side.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -21,15 +22,12 @@ from typing import Any
 
 from labkit import errors
 from labkit.errors import LabError
+from labkit.files import replacing
 from labkit.stages.distributed.launcher_variables import WORKER_FOLDER_VARIABLE, without_launchers
-from labkit.stages.distributed.process_group import RENDEZVOUS_FILE, node_count
+from labkit.stages.distributed.process_group import STILL_SECONDS, node_count
 
-POLL_INTERVAL = 0.05
-"""Seconds between two polls of the processes, and at first of the workers' event files."""
-FAST_POLL_SECONDS = 10.0
-"""Seconds in which event files are polled so often: a short piece of work is over then."""
-SLOW_POLL_INTERVAL = 1.0
-"""Seconds between two polls of them later: they lie on a disk that the whole cluster shares."""
+POLL_INTERVALS = 0.05, 1.0
+"""Seconds between two polls of the workers, at first and in the end: their files lie on a disk that the whole cluster shares."""
 SHUTDOWN_GRACE = 5.0
 """Seconds that workers have to exit after SIGTERM; then they are killed."""
 PEER_FAILURE = re.compile(
@@ -52,15 +50,17 @@ class Worker:
 
     rank: int
     folder: Path
-    begin: int = 0
-    """Where in its log this piece of work begins."""
-    read: int = 0
     process: subprocess.Popen[bytes] | None = None
     """None when srun has started it."""
+    read: int = 0
+    begin: int = 0
+    """Where in its log this task begins."""
     ended: float | None = None
     """When it was first seen to have exited, or reported an error; 0 when srun names it as the first that failed."""
     srun: str = ""
     """srun's message about it."""
+    still: str = ""
+    """Where it stands while it does not move, see `report_stillness`."""
     error: dict[str, Any] | None = None
     result: Any = None
     done: bool = False
@@ -72,8 +72,17 @@ class Worker:
 
     @property
     def event_file(self) -> Path:
-        """Where its `EventWriter` appends; `launch` has made it."""
+        """Where its `EventWriter` appends; made before it starts."""
         return self.folder / f"rank-{self.rank}.jsonl"
+
+    def begin_task(self) -> None:
+        """Forget the task before."""
+        self.result, self.done, self.still, self.begin = None, False, "", 0
+        self.begin = len(self.output())
+
+    def output(self) -> bytes:
+        """What it has written in this task; srun makes the log, and may not have come so far."""
+        return self.log.read_bytes()[self.begin :] if self.log.exists() else b""
 
     def new_events(self) -> Iterator[dict[str, Any]]:
         """The events that it has reported since the last call."""
@@ -85,54 +94,138 @@ class Worker:
                 self.read += len(line)
                 yield json.loads(line)
 
+    def poll(self, on_event: Callable[[int, dict[str, Any]], None]) -> Any:
+        """Read its new events, and note its exit; returns its address when it has reported that."""
+        address = None
+        for event in self.new_events():
+            if "error" in event:
+                self.error, self.ended = event["error"], event["time"]
+            elif "result" in event:
+                self.result, self.done = event["result"], True
+            elif "still" in event:
+                self.still = event["still"]
+            elif "address" in event:
+                address = event["address"]
+            else:
+                on_event(self.rank, event)
+        if self.process is not None and self.process.poll() is not None and self.ended is None:
+            self.ended = time.time()
+        return address
+
+
+class WorkerPool:
+    """Workers that wait for tasks: `command` on each of `world`, all of them in sessions of their own."""
+
+    def __init__(
+        self, command: Sequence[str], world: int, folder: Path, environment: dict[str, str], cwd: Path | None
+    ):
+        """Start them; `folder` is that of their files."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.workers = [Worker(rank, folder) for rank in range(world)]
+        for worker in self.workers:
+            # There from the beginning: a machine that has asked NFS in vain may go on for a minute to think that it is not.
+            worker.event_file.unlink(missing_ok=True)
+            worker.event_file.touch()
+        self.processes: list[subprocess.Popen[bytes]] = []
+        try:
+            for process in _start(command, self.workers, environment, cwd):
+                self.processes.append(process)
+        except BaseException:
+            terminate(self.processes)
+            raise
+
+    def do(self, task: Any, on_event: Callable[[int, dict[str, Any]], None]) -> Any:
+        """Send a task to all of them, wait until they have done it, and return what rank 0 returned."""
+        for worker in self.workers:
+            worker.begin_task()
+        # Not through the pipe, which srun may hand on in pieces, and under a name that no machine has asked for in vain.
+        path = self.workers[0].folder / f"task-{time.time_ns()}.json"
+        with replacing(path) as draft:
+            draft.write_text(json.dumps(task, ensure_ascii=False), encoding="utf-8")
+        try:
+            self._tell({"task": str(path)})
+            self._wait(on_event)
+        finally:
+            path.unlink(missing_ok=True)
+        if failed := [worker for worker in self.workers if not worker.done]:
+            if self.workers[0].process is None:
+                _read_srun_failures(self.workers)
+            raise _failure(failed, len(self.workers))
+        return self.workers[0].result
+
+    def _tell(self, what: dict[str, Any]) -> None:
+        for process in self.processes:
+            with contextlib.suppress(OSError):  # it has died, which `_wait` sees
+                if process.stdin is not None:
+                    process.stdin.write(json.dumps(what).encode() + b"\n")
+
+    def _wait(self, on_event: Callable[[int, dict[str, Any]], None]) -> None:
+        """Read events until all have done the task or none moves, or one has failed and the others had time to report why they did."""
+        failed, (interval, slowest) = 0.0, POLL_INTERVALS
+        while True:
+            alive = sum(process.poll() is None for process in self.processes)
+            for worker in self.workers:
+                if address := worker.poll(on_event):
+                    self._tell({"address": address})
+            if not alive or all(worker.done or worker.still for worker in self.workers):
+                return
+            if alive < len(self.processes) or any(worker.error for worker in self.workers):
+                failed, interval = failed or time.monotonic(), POLL_INTERVALS[0]
+                if time.monotonic() - failed > SHUTDOWN_GRACE / 5:
+                    return
+            time.sleep(interval)
+            interval = min(interval * 1.01, slowest)
+
+
+_pools: list[tuple[Any, WorkerPool]] = []
+"""The workers of this process, if there are any, behind what they were started with."""
+
 
 def launch(
     command: Sequence[str],
     world: int,
     folder: Path,
+    task: Any,
     *,
     on_event: Callable[[int, dict[str, Any]], None] = lambda rank, event: None,
     cwd: Path | None = None,
 ) -> Any:
-    """Start `command` on `world` workers, wait until all have ended, and return what rank 0 returned.
+    """Have `world` workers do a task, plain data, and return what rank 0 returned.
 
-    Each runs in a session of its own and works within `process_group(folder)`. `on_event` takes the events that they report, with
-    their ranks. rank-N.txt in `folder` holds the output of each, this work's behind that of earlier work.
+    They are those of the task before, where these were started alike, or else new ones, each of which runs `command` and works
+    within `process_group.serve`. `on_event` takes the events that they report, with their ranks. rank-N.txt in `folder` holds the
+    output of each.
 
     Raises:
         LabError: one of them raised it.
-        WorkerError: one of them failed or was killed; all others are then ended.
+        WorkerError: one of them failed or was killed, or none of them moves any more; all are then ended.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in [*folder.glob("rank-*.jsonl"), folder / RENDEZVOUS_FILE]:
-        leftover.unlink(missing_ok=True)
-    workers = [Worker(rank, folder) for rank in range(world)]
-    # A machine that has asked NFS for a file in vain may go on for a minute to think that it is not there, so all that is
-    # waited for is there from the beginning.
-    (folder / RENDEZVOUS_FILE).touch()
-    for worker in workers:
-        worker.event_file.touch()
-        worker.begin = worker.log.stat().st_size if worker.log.exists() else 0
-    processes: list[subprocess.Popen[bytes]] = []
-    try:
-        for process in _start(command, workers, cwd):
-            processes.append(process)
-        _wait_for_workers(workers, processes, on_event)
-        if workers[0].process is None:
-            _read_srun_failures(workers)
-    finally:
-        terminate(processes)
-    if failed := [worker for worker in workers if not worker.done]:
-        raise _failure(failed, world)
-    return workers[0].result
-
-
-def _start(command: Sequence[str], workers: Sequence[Worker], cwd: Path | None) -> Iterator[subprocess.Popen[bytes]]:
-    """The processes to wait for, one after the other: the workers, or srun that starts them on several machines."""
     # Whoever started the notebook's process meant that one. srun's variables stay: srun itself and `process_rank` read them.
     environment = without_launchers(os.environ, but=("srun",))
     # What a worker writes goes into a log in UTF-8, whatever the terminal is.
-    environment |= {WORKER_FOLDER_VARIABLE: str(workers[0].folder), "PYTHONIOENCODING": "utf-8"}
+    environment |= {WORKER_FOLDER_VARIABLE: str(folder), "PYTHONIOENCODING": "utf-8"}
+    key = (list(command), world, environment, cwd)
+    if not (_pools and _pools[0][0] == key and all(process.poll() is None for process in _pools[0][1].processes)):
+        end_workers()
+        _pools.append((key, WorkerPool(command, world, folder, environment, cwd)))
+    try:
+        return _pools[0][1].do(task, on_event)
+    except BaseException:
+        end_workers()
+        raise
+
+
+@atexit.register
+def end_workers() -> None:
+    """End the workers that wait for another task, if there are any."""
+    while _pools:
+        terminate(_pools.pop()[1].processes)
+
+
+def _start(
+    command: Sequence[str], workers: Sequence[Worker], environment: dict[str, str], cwd: Path | None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The processes to wait for, one after the other: the workers, or srun that starts them on several machines."""
     world, machines = len(workers), node_count()
     if machines > 1:
         if world % machines:
@@ -159,46 +252,12 @@ def _popen(
     command: Sequence[str], environment: dict[str, str], log: Path, cwd: Path | None
 ) -> subprocess.Popen[bytes]:
     with log.open("ab") as file:
-        # Their standard input closes when this process ends, however it ends, and they exit then (`exit_with_parent`).
+        # They read their tasks from standard input, which closes when this process ends, however it ends, and they exit then.
+        # srun hands it on to all of its own.
         return subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=file, stderr=file, cwd=cwd, start_new_session=True
-        )
-
-
-def _wait_for_workers(
-    workers: Sequence[Worker],
-    processes: Sequence[subprocess.Popen[bytes]],
-    on_event: Callable[[int, dict[str, Any]], None],
-) -> None:
-    """Read the workers' events until all have exited, or one has failed and the others had time to report why they did."""
-    failed: float | None = None
-    begin, looked, running = time.monotonic(), float("-inf"), len(processes)
-    while True:
-        alive, now = sum(process.poll() is None for process in processes), time.monotonic()
-        if failed or alive < running or now - begin < FAST_POLL_SECONDS or now - looked >= SLOW_POLL_INTERVAL:
-            looked, running = now, alive
-            for worker in workers:
-                _poll(worker, on_event)
-        if not alive:
-            return
-        any_failed = any(worker.error for worker in workers) or any(process.poll() for process in processes)
-        failed = failed or (time.monotonic() if any_failed else None)
-        if failed and time.monotonic() - failed > SHUTDOWN_GRACE / 5:
-            return
-        time.sleep(POLL_INTERVAL)
-
-
-def _poll(worker: Worker, on_event: Callable[[int, dict[str, Any]], None]) -> None:
-    """Read a worker's new events, and note its exit."""
-    for event in worker.new_events():
-        if "error" in event:
-            worker.error, worker.ended = event["error"], event["time"]
-        elif "result" in event:
-            worker.result, worker.done = event["result"], True
-        else:
-            on_event(worker.rank, event)
-    if worker.process is not None and worker.process.poll() is not None and worker.ended is None:
-        worker.ended = time.time()
+            command, env=environment, cwd=cwd, stdin=subprocess.PIPE, bufsize=0, stdout=file, stderr=file,
+            start_new_session=True,
+        )  # fmt: skip
 
 
 def _read_srun_failures(workers: Sequence[Worker]) -> None:
@@ -206,10 +265,7 @@ def _read_srun_failures(workers: Sequence[Worker]) -> None:
 
     Call it before srun itself is terminated: then it names all of them. A worker that has reported its own error keeps it.
     """
-    with workers[0].log.open("rb") as file:
-        file.seek(workers[0].begin)
-        found = SRUN_TASK_FAILED.search(file.read())
-    if found is None:
+    if (found := SRUN_TASK_FAILED.search(workers[0].output())) is None:
         return
     for part in found[2].decode().split(","):
         first, _, last = part.partition("-")
@@ -231,7 +287,8 @@ def terminate(processes: Sequence[subprocess.Popen[bytes]]) -> None:
                 process.wait(max(0.0, deadline - time.monotonic()))
     for process in processes:
         if process.stdin is not None:
-            process.stdin.close()
+            with contextlib.suppress(OSError):  # a task that it has not read
+                process.stdin.close()
 
 
 def _failure(failed: Sequence[Worker], world: int) -> Exception:
@@ -243,6 +300,13 @@ def _failure(failed: Sequence[Worker], world: int) -> Exception:
         return worker.error is not None and PEER_FAILURE.search(worker.error["message"]) is not None, worker.ended
 
     worker = min(failed, key=order)
+    if worker.ended is None and all(each.still for each in failed):
+        places = "\n".join(f"  worker {each.rank}: {each.still}" for each in failed)
+        return WorkerError(
+            f"nothing has moved for {STILL_SECONDS / 60:.0f} minutes in {len(failed)} of {world} workers, which were ended:\n"
+            f"{places}\nTheir whole stacks stand in {worker.folder}/rank-N.txt. The same cell goes on from the newest checkpoint; "
+            "where it stops there again, `processes` of 1 needs nobody to wait for"
+        )
     if worker.error and isinstance(kind := getattr(errors, worker.error["kind"], None), type):
         return kind(worker.error["message"])
     who = f"worker {worker.rank} of {world} (from 0; its log: {worker.log})"
@@ -254,11 +318,7 @@ def _failure(failed: Sequence[Worker], world: int) -> Exception:
         how = f"was killed by {signal.Signals(-status).name}"
         how += ", as happens when memory runs out" if status == -signal.SIGKILL else ""
     how += f" (srun says: {worker.srun})" if worker.srun else ""
-    tail: list[str] = []
-    if worker.log.exists():  # srun makes it, and may not have come so far
-        with worker.log.open("rb") as file:
-            file.seek(worker.begin)
-            tail = file.read().decode(errors="replace").splitlines()[-LOG_TAIL:]
+    tail = worker.output().decode(errors="replace").splitlines()[-LOG_TAIL:]
     last_output = "\n".join(["; its last output:", *tail]) if tail else ""
     return WorkerError(
         f"{who} {how}. The others were ended; the same cell goes on from the newest checkpoint{last_output}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 
 WORKER_FOLDER_VARIABLE = "LABKIT_WORKERS"
 """Set for labkit's own worker processes alone, to the folder of their files: their RANK and WORLD_SIZE are meant."""
@@ -46,7 +47,7 @@ def launcher_variables(environment: Mapping[str, str]) -> dict[str, list[str]]:
     {'torchrun': ['RANK'], 'MPI': ['OMPI_COMM_WORLD_SIZE']}
     """
     found = {
-        launcher: sorted(name for name in environment if any(_matches(name, pattern) for pattern in patterns))
+        launcher: sorted(name for name in environment if any(fnmatchcase(name, pattern) for pattern in patterns))
         for launcher, patterns in LAUNCHERS.items()
     }
     return {launcher: names for launcher, names in found.items() if names}
@@ -67,12 +68,16 @@ def without_launchers(environment: Mapping[str, str], *, but: tuple[str, ...] = 
 def single_process() -> Iterator[None]:
     """Hide launchers' variables within the block or the decorated function, so that libraries see a single process.
 
-    accelerate keeps what it once read for the whole process, so it is made to read anew. Nothing happens in a worker.
+    accelerate keeps what it once read for the whole process, so it is made to read anew. In a worker the numbers of its rank stay,
+    and what a task has set for accelerate is not meant for the next one.
     """
-    if WORKER_FOLDER_VARIABLE in os.environ:
-        yield
-        return
-    before = {name: os.environ.pop(name) for names in launcher_variables(os.environ).values() for name in names}
+
+    def found() -> list[str]:
+        there = launcher_variables(os.environ)
+        meant = ("torchrun", "srun") if WORKER_FOLDER_VARIABLE in os.environ else ()
+        return [name for launcher, names in there.items() if launcher not in meant for name in names]
+
+    before = {name: os.environ.pop(name) for name in found()}
     states = _accelerate_states()
     kept = [dict(state) for state in states]
     for state in states:
@@ -81,9 +86,8 @@ def single_process() -> Iterator[None]:
         yield
     finally:
         # Training sets some of them itself, for its own libraries.
-        for names in launcher_variables(os.environ).values():
-            for name in names:
-                del os.environ[name]
+        for name in found():
+            del os.environ[name]
         os.environ.update(before)
         for state, values in zip(states, kept, strict=True):
             if values:  # else what the block has left is right for this process: it is alone
@@ -95,7 +99,3 @@ def _accelerate_states() -> list[dict[str, object]]:
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
     return [each._shared_state for each in (PartialState, AcceleratorState, GradientState)]
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern

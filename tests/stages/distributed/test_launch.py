@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,26 +26,31 @@ from labkit.stages.distributed.process_group import ProcessRank, all_gather_obje
 
 ROOT = Path(__file__).parents[3]
 BEGIN = """
-import os, signal, subprocess, sys, threading, time
+import os, signal, subprocess, sys, time
 from pathlib import Path
 from labkit.errors import LabError
-from labkit.stages.distributed.process_group import EventWriter, exit_with_parent, process_rank, report_errors
-here, folder = process_rank(), Path(os.environ["LABKIT_WORKERS"])
-threading.Thread(target=exit_with_parent, daemon=True).start()
-report = EventWriter(folder, here.rank)
+from labkit.stages.distributed import process_group
+here, folder = process_group.process_rank(), Path(os.environ["LABKIT_WORKERS"])
+process_group.rendezvous = lambda *_: None  # the seconds that torch takes
+def work(task, report):
 """
-"""What `process_group` does, without the seconds that torch and its process group take."""
 
 
 def command(folder: Path, text: str) -> list[str]:
-    """A worker that does `text`, `report` and `here` being at hand."""
+    """A worker whose tasks are `text`, `task`, `report` and `here` being at hand."""
     file = folder / "work.py"
-    file.write_text(BEGIN + textwrap.dedent(text))
+    file.write_text(BEGIN + textwrap.indent(textwrap.dedent(text), "    ") + "\nprocess_group.serve(work)\n")
     return [sys.executable, str(file)]
 
 
-def work(folder: Path, text: str, world: int = 2, **options: Any) -> Any:
-    return launch(command(folder, text), world, folder / "logs", cwd=ROOT, **options)
+def work(folder: Path, text: str, world: int = 2, task: Any = None, device: str = "cpu", **options: Any) -> Any:
+    return launch([*command(folder, text), device], world, folder / "logs", task, cwd=ROOT, **options)
+
+
+@pytest.fixture(autouse=True)
+def end_workers() -> Iterator[None]:
+    yield
+    workers.end_workers()
 
 
 def gone(pid: int) -> bool:
@@ -82,25 +88,50 @@ def test_what_workers_report_is_heard_while_they_work_and_rank_0_s_result_is_ret
             while not Path(sys.argv[0]).with_name(f"heard-{here.rank}-{step}").exists():
                 time.sleep(0.02)
         print("worker", here)
-        report({"result": here.rank + 10})
+        return here.rank + task["more"]
     """
-    assert work(tmp_path, text, on_event=on_event) == 10
+    assert work(tmp_path, text, task={"more": 10}, on_event=on_event) == 10
     assert sorted(heard) == [(0, 1), (0, 2), (1, 1), (1, 2)]
     assert "rank=1, world_size=2, local_rank=1" in (tmp_path / "logs" / "rank-1.txt").read_text()
+    assert not [*(tmp_path / "logs").glob("task-*")]
+
+
+def test_the_next_task_is_done_by_the_same_processes_where_they_are_what_it_asks_for(tmp_path, monkeypatch):
+    text, before = "return os.getpid(), len(task)", 0
+    for same, reason, options in [
+        (False, "nobody is there", {}),
+        (True, "nothing has changed", {}),
+        (True, "more than a pipe holds", {"task": "é" * 100_000}),
+        (False, "another world size", {"world": 3}),
+        (False, "another device", {"device": "cuda"}),
+        (False, "another environment", {"device": "cuda"}),
+        (False, "one of them is gone", {"device": "cuda"}),
+    ]:
+        if reason == "another environment":
+            monkeypatch.setenv("SOME_VARIABLE", "1")
+        if reason == "one of them is gone":
+            os.kill(before, signal.SIGKILL)
+            assert eventually(lambda pid=before: gone(pid))
+        pid, length = work(tmp_path, text, **{"task": "x", **options})
+        assert (pid == before) == same, reason
+        assert length == len(options.get("task", "x"))
+        assert same or not before or gone(before)
+        before = pid
+    log = (tmp_path / "logs" / "rank-0.txt").read_text()
+    assert log.count("== ") == 7, "what the later ones wrote stands behind what earlier ones wrote"
 
 
 def test_all_that_is_waited_for_is_there_before_a_worker_starts(tmp_path):
     text = """
-        import json, os, pathlib
+        import os, pathlib
         folder = pathlib.Path(os.environ["LABKIT_WORKERS"])
-        there = sorted(path.name for path in folder.glob("*.json*"))
-        (folder / f"rank-{os.environ['RANK']}.jsonl").write_text(json.dumps({"result": there}) + "\\n")
+        print(sorted(path.name for path in folder.glob("*.json*") if "task" not in path.name))
     """
-    command = [sys.executable, "-c", textwrap.dedent(text)]
-    assert launch(command, 2, tmp_path / "logs") == ["rank-0.jsonl", "rank-1.jsonl", "rendezvous.json"]
+    with pytest.raises(WorkerError, match=r"\['rank-0.jsonl', 'rank-1.jsonl'\]"):
+        launch([sys.executable, "-c", textwrap.dedent(text)], 2, tmp_path / "logs", None)
 
 
-def test_the_shared_disk_is_asked_often_at_first_and_once_a_second_later(tmp_path, monkeypatch):
+def test_the_shared_disk_is_asked_often_at_first_and_ever_less_later(tmp_path, monkeypatch):
     now, looks = 0.0, []
 
     def sleep(seconds: float) -> None:
@@ -108,44 +139,58 @@ def test_the_shared_disk_is_asked_often_at_first_and_once_a_second_later(tmp_pat
         now += seconds
 
     class Process:
-        """It works for 100.5 seconds."""
-
         stdin, returncode, pid = None, 0, 2**30
 
         def poll(self) -> int | None:
-            return 0 if now >= 100.5 else None
+            return None
 
         def wait(self, timeout: float) -> int:
             return 0
 
     def new_events(worker: workers.Worker) -> list[dict[str, Any]]:
+        """It works for 100.5 seconds."""
         looks.append(now)
         return [{"result": "done"}] if now >= 100.5 else []
 
-    monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: now, time=lambda: now, sleep=sleep))
+    clock = SimpleNamespace(monotonic=lambda: now, time=lambda: now, time_ns=lambda: 0, sleep=sleep)
+    monkeypatch.setattr(workers, "time", clock)
     monkeypatch.setattr(workers.Worker, "new_events", new_events)
     monkeypatch.setattr(workers, "_popen", lambda *words: Process())
-    assert launch(["nothing"], 1, tmp_path) == "done"
-    early, late = [at for at in looks if at < 10], [at for at in looks if at >= 10]
-    assert len(early) >= 190 and len(late) <= 95
-    assert late[-1] < 101, "the end is seen at once"
+    assert launch(["nothing"], 1, tmp_path, None) == "done"
+    assert len([at for at in looks if at < 10]) >= 100 and len([at for at in looks if at >= 90]) <= 12
 
 
-def test_what_workers_write_stands_behind_what_earlier_ones_wrote(tmp_path):
-    for word in ("first", "second"):
-        work(tmp_path, f"print({word!r}); report({{'result': None}})")
-    assert (tmp_path / "logs" / "rank-0.txt").read_text().split() == ["first", "second"]
+def test_a_hang_is_named_with_the_place_of_each_rank_and_only_where_no_rank_moves(tmp_path, monkeypatch):
+    text = """
+        process_group.STILL_SECONDS, process_group.STILL_POLL = 0.6, 0.02
+        def all_reduce():
+            time.sleep(600)
+        def decode():
+            for step in range(10):  # the other waits meanwhile, which is no hang
+                report({"step": step})
+                time.sleep(0.1)
+            time.sleep(600)
+        with process_group.report_stillness(report):
+            decode() if here.rank else all_reduce()
+    """
+    moved: list[int] = []
+    with pytest.raises(WorkerError) as caught:
+        work(tmp_path, text, on_event=lambda rank, event: moved.append(event["step"]))
+    assert moved == [*range(10)]
+    message = str(caught.value)
+    assert "nothing has moved for 15 minutes in 2 of 2 workers" in message and "from the newest checkpoint" in message
+    assert re.search(r"worker 0: all_reduce \(.*work.py:\d+\).*\n *worker 1: decode \(", message)
+    assert "does not move:" in (tmp_path / "logs" / "rank-1.txt").read_text()
 
 
 def test_an_error_in_one_worker_ends_all_with_its_traceback_and_not_with_the_echo(tmp_path):
     text = """
         report({"step": os.getpid()})
-        with report_errors(report):
-            if here.rank == 1:
-                time.sleep(0.5)
-                {}["no such clip"]
-            time.sleep(1)
-            raise RuntimeError("[gloo] Connection closed by peer") if here.world_size == 2 else None
+        if here.rank == 1:
+            time.sleep(0.5)
+            {}["no such clip"]
+        time.sleep(1)
+        raise RuntimeError("[gloo] Connection closed by peer")
     """
     pids = []
     with pytest.raises(WorkerError) as caught:
@@ -158,7 +203,7 @@ def test_an_error_in_one_worker_ends_all_with_its_traceback_and_not_with_the_ech
 
 def test_bad_input_that_a_worker_finds_is_bad_input(tmp_path):
     with pytest.raises(LabError, match=r"^prompts_per_step is 3$"):
-        work(tmp_path, "with report_errors(report): raise LabError('prompts_per_step is 3')")
+        work(tmp_path, "raise LabError('prompts_per_step is 3')")
 
 
 def test_a_worker_that_dies_is_named_with_what_it_wrote_last(tmp_path):
@@ -199,7 +244,8 @@ def test_workers_end_when_the_process_that_started_them_is_killed(tmp_path):
         time.sleep(600)
     """
     words, logs = command(tmp_path, text), tmp_path / "logs"
-    start = f"from pathlib import Path\nfrom labkit.stages.distributed.launch import launch\nlaunch({words!r}, 2, Path({str(logs)!r}))"
+    start = "from pathlib import Path\nfrom labkit.stages.distributed.launch import launch\n"
+    start += f"launch({words!r}, 2, Path({str(logs)!r}), None)"
     notebook = subprocess.Popen([sys.executable, "-c", start], cwd=ROOT)
     files = [logs / f"pids-{rank}" for rank in (0, 1)]
     assert eventually(lambda: all(file.exists() and " " in file.read_text() for file in files))
@@ -226,7 +272,7 @@ def test_work_that_cannot_be_divided_is_refused_before_any_of_it(changes, expect
 
 
 SRUN = f"""#!{sys.executable}
-import os, signal, subprocess, sys, time
+import os, signal, subprocess, sys, threading, time
 options = dict(word[2:].split("=", 1) for word in sys.argv[1:] if word.startswith("--") and "=" in word)
 command = [word for word in sys.argv[1:] if not word.startswith("--")]
 world, each = int(options["ntasks"]), int(options["ntasks-per-node"])
@@ -236,7 +282,15 @@ for rank in range(world):
     log = open(options["output"].replace("%t", str(rank)), "ab")
     environment = os.environ | {{name: str(number) for name, number in numbers.items()}}
     environment["CORES"] = options.get("cpus-per-task", "")
-    tasks.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+    tasks.append(subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log))
+def hand_on():
+    for line in sys.stdin.buffer:
+        for task in tasks:
+            task.stdin.write(line)
+            task.stdin.flush()
+    for task in tasks:
+        task.stdin.close()
+threading.Thread(target=hand_on, daemon=True).start()
 while any(task.poll() is None for task in tasks):
     for rank, task in enumerate(tasks):
         if task.poll() and rank not in dead:
@@ -263,10 +317,18 @@ def two_machines(tmp_path, monkeypatch):
 
 def test_on_several_machines_srun_starts_them(two_machines, tmp_path):
     heard = {}
-    text = "report({'place': list(here)}); print('hello', flush=True); report({'result': 'done'})"
-    assert work(tmp_path, text, 4, on_event=lambda rank, event: heard.update({rank: event["place"]})) == "done"
-    assert heard == {0: [0, 4, 0], 1: [1, 4, 1], 2: [2, 4, 0], 3: [3, 4, 1]}
-    assert (tmp_path / "logs" / "rank-3.txt").read_text() == "hello\n"
+    text = "report({'place': [*here, os.getpid()]}); print('hello', flush=True); return task"
+    for task in ("first", "second"):
+        seen = dict(heard)
+        assert work(tmp_path, text, 4, task, on_event=lambda rank, event: heard.update({rank: event["place"]})) == task
+        assert {rank: place[:3] for rank, place in heard.items()} == {
+            0: [0, 4, 0],
+            1: [1, 4, 1],
+            2: [2, 4, 0],
+            3: [3, 4, 1],
+        }
+    assert heard == seen, "the same processes"
+    assert (tmp_path / "logs" / "rank-3.txt").read_text().count("hello\n") == 2
 
 
 @pytest.mark.parametrize(
@@ -292,7 +354,7 @@ def test_on_several_machines_workers_share_all_cores_that_the_job_has_there(
         monkeypatch.delenv(name, raising=False)
     for name, value in job.items():
         monkeypatch.setenv(name, value)
-    assert work(tmp_path, "report({'result': os.environ['CORES']})", 4) == cores
+    assert work(tmp_path, "return os.environ['CORES']", 4) == cores
 
 
 ECHOING = """
@@ -313,8 +375,7 @@ def wait_for_echoes(count):
             """
             if here.rank != 2:
                 time.sleep(600)
-            with report_errors(report):
-                raise RuntimeError("NCCL error: unhandled system error")
+            raise RuntimeError("NCCL error: unhandled system error")
             """,
             r"worker 2 of 4 .*failed: RuntimeError: NCCL error(.|\n)*Traceback",
             id="an error like an echo",
@@ -346,8 +407,7 @@ def wait_for_echoes(count):
             if here.rank != 1:
                 echo()
             wait_for_echoes(3)
-            with report_errors(report):
-                raise ValueError("/data/store/igloo.mp4 cannot be restored")
+            raise ValueError("/data/store/igloo.mp4 cannot be restored")
             """,
             r"worker 1 of 4 .*failed: ValueError: /data/store/igloo.mp4",
             id="a late clock",

@@ -77,11 +77,18 @@ def test_what_training_sets_itself_and_what_accelerate_remembers_do_not_stay(mon
     assert PartialState._shared_state == {"device": "mine"}
 
 
-def test_a_worker_keeps_its_numbers(monkeypatch, tmp_path):
+def test_a_worker_keeps_its_numbers_and_nothing_of_the_task_before(monkeypatch, tmp_path):
     monkeypatch.setenv("LABKIT_WORKERS", str(tmp_path))
     monkeypatch.setenv("RANK", "1")
-    with single_process():
-        assert os.environ["RANK"] == "1"
+    from accelerate.state import PartialState
+
+    monkeypatch.setattr(PartialState, "_shared_state", {})
+    for _ in range(2):
+        with single_process():
+            assert os.environ["RANK"] == "1" and "ACCELERATE_USE_FSDP" not in os.environ
+            assert not PartialState._shared_state
+            os.environ["ACCELERATE_USE_FSDP"] = "true"
+            PartialState._shared_state["device"] = "sharded"
 
 
 def test_the_doctor_names_the_variables(monkeypatch):
