@@ -17,7 +17,7 @@ from labkit.policy.attention import install_attention, no_attention_mask
 from labkit.policy.forbidden_text import ForbiddenText
 from labkit.policy.inputs import Prompt, position_ids
 from labkit.policy.kv_cache import SharedPrefixCache, cache_argument
-from labkit.policy.model import Policy
+from labkit.policy.model import Policy, fsdp_modules
 from labkit.policy.packed_logprobs import pack_shared_prefix, prompt_token_indices
 from labkit.policy.plain import generate_plainly
 
@@ -176,9 +176,7 @@ class _DecodeLoop:
 
     def run(self) -> list[list[int]]:
         """The rows' tokens, in their order; what follows the end token has no meaning."""
-        use_graph = self.tokens.is_cuda and not any(
-            hasattr(weight, "device_mesh") for weight in self.model.parameters()
-        )
+        use_graph = self.tokens.is_cuda and not fsdp_modules(self.model)  # their hooks are no work of the GPU
         step: Callable[[], Any] | None = None
         for at in range(1, self.length):
             if not use_graph or at % EOS_CHECK_INTERVAL == 0:

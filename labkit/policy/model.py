@@ -177,6 +177,17 @@ def load_policy(
     return policy
 
 
+def fsdp_modules(model: Any) -> list[Any]:
+    """The modules of a model that FSDP2 shards, also while its weights are whole; none in a single process."""
+    from torch.distributed import is_available, is_initialized
+
+    if not (is_available() and is_initialized()):
+        return []
+    from torch.distributed.fsdp import FSDPModule
+
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
 def save_policy(policy: Policy, folder: Path, state: dict[str, Any] | None = None) -> None:
     """Write the weights (only the adapter's under LoRA), the tokenizer and the processor's files; `load_policy(folder)` loads them.
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit.errors import LabError
 from labkit.policy.inputs import Prompt
-from labkit.policy.model import Policy
+from labkit.policy.model import Policy, fsdp_modules
 from labkit.policy.processors import PER_TOKEN
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def generate_plainly(
     from transformers import GenerationConfig, LogitsProcessor
 
     base = policy.base
-    if any(hasattr(weight, "device_mesh") for weight in base.parameters()):
+    if fsdp_modules(policy.model):
         raise LabError(
             f"sharding: fsdp2 is not for models without shared prefixes, such as {policy.name!r}; use sharding: ddp"
         )

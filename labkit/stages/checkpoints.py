@@ -294,8 +294,7 @@ def load_weights(model: Any, checkpoint: Path) -> None:
     """
     # What fsdp2 trains is float32 beside a frozen tower in bfloat16; the widest type of them all rounds nothing.
     kind = max((weight.dtype for weight in model.parameters()), key=lambda each: each.itemsize)
-    saved = _plain_type(model).from_pretrained(checkpoint, dtype=kind)
-    load_full_state_dict(model, saved.state_dict())
+    load_full_state_dict(model, lambda: _plain_type(model).from_pretrained(checkpoint, dtype=kind).state_dict())
 
 
 def _plain_type(model: Any) -> Any:

@@ -51,7 +51,7 @@ from labkit.stages.grpo_steps import (
 )
 from labkit.stages.probes import Probes, probe_callback
 from labkit.stages.rollouts import RolloutStore
-from labkit.stages.sharding import ignore_vision_modules, require_same_sharding, require_sharding
+from labkit.stages.sharding import ignore_vision_modules, require_same_sharding, require_sharding, shard_reference
 
 LOGGED = ("loss", "entropy", "kl", "grad_norm", "learning_rate", "step_time", "cpu_seconds")
 """What a step's history takes over from TRL's log."""
@@ -240,7 +240,7 @@ def trainer_class() -> Any:
                 **kwargs,
             )
             if reference is not None:
-                self.beta, self.ref_model = params.beta, reference
+                self.beta, self.ref_model = params.beta, shard_reference(policy, reference, self.accelerator)
             self.remove_callback(transformers.PrinterCallback)
             self.add_callback(AfterStep(self))
             if probes is not None:

@@ -6,13 +6,14 @@ when it is needed. The vision tower is frozen and called on its own, before any 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabError
-from labkit.policy.model import Policy
+from labkit.policy.model import Policy, fsdp_modules
 from labkit.stages.distributed.process_group import process_rank
 
 
@@ -60,7 +61,7 @@ def summon_full_params(model: Any) -> Iterator[None]:
     Decoding needs them at every token, and processes decode different numbers of tokens: gathering them there would be slow, and
     a process that ends first would leave the others waiting.
     """
-    modules = _fsdp_modules(model)
+    modules = fsdp_modules(model)
     for module in modules:
         module.unshard()
         module.set_reshard_after_forward(False, recurse=False)
@@ -80,7 +81,7 @@ def full_state_dict(policy: Policy) -> dict[str, Any] | None:
     import torch
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    if not _fsdp_modules(policy.model):
+    if not fsdp_modules(policy.model):
         return None
     state: dict[str, Any] = get_model_state_dict(
         policy.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -89,23 +90,30 @@ def full_state_dict(policy: Policy) -> dict[str, Any] | None:
     return {name: each.to(kind) if each.is_floating_point() else each for name, each in state.items()}
 
 
-def load_full_state_dict(model: Any, state: dict[str, Any]) -> None:
-    """Put all weights into a model, sharded or not."""
-    if not _fsdp_modules(model):
-        model.load_state_dict(state)
+def shard_reference(policy: Policy, reference: Any, accelerator: Any) -> Any:
+    """Shard a frozen copy of a policy's model as `accelerator` shards the model itself; returned as it is where it shards nothing."""
+    if not accelerator.is_fsdp2:
+        return reference
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+    plugin = accelerator.state.fsdp_plugin
+    theirs, plugin.ignored_modules = plugin.ignored_modules, dataclasses.replace(policy, model=reference).towers
+    try:
+        return fsdp2_prepare_model(accelerator, reference)
+    finally:
+        plugin.ignored_modules = theirs
+
+
+def load_full_state_dict(model: Any, read: Callable[[], dict[str, Any]]) -> None:
+    """Put all weights into a model; where it is sharded, only rank 0 calls `read` for them, and the others take their parts."""
+    if not fsdp_modules(model):
+        model.load_state_dict(read())
         return
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-    set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True))
+    state = read() if process_rank().rank == 0 else {}
+    set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
 
 
 def _is_sharded(sharding: str) -> bool:
     return sharding == "fsdp2" and process_rank().world_size > 1
-
-
-def _fsdp_modules(model: Any) -> list[Any]:
-    if process_rank().world_size == 1:
-        return []
-    from torch.distributed.fsdp import FSDPModule
-
-    return [module for module in model.modules() if isinstance(module, FSDPModule)]

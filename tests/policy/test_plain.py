@@ -9,7 +9,7 @@ from labkit.chain.spans import Span
 from labkit.data.moments import Moment
 from labkit.data.video.frames import FrameCache
 from labkit.errors import LabError
-from labkit.policy import processors
+from labkit.policy import plain, processors
 from labkit.policy.families import PLAIN
 from labkit.policy.generate import generate
 from labkit.policy.inputs import FrameSampling, begin_completion, read_clip
@@ -156,7 +156,7 @@ def test_edited_frames_reach_the_processor(policy, source, moments):
 
 
 def test_sharded_weights_are_refused(policy, source, moments, monkeypatch):
-    monkeypatch.setattr(torch.nn.Parameter, "device_mesh", None, raising=False)
+    monkeypatch.setattr(plain, "fsdp_modules", lambda model: [model])
     with pytest.raises(LabError, match="sharding: ddp"):
         generate_plainly(policy, source[moments[0].qid], 1, 2, lambda logits, at: logits.argmax(-1, keepdim=True))
 

@@ -13,16 +13,18 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 
 from labkit.data.moments import read_moments
 from labkit.policy.model import load_policy
-from labkit.stages.distributed.process_group import process_rank, serve
+from labkit.stages.distributed.process_group import all_gather_object, process_rank, serve
 from tests.stages import small
 
 
 def main(task: tuple[str, str, list[dict[str, Any]]], report: Any) -> dict[str, Any]:
     world, folder, plan = Path(task[0]), Path(task[1]), task[2]
     torch.set_num_threads(1)
+    counts: dict[str, list[tuple[int, int, int]]] = {}
     moments = read_moments(world / "train.jsonl")
     found = {}
     for each in plan:
@@ -37,10 +39,26 @@ def main(task: tuple[str, str, list[dict[str, Any]]], report: Any) -> dict[str, 
         source = small.source(policy, moments, folder / "frames")
         train = small.train_grpo if stage == "grpo" else small.train_sft
         with pytest.MonkeyPatch.context() as patch, broken:
+            count_reference(patch, counts.setdefault(name, []))
             if step:
                 end_in(step, killed, patch)
             found[name] = train(policy, source, moments, folder / name, **changes).history
-    return found
+    return found | {"reference": counts}
+
+
+def count_reference(patch: pytest.MonkeyPatch, counts: list[tuple[int, int, int]]) -> None:
+    """Count, on each rank, the weights of the KL reference that it keeps, those of them that nobody shards, and all."""
+    shard = small.grpo.shard_reference
+
+    def counted(policy: Any, reference: Any, accelerator: Any) -> Any:
+        frozen = sum(weight.numel() for tower in policy.towers for weight in tower.parameters())
+        whole = sum(weight.numel() for weight in reference.parameters())
+        sharded = shard(policy, reference, accelerator)
+        kept = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in sharded.parameters()]
+        counts.extend(all_gather_object([(sum(map(torch.Tensor.numel, kept)), frozen, whole)]))
+        return sharded
+
+    patch.setattr(small.grpo, "shard_reference", counted)
 
 
 class Broken(Exception):

@@ -90,6 +90,16 @@ def test_two_processes_learn_what_one_learns(name, trained, world, moments, sour
 
 
 @pytest.mark.slow
+def test_the_reference_is_sharded_as_the_policy_is_and_shares_the_frozen_tower(trained):
+    counts = trained[1]["reference"]
+    for kept, frozen, whole in counts["all weights, ddp"]:
+        assert kept == whole > frozen > 0
+    ranks = counts["all weights, fsdp2"]
+    assert sum(kept - frozen for kept, frozen, _ in ranks) == ranks[0][2] - ranks[0][1], "each weight once"
+    assert all(kept - frozen < 0.55 * (whole - frozen) for kept, frozen, whole in ranks), "half of them on each rank"
+
+
+@pytest.mark.slow
 def test_traces_too_few_for_a_batch_are_learnt_though_they_are_odd(trained, moments):
     assert len(moments) == 13
     assert len(trained[1]["few traces"]) == 2, "two passes of 12, the second beginning with what the first left out"
