@@ -24,7 +24,6 @@ from pathlib import Path
 import pandas  # noqa: F401, so that no part is charged for what all import
 import pyarrow.parquet  # noqa: F401
 from harvest import made
-from labkit.stages.provenance import question_digest
 
 from labkit import load_moments, score
 from labkit.chain.rewards import RewardSpec
@@ -33,6 +32,7 @@ from labkit.data.moments import Moment, write_moments
 from labkit.doctor.dataset import inspect_folder
 from labkit.params import Params
 from labkit.policy.families import Geometry
+from labkit.stages.completions import question_digest
 from labkit.stages.evaluate import evaluate_answers, read_evaluation_rollouts
 from labkit.stages.harvest import filter_traces
 from labkit.stages.rollouts import UNPAID, Rollout, RolloutStore
