@@ -221,16 +221,12 @@ def _rows(best: int, path: Path, objects: Iterable[tuple[int | str, Any]]) -> It
     """The form's rows, where an object has the fields that no row may lack. Raises AnotherForm at an object of an earlier one."""
     form, file = FORMS[best], RowFile(path)
     known: dict[tuple[str, ...], list[int]] = {}
-    settled: set[tuple[str, ...]] = set()
     for number, (line, row) in enumerate(objects):
         if not isinstance(row, dict):
             yield Row(line, "", fault=row if isinstance(row, InvalidLine) else f"{short(row)} is not an object")
             continue
-        if (names := tuple(row)) not in settled:
-            if _form_of(row, known) < best:
-                raise AnotherForm
-            if all(k >= best for k in known[names]):
-                settled.add(names)
+        if _form_of(row, known) < best:
+            raise AnotherForm
         if None in map(row.get, form.needed):
             own = row.get("qid")
             missing = ", ".join(field for field in form.needed if row.get(field) is None)

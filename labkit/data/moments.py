@@ -24,7 +24,6 @@ import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +123,7 @@ class Moment:
                 field = [*texts, "options"][min(k, len(texts))]
                 step = f"write the character that {ascii(half[0])} is half of, or take it out"
                 raise BadField(field, text, "holds half a character, which no file can", step)
-        if not _is_absolute(self.video):
+        if "\0" in self.video or not os.path.isabs(self.video):
             raise BadField("video", self.video, "is no absolute path", "resolve it against the moments file's folder")
         if not (math.isfinite(self.duration) and self.duration > 0):
             raise BadField("duration", self.duration, "is not a length", "write the clip's seconds, above 0")
@@ -196,11 +195,6 @@ class Moment:
         stem, _ = stem_of(self.video)
         window = trim_window(stem)
         return os.path.join(os.path.dirname(self.video), window[0] if window else stem)
-
-
-@lru_cache(1 << 12)
-def _is_absolute(video: str) -> bool:
-    return "\0" not in video and os.path.isabs(video)
 
 
 Fields = tuple[str, str, str, Sequence[Sequence[float]], float, Span | None, str, tuple[str, ...], int | None, bool]
