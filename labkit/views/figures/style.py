@@ -130,9 +130,11 @@ def seconds(value: float) -> str:
     return f"{value:.1f}" if abs(value) < 1e5 else f"{value:.2g}"
 
 
-def error_bars(middle: Sequence[float], intervals: Iterable[Interval]) -> dict[str, Any]:
-    """Plotly's error bars around values; an interval of which nothing is known leaves its bar out."""
+def error_bars(middle: Sequence[float], intervals: Iterable[Interval]) -> dict[str, Any] | None:
+    """Plotly's error bars around values; an interval of which nothing is known leaves its bar out, and none are no bars."""
     pairs = list(zip(middle, intervals, strict=True))
+    if all(math.isnan(low) for _, (low, _) in pairs):
+        return None
     return {
         "type": "data",
         "array": [None if math.isnan(high) else high - value for value, (_, high) in pairs],
