@@ -31,8 +31,8 @@ COLUMNS = SCORES | {
     "iou_last": "last",
     "iou_answer": "answer",
 }
-ANSWERED = {"acc_qa": "Acc@QA", "acc_gqa": "Acc@GQA"}
-"""Columns beside these where moments have options."""
+ANSWERED = {"etf1": "EtF1", "count_accuracy": "C-Acc", "acc_qa": "Acc@QA", "acc_gqa": "Acc@GQA"}
+"""Columns beside these where a truth is a set of spans, or moments have options."""
 TRUE_WORDS = "True words: of all words said of a kind the share that is true of what the clip shows"
 DISTINCT = "Distinct: thoughts that differ once object words and numbers are blanked."
 WORDS_LEGEND = (

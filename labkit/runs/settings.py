@@ -17,7 +17,7 @@ from labkit.embedded.true_words import KINDS
 from labkit.errors import LabError
 from labkit.params import DEFAULTS, format_value, read_yaml
 from labkit.runs.budget import COUNTED, Spent, read_spent, total
-from labkit.runs.results import DECODINGS, MODELS, all_true, read_results
+from labkit.runs.results import ANSWERED, DECODINGS, MODELS, all_true, read_results
 from labkit.runs.run import CHANGEABLE, NOTEBOOK_OF, read_manifest
 from labkit.runs.versions import version_text
 from labkit.scoring.bootstrap import Spread, spread_over_seeds
@@ -201,7 +201,7 @@ COMPARED = {**ACCURACY, "anchor_rate": "anchors", "strict_share": "strict"}
 """Figures that are over all queries; those of chains with anchors, and of words, are over other queries in each run."""
 WORDS = tuple(f"true_{kind}" for kind in KINDS)
 SHOWN = (
-    ("miou", "r1@0.3", "r1@0.5", "r1@0.7", "acc_qa", "acc_gqa"),
+    ("miou", "r1@0.3", "r1@0.5", "r1@0.7", *ANSWERED),
     ("anchor_rate", "strict_share", "iou_first", "iou_last", "iou_answer", "true_words"),
     (*WORDS, "distinct_share"),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
@@ -31,6 +31,7 @@ EXAMPLES = 3
 """Names that a message or a card gives of many."""
 KINDS = {
     "an anchor": "takes an anchor of the thought for the answer",
+    "one of several": "takes one span of an answer of several",
     "another span": "takes numbers that are neither the answer nor an anchor",
     "reversed": "takes a start that isn't before its end, which overlaps nothing",
     "nothing": "finds nothing where there is an answer",
@@ -237,13 +238,13 @@ class Disagreement:
     count: int
     qid: str
     text: str
-    ours: Pair | None
+    ours: Span | None
     theirs: Pair | None
 
     @property
     def pairs(self) -> tuple[str, str]:
         """What labkit reads in the text, and what the rule does."""
-        return _pair_text(self.ours), _pair_text(self.theirs)
+        return _text(self.ours.parts if self.ours else ()), _text((self.theirs,) if self.theirs else ())
 
     @property
     def account(self) -> str:
@@ -296,7 +297,7 @@ def disagreements(predictions: Answers, moments: Sequence[Moment], *, most: int 
     rows = [(moment.qid, row) for moment in moments if (row := answers.rows.get(moment.qid)) is not None]
     chains = [(qid, parse(row.text or "", finished=row.finished)) for qid, row in rows]
     found = Disagreements()
-    for rule in RULES.values():
+    for rule in list(RULES.values())[1:]:  # all but labkit's own
         examples: dict[str, list[tuple[str, AnchorChain, Pair | None]]] = {}
         counts: Counter[str] = Counter()
         for qid, chain in chains:
@@ -307,28 +308,26 @@ def disagreements(predictions: Answers, moments: Sequence[Moment], *, most: int 
                 examples.setdefault(kind, []).append((qid, chain, theirs))
         for kind, count in counts.most_common():
             found += [
-                Disagreement(rule.name, kind, count, qid, chain.text, _answer(chain), theirs)
+                Disagreement(rule.name, kind, count, qid, chain.text, chain.answer, theirs)
                 for qid, chain, theirs in examples[kind][:most]
             ]
     return found
 
 
 def _kind(chain: AnchorChain, theirs: Pair | None) -> str:
-    if theirs == _answer(chain):
-        return ""
+    parts = [(part.start, part.end) for part in chain.answer.parts] if chain.answer else []
     if theirs is None:
-        return "nothing"
+        return "nothing" if parts else ""
+    if theirs in parts:
+        return "one of several" if len(parts) > 1 else ""
     if theirs[0] >= theirs[1]:
         return "reversed"
     return "an anchor" if theirs in [(span.start, span.end) for span in chain.spans] else "another span"
 
 
-def _answer(chain: AnchorChain) -> Pair | None:
-    return None if chain.answer is None else (chain.answer.start, chain.answer.end)
-
-
-def _pair_text(pair: Pair | None) -> str:
-    return "nothing" if pair is None else f"{pair[0]:g} to {pair[1]:g}"
+def _text(spans: Iterable[Span | Pair]) -> str:
+    pairs = [(each.start, each.end) if isinstance(each, Span) else each for each in spans]
+    return ", ".join(f"{start:g} to {end:g}" for start, end in pairs) or "nothing"
 
 
 def _usable(reading: ReadAnswer) -> bool:

@@ -388,12 +388,20 @@ def test_disagreements_say_what_a_rule_takes_for_the_answer():
     }
     found = {(one.rule, one.kind): one for one in disagreements(texts, MOMENTS)}
     anchor = found["timelens", "an anchor"]
-    assert (anchor.count, anchor.qid, anchor.theirs, anchor.ours) == (2, "a", (0.0, 40.0), (5.0, 15.0))
+    assert (anchor.count, anchor.qid, anchor.theirs, anchor.ours) == (2, "a", (0.0, 40.0), Span(5.0, 15.0))
     assert found["timer1", "another span"].theirs == (0.0, 40.0)
     assert (found["timer1", "reversed"].theirs, found["timer1", "reversed"].ours) == ((10.0, 0.0), None)
     assert not [rule for rule, _ in found if rule == "labkit"]
     assert len(disagreements(texts, MOMENTS, most=2)) > len(found)
     assert str(anchor).startswith("timelens takes an anchor of the thought for the answer (2 texts), as in a: 0 to 40")
+
+
+def test_a_rule_that_takes_one_span_of_several_is_told_beside_all_of_them():
+    found = {
+        (one.rule, one.kind): one for one in disagreements({"a": f"{says(2, 5)[:-9]}, 10 to 20</answer>"}, MOMENTS)
+    }
+    assert found["timelens-reward", "one of several"].pairs == ("2 to 5, 10 to 20", "2 to 5")
+    assert "labkit" not in {rule for rule, _ in found}
 
 
 def test_a_rule_that_finds_nothing_is_told_from_one_that_finds_another_span():

@@ -13,7 +13,7 @@ from labkit.data.moments import Moment
 from labkit.views import Film, chain_picture
 from labkit.views.explorer.packing import anchor_columns, answer_column, pack
 from labkit.views.explorer.still import draw_still
-from labkit.views.figures.chains import _borders, _share
+from labkit.views.figures.chains import _borders, _share, funnel
 from labkit.views.measured_chains import measure_chains
 from labkit.views.text_bars import bar
 
@@ -68,3 +68,10 @@ def test_text_ridgelines_and_pictures_leave_the_gap_empty() -> None:
     assert count == 1 and seconds[share > 0].tolist() == [4.0, 21.0]
     rows = measure_chains([Record("q", TEXT)], {"q": MOMENT})
     assert draw_still(rows, 0, None, "1 chain").startswith(b"\x89PNG") and pack(rows).rows == rows
+
+
+def test_the_funnel_measures_a_set_as_a_whole_so_that_the_truth_is_its_band() -> None:
+    # From 4 to 28: middle 16, half length 12. The set's own middle, 22, would put the truth itself beside the band.
+    fig = funnel([Record("q", render([Span(4, 16)], union(WINDOWS)))], {"q": MOMENT})
+    start, end = (trace for trace in fig.data if trace.name in ("start", "end"))
+    assert list(start.x) == [-1, -1] and list(end.x) == [0, 1]

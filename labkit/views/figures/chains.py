@@ -210,14 +210,16 @@ def _steps(measured_chains: Sequence[MeasuredChain]) -> dict[str, list[tuple[flo
 
 
 def _scaled_steps(measured_chains: Sequence[MeasuredChain]) -> dict[str, list[tuple[float, float, MeasuredChain]]]:
-    """By step name: start and end of each chain in half-lengths of the truth, from its middle, and the chain; sets as a whole."""
+    """By step name: start and end of each chain in half-lengths of the truth, from its middle, and the chain; of sets the whole's."""
     steps: dict[str, list[tuple[float, float, MeasuredChain]]] = {}
     for measured in measured_chains:
         truth = measured.window
+        # Of what reaches from end to end: a set's own middle lies elsewhere.
+        middle, half = (truth.start + truth.end) / 2, (truth.end - truth.start) / 2
         for bar in measured.bars(MOST_ANCHORS):
             if bar.span is None:
                 continue
-            ends = [2 * (time - truth.middle) / (truth.end - truth.start) for time in (bar.span.start, bar.span.end)]
+            ends = [(time - middle) / half for time in (bar.span.start, bar.span.end)]
             # a model may write any number: far out is far out, and no infinity reaches the figure
             start, end = (max(-_FAR, min(_FAR, each)) for each in ends)
             steps.setdefault(bar.name, []).append((start, end, measured))

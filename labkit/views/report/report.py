@@ -201,7 +201,7 @@ def summary(folder: Path) -> dict[str, Any]:
         ("labkit", version_text(manifest)),
     ]
     if results["begins"]:
-        facts.insert(0, ("begins", results["begins"]))
+        facts.insert(0, ("begins", results["begins"].rpartition("begins with ")[2].removesuffix(".")))
     if harvest := results["harvest"]:
         kept = f"{harvest.get('kept', 0):,.0f}" if "kept" in harvest else ""
         share = f"{100 * harvest['yield']:.1f} %" if harvest.get("yield") is not None else ""

@@ -49,11 +49,14 @@ def test_the_pay_for_an_option_is_drawn_where_there_is_one() -> None:
     assert "option" not in by_name(training_curves([rollout(1, "", 1.0)], {"q": MOMENT})), "0 in every chain"
 
 
-def test_right_options_are_compared_where_there_are_some() -> None:
-    fig = stage_comparison({"base": {"miou": 0.5, "acc_qa": 0.75, "acc_gqa": 0.25}, "sft": {"miou": 0.6}})
-    titles = [annotation.text for annotation in fig.layout.annotations]
-    assert "Acc@QA" in titles and "Acc@GQA" in titles
-    assert "Acc@QA" not in str(stage_comparison({"base": {"miou": 0.5}}).layout.annotations)
+@pytest.mark.parametrize(("kind", "titles"), [("options", {"Acc@QA", "Acc@GQA"}), ("sets", {"EtF1", "C-Acc"})])
+def test_figures_of_options_and_of_sets_are_compared_where_there_are_some(kind: str, titles: set[str]) -> None:
+    keys = {"options": ("acc_qa", "acc_gqa"), "sets": ("etf1", "count_accuracy")}[kind]
+    fig = stage_comparison({"base": {"miou": 0.5, **dict.fromkeys(keys, 0.25)}, "sft": {"miou": 0.6}})
+    assert titles <= {annotation.text for annotation in fig.layout.annotations}
+    assert not titles & {
+        annotation.text for annotation in stage_comparison({"base": {"miou": 0.5}}).layout.annotations
+    }
 
 
 def test_training_curves_read_a_history_and_pass_over_what_it_lacks() -> None:
