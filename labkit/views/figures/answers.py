@@ -16,7 +16,7 @@ from labkit.views.measured_chains import ChainRecord, MeasuredChain, Records, me
 
 MOST_POINTS = 150
 """Chains drawn as single dots in a panel; medians are always of all."""
-_TENTHS = np.linspace(0, 1 + 1e-9, 11)[1:-1]
+_TENTHS = np.arange(1, 10) / 10
 """Borders between ten bins from 0 to 1."""
 SAME = 0.05
 """IoU changes up to this size count as no change."""
@@ -63,7 +63,7 @@ def before_after(
         """Both sides' chains of the chosen queries."""
         return [each for at in np.flatnonzero(chosen) for side in by_query for each in side[both[at]]]
 
-    across, down = np.digitize([x, y], _TENTHS)
+    across, down = np.digitize([x, y], _TENTHS + 1e-9)  # on a border is below it, whatever its last bit is
     cells = sorted(set(zip(across.tolist(), down.tolist(), strict=True)))
     inside = [(across == i) & (down == j) for i, j in cells]
     counts = [int(each.sum()) for each in inside]
