@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from labkit.data.video.worker_process import available_cores
 from labkit.doctor.findings import Finding, size_text
 from labkit.doctor.workload import ModelShape, read_model_shape
 from labkit.errors import LabError
@@ -109,7 +110,7 @@ def find_machine(wanted: str) -> Machine:
     """The device that the parameter `device` selects on this machine; the CPU where a GPU is wanted and there is none."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     if wanted != "cpu" and torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory
         name, count = torch.cuda.get_device_name(0), torch.cuda.device_count()

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from labkit.data.moments import Moment, write_moments
+from labkit.data.video.worker_process import available_cores
 from labkit.embedded import first_edition, second_edition
 from labkit.embedded.clips import write_mp4
 from labkit.errors import LabError
@@ -124,20 +126,25 @@ def write_world(
             raise LabError(f"the embedded world's {split} split is to hold {count} clips; give at least 1")
     (folder / "clips").mkdir(parents=True, exist_ok=True)
     done, moments = 0, {}
-    for split, count in counts.items():
-        rows: list[Moment] = []
-        for index in range(count):
-            number = clip_seed(split, index, seed)
-            clip, path = world.draw(number), folder / "clips" / f"{split}-{index:05d}-{number}.mp4"
-            if not path.exists():
-                with replacing(path) as draft:
-                    write_mp4(draft, world.render_frames(clip))
-            rows += world.clip_moments(clip, path, task)
-            done += 1
-            if progress:
-                progress(done, sum(counts.values()))
-        write_moments(rows, moments_file(folder, split, task))
-        moments[split] = rows
+
+    def write_clip(split: str, index: int) -> list[Moment]:
+        number = clip_seed(split, index, seed)
+        clip, path = world.draw(number), folder / "clips" / f"{split}-{index:05d}-{number}.mp4"
+        if not path.exists():
+            with replacing(path) as draft:
+                write_mp4(draft, world.render_frames(clip))
+        return world.clip_moments(clip, path, task)
+
+    with ThreadPoolExecutor(available_cores()) as pool:  # the encoder works without the interpreter's lock
+        for split, count in counts.items():
+            rows: list[Moment] = []
+            for more in pool.map(functools.partial(write_clip, split), range(count)):
+                rows += more
+                done += 1
+                if progress:
+                    progress(done, sum(counts.values()))
+            write_moments(rows, moments_file(folder, split, task))
+            moments[split] = rows
     return moments
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.data.video.frames import fingerprint
-from labkit.data.video.worker_process import WorkerFailed, WorkerProcess
+from labkit.data.video.worker_process import WorkerFailed, WorkerProcess, available_cores
 from labkit.errors import LabError
 from labkit.files import replacing
 
@@ -140,7 +140,9 @@ def check_videos(
     fresh: dict[str, dict[str, Any]] = {}
     saved = time.monotonic()
     try:
-        for done, (key, answer) in enumerate(_probe_all(unopened, deadline, processes or _cores()), 1):
+        for done, (key, answer) in enumerate(
+            _probe_all(unopened, deadline, processes or min(8, available_cores())), 1
+        ):
             fresh[key] = answer
             if on_video is not None:
                 on_video(done, len(unopened))
@@ -210,13 +212,6 @@ def _probe_one(worker: WorkerProcess, path: str) -> dict[str, Any]:
         if error.timed_out:
             return {"state": "hangs", "notes": [str(error)]}
         return {"state": "crashed", "notes": [f"the process that opened it {error}"]}
-
-
-def _cores() -> int:
-    try:
-        return min(8, len(os.sched_getaffinity(0)))
-    except AttributeError:  # not on macOS and Windows
-        return min(8, os.cpu_count() or 1)
 
 
 def _cache_key() -> dict[str, Any]:

@@ -31,6 +31,12 @@ _PIPE_BYTES = 1 << 20
 """Bytes that an array's pipe holds: with Linux's 64 KiB a frame costs dozens of changes between two processes."""
 
 
+def available_cores() -> int:
+    """Cores that this process may use, which a job's may be fewer than the machine's; at least 1."""
+    # Not on macOS and Windows.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class WorkerFailed(Exception):
     """A process timed out or died over a request; the text says which. `timed_out`: it was killed at the deadline."""
 
