@@ -15,14 +15,16 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 from labkit.errors import NEXT_STEPS, LabError, NotebookError, Stopped, Terminated
 from labkit.files import lock, replacing, unlock
-from labkit.params import assigned_names, names, read_params
+from labkit.params import Params, assigned_names, names, read_params
+from labkit.policy.model import SHIPPED
 from labkit.progress import duration, tee
 from labkit.progress import say as to_stdout
 from labkit.quick_imports import quick_nbformat
@@ -32,6 +34,9 @@ from labkit.stages.distributed.preemption import handle_preemption, stop_request
 
 BANNER_TAG = "labkit-error"
 ANSI_COLORS = re.compile(r"\x1b\[[0-9;]*m")
+FORGET = "get_ipython().reset(); __import__('gc').collect()"
+"""Leaves a kernel without what a notebook has defined and counted; libraries and the browser for pictures stay loaded."""
+FORGET_SECONDS = 120
 
 
 def run_notebooks(
@@ -53,14 +58,14 @@ def run_notebooks(
                 log(
                     f"ignored: {launcher}'s variables ({', '.join(names)}); the parameters say how many processes work"
                 )
-        with handle_preemption(run.path / ".stop"):
-            _run_sequence(run, sources, log)
+        with handle_preemption(run.path / ".stop"), shared_kernel(run.params) as kernel:
+            _run_sequence(run, sources, log, kernel)
     finally:
         unlock(run.path / ".sequence.lock")
     return run
 
 
-def _run_sequence(run: Run, sources: Mapping[str, Path], say: Callable[[str], None]) -> None:
+def _run_sequence(run: Run, sources: Mapping[str, Path], say: Callable[[str], None], kernel: Any) -> None:
     params, start = run.params, time.monotonic()
     # The defaults stand in the notebooks' own cells or in Params: only what differs needs to be said there.
     given = {name: value for name, value in params.as_dict().items() if name == "run" or name in params.changed()}
@@ -75,7 +80,7 @@ def _run_sequence(run: Run, sources: Mapping[str, Path], say: Callable[[str], No
             continue
         say(f"{label} ...")
         try:
-            execute(sources[name], target, given, cwd=run.root, say=lambda line: say(f"    {line}"))
+            execute(sources[name], target, given, cwd=run.root, say=lambda line: say(f"    {line}"), kernel=kernel)
         except NotebookError:
             if not stop_requested():  # otherwise the error is the stop itself, in this process or in a worker
                 raise
@@ -99,20 +104,68 @@ def _write_skipped(source: Path, target: Path, why: str) -> None:
         nbformat.write(notebook, draft)
 
 
+@contextmanager
+def shared_kernel(params: Params) -> Iterator[Any]:
+    """A manager of one kernel for all notebooks, whose imports and browser each would pay again; it ends with the block.
+
+    None where the base is not labkit's own: with its kernel goes all that a real model leaves in a GPU's memory.
+    """
+    if params.model not in SHIPPED:
+        yield None
+        return
+    manager, newest = _kernel_manager_class()(), list[Any]()
+    make_client = manager.client
+
+    def only_client(**options: Any) -> Any:  # Papermill leaves the channels of a kernel open that lives on
+        while newest:
+            newest.pop().stop_channels()
+        newest.append(make_client(**options))
+        return newest[0]
+
+    manager.client = only_client
+    try:
+        yield manager
+    finally:
+        while newest:
+            newest.pop().stop_channels()
+        if manager.has_kernel:
+            from jupyter_core.utils import run_sync
+
+            run_sync(manager.shutdown_kernel)()
+
+
+async def _forget(kernel: Any) -> None:
+    """Leave a kernel as it began, but for what is loaded. Raises RuntimeError or TimeoutError where it does not answer."""
+    client = kernel.client()
+    client.start_channels()
+    await client.wait_for_ready(timeout=FORGET_SECONDS)
+    await client.execute(FORGET, silent=True, reply=True, timeout=FORGET_SECONDS)
+
+
 def execute(
-    source: Path, target: Path, parameters: Mapping[str, Any], *, cwd: Path, say: Callable[[str], None]
+    source: Path,
+    target: Path,
+    parameters: Mapping[str, Any],
+    *,
+    cwd: Path,
+    say: Callable[[str], None],
+    kernel: Any = None,
 ) -> None:
     """Execute the notebook `source` with `parameters` into `target`, and hand each line that it prints to `say`.
 
-    The notebook grows under a temporary name beside `target` and gets its name at the end, also when a cell fails:
+    `kernel`, a manager, is started or used again, and lives on; without it the notebook has a kernel of its own. The notebook
+    grows under a temporary name beside `target` and gets its name at the end, also when a cell fails:
     then with a banner on top that says what happened. Raises NotebookError in that case.
     """
     quick_nbformat()  # which papermill loads
     import papermill
+    from jupyter_core.utils import run_sync
     from nbclient.exceptions import DeadKernelError
 
     temporary = target.with_name(f".{target.stem}.running.ipynb")
     lines = _LineWriter(say)
+    if kernel is not None and kernel.has_kernel:
+        run_sync(_forget)(kernel)
     # One params file serves all five notebooks; their second cells check the names, so Papermill need not.
     logging.getLogger("papermill").setLevel(logging.ERROR)
     logging.getLogger("papermill.translators").setLevel(logging.ERROR)
@@ -127,7 +180,7 @@ def execute(
             stdout_file=lines,
             stderr_file=lines,
             coalesce_streams=True,
-            kernel_manager_class=_kernel_manager_class(),
+            **({"kernel_manager_class": _kernel_manager_class()} if kernel is None else {"km": kernel}),
         )
     except papermill.PapermillExecutionError as error:
         lines.close()

@@ -6,10 +6,12 @@ import logging
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 
 from labkit.errors import NotebookError
-from labkit.runs.notebooks import execute, sign
+from labkit.params import DEFAULTS
+from labkit.runs.notebooks import execute, shared_kernel, sign
 from labkit.runs.papermill_engine import KnownParameters
 from tests.browser.pages import write_notebook
 
@@ -62,6 +64,24 @@ def test_a_batch_log_has_every_line_and_the_notebook_the_last_of_each_work(noteb
     text = "".join(o.text for cell in cells for o in cell.get("outputs", []) if o.output_type == "stream")
     assert [line.split(",")[0] for line in text.splitlines()] == ["begins", "grpo: 5 of 5", "ends"]
     assert cells[0].metadata.jupyter.source_hidden and "injected-parameters" in cells[1].metadata.tags
+
+
+@pytest.mark.slow
+def test_notebooks_share_a_kernel_and_nothing_that_they_define(tmp_path: Path) -> None:
+    cells = {"first": "import os\nleft = 1\nos.getpid()", "second": "import os\n('left' in globals(), os.getpid())"}
+    shown = []
+    with shared_kernel(DEFAULTS) as kernel:
+        for name, cell in cells.items():
+            write_notebook(tmp_path / f"{name}.ipynb", cell)
+            out = tmp_path / f"{name}-out.ipynb"
+            execute(tmp_path / f"{name}.ipynb", out, {}, cwd=tmp_path, say=lambda line: None, kernel=kernel)
+            shown.append(nbformat.read(out, 4).cells[-1])
+    pid = shown[0].outputs[0].data["text/plain"]
+    assert shown[1].outputs[0].data["text/plain"] == f"(False, {pid})"
+    assert [cell.execution_count for cell in shown] == [1, 1]
+    assert not psutil.pid_exists(int(pid)), "it ends with the sequence"
+    with shared_kernel(DEFAULTS.replace(model="Qwen/Qwen2.5-VL-3B-Instruct")) as kernel:
+        assert kernel is None, "a real model's memory goes with its kernel"
 
 
 @pytest.mark.slow
