@@ -26,7 +26,7 @@ from labkit.runs.interventions import Interventions
 from labkit.runs.notebooks import pass_over_cells
 from labkit.runs.results import MODELS, ModelEvaluation, is_evaluated, read_model_evaluation, require_evaluation
 from labkit.runs.run import NOTEBOOK_OF, STAGE_LOCK, read_manifest, runs_in
-from labkit.runs.second_process import SecondProcess, worth_it
+from labkit.runs.second_process import SecondProcess, second_process, worth_it
 from labkit.runs.settings import differences
 from labkit.runs.trackers import StageLog, Trackers
 from labkit.runs.workbench import Workbench, answer_settings
@@ -74,8 +74,8 @@ class Lab(Workbench):
         finished = super().start(name)
         pass_over_cells(self.skipped(name))
         self.seed_everything()
-        if not finished and self.second is None and worth_it(self.params):
-            self.second = SecondProcess(self.params)
+        if not finished and worth_it(self.params):
+            self.second, self.training_threads = second_process(), 2
         return finished
 
     def finish(self, name: str, figures: Mapping[str, Any]) -> None:
@@ -361,7 +361,7 @@ class Lab(Workbench):
         model = policy.stage if isinstance(policy, ModelRef) else policy
         with locked(self.path / STAGE_LOCK, "a notebook"):
             if self.second is not None and task in ("evaluation", "harvest") and not isinstance(policy, ModelRef):
-                self.second.help(task, policy, arguments)
+                self.second.help(self.params, task, policy, arguments)
             do_task(self, task, model, on_event, self.folder(notebook) / "logs", **arguments)
 
     def _require_model_of(self, stage: str, policy: Policy | ModelRef) -> None:

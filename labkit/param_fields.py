@@ -101,9 +101,9 @@ class RunParams(ParamGroup):
     """Processes that train, evaluate and harvest, one GPU each; 0 is one for each visible GPU, 1 works in the notebook
     itself. `prompts_per_step` and `sft_batch` are those of all, and what is learnt does not depend on their number. A stage
     that was broken off goes on with any number, but under `fsdp2` not with one after several, or several after one. Ours."""
-    second_process: bool = False
-    """Have a second process answer half of the embedded lab's evaluations and harvest where a second core is idle; what is answered
-    is the same. Off: what it gains in time has not been measured on an idle machine. Ours."""
+    second_process: bool = True
+    """Where a second core is idle when the embedded lab starts, have a second process answer half of its evaluations and harvest,
+    and train in two threads; what is answered and learnt is the same, to the last bit. Ours."""
     report_to: tuple[Tracker, ...] = ()
     """Trackers that get each step's figures and some chains while stages train: `tensorboard`, `wandb`, `trackio`, or several. None:
     nothing is imported. May change within a run. Ours."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from labkit.doctor.workload import BYTES_PER_PARAMETER, COMPLETION_FRACTION, ModelShape, Workload
 from labkit.params import Params
 from labkit.policy.inputs import Prompt
-from labkit.policy.model import Policy
+from labkit.policy.model import Policy, torch_threads
 
 MAX_MEASURED_PARAMETERS = 100_000_000
 """Parameters of the largest model that is loaded and measured: loading and a few passes take seconds."""
@@ -69,14 +69,8 @@ def measure_throughput(policy: Policy, params: Params, workload: Workload, grid:
 
     The weights are changed: do not use the policy afterwards.
     """
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(params.threads)
-    try:
+    with torch_threads(params.threads):
         return _measure_throughput(policy, params, workload, grid)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _measure_throughput(policy: Policy, p: Params, workload: Workload, grid: tuple[int, int, int]) -> Throughput:
@@ -171,9 +165,7 @@ def measure_operations(shape: ModelShape, params: Params, device: str) -> tuple[
     import torch
 
     dtype = getattr(torch, params.dtype)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(params.threads)
-    try:
+    with torch_threads(params.threads):
         rows = 4096 if device == "cuda" else 256
         left = torch.randn(rows, shape.hidden, device=device).to(dtype)
         right = torch.randn(shape.hidden, shape.intermediate, device=device).to(dtype)
@@ -187,8 +179,6 @@ def measure_operations(shape: ModelShape, params: Params, device: str) -> tuple[
         operations = 2.0 * rows * shape.hidden * shape.intermediate * repeats / seconds
         block = torch.empty(64_000_000 if device == "cuda" else 16_000_000, device=device)
         copied = 2.0 * 4 * block.numel() / _timed(lambda: block.add_(1.0), torch.device(device), params.threads)
-    finally:
-        torch.set_num_threads(threads)
     basis = f"operations and bytes, at {operations / 1e12:.2f} TFLOP/s of a matrix product and {copied / 1e9:,.0f} GB/s of a copy, "
     basis += f"both measured on {device} just now, of which a model is taken to reach {MATMUL_EFFICIENCY:.0%}"
     return MATMUL_EFFICIENCY * operations, copied, basis

@@ -225,6 +225,19 @@ def copy_processor(policy: Policy, folder: Path) -> None:
 
 
 @contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch compute with so many threads of the CPU within the block."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def ignore_renames() -> Iterator[None]:
     """Ignore the deprecation warnings of TRL and PEFT calling transformers by a name it has changed."""
     with warnings.catch_warnings():

@@ -195,7 +195,7 @@ def _work(planned: Sequence[Planned], jobs: int, limit: float, say: Callable[[st
                     fail(run, f"it counts its steps from {' and '.join(lacking)}, which failed")
                 else:
                     tell(run, "...")
-                    running.append(_Attempt(run, _begin(run), time.monotonic()))
+                    running.append(_Attempt(run, _begin(run, jobs), time.monotonic()))
             if stop_requested() and not stopping:
                 stopping = True
                 for each in running:
@@ -231,12 +231,17 @@ def _next(waiting: Sequence[Planned], running: Sequence[_Attempt]) -> Planned | 
     return next((run for run in waiting if open_folders.isdisjoint(run.needs)), None)
 
 
-def _begin(run: Planned) -> subprocess.Popen[bytes]:
+def _begin(run: Planned, jobs: int) -> subprocess.Popen[bytes]:
+    others = ["-p", "second_process", "false"] if jobs > 1 else []  # which is another run's
     with run.log.open("ab") as log:
         log.write(f"{ATTEMPT}{now()}\n".encode())
         log.flush()
         return subprocess.Popen(
-            run.command(), cwd=project_root(), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            [*run.command(), *others],
+            cwd=project_root(),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
         )
 
 

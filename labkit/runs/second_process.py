@@ -1,14 +1,16 @@
-"""A second process for the notebook's, on a CPU: evaluations and the harvest of the embedded lab take both cores.
+"""The second core of a CPU: a second process for the notebook's, and when the embedded lab takes that core at all.
 
 The notebook works on the batches from the first on, this process on the same batches from the last on, and each leaves out what it
 finds in the store. So neither waits for the other, what is answered is the same whoever answers it, and where this process dies the
-notebook does all. A stage of training stays in the notebook's process: its sums would be rounded otherwise.
+notebook does all. A stage of training stays in the notebook's process, whose passes take two threads (`Workbench.training_threads`):
+torch shares out what they compute, never one sum, while the sums of two processes would be rounded otherwise.
 
 python -m labkit.runs.second_process
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import queue
@@ -17,7 +19,7 @@ import threading
 import warnings
 from typing import Any
 
-from labkit.data.video.worker_process import WorkerFailed, WorkerProcess, heartbeat, serve
+from labkit.data.video.worker_process import WorkerFailed, WorkerProcess, available_cores, heartbeat, serve
 from labkit.param_fields import WORLDS
 from labkit.params import Params
 from labkit.policy.model import SHIPPED, Policy, load_policy
@@ -35,9 +37,15 @@ GRACE = 30.0
 
 def worth_it(params: Params) -> bool:
     """Whether there is an idle core for a run of these parameters, and enough to do for it."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    idle = cores > 1 and os.getloadavg()[0] < cores  # processes that ran in the last minute, this one among them
-    here = params.processes == 1 and params.device != "cuda" and params.model in SHIPPED and params.data in WORLDS
+    cores = available_cores()
+    # Processes that ran in the last minute, this one among them; and the second one itself, once it is there.
+    idle = cores > 1 and (os.getloadavg()[0] < cores or second_process.cache_info().currsize > 0)
+    here = (
+        params.processes == params.threads == 1
+        and params.device != "cuda"
+        and params.model in SHIPPED
+        and params.data in WORLDS
+    )
     queries = 4 * params.world_test
     if not (params.second_process and here and idle and min(params.test_limit or queries, queries) >= WORTH):
         return False
@@ -49,19 +57,18 @@ def worth_it(params: Params) -> bool:
 class SecondProcess:
     """The notebook's side: requests are sent one after another, from a thread that ends with the program."""
 
-    def __init__(self, params: Params) -> None:
+    def __init__(self) -> None:
         """Start the process, which loads its libraries meanwhile."""
-        self.params = params
         self.worker = WorkerProcess([sys.executable, "-m", "labkit.runs.second_process"], DEADLINE)
         self.requests: queue.Queue[dict[str, Any]] = queue.Queue()
         threading.Thread(target=self._send, daemon=True).start()
         self.requests.put({})
 
-    def help(self, task: str, policy: Policy, arguments: dict[str, Any]) -> None:
+    def help(self, params: Params, task: str, policy: Policy, arguments: dict[str, Any]) -> None:
         """Have it do `evaluation` or `harvest` from the end, with the model that `policy` was loaded from; returns at once."""
         if policy.device.type == "cpu" and not policy.has_adapter:
             asked = {"model": policy.name, "weights": weights_digest(policy), "task": task, "arguments": arguments}
-            self.requests.put({"params": self.params.as_dict(), **asked})
+            self.requests.put({"params": params.as_dict(), **asked})
 
     def settle(self) -> None:
         """Wait until it writes nothing any more: for the batch at hand, and not for ever."""
@@ -81,6 +88,12 @@ class SecondProcess:
                     say(f"second process {failure}; this one does all")
             finally:
                 self.requests.task_done()
+
+
+@functools.cache
+def second_process() -> SecondProcess:
+    """The one of this program, started when it is first asked for: the five notebooks of `labkit run` are of one."""
+    return SecondProcess()
 
 
 def _handle(request: dict[str, Any]) -> str:

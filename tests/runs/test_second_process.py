@@ -55,9 +55,9 @@ def bench(tmp_path):
 def test_the_notebook_finds_answered_what_it_has_answered_meanwhile(bench, monkeypatch):
     monkeypatch.setattr(module, "GRACE", 300.0)  # of a machine that is busy
     policy, asked = bench.load("base"), []
-    second = SecondProcess(bench.params)
+    second = SecondProcess()
     arguments = {"stage": "base", "notebook": "01_grpo", "parts": PARTS}
-    second.help("evaluation", policy, arguments)
+    second.help(bench.params, "evaluation", policy, arguments)
     second.settle()
     assert not (bench.path / "01_grpo/base-greedy.json").exists(), "figures are the notebook's"
     generate = stage.generate
@@ -66,7 +66,7 @@ def test_the_notebook_finds_answered_what_it_has_answered_meanwhile(bench, monke
     assert asked == [] and (bench.path / "01_grpo/base-greedy.json").exists()
     with torch.no_grad():
         next(policy.model.parameters()).add_(1.0)
-    second.help("evaluation", policy, {**arguments, "parts": [["blind-black", "greedy", "black"]]})
+    second.help(bench.params, "evaluation", policy, {**arguments, "parts": [["blind-black", "greedy", "black"]]})
     second.settle()
     assert not (bench.path / "01_grpo/evaluations/blind-black").exists(), "a model that was trained since is not there"
     second.worker.close()
@@ -74,6 +74,6 @@ def test_the_notebook_finds_answered_what_it_has_answered_meanwhile(bench, monke
 
 def test_where_it_dies_the_notebook_is_told_and_goes_on(bench, monkeypatch, capsys):
     monkeypatch.setattr(module.sys, "executable", "/bin/false")
-    second = SecondProcess(bench.params)
+    second = SecondProcess()
     second.settle()
     assert "second process ended by exit code 1; this one does all" in capsys.readouterr().out
