@@ -232,16 +232,15 @@ def _next(waiting: Sequence[Planned], running: Sequence[_Attempt]) -> Planned | 
 
 
 def _begin(run: Planned, jobs: int) -> subprocess.Popen[bytes]:
-    others = ["-p", "second_process", "false"] if jobs > 1 else []  # which is another run's
+    command = [
+        *run.command(),
+        *(["-p", "second_process", "false"] if jobs > 1 else []),
+    ]  # the other core is another run's
     with run.log.open("ab") as log:
         log.write(f"{ATTEMPT}{now()}\n".encode())
         log.flush()
         return subprocess.Popen(
-            [*run.command(), *others],
-            cwd=project_root(),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
+            command, cwd=project_root(), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
         )
 
 

@@ -37,15 +37,11 @@ GRACE = 30.0
 
 def worth_it(params: Params) -> bool:
     """Whether there is an idle core for a run of these parameters, and enough to do for it."""
-    cores = available_cores()
+    cores = available_cores() if hasattr(os, "sched_getaffinity") else 1
     # Processes that ran in the last minute, this one among them; and the second one itself, once it is there.
     idle = cores > 1 and (os.getloadavg()[0] < cores or second_process.cache_info().currsize > 0)
-    here = (
-        params.processes == params.threads == 1
-        and params.device != "cuda"
-        and params.model in SHIPPED
-        and params.data in WORLDS
-    )
+    alone = params.processes == params.threads == 1
+    here = alone and params.device != "cuda" and params.model in SHIPPED and params.data in WORLDS
     queries = 4 * params.world_test
     if not (params.second_process and here and idle and min(params.test_limit or queries, queries) >= WORTH):
         return False
