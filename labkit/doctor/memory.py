@@ -77,7 +77,8 @@ class _PeakMemory:
         self.trained = trained_parameters(shape, p) * bytes_per_trained_parameter(p, world) / self.num_shards
         frozen = tower + (text * self.bytes_each / self.num_shards if p.lora_rank else 0.0)
         self.weights = frozen + self.trained
-        self.reference = 0.0 if p.lora_rank or not p.beta else tower + text * self.bytes_each / self.num_shards
+        # Of the KL reference: the vision tower is the model's own.
+        self.reference = 0.0 if p.lora_rank or not p.beta else text * self.bytes_each / self.num_shards
         # A copy of the initial weights, to restore after an interrupt (`labkit.stages.checkpoints`); with a GPU it is in main memory.
         self.start = self.trained if device == "cpu" and world == 1 else 0.0
         self.always = {"process": process_bytes(device), "weights": self.weights}
