@@ -186,9 +186,7 @@ def stage_comparison(figures: Mapping[str, Mapping[str, float]]) -> style.Figure
         f"Percent, higher is better{asked}. Anchor rate: chains with an anchor. Strict share: chains of two anchors or "
         "more, each better than the one before. Both are shares of all chains."
     )
-    compared = _COMPARED | {
-        key: name for key, name in ANSWERED.items() if any(key in each for each in figures.values())
-    }
+    compared = _COMPARED | {k: name for k, name in ANSWERED.items() if any(k in each for each in figures.values())}
     fig, _ = style.panels(
         list(compared.values()), title, caption, 34 * len(labels), columns=len(compared), bottom=36, shared_yaxes=True
     )
