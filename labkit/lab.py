@@ -75,7 +75,7 @@ class Lab(Workbench):
         pass_over_cells(self.skipped(name))
         self.seed_everything()
         if not finished and worth_it(self.params):
-            self.second, self.training_threads = second_process(), 2
+            self.second = second_process()
         return finished
 
     def finish(self, name: str, figures: Mapping[str, Any]) -> None:

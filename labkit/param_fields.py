@@ -102,8 +102,8 @@ class RunParams(ParamGroup):
     itself. `prompts_per_step` and `sft_batch` are those of all, and what is learnt does not depend on their number. A stage
     that was broken off goes on with any number, but under `fsdp2` not with one after several, or several after one. Ours."""
     second_process: bool = True
-    """Where a second core is idle when the embedded lab starts, have a second process answer half of its evaluations and harvest,
-    and train in two threads; what is answered and learnt is the same, to the last bit. Ours."""
+    """Where a second core is idle when the embedded lab starts, have a second process answer half of its evaluations and harvest;
+    what is answered is the same. Ours."""
     report_to: tuple[Tracker, ...] = ()
     """Trackers that get each step's figures and some chains while stages train: `tensorboard`, `wandb`, `trackio`, or several. None:
     nothing is imported. May change within a run. Ours."""
