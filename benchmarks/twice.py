@@ -33,6 +33,7 @@ import numpy as np
 from labkit.chain.anchors import parse
 from labkit.chain.metrics import chain_figures
 from labkit.data.moments import Moment, write_moments
+from labkit.embedded.recipes.lessons import Noise, chain_lesson
 from labkit.embedded.second_edition import asked_query
 from labkit.embedded.world import world_folder, write_world
 from labkit.param_fields import WORLDS
@@ -41,7 +42,6 @@ from labkit.runs.workbench import Workbench
 from labkit.scoring.bootstrap import paired_differences
 from labkit.stages.evaluate import evaluate
 from labkit.stages.rollouts import Rollout
-from labkit_recipes.lessons import Noise, chain_lesson
 
 SHOWN = ("miou", "etf1", "count_accuracy", "tf1@0.5", "r1@0.5", "anchor_rate", "strict_share")
 PAIRED = ("miou", "etf1", "count_accuracy")

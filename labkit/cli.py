@@ -529,13 +529,9 @@ def base(options: argparse.Namespace) -> None:
         return write_untrained(Path(o.folder), o.family, o.seed)
     if o.family != "qwen2_5_vl":
         raise LabError(f"the recipe trains a qwen2_5_vl, not a {o.family}; add --untrained for random weights")
-    try:
-        from labkit_recipes.first_base import train_base
-        from labkit_recipes.second_base import train_second_base
-    except (
-        ModuleNotFoundError
-    ) as error:  # a checkout that was installed before the recipes were a package of their own
-        raise LabError(f"{error}; install labkit again, such as with `pip install -e .` in its checkout") from None
+    from labkit.embedded.recipes.first_base import train_base
+    from labkit.embedded.recipes.second_base import train_second_base
+
     if o.name == "embedded":
         train_base(o.folder, seed=o.seed, report=say)
     else:

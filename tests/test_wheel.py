@@ -17,7 +17,6 @@ from labkit.runs.notebooks import lay_out
 ROOT = Path(__file__).parents[1]
 BUILT_FROM = (
     "labkit",
-    "labkit_recipes",
     "notebooks",
     "params",
     "share",
@@ -67,7 +66,7 @@ def test_a_wheel_brings_notebooks_and_params_along_and_lays_them_out(installed, 
         )
         assert made == ours
     assert "cd lab && labkit run params/embedded.yaml" in done.stdout
-    assert (installed / "labkit_recipes" / "second_base.py").is_file(), "what `labkit base` trains by"
+    assert (installed / "labkit" / "embedded" / "recipes" / "second_base.py").is_file(), "what `labkit base` trains by"
     again = labkit(installed, tmp_path / "work", "new", "lab")
     assert again.returncode == 2 and "exist already" in again.stderr
     # A run starts there: it gets as far as the model that is not there.

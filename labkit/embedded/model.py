@@ -1,7 +1,7 @@
 """The embedded base: a tiny, real Qwen2.5-VL that answers on the embedded world.
 
 1.4 million parameters, a vocabulary of whole words, weights shipped with the package. It plays the base model's part: it finds
-events, but roughly, and it rarely writes anchors. `labkit_recipes.first_base` is the recipe that made it. `write_untrained` writes
+events, but roughly, and it rarely writes anchors. `recipes.first_base` made it. `write_untrained` writes
 the same shape in any model family, with random weights.
 """
 

@@ -17,13 +17,13 @@ from labkit.embedded.model import (
     build_model,
     build_tokenizer,
 )
+from labkit.embedded.recipes import lessons, second_base
+from labkit.embedded.recipes.first_base import Recipe, frame_labels, make_clips, make_completion, train_base
+from labkit.embedded.recipes.option_warmup import GQA_WORDS, add_option_words
+from labkit.embedded.recipes.shared import clip_positions, question_ids
 from labkit.embedded.second_edition import all_queries, make_film, query_text
 from labkit.policy.inputs import ClipPatches, build_prompt
 from labkit.policy.model import SHIPPED, load_policy
-from labkit_recipes import lessons, second_base
-from labkit_recipes.first_base import Recipe, frame_labels, make_clips, make_completion, train_base
-from labkit_recipes.option_warmup import GQA_WORDS, add_option_words
-from labkit_recipes.shared import clip_positions, question_ids
 
 THING = Thing("red", "circle", 1, 0.75, 0.25, 0.12, 1.0, 0, (Event("blinks", 4.0, 8.0),))
 TINY = Recipe(clips=12, vision_steps=2, vision_batch=8, text_steps=4, text_batch=4)

@@ -8,8 +8,16 @@ import torch
 from labkit.chain.anchors import option_letter, parse
 from labkit.embedded.clips import ACTIONS
 from labkit.embedded.model import build_tokenizer
+from labkit.embedded.recipes.option_warmup import (
+    GQA_WORDS,
+    LONG,
+    SHORT,
+    OptionWarmup,
+    add_option_words,
+    draw_warmup,
+    letters,
+)
 from labkit.policy.model import load_policy
-from labkit_recipes.option_warmup import GQA_WORDS, LONG, SHORT, OptionWarmup, add_option_words, draw_warmup, letters
 
 
 def test_a_warmup_text_gives_each_action_the_letter_of_its_own_option():

@@ -11,6 +11,8 @@ import pytest
 from labkit.chain.anchors import parse
 from labkit.chain.spans import Span, iou, union
 from labkit.embedded.clips import PLACES, clip_and_number
+from labkit.embedded.recipes import lessons
+from labkit.embedded.recipes.second_base import frame_labels
 from labkit.embedded.second_edition import (
     LASTING_ACTIONS,
     SECONDS,
@@ -27,8 +29,6 @@ from labkit.embedded.second_edition import (
 from labkit.embedded.true_words import check_words, word_figures
 from labkit.embedded.world import clip_seed, write_world
 from labkit.errors import LabError
-from labkit_recipes import lessons
-from labkit_recipes.second_base import frame_labels
 
 FILMS = [make_film(seed) for seed in range(120)]
 

@@ -15,9 +15,9 @@ import numpy as np
 from labkit.chain.anchors import option_letter
 from labkit.embedded.clips import ACTIONS, COLORS, SHAPES
 from labkit.embedded.model import build_tokenizer, embedding_rows
+from labkit.embedded.recipes.shared import LayerOutput
 from labkit.embedded.second_edition import OPTIONS, SECONDS
 from labkit.policy.prompts import one_line
-from labkit_recipes.shared import LayerOutput
 
 if TYPE_CHECKING:
     import torch

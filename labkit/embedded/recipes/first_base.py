@@ -20,9 +20,8 @@ import numpy as np
 from labkit.embedded.clips import ACTIONS, COLORS, PLACES, SHAPES, STATES_PER_SECOND, Event, Thing, action_at, is_shown
 from labkit.embedded.first_edition import SECONDS, STATES, Scene, grounding_query, make_scene, render_frames, time_of
 from labkit.embedded.model import SIDE, TIMES, build_model, build_tokenizer
-from labkit.embedded.world import clip_seed
-from labkit_recipes.lessons import jittered, snapped
-from labkit_recipes.shared import (
+from labkit.embedded.recipes.lessons import jittered, snapped
+from labkit.embedded.recipes.shared import (
     LayerOutput,
     VisionRecipe,
     clip_positions,
@@ -33,6 +32,7 @@ from labkit_recipes.shared import (
     train_vision,
     write_base,
 )
+from labkit.embedded.world import clip_seed
 
 if TYPE_CHECKING:
     import torch

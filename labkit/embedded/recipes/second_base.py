@@ -25,6 +25,20 @@ import numpy as np
 from labkit.chain.anchors import option_letter
 from labkit.embedded.clips import ACTIONS, COLORS, PLACES, SHAPES, STATES_PER_SECOND
 from labkit.embedded.model import SIDE, build_model, build_tokenizer
+from labkit.embedded.recipes import lessons
+from labkit.embedded.recipes.option_warmup import OptionWarmup, add_option_words, draw_warmup, letters
+from labkit.embedded.recipes.shared import (
+    LayerOutput,
+    VisionRecipe,
+    clip_positions,
+    encode_clips,
+    init_embeddings,
+    optimizer_step,
+    question_ids,
+    text_rate,
+    train_vision,
+    write_base,
+)
 from labkit.embedded.second_edition import (
     SECONDS,
     STATES,
@@ -39,20 +53,6 @@ from labkit.embedded.second_edition import (
 from labkit.embedded.world import Task, clip_seed
 from labkit.policy.inputs import Prompt
 from labkit.policy.prompts import one_line
-from labkit_recipes import lessons
-from labkit_recipes.option_warmup import OptionWarmup, add_option_words, draw_warmup, letters
-from labkit_recipes.shared import (
-    LayerOutput,
-    VisionRecipe,
-    clip_positions,
-    encode_clips,
-    init_embeddings,
-    optimizer_step,
-    question_ids,
-    text_rate,
-    train_vision,
-    write_base,
-)
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +69,7 @@ class Recipe(NamedTuple):
     layers: int = 3
     """Of the language model."""
     one_look: bool = True
-    """Whether answers without anchors are taught as one look gives them: see `labkit_recipes.lessons.direct_lesson`."""
+    """Whether answers without anchors are taught as one look gives them: see `labkit.embedded.recipes.lessons.direct_lesson`."""
     vision_steps: int = 200
     vision_rate: float = 3e-3
     clean_steps: int = 1700
@@ -86,7 +86,7 @@ class Recipe(NamedTuple):
     anchor_share: float = 0.06
     """Share of thoughts with anchors in the rough steps."""
     warmup_steps: int = 0
-    """Steps of `labkit_recipes.option_warmup` on short texts before the first lesson; where questions have options."""
+    """Steps of `labkit.embedded.recipes.option_warmup` on short texts before the first lesson; where questions have options."""
     warmup_batch: int = 0
     """Texts in one of these steps; half as many, every other one long, beside each batch of lessons."""
     choice_weight: float = 0.0
