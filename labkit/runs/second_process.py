@@ -2,7 +2,7 @@
 
 The notebook works on the batches from the first on, this process on the same batches from the last on, and each leaves out what it
 finds in the store. So neither waits for the other, what is answered is the same whoever answers it, and where this process dies the
-notebook does all. A stage of training stays in the notebook's process and in one thread: two (`Workbench.training_threads`) gave the
+notebook does all. A stage of training stays in the notebook's process and in one thread: two gave the
 same 31 steps of SFT to the last bit, and another rounding in the 32nd.
 
 python -m labkit.runs.second_process

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
-import os
 import random
 import warnings
 from collections.abc import Callable, Sequence
@@ -65,8 +64,6 @@ def keep_freed_memory() -> None:
 
 def seed_everything(params: Params) -> None:
     """Set torch's threads and all seeds of this process, and silence the libraries' warnings."""
-    # Before torch: its threads else burn the core on which they wait for each other, and another program may need it.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
     from transformers import logging, set_seed
 
@@ -108,9 +105,6 @@ def answer_settings(params: Params, own: OwnTerms, model: str) -> dict[str, Any]
 
 class Workbench(Run):
     """A run with its data, models, rewards and tasks; open it with `Workbench.open(params)`."""
-
-    training_threads = 0
-    """Of forward and backward passes, where they are others than `threads`."""
 
     def seed_everything(self) -> None:
         """Set torch's threads and all seeds, and silence the libraries' warnings, in each process that works."""
@@ -235,7 +229,7 @@ class Workbench(Run):
             policy, self.source(policy, "train"), self.moments("train"), spec=self.rewards(stage == "grpo_final"),
             params=self.params, stage=stage, folder=self.stage_folder(stage),
             on_step=lambda row: on_event({"row": row}), on_resume=lambda rows: on_event({"rows": rows}),
-            probes=self._probes(policy, stage), threads=self.training_threads,
+            probes=self._probes(policy, stage),
         )  # fmt: skip
 
     def _probes(self, policy: Policy, stage: str) -> Probes | None:
@@ -251,7 +245,7 @@ class Workbench(Run):
             policy, self.source(policy, "train"), [sft.Trace(*trace) for trace in traces],
             params=self.params, folder=self.stage_folder("sft"),
             on_step=lambda row: on_event({"row": row}), on_resume=lambda rows: on_event({"rows": rows}),
-            clips=clips if self.params.pack_clips else None, threads=self.training_threads,
+            clips=clips if self.params.pack_clips else None,
         )  # fmt: skip
 
     def run_harvest(self, policy: Policy, on_event: EventListener, *, backwards: bool = False) -> None:

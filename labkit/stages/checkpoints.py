@@ -24,7 +24,7 @@ import numpy as np
 
 from labkit.errors import LabError
 from labkit.files import apply_umask, differences, read_json, write_json
-from labkit.policy.model import Policy, save_policy, torch_threads
+from labkit.policy.model import Policy, save_policy
 from labkit.progress import say
 from labkit.stages.completions import weights_digest
 from labkit.stages.distributed.process_group import all_gather_object, barrier, process_rank
@@ -237,11 +237,7 @@ def resumable(trainer: Any) -> Any:
     """
 
     class Resumable(trainer):
-        _cpu_mark, _threads = 0.0, 1
-
-        def training_step(self, *args: Any, **kwargs: Any) -> Any:
-            with torch_threads(self._threads):
-                return super().training_step(*args, **kwargs)
+        _cpu_mark = 0.0
 
         def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
             if "loss" in logs:
@@ -263,9 +259,9 @@ def resumable(trainer: Any) -> Any:
                 }
                 write_json(folder / COMPLETE, sizes, indent=None)
 
-        def train_from(self, checkpoint: Path | None, threads: int) -> None:
-            """Train, from a checkpoint if there is one, with so many threads a pass, and let go of what only training needs."""
-            self._cpu_mark, self._threads = time.process_time(), threads
+        def train_from(self, checkpoint: Path | None) -> None:
+            """Train, from a checkpoint if there is one, and let go of what only training needs."""
+            self._cpu_mark = time.process_time()
             try:
                 self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             finally:

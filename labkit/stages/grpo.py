@@ -20,7 +20,7 @@ from labkit.errors import LabError
 from labkit.param_fields import GrpoParams
 from labkit.params import Params
 from labkit.policy.inputs import Prompt
-from labkit.policy.model import Policy, ignore_renames, torch_threads
+from labkit.policy.model import Policy, ignore_renames
 from labkit.policy.packed_logprobs import pack_shared_prefix
 from labkit.policy.prompt_source import prefetch
 from labkit.stages.arguments import grpo_config
@@ -70,13 +70,11 @@ def train_grpo(
     on_step: Callable[[dict[str, Any]], None] | None = None,
     on_resume: Callable[[list[dict[str, Any]]], None] | None = None,
     probes: Probes | None = None,
-    threads: int = 0,
 ) -> GrpoResult:
     """Train `policy` on `moments` and write `checkpoint-*/`, `rollouts/` and, last, `final/` to `folder`.
 
     `on_step` is called with the row of each step once it is taken, `on_resume` with those of the steps that an earlier attempt took.
-    `probes` are asked meanwhile, and change nothing. `threads` are those of forward and backward passes, if not `params.threads`,
-    which sampling takes in any case: its steps are too small to be shared.
+    `probes` are asked meanwhile, and change nothing.
 
     Called again on the same folder it goes on from the newest complete checkpoint, samples the same rollouts again from there, and
     ends with the weights of a run that was never interrupted. Once `final/` is there, it only reads. Where it is broken off,
@@ -139,7 +137,7 @@ def train_grpo(
             train_dataset=Dataset.from_dict({"prompt": order[: steps * size]}),
         )  # fmt: skip
         require_sharding(trainer)
-        trainer.train_from(checkpoint, threads or params.threads)
+        trainer.train_from(checkpoint)
     if process_rank().rank == 0:
         store.compact()
     stopped_by = "steps" if trainer.state.global_step >= params.grpo_steps else "condition"
@@ -260,11 +258,10 @@ def trainer_class() -> Any:
         def rollout(self, prompts: list[str]) -> dict[str, Any]:
             """TRL's hook: qids, each repeated for its group, to prompt ids and completion ids."""
             group = self.num_generations
+            self.asked = [self.source[qid] for qid in prompts[::group]]
             seed = self.rollout_seed + self.state.global_step + 1
             limits = {"max_new_tokens": self.params.max_new_tokens, "temperature": self.temperature}
-            with torch_threads(self.params.threads):
-                self.asked = [self.source[qid] for qid in prompts[::group]]
-                generated = generate_rollouts(self, group, seed=seed, **limits)
+            generated = generate_rollouts(self, group, seed=seed, **limits)
             step = self.state.global_step + 1
             self.completions = [
                 score_completion(

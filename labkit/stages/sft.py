@@ -68,15 +68,13 @@ def train_sft(
     on_step: Callable[[dict[str, Any]], None] | None = None,
     on_resume: Callable[[list[dict[str, Any]]], None] | None = None,
     clips: Mapping[str, str] | None = None,
-    threads: int = 0,
 ) -> SftResult:
     """Train `policy` on `traces` and write `checkpoint-*/` and, last, `final/` to `folder`.
 
     Resumes as `labkit.stages.grpo.train_grpo` does, and is shared by several workers as that is: each takes its part of a batch.
     Only where there are fewer traces than a batch asks for do the weights depend on the number of workers: see `sft_batch_size`.
 
-    `on_step`, `on_resume` and `threads` are as there. `clips`,
-    which names each qid's clip, puts traces of one clip next to each other.
+    `on_step` and `on_resume` are called as there. `clips`, which names each qid's clip, puts traces of one clip next to each other.
 
     Raises:
         LabError: there is no trace, a batch cannot be divided among the processes or there are fewer traces than these,
@@ -135,7 +133,7 @@ def train_sft(
         )
         trainer.remove_callback(transformers.PrinterCallback)
         require_sharding(trainer)
-        trainer.train_from(checkpoint, threads or params.threads)
+        trainer.train_from(checkpoint)
     result = SftResult(trainer.state.global_step, _history(trainer.state), round(time.monotonic() - begin, 1))
     finish_stage(policy, result, folder)
     return result
