@@ -162,7 +162,7 @@ def test_what_a_cluster_made_is_read_on_a_laptop(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-4000:]
     for page in ("explored.html", "asked.html"):
         text = (tmp_path / page).read_text(encoding="utf-8")
-        assert '"sheets": {"0": "' in text and "cannot be shown" not in text, f"PyAV drew the film of {page}"
+        assert '"sheets":{"0":"' in text and "cannot be shown" not in text, f"PyAV drew the film of {page}"
     assert (tmp_path / "report/report.html").is_file()
     refused = [str(path) for path in tmp_path.rglob("*") if REFUSED.search(path.name)]
     assert refused == []

@@ -34,8 +34,15 @@ from labkit.stages.distributed.preemption import handle_preemption, stop_request
 
 BANNER_TAG = "labkit-error"
 ANSI_COLORS = re.compile(r"\x1b\[[0-9;]*m")
-FORGET = "get_ipython().reset(); __import__('gc').collect()"
-"""Leaves a kernel without what a notebook has defined and counted; libraries and the browser for pictures stay loaded."""
+FORGET = """
+(lambda shell: (
+    [shell.user_ns.pop(name) for name in set(shell.user_ns) - set(shell.user_ns_hidden)],
+    shell.displayhook.flush(),
+    setattr(shell, "execution_count", 1),
+))(get_ipython())
+"""
+"""Leaves a kernel without what a notebook has defined, shown and counted. Libraries and the browser stay, and so does what
+IPython hides: its own names, and those of a user's startup files, which `reset` would clear under the feet of their functions."""
 FORGET_SECONDS = 120
 
 

@@ -67,8 +67,17 @@ def test_a_batch_log_has_every_line_and_the_notebook_the_last_of_each_work(noteb
 
 
 @pytest.mark.slow
-def test_notebooks_share_a_kernel_and_nothing_that_they_define(tmp_path: Path) -> None:
-    cells = {"first": "import os\nleft = 1\nos.getpid()", "second": "import os\n('left' in globals(), os.getpid())"}
+def test_notebooks_share_a_kernel_and_nothing_that_they_define(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    startup = tmp_path / "ipython/profile_default/startup"
+    startup.mkdir(parents=True)
+    (startup / "mine.py").write_text("import string\ndef mine(): return string.digits[:2]\n")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    cells = {
+        "first": "import os\nleft = _left = mine()\nos.getpid()",
+        "second": "import os\n({'left', '_left'} & set(globals()), mine(), os.getpid())",  # a startup file's function works on
+    }
     shown = []
     with shared_kernel(DEFAULTS) as kernel:
         for name, cell in cells.items():
@@ -77,7 +86,7 @@ def test_notebooks_share_a_kernel_and_nothing_that_they_define(tmp_path: Path) -
             execute(tmp_path / f"{name}.ipynb", out, {}, cwd=tmp_path, say=lambda line: None, kernel=kernel)
             shown.append(nbformat.read(out, 4).cells[-1])
     pid = shown[0].outputs[0].data["text/plain"]
-    assert shown[1].outputs[0].data["text/plain"] == f"(False, {pid})"
+    assert shown[1].outputs[0].data["text/plain"] == f"(set(), '01', {pid})"
     assert [cell.execution_count for cell in shown] == [1, 1]
     assert not psutil.pid_exists(int(pid)), "it ends with the sequence"
     with shared_kernel(DEFAULTS.replace(model="Qwen/Qwen2.5-VL-3B-Instruct")) as kernel:
