@@ -142,11 +142,14 @@ def shared_kernel(params: Params) -> Iterator[Any]:
 
 
 async def _forget(kernel: Any) -> None:
-    """Leave a kernel as it began, but for what is loaded. Raises RuntimeError or TimeoutError where it does not answer."""
+    """Leave a kernel as it began, but for what is loaded; one that does not answer any more is started anew."""
     client = kernel.client()
     client.start_channels()
-    await client.wait_for_ready(timeout=FORGET_SECONDS)
-    await client.execute(FORGET, silent=True, reply=True, timeout=FORGET_SECONDS)
+    try:
+        await client.wait_for_ready(timeout=FORGET_SECONDS)
+        await client.execute(FORGET, silent=True, reply=True, timeout=FORGET_SECONDS)
+    except (RuntimeError, TimeoutError):
+        await kernel.restart_kernel(now=True)
 
 
 def execute(

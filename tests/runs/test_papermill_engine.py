@@ -94,6 +94,21 @@ def test_notebooks_share_a_kernel_and_nothing_that_they_define(
 
 
 @pytest.mark.slow
+def test_a_kernel_that_died_between_two_notebooks_is_replaced(tmp_path: Path) -> None:
+    write_notebook(tmp_path / "in.ipynb", "import os\nos.getpid()")
+    pids = []
+    with shared_kernel(DEFAULTS) as kernel:
+        for _ in range(2):
+            execute(
+                tmp_path / "in.ipynb", tmp_path / "out.ipynb", {}, cwd=tmp_path, say=lambda line: None, kernel=kernel
+            )
+            pids.append(int(nbformat.read(tmp_path / "out.ipynb", 4).cells[-1].outputs[0].data["text/plain"]))
+            if len(pids) == 1:
+                psutil.Process(pids[0]).kill()
+    assert pids[0] != pids[1]
+
+
+@pytest.mark.slow
 def test_what_was_executed_is_trusted_by_its_user_and_by_nobody_else(
     notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
