@@ -263,7 +263,7 @@ def text_lines(path: Path) -> tuple[Iterable[str], str]:
     def lines() -> Iterator[str]:
         try:
             with opened(path, "rt", encoding="utf-8-sig", newline="\n") as file:
-                yield from (line.replace("\r\n", "\n") for line in file) if b"\r" in head else file
+                yield from (line.replace("\r\n", "\n") for line in file)
         except (UnicodeDecodeError, OSError, EOFError, zlib.error):
             read_encoded(path)
             raise

@@ -162,3 +162,9 @@ def test_a_table_that_breaks_off_late_is_no_table(tmp_path: Path, monkeypatch: p
 def test_a_line_is_read_alike_however_quickly(line: str, found: object, reason: str) -> None:
     read = rows.read_object(line)
     assert (str(read) if isinstance(found, str) else read) == found, reason
+
+
+def test_line_ends_may_change_anywhere_in_a_file(tmp_path: Path) -> None:
+    long = "x" * (1 << 20)  # more than is looked at before the first row
+    (tmp_path / "rows.csv").write_text(f"a,b\n{long},1\nlast,2\r\n", newline="")
+    assert list(rows.text_lines(tmp_path / "rows.csv")[0]) == ["a,b\n", f"{long},1\n", "last,2\n"]
