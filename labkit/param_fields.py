@@ -129,6 +129,9 @@ class ModelParams(ParamGroup):
     """Rank of the LoRA adapters; 0 trains all weights (the vision tower stays frozen, as in Time-R1). Ours."""
     lora_alpha: int = Field(32, ge=1, le=4096)
     """Scale of the LoRA adapters. Ours."""
+    lora_merge: bool = True
+    """Merge the adapter while chains are sampled, which is faster and takes a copy of the adapted matrices in `dtype` meanwhile; the
+    base itself is never written to. Ours."""
     prompt: str = "query"
     """The question: a template's name (query, anchors, answer, options, sets), a text file of your own such as `my_prompt.txt`, or the
     text itself. Your own holds `{query}`, and may hold `{video}`, `{duration}` and `{options}`. Ours: the paper's prompt is

@@ -65,6 +65,7 @@ CALLED = [
         "policy/attention: registers its attention functions",
     ),
     ("transformers:PretrainedConfig", "get_config_dict", "pretrained_model_name_or_path", "policy/model: model_type"),
+    ("peft.tuners.lora:LoraLayer", "get_base_layer", "self", "policy/adapters: the layer below LoRA"),
     ("peft:PeftModel", "get_base_model", "self", "policy/model, policy/packed_logprobs: the model below LoRA"),
     (
         "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl:Qwen2_5_VLModel",
@@ -105,6 +106,12 @@ READ = [
     ("trl:GRPOTrainer", '"advantages"', "stages/grpo: recorded beside each rollout"),
     ("trl:GRPOTrainer", 'add_adapter("ref"', "policy/model: saved checkpoints leave this adapter out"),
     ("trl:GRPOTrainer", "self.vllm_generation", "stages/experimental/vllm_generation: TRL's engine"),
+    ("peft.tuners.lora:LoraLayer", "self.lora_variant", "policy/adapters: what is no plain LoRA is not merged"),
+    (
+        "peft.tuners.lora.layer:Linear",
+        "result = result + lora_B(lora_A(dropout(x))) * scaling",
+        "policy/adapters: the sum that it merges",
+    ),
     ("transformers:Trainer", '"shift_labels"', "stages/sft: by this name all labels of a batch are counted"),
     ("transformers:Trainer", "fsdp_plugin_args", "stages/sharding: vision modules are ignored"),
     ("transformers.utils.generic", '"flash" in', "policy/attention: all windows in one call by the name"),

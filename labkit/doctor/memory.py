@@ -81,6 +81,7 @@ class _PeakMemory:
         self.reference = 0.0 if p.lora_rank or not p.beta else text * self.bytes_each / self.num_shards
         # A copy of the initial weights, to restore after an interrupt (`labkit.stages.checkpoints`); with a GPU it is in main memory.
         self.start = self.trained if device == "cpu" and world == 1 else 0.0
+        self.merges = p.lora_rank > 0 and p.lora_merge
         self.always = {"process": process_bytes(device), "weights": self.weights}
 
     def gathered(self, all_layers: bool) -> dict[str, float]:
@@ -110,6 +111,7 @@ class _PeakMemory:
         return {
             "cache": (prompt_tokens + prompts * group * self.params.max_new_tokens) * bytes_per_token,
             "decoding": max(prefill, sampling),
+            **({"merged adapter": s.layers * s.layer_parameters * float(self.bytes_each)} if self.merges else {}),
             **self.gathered(True),
         }
 

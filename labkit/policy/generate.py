@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from labkit.policy.adapters import merged
 from labkit.policy.attention import install_attention, no_attention_mask
 from labkit.policy.forbidden_text import ForbiddenText
 from labkit.policy.inputs import Prompt, position_ids
@@ -74,7 +76,7 @@ def generate(
     training = policy.model.training
     policy.model.eval()  # gradient checkpointing refuses a cache in training mode
     try:
-        with torch.no_grad():
+        with torch.no_grad(), merged(policy.model) if policy.merge else nullcontext():
             if prompts[0].inputs is None:
                 rows = _DecodeLoop(policy, prompts, num, max_new_tokens, choice(prompts)).run()
             else:  # the plain path, prompt by prompt

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from labkit.errors import LabError
 from labkit.files import apply_umask, under
+from labkit.policy.adapters import add_lora
 from labkit.policy.families import FAMILIES, PLAIN, Family, Geometry
 from labkit.policy.processors import load_processor, require_image_text
 
@@ -54,6 +54,8 @@ class Policy:
     """Path or hub id, kept as provenance in every rollout."""
     processor: Any = None
     """The model's own processor where it is read by the plain path, see `labkit.policy.plain`."""
+    merge: bool = True
+    """Whether an adapter is merged while chains are sampled, see `labkit.policy.adapters`."""
 
     @property
     def base(self) -> Any:
@@ -119,6 +121,7 @@ def load_policy(
     device: str = "auto",
     lora_rank: int = 0,
     lora_alpha: int = 32,
+    lora_merge: bool = True,
     seed: int = 0,
 ) -> Policy:
     """Load a policy, ready to train, with its vision tower frozen.
@@ -129,6 +132,7 @@ def load_policy(
         device: `auto` takes the first GPU if there is one.
         lora_rank: 0 trains every weight of the language model; above, LoRA of that rank on its linear layers.
         lora_alpha: LoRA's scale is `lora_alpha / lora_rank`.
+        lora_merge: merge an adapter while chains are sampled.
         seed: Of the initial values of LoRA's matrices; the global random state is untouched.
 
     Raises:
@@ -171,7 +175,7 @@ def load_policy(
             model = PeftModel.from_pretrained(model, source, is_trainable=True)
         elif lora_rank:
             model = add_lora(model, lora_rank, lora_alpha, seed)
-    policy = Policy(model.to(device).eval(), tokenizer, name, processor)
+    policy = Policy(model.to(device).eval(), tokenizer, name, processor, lora_merge)
     for tower in policy.towers:
         tower.requires_grad_(False)
     return policy
@@ -391,19 +395,3 @@ def _require_adapter_base(folder: Path, root: Path) -> None:
             f"'{folder}' is an adapter of the model '{base}', which cannot be loaded ({error}); put that model there, or "
             f"write where it lies as base_model_name_or_path into '{folder / 'adapter_config.json'}'"
         ) from None
-
-
-def add_lora(model: Any, rank: int, alpha: int, seed: int) -> Any:
-    """A `PeftModel` with LoRA of `rank` on the language model's linear layers."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    decoder = model.get_decoder()
-    linear = {name.rpartition(".")[2] for name, part in decoder.named_modules() if isinstance(part, torch.nn.Linear)}
-    (inside,) = (name for name, part in model.named_modules() if part is decoder)
-    # The vision tower has modules of the same names, which stay frozen.
-    targets = rf"{re.escape(inside)}\..*\.({'|'.join(sorted(linear))})"
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM", lora_dropout=0.0)
-    with torch.random.fork_rng([]):  # on the CPU, so that the adapter is the same whatever the device
-        torch.default_generator.manual_seed(seed)
-        return get_peft_model(model, config)

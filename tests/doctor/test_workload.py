@@ -164,6 +164,14 @@ def test_kl_needs_a_second_model_unless_an_adapter_can_be_taken_off() -> None:
     assert stage_memory(SMALL, changed(beta=0.1, lora_rank=4), LOAD, "cpu")["grpo"]["reference"] == 0
 
 
+def test_a_merged_adapter_is_a_copy_of_what_it_is_on_while_chains_are_sampled() -> None:
+    layers = 2 * SMALL.layer_parameters * 2
+    for change, size in (({}, layers), ({"lora_merge": False}, None)):
+        memory = stage_memory(SMALL, changed(dtype="bfloat16", lora_rank=4, **change), LOAD, "cuda")
+        assert memory["distill"].get("merged adapter") == size
+    assert "merged adapter" not in stage_memory(SMALL, changed(dtype="bfloat16"), LOAD, "cuda")["distill"]
+
+
 def test_logits_exist_for_some_tokens_at_a_time() -> None:
     memory = stage_memory(SMALL, changed(group_size=256, lora_rank=4), LOAD, "cuda")["grpo"]
     assert 2 * 256 * 10 > LOGIT_CHUNK

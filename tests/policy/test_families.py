@@ -14,6 +14,7 @@ from labkit.data.video.frames import FrameCache
 from labkit.doctor.workload import read_model_shape
 from labkit.errors import LabError
 from labkit.policy import inputs
+from labkit.policy.adapters import add_lora
 from labkit.policy.families import FAMILIES, VIDEO_PAD, in_words, timestamped_spans
 from labkit.policy.generate import generate
 from labkit.policy.inputs import (
@@ -27,7 +28,7 @@ from labkit.policy.inputs import (
     rotary_positions,
     vision_kwargs,
 )
-from labkit.policy.model import Policy, add_lora, ignore_renames, load_policy, save_policy
+from labkit.policy.model import Policy, ignore_renames, load_policy, save_policy
 from labkit.policy.packed_logprobs import pack_shared_prefix
 from labkit.policy.prompt_source import PromptSource
 from labkit.policy.prompts import messages

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from labkit.policy import packed_logprobs as module
+from labkit.policy.adapters import add_lora
 from labkit.policy.inputs import vision_kwargs
-from labkit.policy.model import Policy, add_lora, ignore_renames
+from labkit.policy.model import Policy, ignore_renames
 from labkit.policy.packed_logprobs import pack_shared_prefix
 from tests import tiny
 

@@ -20,7 +20,8 @@ from labkit.cli import main
 from labkit.data.moments import FIELDS, moment_of, read_moments, write_moments
 from labkit.errors import LabError
 from labkit.params import DEFAULTS
-from labkit.policy.model import Policy, add_lora, ignore_renames, load_policy, save_policy
+from labkit.policy.adapters import add_lora
+from labkit.policy.model import Policy, ignore_renames, load_policy, save_policy
 from labkit.runs.export import export_model, export_traces
 from labkit.runs.model_card import model_card
 from labkit.runs.run import Run

@@ -259,6 +259,23 @@ def test_lora_with_a_kl_term_trains_the_adapter_alone(adapted):
 
 
 @pytest.mark.slow
+def test_chains_are_those_of_an_adapter_that_is_not_merged(adapted, source, moments, tmp_path):
+    """And with them all that is learnt; in bfloat16 the base is the same bit by bit behind four steps, too."""
+    _, after, history, folder = adapted
+    policy = load_policy("embedded", device="cpu", lora_rank=4, lora_merge=False)
+    result = small.train_grpo(policy, source, moments, tmp_path / "apart", grpo_steps=3, beta=0.1, warmup_steps=0)
+    texts = [[row.text for row in RolloutStore(each / "rollouts").read()] for each in (folder, tmp_path / "apart")]
+    assert texts[0] == texts[1] and len(texts[0]) == 48
+    assert [row["kl"] for row in result.history] == pytest.approx([row["kl"] for row in history], abs=1e-5)
+    assert farthest(after, weights(policy)) < 1e-5
+    policy = load_policy("embedded", device="cpu", lora_rank=4, dtype="bfloat16")
+    before = weights(policy)
+    small.train_grpo(policy, source, moments, tmp_path / "half", grpo_steps=4, beta=0.1, warmup_steps=0)
+    moved = {name for name, weight in weights(policy).items() if not torch.equal(weight, before[name])}
+    assert moved and all("lora_" in name for name in moved)
+
+
+@pytest.mark.slow
 def test_an_adapter_that_is_trained_on_is_held_to_itself(adapted, source, moments, tmp_path, capfd):
     """Not to the model below: the first step of the final stage is no divergence."""
     _, after, _, folder = adapted
