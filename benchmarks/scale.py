@@ -140,7 +140,7 @@ def funnel(folder: Path, queries: int, samples: int) -> str:
 
 
 def explorer(folder: Path, queries: int, samples: int) -> str:
-    widget = explore(RolloutStore(folder / "rollouts").stream(), moments_of(folder, queries), clips=0)
+    widget = explore(RolloutStore(folder / "rollouts"), moments_of(folder, queries), clips=0)
     page = len(widget_page(widget).encode())
     return f"{widget!r}; the page has {page / 1e6:.1f} MB"
 

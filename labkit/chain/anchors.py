@@ -71,7 +71,7 @@ _SECONDS = r"\d++(?:\.\d++)?+"
 _SPAN = re.compile(rf"\s*+({_SECONDS})\s*+to\s*+({_SECONDS})\s*+", re.ASCII)
 _PAIR = rf"\s*+{_SECONDS}\s*+to\s*+{_SECONDS}\s*+"
 _SPANS = rf"{_PAIR}(?:,{_PAIR})*+"
-_ANCHOR = re.compile(rf"<timestamp>({_SPANS})</timestamp>", re.ASCII)
+_ANCHOR = re.compile(rf"<timestamp>(\s*+({_SECONDS})\s*+to\s*+({_SECONDS})\s*+(,[^<]++)?+)</timestamp>", re.ASCII)
 _END = rf"(?:(?:{'|'.join(map(re.escape, END_OF_TURN))})\s*+)*+"
 _ENDS = re.compile(rf"\s*+{_END}", re.ASCII)
 _WELL_FORMED = re.compile(
@@ -110,12 +110,12 @@ class AnchorChain:
     @property
     def spans(self) -> tuple[Span, ...]:
         """The anchors' spans, in order."""
-        return tuple(anchor.span for anchor in self.anchors)
+        return tuple([anchor.span for anchor in self.anchors])
 
     @property
     def steps(self) -> tuple[Span, ...]:
         """The anchors' spans, then the answer if there is one."""
-        return self.spans if self.answer is None else (*self.spans, self.answer)
+        return self.spans if self.answer is None else (*[anchor.span for anchor in self.anchors], self.answer)
 
 
 class ChainRecord(Protocol):
@@ -277,10 +277,12 @@ def _read_well_formed(text: str, whole: re.Match[str]) -> AnchorChain | None:
     thought_begin, thought_end = whole.span(1)
     anchors = []
     for tag in _ANCHOR.finditer(text, thought_begin, thought_end):
-        span = _read_span(tag[1])
+        spans, first, last, more = tag.groups()
+        start, end = float(first), float(last)
+        span = _read_span(spans) if more else Span(start, end) if start < end < math.inf else None
         if span is None:
             return None
-        anchors.append(Anchor(span, tag.start(), tag.end()))
+        anchors.append(Anchor(span, *tag.span()))
     answer = _read_span(whole[3])
     if answer is None:
         return None

@@ -32,13 +32,15 @@ class Span:
     start: float
     end: float
 
-    def __post_init__(self) -> None:
+    def __init__(self, start: float, end: float) -> None:
         """Refuse what is no span, so that nothing behind this line has to ask again."""
-        if -math.inf < self.start < self.end < math.inf:
-            return
-        if not (math.isfinite(self.start) and math.isfinite(self.end)):
-            raise ValueError(f"span {self.start} to {self.end}: both ends must be finite seconds")
-        raise ValueError(f"span {self.start} to {self.end}: the start must lie before the end")
+        if not -math.inf < start < end < math.inf:
+            if not (math.isfinite(start) and math.isfinite(end)):
+                raise ValueError(f"span {start} to {end}: both ends must be finite seconds")
+            raise ValueError(f"span {start} to {end}: the start must lie before the end")
+        # Slot by slot, in half the time of what a frozen dataclass does: a harvest reads millions.
+        _put_start(self, start)
+        _put_end(self, end)
 
     @property
     def length(self) -> float:
@@ -54,6 +56,9 @@ class Span:
     def parts(self) -> tuple[Span, ...]:
         """The stretches that it is made of, in order: itself, or those of a set."""
         return (self,)
+
+
+_put_start, _put_end = (vars(Span)[name].__set__ for name in ("start", "end"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,17 +65,21 @@ def copies(spans: Sequence[Span]) -> list[bool]:
     >>> copies([wide, near, wide, near])
     [False, False, True, True]
     """
-    originals: list[Span] = []
+    originals: list[tuple[Span, float]] = []
     flags = []
     for span in spans:
-        copied = False
-        for earlier in originals:  # a loop where `any` would do: twice as fast, and asked for each chain of a harvest
-            if is_copy(span, earlier):
+        copied, length = False, span.length
+        for (
+            earlier,
+            other,
+        ) in originals:  # a loop where `any` would do: twice as fast, and asked for each chain of a harvest
+            # No IoU is above the ratio of the lengths, and COPY_IOU is above this one by more than rounding.
+            if 0.9 * other < length and 0.9 * length < other and is_copy(span, earlier):
                 copied = True
                 break
         flags.append(copied)
         if not copied and len(originals) < _MOST_ORIGINALS:
-            originals.append(span)
+            originals.append((span, length))
     return flags
 
 

@@ -12,8 +12,13 @@ import functools
 import json
 import math
 import re
+import tempfile
+import threading
+import weakref
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,10 +150,9 @@ class RolloutStore:
                 raise ValueError(f"step {step}: rollout {rollout.key} was paid by another spec than {rollouts[0].key}")
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"part-{step:06d}{'-' * bool(batch)}{batch}.parquet"
-        spec = rollouts[0].spec if rollouts else None
         table = _table(rollouts).replace_schema_metadata(
             ({} if provenance is None else {PROVENANCE: _plain(provenance)})
-            | ({} if spec is None else {REWARD: _plain(spec.as_dict())})
+            | _reward_note(rollouts)
             | ({} if cpu_seconds is None else {CPU_SECONDS: str(cpu_seconds)})
         )
         with replacing(path) as temporary:
@@ -194,7 +198,7 @@ class RolloutStore:
     def qid_counts(self) -> dict[int, dict[str, int]]:
         """By step and qid, how many rollouts there are; no text is read."""
         counts: dict[int, dict[str, int]] = {}
-        for table in self._tables(("step", "qid")):
+        for table in self.tables(("step", "qid")):
             for step, qid in zip(table["step"].to_pylist(), table["qid"].to_pylist(), strict=True):
                 qids = counts.setdefault(step, {})
                 qids[qid] = qids.get(qid, 0) + 1
@@ -207,7 +211,7 @@ class RolloutStore:
 
     def stream(self) -> Iterator[Rollout]:
         """The same as an iterator, which holds some thousand at most."""
-        for table in self._tables():
+        for table in self.tables():
             yield from _rollouts(table)
 
     def newest(self) -> list[Rollout]:
@@ -217,7 +221,7 @@ class RolloutStore:
         if parts := self._parts():  # what has been joined is never newer
             return [each for path in parts[max(parts)] for each in read_file(path)]
         last = max(self._joined_steps(), default=0)
-        newest = [table.filter(compute.equal(table["step"], last)) for table in self._tables()]
+        newest = [table.filter(compute.equal(table["step"], last)) for table in self.tables()]
         return [each for table in newest for each in _rollouts(table)]
 
     def frame(self) -> pandas.DataFrame:
@@ -228,7 +232,7 @@ class RolloutStore:
         """The same as a pyarrow table."""
         import pyarrow as pa
 
-        return pa.concat_tables([_table([], self._own_names()), *self._tables()], promote_options="default")
+        return pa.concat_tables([_table([], self._own_names()), *self.tables()], promote_options="default")
 
     def compact(self) -> None:
         """Join all parts into one file, when a stage has ended. A kill in between loses and doubles nothing."""
@@ -252,7 +256,7 @@ class RolloutStore:
 
         with replacing(self.folder / JOINED) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
             waiting: list[pa.Table] = []
-            for table in self._tables():
+            for table in self.tables():
                 waiting.append(table)
                 if sum(map(len, waiting)) >= ROWS:
                     writer.write_table(joined(waiting))
@@ -269,7 +273,7 @@ class RolloutStore:
             path for _, paths in sorted(self._parts().items()) for path in paths
         ]
 
-    def _tables(self, names: Sequence[str] = ()) -> Iterator[pyarrow.Table]:
+    def tables(self, names: Sequence[str] = ()) -> Iterator[pyarrow.Table]:
         """All rows, some thousand at a time, by step; `names` are the columns to read, `step` among them."""
         import pyarrow.compute as compute
 
@@ -314,6 +318,72 @@ class RolloutStore:
         return sorted({step for table in _batches(joined, ("step",)) for step in table["step"].to_pylist()})
 
 
+class RolloutSpool:
+    """Rollouts of any number outside of memory, read by their places: in a file without a name, gone with the object.
+
+    As long as they take less than 32 MB they stay in memory. What becomes of the store that they come from doesn't matter.
+    """
+
+    def __init__(self) -> None:
+        """Hold none yet."""
+        self._file = tempfile.SpooledTemporaryFile(max_size=1 << 25)
+        weakref.finalize(self, self._file.close)
+        self._lock = threading.Lock()
+        self._begins, self._ends = [0], [0]
+        """Where each part begins in the file, and how many rollouts stand before it; then where the next one does."""
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def append(self, table: pyarrow.Table) -> None:
+        """Put some thousand behind the others, a table that a store gave. Raises LabError where the disk has no room for them."""
+        import pyarrow as pa
+
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
+            writer.write_table(table)
+        try:
+            with self._lock:
+                self._file.seek(self._begins[-1])
+                self._file.write(sink.getvalue())
+                self._begins.append(self._file.tell())
+        except OSError as error:
+            raise LabError(
+                f"{len(self):,} rollouts and more need room in '{tempfile.gettempdir()}' ({error.strerror}); make some, or set "
+                "TMPDIR to a folder that has it"
+            ) from error
+        self._ends.append(self._ends[-1] + len(table))
+
+    def extend(self, rollouts: Iterable[Rollout]) -> None:
+        """Put these behind the others."""
+        for _, alike in groupby(rollouts, key=lambda rollout: id(rollout.spec)):
+            while batch := list(islice(alike, ROWS)):
+                self.append(_table(batch).replace_schema_metadata(_reward_note(batch)))
+
+    def take(self, places: Iterable[int]) -> Iterator[Rollout]:
+        """The rollouts at these places, in their order; quick where neighbours are asked for together."""
+        for table in self._taken(places):
+            yield from _rollouts(table)
+
+    def texts(self, places: Iterable[int]) -> Iterator[str]:
+        """The texts of the same."""
+        for table in self._taken(places, "text"):
+            yield from table["text"].to_pylist()
+
+    def _taken(self, places: Iterable[int], *names: str) -> Iterator[pyarrow.Table]:
+        import pyarrow as pa
+
+        for part, wanted in groupby(places, key=lambda place: bisect_right(self._ends, place) - 1):
+            begin, end = self._begins[part : part + 2]
+            with self._lock:
+                self._file.seek(begin)
+                packed = self._file.read(end - begin)
+            schema = pa.ipc.open_file(packed).schema
+            only = pa.ipc.IpcReadOptions(included_fields=[schema.get_field_index(name) for name in names])
+            table = pa.ipc.open_file(packed, options=only).read_all()
+            yield table.take([place - self._ends[part] for place in wanted])
+
+
 def read_file(path: Path) -> list[Rollout]:
     """The rollouts of one file of a store."""
     return [each for table in _batches(path) for each in _rollouts(table)]
@@ -339,6 +409,12 @@ def _notes(path: Path) -> dict[bytes, bytes]:
 
 def _plain(note: Mapping[str, Any]) -> str:
     return json.dumps(dict(note), sort_keys=True)
+
+
+def _reward_note(rollouts: Sequence[Rollout]) -> dict[bytes, str]:
+    """The metadata of what rollouts of one spec were paid by."""
+    spec = rollouts[0].spec if rollouts else None
+    return {} if spec is None else {REWARD: _plain(spec.as_dict())}
 
 
 @functools.cache

@@ -6,7 +6,7 @@ Every figure and every page of chains starts here, so that a picture and a score
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -140,8 +140,13 @@ def measure_chains(records: Records, moments: Mapping[str, Moment]) -> list[Meas
     A table of predictions needs `qid` and `text`; `status` and `stage` are used when they are there. Raises LabError for a table
     without them, and when a record's qid is not among the moments.
     """
+    return measure_pairs(by_stage(records), moments)
+
+
+def measure_pairs(pairs: Iterable[tuple[str, ChainRecord]], moments: Mapping[str, Moment]) -> list[MeasuredChain]:
+    """The same of records behind their stages or labels."""
     found: list[tuple[ChainRecord, Moment, AnchorChain, str]] = []
-    for stage, record in by_stage(records):
+    for stage, record in pairs:
         moment = moments.get(record.qid)
         if moment is None:
             raise LabError(

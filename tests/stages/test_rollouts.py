@@ -182,7 +182,7 @@ def test_a_store_is_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
     store.compact()
     store.write(2, step(2, "again"))
     store.write(3, step(3))
-    sizes = [len(table) for table in store._tables()]
+    sizes = [len(table) for table in store.tables()]
     assert max(sizes) <= 3 and sum(sizes) == 20
     assert list(store.stream()) == [*step(1), *step(2, "again"), *step(3), *step(4), *step(5)] == store.read()
     assert store.table().num_rows == 20

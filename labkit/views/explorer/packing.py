@@ -21,15 +21,14 @@ import orjson
 from labkit.chain.anchors import AnchorChain
 from labkit.chain.rewards import TERMS, OwnValue, RewardSpec, score_moment
 from labkit.chain.spans import Span
-from labkit.chain.steps import LEAST_GAIN, narrows
+from labkit.chain.steps import LEAST_GAIN
 from labkit.data.moments import Moment
 from labkit.scoring.readings import PredictedChain
-from labkit.views.figures.failures import KINDS, MEANINGS, failure_kind
+from labkit.views.explorer.chain_columns import Kind, kind_of
+from labkit.views.figures.failures import KINDS, MEANINGS
 from labkit.views.figures.style import STAGES, in_order
 from labkit.views.measured_chains import ChainRecord, MeasuredChain, Records
 
-Kind: TypeAlias = Callable[[AnchorChain, Sequence[Span], float], str]
-"""Names what is wrong with a chain, given the windows and the duration; "" for nothing."""
 Specs: TypeAlias = RewardSpec | Mapping[str, RewardSpec]
 """What was paid: in every stage the same, or by stage."""
 
@@ -135,41 +134,6 @@ def sources_of(records: Records) -> list[str]:
     return list(records) if several else []
 
 
-def base_ious(rows: Sequence[MeasuredChain], reference: str = "base") -> dict[str, float]:
-    """The mean answer IoU by qid of the base model, or of another one that is the `reference` for the others."""
-    found: dict[str, list[float]] = {}
-    for row in rows:
-        if row.stage == reference and row.moment.has_truth:
-            found.setdefault(row.moment.qid, []).append(row.answer_iou)
-    return {qid: math.fsum(ious) / len(ious) for qid, ious in found.items()}
-
-
-def first_to_show(rows: Sequence[MeasuredChain]) -> int:
-    """The chain to open with: of those that narrow at every step, the one that gains most; -1 when there is none.
-
-    Among chains without a truth that is the first.
-    """
-
-    def gain(index: int) -> float:
-        measured = rows[index]
-        steps = measured.ious
-        if not measured.moment.has_truth:
-            return -1.0
-        narrowed = len(steps) >= 3 and measured.chain.answer is not None and narrows(steps)
-        return measured.answer_iou - steps[0] + 1 if narrowed else measured.answer_iou
-
-    return max(range(len(rows)), key=gain, default=-1)
-
-
-def most_disputed(rows: Sequence[MeasuredChain]) -> int:
-    """The chain to open with where several models are compared: the best on the query on which they are furthest apart."""
-    found: dict[str, list[tuple[float, int]]] = {}
-    for place, row in enumerate(rows):
-        iou = row.answer_iou if row.moment.has_truth else 0.0
-        found.setdefault(row.moment.qid, []).append((iou, -place))
-    return -max(max(found.values(), key=lambda ious: max(ious)[0] - min(ious)[0]))[1] if found else -1
-
-
 def clip_of(moment: Moment) -> VideoClip:
     """The clip that a moment is about."""
     return VideoClip(moment.video, moment.start, moment.duration)
@@ -190,13 +154,6 @@ def _moment(moment: Moment, clip: int, base: float | None) -> dict[str, Any]:
     if moment.options:
         packed |= {"options": list(moment.options), "choice": moment.choice}
     return packed
-
-
-def kind_of(kind: Kind | None, measured: MeasuredChain) -> str:
-    """A chain's class of failure, by the user's own `kind` where there is one and the truth is known."""
-    if kind is None or not measured.moment.has_truth:
-        return failure_kind(measured)
-    return kind(measured.chain, measured.moment.targets, measured.moment.duration)
 
 
 def _reward_columns(

@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from labkit.chain.spans import clip_span
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.views.explorer import packing
+from labkit.views.explorer.chain_columns import ChainColumns
 from labkit.views.explorer.sprites import Sheet, SheetCache
 from labkit.views.explorer.still import BAND, FILM, INK, LINE, MOST_STEPS, SOFT, WIDTH, Canvas, Timeline, plain_words
 from labkit.views.explorer.widget import ChainExplorer, Context
@@ -37,7 +40,7 @@ class QueryWatch(ChainExplorer):
     def _first_to_show(self) -> int:
         """The last chain of the query that has learnt most."""
         lines = learnt_lines(self._rows).values()
-        best = max(lines, key=lambda line: _gain([self._rows[place] for place in line]), default=[-1])
+        best = max(lines, key=self._gain, default=[-1])
         return best[-1]
 
     def line(self) -> list[MeasuredChain]:
@@ -45,8 +48,8 @@ class QueryWatch(ChainExplorer):
         with self._lock:
             if self.selected < 0:
                 return []
-            qid = self._rows[self.selected].moment.qid
-            return [self._rows[place] for place in learnt_lines(self._rows)[qid]]
+            line = learnt_lines(self._rows)[self._rows[self.selected].moment.qid]
+            return [self._rows[place] for place in line]
 
     def picture(self, shown: int | None = None) -> bytes:
         """The query that is shown as a PNG, as far as its `shown`-th chain: for a slide, or a picture that moves."""
@@ -58,11 +61,10 @@ class QueryWatch(ChainExplorer):
     def _saved(self, first: int, found: Sequence[int] | None, most: int) -> list[int]:
         """What the page shows: whole lines, none of them without a step; of very many those that learnt most."""
         lines = list(learnt_lines(self._rows).values())
-        own = self._rows[first].moment.qid if first >= 0 else ""
+        own = self._rows.moment[first] if first >= 0 else -1
 
         def order(line: list[int]) -> tuple[bool, float]:
-            rows = [self._rows[place] for place in line]
-            return rows[0].moment.qid != own, -_gain(rows)
+            return self._rows.moment[line[0]] != own, -self._gain(line)
 
         saved = {first} if first >= 0 else set()
         for number, line in enumerate(sorted(lines, key=order)):
@@ -73,9 +75,13 @@ class QueryWatch(ChainExplorer):
     def _left_out(self, found: Sequence[int] | None) -> dict[str, Any] | None:
         left = super()._left_out(found)
         every = len(learnt_lines(self._rows))
-        here = len({self._rows[place].moment.qid for place in self._places})
+        here = len(set(self._rows.moment[self._places].tolist()))
         text = f"{here:,} of {every:,} queries are saved in this notebook, those that learnt most; watch(..., qid=...) shows any."
         return left and {**left, "text": text if here < every else ""}
+
+    def _gain(self, line: Sequence[int]) -> float:
+        gain = float(self._rows.iou[line[-1]] - self._rows.iou[line[0]])
+        return -1.0 if math.isnan(gain) else gain  # a query without a truth
 
     def _poster(self) -> bytes | None:
         return self.picture() if self.selected >= 0 else None
@@ -100,33 +106,23 @@ def watch(
         raise LabError("there is no chain to watch; give the rollouts of probe queries, as lab.probes('grpo').read()")
     if qid:
         if not (places := widget.find(qid=qid)):
-            asked = ", ".join(sorted({row.moment.qid for row in widget._rows})[:4])
+            asked = ", ".join(sorted(widget.rows.names["moment"])[:4])
             raise LabError(f"qid '{qid}' was not asked in these rollouts; they ask {asked}, ...")
         widget.selected = places[-1]
     return widget
 
 
-def learnt_lines(rows: Sequence[MeasuredChain]) -> dict[str, list[int]]:
+def learnt_lines(rows: ChainColumns) -> dict[str, list[int]]:
     """By qid the places of its chains as it learnt, by stage and step; of each step the first sample."""
-    stages = in_stage_order(row.stage for row in rows)
-
-    def key(place: int) -> tuple[int, int, int]:
-        record = rows[place].record
-        return stages.index(rows[place].stage), getattr(record, "step", 0), getattr(record, "sample", 0)
-
-    lines: dict[str, list[int]] = {}
-    seen = set()
-    for place in sorted(range(len(rows)), key=key):
-        qid = rows[place].moment.qid
-        if (at := (qid, *key(place)[:2])) not in seen:
-            seen.add(at)
-            lines.setdefault(qid, []).append(place)
-    return lines
-
-
-def _gain(line: Sequence[MeasuredChain]) -> float:
-    gain = line[-1].answer_iou - line[0].answer_iou
-    return -1.0 if math.isnan(gain) else gain  # a query without a truth
+    stages, qids = in_stage_order(rows.names["stage"]), rows.names["moment"]
+    stage = np.array([stages.index(name) for name in rows.names["stage"]], dtype=int)[rows.stage]
+    lines: dict[tuple[int, int, int], int] = {}
+    for place in np.lexsort((rows.sample, rows.step, stage)).tolist():
+        lines.setdefault((int(rows.moment[place]), int(stage[place]), int(rows.step[place])), place)
+    found: dict[str, list[int]] = {}
+    for (query, *_), place in lines.items():
+        found.setdefault(qids[query], []).append(place)
+    return found
 
 
 _LEFT, _RIGHT, _HEAD = 84, 150, 26

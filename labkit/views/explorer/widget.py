@@ -14,20 +14,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import traitlets
 
 from labkit.data.moments import Moment
 from labkit.errors import LabError
 from labkit.scoring.predictions import Answers
-from labkit.stages.rollouts import gc_paused
+from labkit.stages.rollouts import RolloutStore, gc_paused
 from labkit.views.explorer import packing, subset
-from labkit.views.explorer.packing import Kind, Specs, VideoClip
+from labkit.views.explorer.chain_columns import ChainColumns, Kind
+from labkit.views.explorer.packing import Specs, VideoClip
 from labkit.views.explorer.page import PageWidget, saving_hint_of_server
 from labkit.views.explorer.sprites import SHARP_WIDTH, WIDTH, OnProgress, Sheet, SheetCache
 from labkit.views.explorer.still import draw_still
 from labkit.views.figures.held_chains import ChainKey, held_by, text_digest
 from labkit.views.figures.style import Figure, count, in_stage_order
-from labkit.views.measured_chains import ChainRecord, MeasuredChain, Records, measure_chains, with_predictions
+from labkit.views.measured_chains import ChainRecord, MeasuredChain, Records, by_stage, with_predictions
 
 if TYPE_CHECKING:
     import ipywidgets
@@ -41,7 +43,8 @@ class Context(NamedTuple):
     """What an explorer knows besides the chains it shows."""
 
     moments: Mapping[str, Moment]
-    base: Sequence[MeasuredChain] = ()
+    base: Sequence[tuple[str, ChainRecord]] = ()
+    """The base model's chains, each behind what it is shown under."""
     spec: Specs | None = None
     kind: Kind | None = None
     kept: frozenset[tuple[str, str]] = frozenset()
@@ -74,7 +77,9 @@ class ChainExplorer(PageWidget):
     page_name = "explorer"
     """What of js/index.js draws it."""
 
-    def __init__(self, rollouts: Records, context: Context, cache: SheetCache, clips: int, height: int) -> None:
+    def __init__(
+        self, rollouts: Records | RolloutStore, context: Context, cache: SheetCache, clips: int, height: int
+    ) -> None:
         """Take what `explore` was given."""
         self._lock = threading.RLock()
         self._context, self._cache = context, cache
@@ -90,8 +95,7 @@ class ChainExplorer(PageWidget):
         return f"ChainExplorer({self._counted()}, {count(len(self.clips), 'clip')} inside)"
 
     def _counted(self) -> str:
-        queries = len({row.moment.qid for row in self._rows})
-        counted = f"{count(len(self), 'chain')} of {count(queries, 'query', 'queries')}"
+        counted = f"{count(len(self), 'chain')} of {count(len(self._rows.moments), 'query', 'queries')}"
         saved = len(self._places)
         return counted if saved == len(self) else f"{counted}, {saved:,} of the chains are saved with it"
 
@@ -99,8 +103,8 @@ class ChainExplorer(PageWidget):
         return len(self._rows)
 
     @property
-    def rows(self) -> list[MeasuredChain]:
-        """All chains as they were read, in their places."""
+    def rows(self) -> ChainColumns:
+        """All chains in their places, each made when it is asked for, and what is known of them as columns."""
         return self._rows
 
     @property
@@ -114,42 +118,56 @@ class ChainExplorer(PageWidget):
 
         `stage` is the stage a chain is listed under. Each place can be assigned to `selected`.
         """
-
-        def value(row: MeasuredChain, name: str) -> object:
-            return row.stage if name == "stage" else getattr(row.record, name, None)
-
         rows = self._rows
-        return [at for at, row in enumerate(rows) if all(value(row, name) == each for name, each in wanted.items())]
+        there = np.ones(len(rows), dtype=bool)
+        for column, name in (("stage", "stage"), ("moment", "qid")):
+            if name in wanted:
+                there &= rows.where(column, str(wanted.pop(name)))
+        places: list[int] = np.flatnonzero(there).tolist()
+        if not wanted:
+            return places
+        return [
+            place
+            for place, record in zip(places, rows.records(places), strict=True)
+            if all(getattr(record, name, None) == each for name, each in wanted.items())
+        ]
 
-    def update(self, rollouts: Records, clips: int = 1) -> None:
+    def update(self, rollouts: Records | RolloutStore, clips: int = 1) -> None:
         """Show other chains of the same moments, as a run does that is still going on; a page keeps its filters.
 
         `clips` of them are saved with it: while a cell runs, the kernel can't be asked for more.
         """
         with self._lock, self.hold_sync():
             self._read(rollouts)
-            if self.stage not in {row.stage for row in self._rows}:
+            if self.stage not in self._rows.names["stage"]:
                 self.stage = ""
-            if self.kind not in self._kinds:
+            if self.kind not in self._rows.names["kind"]:
                 self.kind = ""
             self.chosen = []
             self.clips, self.sheets = self._clips_to_embed(clips)
             self.selected = self._first
             self.data = self._packed.data
 
-    def _read(self, rollouts: Records) -> None:
+    def _read(self, rollouts: Records | RolloutStore) -> None:
         """Measure all chains, and pack the subset that is saved."""
         context = self._context
         with gc_paused():
-            self._rows = [*measure_chains(rollouts, context.moments), *context.base]
-            self._kinds = [packing.kind_of(context.kind, row) for row in self._rows]
-            self._base = packing.base_ious(self._rows, *context.sources[:1])
+            self._rows = rows = ChainColumns(rollouts, context.moments, context.kind, context.base)
+            self._base = rows.base_ious(*context.sources[:1])
+            asked = np.isin(rows.names["moment"], [qid for qid, _ in context.kept])[rows.moment]
+            queries = rows.moment[asked].tolist()
+            places = np.flatnonzero(asked).tolist()
+            self._kept = [
+                place
+                for place, query, text in zip(places, queries, rows.texts(places), strict=True)
+                if (rows.names["moment"][query], text) in context.kept
+            ]
         self._first = self._first_to_show()
         self._pack(self._first)
 
     def _first_to_show(self) -> int:
         """Place of the chain to open with; -1 when there is none."""
-        return packing.most_disputed(self._rows) if self._context.sources else packing.first_to_show(self._rows)
+        return self._rows.most_disputed() if self._context.sources else self._rows.first_to_show()
 
     def _pack(self, first: int, asked: Mapping[str, Any] | None = None, chosen: Sequence[int] = ()) -> None:
         """Pack the subset that is saved: that one and others, those that pass the filters that a page has `asked` with.
@@ -158,12 +176,12 @@ class ChainExplorer(PageWidget):
         """
         context, rows, most = self._context, self._rows, subset.MOST_CHAINS
         with gc_paused():
-            found = None if asked is None else subset.matching(rows, self._kinds, self._base, asked)
+            found = None if asked is None else subset.matching(rows, self._base, asked)
             if chosen:
                 found = sorted(set(chosen) if found is None else set(chosen).intersection(found))
             while True:
                 self._places = self._saved(first, found, most)
-                saved = rows if len(self._places) == len(rows) else [rows[place] for place in self._places]
+                saved = rows.take(self._places)
                 self._packed = packing.pack(
                     saved, base=self._base, spec=context.spec, kind=context.kind, left_out=self._left_out(found),
                     sources=context.sources,
@@ -178,11 +196,7 @@ class ChainExplorer(PageWidget):
 
     def _saved(self, first: int, found: Sequence[int] | None, most: int) -> list[int]:
         """Places of the chains to save, the `first` among them: about `most`, of those that were `found` if any were looked for."""
-        kept = self._context.kept
-        return subset.choose_subset(
-            self._rows, first, self._base, most=most, among=found,
-            kept=lambda row: (row.moment.qid, row.record.text) in kept,
-        )  # fmt: skip
+        return subset.choose_subset(self._rows, first, self._base, most=most, among=found, kept=self._kept)
 
     def _left_out(self, found: Sequence[int] | None) -> dict[str, Any] | None:
         """What the page says beside the table of chains that are not in the subset; None where all are."""
@@ -190,8 +204,7 @@ class ChainExplorer(PageWidget):
             return None
         here, every = f"{len(self._places):,}", f"{len(self._rows):,}"
         if found is None:
-            runs = dict.fromkeys(row.run for row in self._rows)
-            where = " and ".join(f"run '{run}'" for run in list(runs)[:3] if run)
+            where = " and ".join(f"run '{run}'" for run in self._rows.names["run"][:3] if run)
             kept = "kept, " if self._context.kept else ""
             text = (
                 f"{here} of {every} chains are saved in this notebook: whole groups, some of each step, and those with the "
@@ -205,9 +218,9 @@ class ChainExplorer(PageWidget):
         else:
             text = f"None of {every} chains passes these filters."
         names = {
-            "stage": in_stage_order(row.stage for row in self._rows),
-            "status": list(dict.fromkeys(row.chain.status for row in self._rows)),
-            "kind": list(dict.fromkeys(self._kinds)),
+            "stage": in_stage_order(self._rows.names["stage"]),
+            "status": self._rows.names["status"],
+            "kind": self._rows.names["kind"],
         }
         return {
             "all": len(self._rows),
@@ -222,7 +235,7 @@ class ChainExplorer(PageWidget):
         first = self._places.index(self._first) if self._first >= 0 else -1
         found: dict[str, Any] = {}
         sheets: dict[str, bytes] = {}
-        for key in subset.clips_to_embed(self._packed, first, self._base, most):
+        for key in subset.clips_to_embed(self._rows, self._places, self._packed.clip_of, first, self._base, most):
             clip = self._clip(self._packed.clips[key])
             sheet = clip.pop("sheet", b"")
             if sheets and sum(map(len, sheets.values())) + len(sheet) > subset.MOST_SHEET_BYTES:
@@ -278,8 +291,7 @@ class ChainExplorer(PageWidget):
     @traitlets.validate("stage", "kind", "view")
     def _check_word(self, proposal: Any) -> str:
         name, value = proposal["trait"].name, str(proposal["value"])
-        known = {"stage": [row.stage for row in self._rows], "kind": filter(None, self._kinds), "view": VIEWS}[name]
-        allowed = dict.fromkeys(known if name == "view" else ["", *known])
+        allowed = dict.fromkeys(VIEWS if name == "view" else ["", *self._rows.names[name]])
         if value not in allowed:
             raise LabError(f"{name} {value!r} is not one of {', '.join(map(repr, allowed))}")
         return value
@@ -342,7 +354,7 @@ class ChainExplorer(PageWidget):
 
 
 def explore(
-    rollouts: Records | Answers,
+    rollouts: Records | Answers | RolloutStore,
     moments: Sequence[Moment],
     *,
     rules: str | None = None,
@@ -356,8 +368,9 @@ def explore(
 ) -> ChainExplorer:
     """Chains to look at: a table of all, and one over its video with every anchor, reward and sibling.
 
-    `rollouts` may also be predictions, either of them by stage, or a table of `RolloutStore.frame()`; `moments` are
-    those they were made from. `base` are the base model's chains, shown as the stage `base`, which the others are
+    `rollouts` may also be a `RolloutStore`, of which a million chains take 300 MB since no text is held, or predictions, either of
+    them by stage, or a table of `RolloutStore.frame()`; `moments` are those they were made from. `base` are the base model's chains,
+    shown as the stage `base`, which the others are
     compared with. Rollouts say themselves what they were paid by. Of chains that don't (a table, stores of earlier versions),
     `spec` is what is paid, in all stages or by stage, or the default; where that does not explain a recorded total, the
     page says so and shows no weights. `folder` keeps the clips' pictures between runs. `clips` of them are saved with
@@ -372,12 +385,14 @@ def explore(
     label, stand side by side, query by query, and are compared with the first.
     """
     by_qid = {moment.qid: moment for moment in moments}
+    if isinstance(rollouts, RolloutStore) and rules is not None:
+        rollouts = rollouts.read()
     records, note = with_predictions(rollouts, moments, rules)
     if note:
         logging.getLogger("labkit.views").warning("%s", note)
     compared = with_predictions(base, moments, rules)[0] if base else []
     context = Context(
-        by_qid, measure_chains({"base": compared}, by_qid), spec, kind,
+        by_qid, by_stage({"base": compared}), spec, kind,
         frozenset((record.qid, record.text) for record in kept), [] if compared else packing.sources_of(records),
     )  # fmt: skip
     return ChainExplorer(records, context, SheetCache(folder), clips, height)
@@ -424,8 +439,9 @@ def places_of(explorer: ChainExplorer, keys: Sequence[ChainKey]) -> list[int]:
     wanted: dict[tuple[str, int, int], list[ChainKey]] = {}
     for key in keys:
         wanted.setdefault((key.qid, key.step, key.sample), []).append(key)
-    found = []
-    for place, row in enumerate(explorer.rows):
+    rows, found = explorer.rows, []
+    places = np.flatnonzero(np.isin(rows.names["moment"], [key.qid for key in keys])[rows.moment]).tolist()
+    for place, row in zip(places, rows.take(places), strict=True):
         for key in wanted.get((row.record.qid, row.step, row.sample), ()):
             same_run = not (key.run and row.run) or key.run == row.run
             same_stage = not row.stage or row.stage in (key.label, key.stage)

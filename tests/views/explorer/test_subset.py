@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import shutil
+from pathlib import Path
 from typing import Any
 
 import nbformat
@@ -14,10 +16,11 @@ from ipywidgets import Widget
 from labkit.chain.anchors import render
 from labkit.chain.spans import Span
 from labkit.data.moments import Moment
-from labkit.stages.rollouts import Rollout
+from labkit.stages.rollouts import Rollout, RolloutStore
 from labkit.views.explorer import subset
+from labkit.views.explorer.chain_columns import ChainColumns
 from labkit.views.explorer.widget import ChainExplorer, explore
-from labkit.views.measured_chains import PlainRecord, measure_chains
+from labkit.views.measured_chains import PlainRecord
 
 GROUP, STEPS = 4, 10
 NEAR = Span(3, 7)
@@ -91,7 +94,7 @@ def test_kept_chains_travel_before_others(many: list[Rollout], monkeypatch: pyte
 
 def test_one_query_asked_without_end_is_thinned_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subset, "MOST_CHAINS", 30)
-    rows = measure_chains(
+    rows = ChainColumns(
         {"sft": [PlainRecord("q0", render([], Span(k % 5, 8))) for k in range(100)]}, {"q0": MOMENTS[0]}
     )
     chosen = subset.choose_subset(rows, 2, {}, most=30)
@@ -121,13 +124,28 @@ def test_a_page_finds_among_all_what_its_filters_ask_for(bounded: ChainExplorer,
     assert told(bounded)["left_out"]["text"].startswith("80 of 200 chains are saved")
 
 
+def test_a_store_is_shown_as_its_rollouts_are_and_may_change_meanwhile(
+    many: list[Rollout], bounded: ChainExplorer, tmp_path: Path
+) -> None:
+    for step in range(1, STEPS + 1):
+        RolloutStore(tmp_path).write(step, [each for each in many if each.step == step])
+    widget = explore(RolloutStore(tmp_path), MOMENTS, clips=0)
+    shutil.rmtree(tmp_path)
+    for filters in ({}, {"text": "the lost one"}, {"low": 0.5, "text": "near"}):
+        for each in (widget, bounded):
+            each._answer(None, {"ask": "chains", "filters": filters}, [])
+        assert told(widget) == told(bounded)
+    assert widget.rows[150].record == many[150] and [row.record for row in widget.rows] == many
+    assert widget.find(step=8, sample=2) == bounded.find(step=8, sample=2) and 150 in widget.find(step=8, sample=2)
+
+
 @pytest.mark.parametrize(
     ("filters", "passes"),
     [
         ({}, None),
         ({"stage": "sft"}, {1, 2, 3, 4}),
         ({"status": "no_answer"}, set()),
-        ({"kind": "never_narrowed"}, {2}),
+        ({"kind": "right_then_left"}, {2}),
         ({"anchors": "0"}, {0}),
         ({"anchors": "4"}, {3}),
         ({"low": 0.5}, {1}),
@@ -151,9 +169,8 @@ def test_the_kernel_filters_as_the_page_does(filters: dict[str, Any], passes: se
             PlainRecord("q1", render([Span(1, 5)], Span(0.9, 5.1))),  # IoU 2/4, then 2/4.2
         ],
     }
-    rows = measure_chains(chains, {m.qid: m for m in MOMENTS})
-    base = {"q0": 1 / 3, "q1": 0.1}
-    found = subset.matching(rows, ["", "", "never_narrowed", "", ""], base, filters)
+    rows = ChainColumns(chains, {m.qid: m for m in MOMENTS})
+    found = subset.matching(rows, {"q0": 1 / 3, "q1": 0.1}, filters)
     assert (None if found is None else set(found)) == passes
 
 
