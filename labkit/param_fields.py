@@ -125,6 +125,9 @@ class ModelParams(ParamGroup):
     """Number type of weights and activations. Time-R1: bfloat16; float32 is faster for the embedded model."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; `auto` takes the GPU when there is one. Ours."""
+    fused_decoding: bool = True
+    """Decode with q, k and v as one product, and on a GPU with Triton with gate and up as one and compiled layers: faster, the same
+    chains but for rounding, for a copy of those weights while chains are sampled. Off, transformers' layers decode. Ours."""
     lora_rank: int = Field(0, ge=0, le=1024)
     """Rank of the LoRA adapters; 0 trains all weights (the vision tower stays frozen, as in Time-R1). Ours."""
     lora_alpha: int = Field(32, ge=1, le=4096)

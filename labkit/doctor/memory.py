@@ -101,6 +101,12 @@ class _PeakMemory:
         start = {"start": self.start} if self.start else {}
         return {**self.always, **state, **start, **self.features(self.workload.train_clips), **self.gathered(False)}
 
+    def joined_weights(self) -> float:
+        """Copies of q, k and v as one matrix a layer, and on a GPU of gate and up (`labkit.policy.decode_pass`)."""
+        s = self.shape
+        wide = 2 * s.intermediate if self.device == "cuda" else 0
+        return s.layers * s.hidden * ((s.heads + 2 * s.kv_heads) * s.head + wide) * float(self.bytes_each)
+
     def sampling(self, prompts: float, group: int) -> dict[str, float]:
         """The KV cache, of each prompt once and of each completion, and the larger of prefill and sampling."""
         s, prompt_tokens = self.shape, prompts * self.workload.prompt_tokens
@@ -111,6 +117,7 @@ class _PeakMemory:
         return {
             "cache": (prompt_tokens + prompts * group * self.params.max_new_tokens) * bytes_per_token,
             "decoding": max(prefill, sampling),
+            **({"joined weights": self.joined_weights()} if self.params.fused_decoding else {}),
             **({"merged adapter": s.layers * s.layer_parameters * float(self.bytes_each)} if self.merges else {}),
             **self.gathered(True),
         }

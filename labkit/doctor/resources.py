@@ -47,6 +47,7 @@ _MEMORY_NEXT_STEPS = {
     "cache": "lower group_size, harvest_samples, eval_batch or max_new_tokens",
     "features": "lower feature_memory",
     "merged adapter": "set lora_merge: false, which samples more slowly",
+    "joined weights": "set fused_decoding: false, which samples more slowly",
     "decoding": "lower eval_batch, prompts_per_step, group_size, harvest_samples or max_pixels",
     "gathered": "take a smaller model: to generate, all its weights are gathered on each GPU",
     "process": "give the machine more memory: libraries alone take most of this",
@@ -145,6 +146,7 @@ def _find_throughput(
         policy = load_policy(
             str(model.folder), dtype=params.dtype, device=machine.device, lora_rank=params.lora_rank,
             lora_alpha=params.lora_alpha, lora_merge=params.lora_merge,
+            fused_decoding=params.fused_decoding,
         )  # fmt: skip
         clip = data.clips["train"][0]
         grid = (-(-clip.frames // vision.temporal), clip.size[0] // vision.patch, clip.size[1] // vision.patch)

@@ -6,6 +6,7 @@ counted in floating-point operations and bytes, at the speed of a matrix product
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -27,7 +28,8 @@ DATASHEET_EFFICIENCY = 0.3
 """Fraction of a data sheet's operations a second that a pass reaches: 0.21 and 0.30 were measured with a 3B on an H200."""
 LAYER_SECONDS = 0.17e-3
 """Seconds of a layer for one more token of all chains on a GPU, beside the reading of its weights: the starts of its kernels.
-Measured: 7.4 ms a token of 36 layers on an H200, of which its weights take 1.3 (benchmarks/RESULTS.md)."""
+Measured: 7.4 ms a token of 36 layers on an H200, of which its weights take 1.3 (benchmarks/RESULTS.md), before `fused_decoding`,
+which has run on no GPU yet."""
 
 
 class Throughput(NamedTuple):
@@ -192,7 +194,7 @@ def _without_eos(policy: Policy) -> Policy:
         def eos_ids(self) -> list[int]:
             return []
 
-    return WithoutEos(policy.model, policy.tokenizer, policy.name)
+    return WithoutEos(**{each.name: getattr(policy, each.name) for each in dataclasses.fields(policy)})
 
 
 def _prompt(policy: Policy, qid: str, workload: Workload) -> Prompt:

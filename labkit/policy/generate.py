@@ -14,8 +14,10 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from labkit.errors import LabError
 from labkit.policy.adapters import merged
 from labkit.policy.attention import install_attention, no_attention_mask
+from labkit.policy.decode_pass import DecodePass, can_decode, require_same
 from labkit.policy.forbidden_text import ForbiddenText
 from labkit.policy.inputs import Prompt, position_ids
 from labkit.policy.kv_cache import SharedPrefixCache, cache_argument
@@ -34,6 +36,9 @@ EOS_CHECK_INTERVAL = 8
 """Steps of a CUDA graph between two checks for finished rows: each one waits for the GPU."""
 GRAPH_WIDTH_STEP = 512
 """A CUDA graph attends to a multiple of this many generated tokens, of which those to come are masked."""
+
+_checked: set[type] = set()
+"""Classes of models whose compiled pass this process has held against their own modules."""
 
 
 class Completion(NamedTuple):
@@ -171,14 +176,20 @@ class _DecodeLoop:
         self.tokens = torch.zeros(len(self.active), length, dtype=torch.long, device=policy.device)
         self.finished = torch.zeros(len(self.active), dtype=torch.bool, device=policy.device)
         # Positions of the completion follow the prompt's last one.
-        last = torch.stack([prompt.positions[:, -1:] for prompt in prompts], 1).to(policy.device)
-        self.last_positions = last.repeat_interleave(num, 1)
+        last = torch.stack([prompt.positions[:, -1] for prompt in prompts], 1).to(policy.device)
+        self.row_to_prompt = torch.arange(len(prompts), device=policy.device).repeat_interleave(num)
+        self.last_positions = last[:, self.row_to_prompt, None]
+        fused = policy.fused and can_decode(policy.base)
+        self.fused = DecodePass(policy.base, self.cache, last, length) if fused else None
         self.completed: dict[int, list[int]] = {}
         self._sample_next(logits.flatten(0, -2).repeat_interleave(num, 0))
+        if self.fused is not None and self.fused.compiled:
+            self._check_once(type(policy.base))
 
     def run(self) -> list[list[int]]:
         """The rows' tokens, in their order; what follows the end token has no meaning."""
-        use_graph = self.tokens.is_cuda and not fsdp_modules(self.model)  # their hooks are no work of the GPU
+        # The hooks of sharded modules are no work of the GPU; the fused pass calls none of them.
+        use_graph = self.tokens.is_cuda and (self.fused is not None or not fsdp_modules(self.model))
         step: Callable[[], Any] | None = None
         for at in range(1, self.length):
             if not use_graph or at % EOS_CHECK_INTERVAL == 0:
@@ -205,6 +216,11 @@ class _DecodeLoop:
         at = self.cache.position
         if width:
             self.cache.set_width(width, exact=False)
+        logits = self._logits(at) if self.fused is None else self._fused_logits(at)
+        at.add_(1)
+        self._sample_next(logits)
+
+    def _logits(self, at: torch.Tensor) -> torch.Tensor:
         out = self.model(
             input_ids=self.tokens.index_select(1, at),
             attention_mask=no_attention_mask(at.device),
@@ -212,8 +228,24 @@ class _DecodeLoop:
             logits_to_keep=1,
             **self.cached,
         )
-        at.add_(1)
-        self._sample_next(out.logits[:, -1])
+        return out.logits[:, -1]
+
+    def _fused_logits(self, at: torch.Tensor) -> torch.Tensor:
+        assert self.fused is not None
+        return self.fused(self.tokens.index_select(1, at), at, self.row_to_prompt)
+
+    def _check_once(self, kind: type) -> None:
+        """Compile, and hold the first step of a process against the model's own modules: kernels differ from GPU to GPU."""
+        if kind in _checked:
+            return
+        self.cache.set_width(min(GRAPH_WIDTH_STEP, self.length), exact=False)
+        expected = self._logits(self.cache.position)
+        try:
+            found = self._fused_logits(self.cache.position)
+        except Exception as error:  # of the compiler, the driver or a kernel
+            raise LabError(f"fused decoding cannot be compiled here: {error}; set fused_decoding: false") from error
+        require_same(found, expected)
+        _checked.add(kind)
 
     def _sample_next(self, logits: torch.Tensor) -> None:
         at = self.cache.position
@@ -241,5 +273,5 @@ class _DecodeLoop:
             self.cache.keep_rows(rest)
             index = rest.to(self.tokens.device)
             self.active, self.tokens, self.finished = self.active[rest], self.tokens[index], self.finished[index]
-            self.last_positions = self.last_positions[:, index]
+            self.last_positions, self.row_to_prompt = self.last_positions[:, index], self.row_to_prompt[index]
             self.choice.keep_rows(index)

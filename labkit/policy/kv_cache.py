@@ -15,7 +15,7 @@ import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from labkit.policy.attention import attend_to_prompts
+from labkit.policy.attention import attend_to_own, attend_to_prompts
 
 if TYPE_CHECKING:
     import torch
@@ -33,8 +33,8 @@ class SharedPrefixCache:
         """Empty, for prefill."""
         self.prompt_kv: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         """By layer, keys and values: (1, K, L, d) of the packed prefill, after `start_decoding` (N, K, P, d)."""
-        self.generated_kv: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        """By layer, keys and values: (A, K, R, d)."""
+        self.generated_kv: dict[int, torch.Tensor] = {}
+        """By layer, keys and values: (2, A, K, R, d)."""
         self.convolved: dict[int, torch.Tensor] = {}
         """By linear layer, inputs of its short convolution: (1, D, L) of the prefill, then each row's last ones (A, D, taps)."""
         self.states: dict[int, torch.Tensor] = {}
@@ -54,12 +54,17 @@ class SharedPrefixCache:
 
     def update(self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: Any, **__: Any) -> tuple[Any, Any]:
         """Called by transformers in each layer, with new keys and values (rows, K, tokens, d)."""
+        import torch
+
         if not self.generated_kv:
             self.prompt_kv[layer] = (key, value)
             return key, value
-        for cached, new in zip(self.generated_kv[layer], (key, value), strict=True):
-            cached.index_copy_(2, self.position, new)
+        self.append(layer, torch.stack([key[:, :, 0], value[:, :, 0]]))
         return CacheView(self, layer), None
+
+    def append(self, layer: int, new: torch.Tensor) -> None:
+        """Keep keys and values (2, A, K, d) of each row's newest token."""
+        self.generated_kv[layer].index_copy_(3, self.position, new[:, :, :, None])
 
     def get_conv_state(self, layer: int, **_: Any) -> torch.Tensor | None:
         """Called by transformers in each linear layer; its update while decoding is in place."""
@@ -110,8 +115,8 @@ class SharedPrefixCache:
             # (1, K, L, d) to (N, K, P, d), a layer at a time, so that the packed tensors are freed as it goes.
             self.prompt_kv[layer] = tuple(x[0][:, index].transpose(0, 1).contiguous() for x in pair)  # type: ignore[assignment]
         rows = len(token_indices) * group
-        shape = (rows, prefill.shape[1], max_new_tokens, prefill.shape[3])
-        self.generated_kv = {layer: (prefill.new_zeros(shape), prefill.new_zeros(shape)) for layer in self.prompt_kv}
+        shape = (2, rows, prefill.shape[1], max_new_tokens, prefill.shape[3])
+        self.generated_kv = {layer: prefill.new_zeros(shape) for layer in self.prompt_kv}
         self.position = torch.zeros(1, dtype=torch.long, device=prefill.device)
         self.row_to_prompt = torch.arange(len(token_indices)).repeat_interleave(group)
         self._set_slots()
@@ -119,9 +124,10 @@ class SharedPrefixCache:
     def keep_rows(self, rows: torch.Tensor) -> None:
         """Drop all rows but these, given as ascending indices on the CPU, and the prompts that no row has any more."""
         index = rows.to(self.position.device)
-        self.generated_kv = {
-            layer: (keys[index], values[index]) for layer, (keys, values) in self.generated_kv.items()
-        }
+        for layer, kv in self.generated_kv.items():
+            # To the front, and only what is written already: new tensors for all that is to come would cost more than the copy.
+            self.generated_kv[layer] = front = kv[:, : len(index)]
+            front[:, :, :, : self.width] = kv[:, index, :, : self.width]
         self.convolved = {layer: inputs[index] for layer, inputs in self.convolved.items()}
         self.states = {layer: state[index] for layer, state in self.states.items()}
         left, self.row_to_prompt = self.row_to_prompt[rows].unique(return_inverse=True)
@@ -154,7 +160,49 @@ class SharedPrefixCache:
         rows = torch.arange(len(self.row_to_prompt))
         slots = self.row_to_prompt * self.group + rows - begin[self.row_to_prompt]
         full = len(slots) == len(sizes) * self.group
-        self.slots = None if full else slots.to(self.position.device)
+        device = self.position.device
+        self.slots = None if full else slots.to(device)
+        """(A,) where each row stands in the padded batch; None where that is each row's own number."""
+        # What stands in the padding is computed and dropped.
+        padded = torch.zeros(len(sizes) * self.group, dtype=torch.long).index_copy_(0, slots, rows)
+        self.padded_rows = None if full else padded.to(device)
+        """(N * M,) row at each place of the padded batch."""
+
+    def attend(self, layer: int, query: torch.Tensor, scale: float, merge: Any = None) -> torch.Tensor:
+        """(A, K, Q, d) queries to outputs of the same shape; `merge` is `merge_outputs`, compiled."""
+        import torch
+
+        keys, values = self.prompt_kv[layer]
+        new_keys, new_values = self.generated_kv[layer][:, :, :, : self.width]
+        padded = query if self.padded_rows is None else query[self.padded_rows]
+        # (N * M, K, Q, d) to (N, K, M * Q, d): a prompt is multiplied with all its rows at once.
+        padded = padded.unflatten(0, (len(keys), self.group)).transpose(1, 2).flatten(2, 3)
+        prompt = attend_to_prompts(padded, keys, values, self.prompt_lengths, self.padding_mask, scale)
+        if merge is not None:
+            own = attend_to_own(query, new_keys, new_values, self.future_mask, scale)
+            return merge(*prompt, *own, self.slots, self.group)
+        # The prompt's part of each softmax counts as one more key: its score is the log-sum-exp, its value the output.
+        out_prompt, lse = (_by_row(x, self.slots, self.group) for x in (prompt[0], prompt[1][..., None]))
+        scores = _matmul_float32(query, new_keys.transpose(-1, -2)).mul_(scale)
+        if self.future_mask is not None:
+            scores += self.future_mask
+        weights = torch.cat([lse, scores], -1).softmax(-1).to(query.dtype)
+        return out_prompt * weights[..., :1] + weights[..., 1:] @ new_values
+
+
+def merge_outputs(
+    prompt: torch.Tensor, prompt_lse: torch.Tensor, own: torch.Tensor, own_lse: torch.Tensor, slots: Any, group: int
+) -> torch.Tensor:
+    """Two attentions of the same queries as one: to prompts, (N, K, M * Q, d), and to what the rows have generated, (A, K, Q, d)."""
+    prompt, prompt_lse = _by_row(prompt, slots, group), _by_row(prompt_lse[..., None], slots, group)
+    share = (prompt_lse - own_lse[..., None]).sigmoid()
+    return (prompt * share + own * (1 - share)).to(own.dtype)
+
+
+def _by_row(x: torch.Tensor, slots: torch.Tensor | None, group: int) -> torch.Tensor:
+    """(N, K, M * Q, n) to (A, K, Q, n), without padding."""
+    x = x.unflatten(2, (group, -1)).transpose(1, 2).flatten(0, 1)
+    return x if slots is None else x[slots]
 
 
 class CacheView(NamedTuple):
@@ -165,35 +213,8 @@ class CacheView(NamedTuple):
 
     def attend(self, query: torch.Tensor, scale: float) -> torch.Tensor:
         """(A, H, 1, d) queries to (A, 1, H, d) outputs."""
-        import torch
-
-        cache = self.cache
-        keys, values = cache.prompt_kv[self.layer]
-        new_keys, new_values = (x[:, :, : cache.width] for x in cache.generated_kv[self.layer])
-        prompts, heads, length, width = keys.shape
-        query = query.view(len(query), heads, -1, width)
-        queries = query.shape[2]  # Q
-
-        def by_prompt(x: torch.Tensor) -> torch.Tensor:
-            """(A, K, Q, n) to (N, K, M * Q, n), padded."""
-            if cache.slots is not None:
-                x = x.new_zeros(prompts * cache.group, *x.shape[1:]).index_copy_(0, cache.slots, x)
-            return x.unflatten(0, (prompts, cache.group)).transpose(1, 2).flatten(2, 3)
-
-        def by_row(x: torch.Tensor) -> torch.Tensor:
-            """(N, K, M * Q, n) back to (A, K, Q, n)."""
-            x = x.unflatten(2, (cache.group, queries)).transpose(1, 2).flatten(0, 1)
-            return x if cache.slots is None else x[cache.slots]
-
-        # The prompt's part of each softmax counts as one more key: its score is the log-sum-exp, its value the output.
-        out_prompt, lse = attend_to_prompts(
-            by_prompt(query), keys, values, cache.prompt_lengths, cache.padding_mask, scale
-        )
-        scores = _matmul_float32(query, new_keys.transpose(-1, -2)).mul_(scale)
-        if cache.future_mask is not None:
-            scores += cache.future_mask
-        weights = torch.cat([by_row(lse[..., None]), scores], -1).softmax(-1).to(query.dtype)
-        out = by_row(out_prompt) * weights[..., :1] + weights[..., 1:] @ new_values
+        heads = self.cache.prompt_kv[self.layer][0].shape[1]
+        out = self.cache.attend(self.layer, query.unflatten(1, (heads, -1))[:, :, :, 0], scale)
         return out.flatten(1, 2)[:, None]
 
 

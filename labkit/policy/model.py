@@ -56,6 +56,8 @@ class Policy:
     """The model's own processor where it is read by the plain path, see `labkit.policy.plain`."""
     merge: bool = True
     """Whether an adapter is merged while chains are sampled, see `labkit.policy.adapters`."""
+    fused: bool = True
+    """Whether tokens are decoded by `labkit.policy.decode_pass`, where it knows the model, and not by transformers' modules."""
 
     @property
     def base(self) -> Any:
@@ -122,6 +124,7 @@ def load_policy(
     lora_rank: int = 0,
     lora_alpha: int = 32,
     lora_merge: bool = True,
+    fused_decoding: bool = True,
     seed: int = 0,
 ) -> Policy:
     """Load a policy, ready to train, with its vision tower frozen.
@@ -133,6 +136,7 @@ def load_policy(
         lora_rank: 0 trains every weight of the language model; above, LoRA of that rank on its linear layers.
         lora_alpha: LoRA's scale is `lora_alpha / lora_rank`.
         lora_merge: merge an adapter while chains are sampled.
+        fused_decoding: decode by `labkit.policy.decode_pass` where it knows the model.
         seed: Of the initial values of LoRA's matrices; the global random state is untouched.
 
     Raises:
@@ -175,7 +179,7 @@ def load_policy(
             model = PeftModel.from_pretrained(model, source, is_trainable=True)
         elif lora_rank:
             model = add_lora(model, lora_rank, lora_alpha, seed)
-    policy = Policy(model.to(device).eval(), tokenizer, name, processor, lora_merge)
+    policy = Policy(model.to(device).eval(), tokenizer, name, processor, lora_merge, fused_decoding)
     for tower in policy.towers:
         tower.requires_grad_(False)
     return policy

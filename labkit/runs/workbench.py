@@ -169,7 +169,7 @@ class Workbench(Run):
         p = self.params
         return load_policy(
             self.model_name(stage), dtype=p.dtype, device=p.device, lora_rank=p.lora_rank, lora_alpha=p.lora_alpha,
-            lora_merge=p.lora_merge, seed=stage_seed(p.seed, stage),
+            lora_merge=p.lora_merge, fused_decoding=p.fused_decoding, seed=stage_seed(p.seed, stage),
         )  # fmt: skip
 
     def model_name(self, stage: str) -> str:
