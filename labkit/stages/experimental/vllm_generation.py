@@ -2,11 +2,11 @@
 
 TRL keeps a vLLM engine beside the model on each GPU, puts the newest weights into it before rollouts are asked for, and corrects
 the loss for what vLLM's log-probs differ from ours. Here prompts are put as vLLM wants them: the video's placeholder once, the
-frames that our own tower saw, and the rate at which they were taken, from which vLLM (read: 0.33.0) counts the same seconds as we do.
+frames that our own tower saw, and the rate at which they were taken, from which vLLM counts the same seconds as we do.
 
-What has been run: the requests and the reading of answers, against an object that stands for vLLM. What has not: vLLM itself, its
-sync of weights, and the equality of its positions with ours on a GPU. Hold `sampling/sampling_logp_difference/mean` of TRL's log
-against 0 before a long run is trusted to it.
+What has been run: vLLM 0.32 as built for CPUs, with the embedded model: tokens, positions, log-probs, seeds, and the sync of weights
+(`tests/stages/experimental/test_with_vllm.py`, where vLLM is installed). What has not: a GPU, several processes, real weights. Hold
+`sampling/sampling_logp_difference/mean` of TRL's log against 0 before a long run is trusted to it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import math
 import zlib
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit.errors import LabError
@@ -27,11 +28,13 @@ if TYPE_CHECKING:
     from labkit.policy.prompt_source import ClipFrames
 
 FAMILIES = ("qwen2_5_vl",)
-"""Whose videos vLLM places in time as labkit does, by reading its code."""
+"""Whose videos vLLM places in time as labkit does."""
 GPU_MEMORY_UTILIZATION = 0.3
 """Share of a GPU's memory that vLLM keeps for its weights and cache while the policy learns too: TRL's default."""
 TEXT_TOKENS = 1024
 """Tokens of a prompt beside its video, at most."""
+SLOWER = 1 - 2e-7
+"""Told with the frame rate: vLLM rounds seconds to 24 bits, and a hair below a whole position is the position before."""
 IMPORTANCE_SAMPLING: dict[str, Any] = {
     "vllm_importance_sampling_correction": True,
     "vllm_importance_sampling_mode": "sequence_mask",
@@ -55,7 +58,8 @@ def vllm_options(policy: Policy, source: Any, max_new_tokens: int) -> dict[str, 
     Raises LabError as `require_vllm`.
     """
     require_vllm(policy)
-    vision, sampling = policy.base.config.vision_config, source.sampling
+    config, sampling = policy.base.config, source.sampling
+    vision, longest = config.vision_config, config.get_text_config().max_position_embeddings
     side = vision.patch_size * vision.spatial_merge_size
     video = math.ceil(sampling.max_frames / vision.temporal_patch_size) * math.ceil(
         sampling.pixels(sampling.max_frames) / side**2
@@ -64,7 +68,7 @@ def vllm_options(policy: Policy, source: Any, max_new_tokens: int) -> dict[str, 
         "use_vllm": True,
         "vllm_mode": "colocate",
         "vllm_gpu_memory_utilization": GPU_MEMORY_UTILIZATION,
-        "vllm_max_model_length": video + TEXT_TOKENS + max_new_tokens,
+        "vllm_max_model_length": min(longest, video + TEXT_TOKENS + max_new_tokens),
         **IMPORTANCE_SAMPLING,
     }
 
@@ -79,7 +83,7 @@ def generate_rollouts(trainer: Any, num: int, **options: Any) -> Generations:
 
 
 def require_vllm(policy: Policy) -> None:
-    """Raise LabError where vLLM cannot write for this policy: it is not installed, there is no GPU, or another family."""
+    """Raise LabError where vLLM cannot write for this policy: not installed, no GPU, another family, no files of a processor."""
     instead = "or set generation: hf"
     if find_spec("vllm") is None:
         raise LabError(
@@ -87,12 +91,18 @@ def require_vllm(policy: Policy) -> None:
         )
     if policy.device.type != "cuda":
         raise LabError(
-            f"generation: vllm needs a GPU and the model is on {policy.device}; set device: cuda, {instead}"
+            "generation: vllm needs a GPU (its build for CPUs packs weights when it loads them, and takes no new ones) and the "
+            f"model is on {policy.device}; set device: cuda, {instead}"
         )
-    family = policy.base.config.model_type
+    family, folder = policy.base.config.model_type, Path(policy.base.name_or_path)
     if family not in FAMILIES:
         raise LabError(
             f"generation: vllm writes for {', '.join(FAMILIES)}, and the model is of {family!r}; take one of those, {instead}"
+        )
+    if folder.is_dir() and not (folder / "preprocessor_config.json").is_file():
+        raise LabError(
+            f"generation: vllm reads the model's processor, and '{folder}' has no preprocessor_config.json; copy it from the base, "
+            f"give a model that 'labkit export' wrote, {instead}"
         )
 
 
@@ -110,7 +120,8 @@ def generate_with_vllm(
     """`num` completions of each prompt by the `vllm.LLM` that TRL keeps, each prompt read once.
 
     Tokens that stand for pixels or padding are made impossible, as in labkit's own decoding. Draws come from vLLM's own streams: they
-    depend on the seed and the query, but are not those of `generation: hf`.
+    depend on the seed and the query, but are not those of `generation: hf`. Frames are given at the model's size, and vLLM would fit
+    them to the pixel budget that stands beside the model once more.
     """
     from vllm import SamplingParams
 
@@ -121,7 +132,7 @@ def generate_with_vllm(
         requests.append({
             "prompt_token_ids": collapse_placeholders(prompt.ids.tolist(), video),
             "multi_modal_data": {"video": (clip.rgb, frame_metadata(clip))},
-            "mm_processor_kwargs": {"fps": clip.fps, "do_sample_frames": False},
+            "mm_processor_kwargs": {"do_sample_frames": False, "do_resize": False},
         })  # fmt: skip
     sampling = [
         SamplingParams(
@@ -145,10 +156,10 @@ def generate_with_vllm(
 
 
 def frame_metadata(clip: ClipFrames) -> dict[str, Any]:
-    """When the frames were taken, as vLLM asks for it (0.33 refuses frames without): all of a film of `fps` frames a second."""
-    frames = len(clip.rgb)
+    """When the frames were taken, as vLLM asks for it (it refuses frames without): all of a film of `fps` frames a second."""
+    frames, fps = len(clip.rgb), clip.fps * SLOWER
     return {
-        "fps": clip.fps, "total_num_frames": frames, "frames_indices": list(range(frames)), "duration": frames / clip.fps,
+        "fps": fps, "total_num_frames": frames, "frames_indices": list(range(frames)), "duration": frames / fps,
         "video_backend": "labkit", "do_sample_frames": False,
     }  # fmt: skip
 

@@ -1,4 +1,5 @@
-"""vLLM as the writer of rollouts: what it is asked, how its answers are read, and when it is refused. No vLLM is run."""
+"""vLLM as the writer of rollouts: what it is asked, how its answers are read, and when it is refused. No vLLM is run here: see
+`test_with_vllm`."""
 
 from __future__ import annotations
 
@@ -80,12 +81,14 @@ def test_each_prompt_is_asked_once_with_its_own_frames_and_rate(policy: Policy, 
     write(engine, policy, prompts)
     video = policy.base.config.video_token_id
     assert [request["prompt_token_ids"] for request in engine.asked] == [[50, video, 51]] * 2
-    assert [request["mm_processor_kwargs"]["fps"] for request in engine.asked] == [2.0, 0.5]
+    # The checkpoint's own pixel budget shall not fit them a second time.
+    assert all(not request["mm_processor_kwargs"]["do_resize"] for request in engine.asked)
     shown = [request["multi_modal_data"]["video"] for request in engine.asked]
     assert [int(rgb.max()) for rgb, _ in shown] == [0, 1]
-    # vLLM hands the metadata to transformers, whose processor computes the seconds between two patches from it.
-    for (_, metadata), rate in zip(shown, (2.0, 0.5), strict=True):
-        assert VideoMetadata(**{k: v for k, v in metadata.items() if k != "do_sample_frames"}).sampled_fps == rate
+    # vLLM hands the metadata to transformers, whose processor computes the seconds between two patches from it, and keeps 24 bits.
+    for (_, metadata), seconds in zip(shown, (1.0, 4.0), strict=True):
+        told = VideoMetadata(**{k: v for k, v in metadata.items() if k != "do_sample_frames"}).sampled_fps
+        assert seconds <= np.float32(2 / told) < seconds * (1 + 1e-6)
 
 
 @pytest.mark.usefixtures("vllm")
@@ -117,19 +120,25 @@ def test_it_is_refused_with_the_next_step_where_it_is_not_installed(policy: Poli
 @pytest.mark.parametrize(
     ("device", "family", "message"),
     [
-        ("cpu", "qwen2_5_vl", "needs a GPU and the model is on cpu"),  # vLLM's CPU build has no sync of weights in TRL
+        ("cpu", "qwen2_5_vl", r"needs a GPU .* and the model is on cpu"),  # weights of vLLM's CPU build stay as loaded
         (
             "cuda",
             "qwen3_vl",
             "writes for qwen2_5_vl, and the model is of 'qwen3_vl'",
         ),  # its timestamps are text that we write
+        (
+            "cuda",
+            "qwen2_5_vl",
+            "has no preprocessor_config.json; copy it from the base",
+        ),  # as the embedded model's folder
     ],
 )
 def test_it_is_refused_for_what_it_cannot_do(
-    monkeypatch: pytest.MonkeyPatch, device: str, family: str, message: str
+    monkeypatch: pytest.MonkeyPatch, device: str, family: str, message: str, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("labkit.stages.experimental.vllm_generation.find_spec", lambda name: name)
-    model = SimpleNamespace(device=torch.device(device), config=SimpleNamespace(model_type=family))
+    config = SimpleNamespace(model_type=family)
+    model = SimpleNamespace(device=torch.device(device), config=config, name_or_path=str(tmp_path))
     with pytest.raises(LabError, match=message):
         require_vllm(Policy(model, None, "x"))
 
