@@ -26,16 +26,14 @@ from labkit.runs.interventions import Interventions
 from labkit.runs.notebooks import pass_over_cells
 from labkit.runs.results import MODELS, ModelEvaluation, is_evaluated, read_model_evaluation, require_evaluation
 from labkit.runs.run import NOTEBOOK_OF, STAGE_LOCK, read_manifest, runs_in
-from labkit.runs.second_process import SecondProcess, second_process, worth_it
 from labkit.runs.settings import differences
 from labkit.runs.trackers import StageLog, Trackers
 from labkit.runs.workbench import Workbench, answer_settings
-from labkit.runs.worker import do_task
+from labkit.runs.worker import begin_workers, do_task, second_core_is_worth_it
 from labkit.scoring.predictions import Predictions, as_predictions, write_predictions
 from labkit.scoring.scores import Score, score
 from labkit.stages.checkpoints import read_result, require_final_weights
-from labkit.stages.distributed.launch import end_workers
-from labkit.stages.distributed.process_group import world_size
+from labkit.stages.distributed.launch import end_workers, end_workers_later
 from labkit.stages.grpo_steps import GrpoResult, stage_params
 from labkit.stages.harvest import Harvest, harvest_complete, merge_shards
 from labkit.stages.interventions import SHIFTS
@@ -50,6 +48,8 @@ if TYPE_CHECKING:
 
 
 Result = TypeVar("Result", GrpoResult, SftResult)
+IDLE_SECONDS = 60.0
+"""After which the workers of a notebook that has ended end, too."""
 
 
 class ModelRef(NamedTuple):
@@ -63,9 +63,6 @@ class ModelRef(NamedTuple):
 class Lab(Workbench):
     """A run as notebooks see it; open it with `Lab.open(params)`."""
 
-    second: SecondProcess | None = None
-    """A process that shares evaluations and the harvest with this one, once a stage has started that is worth it."""
-
     def start(self, name: str) -> bool:
         """Claim the run for a notebook, as `Run.start`; set torch's threads and the seed, and silence the libraries.
 
@@ -73,14 +70,22 @@ class Lab(Workbench):
         """
         finished = super().start(name)
         pass_over_cells(self.skipped(name))
-        self.seed_everything()
-        if not finished and worth_it(self.params):
-            self.second = second_process()
+        self.shares_cores = not finished and second_core_is_worth_it(self.params)
+        if self.shares_cores:
+            begin_workers(self)
+        else:
+            self.seed_everything()
         return finished
 
     def finish(self, name: str, figures: Mapping[str, Any]) -> None:
-        """As `Run.finish`; workers that wait for another task hold memory of the GPUs, and end."""
-        end_workers()
+        """As `Run.finish`; workers that wait for another task hold memory, and end.
+
+        Where it is no GPU's, they end after a while: the next notebook may follow.
+        """
+        if self.shares_cores:
+            end_workers_later(IDLE_SECONDS)
+        else:
+            end_workers()
         super().finish(name, figures)
 
     def policy(self, stage: str = "base") -> Policy | ModelRef:
@@ -88,7 +93,7 @@ class Lab(Workbench):
 
         Where `processes` are several, only its name: a model that waits in the notebook's process takes a GPU's memory.
         """
-        if world_size(self.params.processes) > 1:
+        if self.world > 1:
             return ModelRef(stage, self.model_name(stage))
         return self.load(stage)
 
@@ -137,6 +142,7 @@ class Lab(Workbench):
         asker = Asker(self.params.replace(model=name), self.own.template, frames, self.sheets)
 
         def load() -> Policy:
+            self.seed_everything()
             return self.load(stage) if policy is None or isinstance(policy, ModelRef) else policy
 
         return asker.ask(load, video, sentence, samples)
@@ -278,9 +284,7 @@ class Lab(Workbench):
         moments, store, samples = self.harvested_moments(), self.rollouts("distill"), self.params.harvest_samples
         # A policy that is here compares itself with the one that sampled; workers would each load one for that alone.
         if not (isinstance(policy, ModelRef) and harvest_complete(store, moments, samples)):
-            self._work("harvest", policy, Tally(len(moments), self.progress_file), "02_distill")
-        if self.second is not None:
-            self.second.settle()
+            self._work("harvest", policy, Tally(len(moments), self.progress_file))
         merge_shards(store, moments, samples)
         return self.harvested()
 
@@ -292,7 +296,7 @@ class Lab(Workbench):
                 "the harvest kept no trace, so there is nothing to learn from: see the chart in 02_distill for what "
                 "dropped them, then lower min_answer_iou or harvest more (harvest_prompts, harvest_samples)"
             )
-        world = world_size(p.processes) if isinstance(policy, ModelRef) else 1
+        world = self.world if isinstance(policy, ModelRef) else 1
         batch = sft_batch_size(p.sft_batch, len(kept), world)
         steps = sft_steps(p.sft_epochs, len(kept), batch or 1)  # 0 is refused by the stage itself
         progress, trackers = Progress("sft", steps, file=self.progress_file), self._trackers("sft")
@@ -319,7 +323,7 @@ class Lab(Workbench):
         """Do a stage of training that has not ended, and read its result."""
         if (result := read_result(self.stage_folder(stage), kind)) is None:
             trackers.open()
-            self._work(task, policy, on_event, NOTEBOOK_OF[stage], **arguments)
+            self._work(task, policy, on_event, **arguments)
             result = read_result(self.stage_folder(stage), kind)
         assert result is not None  # written last of all by what has just ended
         trackers.end(result.history)
@@ -342,7 +346,7 @@ class Lab(Workbench):
         if missing := [part for part in parts if not files[part[0]].exists()]:
             self._require_model_of(stage, policy)
             tally = Tally(len(self.moments("test")), self.progress_file)
-            self._work("evaluation", policy, tally, notebook, stage=stage, notebook=notebook, parts=missing)
+            self._work("evaluation", policy, tally, stage=stage, notebook=notebook, parts=missing)
         return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items()}
 
     def _work(
@@ -350,7 +354,6 @@ class Lab(Workbench):
         task: str,
         policy: Policy | ModelRef,
         on_event: Callable[[int, dict[str, Any]], None],
-        notebook: str,
         /,
         **arguments: Any,
     ) -> None:
@@ -360,9 +363,7 @@ class Lab(Workbench):
         """
         model = policy.stage if isinstance(policy, ModelRef) else policy
         with locked(self.path / STAGE_LOCK, "a notebook"):
-            if self.second is not None and task in ("evaluation", "harvest") and not isinstance(policy, ModelRef):
-                self.second.help(self.params, task, policy, arguments)
-            do_task(self, task, model, on_event, self.folder(notebook) / "logs", **arguments)
+            do_task(self, task, model, on_event, **arguments)
 
     def _require_model_of(self, stage: str, policy: Policy | ModelRef) -> None:
         """Raise LabError where a policy is not what a stage has ended with: a notebook may hold one that has been trained since."""

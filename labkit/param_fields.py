@@ -102,8 +102,8 @@ class RunParams(ParamGroup):
     itself. `prompts_per_step` and `sft_batch` are those of all, and what is learnt does not depend on their number. A stage
     that was broken off goes on with any number, but under `fsdp2` not with one after several, or several after one. Ours."""
     second_process: bool = True
-    """Where a second core is idle when the embedded lab starts, have a second process answer half of its evaluations and harvest;
-    what is answered is the same. Ours."""
+    """Where a second core is idle when the embedded lab starts, have two processes share its work, as `processes` of 2 would; what is
+    learnt and answered is the same to the last bit. Ours."""
     report_to: tuple[Tracker, ...] = ()
     """Trackers that get each step's figures and some chains while stages train: `tensorboard`, `wandb`, `trackio`, or several. None:
     nothing is imported. May change within a run. Ours."""
@@ -270,8 +270,8 @@ class GrpoParams(ParamGroup):
     """Share of sampled chains that gain at least 0.05 IoU from anchor to anchor, from which stage 1 stops. 1 means never. Ours: where
     0.6 get better by any amount."""
     prompts_per_pass: int = Field(0, ge=0, le=4096)
-    """Queries of one process's forward and backward pass, a divisor of its part of `prompts_per_step`; 0 is all of that part.
-    Less takes less memory. Ours."""
+    """Queries of one process's forward and backward pass, a divisor of its part of `prompts_per_step`; 0 is all of that part of
+    several processes, and half of one's, which so learns the same to the last bit as two do. Less takes less memory. Ours."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them, in stages 1 to 3: for models that fill a GPU. Ours."""
     generation: Literal["hf", "vllm"] = "hf"

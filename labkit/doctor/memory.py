@@ -19,6 +19,7 @@ from labkit.doctor.workload import (
 )
 from labkit.params import Params
 from labkit.policy.packed_logprobs import LOGIT_CHUNK
+from labkit.stages.arguments import items_per_pass
 from labkit.stages.harvest import PROMPTS_PER_PART
 
 PROCESS = {"cpu": 0.6e9, "cuda build": 0.95e9, "cuda": 0.8e9}
@@ -69,6 +70,7 @@ class _PeakMemory:
     def __init__(self, shape: ModelShape, params: Params, workload: Workload, device: str, world: int) -> None:
         self.shape, self.workload, self.device = shape, workload, device
         self.params = p = per_process_params(params, world)
+        self.traces_per_pass = max(1, items_per_pass(params.sft_batch, world))
         self.bytes_each = BYTES_PER_PARAMETER[p.dtype]
         self.num_shards = world if p.sharding == "fsdp2" else 1
         self.ddp_buckets = world > 1 and p.sharding == "ddp"
@@ -148,7 +150,7 @@ class _PeakMemory:
 
     def sft(self) -> dict[str, float]:
         p, workload = self.params, self.workload
-        batch = min(p.sft_batch, max(1, min(p.harvest_prompts, workload.train) * p.max_per_query))
+        batch = min(self.traces_per_pass, max(1, min(p.harvest_prompts, workload.train) * p.max_per_query))
         # Traces of one clip share its tokens; without `pack_clips` few of a batch do.
         shared = min(batch, traces_per_clip(p, workload)) if p.pack_clips else 1.0
         row = workload.video_tokens + shared * (workload.prompt_tokens - workload.video_tokens + self.answer)

@@ -20,6 +20,7 @@ from labkit.errors import LabError
 from labkit.params import Params
 from labkit.policy.families import FAMILIES, Geometry
 from labkit.runs.run import STAGES
+from labkit.stages.arguments import items_per_pass
 
 ESTIMATED_STAGES = tuple(name.partition("_")[2] for name in STAGES)
 """`grpo`, `distill` and so on: the keys of all estimates."""
@@ -183,7 +184,7 @@ def per_process_params(params: Params, world: int) -> Params:
     (4, 2, 6)
     """
     step = max(1, params.prompts_per_step // world)
-    each = params.prompts_per_pass or step
+    each = params.prompts_per_pass or items_per_pass(params.prompts_per_step, world) or step
     if step % each:
         each = step
     batch = max(1, params.sft_batch // world)

@@ -32,6 +32,8 @@ COMPACT_FRACTION = 8
 """Finished rows leave the batch once they are at least one in this many: it costs a copy of the generated keys and values."""
 GRAPH_COMPACT_FRACTION = 2
 """The same with a CUDA graph, which has to be captured anew."""
+FEWEST_ROWS = 4
+"""Rows that stay, finished or not: products of fewer are rounded otherwise, and a row would depend on when the others end."""
 EOS_CHECK_INTERVAL = 8
 """Steps of a CUDA graph between two checks for finished rows: each one waits for the GPU."""
 GRAPH_WIDTH_STEP = 512
@@ -196,7 +198,8 @@ class _DecodeLoop:
                 finished = self.finished.cpu()
                 if finished.all():
                     break
-                if (GRAPH_COMPACT_FRACTION if use_graph else COMPACT_FRACTION) * int(finished.sum()) >= len(finished):
+                fraction, done = GRAPH_COMPACT_FRACTION if use_graph else COMPACT_FRACTION, int(finished.sum())
+                if fraction * done >= len(finished) >= done + FEWEST_ROWS:
                     self._compact(finished)
                     step = None
             if not use_graph:

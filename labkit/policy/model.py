@@ -116,6 +116,10 @@ class Policy:
         return sorted((ids - {None, self.tokenizer.unk_token_id}) | ({self.pad_id} - set(self.eos_ids)))
 
 
+ALIGNMENT = 64
+"""Bytes of which torch's own tensors begin at a multiple."""
+
+
 def load_policy(
     name: str,
     *,
@@ -179,6 +183,10 @@ def load_policy(
             model = PeftModel.from_pretrained(model, source, is_trainable=True)
         elif lora_rank:
             model = add_lora(model, lora_rank, lora_alpha, seed)
+    for weight in model.parameters():
+        # Mapped from a file, it begins where it does there, and the product of one row with it is rounded by where it begins.
+        if weight.data_ptr() % ALIGNMENT:
+            weight.data = weight.data.clone()
     policy = Policy(model.to(device).eval(), tokenizer, name, processor, lora_merge, fused_decoding)
     for tower in policy.towers:
         tower.requires_grad_(False)

@@ -38,7 +38,6 @@ from labkit.scoring.predictions import as_predictions, write_predictions
 from labkit.scoring.score_table import published_figures
 from labkit.scoring.scores import Score, score
 from labkit.stages.distributed.preemption import handle_preemption
-from labkit.stages.distributed.process_group import world_size
 from labkit.stages.evaluate import Evaluation, read_evaluation
 from labkit.table import Table
 
@@ -122,7 +121,7 @@ def evaluate_model(
             (bench.path / f"{ANSWERS}.json").unlink(missing_ok=True)
             arguments: dict[str, Any] = {"notebook": ".", "parts": [(ANSWERS, "greedy", "own")]}
             load = functools.partial(bench.load, "base")
-            do_missing(bench, "evaluation", "base", load, len(asked), bench.path / "logs", **arguments)
+            do_missing(bench, "evaluation", "base", load, len(asked), **arguments)
             evaluation = read_evaluation(answers, asked)
             write_json(bench.path / "evaluation.json", _deciding(bench) | {"files": _files(bench)})
         return _score(bench, evaluation, asked)
@@ -222,14 +221,14 @@ def _complete(answers: Path, moments: Moments, bench: EvaluationBench) -> Evalua
 
 
 def do_missing(
-    bench: Workbench, task: str, stage: str, load: Callable[[], Policy], count: int, logs: Path, **arguments: Any
+    bench: Workbench, task: str, stage: str, load: Callable[[], Policy], count: int, **arguments: Any
 ) -> None:
     """Have a stage's model do what is missing of a task, in this process or by workers; `count` parts are the whole."""
     tally = Tally(count, bench.progress_file)
     with handle_preemption(bench.path / ".stop"):
         bench.seed_everything()
-        policy = load() if world_size(bench.params.processes) == 1 else stage
-        do_task(bench, task, policy, tally, logs, stage=stage, **arguments)
+        policy = load() if bench.world == 1 else stage
+        do_task(bench, task, policy, tally, stage=stage, **arguments)
 
 
 def _score(bench: EvaluationBench, evaluation: Evaluation, moments: Moments) -> EvaluatedModel:

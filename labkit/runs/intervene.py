@@ -84,9 +84,9 @@ def intervene_in(
         try:
             answers = read_interventions(where, moments, planned)
         except LabError:  # what is missing is asked, and what is wrong is said then
-            count, logs = len(planned.texts) + len(planned.frames) + len(moments), where.parent / "logs"
+            count = len(planned.texts) + len(planned.frames) + len(moments)
             shifts = planned.note["shifts"]
-            do_missing(bench, "interventions", stage, load, count, logs, folder=folder, shifts=shifts)
+            do_missing(bench, "interventions", stage, load, count, folder=folder, shifts=shifts)
             answers = read_interventions(where, moments, planned)
         found = Interventions(model, moments, own, answers, planned)
         write_json(where / "interventions.json", found.as_dict())

@@ -36,7 +36,7 @@ from labkit.stages import evaluate, grpo, harvest, interventions, sft
 from labkit.stages.checkpoints import stage_seed
 from labkit.stages.distributed.launcher_variables import single_process
 from labkit.stages.distributed.preemption import stop_between_parts
-from labkit.stages.distributed.process_group import barrier, process_rank
+from labkit.stages.distributed.process_group import barrier, process_rank, world_size
 from labkit.stages.probes import Probes, choose_probes
 from labkit.stages.rollouts import Rollout
 from labkit.stages.traces import import_traces
@@ -105,6 +105,14 @@ def answer_settings(params: Params, own: OwnTerms, model: str) -> dict[str, Any]
 
 class Workbench(Run):
     """A run with its data, models, rewards and tasks; open it with `Workbench.open(params)`."""
+
+    shares_cores = False
+    """Whether two workers do the tasks of a run whose `processes` is 1: see `labkit.runs.worker.second_core_is_worth_it`."""
+
+    @property
+    def world(self) -> int:
+        """How many processes do a task: 1 is this one."""
+        return 2 if self.shares_cores else world_size(self.params.processes)
 
     def seed_everything(self) -> None:
         """Set torch's threads and all seeds, and silence the libraries' warnings, in each process that works."""
@@ -248,44 +256,43 @@ class Workbench(Run):
             clips=clips if self.params.pack_clips else None,
         )  # fmt: skip
 
-    def run_harvest(self, policy: Policy, on_event: EventListener, *, backwards: bool = False) -> None:
-        """Sample chains of the harvested queries; events say how many queries are `done`. `backwards` as `harvest` takes it."""
+    def run_harvest(self, policy: Policy, on_event: EventListener) -> None:
+        """Sample chains of the harvested queries; events say how many queries are `done`."""
         p, here, moments, store = self.params, process_rank(), self.harvested_moments(), self.rollouts("distill")
         harvest.harvest(
             policy, self.source(policy, "train"), moments, store, spec=self.rewards(), samples=p.harvest_samples,
             temperature=p.temperature, max_new_tokens=p.max_new_tokens, seed=p.seed, run=p.run,
             on_part=stop_between_parts(lambda done, total: on_event({"what": "harvest", "done": done})),
-            shard=(here.rank, here.world_size), backwards=backwards,
+            shard=(here.rank, here.world_size),
         )  # fmt: skip
 
     def run_evaluation(
         self, policy: Policy, on_event: EventListener, *,
-        stage: str, notebook: str, parts: Sequence[Sequence[str]], backwards: bool = False,
+        stage: str, notebook: str, parts: Sequence[Sequence[str]],
     ) -> None:  # fmt: skip
         """Answer the test split with a stage's model: into a rollout store, and the figures into a JSON file.
 
         Each of `parts` is the name of its result, the decoding, and the frames (see `source`). Events say how many queries are
-        `done`. `backwards`, in a second process, answers from the end and leaves the figures to the first.
+        `done`.
         """
         for name, decoding, frames in parts:
-            self._evaluate_part(policy, on_event, stage, notebook, name, decoding, frames, backwards)
+            self._evaluate_part(policy, on_event, stage, notebook, name, decoding, frames)
 
     def _evaluate_part(
-        self, policy: Policy, on_event: EventListener, stage: str, notebook: str, name: str, decoding: str, frames: str,
-        backwards: bool,
-    ) -> None:  # fmt: skip
+        self, policy: Policy, on_event: EventListener, stage: str, notebook: str, name: str, decoding: str, frames: str
+    ) -> None:
         p, here, moments = self.params, process_rank(), self.moments("test")
         folder = evaluation_folder(self.path, notebook, name)
         evaluate.evaluate(
             policy, self.source(policy, "test", frames), moments, greedy=decoding == "greedy",
             temperature=p.temperature, max_new_tokens=p.max_new_tokens, batch_size=p.eval_batch, seed=p.seed,
-            folder=folder, shard=(here.rank, here.world_size), backwards=backwards, run=p.run, stage=stage,
+            folder=folder, shard=(here.rank, here.world_size), run=p.run, stage=stage,
             on_batch=stop_between_parts(
                 lambda done: on_event({"what": f"evaluation, {decoding}", "done": done})
             ),
         )  # fmt: skip
         barrier()
-        if here.rank == 0 and not backwards:
+        if here.rank == 0:
             self.cached_json(notebook, name, lambda: {"figures": evaluate.read_evaluation(folder, moments).figures})
 
     def greedy_chains(self, stage: str) -> list[Rollout]:

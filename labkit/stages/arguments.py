@@ -89,6 +89,9 @@ def grpo_config(
         beta=params.beta if policy.has_adapter else 0.0,  # see VideoGRPOTrainer
         reward_weights=list(reward_weights),
         max_completion_length=params.max_new_tokens,
+        # Vectorized kernels round the elements behind the last whole vector otherwise, and how long the longest chain is depends on
+        # how a step is divided: so there are none.
+        pad_to_multiple_of=64,
         **vllm,
     )
 
@@ -97,14 +100,28 @@ def sft_config(policy: Policy, folder: Path, params: Params, *, steps: int, seed
     """The `trl.SFTConfig` of `steps` steps of `batch` traces, which all processes share."""
     from trl import SFTConfig
 
+    world = process_rank().world_size
+    each = items_per_pass(batch, world)
     return SFTConfig(
         **_common_arguments(policy, folder, params, steps, seed, params.sft_learning_rate, min_lr_rate=0.05),
-        per_device_train_batch_size=batch // process_rank().world_size,
+        per_device_train_batch_size=each,
+        gradient_accumulation_steps=batch // (world * each),
         adam_beta2=0.98,
         weight_decay=0.01,
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
     )
+
+
+def items_per_pass(size: int, world: int) -> int:
+    """Of a step's `size` queries or traces, those of one pass of one of `world` processes; one alone takes two passes, if it can.
+
+    Then one process and two add up the same two gradients, and learn the same weights to the last bit.
+
+    >>> items_per_pass(12, 1), items_per_pass(12, 2), items_per_pass(12, 3), items_per_pass(37, 1)
+    (6, 6, 4, 37)
+    """
+    return size // 2 if world == 1 and size % 2 == 0 else size // world
 
 
 def checkpointing_argument() -> str:

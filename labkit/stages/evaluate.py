@@ -55,7 +55,6 @@ def evaluate(
     on_batch: Callable[[int], None] | None = None,
     folder: str | Path | None = None,
     shard: tuple[int, int] = UNSHARDED,
-    backwards: bool = False,
     run: str = "",
     stage: str = "",
     forbid: str = "",
@@ -68,9 +67,8 @@ def evaluate(
     `source` holds ready prompts by qid. Each batch is written to the rollout store in `folder`, if one is given, once it is answered,
     and what is there already is not generated again. `on_batch` is told the number of answers so far: at first those on disk, and
     with several processes those of all. Of a `shard`, (rank, processes), only every `processes`-th batch is answered, and the
-    evaluation is that of these alone; `read_evaluation` puts all together when every process has ended. `backwards` begins with the
-    last batch: a second process meets the first in the middle, and each leaves out what the other has written. `run` and `stage` are
-    for the record; text to `forbid` is as `generate` takes it.
+    evaluation is that of these alone; `read_evaluation` puts all together when every process has ended. `run` and `stage` are for the
+    record; text to `forbid` is as `generate` takes it.
     Raises LabError where `folder` holds answers of other weights, or of another decoding.
     """
     ordered = in_evaluation_order(moments)
@@ -89,7 +87,7 @@ def evaluate(
     if answers and on_batch is not None:
         on_batch(len(answers))
     prefetch(source, [moment.qid for batch in batches for moment in batch if moment.qid not in answers])
-    for batch in reversed(batches) if backwards else batches:
+    for batch in batches:
         missing = [moment for moment in batch if moment.qid not in answers]
         if not missing:
             continue

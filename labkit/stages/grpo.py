@@ -23,7 +23,7 @@ from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy, ignore_renames
 from labkit.policy.packed_logprobs import pack_shared_prefix
 from labkit.policy.prompt_source import prefetch
-from labkit.stages.arguments import grpo_config
+from labkit.stages.arguments import grpo_config, items_per_pass
 from labkit.stages.checkpoints import (
     finish_stage,
     frozen_copy,
@@ -158,7 +158,7 @@ def prompts_per_pass(params: GrpoParams, world: int) -> int:
         text += f"prompts_per_pass, {asked}" if world == 1 else f"processes, {world}"
         text += f" x prompts_per_pass, {asked}" if world > 1 and asked else ""
         raise LabError(f"{text}; change one of them")
-    return asked or size // world
+    return asked or items_per_pass(size, world)
 
 
 def require_rollouts(store: RolloutStore, checkpoint: Path | None) -> None:
@@ -311,11 +311,22 @@ def trainer_class() -> Any:
         ) -> tuple[Any, Any, None]:
             """Log-probs and entropies (rows, C) of completions, each group packed behind its prompt."""
             completions, mask = input_ids[:, -logits_to_keep:], attention_mask[:, -logits_to_keep:]
-            places, sizes = torch.unique_consecutive(input_ids[:, 0], return_counts=True)
+            prompts = input_ids[:, -logits_to_keep - 1]  # one token each, padded on the left
+            places, sizes = torch.unique_consecutive(prompts, return_counts=True)
             packed = pack_shared_prefix(
                 [self.asked[place] for place in places.tolist()], completions, mask, sizes.tolist()
             )
             return (*packed.log_probs(model, self.temperature, options.get("compute_entropy", False)), None)
+
+        def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+            """As TRL's, whose log takes the mean over passes: each counts as its tokens do, so that it is the mean over these."""
+            loss = super()._compute_loss(model, inputs)
+            tokens = self.accelerator.reduce(inputs["completion_mask"].sum(), reduction="sum")
+            weight = float(tokens / inputs["num_items_in_batch"]) * self.args.steps_per_generation
+            for name in ("kl", "entropy"):
+                if values := self._metrics["train"].get(name):
+                    values[-1] *= weight
+            return loss
 
         def history(self) -> list[dict[str, Any]]:
             """One row for each step that has been logged."""

@@ -99,7 +99,6 @@ def harvest(
     run: str,
     on_part: Callable[[int, int], None] = lambda done, total: None,
     shard: tuple[int, int] = UNSHARDED,
-    backwards: bool = False,
 ) -> None:
     """Sample chains of each moment into `store`, a part at a time; parts that are there already are not sampled again.
 
@@ -107,8 +106,8 @@ def harvest(
     the query alone, so that a harvest that was killed, or that several processes work on, ends with the same traces.
 
     `source` holds ready prompts by qid, `spec` is what each trace is scored with, and `samples` are those of each moment. `on_part`
-    is told (queries done, all): at first those on disk, and with several processes those of all. `shard` and `backwards` are as
-    `evaluate` takes them; `merge_shards` ends the harvest when every process has.
+    is told (queries done, all): at first those on disk, and with several processes those of all. `shard` is as
+    `evaluate` takes it; `merge_shards` ends the harvest when every process has.
     Raises LabError where the store holds traces of other weights, another decoding or other queries.
     """
     provenance = Provenance.of(
@@ -127,7 +126,7 @@ def harvest(
     mine = set(shard_ranges(len(moments), PROMPTS_PER_PART, shard))
     mine -= {parts[part] for part in done}
     prefetch(source, [moment.qid for begin, end in sorted(mine) for moment in moments[begin:end]])
-    for part, (begin, end) in reversed(parts.items()) if backwards else parts.items():
+    for part, (begin, end) in parts.items():
         if (begin, end) not in mine or part in store.steps():
             continue
         begun, part_moments = time.process_time(), moments[begin:end]

@@ -125,22 +125,6 @@ def test_an_evaluation_that_was_broken_off_asks_only_what_is_missing(policy, sou
     assert asked == []
 
 
-def test_a_second_process_begins_at_the_end_and_both_leave_out_what_the_other_has_answered(
-    policy, source, moments, tmp_path, asked
-):
-    alone = evaluate(policy, source, moments, **SHORT)
-    first, *middle, fourth, last = asked.copy()
-    asked.clear()
-
-    def meanwhile(done):
-        if len(asked) == 1:
-            broken_off(asked, 3, policy, source, moments, folder=tmp_path, backwards=True, **SHORT)
-
-    whole = evaluate(policy, source, moments, folder=tmp_path, on_batch=meanwhile, **SHORT)
-    assert asked == [first, last, fourth, *middle]
-    assert repr(whole) == repr(alone)
-
-
 @pytest.mark.parametrize(
     ("processes", "broken"),
     [(2, False), (3, False), (2, True), (9, False)],

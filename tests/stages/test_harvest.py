@@ -271,25 +271,6 @@ def test_processes_share_a_harvest_and_end_with_that_of_one(policy, source, mome
     assert shared.cpu_seconds() > 0 < alone.cpu_seconds()
 
 
-def test_a_second_process_harvests_from_the_end_and_each_leaves_out_what_the_other_has_stored(
-    policy, source, moments, tmp_path, small_parts
-):
-    alone, seen, shared = harvest(policy, source, moments, tmp_path / "alone"), [], RolloutStore(tmp_path / "shared")
-
-    def first(done, total):
-        seen.append(shared.steps())
-        if shared.steps() == [1]:
-            with pytest.raises(KeyboardInterrupt):
-                harvest(policy, source, moments, shared.folder, on_part=second, backwards=True)
-
-    def second(done, total):
-        if len(shared.steps()) == 3:
-            raise KeyboardInterrupt
-
-    assert harvest(policy, source, moments, shared.folder, on_part=first).read() == alone.read()
-    assert seen == [[1], [1, 2, 3, 4]]
-
-
 def test_a_harvest_that_was_broken_off_samples_only_what_is_missing(
     policy, source, moments, tmp_path, small_parts, monkeypatch
 ):

@@ -14,6 +14,7 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -127,6 +128,7 @@ class WorkerPool:
             worker.event_file.unlink(missing_ok=True)
             worker.event_file.touch()
         self.processes: list[subprocess.Popen[bytes]] = []
+        self.uses = 0
         try:
             for process in _start(command, self.workers, environment, cwd):
                 self.processes.append(process)
@@ -179,6 +181,31 @@ class WorkerPool:
 
 _pools: list[tuple[Any, WorkerPool]] = []
 """The workers of this process, if there are any, behind what they were started with."""
+_use = threading.RLock()
+"""Held while they are started, work or are ended."""
+
+
+def workers_wait() -> bool:
+    """Whether there are workers that could do another task."""
+    return bool(_pools) and all(process.poll() is None for process in _pools[0][1].processes)
+
+
+def start_workers(command: Sequence[str], world: int, folder: Path, *, cwd: Path | None = None) -> WorkerPool:
+    """`world` workers, each of which runs `command` and works within `process_group.serve`.
+
+    They are those of the task before, where these were started alike. rank-N.txt in `folder` holds the output of each.
+    """
+    # Whoever started the notebook's process meant that one. srun's variables stay: srun itself and `process_rank` read them.
+    environment = without_launchers(os.environ, but=("srun",))
+    # What a worker writes goes into a log in UTF-8, whatever the terminal is.
+    environment |= {WORKER_FOLDER_VARIABLE: str(folder), "PYTHONIOENCODING": "utf-8"}
+    key = (list(command), world, environment, cwd)
+    with _use:
+        if not (workers_wait() and _pools[0][0] == key):
+            end_workers()
+            _pools.append((key, WorkerPool(command, world, folder, environment, cwd)))
+        _pools[0][1].uses += 1
+        return _pools[0][1]
 
 
 def launch(
@@ -192,27 +219,19 @@ def launch(
 ) -> Any:
     """Have `world` workers do a task, plain data, and return what rank 0 returned.
 
-    They are those of the task before, where these were started alike, or else new ones, each of which runs `command` and works
-    within `process_group.serve`. `on_event` takes the events that they report, with their ranks. rank-N.txt in `folder` holds the
-    output of each.
+    They are those of `start_workers`. `on_event` takes the events that they report, with their ranks.
 
     Raises:
         LabError: one of them raised it.
         WorkerError: one of them failed or was killed, or none of them moves any more; all are then ended.
     """
-    # Whoever started the notebook's process meant that one. srun's variables stay: srun itself and `process_rank` read them.
-    environment = without_launchers(os.environ, but=("srun",))
-    # What a worker writes goes into a log in UTF-8, whatever the terminal is.
-    environment |= {WORKER_FOLDER_VARIABLE: str(folder), "PYTHONIOENCODING": "utf-8"}
-    key = (list(command), world, environment, cwd)
-    if not (_pools and _pools[0][0] == key and all(process.poll() is None for process in _pools[0][1].processes)):
-        end_workers()
-        _pools.append((key, WorkerPool(command, world, folder, environment, cwd)))
-    try:
-        return _pools[0][1].do(task, on_event)
-    except BaseException:
-        end_workers()
-        raise
+    with _use:
+        pool = start_workers(command, world, folder, cwd=cwd)
+        try:
+            return pool.do(task, on_event)
+        except BaseException:
+            end_workers()
+            raise
 
 
 @atexit.register
@@ -220,6 +239,22 @@ def end_workers() -> None:
     """End the workers that wait for another task, if there are any."""
     while _pools:
         terminate(_pools.pop()[1].processes)
+
+
+def end_workers_later(seconds: float) -> None:
+    """End them if they have had no other task by then."""
+    if not _pools:
+        return
+    pool, uses = _pools[0][1], _pools[0][1].uses
+
+    def end() -> None:
+        with _use:
+            if _pools and _pools[0][1] is pool and pool.uses == uses:
+                end_workers()
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _start(
