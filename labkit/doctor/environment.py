@@ -8,6 +8,7 @@ import platform
 import sys
 import tomllib
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,6 +149,10 @@ def machine_findings(machine: Machine, params: Params) -> list[Finding]:
     if params.dtype == "bfloat16" and not planned.bfloat16:
         message = f"is slow on this {machine.device}, or emulated"
         findings.append(Finding("warning", "dtype", "dtype = bfloat16", message, "set dtype: float32"))
+    if params.generation == "vllm" and (planned.device == "cpu" or find_spec("vllm") is None):
+        kind = "error" if planned is machine else "warning"
+        findings.append(Finding(kind, "generation", "generation = vllm", "needs a GPU, and vLLM installed beside it",
+                             "pip install \"trl[vllm]\" there, or set generation: hf"))  # fmt: skip
     if params.threads > machine.cores:
         message = f"but this process may use {machine.cores} cores"
         findings.append(

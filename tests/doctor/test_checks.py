@@ -333,6 +333,19 @@ def test_steps_that_bfloat16_swallows_are_told(change: dict[str, Any], rounded: 
     assert kinds == ["rounding"] * rounded
 
 
+def test_generation_by_vllm_is_told_where_it_cannot_run() -> None:
+    here = environment.Machine("cpu", "here", 80e9, 8, True)
+    found = {
+        device: [
+            finding.level for finding in environment.machine_findings(here, params) if finding.kind == "generation"
+        ]
+        for device in ("cpu", "cuda")
+        for params in [Params(generation="vllm", device=device)]
+    }
+    assert found["cpu"] == ["error"]
+    assert found["cuda"] in ([], ["warning"])  # planned for another machine; it may be installed here
+
+
 @pytest.mark.parametrize(("processes", "gpus", "told"), [(8, 4, True), (4, 4, False), (0, 4, False), (2, 0, False)])
 def test_more_processes_than_gpus_are_told(processes: int, gpus: int, told: bool) -> None:
     machine = environment.Machine("cuda" if gpus else "cpu", "here", 80e9, 8, True, gpus)

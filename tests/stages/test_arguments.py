@@ -13,8 +13,7 @@ from labkit.stages.experimental.vllm_generation import IMPORTANCE_SAMPLING
 
 SAID_BY_PARAMETERS = {
     "beta", "learning_rate", "max_completion_length", "num_generations", "remove_unused_columns", "reward_weights",
-    "shuffle_dataset", "steps_per_generation", "temperature", "use_vllm", "vllm_mode", "vllm_gpu_memory_utilization",
-    "vllm_max_model_length",
+    "shuffle_dataset", "steps_per_generation", "temperature", "use_vllm", "vllm_mode", "vllm_max_model_length",
 }  # fmt: skip
 WITHOUT_EFFECT = {
     "how a model is loaded, and labkit gives one": ("model_init_kwargs", "trust_remote_code"),
@@ -33,7 +32,7 @@ WITHOUT_EFFECT = {
         "ref_model_sync_steps",
     ),
     "how vLLM runs": (
-        "vllm_enable_sleep_mode", "vllm_group_port", "vllm_importance_sampling_cap", "vllm_model_impl",
+        "vllm_enable_sleep_mode", "vllm_gpu_memory_utilization", "vllm_group_port", "vllm_importance_sampling_cap", "vllm_model_impl",
         "vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_server_timeout",
         "vllm_structured_outputs_regex", "vllm_tensor_parallel_size",
     ),

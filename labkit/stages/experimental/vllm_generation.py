@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 FAMILIES = ("qwen2_5_vl",)
 """Whose videos vLLM places in time as labkit does."""
-GPU_MEMORY_UTILIZATION = 0.3
-"""Share of a GPU's memory that vLLM keeps for its weights and cache while the policy learns too: TRL's default."""
 TEXT_TOKENS = 1024
 """Tokens of a prompt beside its video, at most."""
 SLOWER = 1 - 2e-7
@@ -67,7 +65,6 @@ def vllm_options(policy: Policy, source: Any, max_new_tokens: int) -> dict[str, 
     return {
         "use_vllm": True,
         "vllm_mode": "colocate",
-        "vllm_gpu_memory_utilization": GPU_MEMORY_UTILIZATION,
         "vllm_max_model_length": min(longest, video + TEXT_TOKENS + max_new_tokens),
         **IMPORTANCE_SAMPLING,
     }
@@ -84,26 +81,19 @@ def generate_rollouts(trainer: Any, num: int, **options: Any) -> Generations:
 
 def require_vllm(policy: Policy) -> None:
     """Raise LabError where vLLM cannot write for this policy: not installed, no GPU, another family, no files of a processor."""
-    instead = "or set generation: hf"
-    if find_spec("vllm") is None:
-        raise LabError(
-            f"generation: vllm is not installed; 'pip install \"trl[vllm]\"' on a machine with a GPU, {instead}"
-        )
-    if policy.device.type != "cuda":
-        raise LabError(
-            "generation: vllm needs a GPU (its build for CPUs packs weights when it loads them, and takes no new ones) and the "
-            f"model is on {policy.device}; set device: cuda, {instead}"
-        )
     family, folder = policy.base.config.model_type, Path(policy.base.name_or_path)
-    if family not in FAMILIES:
-        raise LabError(
-            f"generation: vllm writes for {', '.join(FAMILIES)}, and the model is of {family!r}; take one of those, {instead}"
-        )
-    if folder.is_dir() and not (folder / "preprocessor_config.json").is_file():
-        raise LabError(
-            f"generation: vllm reads the model's processor, and '{folder}' has no preprocessor_config.json; copy it from the base, "
-            f"give a model that 'labkit export' wrote, {instead}"
-        )
+    lacks_processor = folder.is_dir() and not (folder / "preprocessor_config.json").is_file()
+    reasons = {
+        "is not installed; 'pip install \"trl[vllm]\"' on a machine with a GPU": find_spec("vllm") is None,
+        "needs a GPU (its build for CPUs packs weights when it loads them, and takes no new ones) and the model is on "
+        f"{policy.device}; set device: cuda": policy.device.type != "cuda",
+        f"writes for {', '.join(FAMILIES)}, and the model is of {family!r}; take one of those": family not in FAMILIES,
+        f"reads the model's processor, and '{folder}' has no preprocessor_config.json; copy it from the base, give a model that "
+        "'labkit export' wrote": lacks_processor,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise LabError(f"generation: vllm {reason}, or set generation: hf")
 
 
 def generate_with_vllm(
@@ -170,8 +160,4 @@ def collapse_placeholders(ids: Sequence[int], placeholder: int) -> list[int]:
     >>> collapse_placeholders([5, 9, 9, 9, 6, 7], placeholder=9)
     [5, 9, 6, 7]
     """
-    return [
-        token
-        for token, before in zip(ids, [None, *ids], strict=False)
-        if token != placeholder or before != placeholder
-    ]
+    return [token for token, before in zip(ids, [None, *ids], strict=False) if not token == before == placeholder]
