@@ -113,7 +113,17 @@ READ = [
         "policy/adapters: the sum that it merges",
     ),
     ("transformers:Trainer", '"shift_labels"', "stages/sft: by this name all labels of a batch are counted"),
-    ("transformers:Trainer", "fsdp_plugin_args", "stages/sharding: vision modules are ignored"),
+    (
+        "accelerate.utils.fsdp_utils:fsdp2_prepare_model",
+        "fsdp2_plugin.ignored_modules",
+        "stages/sharding: whole towers",
+    ),
+    ("accelerate:Accelerator", "= self._prepare_fsdp2(", "stages/sharding: the model is sharded before, and left so"),
+    (
+        "accelerate:Accelerator",
+        "self._prepare_one(obj, first_pass=True)",
+        "stages/sharding: the optimizer is prepared",
+    ),
     ("transformers.utils.generic", '"flash" in', "policy/attention: all windows in one call by the name"),
     (
         "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
@@ -214,13 +224,6 @@ def test_accelerate_shares_one_mutable_state_in_a_process(state):
     """stages/distributed/launcher_variables clears these dictionaries in place, and puts them back."""
     shared = getattr(importlib.import_module("accelerate.state"), state)._shared_state
     assert callable(shared.clear) and callable(shared.update) and dict(shared) is not shared
-
-
-def test_fsdp_ignores_modules_that_are_named():
-    """stages/sharding keeps the vision tower out of FSDP."""
-    from accelerate import FullyShardedDataParallelPlugin
-
-    assert "ignored_modules" in {field.name for field in fields(FullyShardedDataParallelPlugin)}
 
 
 def test_configurations_of_transformers_and_peft_have_a_class_in_common():

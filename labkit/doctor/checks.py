@@ -111,17 +111,8 @@ def examine(
         if workload:
             if not quick and not gpu:
                 report.findings += load_findings(machine)
-            add_resource_estimates(
-                report,
-                params,
-                [model, harvester] if harvester else [model],
-                workload,
-                data,
-                machine,
-                root,
-                quick,
-                planned_gpu,
-            )
+            models = [model, harvester] if harvester else [model]
+            add_resource_estimates(report, params, models, workload, data, machine, root, quick, planned_gpu)
     if rehearsed:
         add_rehearsal(report, params, model, data, own, machine)
     return report

@@ -57,6 +57,26 @@ def stage_memory(
     }
 
 
+def main_memory(shape: ModelShape, params: Params, world: int) -> dict[str, tuple[float, float]]:
+    """Bytes of main memory of the first process and of each other, by moment, while the model is on GPUs.
+
+    Files of weights are mapped, and the system keeps of them what it has room for: `load_policy` takes what it needs to its GPU.
+    Under `fsdp2` each process writes and reads its own shards, through main memory; the first one writes what a stage ends with.
+    """
+    each, trained = BYTES_PER_PARAMETER[params.dtype], float(trained_parameters(shape, params))
+    tower = 0.0 if params.lora_rank else shape.vision_parameters * each
+    kept = trained * bytes_per_trained_parameter(params, world)
+    process, shards = PROCESS["cuda build"], world if params.sharding == "fsdp2" else 1
+    if shards == 1:
+        saved, read = kept + tower, 0.0 if world > 1 else 2 * kept
+        first, other = {"a checkpoint": saved, "resuming": read, "the end of a stage": saved}, {}
+    else:
+        part = max(kept / shards + tower, 2 * kept / shards)  # first the weights, then the optimizer's two moments
+        first = {"a checkpoint": part, "resuming": part, "the end of a stage": kept + tower}
+        other = {"a checkpoint": part, "resuming": part}
+    return {name: (process + first.get(name, 0.0), process + other.get(name, 0.0)) for name in ("loading", *first)}
+
+
 def process_bytes(device: str) -> float:
     """Bytes of a process before it has loaded a model, on the model's device."""
     import torch
@@ -72,8 +92,7 @@ class _PeakMemory:
         self.params = p = per_process_params(params, world)
         self.traces_per_pass = max(1, items_per_pass(params.sft_batch, world))
         self.bytes_each = BYTES_PER_PARAMETER[p.dtype]
-        self.num_shards = world if p.sharding == "fsdp2" else 1
-        self.ddp_buckets = world > 1 and p.sharding == "ddp"
+        self.world, self.num_shards = world, world if p.sharding == "fsdp2" else 1
         self.answer = COMPLETION_FRACTION * p.max_new_tokens
         text, tower = shape.text_parameters, shape.vision_parameters * self.bytes_each
         self.trained = trained_parameters(shape, p) * bytes_per_trained_parameter(p, world) / self.num_shards
@@ -85,9 +104,12 @@ class _PeakMemory:
         self.start = self.trained if device == "cpu" and world == 1 else 0.0
         self.merges = p.lora_rank > 0 and p.lora_merge
         self.always = {"process": process_bytes(device), "weights": self.weights}
+        # What only answers is whole in each process, in `dtype`.
+        adapter = self.trained * self.num_shards if p.lora_rank else 0.0
+        self.answering = {**self.always, "weights": tower + text * self.bytes_each + adapter}
 
     def gathered(self, all_layers: bool) -> dict[str, float]:
-        """Parameters that fsdp2 gathers at a time: all of them to generate, or the embeddings and two layers to train."""
+        """Parameters that fsdp2 gathers at a time: all of them to sample, or the embeddings and two layers to train."""
         if self.num_shards == 1:
             return {}
         layers = self.shape.layers * self.shape.layer_parameters
@@ -99,9 +121,11 @@ class _PeakMemory:
         return {"features": min(size, self.params.feature_memory * 1e9)}
 
     def training(self) -> dict[str, float]:
-        state = {"gradients": (2 if self.ddp_buckets else 1) * self.trained, "optimizer": 2 * self.trained}
-        start = {"start": self.start} if self.start else {}
-        return {**self.always, **state, **start, **self.features(self.workload.train_clips), **self.gathered(False)}
+        state = {"gradients": self.trained, "optimizer": 2 * self.trained}
+        more = {"start": self.start} if self.start else {}
+        if self.world > 1 and self.params.sharding == "ddp":
+            more["buckets"] = self.trained  # in which DDP sends gradients
+        return {**self.always, **state, **more, **self.features(self.workload.train_clips), **self.gathered(False)}
 
     def joined_weights(self) -> float:
         """Copies of q, k and v as one matrix a layer, and on a GPU of gate and up (`labkit.policy.decode_pass`)."""
@@ -121,7 +145,6 @@ class _PeakMemory:
             "decoding": max(prefill, sampling),
             **({"joined weights": self.joined_weights()} if self.params.fused_decoding else {}),
             **({"merged adapter": s.layers * s.layer_parameters * float(self.bytes_each)} if self.merges else {}),
-            **self.gathered(True),
         }
 
     def learning(self, tokens: float, loss_tokens: float, longest: float) -> dict[str, float]:
@@ -146,7 +169,10 @@ class _PeakMemory:
         prompts, row = p.prompts_per_pass, self.workload.prompt_tokens + p.group_size * self.answer
         sampling = self.sampling(p.prompts_per_step, p.group_size)
         loss_tokens = prompts * p.group_size * self.answer
-        return [{**training, **sampling}, {**training, **self.learning(prompts * row, loss_tokens, row)}]
+        return [
+            {**training, **sampling, **self.gathered(True)},
+            {**training, **self.learning(prompts * row, loss_tokens, row)},
+        ]
 
     def sft(self) -> dict[str, float]:
         p, workload = self.params, self.workload
@@ -158,13 +184,13 @@ class _PeakMemory:
 
     def evaluation(self) -> dict[str, float]:
         batch = min(self.params.eval_batch, self.workload.test)
-        return {**self.always, **self.sampling(batch, 1), **self.features(self.workload.test_clips)}
+        return {**self.answering, **self.sampling(batch, 1), **self.features(self.workload.test_clips)}
 
     def harvest(self) -> dict[str, float]:
         prompts = min(PROMPTS_PER_PART, self.params.harvest_prompts, self.workload.train)
         share = min(1.0, self.params.harvest_prompts / max(1, self.workload.train))
         sampling = self.sampling(prompts, self.params.harvest_samples)
-        return {**self.always, **sampling, **self.features(self.workload.train_clips * share)}
+        return {**self.answering, **sampling, **self.features(self.workload.train_clips * share)}
 
 
 def _largest(*phases: dict[str, float]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from labkit.data.moments import Moment
 from labkit.doctor.dataset import DataReport
 from labkit.doctor.environment import Machine, Model, target_machine
 from labkit.doctor.findings import DoctorReport, Finding, size_text
-from labkit.doctor.memory import OTHER_PROCESSES, stage_memory
+from labkit.doctor.memory import OTHER_PROCESSES, main_memory, stage_memory
 from labkit.doctor.planned import PlannedGPU
 from labkit.doctor.runtime import stage_seconds
 from labkit.doctor.throughput import (
@@ -100,6 +100,15 @@ def add_resource_estimates(
         note += f"max_new_tokens long, and {KEPT_FRACTION:.0%} of what the filter may keep is kept"
         note += f"; {world} processes are taken to share the work evenly" if world > 1 else ""
     report.tables.append(Table("estimate", tuple(head), lines, note))
+    if not on_cpu:
+        moments = {
+            name: (*two, two[0] + (world - 1) * two[1]) for name, two in main_memory(shapes[0], params, world).items()
+        }
+        rows = [(name, *map(size_text, sizes)) for name, sizes in moments.items()]
+        note = "files of weights are mapped beside that, once on each machine, and given up where memory is short"
+        head = ["main memory at", "first process", "each other", f"all {world}"]
+        report.tables.append(Table("main memory", tuple(head), rows, note))
+        report.data["main_memory_bytes"] = {name: sizes[2] for name, sizes in moments.items()}
     disk = disk_bytes(shapes[0], params, workload, harvester=harvester, world=world)
     place = nearest_existing(under(root, params.outputs))
     free = 0.0 if gpu else float(shutil.disk_usage(place).free)

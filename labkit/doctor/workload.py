@@ -141,15 +141,8 @@ def count_parameters(folder: Path) -> tuple[int, int]:
                 header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
             sizes = {name: math.prod(each["shape"]) for name, each in header.items() if name != "__metadata__"}
         except (
-            OSError,
-            ValueError,
-            OverflowError,
-            AttributeError,
-            LookupError,
-            TypeError,
-            struct.error,
-            MemoryError,
-        ) as error:
+            OSError, ValueError, OverflowError, AttributeError, LookupError, TypeError, struct.error, MemoryError
+        ) as error:  # fmt: skip
             raise LabError(f"'{path}' has no readable header ({error!r}); copy or download it again") from None
         towers = sum(size for name, size in sizes.items() if re.search("visual|vision_|connector|projector", name))
         vision += towers
@@ -219,16 +212,15 @@ def disk_bytes(
     def saved_bytes(model: ModelShape) -> float:
         return trained_bytes(model) + (0.0 if p.lora_rank else model.vision_parameters * BYTES_PER_PARAMETER[p.dtype])
 
-    first, copies = harvester or shape, 2 if p.sharding == "fsdp2" and world > 1 else 1
+    first = harvester or shape
     rollouts = (
         p.grpo_steps + p.final_steps
     ) * p.prompts_per_step * p.group_size + p.harvest_prompts * p.harvest_samples
     text = 4 * COMPLETION_FRACTION * p.max_new_tokens
     return {
         "frame cache": (workload.train_clips + workload.test_clips) * workload.frame_bytes,
-        # A saved checkpoint holds the optimizer's two moments, and under fsdp2 the weights twice, for transformers and for
-        # accelerate; a third one is written before the oldest is removed.
-        "checkpoints": max(3 * (copies * saved_bytes(model) + 2 * trained_bytes(model)) for model in (shape, first)),
+        # A saved checkpoint holds the optimizer's two moments; a third one is written before the oldest is removed.
+        "checkpoints": max(3 * (saved_bytes(model) + 2 * trained_bytes(model)) for model in (shape, first)),
         "final models": saved_bytes(first) + 2 * saved_bytes(shape),
         "rollouts": rollouts * (text + 100),
         "notebooks": sum(explorer.notebook for explorer in notebook_explorers(p, workload)) + 2 * 3e6,  # two have none

@@ -130,6 +130,7 @@ def load_policy(
     lora_merge: bool = True,
     fused_decoding: bool = True,
     seed: int = 0,
+    whole: bool = True,
 ) -> Policy:
     """Load a policy, ready to train, with its vision tower frozen.
 
@@ -142,6 +143,8 @@ def load_policy(
         lora_merge: merge an adapter while chains are sampled.
         fused_decoding: decode by `labkit.policy.decode_pass` where it knows the model.
         seed: Of the initial values of LoRA's matrices; the global random state is untouched.
+        whole: False moves only the frozen modules to the device, for `labkit.stages.sharding.shard_model`, which takes a part of the
+            others from the files that they are mapped from.
 
     Raises:
         LabError: the directory is not a checkpoint, or its model family is not supported.
@@ -183,13 +186,15 @@ def load_policy(
             model = PeftModel.from_pretrained(model, source, is_trainable=True)
         elif lora_rank:
             model = add_lora(model, lora_rank, lora_alpha, seed)
-    for weight in model.parameters():
+    policy = Policy(
+        (model.to(device) if whole else model).eval(), tokenizer, name, processor, lora_merge, fused_decoding
+    )
+    for tower in policy.towers:
+        tower.to(device).requires_grad_(False)
+    for weight in model.parameters() if whole else ():
         # Mapped from a file, it begins where it does there, and the product of one row with it is rounded by where it begins.
         if weight.data_ptr() % ALIGNMENT:
             weight.data = weight.data.clone()
-    policy = Policy(model.to(device).eval(), tokenizer, name, processor, lora_merge, fused_decoding)
-    for tower in policy.towers:
-        tower.requires_grad_(False)
     return policy
 
 

@@ -172,12 +172,15 @@ class Workbench(Run):
         return self.path / PROGRESS_FILE
 
     @single_process()
-    def load(self, stage: str) -> Policy:
-        """Load a model in this process: the `base`, the `harvester` before its training, or a stage's final one."""
+    def load(self, stage: str, whole: bool = True) -> Policy:
+        """Load a model in this process: the `base`, the `harvester` before its training, or a stage's final one.
+
+        `whole` is False where it is to be sharded, see `load_policy`.
+        """
         p = self.params
         return load_policy(
             self.model_name(stage), dtype=p.dtype, device=p.device, lora_rank=p.lora_rank, lora_alpha=p.lora_alpha,
-            lora_merge=p.lora_merge, fused_decoding=p.fused_decoding, seed=stage_seed(p.seed, stage),
+            lora_merge=p.lora_merge, fused_decoding=p.fused_decoding, seed=stage_seed(p.seed, stage), whole=whole,
         )  # fmt: skip
 
     def model_name(self, stage: str) -> str:

@@ -23,6 +23,7 @@ from labkit.runs.workbench import EvaluationBench, Workbench
 from labkit.stages.distributed.launch import launch, start_workers, workers_wait
 from labkit.stages.distributed.launcher_variables import single_process
 from labkit.stages.distributed.process_group import EventWriter, report_stillness, serve
+from labkit.stages.sharding import is_sharded
 
 BENCHES: dict[bool, type[Workbench]] = {False: Workbench, True: EvaluationBench}
 WORTH = 300
@@ -81,7 +82,10 @@ def work(asked: dict[str, Any], events: EventWriter) -> None:
     """Do this worker's shard of a task."""
     bench: Workbench = BENCHES[asked["outside"]].open(Params.build(asked["params"]))
     bench.seed_everything()
-    policy = bench.load(asked["stage"])
+    # Trained by all, or whole in each, which answers alone.
+    policy = bench.load(
+        asked["stage"], whole=asked["task"] not in ("grpo", "sft") or not is_sharded(bench.params.sharding)
+    )
     with report_stillness(events):
         bench.run_task(asked["task"], policy, events, **asked["arguments"])
 

@@ -28,7 +28,7 @@ from labkit.policy.model import Policy, save_policy
 from labkit.progress import say
 from labkit.stages.completions import weights_digest
 from labkit.stages.distributed.process_group import all_gather_object, barrier, process_rank
-from labkit.stages.sharding import full_state_dict, load_full_state_dict
+from labkit.stages.sharding import full_state_dict
 
 START = "start.json"
 """What a stage began from and, once it has ended, with which weights it did; beside its checkpoints."""
@@ -43,14 +43,15 @@ def stage_seed(seed: int, stage: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{stage}".encode()).digest()[:4], "big") >> 1
 
 
-def frozen_copy(policy: Policy) -> Any:
+def frozen_copy(policy: Policy, shared: bool = False) -> Any:
     """The policy's model with the weights that it has now, as an instance of its own that no training changes.
 
     Made from the configuration: a copy of the object would copy what others have put in place of its methods, which then still
-    work on the object that they were made for. What is frozen anyway is shared and takes no memory. Not for a model under LoRA.
+    work on the object that they were made for. What is frozen anyway is shared and takes no memory, and so does all with
+    `shared`, for a policy that is about to be sharded, which leaves these weights alone. Not for a model under LoRA.
     """
     model = policy.model
-    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad and not shared}
     state = {
         name: weight.detach().clone() if name in trained else weight.detach()
         for name, weight in model.state_dict(keep_vars=True).items()
@@ -60,7 +61,11 @@ def frozen_copy(policy: Policy) -> Any:
         None, config=config, state_dict=state, dtype=model.dtype, attn_implementation="sdpa"
     )
     made.generation_config = copy.deepcopy(model.generation_config)
-    return made.to(model.device).requires_grad_(False).eval()
+    if shared:  # the towers may be on the GPU already
+        for name, part in policy.base.base_model.named_children():
+            if part in policy.towers:
+                setattr(made.base_model, name, part)
+    return (made if shared else made.to(model.device)).requires_grad_(False).eval()
 
 
 @contextmanager
@@ -141,8 +146,10 @@ def require_same_start(policy: Policy, folder: Path, **facts: Any) -> None:
     """Record the digest of a stage's initial weights in `folder`; raise LabError where it began from others.
 
     `facts` are plain data that, with the initial weights, determine what is learnt. A record of an earlier version of labkit may
-    hold fewer of them: those that it holds are compared.
+    hold fewer of them: those that it holds are compared. Of several processes, rank 0 reads the weights.
     """
+    if process_rank().rank:
+        return
     here = {"weights": weights_digest(policy), **facts}
     there = read_start(folder)
     if there.get("weights", here["weights"]) != here["weights"]:
@@ -155,7 +162,7 @@ def require_same_start(policy: Policy, folder: Path, **facts: Any) -> None:
         raise LabError(
             f"'{folder}' began with other {other}; put it back, or remove the folder to start the stage over"
         )
-    if process_rank().rank == 0 and there != here | there:
+    if there != here | there:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / START, here | there)
 
@@ -249,15 +256,17 @@ def resumable(trainer: Any) -> Any:
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
             super()._save_checkpoint(model, trial)
             barrier()  # each process has written its part
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             if self.args.should_save:
-                folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
                 apply_umask(folder)
-                files = [path for path in folder.rglob("*") if path.is_file()]
-                # Those of random numbers are each process's own: of another machine's, sizes are known late.
-                sizes = {
-                    str(path.relative_to(folder)): path.stat().st_size for path in files if "rng" not in path.name
-                }
-                write_json(folder / COMPLETE, sizes, indent=None)
+            # Of what a process of another machine has written, sizes are known late: each tells those of its own.
+            sizes = all_gather_object([
+                (str(path.relative_to(folder)), path.stat().st_size)
+                for path in folder.rglob("*")
+                if path.is_file() and _writer(path.name) == process_rank().rank
+            ])  # fmt: skip
+            if self.args.should_save:
+                write_json(folder / COMPLETE, dict(sizes), indent=None)
 
         def train_from(self, checkpoint: Path | None) -> None:
             """Train, from a checkpoint if there is one, and let go of what only training needs."""
@@ -270,7 +279,8 @@ def resumable(trainer: Any) -> Any:
                 self.accelerator.free_memory()
 
         def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-            if hasattr(self.model, "get_base_model"):  # an adapter is saved under its own names
+            # An adapter is saved under its own names, and of shards each process reads its own.
+            if self.is_fsdp_enabled or hasattr(self.model, "get_base_model"):
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
             else:
                 load_weights(self.model, Path(resume_from_checkpoint))
@@ -286,20 +296,21 @@ def resumable(trainer: Any) -> Any:
     return Resumable
 
 
+def _writer(name: str) -> int:
+    """The rank whose part of a checkpoint is in the file of this name; rank 0 for what all have in common."""
+    found = re.match(r"(?:__|rng_state_)(\d+)", name)
+    return int(found[1]) if found else 0
+
+
 def load_weights(model: Any, checkpoint: Path) -> None:
     """Put a checkpoint's weights into `model`, all of them.
 
     `Trainer` cannot: transformers saves Qwen2.5-VL under the names of its published weights, and `Trainer` looks for the
     names of the running model, finds none and, with a warning, goes on from the weights that are there.
     """
-    # What fsdp2 trains is float32 beside a frozen tower in bfloat16; the widest type of them all rounds nothing.
+    # The widest type of them all rounds nothing.
     kind = max((weight.dtype for weight in model.parameters()), key=lambda each: each.itemsize)
-    load_full_state_dict(model, lambda: _plain_type(model).from_pretrained(checkpoint, dtype=kind).state_dict())
-
-
-def _plain_type(model: Any) -> Any:
-    """The model's own class; FSDP2 puts one of its making in front."""
-    return next(kind for kind in type(model).__mro__ if not kind.__name__.startswith("FSDP"))
+    model.load_state_dict(type(model).from_pretrained(checkpoint, dtype=kind).state_dict())
 
 
 def read_result(folder: Path, kind: type[Result]) -> Result | None:

@@ -51,7 +51,7 @@ from labkit.stages.grpo_steps import (
 )
 from labkit.stages.probes import Probes, probe_callback
 from labkit.stages.rollouts import RolloutStore
-from labkit.stages.sharding import ignore_vision_modules, require_same_sharding, require_sharding, shard_reference
+from labkit.stages.sharding import is_sharded, require_same_sharding, shard_model, shard_trained
 
 LOGGED = ("loss", "entropy", "kl", "grad_norm", "learning_rate", "step_time", "cpu_seconds")
 """What a step's history takes over from TRL's log."""
@@ -127,8 +127,8 @@ def train_grpo(
         policy, source, folder, params, steps=steps, seed=seed, prompts_per_pass=per_pass,
         reward_weights=[spec.weights[term] for term in terms],
     )  # fmt: skip
-    ignore_vision_modules(policy, arguments)
-    reference = frozen_copy(policy) if params.beta and not policy.has_adapter else None
+    held = params.beta and not policy.has_adapter
+    reference = frozen_copy(policy, shared=is_sharded(params.sharding)) if held else None
     with ignore_renames(), preserve_model_state(policy, reference):
         trainer = trainer_class()(
             policy, source, asked, spec, terms, params, store, figures, reference, seed,
@@ -136,7 +136,7 @@ def train_grpo(
             on_step=on_step, on_resume=on_resume, probes=probes, args=arguments,
             train_dataset=Dataset.from_dict({"prompt": order[: steps * size]}),
         )  # fmt: skip
-        require_sharding(trainer)
+        shard_trained(policy, trainer)
         trainer.train_from(checkpoint)
     if process_rank().rank == 0:
         store.compact()
@@ -240,7 +240,8 @@ def trainer_class() -> Any:
                 **kwargs,
             )
             if reference is not None:
-                self.beta, self.ref_model = params.beta, shard_reference(policy, reference, self.accelerator)
+                shard_model(policy, reference, self.accelerator)
+                self.beta, self.ref_model = params.beta, reference
             self.remove_callback(transformers.PrinterCallback)
             self.add_callback(AfterStep(self))
             if probes is not None:

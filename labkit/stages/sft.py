@@ -36,7 +36,7 @@ from labkit.stages.checkpoints import (
 from labkit.stages.distributed.launcher_variables import single_process
 from labkit.stages.distributed.preemption import stop_callback
 from labkit.stages.distributed.process_group import process_rank
-from labkit.stages.sharding import ignore_vision_modules, require_same_sharding, require_sharding
+from labkit.stages.sharding import require_same_sharding, shard_trained
 
 
 class Trace(NamedTuple):
@@ -104,7 +104,6 @@ def train_sft(
     if clips is not None:
         order = group_by_clip(order, [clips[trace.qid] for trace in traces])
     arguments = sft_config(policy, folder, params, steps=steps, seed=seed, batch=batch)
-    ignore_vision_modules(policy, arguments)
 
     callback: Any = transformers.TrainerCallback  # its annotations do not foresee overrides
 
@@ -132,7 +131,7 @@ def train_sft(
             callbacks=[StepCallback(), stop_callback()],
         )
         trainer.remove_callback(transformers.PrinterCallback)
-        require_sharding(trainer)
+        shard_trained(policy, trainer)
         trainer.train_from(checkpoint)
     result = SftResult(trainer.state.global_step, _history(trainer.state), round(time.monotonic() - begin, 1))
     finish_stage(policy, result, folder)

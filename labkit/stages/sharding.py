@@ -7,7 +7,7 @@ when it is needed. The vision tower is frozen and called on its own, before any 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,38 +19,74 @@ from labkit.stages.distributed.process_group import process_rank
 
 def sharding_arguments(policy: Policy, sharding: str) -> dict[str, Any]:
     """What a trainer's arguments say about `sharding`, `ddp` or `fsdp2`."""
-    if _is_sharded(sharding):
+    if is_sharded(sharding):
         layer = type(policy.base.get_decoder().layers[0]).__name__
-        return {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": [layer]}}
+        wrapped = {"transformer_layer_cls_to_wrap": [layer], "state_dict_type": "SHARDED_STATE_DICT"}
+        return {"fsdp": True, "fsdp_config": {"version": 2, **wrapped}}
     return {"ddp_find_unused_parameters": False}  # the vision tower has no gradient to wait for
 
 
-def ignore_vision_modules(policy: Policy, arguments: Any) -> None:
-    """Have a trainer with these arguments leave the vision tower to each process, if it shards at all."""
-    if arguments.fsdp_plugin_args is not None:
-        arguments.fsdp_plugin_args["ignored_modules"] = policy.towers
+def is_sharded(sharding: str) -> bool:
+    """Whether this process holds a part of a model that it trains: one alone has nobody to share with."""
+    return sharding == "fsdp2" and process_rank().world_size > 1
 
 
-def require_sharding(trainer: Any) -> None:
-    """Raise LabError when a trainer was asked to shard and does not."""
-    if trainer.args.fsdp and not trainer.is_fsdp_enabled:
+def shard_trained(policy: Policy, trainer: Any) -> None:
+    """Shard the policy's model where its trainer was asked to; raise LabError where accelerate would not."""
+    if not trainer.args.fsdp:
+        return
+    if not trainer.is_fsdp_enabled:
         raise LabError("sharding: fsdp2 needs GPUs, and accelerate shards nothing on this device; use sharding: ddp")
+    import torch
+
+    accelerator = trainer.accelerator
+    shard_model(policy, policy.model, accelerator)
+    # It would look the optimizer's weights up by their addresses, and an empty shard (LoRA's, of fewer rows than processes) has none.
+    accelerator._prepare_fsdp2 = lambda *given: tuple(
+        each if isinstance(each, torch.nn.Module) else accelerator._prepare_one(each, first_pass=True)
+        for each in given
+    )
+
+
+def shard_model(policy: Policy, model: Any, accelerator: Any) -> None:
+    """Shard a model of the policy's kind in place, where `accelerator` shards at all; its towers stay whole.
+
+    Each process copies its own part out of the files that the weights are mapped from, one layer after the other, and only then
+    makes float32 of what is trained: accelerate would do that first, and hold the whole model so.
+    """
+    if not accelerator.is_fsdp2:
+        return
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+    accelerator.state.fsdp_plugin.ignored_modules = dataclasses.replace(policy, model=model).towers
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    model.requires_grad_(False)
+    fsdp2_prepare_model(accelerator, model)
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(name in trained)
+    if accelerator.mixed_precision != "no":
+        model._apply(lambda weight: weight.float() if weight.requires_grad else weight)
 
 
 def require_same_sharding(checkpoint: Path | None, sharding: str) -> None:
     """Raise LabError when `checkpoint` holds the optimizer of a sharded model and the model is not sharded now, or the reverse.
 
-    accelerate writes the one under the weights' names, Trainer the other under their numbers, and neither reads the other's file.
+    Shards are written under the weights' names, for any number of processes above one; what is whole, under their numbers.
     """
     if checkpoint is None:
         return
-    sharded_there, sharded_here = not (checkpoint / "optimizer.pt").exists(), _is_sharded(sharding)
-    if sharded_there != sharded_here:
-        there, step = ("several processes", "more than 1") if sharded_there else ("one process", "1")
+    whole, shards = (checkpoint / "optimizer.pt").exists(), (checkpoint / "optimizer_0").exists()
+    if whole if is_sharded(sharding) else not whole:
+        there, step = ("one process", "1") if whole else ("several processes", "more than 1")
         world = process_rank().world_size
         raise LabError(
             f"'{checkpoint}' was written by {there} with sharding: fsdp2, and {'one' if world == 1 else world} cannot go on from "
             f"it; let `processes` be {step}, as before, until this stage has ended, or remove its checkpoints to start it over"
+        )
+    if not whole and not shards:
+        raise LabError(
+            f"'{checkpoint}' was written by a labkit that saved no shards; go on with that one until this stage has ended, or "
+            "remove its checkpoints to start it over"
         )
 
 
@@ -74,7 +110,7 @@ def summon_full_params(model: Any) -> Iterator[None]:
 
 
 def full_state_dict(policy: Policy) -> dict[str, Any] | None:
-    """All weights of a sharded model on the CPU, in the type that it was loaded in; None where nothing is sharded.
+    """All weights of a sharded model on the CPU of rank 0, in the type that it was loaded in; None where nothing is sharded.
 
     All processes must ask.
     """
@@ -83,37 +119,11 @@ def full_state_dict(policy: Policy) -> dict[str, Any] | None:
 
     if not fsdp_modules(policy.model):
         return None
-    state: dict[str, Any] = get_model_state_dict(
-        policy.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-    )
+    # Of a policy with an adapter nothing else is saved.
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=policy.has_adapter)
+    state: dict[str, Any] = get_model_state_dict(policy.model, options=options)
     kind = getattr(torch, str(policy.base.config.dtype).removeprefix("torch."))  # a word once it has been saved
-    return {name: each.to(kind) if each.is_floating_point() else each for name, each in state.items()}
-
-
-def shard_reference(policy: Policy, reference: Any, accelerator: Any) -> Any:
-    """Shard a frozen copy of a policy's model as `accelerator` shards the model itself; returned as it is where it shards nothing."""
-    if not accelerator.is_fsdp2:
-        return reference
-    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
-
-    plugin = accelerator.state.fsdp_plugin
-    theirs, plugin.ignored_modules = plugin.ignored_modules, dataclasses.replace(policy, model=reference).towers
-    try:
-        return fsdp2_prepare_model(accelerator, reference)
-    finally:
-        plugin.ignored_modules = theirs
-
-
-def load_full_state_dict(model: Any, read: Callable[[], dict[str, Any]]) -> None:
-    """Put all weights into a model; where it is sharded, only rank 0 calls `read` for them, and the others take their parts."""
-    if not fsdp_modules(model):
-        model.load_state_dict(read())
-        return
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-
-    state = read() if process_rank().rank == 0 else {}
-    set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
-
-
-def _is_sharded(sharding: str) -> bool:
-    return sharding == "fsdp2" and process_rank().world_size > 1
+    for name, weight in state.items():
+        if weight.is_floating_point():
+            state[name] = weight.to(kind)  # one after the other, so that they are not there twice
+    return state

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from labkit.doctor.memory import LOGIT_CHUNK, stage_memory
+from labkit.doctor.memory import LOGIT_CHUNK, PROCESS, main_memory, stage_memory
 from labkit.doctor.runtime import stage_seconds
 from labkit.doctor.throughput import Throughput
 from labkit.doctor.workload import (
@@ -189,22 +189,47 @@ def test_features_are_kept_as_far_as_there_is_room() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "weights", "gradients", "optimizer"),
+    ("change", "weights", "gradients", "buckets"),
     [
-        ({}, 2500 * 2, 2000 * 2, 2 * 2000 * 2),  # each process has it all
-        ({"sharding": "ddp"}, 2500 * 2, 2 * 2000 * 2, 2 * 2000 * 2),  # gradients stand in buckets too
+        ({}, 2500 * 2, 2000 * 2, 0),  # each process has it all
+        ({"sharding": "ddp"}, 2500 * 2, 2000 * 2, 2000 * 2),
         # 4 bytes of each trained weight, by 4 processes; the frozen tower is whole
-        ({"sharding": "fsdp2"}, 500 * 2 + 2000, 2000, 2 * 2000),
+        ({"sharding": "fsdp2"}, 500 * 2 + 2000, 2000, 0),
         # adapters of 1024 weights; the frozen 2000 are shared out as well
-        ({"sharding": "fsdp2", "lora_rank": 4}, 500 * 2 + 2000 * 2 / 4 + 1024, 1024, 2 * 1024),
+        ({"sharding": "fsdp2", "lora_rank": 4}, 500 * 2 + 2000 * 2 / 4 + 1024, 1024, 0),
     ],
 )
 def test_processes_share_what_they_train(
-    change: dict[str, Any], weights: float, gradients: float, optimizer: float
+    change: dict[str, Any], weights: float, gradients: float, buckets: float
 ) -> None:
     params = changed(dtype="bfloat16", prompts_per_step=8, **change)
     grpo = stage_memory(SMALL, params, LOAD, "cuda", world=4 if change else 1)["grpo"]
-    assert (grpo["weights"], grpo["gradients"], grpo["optimizer"]) == (weights, gradients, optimizer)
+    assert (grpo["weights"], grpo["gradients"], grpo.get("buckets", 0)) == (weights, gradients, buckets)
+    assert grpo["optimizer"] == 2 * gradients
+
+
+@pytest.mark.parametrize(
+    ("world", "change", "resuming", "ending", "reason"),
+    [
+        (1, {}, (2 * 4000, 0), 5000, "the optimizer is read into main memory; one file of 2500 weights is written"),
+        (4, {"sharding": "ddp"}, (0, 0), 5000, "each reads to its GPU, tensor by tensor"),
+        (4, {"sharding": "fsdp2"}, (4000, 4000), 9000, "a quarter of two moments; 2000 weights in float32, 500 of the tower"),
+        (4, {"sharding": "fsdp2", "lora_rank": 4}, (2048, 2048), 4096, "adapters of 1024 weights alone"),
+    ],
+)  # fmt: skip
+def test_main_memory_follows_what_a_process_reads_and_writes(
+    world: int, change: dict[str, Any], resuming: tuple[float, float], ending: float, reason: str
+) -> None:
+    told = main_memory(SMALL, changed(dtype="bfloat16", **change), world)
+    first, other = told["loading"]
+    assert first == other == PROCESS["cuda build"]
+    assert (told["resuming"][0] - first, told["resuming"][1] - other) == resuming, reason
+    assert told["the end of a stage"] == (first + ending, other), reason
+
+
+def test_what_answers_is_whole_in_each_process() -> None:
+    params = changed(sharding="fsdp2", dtype="bfloat16")
+    assert stage_memory(SMALL, params, LOAD, "cuda", world=4)["analysis"]["weights"] == 2 * 2500
 
 
 def test_processes_share_the_steps_but_not_an_evaluation_batch() -> None:
@@ -233,7 +258,7 @@ def test_a_harvester_is_trained_and_asked_in_the_first_two_stages() -> None:
     assert disk["final models"] == 4 * (20_500 + 2 * 2500)
     assert disk["checkpoints"] == 3 * 4 * (3 * 20_000 + 500), "those of the larger model"
     shared = disk_bytes(SMALL, changed(sharding="fsdp2"), LOAD, harvester=large, world=2)
-    assert shared["checkpoints"] == 3 * 4 * (4 * 20_000 + 2 * 500), "the weights twice"
+    assert shared["checkpoints"] == disk["checkpoints"], "in shards"
 
 
 def test_traces_of_one_clip_read_it_once() -> None:

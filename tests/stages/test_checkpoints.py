@@ -189,8 +189,9 @@ def test_a_checkpoint_is_kept_with_the_sizes_of_its_files(policy, source, moment
 @pytest.mark.parametrize(
     ("written", "processes", "sharding", "refused", "reason"),
     [
-        ("optimizer.bin", 8, "fsdp2", None, "in parts before, in parts now"),
-        ("optimizer.bin", 1, "fsdp2", "by several processes .* let `processes` be more than 1", "one has it whole"),
+        ("optimizer_0", 8, "fsdp2", None, "in shards before, in shards now"),
+        ("optimizer.bin", 8, "fsdp2", "by a labkit that saved no shards", "as the first versions wrote it"),
+        ("optimizer_0", 1, "fsdp2", "by several processes .* let `processes` be more than 1", "one has it whole"),
         ("optimizer.pt", 8, "fsdp2", "by one process .*, and 8 cannot .* let `processes` be 1", "eight have parts"),
         ("optimizer.pt", 1, "fsdp2", None, "one has it whole, as it had"),
         ("optimizer.pt", 8, "ddp", None, "each has it whole, however many they are"),

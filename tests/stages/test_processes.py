@@ -10,13 +10,17 @@ from typing import Any
 import pytest
 import torch
 
+from labkit.doctor.memory import stage_memory
+from labkit.doctor.workload import Workload, read_model_shape
 from labkit.errors import LabError
-from labkit.policy.model import load_policy
+from labkit.params import names
+from labkit.policy.model import SHIPPED, load_policy
 from labkit.stages.checkpoints import COMPLETE
 from labkit.stages.distributed.launch import WorkerError, launch
 from labkit.stages.grpo import prompts_per_pass
 from labkit.stages.rollouts import RolloutStore
 from tests.stages import small
+from tests.stages.several import watched
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]  # one setting up serves all
 # Adam's first update is as large where a gradient is nothing but rounding as anywhere: a whole step of 1e-3 would show it.
@@ -33,9 +37,10 @@ ALONE: dict[str, dict[str, Any]] = {
 PLAN = {f"{name}, {how}": changes | {"sharding": how} for how in ("ddp", "fsdp2") for name, changes in ALONE.items()}
 PLAN = {"few traces": {"stage": "sft", "sft_epochs": 2.0, "sft_batch": 64}} | PLAN
 SMALL_STEPS: dict[str, Any] = {"dtype": "bfloat16", "sharding": "fsdp2", "learning_rate": 1e-5}
-PLAN |= {f"small steps, {how}": GRPO | SMALL_STEPS for how in ("whole", "broken off")}
+PLAN["small steps, whole"] = GRPO | SMALL_STEPS
+PLAN["small steps, broken off"] = GRPO | SMALL_STEPS | {"gradient_checkpointing": True}
 RESUMED = ("all weights, ddp", "small steps, broken off", "all weights, fsdp2")
-"""Broken off in step 4, the last of these being killed, and called again from the checkpoint of step 2."""
+"""Broken off in step 4, the last of these being killed while it saves, and called again from the checkpoint of step 2."""
 
 
 def together(world: Path, folder: Path, plan: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -53,6 +58,8 @@ def trained(world, tmp_path_factory) -> tuple[Path, dict[str, Any], str]:
     with pytest.raises(WorkerError) as killed:
         together(world, folder, broken)
     assert all((folder / name / "checkpoint-2" / COMPLETE).is_file() for name in RESUMED)
+    half = folder / RESUMED[-1] / "checkpoint-4"
+    assert (half / "pytorch_model_fsdp_0").is_dir() and not (half / COMPLETE).exists()
     shutil.copytree(folder / RESUMED[-1], folder / "for one")
     return folder, together(world, folder, PLAN), str(killed.value)
 
@@ -65,8 +72,10 @@ def test_two_processes_learn_what_one_learns(name, trained, world, moments, sour
     torch.manual_seed(0)
     policy = load_policy("embedded", device="cpu", lora_rank=changes.pop("lora_rank", 0))
     train = small.train_grpo if stage == "grpo" else small.train_sft
-    start = small.weights(policy)
-    expected = train(policy, source, moments, tmp_path, **changes)
+    start, seen = small.weights(policy), {}
+    with watched(policy, seen):
+        expected = train(policy, source, moments, tmp_path, **changes)
+    require_foretold(seen["bytes"], changes, world=1)
     moved = small.distance(start, small.weights(policy))
     for how in ("ddp", "fsdp2"):
         both = folder / f"{name}, {how}"
@@ -90,14 +99,31 @@ def test_two_processes_learn_what_one_learns(name, trained, world, moments, sour
             assert len(one) == 3 * (changes["grpo_steps"] + 1), "shared by both, none lost"
 
 
+def require_foretold(ranks: list[dict[str, int]], changes: dict[str, Any], world: int) -> None:
+    """Hold what each rank has counted of a stage against the doctor's arithmetic on the model's config."""
+    workload = Workload(
+        train=13, test=3, train_clips=3, test_clips=1, prompt_tokens=60, longest_prompt=70, video_tokens=32
+    )
+    given = {key: value for key, value in changes.items() if key in names()}
+    params = small.grpo_params(**given | {"stop_anchor_rate": 1.0, "stop_progress": 0.0})
+    memory = stage_memory(read_model_shape(SHIPPED["embedded"]), params, workload, "cpu", world=world)
+    told = memory["sft" if "sft_epochs" in changes else "grpo"]
+    assert len(ranks) == world
+    for kept in ranks:
+        assert kept == pytest.approx({name: told.get(name, 0.0) for name in kept}, rel=0.02), changes
+
+
 @pytest.mark.slow
-def test_the_reference_is_sharded_as_the_policy_is_and_shares_the_frozen_tower(trained):
-    counts = trained[1]["reference"]
-    for kept, frozen, whole in counts["all weights, ddp"]:
-        assert kept == whole > frozen > 0
-    ranks = counts["all weights, fsdp2"]
-    assert sum(kept - frozen for kept, frozen, _ in ranks) == ranks[0][2] - ranks[0][1], "each weight once"
-    assert all(kept - frozen < 0.55 * (whole - frozen) for kept, frozen, whole in ranks), "half of them on each rank"
+@pytest.mark.parametrize("name", [name for name in PLAN if name not in ("few traces", RESUMED[-1])])
+def test_a_rank_holds_of_each_kind_what_the_doctor_foretells(name, trained):
+    require_foretold(trained[1]["seen"][name]["bytes"], PLAN[name], world=2)
+
+
+@pytest.mark.slow
+def test_checkpointed_layers_gather_their_weights_no_more_often(trained):
+    """Forward and backward each; the pass that computes a layer again finds its weights gathered for the backward pass."""
+    seen = trained[1]["seen"]
+    assert seen["small steps, broken off"]["gathers"] == seen["small steps, whole"]["gathers"] > 0
 
 
 @pytest.mark.slow
