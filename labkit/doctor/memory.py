@@ -98,8 +98,9 @@ class _PeakMemory:
         self.trained = trained_parameters(shape, p) * bytes_per_trained_parameter(p, world) / self.num_shards
         frozen = tower + (text * self.bytes_each / self.num_shards if p.lora_rank else 0.0)
         self.weights = frozen + self.trained
-        # Of the KL reference: the vision tower is the model's own.
-        self.reference = 0.0 if p.lora_rank or not p.beta else text * self.bytes_each / self.num_shards
+        # Of the KL reference, a copy of the adapter or of the language model: the vision tower is the model's own.
+        copied = self.trained if p.lora_rank else text * self.bytes_each / self.num_shards
+        self.reference = copied if p.beta else 0.0
         # A copy of the initial weights, to restore after an interrupt (`labkit.stages.checkpoints`); with a GPU it is in main memory.
         self.start = self.trained if device == "cpu" and world == 1 else 0.0
         self.merges = p.lora_rank > 0 and p.lora_merge
@@ -164,7 +165,7 @@ class _PeakMemory:
 
     def grpo(self) -> list[dict[str, float]]:
         p, training = self.params, {**self.training(), "reference": self.reference}
-        if self.reference:
+        if self.reference and not p.lora_rank:
             training.pop("start", None)  # the reference model is that copy
         prompts, row = p.prompts_per_pass, self.workload.prompt_tokens + p.group_size * self.answer
         sampling = self.sampling(p.prompts_per_step, p.group_size)

@@ -68,9 +68,11 @@ def watched(policy: Any, seen: dict[str, Any]) -> Iterator[None]:
         gathers.append(0)
         trained = [weight for group in optimizer.param_groups for weight in group["params"]]
         towers = {weight.data_ptr() for tower in policy.towers for weight in tower.parameters()}
-        copied = [each for model in references for each in model.parameters()]
+        named = dict(policy.model.named_parameters())
+        adapters = [name for name in named if ".ref." in name]
+        copied = [*(each for model in references for each in model.parameters()), *map(named.pop, adapters)]
         kept = {
-            "weights": policy.model.parameters(),
+            "weights": named.values(),
             "reference": [each for each in copied if isinstance(each, DTensor) or each.data_ptr() not in towers],
             "gradients": [weight.grad for weight in trained],
             "optimizer": [each for of in optimizer.state.values() for each in of.values() if each.dim()],
