@@ -172,6 +172,19 @@ def test_a_merged_adapter_is_a_copy_of_what_it_is_on_while_chains_are_sampled() 
     assert "merged adapter" not in stage_memory(SMALL, changed(dtype="bfloat16"), LOAD, "cuda")["distill"]
 
 
+def test_joined_weights_are_copies_while_chains_are_sampled() -> None:
+    """2 layers of 8 inputs: q, k and v have (2 + 2 x 1) heads of 4 outputs, gate and up 16 each, in bfloat16."""
+    for device, change, size in (
+        ("cuda", {}, 2 * 8 * 48 * 2),
+        ("cpu", {}, 2 * 8 * 16 * 2),
+        ("cuda", {"fused_decoding": False}, None),
+    ):
+        assert (
+            stage_memory(SMALL, changed(dtype="bfloat16", **change), LOAD, device)["distill"].get("joined weights")
+            == size
+        )
+
+
 def test_logits_exist_for_some_tokens_at_a_time() -> None:
     memory = stage_memory(SMALL, changed(group_size=256, lora_rank=4), LOAD, "cuda")["grpo"]
     assert 2 * 256 * 10 > LOGIT_CHUNK
