@@ -36,6 +36,8 @@ SHIPPED = {
 
 PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 """The processor's files of a checkpoint: labkit reads them on the plain path alone, vLLM and other programs do."""
+RECENT = ("smolvlm", "qwen3_5")
+"""Families that need transformers 5.21: before, one fails on their frames, the other keeps its states elsewhere."""
 _VISION_TOKENS = (
     "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "image_token_index", "boi_token_id",
     "eoi_token_id",
@@ -151,6 +153,7 @@ def load_policy(
     """
     import torch
     import transformers
+    from packaging.version import Version
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # one bar per load and save drowns a notebook's own lines
@@ -167,6 +170,10 @@ def load_policy(
         kind = transformers.PretrainedConfig.get_config_dict(origin)[0].get("model_type")
         if kind not in FAMILIES:
             require_image_text(kind, name)
+        if kind in RECENT and Version(transformers.__version__) < Version("5.21"):
+            raise LabError(
+                f"model {name!r} needs transformers 5.21 or newer, and this is {transformers.__version__}; install it"
+            )
         processor = None if kind in FAMILIES else load_processor(origin, name)
         tokenizer = tokenizer_class(local).from_pretrained(source, padding_side="left")
         model: Any = getattr(transformers, FAMILIES.get(str(kind), PLAIN).model_class).from_pretrained(

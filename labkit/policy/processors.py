@@ -91,7 +91,8 @@ def processor_inputs(
             f"takes several images in one message, and max_frames ({len(images)} frames here)"
         ) from error
     ids = inputs.pop("input_ids")[0]
-    if not inputs.keys() - set(PER_TOKEN):
+    placeholder = getattr(processor, "image_token_id", None)
+    if not inputs.keys() - set(PER_TOKEN) or (placeholder is not None and placeholder not in ids):
         raise LabError(
             f"the prompt of {qid!r} holds no frame: the chat template of {type(processor).__name__} leaves images out; put one that "
             "takes them beside the model's weights as chat_template.jinja"

@@ -282,6 +282,9 @@ def resumable(trainer: Any) -> Any:
             # An adapter is saved under its own names, and of shards each process reads its own.
             if self.is_fsdp_enabled or hasattr(self.model, "get_base_model"):
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
+                if not self.is_fsdp_enabled:
+                    # Before 5.24, transformers reads no adapter but the reference's where that has a folder of its own.
+                    self.model.load_adapter(resume_from_checkpoint, "default", is_trainable=True)
             else:
                 load_weights(self.model, Path(resume_from_checkpoint))
 

@@ -12,6 +12,7 @@ from labkit.errors import LabError
 from labkit.params import Params
 from labkit.policy.model import SHIPPED, cached_folder, load_policy, missing_weights, require_model, save_policy
 from labkit.runs.run import check_inputs
+from tests import tiny
 
 NAME = "somebody/some-model"
 
@@ -51,6 +52,15 @@ def test_the_vision_tower_is_frozen_and_the_language_model_is_not():
     model = load_policy("embedded").base
     assert not any(p.requires_grad for p in model.model.visual.parameters())
     assert all(p.requires_grad for p in model.model.language_model.parameters())
+
+
+def test_a_family_that_an_older_transformers_cannot_read_is_refused(tmp_path, monkeypatch):
+    import transformers
+
+    tiny.policy(family="smolvlm").model.save_pretrained(tmp_path)
+    monkeypatch.setattr(transformers, "__version__", "5.20.2")
+    with pytest.raises(LabError, match=r"needs transformers 5\.21 or newer, and this is 5\.20\.2"):
+        load_policy(str(tmp_path))
 
 
 def test_weights_begin_where_torch_has_them_begin_wherever_they_begin_in_the_file(tmp_path):
