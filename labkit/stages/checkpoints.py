@@ -75,14 +75,24 @@ def preserve_model_state(policy: Policy, reference: Any = None) -> Iterator[None
     After an exception, such as an interrupted cell, the weights are restored too, so that the stage can be called again with the
     same object. They come from `reference`, a `frozen_copy`, or else from a copy in the memory of the CPU.
 
-    The models of several workers are left as they are: a worker ends with its task, and fsdp2 has put other weights in the model.
+    Of the models of several workers only the configurations, which are saved: a worker ends with its task, and fsdp2 has put other
+    weights in the model.
     """
     import torch
 
-    if process_rank().world_size > 1:
-        yield
+    several = process_rank().world_size > 1
+    kept = [
+        _Attributes(each)
+        for each in _modules_and_configs(policy.model)
+        if not (several and isinstance(each, torch.nn.Module))
+    ]
+    if several:
+        try:
+            yield
+        finally:
+            for each in kept:
+                each.restore()
         return
-    kept = [_Attributes(each) for each in _modules_and_configs(policy.model)]
     weights = [(weight, weight.requires_grad, weight.grad) for weight in policy.model.parameters()]
     there = dict(reference.named_parameters()) if reference is not None else None
     start = {
