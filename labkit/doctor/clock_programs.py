@@ -6,6 +6,7 @@ Their own code says so where it is installed, else the rules of clock_rules.yaml
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping
 from importlib.metadata import version as _version
 from pathlib import Path
@@ -47,7 +48,11 @@ def told_by_program(
     spacing = 1 / rule["told"] if isinstance(rule["told"], int) else total / len(numbers) / rate
     seconds = numbers / rate if rule["told"] == "number" else np.arange(len(numbers), dtype=np.float64) * spacing
     seconds = pad(np.asarray(seconds, np.float64), temporal)
-    by = "rule" if own is None else f"own code, {_version(_PACKAGES.get(way, 'qwen-vl-utils'))}"
+    package = _PACKAGES.get(way, "qwen-vl-utils")
+    version = getattr(
+        sys.modules.get(package), "__version__", ""
+    )  # vLLM's build for CPUs is installed under another name
+    by = "rule" if own is None else f"own code, {version or _version(package)}"
     if per_second is None:
         middles = (seconds[::temporal] + seconds[temporal - 1 :: temporal]) / 2
         return ToldFrames(numbers, middles.round(1), by)
