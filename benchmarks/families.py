@@ -1,6 +1,7 @@
-"""Exactness and cost of every family's shared prefixes, on tiny models: the table of docs/families.md.
+"""Exactness and cost of every family's shared prefixes, on tiny models: the table of docs/families.md; or of its merged adapter.
 
 python benchmarks/families.py
+python benchmarks/families.py --lora
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from labkit.data.video.frames import FrameCache
+from labkit.policy.adapters import add_lora, merged
 from labkit.policy.families import FAMILIES
 from labkit.policy.generate import generate
 from labkit.policy.inputs import FrameSampling, Prompt, position_ids, read_clip, vision_kwargs
-from labkit.policy.model import Policy
+from labkit.policy.model import Policy, ignore_renames
 from labkit.policy.packed_logprobs import pack_shared_prefix
 from labkit.policy.prompt_source import PromptSource
 from tests import tiny
@@ -98,6 +101,75 @@ def line(name: str, folder: Path) -> str:
     )
 
 
+class Kernels(TorchDispatchMode):
+    """Counts operations of torch that compute or move numbers; views do neither."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """One operation."""
+        views = any(each.alias_info and not each.alias_info.is_write for each in func._schema.returns)
+        self.count += not views
+        return func(*args, **kwargs or {})
+
+
+def adapted(family: str, **shape: int) -> Policy:
+    """A tiny model of a family whose adapter of rank 16 does something."""
+    made = tiny.policy(family=family, **shape)
+    with ignore_renames():
+        model = add_lora(made.model, 16, 32, 0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.05)
+    return Policy(model.eval(), made.tokenizer, "tiny")
+
+
+def lora_line(family: str, folder: Path) -> str:
+    """A row of the table of merged adapters: left apart, merged, and merged in the fused pass."""
+    asked = tiny.moments(folder, clips=2)[:2]
+    counts = []
+    for layers in (2, 4):
+        policy = adapted(family, hidden=256, layers=layers)
+        source = tiny.source(policy, asked, folder / f"{layers}")
+        prompts = [source[moment.qid] for moment in asked]
+        ways = [
+            dataclasses.replace(policy, merge=merge, fused=fused)
+            for merge, fused in ((False, False), (True, False), (True, True))
+        ]
+        for way in ways:
+            for new in (2, 3):  # one token more is one decoding step
+                with Kernels() as kernels:
+                    generate(way, prompts, max_new_tokens=new, seed=1)
+                counts.append(kernels.count)
+    kernels_of = [(counts[at + 7] - counts[at + 6] - counts[at + 1] + counts[at]) / 2 for at in (0, 2, 4)]
+    texts = [
+        generate(way, prompts, 4, max_new_tokens=LENGTH, seed=2)
+        + generate(way, prompts, max_new_tokens=LENGTH, greedy=True)
+        for way in ways
+    ]
+    same = sum(ours == theirs for ours, theirs in zip(texts[0], texts[2], strict=True))
+    ids = torch.randint(20, 300, (2, LENGTH))
+    packed = pack_shared_prefix(prompts, ids, torch.ones_like(ids), [1, 1])
+    with torch.no_grad():
+        before = packed.log_probs(policy.model)[0]
+        with merged(policy.model):
+            worst = float((packed.log_probs(policy.model)[0] - before).abs().max())
+    seconds: list[float] = []
+    for way in ways:
+        times = []
+        for _ in range(3):
+            begin = time.process_time()
+            generate(way, prompts, GROUP, max_new_tokens=2 * LENGTH, seed=1)
+            times.append(time.process_time() - begin)
+        seconds.append(min(times))
+    return (
+        f"| {policy.family.title} | {worst:.1e} | {same} of {len(texts[0])} | "
+        + " | ".join(f"{count:g}" for count in kernels_of)
+        + f" | {seconds[0] / seconds[1]:.2f} | {seconds[0] / seconds[2]:.2f} |"
+    )
+
+
 def plain_inputs(policy: Policy, prompt: Prompt, clip: Any) -> dict[str, Any]:
     """The prompt's pixels as its makers' processor hands them over; positions are transformers' own then."""
     mask = {"attention_mask": torch.ones(1, len(prompt.ids), dtype=torch.long)}
@@ -115,6 +187,15 @@ def plain_inputs(policy: Policy, prompt: Prompt, clip: Any) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    if sys.argv[1:] == ["--lora"]:
+        print(
+            "| family | log-prob | chains alike | operations a layer: apart | merged | fused | apart over merged, CPU time | over fused |"
+        )
+        print("|---|---|---|---|---|---|---|---|")
+        for family in FAMILIES:
+            with tempfile.TemporaryDirectory() as place:
+                print(lora_line(family, Path(place)), flush=True)
+        sys.exit()
     print("| family | log-prob | gradient | greedy as transformers' | plain path, one step |\n|---|---|---|---|---|")
     for family in FAMILIES:
         with tempfile.TemporaryDirectory() as place:

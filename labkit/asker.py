@@ -206,8 +206,8 @@ def ask(
     return asker.ask(lambda: _policy(params), video, sentence, samples)
 
 
-_newest: dict[tuple[str, str, str, float], Policy] = {}
-"""The model that was asked last, by all that makes it another: name, dtype, device and when its files were written."""
+_newest: dict[tuple[str, str, str, str, float], Policy] = {}
+"""The model that was asked last, by all that makes it another: name, dtype, device, bits and when its files were written."""
 
 
 def _policy(params: Params) -> Policy:
@@ -215,11 +215,11 @@ def _policy(params: Params) -> Policy:
     seed_everything(params)
     local = under(project_root(), params.model)
     name = str(local) if local.is_dir() else params.model
-    key = (name, params.dtype, params.device, _stamp(local))
+    key = (name, params.dtype, params.device, params.quantization, _stamp(local))
     if key not in _newest:
         _newest.clear()
         gc.collect()
-        _newest[key] = load_policy(name, dtype=params.dtype, device=params.device)
+        _newest[key] = load_policy(name, dtype=params.dtype, device=params.device, quantization=params.quantization)
     return _newest[key]
 
 

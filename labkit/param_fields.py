@@ -132,9 +132,15 @@ class ModelParams(ParamGroup):
     """Rank of the LoRA adapters; 0 trains all weights (the vision tower stays frozen, as in Time-R1). Ours."""
     lora_alpha: int = Field(32, ge=1, le=4096)
     """Scale of the LoRA adapters. Ours."""
+    lora_targets: tuple[str, ...] = ()
+    """Linear layers of the language model that get an adapter, by name, such as `q_proj,v_proj`; none: all of them. Those of the
+    vision tower never do. Ours."""
     lora_merge: bool = True
     """Merge the adapter while chains are sampled, which is faster and takes a copy of the adapted matrices in `dtype` meanwhile; the
     base itself is never written to. Ours."""
+    quantization: Literal["none", "nf4"] = "none"
+    """`nf4` keeps the language model's linear layers in 4 bits below the adapter (QLoRA), for GPUs of 24 GB; asks for `lora_rank` to
+    train, and for the package's extra `qlora`. Embeddings and the vision tower keep `dtype`. Ours."""
     prompt: str = "query"
     """The question: a template's name (query, anchors, answer, options, sets), a text file of your own such as `my_prompt.txt`, or the
     text itself. Your own holds `{query}`, and may hold `{video}`, `{duration}` and `{options}`. Ours: the paper's prompt is

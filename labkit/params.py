@@ -401,6 +401,15 @@ def _contradictions(params: Params) -> list[str]:
         )
     if params.processes > 1 and params.sft_batch % params.processes:
         problems.append(f"sft_batch: {params.sft_batch} is no multiple of processes ({params.processes})")
+    if params.quantization != "none":
+        problems += [
+            f"quantization: {params.quantization} {why}"
+            for there, why in (
+                (params.sharding == "fsdp2", "cannot be sharded by fsdp2; take sharding: ddp"),
+                (params.generation == "vllm", "has not been tried with generation: vllm; take hf"),
+            )
+            if there
+        ]
     starts = [name for name in StartParams.model_fields if getattr(params, name)]
     if len(starts) > 1:
         problems.append(f"{' and '.join(starts)}: a run begins in one place; give one of them")

@@ -15,6 +15,7 @@ from typing import Any
 
 from labkit.data.moments import Moment
 from labkit.data.video.probe import VideoCheck
+from labkit.doctor.adapters import add_adapter_report
 from labkit.doctor.dataset import SPLITS, DataReport, clip_cost, inspect_folder
 from labkit.doctor.environment import (
     Model,
@@ -103,6 +104,7 @@ def examine(
     if own and model and (harvester or not other) and all(data.clips.get(split) for split in ("train", "test")):
         # A checkpoint with a LoRA adapter trains that, whatever `lora_rank` is.
         params = params.replace(lora_rank=model.lora_rank or params.lora_rank)
+        add_adapter_report(report, params, model, bool(gpu))
         if model.tokenizer:
             config, asked = read_json(model.folder / "config.json"), [*data.moments["train"], *data.moments["test"]]
             report.findings += tokenizer_findings(model.tokenizer, config, params, own.template, asked)

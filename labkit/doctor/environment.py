@@ -43,6 +43,8 @@ class Model(NamedTuple):
     tokenizer: Any
     has_weights: bool
     """Whether all of its weights are on this machine."""
+    adapter: Path | None = None
+    """The folder of its adapter, of which `folder` is the base."""
 
 
 class Machine(NamedTuple):
@@ -239,10 +241,11 @@ def find_model(name: str, root: Path) -> tuple[Model | None, list[Finding]]:
             )
         else:
             check_checkpoint(folder)
-        own = folder
+        own, own_adapter = folder, None
         if (folder / "adapter_config.json").is_file():
             adapter = read_json(folder / "adapter_config.json")
             rank, base = int(adapter.get("r", 0)), str(adapter.get("base_model_name_or_path", ""))
+            own_adapter = folder
             folder = Path(base) if Path(base).is_dir() else cached_folder(base) or folder / base
         family = read_json(folder / "config.json").get("model_type")
         if family not in FAMILIES:
@@ -253,7 +256,9 @@ def find_model(name: str, root: Path) -> tuple[Model | None, list[Finding]]:
             )
             step = f"for shared prefixes take one of {', '.join(FAMILIES)}"
             return None, [*findings, Finding("warning", "model", subject, message, step)]
-        return Model(folder, read_model_shape(folder), rank, _tokenizer(own), not missing_weights(folder)), findings
+        return Model(
+            folder, read_model_shape(folder), rank, _tokenizer(own), not missing_weights(folder), own_adapter
+        ), findings
     except LabError as error:
         return None, [*findings, Finding("error", "model", subject + ":", str(error))]
     except Exception as error:

@@ -26,6 +26,8 @@ PROCESS = {"cpu": 0.6e9, "cuda build": 0.95e9, "cuda": 0.8e9}
 """Bytes of a process that has imported torch, transformers, TRL and the figures, on Linux: with torch built for CPUs (five
 notebooks held 0.53 to 0.63 GB beside their models), and for CUDA, an older measurement whose build was not noted; on a GPU, of its
 context and its libraries' workspaces there, a rule of thumb of ours."""
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Of a weight in 4 bits: its own, its share of a block's scale in 8 bits, and of a float32 for 256 of these."""
 OTHER_PROCESSES = 1.1e9
 """Bytes of the processes around a notebook's (labkit run, Jupyter's kernels, the browser that draws figures)."""
 
@@ -94,20 +96,26 @@ class _PeakMemory:
         self.bytes_each = BYTES_PER_PARAMETER[p.dtype]
         self.world, self.num_shards = world, world if p.sharding == "fsdp2" else 1
         self.answer = COMPLETION_FRACTION * p.max_new_tokens
-        text, tower = shape.text_parameters, shape.vision_parameters * self.bytes_each
+        tower = shape.vision_parameters * self.bytes_each
+        layers = shape.layers * shape.layer_parameters
+        each = NF4_BYTES if p.quantization == "nf4" else self.bytes_each
+        text = layers * each + (shape.text_parameters - layers) * self.bytes_each
         self.trained = trained_parameters(shape, p) * bytes_per_trained_parameter(p, world) / self.num_shards
-        frozen = tower + (text * self.bytes_each / self.num_shards if p.lora_rank else 0.0)
+        frozen = tower + (text / self.num_shards if p.lora_rank else 0.0)
         self.weights = frozen + self.trained
         # Of the KL reference, a copy of the adapter or of the language model: the vision tower is the model's own.
-        copied = self.trained if p.lora_rank else text * self.bytes_each / self.num_shards
+        copied = self.trained if p.lora_rank else text / self.num_shards
         self.reference = copied if p.beta else 0.0
         # A copy of the initial weights, to restore after an interrupt (`labkit.stages.checkpoints`); with a GPU it is in main memory.
         self.start = self.trained if device == "cpu" and world == 1 else 0.0
-        self.merges = p.lora_rank > 0 and p.lora_merge
+        adapted = shape.adapted_parameters(p.lora_targets) if p.lora_rank and p.lora_merge else 0
+        self.merged = float(adapted * self.bytes_each)
+        # Not with adapters: what is merged lies together already, and what is left apart is not decoded so.
+        self.joins = p.fused_decoding and not p.lora_rank
         self.always = {"process": process_bytes(device), "weights": self.weights}
         # What only answers is whole in each process, in `dtype`.
         adapter = self.trained * self.num_shards if p.lora_rank else 0.0
-        self.answering = {**self.always, "weights": tower + text * self.bytes_each + adapter}
+        self.answering = {**self.always, "weights": tower + text + adapter}
 
     def gathered(self, all_layers: bool) -> dict[str, float]:
         """Parameters that fsdp2 gathers at a time: all of them to sample, or the embeddings and two layers to train."""
@@ -144,8 +152,8 @@ class _PeakMemory:
         return {
             "cache": (prompt_tokens + prompts * group * self.params.max_new_tokens) * bytes_per_token,
             "decoding": max(prefill, sampling),
-            **({"joined weights": self.joined_weights()} if self.params.fused_decoding else {}),
-            **({"merged adapter": s.layers * s.layer_parameters * float(self.bytes_each)} if self.merges else {}),
+            **({"joined weights": self.joined_weights()} if self.joins else {}),
+            **({"merged adapter": self.merged} if self.merged else {}),
         }
 
     def learning(self, tokens: float, loss_tokens: float, longest: float) -> dict[str, float]:

@@ -154,7 +154,8 @@ def _find_throughput(
     else:
         policy = load_policy(
             str(model.folder), dtype=params.dtype, device=machine.device, lora_rank=params.lora_rank,
-            lora_alpha=params.lora_alpha, lora_merge=params.lora_merge,
+            lora_alpha=params.lora_alpha, lora_targets=params.lora_targets,
+            lora_merge=params.lora_merge, quantization=params.quantization,
             fused_decoding=params.fused_decoding,
         )  # fmt: skip
         clip = data.clips["train"][0]
@@ -201,14 +202,17 @@ def _largest_parts(parts: Mapping[str, float], text: Callable[[float], str]) -> 
 
 
 def _memory_findings(stage: str, parts: Mapping[str, float], others: float, available: float) -> list[Finding]:
-    step = "take a smaller model, bfloat16 or adapters (lora_rank)"
+    step = "take a smaller model, bfloat16, adapters (lora_rank) or a base of 4 bits below them (quantization: nf4)"
     largest = max(parts, key=lambda part: parts[part])
     if largest in ("activations", "logits"):
         step = "lower sft_batch" if stage == "sft" else "lower prompts_per_pass"
         step += " or set gradient_checkpointing" if largest == "activations" else ""
     elif largest in _MEMORY_NEXT_STEPS:
         step = _MEMORY_NEXT_STEPS[largest]
-    findings = _capacity_findings("memory", f"memory of {stage}", sum(parts.values()) + others, available, step)
+    needed, merged = sum(parts.values()) + others, parts.get("merged adapter", 0.0)
+    if merged and needed - merged < _CAPACITY_WARNING * available:
+        step = _MEMORY_NEXT_STEPS["merged adapter"]
+    findings = _capacity_findings("memory", f"memory of {stage}", needed, available, step)
     return [each._replace(message=f"{each.message}, most of it {largest}") for each in findings]
 
 

@@ -11,7 +11,13 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from labkit.doctor.workload import BYTES_PER_PARAMETER, COMPLETION_FRACTION, ModelShape, Workload
+from labkit.doctor.workload import (
+    BYTES_PER_PARAMETER,
+    COMPLETION_FRACTION,
+    ModelShape,
+    Workload,
+    trained_parameters,
+)
 from labkit.params import Params
 from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy, torch_threads
@@ -30,6 +36,8 @@ LAYER_SECONDS = 0.17e-3
 """Seconds of a layer for one more token of all chains on a GPU, beside the reading of its weights: the starts of its kernels.
 Measured: 7.4 ms a token of 36 layers on an H200, of which its weights take 1.3 (benchmarks/RESULTS.md), before `fused_decoding`,
 which has run on no GPU yet."""
+KERNELS_APART = 91 / 49
+"""Operations of a layer with an adapter that is not merged, over those of one without (benchmarks/families.py --lora, on the CPU)."""
 
 
 class Throughput(NamedTuple):
@@ -140,13 +148,17 @@ def estimate_throughput(
     bytes_each = BYTES_PER_PARAMETER[params.dtype]
     matrices = shape.layers * shape.layer_parameters + shape.vocab * shape.hidden
     forward = 2 * matrices / operations
-    trained = shape.lora_parameters(params.lora_rank) if params.lora_rank else shape.text_parameters
+    trained = trained_parameters(shape, params)
     # Backwards, activations and weights have a gradient each; below adapters the weights have none.
     learning = forward * (2 if params.lora_rank else 3)
     # Weight, gradient and two moments are read, and all but the gradient written.
     each = 4 if params.lora_rank else bytes_each
     vision = 2 * shape.vision_parameters * shape.geometry.merge**2 / operations
-    step = shape.text_parameters * bytes_each / copied + (shape.layers * LAYER_SECONDS if gpu else 0.0)
+    apart = bool(params.lora_rank) and not params.lora_merge
+    starts = shape.layers * LAYER_SECONDS * (KERNELS_APART if apart else 1.0) if gpu else 0.0
+    # Matrices of 4 bits that are not merged are made whole for every token: written once and read once more.
+    again = 2 if apart and params.quantization == "nf4" else 1
+    step = again * shape.text_parameters * bytes_each / copied + starts
     return Throughput(
         forward,
         step,

@@ -11,7 +11,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,12 +55,22 @@ class ModelShape:
     @property
     def layer_parameters(self) -> int:
         """Parameters of one layer's matrices."""
-        return self.hidden * (2 * self.head * (self.heads + self.kv_heads) + 3 * self.intermediate)
+        return sum(inputs * outputs for inputs, outputs in self.matrices())
 
-    def lora_parameters(self, rank: int) -> int:
-        """Parameters of LoRA on the seven matrices of each layer."""
+    def matrices(self, names: Sequence[str] = ()) -> list[tuple[int, int]]:
+        """Inputs and outputs of the matrices of a layer that have these names, or of all seven."""
         h, q, kv, wide = self.hidden, self.heads * self.head, self.kv_heads * self.head, self.intermediate
-        return self.layers * rank * (2 * (h + q) + 2 * (h + kv) + 3 * (h + wide))
+        sizes = {"q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv), "o_proj": (q, h)}
+        sizes |= {"gate_proj": (h, wide), "up_proj": (h, wide), "down_proj": (wide, h)}
+        return [size for name, size in sizes.items() if name in names or not names]
+
+    def adapted_parameters(self, names: Sequence[str]) -> int:
+        """Parameters of the matrices that LoRA is on."""
+        return self.layers * sum(inputs * outputs for inputs, outputs in self.matrices(names))
+
+    def lora_parameters(self, rank: int, names: Sequence[str] = ()) -> int:
+        """Parameters of LoRA on matrices of these names, or on all seven of each layer."""
+        return self.layers * rank * sum(map(sum, self.matrices(names)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +196,7 @@ def per_process_params(params: Params, world: int) -> Params:
 
 def trained_parameters(shape: ModelShape, params: Params) -> int:
     """Trainable parameters: LoRA's, or all of the language model's."""
-    return shape.lora_parameters(params.lora_rank) if params.lora_rank else shape.text_parameters
+    return shape.lora_parameters(params.lora_rank, params.lora_targets) if params.lora_rank else shape.text_parameters
 
 
 def bytes_per_trained_parameter(params: Params, world: int) -> int:

@@ -4,7 +4,8 @@ While completions are sampled, a layer is a hundred small operations, whose star
 once for all families whose decoder is Llama's (RMSNorm, rotary attention, SwiGLU): q, k and v are one product and are rotated and
 kept together, and angles are computed once for a batch of prompts. On a GPU with Triton gate and up are one product, too, and all
 around the attention is compiled by `torch.compile`, once for all layers, whose weights are arguments. Joined weights are copied anew
-for each batch of prompts, so that what was learnt since then is in them; the copies go with the batch.
+for each batch of prompts, so that what was learnt since then is in them; the copies go with the batch. Those of a merged adapter
+are such copies already.
 
 Shapes: A active rows, N prompts, E width of the model, I of its MLP; H query heads, K key/value heads of width d.
 """
@@ -12,7 +13,7 @@ Shapes: A active rows, N prompts, E width of the model, I of its MLP; H query he
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -178,14 +179,27 @@ def _weights(layer: Any, joined: bool) -> LayerWeights:
     attention = layer.self_attn
     gate_up = gate.weight, up.weight
     return LayerWeights(
-        torch.cat([each.weight for each in qkv]),
+        _joined([each.weight for each in qkv]),
         None if qkv[0].bias is None else torch.cat([each.bias for each in qkv]),
         out.weight,
-        (torch.cat(gate_up),) if joined else gate_up,
+        (_joined(gate_up),) if joined else gate_up,
         down.weight,
         (layer.input_layernorm.weight, layer.post_attention_layernorm.weight),
         (attention.q_norm.weight, attention.k_norm.weight) if hasattr(attention, "q_norm") else None,
     )
+
+
+def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Matrices as one below the other; no copy where they lie so, as those of a merged adapter do (`labkit.policy.adapters`)."""
+    import torch
+
+    first, end = parts[0], parts[0].storage_offset()
+    memory = first.untyped_storage().data_ptr()
+    for part in parts:
+        if part.untyped_storage().data_ptr() != memory or part.storage_offset() != end or not part.is_contiguous():
+            return torch.cat(list(parts))
+        end += part.numel()
+    return first.detach().as_strided((sum(map(len, parts)), first.shape[1]), first.stride())
 
 
 @functools.cache

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from labkit.errors import LabError
 from labkit.files import apply_umask, under
-from labkit.policy.adapters import add_lora
+from labkit.policy.adapters import add_lora, nf4_arguments
 from labkit.policy.families import FAMILIES, PLAIN, Family, Geometry
 from labkit.policy.processors import load_processor, require_image_text
 
@@ -129,8 +129,10 @@ def load_policy(
     device: str = "auto",
     lora_rank: int = 0,
     lora_alpha: int = 32,
+    lora_targets: Sequence[str] = (),
     lora_merge: bool = True,
     fused_decoding: bool = True,
+    quantization: str = "none",
     seed: int = 0,
     whole: bool = True,
 ) -> Policy:
@@ -142,14 +144,17 @@ def load_policy(
         device: `auto` takes the first GPU if there is one.
         lora_rank: 0 trains every weight of the language model; above, LoRA of that rank on its linear layers.
         lora_alpha: LoRA's scale is `lora_alpha / lora_rank`.
+        lora_targets: names of the layers that get an adapter; none: all.
         lora_merge: merge an adapter while chains are sampled.
         fused_decoding: decode by `labkit.policy.decode_pass` where it knows the model.
+        quantization: `nf4` keeps the language model's linear layers in 4 bits, below an adapter that is trained.
         seed: Of the initial values of LoRA's matrices; the global random state is untouched.
         whole: False moves only the frozen modules to the device, for `labkit.stages.sharding.shard_model`, which takes a part of the
             others from the files that they are mapped from.
 
     Raises:
-        LabError: the directory is not a checkpoint, or its model family is not supported.
+        LabError: the directory is not a checkpoint, its model family is not supported, a target is no layer of its language model,
+            or 4 bits cannot be had here.
     """
     import torch
     import transformers
@@ -160,6 +165,8 @@ def load_policy(
 
     source = str(SHIPPED.get(name, name))
     local = Path(source)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if local.exists() or source.startswith((".", "/", "~")):
         check_checkpoint(local)
     adapter = _is_adapter(source)
@@ -176,26 +183,28 @@ def load_policy(
             )
         processor = None if kind in FAMILIES else load_processor(origin, name)
         tokenizer = tokenizer_class(local).from_pretrained(source, padding_side="left")
+        number = getattr(torch, dtype)
+        fewer = nf4_arguments(origin, number, device) if quantization == "nf4" else {}
         model: Any = getattr(transformers, FAMILIES.get(str(kind), PLAIN).model_class).from_pretrained(
-            origin, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+            origin, dtype=number, attn_implementation="sdpa", **fewer
         )
     except OSError as error:
         step = "copy it again, whole" if local.exists() else download_hint(name)
         raise LabError(
             f"model {name!r} could not be loaded: {str(error).splitlines()[0].rstrip('.')}; {step}"
         ) from error
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     with ignore_renames():
         if adapter:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, source, is_trainable=True)
         elif lora_rank:
-            model = add_lora(model, lora_rank, lora_alpha, seed)
+            model = add_lora(model, lora_rank, lora_alpha, seed, lora_targets)
     policy = Policy(
         (model.to(device) if whole else model).eval(), tokenizer, name, processor, lora_merge, fused_decoding
     )
+    if fewer:  # now that the adapter is made for it; TRL would train what it takes for such a model in bfloat16
+        policy.base.is_loaded_in_4bit = False
     for tower in policy.towers:
         tower.to(device).requires_grad_(False)
     for weight in model.parameters() if whole else ():

@@ -2,7 +2,8 @@
 
 Traces are JSON Lines in the form of a trainer, with videos as absolute paths and the very text of the prompt. A model is whole:
 adapters merged, weights in safetensors under their published names, and beside them the files of tokenizer, processor and
-generation, as transformers and vLLM look for them. From a small copy, another machine makes tables, paired tests and budgets.
+generation, as transformers and vLLM look for them; the adapter itself, to be trained on, is in the folder `adapter` below.
+From a small copy, another machine makes tables, paired tests and budgets.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from labkit.data.moments import Moment, moment_row
 from labkit.errors import LabError
 from labkit.files import apply_umask, project_root, replacing, write_json
 from labkit.params import Params, read_params
+from labkit.policy.adapters import unload
 from labkit.policy.families import Family
-from labkit.policy.model import Policy, copy_processor, load_policy
+from labkit.policy.model import Policy, copy_processor, is_path, load_policy
 from labkit.policy.prompts import messages
 from labkit.runs.budget import KEPT_SPENT, read_spent
 from labkit.runs.model_card import model_card
@@ -33,6 +35,8 @@ SHARD = "5GB"
 """Of weights in one file, as the hub's own checkpoints."""
 MARKER = "labkit.json"
 """In an exported model's folder: which run and stage it is of."""
+ADAPTER = "adapter"
+"""The folder in it of the adapter by itself."""
 
 
 def open_run(folder: str | Path) -> Workbench:
@@ -159,6 +163,7 @@ def export(
         if target is not None:
             say(said)
         if hub:
+            _leave_folders_out(place / ADAPTER)
             say(push(place, hub, f"{stage} of run {open_run(folder).params.run}"))
 
 
@@ -174,22 +179,46 @@ def export_model(folder: str | Path, target: str | Path, stage: str = "grpo_fina
         if (target / MARKER).is_file() and json.loads((target / MARKER).read_text(encoding="utf-8")) == mark:
             return f"{target}: is there already, as it was exported before; remove it to write model and card anew"
         raise LabError(f"'{target}' exists already and is another thing; name a folder that does not")
-    policy = load_policy(_trained_model(run, stage), dtype=run.params.dtype, device="cpu")
+    trained, bits = _trained_model(run, stage), run.params.quantization
+    policy = load_policy(trained, dtype=run.params.dtype, device="cpu", quantization=bits)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
-    merged = policy.model.merge_and_unload() if policy.has_adapter else policy.model
-    merged.save_pretrained(draft, max_shard_size=SHARD)
+    unload(policy.model).save_pretrained(draft, max_shard_size=SHARD)
+    if policy.has_adapter:
+        shutil.copytree(trained, draft / ADAPTER, ignore=shutil.ignore_patterns("README.md"))  # PEFT's says nothing
     (policy.processor or policy.tokenizer).save_pretrained(draft)
     copy_processor(policy, draft)
     write_processor(policy, run.params, draft)
-    (draft / "README.md").write_text(model_card(run.path, stage, policy.family.title), encoding="utf-8")
+    (draft / "README.md").write_text(
+        model_card(run.path, stage, policy.family.title, _adapter_note(policy, bits)), encoding="utf-8"
+    )
     (draft / MARKER).write_text(json.dumps(mark), encoding="utf-8")
     apply_umask(draft)
     draft.rename(target)
-    size = sum(path.stat().st_size for path in target.iterdir())
-    how = "LoRA merged, " if policy.has_adapter else ""
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    how = f"LoRA merged, and by itself in {ADAPTER}/, " if policy.has_adapter else ""
     return f"{target}: {stage} of run '{run.params.run}', {how}{run.params.dtype}, {size / 1e9:.2g} GB, with its card"
+
+
+def _adapter_note(policy: Policy, bits: str) -> str:
+    """What the card says of an adapter; empty without one."""
+    if not policy.has_adapter:
+        return ""
+    config = policy.model.peft_config["default"]
+    text = f"LoRA of rank {config.r} is merged into these weights. "
+    if bits != "none":
+        text += f"It was trained and measured on a base in 4 bits ({bits}), and what these stood for is what it is merged into. "
+    return text + f"`{ADAPTER}/` holds the adapter alone, for PEFT, and to train on."
+
+
+def _leave_folders_out(adapter: Path) -> None:
+    """In what is published, a base that lies on this machine has its name alone."""
+    file = adapter / "adapter_config.json"
+    if file.is_file():
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if is_path(base := config["base_model_name_or_path"]):
+            write_json(file, config | {"base_model_name_or_path": Path(base).name}, indent=2)
 
 
 def _trained_model(run: Workbench, stage: str) -> str:

@@ -29,8 +29,11 @@ tokenizer = AutoTokenizer.from_pretrained(FOLDER)
 ```"""
 
 
-def model_card(run: Path, stage: str, family: str) -> str:
-    """A README.md in Markdown for the model that a stage of the run in the folder `run` ended with; `family` is its title."""
+def model_card(run: Path, stage: str, family: str, adapter: str = "") -> str:
+    """A README.md in Markdown for the model that a stage of the run in the folder `run` ended with; `family` is its title.
+
+    `adapter` says what has become of its adapter, if it had one.
+    """
     results, manifest = read_results(run), read_manifest(run)
     params = read_yaml(run / "params.yaml")
     given = {"grpo": "harvester", "grpo_final": "sft_model"}.get(stage, "")
@@ -54,6 +57,7 @@ def model_card(run: Path, stage: str, family: str) -> str:
         _history(manifest, params, stage),
         "## Loading",
         _LOAD,
+        *([adapter] if adapter else []),
         "labkit builds its own inputs: frames at true seconds, and rotary positions that go on behind the video's last one, as the "
         "family was trained. `labkit score` scores what another program gets of it under the same rules.",
     ]

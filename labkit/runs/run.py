@@ -61,6 +61,10 @@ class Run:
             params = as_counted(with_cells(params, there), there)
         else:
             params = count_budget(params, root)
+        if params.quantization != "none" and not (params.lora_rank or params.grpo_model or params.sft_model):
+            raise LabError(
+                f"quantization: weights in {params.quantization} are not trained themselves; set lora_rank, such as 64"
+            )
         run = cls(params, folder, root, check_inputs(params, root, kept_texts(folder) if exists else {}))
         if run.path.exists() and not run.path.is_dir():
             raise LabError(f"'{run.path}' is a file, so it cannot be the run's directory; choose another `run` name")
@@ -330,6 +334,7 @@ def check_inputs(params: Params, root: Path, kept: Mapping[str, str] | None = No
     over the first moment. Every line of the moments files is read, and every video is looked for; none is opened.
     """
     from labkit.embedded.world import draw_moments
+    from labkit.policy.adapters import require_nf4
     from labkit.policy.model import require_model
     from labkit.policy.prompts import require_fit
     from labkit.stages.traces import read_traces
@@ -340,6 +345,8 @@ def check_inputs(params: Params, root: Path, kept: Mapping[str, str] | None = No
         if name:
             require_model(name, root, parameter)
     require_trackers(params.report_to)
+    if params.quantization == "nf4":
+        require_nf4(params.device)
     if params.traces:
         read_traces(under(root, params.traces))
     for other in params.compare:

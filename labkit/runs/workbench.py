@@ -180,7 +180,8 @@ class Workbench(Run):
         p = self.params
         return load_policy(
             self.model_name(stage), dtype=p.dtype, device=p.device, lora_rank=p.lora_rank, lora_alpha=p.lora_alpha,
-            lora_merge=p.lora_merge, fused_decoding=p.fused_decoding, seed=stage_seed(p.seed, stage), whole=whole,
+            lora_targets=p.lora_targets, lora_merge=p.lora_merge, quantization=p.quantization, fused_decoding=p.fused_decoding,
+            seed=stage_seed(p.seed, stage), whole=whole,
         )  # fmt: skip
 
     def model_name(self, stage: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from labkit.errors import LabError
 from labkit.params import Params
 from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy
@@ -139,7 +140,11 @@ def _common_arguments(
 
     The learning rate rises in `WARMUP_STEPS` equal parts, of which the first step has one and not none, and falls as a cosine to
     `min_lr_rate` of itself, which the last step has. At most half of the steps are warm-up; a stage of one step has it whole.
+
+    Raises LabError where the weights that would be trained are in 4 bits.
     """
+    if getattr(policy.base, "is_quantized", False) and not policy.has_adapter:
+        raise LabError(f"the weights of {policy.name!r} are in 4 bits and are not trained themselves; set lora_rank")
     return {
         "output_dir": str(folder),
         "seed": seed,

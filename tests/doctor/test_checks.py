@@ -405,6 +405,7 @@ def test_what_does_not_fit_is_an_error(
         ("distill", {"cache": 9e9, "weights": 1e9}, "harvest_samples"),
         ("analysis", {"features": 9e9, "weights": 1e9}, "feature_memory"),
         ("grpo", {"optimizer": 9e9, "weights": 1e9}, "lora_rank"),
+        ("distill", {"weights": 6e9, "merged adapter": 4e9}, "lora_merge: false"),  # which is enough
     ],
 )
 def test_the_step_against_too_little_memory_is_that_of_the_largest_part(

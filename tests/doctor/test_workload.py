@@ -18,6 +18,7 @@ from labkit.doctor.workload import (
     notebook_explorers,
     read_model_shape,
     traces_per_clip,
+    trained_parameters,
 )
 from labkit.errors import LabError
 from labkit.params import Params
@@ -162,6 +163,18 @@ def test_checkpointing_saves_activations_and_costs_a_pass() -> None:
 def test_kl_needs_a_second_model_or_a_second_adapter() -> None:
     assert stage_memory(SMALL, changed(beta=0.1), LOAD, "cpu")["grpo"]["reference"] == 4 * 2000  # not the tower
     assert stage_memory(SMALL, changed(beta=0.1, lora_rank=4), LOAD, "cpu")["grpo"]["reference"] == 4 * 1024
+
+
+def test_lora_on_some_layers_and_a_base_of_4_bits_by_hand() -> None:
+    # q_proj is 8 x 8 and v_proj 8 x 4, in two layers
+    some = {"lora_rank": 4, "lora_targets": ("q_proj", "v_proj")}
+    assert trained_parameters(SMALL, changed(**some)) == 2 * 4 * (16 + 12)
+    half = {"dtype": "bfloat16", "quantization": "nf4"}
+    memory = stage_memory(SMALL, changed(**some, **half), LOAD, "cuda")["distill"]
+    assert memory["merged adapter"] == 2 * (64 + 32) * 2
+    matrices = 2 * SMALL.layer_parameters
+    beside = (2000 - matrices) * 2 + 500 * 2 + 4 * 2 * 4 * (16 + 12)
+    assert memory["weights"] == pytest.approx(matrices * (0.5 + 1 / 64 + 1 / 4096) + beside)
 
 
 def test_a_merged_adapter_is_a_copy_of_what_it_is_on_while_chains_are_sampled() -> None:

@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from labkit.policy.adapters import add_lora, merged, merged_linear
+from labkit.policy.decode_pass import _weights, can_decode
 from labkit.policy.families import FAMILIES
 from labkit.policy.generate import generate
 from labkit.policy.inputs import position_ids, vision_kwargs
@@ -80,6 +81,13 @@ def test_a_merged_adapter_writes_what_the_adapter_writes(family, tmp_path):
         assert count == 2 * (7.5 if family == "qwen3_5" else 7), "every linear layer of both, eight in a linear one"
         assert (last_logits(policy, prompts[0]).log_softmax(-1) - expected).abs().max() < 5e-4
         assert operations(policy, prompts[0]) < cost
+        if can_decode(policy.base):
+            for layer in policy.base.get_decoder().layers:
+                weights, attention, mlp = _weights(layer, joined=True), layer.self_attn, layer.mlp
+                qkv = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
+                assert torch.equal(weights.qkv, torch.cat(qkv)) and weights.qkv.data_ptr() == qkv[0].data_ptr()
+                assert weights.gate_up[0].data_ptr() == mlp.gate_proj.weight.data_ptr(), "no copy of the copy"
+                assert torch.equal(weights.gate_up[0], torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]))
     after = dict(policy.model.named_parameters())
     assert list(after) == list(before), "names and order"
     assert all(after[name] is weight and torch.equal(weight, then) for name, (weight, then) in before.items())
@@ -103,9 +111,12 @@ def test_what_else_an_adapter_may_be_is_merged_or_left_as_it_is(config, count, r
     policy = adapted(config=config)
     (prompt, _) = prompts_of(policy, tmp_path)
     expected = last_logits(policy, prompt)
+    before = {name: (weight, weight.data_ptr()) for name, weight in policy.model.named_parameters()}
     with merged(policy.model) as found:
         assert found == count, reason
         assert (last_logits(policy, prompt) - expected).abs().max() < 1e-4, reason
+    after = dict(policy.model.named_parameters())
+    assert all(after[name] is weight and weight.data_ptr() == at for name, (weight, at) in before.items())
     apart = dataclasses.replace(policy, merge=False)
     how = {"max_new_tokens": 12, "greedy": True}
     assert generate(policy, [prompt], **how) == generate(apart, [prompt], **how)

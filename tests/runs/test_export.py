@@ -192,14 +192,21 @@ def test_adapters_are_merged_and_weights_sharded_under_their_published_names(run
     adapted.model.peft_config["default"].base_model_name_or_path = str(tiny_base)
     finish_stage(run, adapted)
     said = export_model(run.path, tmp_path / "out")
-    assert "LoRA merged" in said and not list((tmp_path / "out").glob("adapter*"))
+    assert "LoRA merged, and by itself in adapter/" in said
+    card = (tmp_path / "out/README.md").read_text()
+    assert "LoRA of rank 4 is merged into these weights. `adapter/` holds the adapter alone" in card
+    ids = torch.tensor([[5, 9, 40, 41]])
+    with torch.no_grad():
+        alone, whole = (load_policy(str(tmp_path / "out" / part), device="cpu") for part in ("adapter", ""))
+        assert torch.equal(alone.model(input_ids=ids).logits, adapted.model(input_ids=ids).logits)
+        assert (whole.model(input_ids=ids).logits - alone.model(input_ids=ids).logits).abs().max() < 1e-4
+    assert any(weight.requires_grad for weight in alone.model.parameters()), "to be trained on"
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())["weight_map"]
     shards = set(index.values())
     assert len(shards) > 1 and all((tmp_path / "out" / shard).is_file() for shard in shards)
     with safe_open(tiny_base / "model.safetensors", "pt") as base:
         assert set(index) == set(base.keys())  # as the base's, which vLLM and others look for
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
-    ids = torch.tensor([[5, 9, 40, 41]])
     with torch.no_grad():
         ours, theirs = adapted.model(input_ids=ids).logits, model(input_ids=ids).logits
         assert torch.allclose(ours, theirs, atol=1e-4) and not torch.allclose(
@@ -426,6 +433,17 @@ def test_a_model_is_pushed_with_its_card_and_is_private_unless_asked(run, hub, c
     assert b"# x, final" in hub.files["README.md"]
     assert main(["export", str(run.path), "--hub", "me/x", "--public"]) == 0
     assert not hub.private and not list(run.path.glob(".export-*")), "what was made on the way is gone"
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+def test_a_published_adapter_says_no_folder_of_this_machine(run, adapted, hub, tmp_path):
+    save_policy(tiny.policy(), tmp_path / "base")
+    adapted.model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    finish_stage(run, adapted)
+    assert main(["export", str(run.path), "--hub", "me/x"]) == 0
+    config = json.loads(hub.files["adapter/adapter_config.json"])
+    assert config["base_model_name_or_path"] == "base"
+    assert not [name for name, data in hub.files.items() if str(tmp_path).encode() in data]
 
 
 @pytest.mark.parametrize(
