@@ -189,7 +189,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1:] == ["--lora"]:
         print(
-            "| family | log-prob | chains alike | operations a layer: apart | merged | fused | apart over merged, CPU time | over fused |"
+            "| family | log-prob | chains alike | operations a layer: apart | merged | fused | merged, times as fast | fused |"
         )
         print("|---|---|---|---|---|---|---|---|")
         for family in FAMILIES:
