@@ -67,13 +67,16 @@ def watched(policy: Any, seen: dict[str, Any]) -> Iterator[None]:
         seen["gathers"] = gathers[-1]
         gathers.append(0)
         trained = [weight for group in optimizer.param_groups for weight in group["params"]]
-        towers = {weight.data_ptr() for tower in policy.towers for weight in tower.parameters()}
-        named = dict(policy.model.named_parameters())
-        adapters = [name for name in named if ".ref." in name]
-        copied = [*(each for model in references for each in model.parameters()), *map(named.pop, adapters)]
+        named, towers = (
+            dict(policy.model.named_parameters()),
+            [id(w) for tower in policy.towers for w in tower.parameters()],
+        )
+        frozen = {name for name, weight in named.items() if id(weight) in towers}  # of a model and its reference alike
+        copied = [each for of in references for name, each in of.named_parameters() if name not in frozen]
+        copied += [named.pop(name) for name in list(named) if ".ref." in name]
         kept = {
             "weights": named.values(),
-            "reference": [each for each in copied if isinstance(each, DTensor) or each.data_ptr() not in towers],
+            "reference": copied,
             "gradients": [weight.grad for weight in trained],
             "optimizer": [each for of in optimizer.state.values() for each in of.values() if each.dim()],
         }
