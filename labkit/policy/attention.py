@@ -169,9 +169,17 @@ def attend_to_own(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of each row's newest token to all that it has generated: outputs (A, K, Q, d) and log-sum-exp (A, K, Q).
 
-    Keys and values are (A, K, width, d); `mask` (1, 1, 1, width) is -inf at tokens that are not there yet.
+    Keys and values are (A, K, width, d); `mask` (1, 1, 1, width), of their type, is -inf at tokens that are not there yet.
     """
-    return _kernel_for(query).masked(query, key, value, scale, mask)
+    import torch
+
+    kernel = _kernel_for(query)
+    if kernel is not _FlashCuda:
+        return kernel.forward(query, key, value, False, scale, mask)
+    every = None if mask is None else mask.expand(*query.shape[:3], -1)
+    attend = torch.ops.aten._scaled_dot_product_efficient_attention  # flash attention takes no mask
+    out, lse, *_ = attend(query, key, value, every, True, scale=scale)
+    return out, lse[..., : query.shape[2]]  # padded to a multiple of 32
 
 
 @functools.cache
@@ -267,16 +275,6 @@ class _FlashCuda:
         return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scale)[:2]
 
     @staticmethod
-    def masked(q: Any, k: Any, v: Any, scale: float, mask: Any) -> tuple[Any, Any]:
-        """By the memory-efficient kernel, since flash attention takes no mask; it pads the log-sum-exp to a multiple of 32."""
-        import torch
-
-        if mask is not None:
-            mask = mask.to(q.dtype).expand(*q.shape[:3], -1)
-        out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, mask, True, scale=scale)
-        return out, lse[..., : q.shape[2]]
-
-    @staticmethod
     def backward(grad: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, causal: bool, scale: float) -> Any:
         import torch
 
@@ -296,10 +294,6 @@ class _FlashCpu:
         k, v = (repeat_kv(x, q.shape[1]) for x in (k, v))
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         return flash(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)
-
-    @staticmethod
-    def masked(q: Any, k: Any, v: Any, scale: float, mask: Any) -> tuple[Any, Any]:
-        return _FlashCpu.forward(q, k, v, False, scale, mask)
 
     @staticmethod
     def backward(grad: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, causal: bool, scale: float) -> Any:
@@ -334,10 +328,6 @@ class _Eager:
             scores += mask
         lse = scores.logsumexp(-1)
         return scores.sub_(lse[..., None]).exp_().to(v.dtype) @ v, lse
-
-    @staticmethod
-    def masked(q: Any, k: Any, v: Any, scale: float, mask: Any) -> tuple[Any, Any]:
-        return _Eager.forward(q, k, v, False, scale, mask)
 
     @staticmethod
     def backward(grad: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, causal: bool, scale: float) -> Any:

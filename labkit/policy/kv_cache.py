@@ -146,9 +146,9 @@ class SharedPrefixCache:
         self.future_mask = None
         if not exact:
             future = torch.arange(width, device=self.position.device) > self.position
-            self.future_mask = torch.zeros(width, device=self.position.device).masked_fill_(future, -torch.inf)[
-                None, None, None
-            ]
+            kind = next(iter(self.generated_kv.values())).dtype  # as the kernel of a GPU asks for it
+            mask = torch.zeros(width, dtype=kind, device=self.position.device).masked_fill_(future, -torch.inf)
+            self.future_mask = mask[None, None, None]
 
     def _set_slots(self) -> None:
         """Index of each row in a padded (N * M) batch, in which a prompt is multiplied with all its rows at once."""
