@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 import reprlib
 import time
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any, NamedTuple
+from itertools import groupby, islice
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from labkit.chain.anchors import AnchorChain, parse
 from labkit.chain.metrics import many_chain_ious
@@ -25,7 +30,10 @@ from labkit.policy.inputs import Prompt
 from labkit.policy.model import Policy
 from labkit.policy.prompt_source import prefetch
 from labkit.stages.completions import UNSHARDED, Provenance, require_same_provenance, score_completion, shard_ranges
+from labkit.stages.rollout_spool import RolloutSpool, SpooledRollouts
 from labkit.stages.rollouts import ROWS, Rollout, RolloutStore, gc_paused
+
+Column: TypeAlias = "NDArray[Any]"
 
 PROMPTS_PER_PART = 24
 """Queries that are sampled together and stored as one part: what a kill costs at most."""
@@ -56,21 +64,100 @@ class FilterCount(NamedTuple):
     traces: int
 
 
+class _Found(NamedTuple):
+    """Traces by their keys: where each stands among all, its query, counted in the order of qids, its sample and its step."""
+
+    place: Column
+    query: Column
+    sample: Column
+    step: Column
+
+
+class Reasons(Mapping[tuple[str, int, int], str]):
+    """Why each dropped trace was dropped, by its key (qid, sample, step); a trace takes 25 bytes, dropped or kept.
+
+    `names` are the reasons that there are.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        """Of no trace yet."""
+        self._names = ["", *names]
+        self._queries: dict[str, int] = {}
+        # Of each trace in turn: query, sample and step, and the place of its reason among the names, 0 where it is kept.
+        self._keys, self._codes = array("q"), array("b")
+
+    def add(self, key: tuple[str, int, int], reason: str) -> None:
+        """Note the next trace, and its reason, "" where it is kept."""
+        qid, *numbers = key
+        self._keys.extend((self._queries.setdefault(qid, len(self._queries)), *numbers))
+        self._codes.append(self._names.index(reason))
+
+    def drop(self, place: int, reason: str) -> None:
+        """Give the trace that came at a place a reason."""
+        self._codes[place] = self._names.index(reason)
+
+    def kept(self) -> _Found:
+        """The traces that have no reason yet."""
+        at = np.flatnonzero(np.frombuffer(self._codes.tobytes(), np.int8) == 0)
+        return _Found(at, *self._columns()[:, at])
+
+    def require_once(self) -> None:
+        """Raise LabError where a trace came twice."""
+        columns = self._columns()
+        order = np.lexsort(columns)
+        again = order[1:][(np.diff(columns[:, order]) == 0).all(axis=0)]
+        if len(again):
+            key = self._key(int(again.min()))
+            raise LabError(f"rollout {key} (qid, sample, step) came twice; harvest each folder of rollouts once")
+
+    def counts(self) -> list[FilterCount]:
+        """How many traces went for each reason."""
+        found = Counter(self._codes)
+        return [FilterCount(name, found[code]) for code, name in enumerate(self._names) if code]
+
+    def _columns(self) -> Column:
+        keys = np.array(self._keys, dtype=np.int64).reshape(-1, 3).T
+        rank = np.empty(len(self._queries), dtype=np.int64)
+        rank[[self._queries[qid] for qid in sorted(self._queries)]] = np.arange(len(rank))
+        keys[0] = rank[keys[0]]
+        return keys
+
+    def _key(self, place: int) -> tuple[str, int, int]:
+        query, sample, step = self._keys[3 * place : 3 * place + 3]
+        return self._qids[query], sample, step
+
+    @functools.cached_property
+    def _qids(self) -> list[str]:
+        return list(self._queries)
+
+    @functools.cached_property
+    def _places(self) -> dict[tuple[str, int, int], int]:
+        return {self._key(place): place for place, code in enumerate(self._codes) if code}
+
+    def __getitem__(self, key: tuple[str, int, int]) -> str:
+        return self._names[self._codes[self._places[key]]]
+
+    def __iter__(self) -> Iterator[tuple[str, int, int]]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._codes) - self._codes.count(0)
+
+
 @dataclass(frozen=True, slots=True)
 class Harvest:
-    """The kept traces, a reason for each dropped one by its key (qid, sample, step), and how many went for each reason."""
+    """The kept traces, a reason for each dropped one by its key (qid, sample, step), and how many went for each reason.
 
-    kept: list[Rollout]
-    reasons: dict[tuple[str, int, int], str] = field(repr=False)
-    filter_counts: list[FilterCount]
+    Many kept traces stand outside of memory, and are read when they are gone through.
+    """
 
-    @classmethod
-    def of(cls, kept: list[Rollout], reasons: dict[tuple[str, int, int], str], names: Iterable[str]) -> Harvest:
-        """With the counts of its reasons, in the order of their `names`."""
-        counts = Counter(reasons.values())
-        return cls(
-            kept, reasons, [*(FilterCount(name, counts[name]) for name in names), FilterCount("kept", len(kept))]
-        )
+    kept: Sequence[Rollout]
+    reasons: Reasons = field(repr=False)
+
+    @property
+    def filter_counts(self) -> list[FilterCount]:
+        """The traces that were dropped for each reason, in the order in which it is looked for, and last those that are `kept`."""
+        return [*self.reasons.counts(), FilterCount("kept", len(self.kept))]
 
     @property
     def size(self) -> int:
@@ -79,9 +166,7 @@ class Harvest:
 
     def figures(self) -> dict[str, float]:
         """The counts as flat figures, with what came in and what share was kept."""
-        counts = {
-            f"dropped: {each.reason}": float(each.traces) for each in self.filter_counts if each.reason != "kept"
-        }
+        counts = {f"dropped: {each.reason}": float(each.traces) for each in self.reasons.counts()}
         return {"harvested": self.size, **counts, "kept": len(self.kept), "yield": len(self.kept) / max(1, self.size)}
 
 
@@ -215,20 +300,20 @@ def filter_traces(
     or returns anything but True, False, or that and a text; it names the filter and the trace.
     """
     rules = filter_rules(filters)
-    reasons: dict[tuple[str, int, int], str] = {}
-    candidates: dict[str, list[tuple[tuple[float, ...], Rollout]]] = {}
+    has_options = any(moment.options for moment in moments_by_qid.values())
+    names = [reason for reason in REASONS if has_options or reason != "wrong option"]
+    at = names.index("duplicate")
+    names[at:at] = rules
+    reasons, spool, texts, worth = Reasons(names), RolloutSpool(), array("q"), array("d")
     stream = iter(rollouts)
     while batch := list(islice(stream, ROWS)):
-        moments, chains = [], []
+        moments, chains, passed = [], [], []
         for rollout in batch:
-            key = _key(rollout)
-            if key in reasons:
-                raise LabError(f"rollout {key} (qid, sample, step) came twice; harvest each folder of rollouts once")
             moment = moments_by_qid.get(rollout.qid)
             if moment is None:
-                raise LabError(f"rollout {key} (qid, sample, step) asks for a moment that is not in the moments file")
-            # By the moment's own text, of which a million keys hold no copy.
-            reasons[moment.qid, rollout.sample, rollout.step] = ""
+                raise LabError(
+                    f"rollout {_key(rollout)} (qid, sample, step) asks for a moment that is not in the moments file"
+                )
             moments.append(moment)
             chains.append(parse(rollout.text, finished=rollout.finished, options=len(moment.options)))
         measured = many_chain_ious(
@@ -236,28 +321,17 @@ def filter_traces(
         )
         for rollout, moment, chain, ious in zip(batch, moments, chains, measured, strict=True):
             reason = _reason(chain, ious, params, moment.choice) or _own_reason(rules, chain, moment, rollout)
-            reasons[_key(rollout)] = reason or ""
+            reasons.add(_key(rollout), reason or "")
             if not reason:
-                rank = (-ious[-1], -math.fsum(step_scores(ious)) / len(ious), rollout.step, rollout.sample)
-                candidates.setdefault(rollout.qid, []).append((rank, rollout))
-    kept = []
-    for ranked in candidates.values():
-        texts: set[str] = set()
-        for _, rollout in sorted(ranked, key=lambda pair: pair[0]):
-            text = " ".join(rollout.text.split())
-            if text in texts:
-                reasons[_key(rollout)] = "duplicate"
-            elif len(texts) == params.max_per_query:
-                reasons[_key(rollout)] = "over the limit per query"
-            else:
-                texts.add(text)
-                kept.append(rollout)
-                del reasons[_key(rollout)]
-    has_options = any(moment.options for moment in moments_by_qid.values())
-    checked = [reason for reason in REASONS if has_options or reason != "wrong option"]
-    at = checked.index("duplicate")
-    checked[at:at] = rules
-    return Harvest.of(sorted(kept, key=lambda rollout: rollout.key), reasons, checked)
+                worth.extend((ious[-1], math.fsum(step_scores(ious)) / len(ious)))
+                texts.append(_text_hash(rollout))
+                passed.append(rollout)
+        spool.extend(passed)
+    reasons.require_once()
+    found = reasons.kept()
+    best, gained = np.reshape(worth, (-1, 2)).T
+    order = np.lexsort((found.sample, found.step, -gained, -best, found.query))
+    return Harvest(_by_key(spool, found, _distinct(reasons, found, order, texts, params.max_per_query)), reasons)
 
 
 @gc_paused()
@@ -267,18 +341,52 @@ def draw_traces(rollouts: Iterable[Rollout], filtered: Harvest, seed: int) -> Ha
     Chains of broken form and repetitions of a query's text stay out, good or bad answers do not matter. The draw depends on the
     rollouts and the seed alone, not on their order.
     """
-    reasons: dict[tuple[str, int, int], str] = {}
-    readable: dict[tuple[str, str], Rollout] = {}
-    for rollout in sorted(rollouts, key=lambda rollout: rollout.key):
-        reason = filtered.reasons.get(_key(rollout), "")
-        if reason in BROKEN:
-            reasons[_key(rollout)] = reason
-        elif readable.setdefault((rollout.qid, " ".join(rollout.text.split())), rollout) is not rollout:
-            reasons[_key(rollout)] = "duplicate"
-    drawn = random.Random(seed).sample(list(readable.values()), len(filtered.kept))
-    kept = {_key(rollout) for rollout in drawn}
-    reasons |= {_key(rollout): "not drawn" for rollout in readable.values() if _key(rollout) not in kept}
-    return Harvest.of(sorted(drawn, key=lambda rollout: rollout.key), reasons, (*BROKEN, "duplicate", "not drawn"))
+    reasons, spool, texts = Reasons((*BROKEN, "duplicate", "not drawn")), RolloutSpool(), array("q")
+
+    def whole() -> Iterator[Rollout]:
+        for rollout in rollouts:
+            reason = filtered.reasons.get(_key(rollout), "")
+            reasons.add(_key(rollout), reason if reason in BROKEN else "")
+            if reason not in BROKEN:
+                texts.append(_text_hash(rollout))
+                yield rollout
+
+    spool.extend(whole())
+    found = reasons.kept()
+    readable = _distinct(reasons, found, np.lexsort((found.sample, found.step, found.query)), texts, len(texts))
+    readable.sort(key=lambda place: (found.step[place], found.query[place], found.sample[place]))
+    drawn = random.Random(seed).sample(readable, len(filtered.kept))
+    for place in set(readable).difference(drawn):
+        reasons.drop(found.place[place], "not drawn")
+    return Harvest(_by_key(spool, found, drawn), reasons)
+
+
+def _text_hash(rollout: Rollout) -> int:
+    """Tells a text from a query's others, whatever its blanks are."""
+    return hash(" ".join(rollout.text.split()))
+
+
+def _distinct(reasons: Reasons, found: _Found, order: Column, texts: Sequence[int], most: int) -> list[int]:
+    """Of each query the first `most` traces of different text, in an order that is by query; the others are dropped."""
+    chosen: list[int] = []
+    for _, places in groupby(order.tolist(), key=found.query.__getitem__):
+        seen = set[int]()
+        for place in places:
+            if texts[place] in seen:
+                reasons.drop(found.place[place], "duplicate")
+            elif len(seen) == most:
+                reasons.drop(found.place[place], "over the limit per query")
+            else:
+                seen.add(texts[place])
+                chosen.append(place)
+    return chosen
+
+
+def _by_key(spool: RolloutSpool, found: _Found, places: Sequence[int]) -> Sequence[Rollout]:
+    """Traces of a spool in the order of their keys; few of them as a list."""
+    at = np.array(places, dtype=np.int64)
+    ordered = SpooledRollouts(spool, at[np.lexsort((found.sample[at], found.query[at], found.step[at]))].tolist())
+    return list(ordered) if len(ordered) <= ROWS else ordered
 
 
 def filter_rules(filters: Sequence[OwnFunction]) -> dict[str, OwnFunction]:

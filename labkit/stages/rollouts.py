@@ -12,13 +12,8 @@ import functools
 import json
 import math
 import re
-import tempfile
-import threading
-import weakref
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,9 +145,10 @@ class RolloutStore:
                 raise ValueError(f"step {step}: rollout {rollout.key} was paid by another spec than {rollouts[0].key}")
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"part-{step:06d}{'-' * bool(batch)}{batch}.parquet"
-        table = _table(rollouts).replace_schema_metadata(
-            ({} if provenance is None else {PROVENANCE: _plain(provenance)})
-            | _reward_note(rollouts)
+        table = table_of(rollouts)
+        table = table.replace_schema_metadata(
+            (table.schema.metadata or {})
+            | ({} if provenance is None else {PROVENANCE: _plain(provenance)})
             | ({} if cpu_seconds is None else {CPU_SECONDS: str(cpu_seconds)})
         )
         with replacing(path) as temporary:
@@ -212,7 +208,7 @@ class RolloutStore:
     def stream(self) -> Iterator[Rollout]:
         """The same as an iterator, which holds some thousand at most."""
         for table in self.tables():
-            yield from _rollouts(table)
+            yield from rollouts_of(table)
 
     def newest(self) -> list[Rollout]:
         """The rollouts of the last step; while a stage goes on, no other step is read."""
@@ -222,7 +218,7 @@ class RolloutStore:
             return [each for path in parts[max(parts)] for each in read_file(path)]
         last = max(self._joined_steps(), default=0)
         newest = [table.filter(compute.equal(table["step"], last)) for table in self.tables()]
-        return [each for table in newest for each in _rollouts(table)]
+        return [each for table in newest for each in rollouts_of(table)]
 
     def frame(self) -> pandas.DataFrame:
         """The same as a pandas table, one row a rollout."""
@@ -232,7 +228,7 @@ class RolloutStore:
         """The same as a pyarrow table."""
         import pyarrow as pa
 
-        return pa.concat_tables([_table([], self._own_names()), *self.tables()], promote_options="default")
+        return pa.concat_tables([table_of([], self._own_names()), *self.tables()], promote_options="default")
 
     def compact(self) -> None:
         """Join all parts into one file, when a stage has ended. A kill in between loses and doubles nothing."""
@@ -248,7 +244,7 @@ class RolloutStore:
             notes[REWARD] = _plain(specs[0].as_dict())
         if (cpu_seconds := self.cpu_seconds()) is not None:
             notes[CPU_SECONDS] = str(cpu_seconds)
-        empty = _table([], self._own_names())
+        empty = table_of([], self._own_names())
         schema = empty.schema.with_metadata(notes)
 
         def joined(tables: list[pa.Table]) -> pa.Table:
@@ -318,75 +314,9 @@ class RolloutStore:
         return sorted({step for table in _batches(joined, ("step",)) for step in table["step"].to_pylist()})
 
 
-class RolloutSpool:
-    """Rollouts of any number outside of memory, read by their places: in a file without a name, gone with the object.
-
-    As long as they take less than 32 MB they stay in memory. What becomes of the store that they come from doesn't matter.
-    """
-
-    def __init__(self) -> None:
-        """Hold none yet."""
-        self._file = tempfile.SpooledTemporaryFile(max_size=1 << 25)
-        weakref.finalize(self, self._file.close)
-        self._lock = threading.Lock()
-        self._begins, self._ends = [0], [0]
-        """Where each part begins in the file, and how many rollouts stand before it; then where the next one does."""
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def append(self, table: pyarrow.Table) -> None:
-        """Put some thousand behind the others, a table that a store gave. Raises LabError where the disk has no room for them."""
-        import pyarrow as pa
-
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
-            writer.write_table(table)
-        try:
-            with self._lock:
-                self._file.seek(self._begins[-1])
-                self._file.write(sink.getvalue())
-                self._begins.append(self._file.tell())
-        except OSError as error:
-            raise LabError(
-                f"{len(self):,} rollouts and more need room in '{tempfile.gettempdir()}' ({error.strerror}); make some, or set "
-                "TMPDIR to a folder that has it"
-            ) from error
-        self._ends.append(self._ends[-1] + len(table))
-
-    def extend(self, rollouts: Iterable[Rollout]) -> None:
-        """Put these behind the others."""
-        for _, alike in groupby(rollouts, key=lambda rollout: id(rollout.spec)):
-            while batch := list(islice(alike, ROWS)):
-                self.append(_table(batch).replace_schema_metadata(_reward_note(batch)))
-
-    def take(self, places: Iterable[int]) -> Iterator[Rollout]:
-        """The rollouts at these places, in their order; quick where neighbours are asked for together."""
-        for table in self._taken(places):
-            yield from _rollouts(table)
-
-    def texts(self, places: Iterable[int]) -> Iterator[str]:
-        """The texts of the same."""
-        for table in self._taken(places, "text"):
-            yield from table["text"].to_pylist()
-
-    def _taken(self, places: Iterable[int], *names: str) -> Iterator[pyarrow.Table]:
-        import pyarrow as pa
-
-        for part, wanted in groupby(places, key=lambda place: bisect_right(self._ends, place) - 1):
-            begin, end = self._begins[part : part + 2]
-            with self._lock:
-                self._file.seek(begin)
-                packed = self._file.read(end - begin)
-            schema = pa.ipc.open_file(packed).schema
-            only = pa.ipc.IpcReadOptions(included_fields=[schema.get_field_index(name) for name in names])
-            table = pa.ipc.open_file(packed, options=only).read_all()
-            yield table.take([place - self._ends[part] for place in wanted])
-
-
 def read_file(path: Path) -> list[Rollout]:
     """The rollouts of one file of a store."""
-    return [each for table in _batches(path) for each in _rollouts(table)]
+    return [each for table in _batches(path) for each in rollouts_of(table)]
 
 
 def _open(path: Path) -> parquet.ParquetFile:
@@ -409,12 +339,6 @@ def _notes(path: Path) -> dict[bytes, bytes]:
 
 def _plain(note: Mapping[str, Any]) -> str:
     return json.dumps(dict(note), sort_keys=True)
-
-
-def _reward_note(rollouts: Sequence[Rollout]) -> dict[bytes, str]:
-    """The metadata of what rollouts of one spec were paid by."""
-    spec = rollouts[0].spec if rollouts else None
-    return {} if spec is None else {REWARD: _plain(spec.as_dict())}
 
 
 @functools.cache
@@ -476,7 +400,8 @@ def _own_values(columns: Mapping[str, Sequence[Any]], rows: int) -> list[Mapping
     ]
 
 
-def _rollouts(table: pyarrow.Table) -> list[Rollout]:
+def rollouts_of(table: pyarrow.Table) -> list[Rollout]:
+    """The rollouts of some rows of a store."""
     columns = table.to_pydict()
     columns["own"] = _own_values(columns, len(table))
     columns["spec"] = [_spec((table.schema.metadata or {}).get(REWARD))] * len(table)
@@ -492,8 +417,8 @@ def _rollouts(table: pyarrow.Table) -> list[Rollout]:
     return rollouts
 
 
-def _table(rollouts: Sequence[Rollout], own: Iterable[str] = ()) -> Any:
-    """Rollouts as a table, with the columns of their own terms and of `own`."""
+def table_of(rollouts: Sequence[Rollout], own: Iterable[str] = ()) -> Any:
+    """Rollouts that were paid by one spec as a table, with the columns of their own terms and of `own`."""
     import pyarrow as pa
 
     types = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
@@ -504,5 +429,6 @@ def _table(rollouts: Sequence[Rollout], own: Iterable[str] = ()) -> Any:
         values = [rollout.own.get(name) for rollout in rollouts]
         columns += [[each and each.value for each in values], [each and each.reason for each in values]]
         fields_ += zip(_own_columns([name]), (pa.float64(), pa.string()), strict=True)
-    schema = pa.schema(fields_)
+    spec = rollouts[0].spec if rollouts else None
+    schema = pa.schema(fields_, None if spec is None else {REWARD: _plain(spec.as_dict())})
     return pa.table([pa.array(column, type=kind) for column, kind in zip(columns, schema.types, strict=True)], schema)

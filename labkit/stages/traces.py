@@ -16,7 +16,7 @@ from labkit.data.moments import Moment
 from labkit.data.rows import InvalidLine, read_object, read_text
 from labkit.errors import LabError
 from labkit.progress import say
-from labkit.stages.harvest import Harvest
+from labkit.stages.harvest import Harvest, Reasons
 from labkit.stages.rollouts import UNPAID, Rollout
 from labkit.stages.sft import Trace
 
@@ -59,20 +59,21 @@ def import_traces(path: Path, moments: Sequence[Moment], run: str) -> Harvest:
     A trace's `sample` is its place in the file. Raises what `read_traces` does, and LabError where none asks for one of `moments`.
     """
     asked, seen = {moment.qid: moment for moment in moments}, set()
-    kept, reasons, strangers = [], {}, []
+    kept, reasons, strangers = [], Reasons(REASONS), []
     for number, trace in enumerate(read_traces(path)):
         key = (trace.qid, " ".join(trace.text.split()))
         moment = asked.get(trace.qid)
         chain = parse(trace.text, options=len(moment.options)) if moment else None
         if chain is None:
             strangers.append(trace.qid)
-            reasons[trace.qid, number, 0] = "no such moment"
+            reasons.add((trace.qid, number, 0), "no such moment")
         elif chain.answer is None:
-            reasons[trace.qid, number, 0] = "unparsed"
+            reasons.add((trace.qid, number, 0), "unparsed")
         elif key in seen:
-            reasons[trace.qid, number, 0] = "duplicate"
+            reasons.add((trace.qid, number, 0), "duplicate")
         else:
             seen.add(key)
+            reasons.add((trace.qid, number, 0), "")
             kept.append(Rollout(
                 run=run, stage="traces", step=0, qid=trace.qid, sample=number, seed=0, checkpoint=path.name, text=trace.text,
                 status=chain.status, **UNPAID, prompt_tokens=0, completion_tokens=0, finished=True,
@@ -83,7 +84,7 @@ def import_traces(path: Path, moments: Sequence[Moment], run: str) -> Harvest:
             f"traces: none of the {total:,} traces of '{path}' asks for a training moment (there '{strangers[0]}', here "
             f"'{moments[0].qid}'); give the qids of the training split"
         )
-    found = Harvest.of(kept, reasons, REASONS)
+    found = Harvest(kept, reasons)
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in found.filter_counts[:-1])
     first = f" (the first: '{strangers[0]}')" if strangers else ""
     say(f"traces: {len(kept):,} of {total:,} in '{path.name}' are learnt from; {dropped}{first}")

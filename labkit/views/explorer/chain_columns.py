@@ -18,7 +18,8 @@ from labkit.chain.anchors import AnchorChain, ChainRecord
 from labkit.chain.spans import Span
 from labkit.chain.steps import LEAST_GAIN, narrows
 from labkit.data.moments import Moment
-from labkit.stages.rollouts import ROWS, RolloutSpool, RolloutStore
+from labkit.stages.rollout_spool import RolloutSpool
+from labkit.stages.rollouts import ROWS, RolloutStore
 from labkit.views.figures.failures import failure_kind
 from labkit.views.measured_chains import MeasuredChain, Records, by_stage, measure_pairs
 
