@@ -19,7 +19,7 @@ _HOMES = {
     "Lab": "labkit.lab",
     "LabError": "labkit.errors",
     "Moment": "labkit.data.moments",
-    "Moments": "labkit.data.cleaning",
+    "Moments": "labkit.data.usable_moments",
     "Params": "labkit.params",
     "RewardSpec": "labkit.chain.rewards",
     "Rollout": "labkit.stages.rollouts",

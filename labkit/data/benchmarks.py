@@ -5,7 +5,7 @@
 
 A name is looked for below $LABKIT_DATA, by default the project's folder data/, under its published file name; which
 formats there are stands in `labkit.data.annotations`. Rows that cannot be used as they stand are repaired or dropped by a
-rule for each kind (`labkit.data.cleaning.RULES`), counted, and listed on request; `strict=True` makes the first an error.
+rule for each kind (`labkit.data.usable_moments.RULES`), counted, and listed on request; `strict=True` makes the first an error.
 
 Trim windows are honoured: a moment's `clip` is the window in the source video and its labels count from the clip's
 beginning. Where a file that holds the clip alone is at hand (QVHighlights' ID_start_end.mp4, TimeRFT's files with
@@ -27,9 +27,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from labkit.data.annotations import CHARADES, DURATIONS, AnotherForm, read_rows
-from labkit.data.cleaning import Moments, RowCleaner
-from labkit.data.moments import Moment, MomentColumns, write_moments
+from labkit.data.cleaning import RowCleaner
+from labkit.data.moments import Moment, write_moments
 from labkit.data.rows import AnnotationFile, gc_paused
+from labkit.data.usable_moments import MomentColumns, Moments
 from labkit.data.video_index import VideoFolder, stem_of, walk
 from labkit.errors import LabError, nearest
 from labkit.files import project_root, replacing

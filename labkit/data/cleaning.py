@@ -1,7 +1,7 @@
 """Cleaning: turns the rows of an annotation file into moments, and lists every issue on the way.
 
-Every kind of issue has one rule, stated in RULES and repeated in each issue's note. A row is repaired only where the
-repair can't be argued about, and dropped otherwise; nothing disappears uncounted:
+Every kind of issue has one rule, stated in `labkit.data.usable_moments.RULES` and repeated in each issue's note. A row is repaired
+only where the repair can't be argued about, and dropped otherwise; nothing disappears uncounted:
 usable moments + issues with action "dropped" = rows of the file.
 
 What is within a millisecond is rounding, not an issue: such a label is cut to the clip without one, so that a
@@ -10,142 +10,24 @@ prediction of exactly the label can reach IoU 1. Blanks around a query are no is
 
 from __future__ import annotations
 
-import html
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from labkit.chain.spans import Span
-from labkit.data.moments import FRAME, OPTION_LETTERS, ROUNDING, BadField, Fields, Moment, MomentColumns, made_of
+from labkit.data.moments import FRAME, OPTION_LETTERS, ROUNDING, BadField, Moment
 from labkit.data.rows import PlainRow, Row, is_plain, printable, to_seconds
+from labkit.data.usable_moments import RULES, Fields, Issue, Shared, made_of
 from labkit.data.video import decode_worker
 from labkit.data.video_index import VideoFile, VideoFolder, is_foreign_path, stem_of
 from labkit.errors import LabError
-from labkit.table import Table
 
 POINT = 0.5
 """Seconds that a label without a length is widened by, to each side. Source: our choice."""
-RULES = {
-    "malformed row": "a row that lacks what its format asks for cannot be read",
-    "duplicate id": "the first row keeps the id",
-    "empty query": "there is nothing to be found",
-    "options": "which option is the right answer cannot be known",
-    "no duration": "the trim window's length is taken, or the video is measured; with neither the row is of no use",
-    "clip window": "where trim window and duration differ the shorter holds; without a true window the row is of no use",
-    "already cut": "the video at hand is as long as the trim window and ends before it, so that it is read whole",
-    "no frame rate": "labels count frames and the file does not say how many make a second: the video is measured",
-    "several annotators": "the label is taken that its owners' measure scores best against all of them",
-    "window past the video": "most of the trim window lies in the video, which is taken for the whole one: if it is the "
-    "clip itself, name it ID_start_end",
-    "foreign path": "what lies behind a link or on another system is looked for by its name, in the folder of videos",
-    "no window": "there is no label",
-    "start after end": "which end is wrong cannot be known",
-    "start past the end": "the label begins where the clip has ended, or later",
-    "before the clip": "the label ends where the clip begins, or before",
-    "point": "a label without a length is widened by 0.5 s to each side, inside the clip",
-    "negative start": "the label is cut to begin with the clip",
-    "end past the clip": "the label is cut to the clip's duration",
-    "unknown field": "a moment has no such field, so that it is not used",
-    "duplicate video names": "of several files by one name the one with the published suffix is used, or else the first",
-}
-"""What is done about each kind of fault, and why; whether a row was repaired or dropped says its issue."""
-
-
-@dataclass(frozen=True, slots=True)
-class Issue:
-    """One fault of one row: what it is, what became of it, and where it stands.
-
-    `kind` is one of RULES. `action` is "repaired" (the moment is used), "dropped" (it is not), or "noted" (nothing had to
-    be done). `line` is the line of a text file, counted from 1; in a JSON file it is the row or key, counted from 0.
-    """
-
-    kind: str
-    action: str
-    file: str
-    line: int | str
-    qid: str
-    value: str
-    note: str
-
-    @property
-    def place(self) -> str:
-        """File and line, as a message names them."""
-        return f"{self.file}, {f'line {self.line}' if isinstance(self.line, int) else self.line}"
-
-    def __str__(self) -> str:
-        name = f"{self.qid}: " if self.qid else ""
-        return f"{self.place}: {name}{self.kind} ({self.value}), {self.action}: {self.note}"
-
-
-class Moments(Sequence[Moment]):
-    """The usable moments of a file, in its order, with all that was found wrong on the way.
-
-    `rows` counts the queries that the file holds; `source` names the benchmark or the format, and the file.
-    """
-
-    def __init__(
-        self, moments: Sequence[Moment] | MomentColumns, rows: int, issues: Sequence[Issue], source: str
-    ) -> None:
-        """Keep copies; `load_moments` makes one from a file."""
-        self._moments = moments if isinstance(moments, MomentColumns) else tuple(moments)
-        self.issues = tuple(issues)
-        self.rows, self.source = rows, source
-
-    def __len__(self) -> int:
-        return len(self._moments)
-
-    @overload
-    def __getitem__(self, index: int) -> Moment: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Moment]: ...
-
-    def __getitem__(self, index: int | slice) -> Moment | list[Moment]:
-        places = range(len(self))[index]
-        return [self._moments[k] for k in places] if isinstance(places, range) else self._moments[places]
-
-    def __iter__(self) -> Iterator[Moment]:
-        return map(self._moments.__getitem__, range(len(self)))
-
-    def counts(self) -> dict[str, int]:
-        """How many issues there are of each kind, in the order of RULES; kinds that did not occur are left out."""
-        found = Counter(issue.kind for issue in self.issues)
-        return {kind: found[kind] for kind in RULES if kind in found}
-
-    def listing(self, kind: str | None = None) -> str:
-        """All issues, or those of one kind, one a line, in the file's order; "" where there are none.
-
-        Raises LabError when `kind` is not a kind of issue.
-        """
-        if kind is not None and kind not in RULES:
-            raise LabError(f"'{kind}' is no kind of issue; the kinds are {', '.join(RULES)}")
-        return "\n".join(str(issue) for issue in self.issues if kind in (None, issue.kind))
-
-    def _summary(self) -> list[tuple[str, str, str]]:
-        """Count, kind and what was done, a line for each kind and action."""
-        found = Counter((issue.kind, issue.action) for issue in self.issues)
-        order = sorted(found, key=lambda pair: (list(RULES).index(pair[0]), pair[1]))
-        return [(f"{found[pair]:,}", pair[0], f"{pair[1]}: {RULES[pair[0]]}") for pair in order]
-
-    def _heading(self) -> str:
-        return f"{len(self):,} usable moments of {self.rows:,} rows"
-
-    def __str__(self) -> str:
-        lines = [f"{count:>8}  {kind}, {done}" for count, kind, done in self._summary()]
-        return "\n".join([f"{self.source}: {self._heading()}", *lines])
-
-    def __repr__(self) -> str:
-        return f"<Moments {self.source}: {self._heading()}, {len(self.issues):,} issues>"
-
-    def _repr_html_(self) -> str:
-        title = f"<p><b>{html.escape(self.source)}</b>: {self._heading()}</p>"
-        rows = self._summary()
-        return title + Table("", (), rows, align="rll")._repr_html_() if rows else title
 
 
 def repair_window(start: float, end: float, duration: float) -> tuple[Span | None, tuple[str, ...]]:
@@ -187,6 +69,7 @@ class RowCleaner:
         self._recorded: set[str] = set()
         self._rows = rows
         self._mostly_clips: bool | None = None
+        self._shared: dict[tuple[Any, ...], Shared] = {}
         self._headers: dict[str, float] = {}
         self._measured: dict[str, tuple[float, float]] = {}
         # Whether it is there is looked at where it has to be measured.
@@ -203,9 +86,13 @@ class RowCleaner:
     def fields(self, row: Any) -> Fields | None:
         """What `moment` makes a Moment of."""
         if type(row) is PlainRow and self.videos.implied and row.qid not in self._lines:
-            self._lines[row.qid] = row.line
-            as_set = self._asks_for_all(row.source)
-            return row.qid, row.path, row.query, row.windows, row.duration, None, row.source, (), None, as_set
+            line, qid, _, query, windows, duration, path, source = row
+            self._lines[qid] = line
+            shared = self._shared.get((path, source))
+            if shared is None:
+                shared = (path, None, source, (), None, self._asks_for_all(source))
+                shared = self._shared.setdefault((path, source), shared)
+            return qid, query, windows, duration, shared
         begun = len(self.issues)
         try:
             return self._fields(row)
@@ -249,7 +136,8 @@ class RowCleaner:
             windows = self._windows(row, labels, duration)
         query, (options, choice) = row.query.strip(), _options(row)
         as_set = self._asks_for_all(row.source)
-        fields = (qid, video.path, query, windows, duration, clip, row.source, options, choice, as_set)
+        shared = (video.path, clip, row.source, options, choice, as_set)
+        fields = (qid, query, windows, duration, self._shared.setdefault(shared, shared))
         # Of what has come here only a text may be refused yet, for a character that no file or no path can hold.
         plain = qid.isascii() and query.isascii() and video.path.isascii() and row.source.isascii()
         if options or not plain or "\0" in video.path:

@@ -21,7 +21,6 @@ import json
 import math
 import os
 import re
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,52 +194,6 @@ class Moment:
         stem, _ = stem_of(self.video)
         window = trim_window(stem)
         return os.path.join(os.path.dirname(self.video), window[0] if window else stem)
-
-
-Fields = tuple[str, str, str, Sequence[Sequence[float]], float, Span | None, str, tuple[str, ...], int | None, bool]
-"""What a Moment is made of, in its order; windows as pairs of seconds."""
-
-
-def made_of(fields: Fields) -> Moment:
-    """The moment. Raises BadField."""
-    qid, video, query, windows, *others = fields
-    return Moment(qid, video, query, tuple([Span(*pair) for pair in windows]), *others)  # type: ignore[arg-type]
-
-
-class MomentColumns:
-    """Moments of a file of any length, kept as columns; each is made anew, and checked, when it is asked for.
-
-    >>> moments = MomentColumns([("q1", "/videos/a.mp4", "it blinks", [[1.0, 4.0]], 12.0, None, "", (), None, False)])
-    >>> moments[0].windows, moments[0] is moments[0]
-    ((Span(start=1.0, end=4.0),), False)
-    """
-
-    def __init__(self, moments: Iterable[Fields]) -> None:
-        """Take their fields one by one."""
-        self._qids, self._queries = qids, queries = list[str](), list[str]()
-        self._durations, self._ends, self._stops = durations, ends, stops = array("d"), array("d"), array("q", [0])
-        # What the queries of one video have in common is kept once.
-        self._rest = rests = list[tuple[Any, ...]]()
-        known: dict[tuple[Any, ...], tuple[Any, ...]] = {}
-        for qid, video, query, windows, duration, clip, source, options, choice, as_set in moments:
-            qids.append(qid)
-            queries.append(query)
-            durations.append(duration)
-            for start, end in windows:
-                ends.append(start)
-                ends.append(end)
-            stops.append(len(ends))
-            rest = (video, clip, source, options, choice, as_set)
-            rests.append(known.setdefault(rest, rest))
-
-    def __len__(self) -> int:
-        return len(self._qids)
-
-    def __getitem__(self, k: int) -> Moment:
-        ends = self._ends[self._stops[k] : self._stops[k + 1]]
-        video, *rest = self._rest[k]
-        windows = tuple(map(Span, ends[::2], ends[1::2]))
-        return Moment(self._qids[k], video, self._queries[k], windows, self._durations[k], *rest)
 
 
 def read_moments(path: str | Path) -> list[Moment]:

@@ -1,21 +1,25 @@
-"""Forms of annotation files in which one object holds several queries: their readers, and each owner's rule for windows.
+"""Forms of annotation files with several queries in an object, or with a second file: their readers, each owner's rule for windows.
 
     TimeLens-100K   events = [{query, span}, ...] beside video_path; flat, as its filter writes them, query and span themselves
     TimeLens2       annotations = [{text, timestamps}, ...] beside video_id, or chats: messages of questions and times
     Ego4D-NLQ       videos > clips > annotations > language_queries; seconds of the clip, which lies in its video
     HiREST          {query: {video: {relevant, clip, v_duration, bounds, steps}}}; a step is looked for inside the bounds
     DiDeMo          times = [[first, last], ...] in chunks of 5 s, by several annotators
+    NExT-GQA        csv of questions with options; evidence by video and question stands in a JSON file beside it
 
 Windows that nobody has labelled stay empty, so that their rows are counted where they are dropped.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from labkit.data.rows import CLOCK, Row, RowFile, has, short, to_seconds
+from labkit.data.rows import CLOCK, Row, RowFile, has, read_text, refuse_repeated_keys, short, to_seconds
+from labkit.errors import LabError
 
 CHUNK = 5.0
 """Seconds of one of DiDeMo's chunks, of which it looks at the first six of a video. Source: its README."""
@@ -243,3 +247,45 @@ def _agreement(window: tuple[int, ...], marked: Sequence[tuple[int, ...]]) -> fl
 
     best = sorted(map(iou, marked))[-_KEPT_ANNOTATORS:]
     return sum(best) / len(best)
+
+
+def nextgqa(path: Path, head: tuple[str, ...], numbered: list[tuple[int, dict[str, Any]]]) -> Iterator[Row]:
+    """Rows of NExT-GQA's questions, with the evidence of the file beside `path` that knows their videos."""
+    evidence = _evidence(path, [row for _, row in numbered])
+    letters = sorted(name for name in head if re.fullmatch(r"a\d", name))
+    # Published with the answer's text, in NExT-QA's form with its number. An option may be a number itself, so that the
+    # file decides, not the row.
+    by_number = all(re.fullmatch(r"\d", (row["answer"] or "").strip()) for _, row in numbered)
+    for line, row in numbered:
+        video, qid = (row["video_id"] or "").strip(), (row["qid"] or "").strip()
+        options = [(row[name] or "").strip() for name in letters]
+        answer = (row["answer"] or "").strip()
+        choice = int(answer) if by_number else options.index(answer) if answer in options else None
+        entry = evidence.get(video, {})
+        location = entry.get("location")
+        windows = location.get(qid) if isinstance(location, dict) else None
+        if video and qid:
+            yield Row(line, f"{video}-{qid}", video, row["question"], windows, entry.get("duration"),
+                      source="nextgqa", options=options, choice=-1 if choice is None else choice)  # fmt: skip
+        else:
+            yield Row(line, "", fault="video_id or qid missing")
+
+
+def _evidence(path: Path, rows: list[dict[str, str]]) -> dict[str, dict[str, Any]]:
+    """Of the evidence files beside the questions, the one that knows most of their videos."""
+    best: dict[str, dict[str, Any]] = {}
+    known = 0
+    for file in sorted(path.parent.glob("gsub_*.json")):
+        try:
+            found = json.loads(read_text(file), object_pairs_hook=refuse_repeated_keys)
+        except (ValueError, RecursionError) as error:
+            raise LabError(f"{file} is not JSON ({error}); download it again") from None
+        if isinstance(found, dict):
+            entries = {video: entry for video, entry in found.items() if isinstance(entry, dict)}
+            count = sum(row["video_id"] in entries for row in rows)
+            if count > known:
+                best, known = entries, count
+    if not known:
+        step = "put gsub_val.json or gsub_test.json beside it (train has no evidence)"
+        raise LabError(f"{path}: no evidence for its questions in {path.parent}; {step}")
+    return best

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from labkit.data.benchmarks import load_moments
-from labkit.data.cleaning import Moments
 from labkit.data.moments import Moment, require_videos, write_moments
+from labkit.data.usable_moments import Moments
 from labkit.errors import LabError
 from labkit.files import differences, locked, project_root, read_json, under, write_json
 from labkit.param_fields import FIRST_EDITION_MODELS, WORLDS

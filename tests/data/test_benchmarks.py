@@ -11,8 +11,8 @@ import pytest
 
 from labkit.chain.spans import Span
 from labkit.data.benchmarks import BENCHMARKS, load_moments, moments_text
-from labkit.data.cleaning import RULES
 from labkit.data.moments import ROUNDING, read_moments, write_moments
+from labkit.data.usable_moments import RULES
 from labkit.errors import LabError
 
 REAL = Path(__file__).resolve().parents[2] / ".." / "shared" / "real"

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from labkit.data.benchmarks import load_moments, moments_text
-from labkit.data.cleaning import Moments
+from labkit.data.usable_moments import Moments
 from labkit.errors import LabError
 from tests.data.films import film
 

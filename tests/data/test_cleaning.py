@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit.chain.spans import Span
-from labkit.data.cleaning import RULES, RowCleaner, repair_window
+from labkit.data.cleaning import RowCleaner, repair_window
 from labkit.data.moments import Moment
 from labkit.data.rows import Row
+from labkit.data.usable_moments import RULES
 from labkit.data.video_index import VideoFolder
 from labkit.errors import LabError
 from tests.data.films import CONSTANT, film

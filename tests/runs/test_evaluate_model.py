@@ -15,8 +15,8 @@ import yaml
 import labkit
 from labkit.chain.spans import Span
 from labkit.cli import main
-from labkit.data.cleaning import Moments
 from labkit.data.moments import Moment, read_moments, write_moments
+from labkit.data.usable_moments import Moments
 from labkit.embedded.model import write_untrained
 from labkit.errors import LabError
 from labkit.params import Params

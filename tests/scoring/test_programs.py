@@ -15,8 +15,8 @@ from typing import NamedTuple
 import pytest
 
 from labkit.chain.spans import Span
-from labkit.data.cleaning import Moments
 from labkit.data.moments import Moment, write_moments
+from labkit.data.usable_moments import Moments
 from labkit.errors import LabError
 from labkit.scoring.predictions import PredictedRow, read_predictions, write_predictions
 from labkit.scoring.programs import PROGRAMS
