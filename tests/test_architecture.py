@@ -17,7 +17,7 @@ ROOMS = (
     "errors", "files", "quick_imports", "own_code", "progress", "table",
     "param_fields", "params",
     "chain", "data", "scoring", "policy", "embedded", "stages", "runs", "views", "doctor",
-    "asker", "lab", "cli", "__main__",
+    "asker", "lab", "command_options", "cli", "__main__",
 )  # fmt: skip
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from labkit.cli import _parser, main, overrides
+from labkit.cli import main
+from labkit.command_options import overrides, parser
 from labkit.data.moments import read_moments
 from labkit.params import DEFAULTS, PROTOCOLS
 from labkit.runs.results import read_results
@@ -292,12 +293,12 @@ def test_results_have_columns_for_options_where_there_are_some(project, capsys):
 )
 def test_a_protocol_fills_the_parameters_of_every_command_that_shows_a_video(command, capsys):
     command = command.split()
-    options = _parser().parse_args([*command, "-p", "fps", "1", "--protocol", "timelens"])
+    options = parser().parse_args([*command, "-p", "fps", "1", "--protocol", "timelens"])
     shown = {name: str(value) for name, value in PROTOCOLS["timelens"].items()}
     assert overrides(options) == shown | {"fps": "1"}, (
         "texts, as a command line's: a campaign hands them on to its runs"
     )
-    assert overrides(_parser().parse_args(command)) == {}
+    assert overrides(parser().parse_args(command)) == {}
     with pytest.raises(SystemExit):
         main([command[0], "--help"])
     assert ", ".join(PROTOCOLS) in " ".join(capsys.readouterr().out.split()), "the help lists them all"

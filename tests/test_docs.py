@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from labkit.cli import _parser
+from labkit import cli  # noqa: F401, which declares the commands
+from labkit.command_options import parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -52,7 +53,7 @@ def test_commands_are_those_that_labkit_has(page, capsys):
             if found := COMMAND.match(part.strip()):
                 words = shlex.split(found["words"])
                 try:
-                    _parser().parse_args(words)
+                    parser().parse_args(words)
                 except SystemExit as error:
                     raise AssertionError(f"labkit {found['words']}: {capsys.readouterr().err}") from error
                 files = [word for word in words if word.startswith("params/")]

@@ -9,7 +9,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, islice
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from labkit.errors import LabError
 from labkit.stages.rollouts import ROWS, Rollout, rollouts_of, table_of
@@ -100,19 +100,9 @@ class SpooledRollouts(Sequence[Rollout]):
     def __len__(self) -> int:
         return len(self._places)
 
-    @overload
-    def __getitem__(self, place: int) -> Rollout: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> list[Rollout]: ...
-
-    def __getitem__(self, place: int | slice) -> Rollout | list[Rollout]:
-        if isinstance(place, slice):
-            return list(self._spool.take(self._places[place]))
-        return next(self._spool.take([self._places[place]]))
+    def __getitem__(self, place: Any) -> Any:
+        found = self._spool.take(self._places[place] if isinstance(place, slice) else [self._places[place]])
+        return list(found) if isinstance(place, slice) else next(found)
 
     def __iter__(self) -> Iterator[Rollout]:
         return self._spool.take(self._places)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
-from typing import Any, NamedTuple, TypeAlias, overload
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,13 +146,7 @@ class ChainColumns(Sequence[MeasuredChain]):
     def __len__(self) -> int:
         return len(self.stage)
 
-    @overload
-    def __getitem__(self, place: int) -> MeasuredChain: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> list[MeasuredChain]: ...
-
-    def __getitem__(self, place: int | slice) -> MeasuredChain | list[MeasuredChain]:
+    def __getitem__(self, place: Any) -> Any:
         places = range(len(self))[place]
         return self.take(places) if isinstance(places, range) else self.take([places])[0]
 
