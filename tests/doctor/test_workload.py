@@ -33,7 +33,7 @@ LOAD = Workload(
     train=10, test=5, train_clips=2, test_clips=1, prompt_tokens=50, longest_prompt=60, video_tokens=16, frame_bytes=100,
 )  # fmt: skip
 PARAMS = Params(
-    prompts_per_step=2, group_size=4, max_new_tokens=20, grpo_steps=3, final_steps=5, beta=0.0, eval_batch=4,
+    prompts_per_step=2, prompts_per_pass=2, group_size=4, max_new_tokens=20, grpo_steps=3, final_steps=5, beta=0.0, eval_batch=4,
     harvest_prompts=6, harvest_samples=2, max_per_query=1, sft_epochs=2.0, sft_batch=2,
 )  # fmt: skip
 PACE = Throughput(
@@ -259,9 +259,9 @@ def test_what_answers_is_whole_in_each_process() -> None:
 
 
 def test_processes_share_the_steps_but_not_an_evaluation_batch() -> None:
-    params = changed(prompts_per_step=8)
+    params = changed(prompts_per_step=8, prompts_per_pass=0)
     one, four = (stage_memory(SMALL, params, LOAD, "cuda", world=world) for world in (1, 4))
-    assert four["grpo"]["activations"] == one["grpo"]["activations"] / 4
+    assert four["grpo"]["activations"] == one["grpo"]["activations"] / 2, "one takes two passes"
     assert four["analysis"] == one["analysis"]
     alone, shared = (stage_seconds(SMALL, params, replace(LOAD, test=16), PACE, world=world) for world in (1, 4))
     assert shared["grpo"]["learning"] == pytest.approx(3 * (180 * 2e-3 + 0.1)), "2 of 8 queries each"
@@ -296,8 +296,8 @@ def test_traces_of_one_clip_read_it_once() -> None:
         stage_memory(SMALL, packed.replace(pack_clips=pack), LOAD, "cuda")["sft"] for pack in (False, True)
     )
     layers = 2 * (72 + 8 + 64) * 4
-    assert apart["activations"] == 6 * 60 * layers + 60 * 8 * 4
-    assert together["activations"] == pytest.approx(3 * (16 + 2 * 44) * layers + 60 * 8 * 4)
+    assert apart["activations"] == 3 * 60 * layers + 30 * 8 * 4, "the six in two passes"
+    assert together["activations"] == pytest.approx(1.5 * (16 + 2 * 44) * layers + 30 * 8 * 4)
 
 
 def test_seconds_by_hand() -> None:
