@@ -187,12 +187,12 @@ def test_fewer_traces_than_a_batch_are_said_and_counted(
 ):
     lab = Lab.open(SMALL.replace(processes=processes, sft_epochs=3.0, sft_batch=24))
 
-    def work(task, policy, on_event, notebook, **arguments):
+    def work(task, policy, on_event, **arguments):
         assert task == "sft" and len(arguments["traces"]) == traces
         on_event(0, {"row": {"step": 1, "loss": 0.5}})
         on_event(0, {"row": {"step": steps, "loss": 0.25}})
-        (lab.folder(notebook) / "final").mkdir()
-        (lab.folder(notebook) / "result.json").write_text(json.dumps({"steps": steps, "history": [], "seconds": 1.0}))
+        (lab.folder("03_sft") / "final").mkdir()
+        (lab.folder("03_sft") / "result.json").write_text(json.dumps({"steps": steps, "history": [], "seconds": 1.0}))
 
     monkeypatch.setattr(lab, "_work", work)
     policy = ModelRef("base", "embedded") if processes > 1 else None
@@ -262,7 +262,7 @@ def test_a_stage_that_stopped_by_condition_ends_its_progress_with_the_reason(pro
     lab = Lab.open(SMALL)
     history = [{"step": step, "anchor_rate": 0.96, "strict_share": 0.7, "total": 1.0} for step in range(1, 8)]
 
-    def work(self, task, policy, on_event, notebook, **arguments):
+    def work(self, task, policy, on_event, **arguments):
         for row in history:
             on_event(0, {"row": row})
         result = GrpoResult(7, "condition", history, 1.0)
