@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import atexit
 import base64
-import contextlib
 import functools
 import io
 import logging
+import queue
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable
 from typing import Any
 
 from labkit.progress import say
@@ -75,10 +73,12 @@ def setup() -> str:
 
 def _picture(fig: dict[str, Any], height: float) -> str:
     """A figure as PNG in base64."""
+    import kaleido
+
     # Not plotly.io.to_image: it asks for MathJax from a CDN, and warns that a server won't hear of it.
     # JupyterLab shows the picture in its own size until the mouse enters, so a finer one would be a larger one.
     size = {"format": "png", "width": WIDTH, "height": height, "scale": 1}
-    return base64.b64encode(reduce_colors(_browser().draw(fig, size))).decode("ascii")
+    return base64.b64encode(reduce_colors(_within(kaleido.calc_fig_sync, fig, opts=size))).decode("ascii")
 
 
 def reduce_colors(png: bytes) -> bytes:
@@ -96,56 +96,29 @@ def reduce_colors(png: bytes) -> bytes:
 
 def _browser_works() -> bool:
     try:
-        _browser().draw({"data": [], "layout": {}}, {"format": "png"})
+        import kaleido
+
+        # Not through the server, whose caller waits for ever when its thread finds no browser.
+        _within(kaleido.calc_fig_sync, {"data": [], "layout": {}}, opts={"format": "png"}, kopts={"mathjax": False})
     except Exception as error:  # whatever the reason, there are no pictures here
         log.info("no static pictures: %r", error)
         return False
+    kaleido.start_sync_server(mathjax=False, timeout=_PICTURE_SECONDS, silence_warnings=True)
     return True
 
 
-@functools.cache
-def _browser() -> _Browser:
-    return _Browser()
+def _within(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call with a deadline: a browser that hangs must not hang a run. Raises `queue.Empty` when it is over."""
+    box: queue.Queue[tuple[Any, Exception | None]] = queue.Queue(1)
 
-
-class _Browser:
-    """Kaleido's browser on a loop of its own, with a deadline: one that hangs must not hang a run.
-
-    Behind a picture kaleido loads its page anew, which takes as long as the picture: here the next one is drawn meanwhile, on another.
-    """
-
-    def __init__(self) -> None:
-        """Start it. Raises whatever kaleido raises where there is none, and TimeoutError."""
-        import kaleido
-
-        class Behind(kaleido.Kaleido):
-            async def _return_kaleido_tab(self, tab: Any) -> None:
-                task = asyncio.ensure_future(super()._return_kaleido_tab(tab))
-                self._main_render_coroutines.add(task)  # a loop holds its tasks by weak references
-                task.add_done_callback(self._main_render_coroutines.discard)
-
-        async def started() -> Any:
-            browser = Behind(n=2, mathjax=False, timeout=_PICTURE_SECONDS)
-            await browser.open()
-            return browser
-
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        self._kaleido = self._wait(started())
-        atexit.register(self._close)
-
-    def draw(self, fig: dict[str, Any], size: dict[str, Any]) -> bytes:
-        """A figure as PNG. Raises what kaleido raises, and TimeoutError."""
-        picture: bytes = self._wait(self._kaleido.calc_fig(fig, opts=size))
-        return picture
-
-    def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
-        asked = asyncio.run_coroutine_threadsafe(work, self._loop)
+    def work() -> None:
         try:
-            return asked.result(_PICTURE_SECONDS + 5)
-        finally:
-            asked.cancel()
+            box.put((call(*args, **kwargs), None))
+        except Exception as error:  # handed to the caller
+            box.put((None, error))
 
-    def _close(self) -> None:
-        with contextlib.suppress(Exception):
-            asyncio.run_coroutine_threadsafe(self._kaleido.close(), self._loop).result(5)
+    threading.Thread(target=work, daemon=True).start()
+    value, error = box.get(timeout=_PICTURE_SECONDS + 5)
+    if error is not None:
+        raise error
+    return value
