@@ -35,7 +35,7 @@ def second_core_is_worth_it(params: Params) -> bool:
     cores = available_cores() if hasattr(os, "sched_getaffinity") else 1
     # Processes that ran in the last minute, this one among them; and the two, once they are there.
     idle = cores > 1 and (os.getloadavg()[0] < cores or workers_wait())
-    alone = params.processes == params.threads == 1
+    alone = params.processes == params.threads == 1 and (params.sharding, params.quantization) == ("ddp", "none")
     here = alone and params.device != "cuda" and params.model in SHIPPED and params.data in WORLDS
     even = not (params.prompts_per_step % (2 * (params.prompts_per_pass or 1)) or params.sft_batch % 2)
     queries = 4 * params.world_test

@@ -24,6 +24,8 @@ from labkit.stages.distributed import launch
         ({"prompts_per_step": 9}, 2, 1.2, False),
         ({"prompts_per_pass": 12}, 2, 1.2, False),
         ({"sft_batch": 25}, 2, 1.2, False),
+        ({"sharding": "fsdp2"}, 2, 1.2, False),
+        ({"quantization": "nf4", "lora_rank": 4}, 2, 1.2, False),
         ({"model": "models/mine"}, 2, 1.2, False),
     ],
     ids=[
@@ -37,6 +39,8 @@ from labkit.stages.distributed import launch
         "an odd step",
         "a pass that is a whole step",
         "an odd batch of traces",
+        "shards, of which one process has none and CPUs make none",
+        "4 bits, which several processes have not been seen to train",
         "a model of another size",
     ],
 )
