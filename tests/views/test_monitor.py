@@ -80,7 +80,7 @@ def places(monkeypatch: pytest.MonkeyPatch) -> list[Place]:
     made: list[Place] = []
     monkeypatch.setattr(views, "_in_notebook", lambda: True)
     monkeypatch.setattr(views, "_place", lambda text: made.append(Place(text)) or made[-1])
-    monkeypatch.setattr("labkit.views.figures.renderer._browser_works", lambda: False)
+    monkeypatch.setattr("labkit.views.figures.renderer._open_browser", lambda: None)
     return made
 
 

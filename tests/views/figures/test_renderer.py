@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import shutil
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ import pytest
 from labkit.views.figures import renderer as display
 from labkit.views.figures import style
 
+PNG = b"\x89PNG"
+EMPTY: dict[str, Any] = {"data": [], "layout": {}}
 LAB = "application/vnd.plotly.v1+json"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
@@ -33,10 +36,10 @@ def bundle() -> dict[str, Any]:
 
 
 def test_without_a_browser_figures_are_alive_and_say_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_browser(*args: Any, **kwargs: Any) -> None:
+    def no_browser() -> None:
         raise RuntimeError("no browser here")
 
-    monkeypatch.setattr(display, "_within", no_browser)
+    monkeypatch.setattr(display, "Browser", no_browser)
     assert display.setup() == "plotly_mimetype"
     made = bundle()
     assert set(made) == {LAB, "text/plain"}
@@ -48,40 +51,65 @@ def test_a_browser_that_dies_costs_the_picture_not_the_notebook(
 ) -> None:
     calls = []
 
-    def dying(*args: Any, **kwargs: Any) -> bytes:
-        calls.append(1)
-        raise RuntimeError("browser closed")
+    class Dying:
+        def draw(self, *args: Any) -> bytes:
+            calls.append(1)
+            raise RuntimeError("browser closed")
 
-    monkeypatch.setattr(display, "_browser_works", lambda: True)
-    monkeypatch.setattr(display, "_within", dying)
+    monkeypatch.setattr(display, "Browser", Dying)
     display.setup()
     assert [set(bundle()), set(bundle())] == [{LAB, "text/plain"}] * 2
     assert len(calls) == 1 and "without a static picture" in caplog.text  # it isn't asked again for each figure
 
 
-def test_a_browser_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    import queue
-    import threading
-
-    monkeypatch.setattr(display, "_PICTURE_SECONDS", -4.9)
-    never = threading.Event()
-    with pytest.raises(queue.Empty):
-        display._within(never.wait)
-    never.set()
+@pytest.fixture(scope="module")
+def browser() -> Iterator[display.Browser]:
+    if BROWSER is None:
+        pytest.skip("no Chromium or Chrome on this machine: figures carry no picture here")
+    opened = display.Browser()
+    yield opened
+    opened.close()
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on this machine: figures carry no picture here")
 @pytest.mark.slow
-def test_with_a_browser_figures_carry_a_picture() -> None:
-    import kaleido
+def test_a_browser_that_hangs_is_given_up(browser: display.Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(display, "_PICTURE_SECONDS", 0.1)
+    with pytest.raises(TimeoutError):
+        browser.wait(asyncio.sleep(30))
+    monkeypatch.undo()
+    assert browser.draw(EMPTY, 100).startswith(PNG)
 
-    try:
-        assert display.setup() == "plotly_mimetype+png"
-        made = bundle()
-    finally:
-        kaleido.stop_sync_server(silence_warnings=True)
+
+@pytest.mark.slow
+def test_with_a_browser_figures_carry_a_picture(browser: display.Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(display, "Browser", lambda: browser)
+    assert display.setup() == "plotly_mimetype+png"
+    made = bundle()
     assert set(made) == {LAB, "text/plain", "image/png"}
-    assert base64.b64decode(made["image/png"]).startswith(b"\x89PNG")
+    assert base64.b64decode(made["image/png"]).startswith(PNG)
+
+
+@pytest.mark.slow
+def test_a_picture_does_not_depend_on_those_before_it_nor_on_one_that_failed(browser: display.Browser) -> None:
+    tall = style.figure("A title", "what to see", 400).to_dict()
+    first = [browser.draw(tall, 400), browser.draw(EMPTY, 100)]
+    with pytest.raises(Exception, match="is not valid JSON|Error"):
+        browser.draw({"data": [{"type": "scatter", "x": 5, "transforms": 7}], "layout": 3}, 100)
+    assert [browser.draw(tall, 400), browser.draw(EMPTY, 100)] == first
+
+
+@pytest.mark.slow
+def test_its_page_is_kept_from_one_picture_to_the_next(browser: display.Browser) -> None:
+    loads: list[Any] = []
+    (tab,) = browser._kaleido.tabs.values()
+
+    async def count(event: Any) -> None:
+        loads.append(event)
+
+    tab.subscribe("Page.loadEventFired", count)
+    for _ in range(3):
+        browser.draw(EMPTY, 100)
+    assert not loads
 
 
 def test_the_theme_suits_light_and_dark_paper() -> None:
