@@ -24,16 +24,25 @@ from labkit.runs.compare import Comparison, RunsOfOneTest, compare_runs, moments
 from labkit.runs.intervene import intervene_in
 from labkit.runs.interventions import Interventions
 from labkit.runs.notebooks import pass_over_cells
-from labkit.runs.results import MODELS, ModelEvaluation, is_evaluated, read_model_evaluation, require_evaluation
+from labkit.runs.results import (
+    MODELS,
+    FrameAblation,
+    ModelEvaluation,
+    is_evaluated,
+    read_model_evaluation,
+    require_evaluation,
+)
 from labkit.runs.run import NOTEBOOK_OF, STAGE_LOCK, read_manifest, runs_in
 from labkit.runs.settings import differences
 from labkit.runs.trackers import StageLog, Trackers
 from labkit.runs.workbench import Workbench, answer_settings
 from labkit.runs.worker import begin_workers, do_task, second_core_is_worth_it
+from labkit.scoring.baselines import best_constant_miou
 from labkit.scoring.predictions import Predictions, as_predictions, write_predictions
 from labkit.scoring.scores import Score, score
 from labkit.stages.checkpoints import read_result, require_final_weights
 from labkit.stages.distributed.launch import end_workers, end_workers_later
+from labkit.stages.evaluate import blind_queries, draw_clips, evaluate_answers
 from labkit.stages.grpo_steps import GrpoResult, stage_params
 from labkit.stages.harvest import Harvest, harvest_complete, merge_shards
 from labkit.stages.interventions import SHIFTS
@@ -112,8 +121,7 @@ class Lab(Workbench):
 
         `stage` names the model: base, harvester, grpo, sft or grpo_final.
         """
-        decodings = ("greedy", "sampled") if self.params.sampled_evaluation else ("greedy",)
-        parts = [(f"{stage}-{decoding}", decoding, "own") for decoding in decodings]
+        parts = [(f"{stage}-{decoding}", decoding, "own") for decoding in self.params.decodings(stage)]
         self._evaluate(policy, NOTEBOOK_OF.get(stage, "01_grpo"), parts, stage)
         return self.read_evaluation(stage)
 
@@ -147,17 +155,27 @@ class Lab(Workbench):
 
         return asker.ask(load, video, sentence, samples)
 
-    def ablate_frames(self, policy: Policy | ModelRef) -> dict[str, float]:
-        """Greedy mIoU of a policy on frames that are not the query's, by kind: what it can do without looking.
+    def ablate_frames(self, policy: Policy | ModelRef) -> FrameAblation:
+        """What the final model can do on frames that are not the query's, over the share `blind_share` of the test split.
 
-        Black frames always; another clip's, where the test split has more than one.
+        Black frames always; another clip's, where the test split has more than one. `policy` is that model.
         """
-        kinds = {"black": "black"}
-        if len({moment.video for moment in self.moments("test")}) > 1:
+        moments, kinds = self.moments("test"), {"black": "black"}
+        if len({moment.video for moment in moments}) > 1:
             kinds["another clip's"] = "another"
         parts = [(f"blind-{frames}", "greedy", frames) for frames in kinds.values()]
-        results = self._evaluate(policy, "05_analysis", parts)
-        return {kind: float(results[f"blind-{frames}"]["figures"]["miou"]) for kind, frames in kinds.items()}
+        asked = draw_clips(moments, self._blind_queries([name for name, _, _ in parts], len(moments)))
+        results = self._evaluate(policy, "05_analysis", parts, queries=len(asked))
+        blind = {kind: float(results[f"blind-{frames}"]["figures"]["miou"]) for kind, frames in kinds.items()}
+        greedy = {rollout.qid: rollout for rollout in self.read_evaluation("grpo_final").greedy}
+        seeing = float(evaluate_answers(greedy, asked).figures["miou"])
+        return FrameAblation(len(asked), seeing, blind, best_constant_miou(asked, self.moments("train")))
+
+    def _blind_queries(self, names: Sequence[str], queries: int) -> int:
+        """Of how many queries: those of what is there already, so that kinds of frames stand beside each other."""
+        files = (self.folder("05_analysis") / f"{name}.json" for name in names)
+        there = [json.loads(file.read_text(encoding="utf-8"))["figures"] for file in files if file.exists()]
+        return round(there[0].get("n", queries)) if there else blind_queries(queries, self.params.blind_share)
 
     def interventions(self, stage: str = "grpo_final", shifts: Sequence[float] = SHIFTS) -> Interventions:
         """What becomes of the answers of a stage's model once its anchors are forbidden, forced, edited, or their frames hidden.
@@ -339,14 +357,15 @@ class Lab(Workbench):
         return Trackers(self.params.report_to, where, chains)
 
     def _evaluate(
-        self, policy: Policy | ModelRef, notebook: str, parts: Sequence[tuple[str, str, str]], stage: str = ""
-    ) -> dict[str, dict[str, Any]]:
+        self, policy: Policy | ModelRef, notebook: str, parts: Sequence[tuple[str, str, str]],
+        stage: str = "", queries: int = 0,
+    ) -> dict[str, dict[str, Any]]:  # fmt: skip
         """The results of `run_evaluation` by the names in `parts`; `stage` is whose model it must be, if any's."""
         files = {name: self.folder(notebook) / f"{name}.json" for name, _, _ in parts}
         if missing := [part for part in parts if not files[part[0]].exists()]:
             self._require_model_of(stage, policy)
-            tally = Tally(len(self.moments("test")), self.progress_file)
-            self._work("evaluation", policy, tally, stage=stage, notebook=notebook, parts=missing)
+            tally = Tally(queries or len(self.moments("test")), self.progress_file)
+            self._work("evaluation", policy, tally, stage=stage, notebook=notebook, parts=missing, queries=queries)
         return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items()}
 
     def _work(

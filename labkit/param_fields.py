@@ -328,10 +328,22 @@ class EvaluateParams(ParamGroup):
 
     eval_batch: int = Field(64, ge=1, le=4096)
     """Queries answered at once; does not change the answers. Ours."""
-    sampled_evaluation: bool = True
-    """Evaluate with sampling too: greedy decoding alone hides rare anchors. Ours."""
+    sampled_evaluation: Literal["none", "ends", "all"] = "ends"
+    """Which models are evaluated by sampling too, since greedy decoding hides rare anchors. `ends` are the final model and the base,
+    or in its place the `sft_model` that the run goes on from; `all` are those of stage 1 and SFT too, and a `harvester` before its
+    training. May change within a run. Ours."""
+    blind_share: float = Field(0.33, gt=0, le=1)
+    """Share of the test queries, by whole clips and 100 at least, that 05_analysis asks without their frames; always the same ones of
+    a test split. May change within a run. Ours."""
     compare: tuple[str, ...] = ()
     """Other run directories that 05_analysis shows beside this one, or folders of many, relative to the root or absolute. Ours."""
+
+    @field_validator("sampled_evaluation", mode="before")
+    @classmethod
+    def _was_true_or_false(cls, value: Any) -> Any:
+        """What files of earlier versions say: every model, or none."""
+        words = dict.fromkeys(("true", "yes", "on"), "all") | dict.fromkeys(("false", "no", "off"), "none")
+        return words.get(str(value).lower(), value)
 
 
 GROUPS: tuple[type[ParamGroup], ...] = (

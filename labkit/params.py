@@ -119,6 +119,16 @@ class Params(
         name: str = getattr(self, parameter)
         return self.model if name == "base" else name
 
+    def decodings(self, stage: str) -> tuple[str, ...]:
+        """How a stage's model is evaluated: `greedy`, and where `sampled_evaluation` says so `sampled`.
+
+        >>> [Params().decodings(stage) for stage in ("base", "grpo", "grpo_final")]
+        [('greedy', 'sampled'), ('greedy',), ('greedy', 'sampled')]
+        """
+        ends = ("sft" if self.sft_model else "base", "grpo_final")
+        sampled = {"none": False, "ends": stage in ends, "all": True}[self.sampled_evaluation]
+        return ("greedy", "sampled") if sampled else ("greedy",)
+
     def changed(self) -> list[str]:
         """The names whose values differ from the defaults."""
         return [name for name in names() if getattr(self, name) != getattr(DEFAULTS, name)]

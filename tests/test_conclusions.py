@@ -14,7 +14,7 @@ from labkit.data.moments import Moment
 from labkit.embedded.clips import COLORS, PLACES
 from labkit.embedded.first_edition import make_scene, queried_event, scene_moments
 from labkit.embedded.true_words import word_figures
-from labkit.runs.results import ModelEvaluation
+from labkit.runs.results import FrameAblation, ModelEvaluation
 from labkit.stages.grpo_steps import GrpoResult
 from labkit.stages.rollouts import UNPAID, Rollout
 from labkit.views.conclusions import (
@@ -165,11 +165,11 @@ def test_a_harvest_names_what_took_most():
 def test_a_model_that_does_not_look_is_told():
     models = {"base": BASE, "sft": SFT, "grpo_final": FINAL}
     for miou, looks in ((0.26, True), (0.71, False), (math.nan, False)):
-        claim = after_all(models, 0.29, {"another clip's": miou}, MOMENTS).claims[-1]
+        claim = after_all(models, FrameAblation(10, 0.9, {"another clip's": miou}, 0.29), MOMENTS).claims[-1]
         assert claim.holds is looks
+        assert "mIoU 90.0 % with them" in claim.evidence and "over 10 queries" in claim.evidence
         assert "at most 59.5 was asked, half the way from the best constant answer (29.0)" in claim.evidence
-    blind = {**models, "grpo_final": model(plain(1.5))}
-    claim = after_all(blind, 0.29, {"black": 0.15}, MOMENTS).claims[-1]
+    claim = after_all(models, FrameAblation(10, 0.15, {"black": 0.15}, 0.29), MOMENTS).claims[-1]
     assert claim.holds is False, "below the constant answer it has shown nothing"
     assert "so nothing is shown" in claim.evidence
 

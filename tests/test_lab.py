@@ -21,9 +21,12 @@ from labkit.files import lock, locked, unlock
 from labkit.lab import Lab, ModelRef
 from labkit.params import DEFAULTS
 from labkit.runs.results import evaluation_folder
+from labkit.scoring.baselines import best_constant, constant_ious
 from labkit.scoring.predictions import read_predictions
+from labkit.stages import evaluate as evaluation
 from labkit.stages import harvest as distill
 from labkit.stages.completions import question_digest
+from labkit.stages.evaluate import draw_clips
 from labkit.stages.grpo_steps import GrpoResult
 from labkit.stages.rollouts import JOINED, UNPAID, Rollout, RolloutStore
 
@@ -204,10 +207,10 @@ def test_fewer_traces_than_a_batch_are_said_and_counted(
     assert lab.train_sft(policy, kept).steps == steps and "fewer" not in capsys.readouterr().out  # type: ignore[arg-type]
 
 
-def put_evaluation(lab: Lab, miou: float) -> None:
+def put_evaluation(lab: Lab, miou: float, text: str = "text") -> None:
     rollouts = [
         Rollout(
-            run=lab.params.run, stage="grpo_final", step=0, qid=moment.qid, sample=0, seed=0, checkpoint="m", text="text",
+            run=lab.params.run, stage="grpo_final", step=0, qid=moment.qid, sample=0, seed=0, checkpoint="m", text=text,
             status="ok", **UNPAID, prompt_tokens=1, completion_tokens=1, finished=True, question=question_digest(moment),
         )
         for moment in lab.moments("test")
@@ -248,6 +251,55 @@ def test_an_evaluation_of_the_version_before_is_read(project):
     assert {(each.run, each.stage, each.step) for each in found.sampled} == {(lab.params.run, "sft", 0)}
     assert [each.finished for each in found.greedy] == [False, True]
     assert math.isnan(found.greedy[0].total)
+
+
+@pytest.mark.parametrize(
+    ("share", "there", "asked", "why"),
+    [
+        (0.25, {}, 4, "one clip of two, by its queries"),
+        (1.0, {}, 8, "all"),
+        (
+            0.25,
+            {"blind-black": {"miou": 0.5, "n": 8.0}},
+            8,
+            "the other kind as many as the first, of an earlier labkit",
+        ),
+        (
+            0.25,
+            {"blind-black": {"miou": 0.5, "n": 8.0}, "blind-another": {"miou": 0.25, "n": 8.0}},
+            8,
+            "nothing is asked",
+        ),
+    ],
+)
+def test_frames_are_taken_away_over_whole_clips_whose_own_figures_stand_beside(
+    project, monkeypatch, share, there, asked, why
+):
+    monkeypatch.setattr(evaluation, "BLIND_QUERIES", 1)
+    lab, told = Lab.open(SMALL.replace(blind_share=share)), []
+    # IoU of an answer that is the whole clip is the part of the clip that the moment takes.
+    put_evaluation(lab, 0.7, "<answer>0.0 to 24.0</answer>")
+    for name, figures in there.items():
+        lab.cached_json("05_analysis", name, lambda figures=figures: {"figures": figures})
+
+    def work(self, task, policy, on_event, **arguments):
+        told.append((arguments["queries"], [part[0] for part in arguments["parts"]]))
+        for name, _, _ in arguments["parts"]:
+            self.cached_json("05_analysis", name, lambda: {"figures": {"miou": 0.25, "n": arguments["queries"]}})
+
+    monkeypatch.setattr(Lab, "_work", work)
+    found = lab.ablate_frames(ModelRef("grpo_final", "m"))
+    missing = [name for name in ("blind-black", "blind-another") if name not in there]
+    assert told == ([(asked, missing)] if missing else []), why
+    drawn = draw_clips(lab.moments("test"), asked)
+    assert found.queries == len(drawn) == asked
+    assert found.seeing == pytest.approx(
+        sum(sum(span.length for span in moment.windows) / 24 for moment in drawn) / asked
+    )
+    assert found.blind == {"black": 0.5 if there else 0.25, "another clip's": 0.25}
+    best = best_constant([m.targets for m in lab.moments("train")], [m.duration for m in lab.moments("train")])
+    ious = constant_ious(best, [moment.targets for moment in drawn], [moment.duration for moment in drawn])
+    assert found.constant == pytest.approx(sum(ious) / asked)
 
 
 def test_a_harvester_is_trained_first_and_the_model_stays_the_base(project):
@@ -294,7 +346,7 @@ def test_a_cell_run_by_itself_waits_for_no_begin_to_keep_others_out(project, mon
     monkeypatch.setattr(files, "LOCK_TIMEOUT", 0.2)
     lab, calls = Lab.open(SMALL), []
 
-    def work(lab, policy, on_event, *, stage, notebook, parts):
+    def work(lab, policy, on_event, *, stage, notebook, parts, queries):
         calls.append(notebook)
         with (lab.path / ".stage.lock").open() as other, pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -200,7 +200,7 @@ def test_one_notebook_runs_by_papermill_alone_and_two_workers_do_what_one_proces
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert read_results(outputs / "x")["stages"]["01_grpo"]["state"] == "finished"
-    assert read_params(outputs / "x" / "params.yaml").sampled_evaluation is False
+    assert read_params(outputs / "x" / "params.yaml").sampled_evaluation == "none"
     assert (outputs / "x" / "logs" / "rank-1.txt").is_file()
     texts = [output["text"] for output in shown(tmp_path / "out.ipynb") if output.get("name") == "stdout"]
     assert "grpo: 2 of 2" in "".join(texts) and "evaluation, greedy: 16 of 16" in "".join(texts)

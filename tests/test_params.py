@@ -45,9 +45,13 @@ def test_nothing_given_is_the_embedded_lab():
         ("learning_rate", "1e-6", 1e-6),  # YAML 1.1 reads 1e-6 as text
         ("learning_rate", "0.001", 0.001),  # argparse gives text
         ("beta", 0, 0.0),  # YAML reads 0 as a whole number
-        ("sampled_evaluation", "false", False),  # papermill -p gives text, and text is true
-        ("sampled_evaluation", "True", True),  # papermill's own spelling
-        ("sampled_evaluation", "no", False),
+        ("pack_clips", "false", False),  # papermill -p gives text, and text is true
+        ("pack_clips", "True", True),  # papermill's own spelling
+        ("pack_clips", "no", False),
+        ("sampled_evaluation", True, "all"),  # runs and params files of before it had a third choice
+        ("sampled_evaluation", "False", "none"),
+        ("sampled_evaluation", "no", "none"),
+        ("sampled_evaluation", "none", "none"),
         ("grpo_steps", "75", 75),
         ("grpo_steps", 75.0, 75),  # 7.5e1 in YAML
         ("grpo_steps", "1e2", 100),  # text in YAML 1.1
@@ -82,7 +86,9 @@ def test_what_yaml_and_papermill_spoil_is_put_right(name, loose, meant):
         ("grpo_steps", "many", "grpo_steps: 'many' is not a whole number"),
         ("grpo_steps", [75], "grpo_steps: [75] is not a whole number"),
         ("world_seed", 1000, "world_seed: 1000 is out of range [0, 999]"),
-        ("sampled_evaluation", 2, "sampled_evaluation: 2 is not true or false"),
+        ("pack_clips", 2, "pack_clips: 2 is not true or false"),
+        ("sampled_evaluation", 2, "sampled_evaluation: 2 is not one of none, ends, all"),
+        ("sampled_evaluation", None, "sampled_evaluation: has no value"),
         ("answer_reward", "giou", "answer_reward: 'giou' is not one of soft_iou, iou, timer1"),
         ("dtype", "float16", "dtype: 'float16' is not one of float32, bfloat16"),
         ("run", False, "run: False is not text; put it in quotes"),  # run: no
@@ -154,7 +160,7 @@ def test_a_slip_is_guessed_and_another_word_is_not(typed, meant):
         ({"answer_reward": "x"}, "answer_reward: 'x' is not one of soft_iou, iou, timer1"),  # passed before
         ({"grpo_steps": "ten"}, "grpo_steps: 'ten' is not a whole number"),  # a bare TypeError before
         ({"model": None}, "model: has no value"),
-        ({"seed": -1, "sampled_evaluation": 2}, "2 problems"),
+        ({"seed": -1, "pack_clips": 2}, "2 problems"),
     ],
 )
 @pytest.mark.parametrize("make", [Params, lambda **values: DEFAULTS.replace(**values)], ids=["Params", "replace"])
@@ -398,3 +404,26 @@ def test_protocols_fill_the_parameters_and_what_is_given_goes_before_them():
         LabError, match="none called 'timelense'; did you mean 'timelens'.* the protocols are timelens, timelens2"
     ):
         protocol_params("timelense")
+
+
+@pytest.mark.parametrize(
+    ("values", "sampled", "why"),
+    [
+        ({}, {"base", "grpo_final"}, "the two ends"),
+        (
+            {"harvester": "embedded-gqa"},
+            {"base", "grpo_final"},
+            "SFT starts from the base, not from what stage 1 trains",
+        ),
+        ({"grpo_model": "m"}, {"base", "grpo_final"}, "SFT still starts from the base"),
+        ({"traces": "t.jsonl"}, {"base", "grpo_final"}, "and so it does here"),
+        ({"sft_model": "m"}, {"sft", "grpo_final"}, "the base is never asked"),
+        ({"sampled_evaluation": "all"}, {"base", "harvester", "grpo", "sft", "grpo_final"}, "each"),
+        ({"sampled_evaluation": "none"}, set(), "none"),
+    ],
+)
+def test_the_ends_of_a_run_are_evaluated_by_sampling_too(values, sampled, why):
+    params = Params(**values)
+    stages = ("base", "harvester", "grpo", "sft", "grpo_final")
+    assert {stage for stage in stages if params.decodings(stage) == ("greedy", "sampled")} == sampled, why
+    assert {params.decodings(stage)[0] for stage in stages} == {"greedy"}

@@ -180,7 +180,7 @@ def _grpo(log: _Log, bench: Workbench, stage: str, start: str, came_out: dict[st
 
 def _evaluate(bench: Workbench, came_out: dict[str, Any]) -> None:
     p, policy, moments = bench.params, bench.load("grpo_final"), bench.moments("test")
-    parts = [("greedy", "greedy", "own")] + ([("sampled", "sampled", "own")] if p.sampled_evaluation else [])
+    parts = [(decoding, decoding, "own") for decoding in p.decodings("grpo_final")]
     bench.run_evaluation(policy, _ignore, stage="grpo_final", notebook="05_analysis", parts=parts)
     folders = [evaluation_folder(bench.path, "05_analysis", name) for name, _, _ in parts]
     _chains(came_out, [each for folder in folders for each in read_evaluation_rollouts(folder, moments)])

@@ -15,6 +15,7 @@ from labkit.doctor.workload import (
     traces_per_clip,
 )
 from labkit.params import Params
+from labkit.stages.evaluate import blind_queries
 from labkit.stages.harvest import PROMPTS_PER_PART
 from labkit.stages.sft import sft_batch_size, sft_steps
 
@@ -45,16 +46,15 @@ def stage_seconds(
     return {
         "grpo": _sum(
             first.grpo(params.grpo_steps),
-            model.evaluation(1),
-            first.evaluation(2 if harvester else 1),
+            model.evaluation("base"),
+            first.evaluation(*(("harvester", "grpo") if harvester else ("grpo",))),
             {"clips": decoding},
             fixed,
         ),
         "distill": _sum(first.harvest(), fixed),
-        "sft": _sum(model.sft(), model.evaluation(1), fixed),
-        "grpo_final": _sum(model.grpo(params.final_steps), model.evaluation(1), fixed),
-        # Two evaluations with ablated frames, greedy alone.
-        "analysis": _sum(model.evaluation(2, greedy=True), fixed),
+        "sft": _sum(model.sft(), model.evaluation("sft"), fixed),
+        "grpo_final": _sum(model.grpo(params.final_steps), model.evaluation("grpo_final"), fixed),
+        "analysis": _sum(model.ablation(), fixed),
     }
 
 
@@ -116,16 +116,22 @@ class _StageTimes:
             "clips": self.encoding(workload.train_clips * harvested / max(1, workload.train), p.sft_epochs * traces),
         }
 
-    def evaluation(self, models: int, greedy: bool = False) -> dict[str, float]:
-        p, test = self.params, self.workload.test / self.world
-        decodings = models * (2 if p.sampled_evaluation and not greedy else 1)
-        full, rest = divmod(test, p.eval_batch)
+    def evaluation(self, *stages: str) -> dict[str, float]:
+        """Of the models of `stages`."""
+        return self.answering(sum(len(self.params.decodings(stage)) for stage in stages), 1.0)
+
+    def ablation(self) -> dict[str, float]:
+        """Black frames and another clip's, greedy."""
+        test = self.workload.test
+        return self.answering(2, blind_queries(test, self.params.blind_share) / test if test else 0.0)
+
+    def answering(self, times: int, share: float) -> dict[str, float]:
+        """Answering a share of the test split some times, each of which encodes the clips for itself."""
+        p, workload = self.params, self.workload
+        full, rest = divmod(share * workload.test / self.world, p.eval_batch)
         once = full * self.sampling(p.eval_batch, 1) + (self.sampling(rest, 1) if rest else 0.0)
-        # Each evaluation encodes the clips for itself.
-        return {
-            "evaluation": decodings * once,
-            "clips": decodings * self.encoding(self.workload.test_clips, self.workload.test_clips),
-        }
+        clips = share * workload.test_clips
+        return {"evaluation": times * once, "clips": times * self.encoding(clips, clips)}
 
 
 def _sum(*parts: Mapping[str, float]) -> dict[str, float]:

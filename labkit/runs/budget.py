@@ -83,7 +83,9 @@ def _cpu_seconds(history: list[dict[str, float]]) -> float | None:
 
 COUNTED = ("grpo_steps", "stop_anchor_rate", "final_steps")
 """Parameters that are computed where `budget_of` is given."""
-CHANGEABLE = ("run", "outputs", "compare", "processes", "second_process", "report_to")
+CHANGEABLE = (
+    "run", "outputs", "compare", "processes", "second_process", "report_to", "sampled_evaluation", "blind_share",
+)  # fmt: skip
 """Parameters that may change in a run: what its folder is called and where it stands, what 05_analysis shows beside it, how
 many work on it, and who is told."""
 _MAY_DIFFER = (*CHANGEABLE, "budget_of", "pace_of", *COUNTED)

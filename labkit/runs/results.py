@@ -55,6 +55,16 @@ class ModelEvaluation(NamedTuple):
     sampled: list[Rollout]
 
 
+class FrameAblation(NamedTuple):
+    """A model's greedy mIoU with its own frames and without, and that of the best constant answer, all over the same queries."""
+
+    queries: int
+    seeing: float
+    blind: dict[str, float]
+    """By kind of the frames that are not the query's."""
+    constant: float
+
+
 def evaluation_folder(run: Path, notebook: str, name: str) -> Path:
     """The rollout store of an evaluation of the run in the folder `run`; its figures are in `<notebook>/<name>.json`."""
     return run / notebook / "evaluations" / name

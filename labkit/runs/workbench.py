@@ -272,20 +272,23 @@ class Workbench(Run):
 
     def run_evaluation(
         self, policy: Policy, on_event: EventListener, *,
-        stage: str, notebook: str, parts: Sequence[Sequence[str]],
+        stage: str, notebook: str, parts: Sequence[Sequence[str]], queries: int = 0,
     ) -> None:  # fmt: skip
         """Answer the test split with a stage's model: into a rollout store, and the figures into a JSON file.
 
-        Each of `parts` is the name of its result, the decoding, and the frames (see `source`). Events say how many queries are
-        `done`.
+        Each of `parts` is the name of its result, the decoding, and the frames (see `source`); of several hundred `queries` only
+        those of `draw_clips`, where 0 is all. Events say how many queries are `done`.
         """
+        moments = self.moments("test")
+        asked = evaluate.draw_clips(moments, queries) if queries else moments
         for name, decoding, frames in parts:
-            self._evaluate_part(policy, on_event, stage, notebook, name, decoding, frames)
+            self._evaluate_part(policy, on_event, asked, stage, notebook, name, decoding, frames)
 
     def _evaluate_part(
-        self, policy: Policy, on_event: EventListener, stage: str, notebook: str, name: str, decoding: str, frames: str
-    ) -> None:
-        p, here, moments = self.params, process_rank(), self.moments("test")
+        self, policy: Policy, on_event: EventListener, moments: Sequence[Moment],
+        stage: str, notebook: str, name: str, decoding: str, frames: str,
+    ) -> None:  # fmt: skip
+        p, here = self.params, process_rank()
         folder = evaluation_folder(self.path, notebook, name)
         evaluate.evaluate(
             policy, self.source(policy, "test", frames), moments, greedy=decoding == "greedy",

@@ -57,6 +57,13 @@ def best_constant(windows: Sequence[Sequence[Span]], durations: Sequence[float],
     return max(grid, key=lambda constant: float(_constant_ious(constant, *padded).mean()))
 
 
+def best_constant_miou(moments: Sequence[Moment], train: Sequence[Moment]) -> float:
+    """MIoU on moments of the constant answer that is best on the training set."""
+    constant = best_constant([moment.targets for moment in train], [moment.duration for moment in train])
+    ious = constant_ious(constant, [moment.targets for moment in moments], [moment.duration for moment in moments])
+    return float(ious.mean())
+
+
 def relative_spans(windows: Sequence[Sequence[Span]], durations: Sequence[float]) -> Floats:
     """Every window of a training set in parts of its video, (M, 2): where and how long things happen there.
 

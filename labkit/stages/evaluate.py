@@ -7,6 +7,8 @@ that was broken off generates only what is missing, and several processes work o
 from __future__ import annotations
 
 import hashlib
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -156,6 +158,37 @@ def evaluate_answers(answers: Mapping[str, Rollout], moments: Sequence[Moment]) 
     figures = figures_of_chains(chains, moments)
     figures |= word_figures({rollout.qid: rollout.text for rollout in rollouts}, moments)
     return Evaluation(figures, rollouts)
+
+
+BLIND_QUERIES = 100
+"""Queries at least that are asked without their frames, where there are so many."""
+
+
+def blind_queries(queries: int, share: float) -> int:
+    """Of how many of a split's queries whole clips are drawn, at least, to be asked without their frames.
+
+    >>> blind_queries(60, 0.33), blind_queries(200, 0.33), blind_queries(600, 0.33)
+    (60, 100, 198)
+    """
+    return min(queries, max(BLIND_QUERIES, math.ceil(share * queries)))
+
+
+def draw_clips(moments: Sequence[Moment], queries: int) -> list[Moment]:
+    """The moments of so many whole videos that they are `queries` or just more, in their order.
+
+    Which they are hangs on the videos' names alone: the same for each run of a split, and those of fewer are among those of more.
+    """
+
+    def drawn(video: str) -> tuple[str, str]:
+        return hashlib.sha256(Path(video).name.encode()).hexdigest(), video
+
+    counts, chosen = Counter(moment.source_video for moment in moments), set()
+    for video in sorted(counts, key=drawn):
+        if queries <= 0:
+            break
+        chosen.add(video)
+        queries -= counts[video]
+    return [moment for moment in moments if moment.source_video in chosen]
 
 
 def in_evaluation_order(moments: Sequence[Moment]) -> list[Moment]:

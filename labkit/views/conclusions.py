@@ -15,7 +15,7 @@ from labkit.chain.steps import LEAST_GAIN
 from labkit.data.moments import Moment
 from labkit.embedded.true_words import KINDS, check_words
 from labkit.runs.interventions import EDITS, Follow, Interventions
-from labkit.runs.results import ModelEvaluation
+from labkit.runs.results import FrameAblation, ModelEvaluation
 from labkit.scoring.bootstrap import Difference, Interval, mean_interval, paired_differences
 from labkit.stages.interventions import PLACES, UNTAGGED
 from labkit.stages.rollouts import Rollout
@@ -76,7 +76,7 @@ Moments = Mapping[str, Moment]
 
 def after_grpo(start: ModelEvaluation, grpo: ModelEvaluation, training: GrpoResult, moments: Moments) -> Conclusion:
     """Stage 1: have anchors become the rule, and have the answers got better since its start?"""
-    decoding = "sampled" if "sampled" in grpo.figures else "greedy"
+    decoding = _shared_decoding(start, grpo)
     return Conclusion(
         [
             _anchored("Anchors have become the rule", start, grpo, decoding),
@@ -159,20 +159,14 @@ def after_final(
     )  # fmt: skip
 
 
-def after_all(
-    models: Mapping[str, ModelEvaluation], constant: float, blind: Mapping[str, float], moments: Moments
-) -> Conclusion:
-    """The whole run: the method's promises, and whether the final model looks at the video.
-
-    `constant` is the mIoU of the best constant answer; `blind` holds the final model's mIoU on frames that are not the
-    query's, by kind.
-    """
+def after_all(models: Mapping[str, ModelEvaluation], frames: FrameAblation, moments: Moments) -> Conclusion:
+    """The whole run: the method's promises, and whether the final model looks at the video."""
     claims = list(after_final(models.get("base"), models["sft"], models["grpo_final"], moments).claims)
-    seeing = _value(models["grpo_final"].figures["greedy"], "miou")
+    seeing, constant = frames.seeing, frames.constant
     # Half the way between the constant answer and what it reaches with the right frames, or below. A model that does
     # not even reach the constant answer has shown nothing.
     most = constant + 0.5 * (seeing - constant)
-    for kind, miou in blind.items():
+    for kind, miou in frames.blind.items():
         asked = (
             f"at most {100 * most:.1f} was asked, half the way from the best constant answer ({100 * constant:.1f})"
             if seeing > constant
@@ -182,7 +176,7 @@ def after_all(
             Claim(
                 f"It needs the query's own frames ({kind} instead)",
                 seeing > constant and miou <= most,
-                f"mIoU {100 * seeing:.1f} % with them, {100 * miou:.1f} % with these; {asked}",
+                f"mIoU {100 * seeing:.1f} % with them, {100 * miou:.1f} % with these, over {frames.queries:,} queries; {asked}",
             )
         )
     return Conclusion(claims)
@@ -207,7 +201,7 @@ def about_words(models: Mapping[str, ModelEvaluation], moments: Moments) -> Conc
 
 def _words_kept(stage: str, before: ModelEvaluation, after: ModelEvaluation, moments: Moments) -> list[Claim]:
     """Whether words stayed as true through a stage, by kind over the queries whose thoughts say words of it before and after."""
-    decoding = "sampled" if before.sampled and after.sampled else "greedy"
+    decoding = _shared_decoding(before, after)
     first, second = (_true_by_query(_rollouts(model, decoding), moments) for model in (before, after))
     parts, fell, open_ = [], False, False
     for kind in first if second else ():
@@ -368,6 +362,11 @@ def _words(base: ModelEvaluation | None, final: ModelEvaluation, moments: Moment
     if "distinct_thoughts" in before:
         distinct += f"; the base: {before['distinct_thoughts']:,.0f}"
     return [*claims, Claim("Distinct thoughts, once object words and numbers are blanked", None, distinct)]
+
+
+def _shared_decoding(*models: ModelEvaluation) -> str:
+    """Sampled chains, which say more of a habit, where all models have some."""
+    return "sampled" if all(model.sampled for model in models) else "greedy"
 
 
 def _rollouts(model: ModelEvaluation, decoding: str) -> Sequence[Rollout]:

@@ -277,8 +277,8 @@ def test_a_harvester_is_trained_and_asked_in_the_first_two_stages() -> None:
     slow = PACE._replace(learning=20e-3, prefill=2e-3)
     seconds = stage_seconds(SMALL, PARAMS, LOAD, PACE, harvester=(large, slow))
     assert seconds["grpo"]["learning"] == pytest.approx(3 * (180 * 20e-3 + 0.1))
-    # Six evaluations of 0.5 s; the four of the harvester, before and after, read 5 prompts at half the throughput.
-    assert seconds["grpo"]["evaluation"] == pytest.approx(6 * 0.5 + 4 * 5 * 50 * 1e-3)
+    # Four evaluations of 0.5 s, the base's twice; the harvester's, before and after, read 5 prompts at half the throughput.
+    assert seconds["grpo"]["evaluation"] == pytest.approx(4 * 0.5 + 2 * 5 * 50 * 1e-3)
     assert seconds["grpo_final"] == stage_seconds(SMALL, PARAMS, LOAD, PACE)["grpo_final"]
     disk = disk_bytes(SMALL, PARAMS, LOAD, harvester=large)
     assert disk["final models"] == 4 * (20_500 + 2 * 2500)
@@ -307,11 +307,11 @@ def test_seconds_by_hand() -> None:
     assert grpo["sampling"] == pytest.approx(3 * (2 * 50 * 1e-3 + 10 * (0.01 + 8 * 1e-3)))
     # 2 x (50 + 4 x 10) tokens and an update
     assert grpo["learning"] == pytest.approx(3 * (180 * 2e-3 + 0.1))
-    # greedy and sampled, base and trained: a batch of 4 and one of 1
+    # the base greedily and by sampling, and the trained one greedily: a batch of 4 and one of 1
     each = (4 * 50 * 1e-3 + 10 * (0.01 + 4e-3)) + (50 * 1e-3 + 10 * (0.01 + 1e-3))
-    assert grpo["evaluation"] == pytest.approx(4 * each)
+    assert grpo["evaluation"] == pytest.approx(3 * each)
     # 3 clips are drawn and decoded, once for all stages; 2 are encoded for training, and one by each evaluation
-    assert grpo["clips"] == pytest.approx(3 * (0.25 + 0.5) + (2 + 4) * 16e-3)
+    assert grpo["clips"] == pytest.approx(3 * (0.25 + 0.5) + (2 + 3) * 16e-3)
     assert seconds["grpo_final"]["clips"] == pytest.approx((2 + 2) * 16e-3)
     # 6 of the 24 queries that a harvest samples together, 2 chains each
     assert seconds["distill"]["sampling"] == pytest.approx(6 / 24 * (24 * 50 * 1e-3 + 10 * (0.01 + 48e-3)))
@@ -328,13 +328,26 @@ def test_few_traces_take_the_steps_that_they_will_take() -> None:
         assert seconds == pytest.approx(3 * 20 * 60 * 2e-3 / world + steps * 0.1)
 
 
-def test_kl_costs_a_pass_and_sampled_evaluation_is_half_of_evaluation() -> None:
+def test_kl_costs_a_pass_and_a_sampled_evaluation_as_much_as_a_greedy_one() -> None:
     before = stage_seconds(SMALL, PARAMS, LOAD, PACE)
     kl = stage_seconds(SMALL, changed(beta=0.1), LOAD, PACE)
     assert kl["grpo"]["learning"] - before["grpo"]["learning"] == pytest.approx(3 * 180 * 1e-3)
-    greedy = stage_seconds(SMALL, changed(sampled_evaluation=False), LOAD, PACE)
-    assert greedy["sft"]["evaluation"] == pytest.approx(before["sft"]["evaluation"] / 2)
-    assert greedy["analysis"] == before["analysis"], "blind passes are greedy"
+    times = {"none": (2, 1, 1), "ends": (3, 1, 2), "all": (4, 2, 2)}  # base and grpo, sft, grpo_final
+    each = before["sft"]["evaluation"]
+    for which, counts in times.items():
+        seconds = stage_seconds(SMALL, changed(sampled_evaluation=which), LOAD, PACE)
+        found = [seconds[stage]["evaluation"] for stage in ("grpo", "sft", "grpo_final")]
+        assert found == pytest.approx([count * each for count in counts])
+        assert seconds["analysis"] == before["analysis"], "blind passes are greedy"
+
+
+def test_blind_passes_are_of_a_third_of_the_queries_from_300_on() -> None:
+    """All of 60, 100 of 200 and 198 of 600, twice: whole batches of 4, each as long as the one that `test_seconds_by_hand` counts."""
+    batch = 4 * 50 * 1e-3 + 10 * (0.01 + 4e-3)
+    rest = 2 * 50 * 1e-3 + 10 * (0.01 + 2e-3)
+    for queries, seconds in ((60, 15 * batch), (200, 25 * batch), (600, 49 * batch + rest)):
+        found = stage_seconds(SMALL, PARAMS, replace(LOAD, test=queries), PACE)["analysis"]
+        assert found["evaluation"] == pytest.approx(2 * seconds)
 
 
 def test_disk_by_hand() -> None:

@@ -90,6 +90,18 @@ def test_a_run_older_than_a_parameter_had_its_default(project):
     assert "task: there absent, here gqa" in message
 
 
+def test_a_run_whose_models_were_all_evaluated_by_sampling_goes_on_with_fewer(project):
+    """As runs were by default, whose params.yaml says `true` and knows no `blind_share`."""
+    path = Run.open(DEFAULTS).path / "params.yaml"
+    text = path.read_text()
+    path.write_text(
+        text.replace("sampled_evaluation: ends", "sampled_evaluation: true").replace("blind_share: 0.33\n", "")
+    )
+    assert len(text) - len(path.read_text()) == len("blind_share: 0.33\n")
+    assert Run.open(DEFAULTS.replace(blind_share=1)).path == path.parent
+    assert read_params(path).sampled_evaluation == "all"
+
+
 def test_a_parameter_that_labkit_no_longer_knows_is_a_difference(project):
     path = Run.open(DEFAULTS).path / "params.yaml"
     path.write_text(path.read_text() + "warmth: 3\n")

@@ -12,7 +12,7 @@ from labkit.errors import LabError
 from labkit.policy.generate import generate
 from labkit.stages import evaluate as module
 from labkit.stages.completions import weights_digest
-from labkit.stages.evaluate import evaluate, in_evaluation_order, read_evaluation
+from labkit.stages.evaluate import draw_clips, evaluate, in_evaluation_order, read_evaluation
 from labkit.stages.rollouts import UNPAID, RolloutStore
 
 SHORT = {"max_new_tokens": 8, "batch_size": 4}
@@ -72,6 +72,27 @@ def test_a_chain_that_meets_the_token_limit_is_cut_off(policy, source, moments):
     found = evaluate(policy, source, moments, max_new_tokens=3)
     assert {rollout.status for rollout in found.rollouts} == {"cut_off"}
     assert found.figures["status_cut_off"] == 1.0 and found.figures["miou"] == 0.0
+
+
+def test_clips_are_drawn_whole_and_by_their_names_alone():
+    split = [
+        Moment(f"q{clip}-{n}", f"/v/{clip:03}.mp4", "it moves", (Span(1, 2),), 24.0)
+        for clip in range(60)
+        for n in range(4 - clip % 2)
+    ]
+    drawn = draw_clips(split, 70)
+    assert 70 <= len(drawn) < 70 + 4 and drawn == [moment for moment in split if moment in drawn], (
+        "in the split's order"
+    )
+    assert all((moment.video in {each.video for each in drawn}) == (moment in drawn) for moment in split), (
+        "whole clips"
+    )
+    assert draw_clips(split[::-1], 70) == drawn[::-1]
+    moved = [replace(moment, video=f"/elsewhere{moment.video}", query="it stops") for moment in split]
+    assert [moment.qid for moment in draw_clips(moved, 70)] == [moment.qid for moment in drawn]
+    assert draw_clips(split, len(drawn)) == drawn, "as many as were asked are those that were asked"
+    assert {moment.qid for moment in drawn} < {moment.qid for moment in draw_clips(split, 150)}
+    assert draw_clips(split, len(split)) == split
 
 
 def test_progress_is_told_after_each_batch(policy, source, moments):

@@ -11,7 +11,7 @@ import numpy as np
 
 from labkit.data.moments import Moment
 from labkit.errors import LabError
-from labkit.runs.results import ANSWERED
+from labkit.runs.results import ANSWERED, FrameAblation
 from labkit.stages.rollouts import Rollout
 from labkit.views.figures import style
 from labkit.views.figures.held_chains import HeldChains
@@ -210,16 +210,13 @@ def stage_comparison(figures: Mapping[str, Mapping[str, float]]) -> style.Figure
     return fig.update_layout(showlegend=False)
 
 
-def blindness(seeing: float, blind: Mapping[str, float], constant: float) -> style.Figure:
-    """Greedy mIoU of a model with the query's own frames against frames of other kinds, and the best constant answer.
-
-    All are fractions; `blind` holds them by kind of frames.
-    """
+def blindness(found: FrameAblation) -> style.Figure:
+    """Greedy mIoU of a model with the query's own frames against frames of other kinds, and the best constant answer."""
     title = "What is left when the frames are not the query's"
-    rows = {"its own frames": seeing, **{f"{kind} frames": value for kind, value in blind.items()}}
+    rows = {"its own frames": found.seeing, **{f"{kind} frames": value for kind, value in found.blind.items()}}
     caption = (
-        "mIoU in percent of the same model on the same queries. The line is the best constant answer, which never "
-        "looks: a model that looks falls to about that level."
+        f"mIoU in percent of the same model on the same {found.queries:,} queries. The line is the best constant answer on "
+        "these, which never looks: a model that looks falls to about that level."
     )
     fig = style.figure(title, caption, 34 * len(rows), left=190)
     color = style.looks(["grpo_final"])["grpo_final"].color
@@ -229,9 +226,9 @@ def blindness(seeing: float, blind: Mapping[str, float], constant: float) -> sty
             x=[100 * value], y=[row], orientation="h", marker={"color": tone, "line": {"width": 0}}, showlegend=False,
             hovertemplate=f"{style.plain(name)}: mIoU %{{x:.1f}} %<extra></extra>",
         )  # fmt: skip
-    fig.add_vline(x=100 * constant, line={"color": style.TEXT, "dash": "dash", "width": 1.5})
+    fig.add_vline(x=100 * found.constant, line={"color": style.TEXT, "dash": "dash", "width": 1.5})
     style.name_rows(fig, [f"{style.plain(name)}  <b>{100 * value:.1f}</b>" for name, value in rows.items()])
-    highest = 100 * max(constant, *rows.values())
+    highest = 100 * max(found.constant, *rows.values())
     return fig.update_xaxes(title_text="mIoU, percent", range=[0, highest * 1.15 or 1])
 
 
