@@ -1,4 +1,4 @@
-"""The two decoders behind `video`: decord, and PyAV for what decord cannot read or would misread.
+"""The two decoders behind `video`: PyAV, and decord, where it can leave much of a file undecoded and does not misread it.
 
 Both return the frame on screen at each wanted second, counted from the first frame shown, and both turn frames upright. They run
 native code that may hang or die: nothing here is called but in a worker process, see `decode_worker`.
@@ -6,6 +6,7 @@ native code that may hang or die: nothing here is called but in a worker process
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 import re
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
 
 # A time this close before a frame's timestamp shows that frame: timestamps are rounded to the file's clock.
 PTS_TOLERANCE = 1e-3
-# Frames decoded before they are made small: bounds memory (64 frames of 1080p are 0.4 GB).
+# Frames that decord decodes before they are made small: bounds memory (64 frames of 1080p are 0.4 GB).
 _CHUNK = 64
+# Bytes of frames that PyAV decodes before they are made small or sent, which costs more for each than a small frame itself.
+_BATCH_BYTES = 1 << 20
 # Seconds by which a clock must fall to have been set back; less is a muxer's rounding.
 _CLOCK_RESET = 0.5
 # Frames decoded behind the last wanted one, to see whether the timestamps up to it can be believed: B-frames reorder 16 at most.
@@ -156,10 +159,11 @@ def decode_with_pyav(path: str | Path, wanted: Times, shrink: Shrink | None) -> 
     Raises LabError when the file cannot be opened, holds no pictures, none of them can be decoded, or it ends before all that is
     wanted.
     """
-    with open_video(path) as container:
-        end = scan_packets(container, picture_stream(container)).duration  # nothing is decoded for this
-    if end and wanted.min() > end + _CLOCK_RESET:
-        require_within(path, wanted, end)
+    if wanted.min() > _CLOCK_RESET:
+        with open_video(path) as container:
+            end = scan_packets(container, picture_stream(container)).duration  # nothing is decoded for this
+        if end and wanted.min() > end + _CLOCK_RESET:
+            require_within(path, wanted, end)
     try:
         return _from_the_beginning(path, wanted, shrink, in_order=False)
     except _OutOfOrder:
@@ -171,7 +175,9 @@ def _from_the_beginning(path: str | Path, wanted: Times, shrink: Shrink | None, 
 
     reformatter = VideoReformatter()
     targets, where = np.unique(wanted, return_inverse=True)
+    latest = (targets + PTS_TOLERANCE).tolist()
     owner = np.zeros(len(targets), np.intp)
+    batch: list[Pixels] = []
     parts: list[NDArray[Any]] = []
     times: list[float] = []
     warnings = _Warnings()
@@ -185,13 +191,16 @@ def _from_the_beginning(path: str | Path, wanted: Times, shrink: Shrink | None, 
             if frame is not None and size is None:
                 size = upright_size(frame)
             # What was asked for before this frame comes on is answered by the one before it.
-            upto = int(np.searchsorted(targets + PTS_TOLERANCE, seconds)) if last else 0
+            upto = bisect.bisect_left(latest, seconds) if last else 0
             if last and size and upto > done:
                 warnings.fitted += upright_size(last[1]) != size
-                rgb = upright(last[1], reformatter, size)[None]
-                parts.append(shrink(rgb) if shrink else rgb)
+                batch.append(upright(last[1], reformatter, size))
+                owner[done:upto], done = len(times), upto
                 times.append(last[0])
-                owner[done:upto], done = len(parts) - 1, upto
+                if done == len(targets) or len(batch) * batch[0].nbytes >= _BATCH_BYTES:
+                    rgb = np.stack(batch)
+                    parts.append(shrink(rgb) if shrink else rgb)
+                    batch.clear()
             if frame is None:
                 break
             last, end = (seconds, frame), seconds + length
@@ -255,7 +264,7 @@ def scan_packets(
     """Read all packets; `on_packet` sees each. A file that breaks off is what is left of it."""
     import av
 
-    usual = _frame_seconds(stream)
+    usual, base = _frame_seconds(stream), stream.time_base
     in_order = container.format.name == "avi"  # its pts are guesses
     segments: list[list[tuple[float, float]]] = [[]]
     before, broken = -math.inf, ""
@@ -267,11 +276,11 @@ def scan_packets(
             ticks = packet.dts if in_order or packet.pts is None else packet.pts
             if ticks is None or packet.is_discard:
                 continue
-            clock = seconds_of(packet.dts if packet.dts is not None else ticks, stream.time_base)
+            clock = seconds_of(packet.dts if packet.dts is not None else ticks, base)
             if clock < before - _CLOCK_RESET:
                 segments.append([])
             before = clock
-            segments[-1].append((seconds_of(ticks, stream.time_base), seconds_of(packet.duration, stream.time_base)))
+            segments[-1].append((seconds_of(ticks, base), seconds_of(packet.duration, base)))
     except av.FFmpegError as error:
         broken = f"breaks off: {error.strerror}"
     arrays = [np.array(segment) for segment in segments if segment]
@@ -364,7 +373,7 @@ def _frames(
 
     stream = picture_stream(container)
     stream.thread_type = "NONE"  # one thread a process: whoever wants more speed starts more processes
-    step = _frame_seconds(stream)
+    step, base = _frame_seconds(stream), stream.time_base
     zero: float | None = None
     before = shown = 0.0  # the last frame's place on the file's clock and on ours
     length, latest, fallen = 0.0, -math.inf, 0
@@ -373,19 +382,19 @@ def _frames(
         for packet in container.demux(stream):
             heartbeat()
             if packet.dts is not None:
-                clock = seconds_of(packet.dts, stream.time_base)
+                clock = seconds_of(packet.dts, base)
                 fallen += clock < latest - _CLOCK_RESET
                 latest = clock
             for frame in _decode(packet, warnings):
                 if frame.pts is not None:
-                    pts = seconds_of(frame.pts, stream.time_base)
+                    pts = seconds_of(frame.pts, base)
                     if not fallen:
                         warnings.misordered |= pts < pts_before - PTS_TOLERANCE
                     pts_before = pts
                 if not in_order and frame.pts is None:
                     raise _OutOfOrder
                 ticks = frame.dts if in_order else frame.pts
-                clock = before + step if ticks is None else seconds_of(ticks, stream.time_base)
+                clock = before + step if ticks is None else seconds_of(ticks, base)
                 if zero is None:
                     zero = before = clock
                 elif clock < before - _CLOCK_RESET and fallen:
@@ -402,7 +411,7 @@ def _frames(
                         step = clock - before
                     shown += clock - before
                 before = clock
-                length = seconds_of(frame.duration, stream.time_base) if frame.duration and not in_order else step
+                length = seconds_of(frame.duration, base) if frame.duration and not in_order else step
                 yield shown, length, frame
     except av.FFmpegError as error:
         warnings.damage.append(f"breaks off: {error.strerror}")
@@ -451,7 +460,8 @@ def _frame_seconds(stream: av.VideoStream) -> float:
 
 def seconds_of(ticks: int | None, base: Fraction | None) -> float:
     """A file's ticks as seconds; 0 where it states none."""
-    return float(ticks * base) if ticks and base else 0.0
+    # Not as a product of fractions, which costs as much as a small packet's other work: the quotient is the same.
+    return ticks * base.numerator / base.denominator if ticks and base else 0.0
 
 
 def _no_frame(path: str | Path) -> LabError:
