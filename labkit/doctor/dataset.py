@@ -139,12 +139,12 @@ def video_findings(videos: dict[str, VideoCheck]) -> list[Finding]:
                 findings.append(Finding("error", _KINDS.get(check.state, check.state), subject, message, step))
         elif check.codec == "av1" or check.backend == "pyav":
             note = f"is {check.codec}, read by {check.backend}" + (f" ({notes})" if notes else "")
-            step = "nothing needs to be done: labkit reads it, if more slowly; many tools do not"
+            step = "nothing needs to be done: labkit reads it; many tools do not"
             kind = "AV1 video"
             if check.codec != "av1":
                 fails = any(each.startswith("decord: ") for each in check.notes)
                 kind = "read by PyAV because decord " + ("cannot read it" if fails else "shows wrong frames, or may")
-                step = "nothing needs to be done: labkit reads it, if more slowly; tools that trust decord see other frames"
+                step = "nothing needs to be done: labkit reads it; tools that trust decord see other frames"
             findings.append(Finding("note", kind, subject, note, step))
         if resets := [each for each in check.notes if each.startswith(CLOCK_RESET)]:
             step = "cut the file there, or make sure that the times of its questions count on from there"

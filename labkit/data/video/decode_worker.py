@@ -33,10 +33,12 @@ START_DEADLINE = 600.0
 """Seconds in which a process that reads videos has to start: many that import from one network disk at once take minutes."""
 _COMMAND = [sys.executable, "-m", "labkit.data.video.decode_worker"]
 NEXT_STEP = "convert it to H.264 mp4 or leave its moments out"
+SKIPPED = 60.0
+"""Seconds of a video that decord must be able to leave undecoded before it is asked, see `_skippable`."""
 
 
 class Decoded(NamedTuple):
-    """Frames, which decoder read them, and why decord did not."""
+    """Frames, which decoder read them, and why decord, where it was asked, did not."""
 
     frames: DecodedFrames
     backend: str
@@ -44,10 +46,10 @@ class Decoded(NamedTuple):
 
 
 def decode(path: str | Path, wanted: Times, shrink: Shrink | None, folder: Path | None, deadline: float) -> Decoded:
-    """The frames on screen at the wanted seconds, by decord where its frames were found correct, otherwise by PyAV.
+    """The frames on screen at the wanted seconds, by decord where it can leave much out and its frames were found correct.
 
-    `folder` caches whether decord is right. Raises LabError, which names the video and the seconds, when it cannot be read, ends
-    before all of them, or stands still for `deadline` seconds.
+    PyAV reads all others. `folder` caches whether decord is right. Raises LabError, which names the video and the seconds, when it
+    cannot be read, ends before all of them, or stands still for `deadline` seconds.
     """
     if worker_process.in_worker():
         return _decode(path, wanted, shrink, folder)
@@ -101,16 +103,31 @@ def header_seconds(path: str | Path, deadline: float = DEADLINE) -> float:
 
 def _decode(path: str | Path, wanted: Times, shrink: Shrink | None, folder: Path | None) -> Decoded:
     """Decode in this process."""
-    try:
-        note = decord_check.reason_against_decord(path, fingerprint(path), folder)
-        if not note:
-            return Decoded(decoders.decode_with_decord(path, wanted, shrink), "decord", "")
-    except LabError:
-        raise
-    except Exception as error:
-        # All of them: decord raises errors of its own, assertions and RuntimeErrors, or its library is not there.
-        note = decoders.reason(error)
+    note = ""
+    if _skippable(wanted) > SKIPPED:
+        try:
+            note = decord_check.reason_against_decord(path, fingerprint(path), folder)
+            if not note:
+                return Decoded(decoders.decode_with_decord(path, wanted, shrink), "decord", "")
+        except LabError:
+            raise
+        except Exception as error:
+            # All of them: decord raises errors of its own, assertions and RuntimeErrors, or its library is not there.
+            note = decoders.reason(error)
     return Decoded(decoders.decode_with_pyav(path, wanted, shrink), "pyav", note)
+
+
+def _skippable(wanted: Times) -> float:
+    """Seconds of a video up to the last wanted one, less one for each frame wanted.
+
+    PyAV decodes them all, decord only the groups of pictures that hold a wanted frame, each as far as that frame: this is about what
+    it can gain, and its check is due once for a video. In benchmarks/RESULTS.md it gains nothing at two frames a second; at one in
+    5 s 50 ms of 30 s, for a check of 430, and 450 ms of 150 s, for one of 617. A window late in a long video gains far more.
+
+    >>> _skippable(np.arange(48) / 2), _skippable(np.arange(600.0, 630.0))
+    (-24.5, 599.0)
+    """
+    return float(wanted.max()) - len(np.unique(wanted))
 
 
 def _call(

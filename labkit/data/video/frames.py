@@ -1,8 +1,8 @@
 """Videos: the frames shown at true seconds, small enough for a model, decoded once.
 
 Second 0 is the moment the first frame is shown, whatever clock the file carries. The frame shown at second t is the
-last one whose timestamp is not after t; beyond the end that is the last frame. decord reads the files on which it was found
-right, PyAV all others, and `Frames` says so. Either does it in a worker process, see `decode_worker`.
+last one whose timestamp is not after t; beyond the end that is the last frame. decord reads what it can leave much out of, in files
+on which it was found right, PyAV all else, and `Frames` says so. Either does it in a worker process, see `decode_worker`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from labkit.files import replacing
 log = logging.getLogger(__name__)
 
 # Part of every cache key: raise it when the same request would give other pixels.
-_CACHE_FORMAT = 2
+_CACHE_FORMAT = 3
 
 
 class Frames(NamedTuple):
@@ -37,7 +37,7 @@ class Frames(NamedTuple):
 
     `rgb` is uint8 (T, H, W, 3); `times` (T,) are the true timestamps of these frames in seconds, relative to the
     clip's beginning (the first may be just below 0: that frame is still shown when the clip begins); `backend` is
-    "decord" or "pyav"; `note` says why decord was not used and what is wrong with the file, "" if nothing is.
+    "decord" or "pyav"; `note` says why decord, where it was asked, was not used and what is wrong with the file, "" if nothing is.
     """
 
     rgb: Pixels
@@ -152,8 +152,9 @@ class FrameCache:
     """Frames at the model's size on disk, so that no clip is decoded twice, by this run or the next.
 
     One file per video content, times and size; files appear whole, so several processes may share the folder, and a data
-    folder that was moved finds its frames again. Beside them stands for each video what it measures, and whether decord
-    is right on it. `hits` and `decoded` count what `get` did, `decoded` also what `labkit.data.video.prefetch` did for this cache.
+    folder that was moved finds its frames again. Beside them stands for each video what it measures, and, where decord was
+    asked, whether it is right. `hits` and `decoded` count what `get` did, `decoded` also what `labkit.data.video.prefetch` did for
+    this cache.
     """
 
     def __init__(self, folder: str | Path, deadline: float = DEADLINE) -> None:

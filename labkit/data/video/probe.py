@@ -79,7 +79,7 @@ class VideoCheck:
     wrong_suffix: str = ""
     """What the name should end in, "" when it ends well."""
     backend: str = ""
-    """The decoder that reads it: "decord" or "pyav"."""
+    """The decoder that reads it where much can be left out: "decord" or "pyav"."""
     notes: tuple[str, ...] = ()
     """Further remarks, such as why decord does not read it."""
 

@@ -142,7 +142,7 @@ def _header_seconds(container: av.container.InputContainer, stream: av.VideoStre
 
 
 def _backend(path: str, duration: float) -> tuple[str, list[str]]:
-    """The decoder that reads it: decord, or PyAV with the reason why decord does not."""
+    """The decoder that reads it where much can be left out: decord, or PyAV with the reason why decord does not."""
     places = np.array([0.0, duration / 2, max(0.0, duration - 0.1)])
     try:
         reason = decord_check.reason_against_decord(path, fingerprint(path), None)

@@ -20,7 +20,7 @@ GOP = {"g": "12", "keyint_min": "12", "sc_threshold": "0"}
 
 
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch, in_this_process: None) -> None:
+def fresh(monkeypatch: pytest.MonkeyPatch, in_this_process: None, decord_asked: None) -> None:
     monkeypatch.setattr(decord_check, "_known", {})
 
 

@@ -14,18 +14,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labkit.data.video import decoders
-from labkit.data.video.frames import probe, read_frames, resize, sample_times, thumbnails
+from labkit.data.video.frames import FrameCache, probe, read_frames, resize, sample_times, thumbnails
 from labkit.errors import LabError
 from tests.data.films import CONSTANT, VARIABLE, expected, film, numbers, painted, remux, sound
 
 TIMES = [0.0, 0.01, 0.04, 0.3, 0.5, 0.999, 1.0, 1.02, 1.777, 2.5]
 KINDS = [
-    # film, times of its frames, number of the first frame shown, decoder
+    # film, times of its frames, number of the first frame shown, decoder where decord is asked
     ("constant", CONSTANT, 0, "decord"),
     ("variable", VARIABLE, 0, "decord"),
     ("late clock", CONSTANT[:75], 0, "decord"),  # its first frame is stamped 5 s
     ("edit list", CONSTANT, 75, "pyav"),  # cut at 3 s inside a group of pictures: decord's indices are off by a second
 ]
+
+
+@pytest.fixture(scope="module")
+def slow_film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A frame a second, 150 s."""
+    return film(tmp_path_factory.mktemp("slow") / "slow.mp4", [1000 * k for k in range(150)], options={"g": "12"})
 
 
 @pytest.mark.parametrize(
@@ -81,15 +87,38 @@ def test_sampling_refuses_what_gives_no_frames(duration: float, fps: float, most
 
 @pytest.mark.parametrize(("kind", "clock", "first", "backend"), KINDS, ids=[row[0] for row in KINDS])
 def test_the_frame_shown_at_a_true_second_is_read(
-    films: dict[str, Path], kind: str, clock: list[int], first: int, backend: str
+    films: dict[str, Path], kind: str, clock: list[int], first: int, backend: str, asked: bool
 ) -> None:
     want = expected(clock, TIMES, first)
     frames = read_frames(films[kind], TIMES)
     assert numbers(frames.rgb) == want
     assert frames.times == pytest.approx([(clock[k] - clock[first]) / 1000 for k in want], abs=1e-4)
-    assert frames.backend == backend
-    assert ("edit list" in frames.note) == (kind == "edit list")
+    assert frames.backend == (backend if asked else "pyav")
+    assert ("edit list" in frames.note) == (kind == "edit list" and asked)
     assert numbers(decoders.decode_with_pyav(films[kind], np.array(TIMES), None).rgb) == want
+
+
+@pytest.mark.parametrize(
+    ("times", "backend", "reason"),
+    [
+        (np.arange(20) / 2, "pyav", "two a second"),
+        (np.arange(300) / 2, "pyav", "two a second of a long film: 149.5 - 300 s"),
+        (np.arange(0.0, 60.0, 5.0), "pyav", "one in 5 s of a short film: 55 - 12 s, less than the check costs"),
+        (np.arange(0.0, 150.0, 5.0), "decord", "one in 5 s of a long one: 145 - 30 s"),
+        (100 + np.arange(20) / 2, "decord", "a window late in a film: 109.5 - 20 s"),
+        (np.array([61.0]), "pyav", "one frame, 61 - 1 s"),
+        (np.array([61.01]), "decord", "one frame, more than a minute behind"),
+        (np.array([62.0, 62.0]), "decord", "a time that stands twice, 62 - 1 s"),
+    ],
+)
+def test_decord_is_asked_where_more_than_a_minute_can_be_left_out(
+    slow_film: Path, tmp_path: Path, times: np.ndarray, backend: str, reason: str
+) -> None:
+    cache = FrameCache(tmp_path)
+    frames = cache.get(slow_film, times, (96, 160))
+    assert (frames.backend, frames.note) == (backend, ""), reason
+    assert numbers(frames.rgb) == [int(time) for time in times]
+    assert len(list(tmp_path.glob("*.decord"))) == (backend == "decord"), "nothing is checked that is not asked"
 
 
 def test_mean_rate_would_have_read_other_frames(films: dict[str, Path]) -> None:
@@ -109,7 +138,7 @@ def test_decord_and_pyav_agree(films: dict[str, Path], kind: str) -> None:
 
 @pytest.mark.parametrize("angle", [90, -90, 180])
 @pytest.mark.parametrize("missing", [False, True], ids=["decord", "pyav"])
-@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.usefixtures("in_this_process", "decord_asked")
 def test_a_rotated_film_stands_upright(
     films: dict[str, Path], tmp_path: Path, angle: int, missing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,7 +151,7 @@ def test_a_rotated_film_stands_upright(
     assert (info.width, info.height) == ((96, 160) if abs(angle) == 90 else (160, 96))
 
 
-@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.usefixtures("in_this_process", "decord_asked")
 def test_pyav_takes_over_where_decord_is_not_installed(
     films: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +161,7 @@ def test_pyav_takes_over_where_decord_is_not_installed(
     assert numbers(frames.rgb) == expected(VARIABLE, TIMES)
 
 
+@pytest.mark.usefixtures("decord_asked")
 def test_av1_is_read_by_pyav(tmp_path: Path) -> None:
     try:
         av.codec.Codec("libsvtav1", "w")
@@ -147,6 +177,7 @@ def test_av1_is_read_by_pyav(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("start", [0.0, 3.0, 3.39])
 @pytest.mark.parametrize("kind", ["constant", "variable"])
+@pytest.mark.usefixtures("asked")
 def test_a_trim_window_shows_its_own_frames(films: dict[str, Path], kind: str, start: float) -> None:
     clock, length = (CONSTANT if kind == "constant" else VARIABLE), 4.0
     times = sample_times(length, 2.0, 32)
@@ -158,6 +189,7 @@ def test_a_trim_window_shows_its_own_frames(films: dict[str, Path], kind: str, s
     assert (frames.times[1:] > 0).all() and (frames.times < length).all()
 
 
+@pytest.mark.usefixtures("asked")
 def test_times_may_repeat_and_come_in_any_order(films: dict[str, Path]) -> None:
     times = [2.5, 0.0, 1.0, 1.0, 0.3]
     for kind, clock, first, _ in KINDS:
@@ -171,6 +203,7 @@ def test_times_that_are_none_are_refused(films: dict[str, Path], times: list[Any
 
 
 @pytest.mark.parametrize("kind", ["constant", "edit list"])
+@pytest.mark.usefixtures("asked")
 def test_times_past_the_end_show_the_last_frame_and_say_so(
     films: dict[str, Path], kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -182,6 +215,7 @@ def test_times_past_the_end_show_the_last_frame_and_say_so(
 
 
 @pytest.mark.parametrize("kind", ["constant", "edit list"])
+@pytest.mark.usefixtures("asked")
 def test_a_window_behind_the_video_is_an_error(films: dict[str, Path], kind: str) -> None:
     with pytest.raises(
         LabError, match=r"ends at [58]\.00 s but is asked for second 20\.00 on; correct the clip's window"
@@ -189,12 +223,14 @@ def test_a_window_behind_the_video_is_an_error(films: dict[str, Path], kind: str
         read_frames(films[kind], [0.0, 1.0], start=20.0)
 
 
+@pytest.mark.usefixtures("asked")
 def test_a_film_of_one_frame_is_read(tmp_path: Path) -> None:
     path = film(tmp_path / "one.mp4", [0])
     assert numbers(read_frames(path, [0.0, 0.01]).rgb) == [0, 0]
     assert probe(path).frames == 1
 
 
+@pytest.mark.usefixtures("asked")
 def test_a_truncated_film_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
     path = film(tmp_path / "truncated.mp4", CONSTANT, faststart=True)
     with av.open(str(path)) as container:
@@ -210,6 +246,7 @@ def test_a_truncated_film_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
     assert 3 < probe(path).duration < 6
 
 
+@pytest.mark.usefixtures("asked")
 def test_damage_in_the_middle_is_left_out_not_papered_over(tmp_path: Path) -> None:
     path = film(tmp_path / "damaged.mp4", CONSTANT, options={"g": "25"})
     with av.open(str(path)) as container:
@@ -249,6 +286,7 @@ def _bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "zeros", "text", "index lost", "sound only", "folder"])
+@pytest.mark.usefixtures("asked")
 def test_a_file_that_shows_nothing_is_named(tmp_path: Path, kind: str) -> None:
     path, words = _bad_files(tmp_path)[kind]
     for call in (lambda: read_frames(path, [0.0]), lambda: probe(path), lambda: thumbnails(path, [0.0], 32)):
@@ -271,7 +309,7 @@ def test_probe_measures_the_packets(films: dict[str, Path]) -> None:
         assert (info.width, info.height, info.frames) == (160, 96, frames), kind
 
 
-@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.usefixtures("in_this_process", "decord_asked")
 def test_no_reader_outlives_its_call(films: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     import decord
 
@@ -291,7 +329,7 @@ def test_no_reader_outlives_its_call(films: dict[str, Path], monkeypatch: pytest
     assert all(reader() is None for reader in readers)
 
 
-@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.usefixtures("in_this_process", "decord_asked")
 def test_frames_made_small_in_parts_are_the_same(films: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     times = np.arange(0, 4, 0.04)
     whole = resize(read_frames(films["constant"], times).rgb, (48, 80))
@@ -332,6 +370,7 @@ def test_resize_leaves_frames_of_that_size_alone() -> None:
     assert np.array_equal(resize(rgb, (28, 56)), rgb)
 
 
+@pytest.mark.usefixtures("asked")
 def test_a_sound_film_is_read_without_a_word(films: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     assert read_frames(films["constant"], TIMES).note == ""

@@ -29,16 +29,16 @@ import os, time
 from labkit.data.video import decoders
 from labkit.data.video import prefetch
 
-decode_with_decord = decoders.decode_with_decord
+decode_with_pyav = decoders.decode_with_pyav
 
 def odd(path, *rest):
     if "hangs" in path:
         time.sleep(600)
     if "dies" in path:
         os.abort()
-    return decode_with_decord(path, *rest)
+    return decode_with_pyav(path, *rest)
 
-decoders.decode_with_decord = odd
+decoders.decode_with_pyav = odd
 prefetch.serve(prefetch._handle)
 """
 
