@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
+from collections.abc import Callable
 from typing import Any
 
 from labkit.progress import fold_progress
@@ -34,6 +35,7 @@ def _engine() -> type:
         def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **options: Any) -> None:
             """Execute all cells; raises what the client raised."""
             _hide_defaults(nb_man.nb)
+            _save_before_code(nb_man)
             try:
                 super().execute_managed_notebook(nb_man, kernel_name, **options)
             except BaseException:
@@ -53,6 +55,27 @@ def _engine() -> type:
             _fold_progress(nb_man.nb)
 
     return HonestEngine
+
+
+def _save_before_code(nb_man: Any) -> None:
+    """Have a notebook written when a code cell begins, so that all before it is on disk, and by Papermill's clock within long cells.
+
+    Papermill writes all of it twice a cell, and twice a cell of text.
+    """
+    save = nb_man.save
+
+    def saving(method: Callable[..., None], begins: bool) -> Callable[..., None]:
+        def call(cell: Any, *args: Any, **options: Any) -> None:
+            nb_man.save = save if begins and cell.cell_type == "code" else lambda **_: None
+            try:
+                method(cell, *args, **options)
+            finally:
+                nb_man.save = save
+
+        return call
+
+    nb_man.cell_start = saving(nb_man.cell_start, begins=True)
+    nb_man.cell_complete = saving(nb_man.cell_complete, begins=False)
 
 
 def _answered(cell: Any) -> bool:

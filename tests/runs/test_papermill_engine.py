@@ -67,6 +67,27 @@ def test_a_batch_log_has_every_line_and_the_notebook_the_last_of_each_work(noteb
 
 
 @pytest.mark.slow
+def test_a_notebook_is_written_when_a_code_cell_begins_with_all_that_was_shown_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
+    look = "import nbformat\n[cell.get('outputs') for cell in nbformat.read('.out.running.ipynb', 4).cells]"
+    write_notebook(tmp_path / "in.ipynb", "print('shown')", look)
+    made = nbformat.read(tmp_path / "in.ipynb", 4)
+    made.cells[1:1] = [nbformat.v4.new_markdown_cell("text") for _ in range(3)]
+    nbformat.write(made, tmp_path / "in.ipynb")
+    written = []
+    monkeypatch.setattr(
+        "papermill.engines.write_ipynb", lambda nb, path: (written.append(1), nbformat.write(nb, path))
+    )
+    execute(tmp_path / "in.ipynb", tmp_path / "out.ipynb", {}, cwd=tmp_path, say=print)
+    assert len(written) == 1 + 2 + 1  # at the start, two code cells, at the end
+    cells = nbformat.read(tmp_path / "out.ipynb", 4).cells
+    assert "shown" in cells[-1].outputs[0].data["text/plain"]
+    assert all(cell.metadata.papermill.status == "completed" for cell in cells)
+
+
+@pytest.mark.slow
 def test_notebooks_share_a_kernel_and_nothing_that_they_define(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
