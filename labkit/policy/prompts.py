@@ -165,6 +165,15 @@ def template_label(template: str) -> str:
     return template if template in TEMPLATES else f"own prompt {text_digest(template)}"
 
 
+def query_precedes_video(template: str) -> bool:
+    """Whether prompts of different queries about one clip differ before its video already, and so share no prefix.
+
+    >>> query_precedes_video("query"), query_precedes_video("anchors"), query_precedes_video("{query}: when?{video}")
+    (True, False, True)
+    """
+    return template == "query" or "query" in placeholders(_around_video(TEMPLATES.get(template, template))[0])
+
+
 def _around_video(text: str) -> tuple[str, str]:
     """What stands before the video and what behind it; all of it where the text does not say."""
     found = [match for match in _PLACEHOLDER.finditer(text) if match[2] == "video"]

@@ -27,7 +27,7 @@ from labkit.params import Params
 from labkit.policy.inputs import FrameSampling
 from labkit.policy.model import Policy, load_policy
 from labkit.policy.prompt_source import PromptSource
-from labkit.policy.prompts import read_template
+from labkit.policy.prompts import query_precedes_video, read_template
 from labkit.progress import PROGRESS_FILE, Progress
 from labkit.runs.own_terms import OwnTerms
 from labkit.runs.results import evaluation_folder, read_model_evaluation
@@ -252,12 +252,13 @@ class Workbench(Run):
 
     def run_sft(self, policy: Policy, on_event: EventListener, *, traces: Sequence[Sequence[str]]) -> None:
         """Fine-tune on traces, (qid, text) each; events as those of `run_grpo`."""
-        clips = {moment.qid: f"{moment.video} {moment.clip}" for moment in self.moments("train")}
+        of_query = query_precedes_video(self.own.template)
+        groups = {each.qid: each.qid if of_query else f"{each.video} {each.clip}" for each in self.moments("train")}
         sft.train_sft(
             policy, self.source(policy, "train"), [sft.Trace(*trace) for trace in traces],
             params=self.params, folder=self.stage_folder("sft"),
             on_step=lambda row: on_event({"row": row}), on_resume=lambda rows: on_event({"rows": rows}),
-            clips=clips if self.params.pack_clips else None,
+            groups=groups if self.params.pack_clips else None,
         )  # fmt: skip
 
     def run_harvest(self, policy: Policy, on_event: EventListener) -> None:

@@ -67,14 +67,15 @@ def train_sft(
     folder: Path,
     on_step: Callable[[dict[str, Any]], None] | None = None,
     on_resume: Callable[[list[dict[str, Any]]], None] | None = None,
-    clips: Mapping[str, str] | None = None,
+    groups: Mapping[str, str] | None = None,
 ) -> SftResult:
     """Train `policy` on `traces` and write `checkpoint-*/` and, last, `final/` to `folder`.
 
     Resumes as `labkit.stages.grpo.train_grpo` does, and is shared by several workers as that is: each takes its part of a batch.
     Only where there are fewer traces than a batch asks for do the weights depend on the number of workers: see `sft_batch_size`.
 
-    `on_step` and `on_resume` are called as there. `clips`, which names each qid's clip, puts traces of one clip next to each other.
+    `on_step` and `on_resume` are called as there. `groups`, which names what each qid shares a prefix with, puts traces of one group
+    next to each other.
 
     Raises:
         LabError: there is no trace, a batch cannot be divided among the processes or there are fewer traces than these,
@@ -101,8 +102,8 @@ def train_sft(
     steps = sft_steps(params.sft_epochs, len(traces), batch)
     seed = stage_seed(params.seed, "sft")
     order = shuffled_order(range(len(traces)), steps * batch, seed)
-    if clips is not None:
-        order = group_by_clip(order, [clips[trace.qid] for trace in traces])
+    if groups is not None:
+        order = group_together(order, [groups[trace.qid] for trace in traces])
     arguments = sft_config(policy, folder, params, steps=steps, seed=seed, batch=batch)
 
     callback: Any = transformers.TrainerCallback  # its annotations do not foresee overrides
@@ -163,20 +164,20 @@ def sft_steps(epochs: float, traces: int, batch: int) -> int:
     return max(1, round(epochs * traces / batch))
 
 
-def group_by_clip(order: Sequence[int], clips: Sequence[str]) -> list[int]:
-    """Bring traces of one clip together, epoch by epoch; clips keep the order in which they first come.
+def group_together(order: Sequence[int], groups: Sequence[str]) -> list[int]:
+    """Bring traces of one group together, epoch by epoch; groups keep the order in which they first come.
 
-    `clips` has the clip of each trace, so that an epoch is as long as it.
+    `groups` has the group of each trace, so that an epoch is as long as it.
 
-    >>> group_by_clip([0, 1, 2, 3, 2, 0, 3, 1], ["a", "b", "a", "b"])
+    >>> group_together([0, 1, 2, 3, 2, 0, 3, 1], ["a", "b", "a", "b"])
     [0, 2, 1, 3, 2, 0, 3, 1]
     """
     arranged: list[int] = []
-    for begin in range(0, len(order), len(clips)):
-        groups: dict[str, list[int]] = {}
-        for index in order[begin : begin + len(clips)]:
-            groups.setdefault(clips[index], []).append(index)
-        arranged += [index for group in groups.values() for index in group]
+    for begin in range(0, len(order), len(groups)):
+        members: dict[str, list[int]] = {}
+        for index in order[begin : begin + len(groups)]:
+            members.setdefault(groups[index], []).append(index)
+        arranged += [index for group in members.values() for index in group]
     return arranged
 
 

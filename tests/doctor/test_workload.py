@@ -322,7 +322,7 @@ def test_seconds_by_hand() -> None:
 
 def test_few_traces_take_the_steps_that_they_will_take() -> None:
     """2/3 of 3 x 10 traces are 20, of which 8 processes take 16 a step: 3 x 20 / 16 steps, and one process 3 of 20."""
-    params = changed(harvest_prompts=10, max_per_query=3, sft_epochs=3.0, sft_batch=64)
+    params = changed(harvest_prompts=10, max_per_query=3, sft_epochs=3.0, sft_batch=64, pack_clips=False)
     for world, steps in ((1, 3), (8, 4)):
         seconds = stage_seconds(SMALL, params, LOAD, PACE, world=world)["sft"]["learning"]
         assert seconds == pytest.approx(3 * 20 * 60 * 2e-3 / world + steps * 0.1)

@@ -8,6 +8,8 @@ import json
 import pytest
 
 from labkit import files
+from labkit.chain.spans import Span
+from labkit.data.moments import Moment
 from labkit.embedded.model import write_untrained
 from labkit.errors import LabError
 from labkit.params import DEFAULTS
@@ -74,6 +76,25 @@ def test_a_given_model_stands_for_its_stage(stage, given, expected, project):
     write_untrained(project / "mine", "qwen2_5_vl")
     bench = Workbench.open(DEFAULTS.replace(**given))
     assert bench.model_name(stage) == expected.format(project=project)
+
+
+@pytest.mark.parametrize(
+    ("given", "groups", "why"),
+    [
+        ({}, ["q1", "q2", "q3"], "the query comes first: only traces of one query share a prefix"),
+        ({"prompt": "anchors"}, ["/a.mp4 None", "/a.mp4 None", "/b.mp4 None"], "the video comes first"),
+        ({"prompt": "{query} When?{video}"}, ["q1", "q2", "q3"], "one's own text, with the query first"),
+        ({"pack_clips": False}, None, "not asked for"),
+    ],
+)
+def test_sft_puts_those_traces_together_that_share_a_prefix(given, groups, why, project, monkeypatch):
+    moments = [Moment(f"q{n}", f"/{clip}.mp4", "a cat", (Span(1, 2),), 9.0) for n, clip in enumerate("aab", 1)]
+    taken = []
+    monkeypatch.setattr(Workbench, "moments", lambda self, split: moments)
+    monkeypatch.setattr(Workbench, "source", lambda self, policy, split: {})
+    monkeypatch.setattr("labkit.stages.sft.train_sft", lambda *args, groups, **options: taken.append(groups))
+    Workbench.open(DEFAULTS.replace(**given)).run_sft(None, print, traces=[])
+    assert taken == [groups and {f"q{n}": group for n, group in enumerate(groups, 1)}], why
 
 
 @pytest.mark.parametrize(
