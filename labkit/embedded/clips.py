@@ -118,10 +118,13 @@ def paint_thing(frames: np.ndarray, thing: Thing, first_state: int = 0) -> None:
     side = frames.shape[1]
     y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side
     color = np.array(COLORS[thing.color], np.float32) * thing.brightness
-    for state, frame in enumerate(frames, first_state):
-        place = _place(thing, state)
-        if place is not None:
-            frame[_FORMS[thing.shape](x - place[0], y - place[1], place[2])] = color
+    shown: dict[tuple[float, float, float], list[int]] = {}
+    for state in range(len(frames)):
+        if place := _place(thing, first_state + state):
+            shown.setdefault(place, []).append(state)
+    for (middle, height, radius), states in shown.items():  # a few, most of them in many states
+        rows, columns = np.nonzero(_FORMS[thing.shape](x - middle, y - height, radius))
+        frames[np.array(states)[:, None], rows, columns] = color
 
 
 def add_noise(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
