@@ -82,7 +82,7 @@ class MomentColumns:
     """Moments of a file of any length, kept as columns; each is made anew, and checked, when it is asked for.
 
     >>> moments = MomentColumns([("q1", "it blinks", [[1.0, 4.0]], 12.0, ("/videos/a.mp4", None, "", (), None, False))])
-    >>> moments[0].windows, moments[0] is moments[0]
+    >>> moments[-1].windows, moments[0] is moments[0]
     ((Span(start=1.0, end=4.0),), False)
     """
 
@@ -103,6 +103,7 @@ class MomentColumns:
         return len(self._qids)
 
     def __getitem__(self, k: int) -> Moment:
+        k = range(len(self))[k]
         ends = self._ends[self._stops[k] : self._stops[k + 1]]
         windows = list(zip(ends[::2], ends[1::2], strict=True))
         return made_of((self._qids[k], self._queries[k], windows, self._durations[k], self._shared[k]))
@@ -132,8 +133,9 @@ class Moments(Sequence[Moment]):
     def __getitem__(self, index: slice) -> list[Moment]: ...
 
     def __getitem__(self, index: int | slice) -> Moment | list[Moment]:
-        places = range(len(self))[index]
-        return [self._moments[k] for k in places] if isinstance(places, range) else self._moments[places]
+        if isinstance(index, slice):
+            return [self._moments[k] for k in range(len(self))[index]]
+        return self._moments[index]
 
     def __iter__(self) -> Iterator[Moment]:
         return map(self._moments.__getitem__, range(len(self)))
