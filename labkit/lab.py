@@ -28,6 +28,7 @@ from labkit.runs.results import (
     MODELS,
     FrameAblation,
     ModelEvaluation,
+    evaluation_files,
     is_evaluated,
     read_model_evaluation,
     require_evaluation,
@@ -126,9 +127,18 @@ class Lab(Workbench):
         return self.read_evaluation(stage)
 
     def read_evaluation(self, stage: str) -> ModelEvaluation:
-        """What `evaluate` has found for a stage's model."""
+        """What `evaluate` has found for a stage's model; the same object as long as nothing is added to it."""
         require_evaluation(self.path, stage)  # before the world is written for its moments
-        return read_model_evaluation(self.path, stage, self.moments("test"))
+        moments, files = self.moments("test"), evaluation_files(self.path, stage)
+        written = tuple(file.stat().st_mtime_ns for file in files.values())
+        known = self._evaluations.get(stage)
+        if known is None or known[0] != written:
+            known = self._evaluations[stage] = (written, read_model_evaluation(self.path, stage, moments))
+        return known[1]
+
+    @functools.cached_property
+    def _evaluations(self) -> dict[str, tuple[tuple[int, ...], ModelEvaluation]]:
+        return {}
 
     def evaluations(self) -> dict[str, ModelEvaluation]:
         """What `evaluate` has found for each model of the run so far, in the order in which they come to be.

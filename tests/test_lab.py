@@ -26,7 +26,7 @@ from labkit.scoring.predictions import read_predictions
 from labkit.stages import evaluate as evaluation
 from labkit.stages import harvest as distill
 from labkit.stages.completions import question_digest
-from labkit.stages.evaluate import draw_clips
+from labkit.stages.evaluate import Evaluation, draw_clips
 from labkit.stages.grpo_steps import GrpoResult
 from labkit.stages.rollouts import JOINED, UNPAID, Rollout, RolloutStore
 
@@ -300,6 +300,50 @@ def test_frames_are_taken_away_over_whole_clips_whose_own_figures_stand_beside(
     best = best_constant([m.targets for m in lab.moments("train")], [m.duration for m in lab.moments("train")])
     ious = constant_ious(best, [moment.targets for moment in drawn], [moment.duration for moment in drawn])
     assert found.constant == pytest.approx(sum(ious) / asked)
+
+
+def test_an_evaluation_is_read_once_and_again_when_something_is_added(project):
+    lab = Lab.open(SMALL)
+    put_evaluation(lab, 0.7)
+    first = lab.read_evaluation("grpo_final")
+    assert lab.read_evaluation("grpo_final") is first
+    added = {"figures": {"miou": 0.5}, "predictions": [["q0", "text", "no_answer"]]}
+    lab.cached_json("04_grpo_final", "grpo_final-sampled", lambda: added)
+    again = lab.read_evaluation("grpo_final")
+    assert again.figures == {"greedy": {"miou": 0.7}, "sampled": {"miou": 0.5}} and len(again.sampled) == 1
+    assert [each.text for each in again.greedy] == [each.text for each in first.greedy]
+
+
+def test_moments_of_one_content_are_read_once(project):
+    lab = Lab.open(SMALL)
+    first, again = lab.moments("test"), lab.moments("test")
+    assert first is not again and all(a is b for a, b in zip(first, again, strict=True)), "a list may be changed"
+    other = Lab.open(SMALL.replace(run="y", test_limit=2)).moments("test")
+    assert [a is b for a, b in zip(first, other, strict=False)] == [True, True]
+    file = next((project / "outputs").glob("world-*/test.jsonl"))
+    file.write_text("\n".join(file.read_text().splitlines()[:3]))
+    with pytest.raises(LabError, match="has changed since run"):
+        lab.moments("test")
+    assert len(Lab.open(SMALL.replace(run="z")).moments("test")) == 3
+
+
+def test_decodings_over_the_same_frames_share_their_prompts(project, monkeypatch):
+    lab, asked = Lab.open(SMALL), []
+    monkeypatch.setattr(Lab, "source", lambda self, policy, split, frames: [frames])
+    monkeypatch.setattr(evaluation, "read_evaluation", lambda folder, moments: Evaluation({}, []))
+    monkeypatch.setattr(
+        evaluation,
+        "answer",
+        lambda policy, source, moments, **how: asked.append((source, how["greedy"], len(moments))),
+    )
+    parts = [("a", "greedy", "own"), ("b", "sampled", "own"), ("c", "greedy", "black"), ("d", "greedy", "another")]
+    lab.run_evaluation(lab.load("base"), print, stage="base", notebook="01_grpo", parts=parts, queries=1)
+    assert [(source[0], greedy) for source, greedy, _ in asked] == [
+        ("own", True), ("own", False), ("black", True), ("another", True)
+    ]  # fmt: skip
+    assert asked[0][0] is asked[1][0] and {count for *_, count in asked} == {4}, (
+        "one clip of two, with all its queries"
+    )
 
 
 def test_a_harvester_is_trained_first_and_the_model_stays_the_base(project):

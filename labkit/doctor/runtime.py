@@ -117,21 +117,22 @@ class _StageTimes:
         }
 
     def evaluation(self, *stages: str) -> dict[str, float]:
-        """Of the models of `stages`."""
-        return self.answering(sum(len(self.params.decodings(stage)) for stage in stages), 1.0)
+        """Of the models of `stages`, whose decodings share a pass over the clips."""
+        return _sum(*(self.answering(len(self.params.decodings(stage)), 1.0) for stage in stages))
 
     def ablation(self) -> dict[str, float]:
         """Black frames and another clip's, greedy."""
         test = self.workload.test
-        return self.answering(2, blind_queries(test, self.params.blind_share) / test if test else 0.0)
+        once = self.answering(1, blind_queries(test, self.params.blind_share) / test if test else 0.0)
+        return _sum(once, once)
 
     def answering(self, times: int, share: float) -> dict[str, float]:
-        """Answering a share of the test split some times, each of which encodes the clips for itself."""
+        """Answering a share of the test split some times over the same frames."""
         p, workload = self.params, self.workload
         full, rest = divmod(share * workload.test / self.world, p.eval_batch)
         once = full * self.sampling(p.eval_batch, 1) + (self.sampling(rest, 1) if rest else 0.0)
         clips = share * workload.test_clips
-        return {"evaluation": times * once, "clips": times * self.encoding(clips, clips)}
+        return {"evaluation": times * once, "clips": self.encoding(clips, times * clips)}
 
 
 def _sum(*parts: Mapping[str, float]) -> dict[str, float]:

@@ -314,11 +314,16 @@ def asked_query(moment: Moment) -> tuple[Film, Query] | None:
     named = clip_and_number(moment, SOURCES[twice])
     if named is None:
         return None
-    film = make_film(named[0], twice)
-    found = queries(film)
+    film, found = _asked_film(named[0], twice)
     if named[1] >= len(found) or moment.windows != found[named[1]].windows:
         return None
     return film, found[named[1]]
+
+
+@functools.lru_cache(1024)
+def _asked_film(seed: int, twice: bool) -> tuple[Film, tuple[Query, ...]]:
+    film = make_film(seed, twice)
+    return film, tuple(queries(film))
 
 
 class FilmFacts(NamedTuple):

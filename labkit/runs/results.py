@@ -70,9 +70,16 @@ def evaluation_folder(run: Path, notebook: str, name: str) -> Path:
     return run / notebook / "evaluations" / name
 
 
+def evaluation_files(run: Path, stage: str) -> dict[str, Path]:
+    """By decoding, the files with a stage's figures that are there."""
+    folder = run / NOTEBOOK_OF.get(stage, "01_grpo")
+    files = {decoding: folder / f"{stage}-{decoding}.json" for decoding in DECODINGS}
+    return {decoding: file for decoding, file in files.items() if file.is_file()}
+
+
 def is_evaluated(run: Path, stage: str) -> bool:
     """Whether a stage's model has been evaluated in the folder of a run."""
-    return (run / NOTEBOOK_OF.get(stage, "01_grpo") / f"{stage}-greedy.json").is_file()
+    return "greedy" in evaluation_files(run, stage)
 
 
 def require_evaluation(run: Path, stage: str) -> None:
@@ -88,16 +95,15 @@ def read_model_evaluation(run: Path, stage: str, moments: Sequence[Moment]) -> M
     Raises LabError when there is none yet.
     """
     require_evaluation(run, stage)
-    figures, rollouts, notebook = {}, {}, NOTEBOOK_OF.get(stage, "01_grpo")
-    for decoding in DECODINGS:
-        path = run / notebook / f"{stage}-{decoding}.json"
-        if path.is_file():
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            figures[decoding] = stored["figures"]
-            if "predictions" in stored:
-                rollouts[decoding] = _rollouts_of_predictions(stored["predictions"], run.name, stage)
-            else:
-                rollouts[decoding] = read_evaluation_rollouts(evaluation_folder(run, notebook, path.stem), moments)
+    figures, rollouts = {}, {}
+    for decoding, path in evaluation_files(run, stage).items():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        figures[decoding] = stored["figures"]
+        if "predictions" in stored:
+            rollouts[decoding] = _rollouts_of_predictions(stored["predictions"], run.name, stage)
+        else:
+            folder = evaluation_folder(run, path.parent.name, path.stem)
+            rollouts[decoding] = read_evaluation_rollouts(folder, moments)
     return ModelEvaluation(figures, rollouts["greedy"], rollouts.get("sampled", []))
 
 

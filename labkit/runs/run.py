@@ -171,8 +171,8 @@ class Run:
             write_json(path, _plain(work()))
         return json.loads(path.read_text(encoding="utf-8"))
 
-    def fingerprint(self, name: str, path: str | Path) -> None:
-        """Note a data file in the manifest; raises LabError when it is not the file that the run began with."""
+    def fingerprint(self, name: str, path: str | Path) -> str:
+        """Note a data file in the manifest, and return its digest; raises LabError when it is not the file that the run began with."""
         digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
         before = self.manifest["data"].get(name)
         if before is None:
@@ -185,6 +185,7 @@ class Run:
                 f"'{path}' has changed since run '{self.params.run}' began ({before}, now {digest}); "
                 "put it back or choose another `run` name"
             )
+        return digest
 
     @property
     def _manifest_path(self) -> Path:

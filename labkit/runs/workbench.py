@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import random
 import warnings
 from collections.abc import Callable, Sequence
@@ -103,6 +104,12 @@ def answer_settings(params: Params, own: OwnTerms, model: str) -> dict[str, Any]
     }  # fmt: skip
 
 
+@functools.lru_cache(3)
+def _moments_of(path: Path, digest: str) -> tuple[Moment, ...]:
+    """The moments of a file of this content: a notebook's cells and a worker's tasks ask for the same ones again and again."""
+    return tuple(read_moments(path))
+
+
 class Workbench(Run):
     """A run with its data, models, rewards and tasks; open it with `Workbench.open(params)`."""
 
@@ -121,10 +128,9 @@ class Workbench(Run):
     def moments(self, split: str) -> list[Moment]:
         """The moments of `train`, `validation` or `test`; the embedded world is written when it is not there yet."""
         path = moments_file(self.data_folder(), split, self.params.task if self.params.data in WORLDS else "grounding")
-        self.fingerprint(split, path)
-        moments = read_moments(path)[: getattr(self.params, f"{split}_limit") or None]
+        moments = _moments_of(path, self.fingerprint(split, path))[: getattr(self.params, f"{split}_limit") or None]
         require_videos(moments)
-        return moments
+        return list(moments)
 
     def harvested_moments(self) -> list[Moment]:
         """The training queries that are harvested: the same on each call, a seeded sample and not the first clips alone."""
@@ -282,17 +288,20 @@ class Workbench(Run):
         """
         moments = self.moments("test")
         asked = evaluate.draw_clips(moments, queries) if queries else moments
+        source, made_of = None, ""
         for name, decoding, frames in parts:
-            self._evaluate_part(policy, on_event, asked, stage, notebook, name, decoding, frames)
+            if source is None or frames != made_of:  # another decoding has the same prompts
+                source, made_of = self.source(policy, "test", frames), frames
+            self._evaluate_part(policy, on_event, source, asked, stage, notebook, name, decoding)
 
     def _evaluate_part(
-        self, policy: Policy, on_event: EventListener, moments: Sequence[Moment],
-        stage: str, notebook: str, name: str, decoding: str, frames: str,
+        self, policy: Policy, on_event: EventListener, source: PromptSource, moments: Sequence[Moment],
+        stage: str, notebook: str, name: str, decoding: str,
     ) -> None:  # fmt: skip
         p, here = self.params, process_rank()
         folder = evaluation_folder(self.path, notebook, name)
-        evaluate.evaluate(
-            policy, self.source(policy, "test", frames), moments, greedy=decoding == "greedy",
+        evaluate.answer(
+            policy, source, moments, greedy=decoding == "greedy",
             temperature=p.temperature, max_new_tokens=p.max_new_tokens, batch_size=p.eval_batch, seed=p.seed,
             folder=folder, shard=(here.rank, here.world_size), run=p.run, stage=stage,
             on_batch=stop_between_parts(

@@ -44,7 +44,16 @@ class Evaluation(NamedTuple):
     rollouts: list[Rollout]
 
 
-def evaluate(
+def evaluate(policy: Policy, source: Mapping[str, Prompt], moments: Sequence[Moment], **asked: Any) -> Evaluation:
+    """Ask a policy for every moment, once: figures of its answers; `asked` are arguments of `answer`, which says how.
+
+    Of a `shard` the evaluation is that of its answers alone; `read_evaluation` puts all together when every process has ended.
+    """
+    answers = answer(policy, source, moments, **asked)
+    return evaluate_answers(answers, [moment for moment in moments if moment.qid in answers])
+
+
+def answer(
     policy: Policy,
     source: Mapping[str, Prompt],
     moments: Sequence[Moment],
@@ -60,20 +69,20 @@ def evaluate(
     run: str = "",
     stage: str = "",
     forbid: str = "",
-) -> Evaluation:
-    """Ask a policy for every moment, once.
+) -> dict[str, Rollout]:
+    """Ask a policy for every moment, once; its answers by qid.
 
     What is answered depends neither on the batch size nor on the order of the moments nor on how many processes ask: when
     sampling, each moment draws from a stream of its own.
 
     `source` holds ready prompts by qid. Each batch is written to the rollout store in `folder`, if one is given, once it is answered,
     and what is there already is not generated again. `on_batch` is told the number of answers so far: at first those on disk, and
-    with several processes those of all. Of a `shard`, (rank, processes), only every `processes`-th batch is answered, and the
-    evaluation is that of these alone; `read_evaluation` puts all together when every process has ended. `run` and `stage` are for the
-    record; text to `forbid` is as `generate` takes it.
+    with several processes those of all. Of a `shard`, (rank, processes), only every `processes`-th batch is answered. `run` and
+    `stage` are for the record; text to `forbid` is as `generate` takes it.
     Raises LabError where `folder` holds answers of other weights, or of another decoding.
     """
     ordered = in_evaluation_order(moments)
+    digests = question_digests(ordered)
     batches = [ordered[begin:end] for begin, end in shard_ranges(len(ordered), batch_size, shard)]
     store = None if folder is None else RolloutStore(folder)
     answers: dict[str, Rollout] = {}
@@ -85,7 +94,7 @@ def evaluate(
         for note in store.provenances():
             provenance.require(note, store.folder)
         files_read = store.files()
-        answers = _to_questions([each for path in files_read for each in read_file(path)], ordered)
+        answers = _to_questions([each for path in files_read for each in read_file(path)], digests)
     if answers and on_batch is not None:
         on_batch(len(answers))
     prefetch(source, [moment.qid for batch in batches for moment in batch if moment.qid not in answers])
@@ -109,12 +118,11 @@ def evaluate(
             files_read.append(store.write(0, rollouts, provenance.note(), batch=name))
             # What other processes have answered meanwhile.
             new = [path for path in store.files() if path not in files_read]
-            answers |= _to_questions([each for path in new for each in read_file(path)], ordered)
+            answers |= _to_questions([each for path in new for each in read_file(path)], digests)
             files_read += new
         if on_batch is not None:
             on_batch(len(answers))
-    mine = {moment.qid for batch in batches for moment in batch}
-    return evaluate_answers(answers, [moment for moment in moments if moment.qid in mine])
+    return {moment.qid: answers[moment.qid] for batch in batches for moment in batch}
 
 
 def read_evaluation(folder: str | Path, moments: Sequence[Moment]) -> Evaluation:
@@ -129,7 +137,7 @@ def read_evaluation_rollouts(folder: str | Path, moments: Sequence[Moment]) -> l
     """The rollouts of an evaluation in the moments' order. Raises as `read_evaluation`."""
     store = RolloutStore(folder)
     require_same_provenance(store.provenances(), store.folder)
-    answers = _to_questions(store.stream(), moments)
+    answers = _to_questions(store.stream(), question_digests(moments))
     missing = [moment.qid for moment in moments if moment.qid not in answers]
     if missing:
         raise LabError(
@@ -139,9 +147,13 @@ def read_evaluation_rollouts(folder: str | Path, moments: Sequence[Moment]) -> l
     return list(answers.values())
 
 
-def _to_questions(rollouts: Iterable[Rollout], moments: Sequence[Moment]) -> dict[str, Rollout]:
-    """The rollouts that answer these moments, by qid in their order; not those of a question that has changed since."""
-    digests = {moment.qid: question_digest(moment) for moment in moments}
+def question_digests(moments: Iterable[Moment]) -> dict[str, str]:
+    """`question_digest` by qid."""
+    return {moment.qid: question_digest(moment) for moment in moments}
+
+
+def _to_questions(rollouts: Iterable[Rollout], digests: Mapping[str, str]) -> dict[str, Rollout]:
+    """The rollouts that answer the questions of these digests, in their order; not those of a question that has changed since."""
     found = {rollout.qid: rollout for rollout in rollouts if digests.get(rollout.qid) == rollout.question}
     return {qid: found[qid] for qid in digests if qid in found}
 

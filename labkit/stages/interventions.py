@@ -27,7 +27,7 @@ from labkit.data.video.frames import sample_times
 from labkit.policy.inputs import FrameSampling, Prompt
 from labkit.policy.model import Policy
 from labkit.policy.variants import FrameEdit, Variant, VariantPrompts, frames_within
-from labkit.stages.evaluate import evaluate, read_evaluation_rollouts
+from labkit.stages.evaluate import answer, read_evaluation_rollouts
 from labkit.stages.rollouts import Rollout
 
 PLAN_FORMAT = 2
@@ -208,7 +208,7 @@ def intervene(
 ) -> None:
     """Ask all variants, and every moment without the tag, into three rollout stores in `folder`; what is there is not asked again.
 
-    `asked` are arguments of `evaluate`; `on_batch` is told how many questions are answered of all.
+    `asked` are arguments of `answer`; `on_batch` is told how many questions are answered of all.
     """
     before = 0
 
@@ -219,9 +219,9 @@ def intervene(
     for name, variants in (("texts", planned.texts), ("frames", planned.frames)):
         if variants:
             prompts = VariantPrompts(policy, source, variants)
-            evaluate(policy, prompts, _asked(variants, moments), folder=folder / name, on_batch=listen, **asked)
+            answer(policy, prompts, _asked(variants, moments), folder=folder / name, on_batch=listen, **asked)
             before += len(variants)
-    evaluate(policy, source, moments, forbid=ANCHOR_BEGINS, folder=folder / "untagged", on_batch=listen, **asked)
+    answer(policy, source, moments, forbid=ANCHOR_BEGINS, folder=folder / "untagged", on_batch=listen, **asked)
 
 
 def read_interventions(folder: Path, moments: Sequence[Moment], planned: Plan) -> dict[str, dict[str, Rollout]]:

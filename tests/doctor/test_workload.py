@@ -208,10 +208,11 @@ def test_features_are_kept_as_far_as_there_is_room() -> None:
     # 2 clips of 512 bytes
     tight = changed(feature_memory=5e-7)
     assert stage_memory(SMALL, tight, LOAD, "cuda")["grpo"]["features"] == 500
-    # Of 6 uses in 3 steps the first of each clip encodes it, and of the other 4 those that were not kept do.
+    # Of 6 uses in 3 steps the first of each clip encodes it, and of the other 4 those that were not kept do; so does of the base's
+    # two decodings the second.
     kept = 500 / 1024
     before, after = (stage_seconds(SMALL, params, LOAD, PACE)["grpo"]["clips"] for params in (PARAMS, tight))
-    assert after - before == pytest.approx(4 * (1 - kept) * 16e-3)
+    assert after - before == pytest.approx((4 + 1) * (1 - kept) * 16e-3)
 
 
 @pytest.mark.parametrize(
@@ -310,9 +311,10 @@ def test_seconds_by_hand() -> None:
     # the base greedily and by sampling, and the trained one greedily: a batch of 4 and one of 1
     each = (4 * 50 * 1e-3 + 10 * (0.01 + 4e-3)) + (50 * 1e-3 + 10 * (0.01 + 1e-3))
     assert grpo["evaluation"] == pytest.approx(3 * each)
-    # 3 clips are drawn and decoded, once for all stages; 2 are encoded for training, and one by each evaluation
-    assert grpo["clips"] == pytest.approx(3 * (0.25 + 0.5) + (2 + 3) * 16e-3)
-    assert seconds["grpo_final"]["clips"] == pytest.approx((2 + 2) * 16e-3)
+    # 3 clips are drawn and decoded, once for all stages; 2 are encoded for training, and one for each model, both decodings of it
+    assert grpo["clips"] == pytest.approx(3 * (0.25 + 0.5) + (2 + 2) * 16e-3)
+    assert seconds["grpo_final"]["clips"] == pytest.approx((2 + 1) * 16e-3)
+    assert seconds["analysis"]["clips"] == pytest.approx(2 * 16e-3), "other frames each time"
     # 6 of the 24 queries that a harvest samples together, 2 chains each
     assert seconds["distill"]["sampling"] == pytest.approx(6 / 24 * (24 * 50 * 1e-3 + 10 * (0.01 + 48e-3)))
     # 2/3 of 6 traces, twice: 480 tokens in 4 steps
