@@ -205,11 +205,11 @@ Result = TypeVar("Result")
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest complete `checkpoint-N` of a stage, or None; incomplete ones are removed, and those that have been damaged since."""
-    found = {}
-    for path in folder.glob("checkpoint-*"):
+    complete = {}
+    for step, path in _checkpoints(folder).items():
         damaged = find_damage(path)
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and damaged is None:
-            found[int(match[1])] = path
+        if damaged is None:
+            complete[step] = path
         elif process_rank().rank == 0:
             if damaged:
                 say(
@@ -217,7 +217,12 @@ def newest_checkpoint(folder: Path) -> Path | None:
                 )
             shutil.rmtree(path)
     barrier()
-    return found[max(found)] if found else None
+    return complete[max(complete)] if complete else None
+
+
+def _checkpoints(folder: Path) -> dict[int, Path]:
+    """Folders of checkpoints by their steps; one that a user has put beside them under another name is none."""
+    return {step_of(path): path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)}
 
 
 def find_damage(checkpoint: Path) -> str | None:
@@ -350,7 +355,7 @@ def finish_stage(policy: Policy, result: Any, folder: Path) -> None:
         if state is None:
             record_final_weights(policy, folder)
         save_policy(policy, folder / "final", state)
-        for leftover in [*folder.glob("checkpoint-*"), *folder.glob(".final.*")]:
+        for leftover in [*_checkpoints(folder).values(), *folder.glob(".final.*")]:
             shutil.rmtree(leftover)
     barrier()
 

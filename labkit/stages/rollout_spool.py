@@ -64,9 +64,10 @@ class RolloutSpool:
     def take(self, places: Iterable[int]) -> Iterator[Rollout]:
         """The rollouts at these places, in their order; quick where neighbours are asked for together."""
         for part, wanted in self._parted(places):
-            if self._last[0] != part:
-                self._last = (part, self._read(part))
-            yield from rollouts_of(self._last[1].take(wanted))
+            last = self._last  # which another thread may replace at any moment
+            if last[0] != part:
+                last = self._last = (part, self._read(part))
+            yield from rollouts_of(last[1].take(wanted))
 
     def texts(self, places: Iterable[int]) -> Iterator[str]:
         """The texts of the same."""

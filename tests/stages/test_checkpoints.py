@@ -9,9 +9,10 @@ import torch
 from labkit.errors import LabError
 from labkit.policy.model import load_policy
 from labkit.stages import checkpoints
-from labkit.stages.checkpoints import COMPLETE, load_weights, newest_checkpoint, shuffled_order
+from labkit.stages.checkpoints import COMPLETE, finish_stage, load_weights, newest_checkpoint, shuffled_order
 from labkit.stages.grpo_steps import WINDOW
 from labkit.stages.rollouts import RolloutStore
+from labkit.stages.sft import SftResult
 from labkit.stages.sharding import require_same_sharding
 from tests.stages import small
 from tests.stages.small import distance, weights
@@ -146,6 +147,16 @@ def test_an_incomplete_checkpoint_is_left_out_and_removed(tmp_path):
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"  # by number, not by name
     assert not (tmp_path / "checkpoint-11").exists()
     assert newest_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_what_a_user_keeps_beside_the_checkpoints_is_no_checkpoint_and_stays(policy, tmp_path):
+    kept, done = [tmp_path / name for name in ("checkpoint-best", "checkpoint-4-before")], tmp_path / "checkpoint-4"
+    for folder in (*kept, done):
+        folder.mkdir()
+        (folder / COMPLETE).touch()
+    assert newest_checkpoint(tmp_path) == done
+    finish_stage(policy, SftResult(steps=4, history=[], seconds=1.0), tmp_path)
+    assert all(folder.is_dir() for folder in kept) and not done.exists()
 
 
 @pytest.mark.parametrize(
