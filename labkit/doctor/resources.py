@@ -101,9 +101,8 @@ def add_resource_estimates(
         note += f"; {world} processes are taken to share the work evenly" if world > 1 else ""
     report.tables.append(Table("estimate", tuple(head), lines, note))
     if not on_cpu:
-        moments = {
-            name: (*two, two[0] + (world - 1) * two[1]) for name, two in main_memory(shapes[0], params, world).items()
-        }
+        largest = max((main_memory(shape, params, world) for shape in shapes), key=lambda told: max(told.values()))
+        moments = {name: (*two, two[0] + (world - 1) * two[1]) for name, two in largest.items()}
         rows = [(name, *map(size_text, sizes)) for name, sizes in moments.items()]
         note = "files of weights are mapped beside that, once on each machine, and given up where memory is short"
         head = ["main memory at", "first process", "each other", f"all {world}"]

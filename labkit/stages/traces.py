@@ -85,9 +85,9 @@ def import_traces(path: Path, moments: Sequence[Moment], run: str) -> Harvest:
             f"'{moments[0].qid}'); give the qids of the training split"
         )
     found = Harvest(kept, reasons)
-    dropped = ", ".join(f"{count:,} {reason}" for reason, count in found.filter_counts[:-1])
-    first = f" (the first: '{strangers[0]}')" if strangers else ""
-    say(f"traces: {len(kept):,} of {total:,} in '{path.name}' are learnt from; {dropped}{first}")
+    first = {"no such moment": f" (the first: '{strangers[0]}')"} if strangers else {}
+    dropped = ", ".join(f"{count:,} {reason}{first.get(reason, '')}" for reason, count in found.filter_counts[:-1])
+    say(f"traces: {len(kept):,} of {total:,} in '{path.name}' are learnt from; {dropped}")
     return found
 
 

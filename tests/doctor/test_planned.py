@@ -53,6 +53,15 @@ def test_a_run_is_planned_without_gpu_weights_and_data(name: str, gpus: int) -> 
     assert f"planned for {gpus} x H100 80 GB" in str(report) and "Charades-STA" in str(report)
 
 
+def test_main_memory_is_that_of_the_larger_of_two_models() -> None:
+    params = read_params(PARAMS / "harvest-7b-train-3b.yaml")
+    both, large, small = (
+        examine(params.replace(**change), gpu="h100x8").data["main_memory_bytes"]
+        for change in ({}, {"model": params.harvester, "harvester": ""}, {"harvester": ""})
+    )
+    assert both == large and both["resuming"] > small["resuming"]
+
+
 def test_what_does_not_fit_the_gpu_is_an_error() -> None:
     params = read_params(PARAMS / "qwen2.5-vl-7b.yaml")
     report = examine(params, gpu="4090x8")

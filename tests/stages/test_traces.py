@@ -39,7 +39,7 @@ def test_what_cannot_be_learnt_is_counted_and_the_rest_kept_as_it_is(tmp_path, c
     assert found.filter_counts == [("no such moment", 1), ("unparsed", 1), ("duplicate", 1), ("kept", 3)]
     assert found.figures()["yield"] == 0.5 and found.size == 6
     said = (
-        "traces: 3 of 6 in 'traces.jsonl' are learnt from; 1 no such moment, 1 unparsed, 1 duplicate (the first: 'q9')"
+        "traces: 3 of 6 in 'traces.jsonl' are learnt from; 1 no such moment (the first: 'q9'), 1 unparsed, 1 duplicate"
     )
     assert capsys.readouterr().out.strip() == said
 
