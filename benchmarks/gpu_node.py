@@ -11,6 +11,7 @@ Seconds are wall time with a GPU that was waited for, processor time on a CPU; w
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
 import os
@@ -39,15 +40,19 @@ class Bench:
 
     def __init__(self, reduced: bool) -> None:
         """Nothing is loaded yet."""
+        self.reduced, self.device, self.new = (True, "cpu", 6) if reduced else (False, "cuda", 256)
+
+    @functools.cached_property
+    def task(self) -> Any:
+        """What is measured, for the parts that ask for it."""
         import torch
 
         from benchmarks.noise import made_task
 
-        self.reduced, self.device = reduced, "cpu" if reduced else "cuda"
-        self.new, dtype = (6, torch.float32) if reduced else (256, torch.bfloat16)
-        if reduced:
-            torch.set_num_threads(1)
-        self.task = made_task("tiny" if reduced else "3b", self.device, dtype, 64 if reduced else 4000, 8, self.new, 3)
+        if not self.reduced:
+            return made_task("3b", self.device, torch.bfloat16, 4000, 8, self.new, 3)
+        torch.set_num_threads(1)
+        return made_task("tiny", self.device, torch.float32, 64, 8, self.new, 3)
 
     def prompts(self, policy: Any) -> list[Any]:
         """One prompt."""

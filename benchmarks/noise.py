@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import functools
 import itertools
+import shutil
 import sys
 import tempfile
+import weakref
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,7 +38,8 @@ class Noise:
     def __init__(self, side: int) -> None:
         """Frames of `side` x `side` pixels."""
         self.side = side
-        self.folder, self.files = tempfile.TemporaryDirectory(), itertools.count()
+        self.folder, self.files = Path(tempfile.mkdtemp()), itertools.count()
+        weakref.finalize(self, shutil.rmtree, self.folder)
 
     def info(self, video: str) -> Any:
         """Height and width."""
@@ -44,7 +47,7 @@ class Noise:
 
     def file_beside(self, *_: Any) -> Path:
         """A new file each time, so that no features are found that an earlier step has left."""
-        return Path(self.folder.name) / f"{next(self.files)}.safetensors"
+        return self.folder / f"{next(self.files)}.safetensors"
 
     def get(self, video: str, times: Sequence[float], size: tuple[int, int], offset: float) -> Any:
         """The same noise for the same name."""

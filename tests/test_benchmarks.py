@@ -22,9 +22,9 @@ def test_a_step_is_timed_beside_both_baselines() -> None:
 
 
 @pytest.mark.slow
-def test_what_a_gpu_is_to_be_asked_runs_in_a_reduced_shape(tmp_path: Path) -> None:
-    """All but the rehearsal, which has a test of its own (tests/doctor/test_true_vocabulary.py)."""
-    parts = ["step", "lora", "fsdp2", "vllm"]
+def test_what_a_gpu_is_to_be_asked_is_asked_part_by_part_in_processes(tmp_path: Path) -> None:
+    """Of the others `step` and `lora` run below, and the rehearsal in tests/doctor/test_true_vocabulary.py."""
+    parts = ["fsdp2", "vllm"]
     command = [sys.executable, "benchmarks/gpu_node.py", "--reduced", "--out", str(tmp_path), "--only", *parts]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -32,11 +32,23 @@ def test_what_a_gpu_is_to_be_asked_runs_in_a_reduced_shape(tmp_path: Path) -> No
     assert list(results) == ["machine", *parts] and not [each for each in results.values() if "failed" in each], (
         results
     )
-    step, lora = results["step"], results["lora"]
+    assert (tmp_path / "results.md").read_text(encoding="utf-8").startswith("| part | figure | value |")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # as in the process of a part
+def test_what_a_gpu_is_to_be_asked_of_decoding_runs_in_a_reduced_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process: of what a part takes in its own, most is imports."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import gpu_node
+    from labkit.policy.model import torch_threads
+
+    with torch_threads(1):
+        step, lora = (gpu_node.PARTS[part](gpu_node.Bench(reduced=True)) for part in ("step", "lora"))
     assert step["greedy tokens alike from the first on"] == "6 of 6"
     assert step["fused"]["kernels a layer"] < step["transformers' layers"]["kernels a layer"]
     assert lora["merged"]["kernels a layer"] < lora["adapter apart"]["kernels a layer"]
-    assert (tmp_path / "results.md").read_text(encoding="utf-8").startswith("| part | figure | value |")
+    assert json.dumps(step) and json.dumps(lora), "as a part hands it over"
 
 
 def test_a_part_that_breaks_is_told_with_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,6 @@ from labkit.policy.inputs import Prompt
 from labkit.stages.rollouts import UNPAID, Rollout
 
 if TYPE_CHECKING:
-    from labkit.policy.inputs import Prompt
     from labkit.policy.model import Policy
 
 
