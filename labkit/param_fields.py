@@ -319,7 +319,7 @@ class SftParams(ParamGroup):
     """Traces of one step; where fewer are kept, as many of them as divide evenly among `processes`. Ours."""
     sft_learning_rate: float = Field(5e-4, gt=0, le=1)
     """Step size of AdamW: reached in ten equal rises, the first step's included, then down to a twentieth by a cosine. Ours."""
-    pack_clips: bool = True
+    pack_traces: bool = True
     """Put traces that share a prefix into one batch, where it is read once: those of one clip, or where the query precedes the video,
     those of one query. The order is less random. Ours."""
 

@@ -45,9 +45,9 @@ def test_nothing_given_is_the_embedded_lab():
         ("learning_rate", "1e-6", 1e-6),  # YAML 1.1 reads 1e-6 as text
         ("learning_rate", "0.001", 0.001),  # argparse gives text
         ("beta", 0, 0.0),  # YAML reads 0 as a whole number
-        ("pack_clips", "false", False),  # papermill -p gives text, and text is true
-        ("pack_clips", "True", True),  # papermill's own spelling
-        ("pack_clips", "no", False),
+        ("pack_traces", "false", False),  # papermill -p gives text, and text is true
+        ("pack_traces", "True", True),  # papermill's own spelling
+        ("pack_traces", "no", False),
         ("sampled_evaluation", True, "all"),  # runs and params files of before it had a third choice
         ("sampled_evaluation", "False", "none"),
         ("sampled_evaluation", "no", "none"),
@@ -86,7 +86,7 @@ def test_what_yaml_and_papermill_spoil_is_put_right(name, loose, meant):
         ("grpo_steps", "many", "grpo_steps: 'many' is not a whole number"),
         ("grpo_steps", [75], "grpo_steps: [75] is not a whole number"),
         ("world_seed", 1000, "world_seed: 1000 is out of range [0, 999]"),
-        ("pack_clips", 2, "pack_clips: 2 is not true or false"),
+        ("pack_traces", 2, "pack_traces: 2 is not true or false"),
         ("sampled_evaluation", 2, "sampled_evaluation: 2 is not one of none, ends, all"),
         ("sampled_evaluation", None, "sampled_evaluation: has no value"),
         ("answer_reward", "giou", "answer_reward: 'giou' is not one of soft_iou, iou, timer1"),
@@ -160,7 +160,7 @@ def test_a_slip_is_guessed_and_another_word_is_not(typed, meant):
         ({"answer_reward": "x"}, "answer_reward: 'x' is not one of soft_iou, iou, timer1"),  # passed before
         ({"grpo_steps": "ten"}, "grpo_steps: 'ten' is not a whole number"),  # a bare TypeError before
         ({"model": None}, "model: has no value"),
-        ({"seed": -1, "pack_clips": 2}, "2 problems"),
+        ({"seed": -1, "pack_traces": 2}, "2 problems"),
     ],
 )
 @pytest.mark.parametrize("make", [Params, lambda **values: DEFAULTS.replace(**values)], ids=["Params", "replace"])

@@ -186,8 +186,8 @@ class _PeakMemory:
     def sft(self) -> dict[str, float]:
         p, workload = self.params, self.workload
         batch = min(self.traces_per_pass, max(1, min(p.harvest_prompts, workload.train) * p.max_per_query))
-        # Traces of one clip share its tokens; without `pack_clips` few of a batch do.
-        shared = min(batch, traces_per_clip(p, workload)) if p.pack_clips else 1.0
+        # Traces of one clip share its tokens; without `pack_traces` few of a batch do.
+        shared = min(batch, traces_per_clip(p, workload)) if p.pack_traces else 1.0
         row = workload.video_tokens + shared * (workload.prompt_tokens - workload.video_tokens + self.answer)
         return {**self.training(), **self.learning(batch / shared * row, batch * self.answer, row)}
 

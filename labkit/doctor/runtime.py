@@ -107,7 +107,7 @@ class _StageTimes:
         traces = KEPT_FRACTION * harvested * p.max_per_query
         whole = max(1, round(traces))
         steps = sft_steps(p.sft_epochs, whole, sft_batch_size(p.sft_batch, whole, self.world) or 1)
-        shared = min(p.sft_batch, traces_per_clip(p, workload)) if p.pack_clips else 1.0
+        shared = min(p.sft_batch, traces_per_clip(p, workload)) if p.pack_traces else 1.0
         each = workload.video_tokens / shared + self.prompt - workload.video_tokens + self.answer
         passes = self.throughput.learning + (self.throughput.forward if p.gradient_checkpointing else 0.0)
         tokens = p.sft_epochs * traces * each / self.world

@@ -264,7 +264,7 @@ class Workbench(Run):
             policy, self.source(policy, "train"), [sft.Trace(*trace) for trace in traces],
             params=self.params, folder=self.stage_folder("sft"),
             on_step=lambda row: on_event({"row": row}), on_resume=lambda rows: on_event({"rows": rows}),
-            groups=groups if self.params.pack_clips else None,
+            groups=groups if self.params.pack_traces else None,
         )  # fmt: skip
 
     def run_harvest(self, policy: Policy, on_event: EventListener) -> None:

@@ -289,12 +289,12 @@ def test_a_harvester_is_trained_and_asked_in_the_first_two_stages() -> None:
 
 
 def test_traces_of_one_clip_read_it_once() -> None:
-    packed = changed(pack_clips=True, max_per_query=3, sft_batch=6)
+    packed = changed(pack_traces=True, max_per_query=3, sft_batch=6)
     # 10 queries on 2 clips, of whose traces two thirds of 3 are kept; behind the query only its own
     assert traces_per_clip(packed.replace(prompt="anchors"), LOAD) == pytest.approx(10)
     assert traces_per_clip(packed, LOAD) == pytest.approx(2)
     apart, together = (
-        stage_memory(SMALL, packed.replace(pack_clips=pack), LOAD, "cuda")["sft"] for pack in (False, True)
+        stage_memory(SMALL, packed.replace(pack_traces=pack), LOAD, "cuda")["sft"] for pack in (False, True)
     )
     layers = 2 * (72 + 8 + 64) * 4
     assert apart["activations"] == 3 * 60 * layers + 30 * 8 * 4, "the six in two passes"
@@ -324,7 +324,7 @@ def test_seconds_by_hand() -> None:
 
 def test_few_traces_take_the_steps_that_they_will_take() -> None:
     """2/3 of 3 x 10 traces are 20, of which 8 processes take 16 a step: 3 x 20 / 16 steps, and one process 3 of 20."""
-    params = changed(harvest_prompts=10, max_per_query=3, sft_epochs=3.0, sft_batch=64, pack_clips=False)
+    params = changed(harvest_prompts=10, max_per_query=3, sft_epochs=3.0, sft_batch=64, pack_traces=False)
     for world, steps in ((1, 3), (8, 4)):
         seconds = stage_seconds(SMALL, params, LOAD, PACE, world=world)["sft"]["learning"]
         assert seconds == pytest.approx(3 * 20 * 60 * 2e-3 / world + steps * 0.1)

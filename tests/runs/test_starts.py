@@ -84,7 +84,7 @@ def test_a_given_model_stands_for_its_stage(stage, given, expected, project):
         ({}, ["q1", "q2", "q3"], "the query comes first: only traces of one query share a prefix"),
         ({"prompt": "anchors"}, ["/a.mp4 None", "/a.mp4 None", "/b.mp4 None"], "the video comes first"),
         ({"prompt": "{query} When?{video}"}, ["q1", "q2", "q3"], "one's own text, with the query first"),
-        ({"pack_clips": False}, None, "not asked for"),
+        ({"pack_traces": False}, None, "not asked for"),
     ],
 )
 def test_sft_puts_those_traces_together_that_share_a_prefix(given, groups, why, project, monkeypatch):
