@@ -120,12 +120,14 @@ def _fill(clip: Path, folder: Path, barrier: Any) -> None:
     resize(read_frames(clip, TIMES).rgb, SIZE)  # imports are done before the start
     for round_ in range(20):
         barrier.wait(60)
-        assert numbers(cache.get(clip, [0.0, 64.0 + round_ * 1.6], SIZE).rgb) == [0, 40 + round_]
+        assert numbers(cache.get(clip, [0.0, 80.0 + round_ * 1.6], SIZE).rgb) == [0, 50 + round_]
 
 
 @pytest.mark.slow
 def test_two_processes_may_write_the_same_entry(tmp_path: Path) -> None:
-    clip = film(tmp_path / "clip.mp4", [1600 * k for k in range(75)])  # two frames a minute apart: decord is asked
+    clip = film(
+        tmp_path / "clip.mp4", [1600 * k for k in range(75)]
+    )  # two frames, more than a minute apart: decord is asked
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     barrier = context.Barrier(2)
     workers = [context.Process(target=_fill, args=(clip, tmp_path / "cache", barrier)) for _ in range(2)]
@@ -136,7 +138,7 @@ def test_two_processes_may_write_the_same_entry(tmp_path: Path) -> None:
     assert [worker.exitcode for worker in workers] == [0, 0]
     cache = FrameCache(tmp_path / "cache")
     for round_ in range(20):
-        assert numbers(cache.get(clip, [0.0, 64.0 + round_ * 1.6], SIZE).rgb) == [0, 40 + round_]
+        assert numbers(cache.get(clip, [0.0, 80.0 + round_ * 1.6], SIZE).rgb) == [0, 50 + round_]
     assert (cache.hits, cache.decoded) == (20, 0)
     assert (
         len(list(cache.folder.iterdir())) == 21

@@ -118,16 +118,17 @@ def _decode(path: str | Path, wanted: Times, shrink: Shrink | None, folder: Path
 
 
 def _skippable(wanted: Times) -> float:
-    """Seconds of a video up to the last wanted one, less one for each frame wanted.
+    """Seconds of a video up to the last wanted one, less two for each frame wanted.
 
     PyAV decodes them all, decord only the groups of pictures that hold a wanted frame, each as far as that frame: this is about what
-    it can gain, and its check is due once for a video. In benchmarks/RESULTS.md it gains nothing at two frames a second; at one in
-    5 s 50 ms of 30 s, for a check of 430, and 450 ms of 150 s, for one of 617. A window late in a long video gains far more.
+    it can gain, and its check is due once for a video. By benchmarks/RESULTS.md it gains nothing at two frames a second; at one in
+    5 s 50 ms of 30 s, for a check of 430, and 450 ms of 150 s, for one of 617. At one in 2 s it gains nothing either, even with a key
+    frame every 2 s. A window late in a long video gains far more.
 
     >>> _skippable(np.arange(48) / 2), _skippable(np.arange(600.0, 630.0))
-    (-24.5, 599.0)
+    (-72.5, 569.0)
     """
-    return float(wanted.max()) - len(np.unique(wanted))
+    return float(wanted.max()) - 2 * len(np.unique(wanted))
 
 
 def _call(

@@ -102,13 +102,14 @@ def test_the_frame_shown_at_a_true_second_is_read(
     ("times", "backend", "reason"),
     [
         (np.arange(20) / 2, "pyav", "two a second"),
-        (np.arange(300) / 2, "pyav", "two a second of a long film: 149.5 - 300 s"),
-        (np.arange(0.0, 60.0, 5.0), "pyav", "one in 5 s of a short film: 55 - 12 s, less than the check costs"),
-        (np.arange(0.0, 150.0, 5.0), "decord", "one in 5 s of a long one: 145 - 30 s"),
-        (100 + np.arange(20) / 2, "decord", "a window late in a film: 109.5 - 20 s"),
-        (np.array([61.0]), "pyav", "one frame, 61 - 1 s"),
-        (np.array([61.01]), "decord", "one frame, more than a minute behind"),
-        (np.array([62.0, 62.0]), "decord", "a time that stands twice, 62 - 1 s"),
+        (np.arange(300) / 2, "pyav", "two a second of a long film: 149.5 - 600 s"),
+        (np.arange(0.0, 150.0, 2.0), "pyav", "one in 2 s of it: 148 - 150 s"),
+        (np.arange(0.0, 60.0, 5.0), "pyav", "one in 5 s of a short film: 55 - 24 s, less than the check costs"),
+        (np.arange(0.0, 150.0, 5.0), "decord", "one in 5 s of a long one: 145 - 60 s"),
+        (100 + np.arange(20) / 2, "decord", "a window late in a film: 109.5 - 40 s"),
+        (np.array([62.0]), "pyav", "one frame: 62 - 2 s"),
+        (np.array([62.01]), "decord", "one frame: 62.01 - 2 s, more than a minute"),
+        (np.array([63.0, 63.0]), "decord", "a time that stands twice is one frame: 63 - 2 s"),
     ],
 )
 def test_decord_is_asked_where_more_than_a_minute_can_be_left_out(
