@@ -95,7 +95,7 @@ class Browser:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self.wait(self._kaleido.open())
+        self.wait(self._kaleido.__aenter__())
         atexit.register(self.close)
 
     def draw(self, fig: dict[str, Any], height: float) -> bytes:
