@@ -118,8 +118,8 @@ def test_what_was_counted_stays_when_the_other_run_has_gone(project):
         ("other", {"sft_model": "base"}, "budget_of: there is no run '.*default-seed0'; make it first"),
         (
             "default-seed0",
-            {"sft_model": "base", "final_steps": 80},
-            "final_steps: 80 is given, and budget_of makes it 6; leave it out",
+            {"sft_model": "base", "final_steps": 90},
+            "final_steps: 90 is given, and budget_of makes it 6; leave it out",
         ),
         ("default-seed0", {"sft_model": "base", "pace_of": "none"}, "pace_of: there is no run '.*none'"),
         (
